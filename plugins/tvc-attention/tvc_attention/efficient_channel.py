@@ -1,0 +1,51 @@
+"""Efficient Channel Attention.
+
+Wang et al. 2020, "ECA-Net", arXiv:1910.03151.
+"""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+__all__ = ["EfficientChannelAttention"]
+
+
+class EfficientChannelAttention(nn.Module):
+    """Scale each channel by a gate computed from the spatial means of its neighbors.
+
+    Maps [N, C, H, W] to the same shape, dtype and device, with kernel_size parameters in all.
+
+    Args:
+        in_channels: C, the width of the incoming map [channels].
+        kernel_size: neighbors that a gate sees, odd; None computes it from C.
+        gamma: divides log2(C) in the kernel size.
+        b: is added to log2(C) before.
+
+    Raises:
+        ValueError: `kernel_size` is not odd and positive, or `gamma` is 0.
+
+    Source: Wang et al. 2020, section 3.3; the kernel size is equation 12: |log2(C) / gamma + b / gamma|, rounded to odd.
+    """
+
+    def __init__(self, in_channels: int, kernel_size: int | None = None, gamma: float = 2, b: float = 1) -> None:
+        super().__init__()
+        if kernel_size is None:
+            if gamma == 0:
+                raise ValueError("gamma divides log2(in_channels), so it cannot be 0")
+            size = int(abs((math.log2(in_channels) + b) / gamma))
+            kernel_size = size if size % 2 else size + 1
+        if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is an odd number of at least 1, not {kernel_size!r}")
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+        self.sigmoid = nn.Sigmoid()
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
+        means = x.mean((2, 3))
+        return self.sigmoid(self.conv(means.unsqueeze(1))).squeeze(1)[:, :, None, None]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the map by its gate."""
+        return x * self.gate(x).to(x.dtype)

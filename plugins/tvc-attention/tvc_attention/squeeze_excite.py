@@ -1,0 +1,47 @@
+"""Squeeze-and-Excitation.
+
+Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv:1709.01507. The two layers are 1x1 convolutions, as in torchvision
+and timm, and have torchvision's names; the paper's are fully connected layers without difference in what they compute.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from .widths import hidden_width
+
+__all__ = ["SqueezeExcite"]
+
+
+class SqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from its spatial mean.
+
+    Maps [N, C, H, W] to the same shape, dtype and device: x * sigmoid(fc2(relu(fc1(mean(x))))).
+
+    Args:
+        in_channels: C, the width of the incoming map [channels].
+        reduction: C divided by the width of the hidden layer, 1 to C; the paper uses 16. Narrow maps keep a width of 1.
+        hidden_channels: width of the hidden layer [channels] instead of C // reduction, as other libraries round it.
+
+    Raises:
+        ValueError: `reduction` is below 1 or above both C and 16, or `hidden_channels` is below 1.
+
+    Source: Hu et al. 2018, section 3.
+    """
+
+    def __init__(self, in_channels: int, reduction: int = 16, hidden_channels: int | None = None) -> None:
+        super().__init__()
+        hidden = hidden_width(in_channels, reduction, hidden_channels)
+        self.fc1 = nn.Conv2d(in_channels, hidden, 1)
+        self.relu = nn.ReLU()
+        self.fc2 = nn.Conv2d(hidden, in_channels, 1)
+        self.sigmoid = nn.Sigmoid()
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
+        squeezed = x.mean((2, 3), keepdim=True)
+        return self.sigmoid(self.fc2(self.relu(self.fc1(squeezed))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the map by its gate."""
+        return x * self.gate(x).to(x.dtype)

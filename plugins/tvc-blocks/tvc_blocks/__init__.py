@@ -1,0 +1,1 @@
+"""Building blocks from torchvision.ops for tvc."""

@@ -1,0 +1,1 @@
+"""ResNet, ResNeXt and Wide ResNet backbones for tvc."""

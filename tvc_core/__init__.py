@@ -1,0 +1,109 @@
+"""tvc: change pretrained vision backbones by name, and start exactly where they were.
+
+Importing this package, listing what is installed and reading recipes imports no torch; building does.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .builder import HybridBuilder, load_yaml_recipe
+from .errors import (
+    AmbiguousNameError,
+    BackboneError,
+    FreezeError,
+    HeadError,
+    ParameterError,
+    PatchError,
+    PluginError,
+    RecipeError,
+    RegistryWarning,
+    StageError,
+    TargetError,
+    TvcError,
+    UnknownNameError,
+    WeightsError,
+)
+from .hookspecs import API_VERSION, hookimpl
+from .recipe import Recipe
+from .registry import PluginInfo, Registry
+from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
+
+if TYPE_CHECKING:
+    from .model.anatomy import StageInfo
+    from .model.hybrid import HybridModel, PatchRecord
+    from .surgery.operations import BlockMaker, Target
+    from .surgery.patches import Patch
+    from .weights.files import read_state_dict
+    from .weights.partial import LoadReport, partial_load, transfer_weights
+    from .weights.torchvision import build_torchvision
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "API_VERSION",
+    "AmbiguousNameError",
+    "BackboneError",
+    "BackboneSpec",
+    "BlockMaker",
+    "BlockSpec",
+    "FreezeError",
+    "HeadError",
+    "HybridBuilder",
+    "HybridModel",
+    "InitializerSpec",
+    "LoadReport",
+    "ParameterError",
+    "Patch",
+    "PatchError",
+    "PatchOpSpec",
+    "PatchRecord",
+    "PluginError",
+    "PluginInfo",
+    "Recipe",
+    "RecipeError",
+    "Registry",
+    "RegistryWarning",
+    "StageError",
+    "StageInfo",
+    "Target",
+    "TargetError",
+    "TvcError",
+    "UnknownNameError",
+    "WeightsError",
+    "WeightsSpec",
+    "build_torchvision",
+    "hookimpl",
+    "load_yaml_recipe",
+    "partial_load",
+    "read_state_dict",
+    "transfer_weights",
+]
+
+_HEAVY = {
+    "BlockMaker": "surgery.operations",
+    "HybridModel": "model.hybrid",
+    "LoadReport": "weights.partial",
+    "Patch": "surgery.patches",
+    "PatchRecord": "model.hybrid",
+    "StageInfo": "model.anatomy",
+    "Target": "surgery.operations",
+    "build_torchvision": "weights.torchvision",
+    "partial_load": "weights.partial",
+    "read_state_dict": "weights.files",
+    "transfer_weights": "weights.partial",
+}
+"""What needs torch, and the module that has it: imported when it is first asked for."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HEAVY:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HEAVY[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HEAVY})

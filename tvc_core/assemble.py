@@ -1,0 +1,167 @@
+"""From a plan to a hybrid: backbone, patches, proof, head, freezing, in this order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import BackboneError, PatchError, TvcError
+from .model.anatomy import Anatomy, StageInfo
+from .model.features import Taps, find_bridge
+from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid
+from .recipe import Plan
+from .weights.files import verification_is_off
+from .weights.torchvision import check_member, class_names_of
+from .surgery.head import dropout_of, last_layer, num_classes_of, set_dropout, set_num_classes
+from .surgery.patches import attach, set_module
+from .surgery.prepare import Prepared, prepare
+from .surgery.sites import Probe, channels_of, layout_of
+
+__all__ = ["assemble", "build_backbone"]
+
+
+def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
+    """Build the hybrid that a plan describes.
+
+    Args:
+        plan: a recipe with every name bound.
+        pretrained: load the plan's weights; false leaves them random, for a state dict that follows.
+
+    Raises:
+        TvcError: something does not fit; nothing that existed before has changed.
+    """
+    spec = plan.backbone.spec
+    network = build_backbone(plan, pretrained=pretrained)
+    anatomy = Anatomy.of(network, spec)
+    probe = Probe.of(network, spec)
+    before = probe.run(network) if plan.patches else None
+    prepared = prepare(network, plan.patches, probe, spec.name)
+    records = tuple(_put_in(network, patch) for patch in prepared)
+    taps = Taps(network, anatomy.taps)
+    logits, stages = _run_patched(network, anatomy, taps, records, probe)
+    difference = 0.0 if before is None else _difference(before, logits)
+    _prove(records, difference)
+    classes = num_classes_of(last_layer(network, anatomy.head)[1])
+    names = class_names_of(plan.weights) if plan.weights and plan.weights.num_classes == classes else None
+    wanted = plan.recipe.num_classes
+    if wanted is not None and wanted != classes:
+        set_num_classes(network, anatomy.head, wanted)
+        names = None
+    if plan.recipe.class_names is not None:
+        names = plan.recipe.class_names
+    if plan.recipe.dropout is not None:
+        set_dropout(network, anatomy.head, plan.recipe.dropout)
+    facts = Facts(
+        plan=plan,
+        anatomy=anatomy,
+        taps=taps,
+        bridge=find_bridge(network, anatomy.taps[-1], anatomy.head, probe),
+        stages=stages,
+        records=records,
+        step0_difference=difference,
+        probe_shape=tuple(probe.image.shape),
+        verified=not (plan.weights is not None and verification_is_off()),
+    )
+    model = become_hybrid(network, facts)
+    if names is not None:
+        model.class_names = names
+    if plan.recipe.freeze_backbone:
+        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages)
+    return model
+
+
+def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
+    """Return the backbone of a plan, unpatched, with its weights in.
+
+    Raises:
+        BackboneError: the factory fails, or does not return a module.
+        WeightsError: the weights cannot be had or do not fit.
+    """
+    spec = plan.backbone.spec
+    if plan.member is not None:
+        check_member(spec, plan.member)
+    factory: Callable[..., Any] = plan.backbone.load()
+    try:
+        network = factory(spec, weights=plan.weights if pretrained else None, **plan.options)
+    except TvcError:
+        raise
+    except Exception as error:  # a factory may raise whatever it likes
+        given = ", ".join(f"{name}={value!r}" for name, value in plan.options.items())
+        what = f"the backbone {plan.backbone.qualified!r} cannot be built{f' with {given}' if given else ''}"
+        raise BackboneError(f"{what}: {type(error).__name__}: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise BackboneError(f"the factory of {plan.backbone.qualified!r} returned {type(network).__name__}, not an nn.Module")
+    return network
+
+
+def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
+    path, plan = prepared.site.path, prepared.plan
+    if prepared.replacement is not None:
+        set_module(network, path, prepared.replacement)
+    name = plan.entry.name or (plan.block.spec.name if plan.block else plan.op.spec.name)
+    homes = [attach(network, path, name, insertion.patch, insertion.position) for insertion in prepared.insertions]
+    return PatchRecord(
+        target=path,
+        op=plan.op.qualified,
+        block=plan.block.qualified if plan.block else None,
+        params=dict(plan.entry.params),
+        init=plan.init.qualified if plan.init else None,
+        starts_as_identity=prepared.replacement is None and all(i.patch.alpha is not None for i in prepared.insertions),
+        paths=tuple(homes) if homes else (path,),
+        replaced=prepared.site.type_name if prepared.replacement is not None else None,
+    )
+
+
+def _run_patched(
+    network: nn.Module, anatomy: Anatomy, taps: Taps, records: tuple[PatchRecord, ...], probe: Probe
+) -> tuple[torch.Tensor, tuple[StageInfo, ...]]:
+    """Run the patched network once: every patch must run, and every stage's map is measured."""
+    ran: set[str] = set()
+    homes = [(record, path) for record in records for path in record.paths]
+    hooks = [
+        (lambda path=path: network.get_submodule(path).register_forward_hook(lambda *_: ran.add(path))) for _, path in homes
+    ]
+    outputs: list[torch.Tensor] = []
+    maps = taps.collect(lambda _: outputs.append(probe.run(network, hooks)), probe.image)  # type: ignore[arg-type]
+    for record, path in homes:
+        if path not in ran:
+            raise PatchError(f"{record.target}: the patch {path!r} never ran in a forward pass; choose a target that is called")
+    stages = []
+    for index, paths in enumerate(anatomy.stages):
+        if not isinstance(maps.get(index + 1), torch.Tensor):
+            raise BackboneError(f"stage {index} ({paths[-1]!r}) returned no tensor in a forward pass")
+        shape = tuple(maps[index + 1].shape)
+        layout = layout_of(shape, probe.size) or "unknown"
+        height = {"NCHW": shape[2:3], "NHWC": shape[1:2]}.get(layout, ())
+        stages.append(
+            StageInfo(
+                index=index,
+                module=paths[-1],
+                paths=paths,
+                channels=channels_of(shape, layout),
+                stride=round(probe.size[0] / height[0]) if height else 1,
+                layout=layout,
+            )
+        )
+    return outputs[0], tuple(stages)
+
+
+def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
+    if before.shape != after.shape:
+        return float("inf")
+    return float((before.float() - after.float()).abs().max()) if not before.is_meta else 0.0
+
+
+def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
+    """Refuse a hybrid that was to start as its backbone and does not."""
+    if all(record.starts_as_identity for record in records) and not difference == 0.0:
+        targets = ", ".join(record.target for record in records)
+        raise PatchError(
+            f"the patches at {targets} were to start as the identity, but the logits differ by {difference:.3g}: a block puts out "
+            "values that are not finite, or an operation does more than it declares"
+        )
+
+

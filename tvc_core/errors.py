@@ -1,0 +1,108 @@
+"""Every error that tvc raises on purpose, and the words that errors share.
+
+Each error says what was given, what there is, and what to do. All are subclasses of `TvcError` and of
+the built-in exception that they resemble, so both `except TvcError` and `except ValueError` work.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "AmbiguousNameError",
+    "BackboneError",
+    "FreezeError",
+    "HeadError",
+    "ParameterError",
+    "PatchError",
+    "PluginError",
+    "RecipeError",
+    "RegistryWarning",
+    "StageError",
+    "TargetError",
+    "TvcError",
+    "UnknownNameError",
+    "WeightsError",
+]
+
+
+class TvcError(Exception):
+    """Base of every error that tvc raises on purpose."""
+
+
+class PluginError(TvcError, RuntimeError):
+    """A plugin is faulty, or what it offers cannot be used."""
+
+
+class UnknownNameError(TvcError, LookupError):
+    """No installed plugin offers this backbone, block, patch operation, initializer or weights name."""
+
+
+class AmbiguousNameError(UnknownNameError):
+    """Several plugins offer this short name; a qualified name says which is meant."""
+
+
+class RecipeError(TvcError, ValueError):
+    """A recipe, or the arguments that stand for one, has an unknown key or a value of the wrong kind."""
+
+
+class BackboneError(TvcError, RuntimeError):
+    """A backbone could not be built, or does not look as its spec says."""
+
+
+class ParameterError(TvcError, ValueError):
+    """A backbone, block, operation or initializer was given a parameter that it does not take."""
+
+
+class TargetError(TvcError, LookupError):
+    """A patch target is not in the model, or nothing can be inserted there."""
+
+
+class PatchError(TvcError, ValueError):
+    """A patch does not fit: conflicting patches, a shape mismatch, or a block that never runs."""
+
+
+class HeadError(TvcError, ValueError):
+    """The head cannot be changed as asked."""
+
+
+class StageError(TvcError, IndexError):
+    """A stage that the backbone does not have."""
+
+
+class FreezeError(TvcError, ValueError):
+    """Freezing or thawing as asked is impossible or would be unsafe."""
+
+
+class WeightsError(TvcError, RuntimeError):
+    """Weights or a checkpoint could not be read, verified or fitted; the model is as it was before."""
+
+
+class RegistryWarning(UserWarning):
+    """Something about the installed plugins deserves a look, but nothing that was asked for failed."""
+
+
+def near(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
+    """Return the names that look like a misspelling of `given`, best first."""
+    names = list(dict.fromkeys(names))
+    lowered: dict[str, str] = {}
+    for name in names:
+        lowered.setdefault(name.lower(), name)
+    found = difflib.get_close_matches(given.lower(), lowered, n=most, cutoff=0.6)
+    return [lowered[name] for name in found]
+
+
+def did_you_mean(given: str, names: Iterable[str]) -> str:
+    """Return ' Did you mean ...?' with the near names, or an empty string where nothing is near."""
+    found = near(given, names)
+    return f" Did you mean {' or '.join(repr(name) for name in found[:3])}?" if found else ""
+
+
+def listing(names: Iterable[str], *, most: int = 12) -> str:
+    """Return names as 'a, b, c', cut with a count after `most`; 'none' where there are none."""
+    names = list(names)
+    if not names:
+        return "none"
+    rest = len(names) - most
+    return ", ".join(names[:most]) + (f", ... ({rest} more)" if rest > 0 else "")

@@ -1,0 +1,115 @@
+"""The four hooks through which everything with a name reaches tvc.
+
+A plugin is a light module (no torch import) that a distribution announces in its `pyproject.toml`:
+
+    [project.entry-points."tvc.plugins"]
+    acme-blocks = "acme_blocks.plugin"
+
+The module states the plugin API that it was written for and implements any of the hooks. Each hook takes
+no arguments and returns a list of frozen specs. A spec's `factory` is a string "package.module:attribute"
+that is imported when the name is first used, so listing names costs nothing.
+"""
+
+from __future__ import annotations
+
+import pluggy
+
+from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec
+
+API_VERSION = (1, 0)
+"""The plugin API of this core: a plugin's major must be equal, its minor at most this one's."""
+
+ENTRY_POINT_GROUP = "tvc.plugins"
+PROJECT = "tvc"
+
+hookspec = pluggy.HookspecMarker(PROJECT)
+hookimpl = pluggy.HookimplMarker(PROJECT)
+
+
+@hookspec
+def tvc_backbones() -> list[BackboneSpec]:
+    """Offer networks that recipes can name. Must not import torch. Since plugin API 1.0.
+
+    Example:
+
+        from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+
+        TVC_API = (1, 0)
+
+        @hookimpl
+        def tvc_backbones():
+            return [
+                BackboneSpec(
+                    name="acme_net", family="acme", origin="acme", summary="A small residual network.",
+                    factory="acme_blocks.net:build",  # build(spec, *, weights, **options) -> nn.Module
+                    stem=("conv1", "bn1"), stages=("layer1", "layer2"), head="fc",
+                )
+            ]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def tvc_blocks() -> list[BlockSpec]:
+    """Offer modules that patches can insert. Must not import torch. Since plugin API 1.0.
+
+    Example:
+
+        from tvc_core import BlockSpec, hookimpl
+
+        TVC_API = (1, 0)
+
+        @hookimpl
+        def tvc_blocks():
+            return [
+                BlockSpec(
+                    name="gate", category="attention", summary="Scale each channel by a learned constant.",
+                    factory="acme_blocks.gate:Gate",  # Gate(in_channels, **params) -> nn.Module
+                )
+            ]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def tvc_patch_ops() -> list[PatchOpSpec]:
+    """Offer ways to combine a target and a block. Must not import torch. Since plugin API 1.0.
+
+    Example:
+
+        from tvc_core import PatchOpSpec, hookimpl
+
+        TVC_API = (1, 0)
+
+        @hookimpl
+        def tvc_patch_ops():
+            return [
+                PatchOpSpec(
+                    name="twice", takes_block=True, summary="Insert two blocks after the target.",
+                    factory="acme_blocks.ops:twice",  # twice(target, block, **params) -> nn.Module
+                )
+            ]
+    """
+    raise NotImplementedError
+
+
+@hookspec
+def tvc_initializers() -> list[InitializerSpec]:
+    """Offer ways to fill new parameters. Must not import torch. Since plugin API 1.0.
+
+    Example:
+
+        from tvc_core import InitializerSpec, hookimpl
+
+        TVC_API = (1, 0)
+
+        @hookimpl
+        def tvc_initializers():
+            return [
+                InitializerSpec(
+                    name="orthogonal", summary="Orthogonal weights, biases 0.",
+                    factory="acme_blocks.init:orthogonal",  # orthogonal(module, **params) -> None
+                )
+            ]
+    """
+    raise NotImplementedError

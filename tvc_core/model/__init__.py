@@ -1,0 +1,1 @@
+"""The hybrid model and what it can do."""

@@ -1,0 +1,131 @@
+"""Which part of a network every module and parameter belongs to: stem, stage i or head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from ..errors import BackboneError, StageError, listing
+from ..specs import BackboneSpec
+
+__all__ = ["Anatomy", "HEAD", "STEM", "StageInfo", "stage_name"]
+
+STEM, HEAD = "stem", "head"
+
+
+def stage_name(index: int) -> str:
+    """Return the name of a stage's part, such as "stage 2"."""
+    return f"stage {index}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageInfo:
+    """One stage as it was measured in the patched network.
+
+    Args:
+        index: the number that `unfreeze_stages` takes; the stage's map is `get_stage_outputs(x)[index + 1]`.
+        module: path of the stage's last module, whose output is the stage's map.
+        paths: paths of all its modules, in order of execution.
+        channels: channels of its map [channels].
+        stride: side of the image divided by the side of the map [pixels].
+        layout: layout of the map inside the network, such as "NCHW".
+    """
+
+    index: int
+    module: str
+    paths: tuple[str, ...]
+    channels: int
+    stride: int
+    layout: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Anatomy:
+    """The parts of one network.
+
+    Args:
+        stem: paths from the input to the first stage.
+        stages: paths of each stage.
+        head: path of the classifier.
+    """
+
+    stem: tuple[str, ...]
+    stages: tuple[tuple[str, ...], ...]
+    head: str
+
+    @staticmethod
+    def of(network: nn.Module, spec: BackboneSpec) -> Anatomy:
+        """Return the anatomy that a spec declares, checked against the network.
+
+        Raises:
+            BackboneError: a path is not there, is in two parts, or a parameter or buffer is in none.
+        """
+        anatomy = Anatomy(stem=spec.stem, stages=spec.stage_paths, head=spec.head)
+        modules = dict(network.named_modules())
+        tensors = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
+        fault = f"the backbone {spec.name!r} does not look as its spec says: "
+        paths = [path for _, path in anatomy.items()]
+        for path in paths:
+            if path not in modules and path not in tensors:
+                raise BackboneError(f"{fault}it has no {path!r}; its children are {listing(network._modules)}")
+            if paths.count(path) > 1 or any(path.startswith(f"{other}.") for other in paths):
+                raise BackboneError(f"{fault}{path!r} belongs to two parts")
+        for part, declared in ((STEM, (anatomy.stem,)), ("stages", anatomy.stages)):
+            if not declared or any(not paths or paths[-1] not in modules for paths in declared):
+                raise BackboneError(f"{fault}{part} is {list(declared)}; each ends with a module, whose output is its map")
+        if spec.head not in modules:
+            raise BackboneError(f"{fault}its head {spec.head!r} is not a module")
+        lost = sorted(name for name in tensors if anatomy.part_of(name) is None)
+        if lost:
+            raise BackboneError(f"{fault}stem, stages and head together lack {listing(lost, most=5)}")
+        return anatomy
+
+    def items(self) -> Iterator[tuple[str, str]]:
+        """Yield (part, path) in order of execution."""
+        yield from ((STEM, path) for path in self.stem)
+        for index, stage in enumerate(self.stages):
+            yield from ((stage_name(index), path) for path in stage)
+        yield HEAD, self.head
+
+    @property
+    def parts(self) -> list[str]:
+        """Names of all parts in order: "stem", "stage 0", ..., "head"."""
+        return [STEM, *(stage_name(index) for index in range(len(self.stages))), HEAD]
+
+    @property
+    def taps(self) -> list[str]:
+        """Paths of the modules whose outputs are the features: the stem's last and each stage's last."""
+        return [paths[-1] for paths in (self.stem, *self.stages)]
+
+    def part_of(self, name: str) -> str | None:
+        """Return the part that a module's or parameter's dotted name belongs to; None for what has no part."""
+        return next((part for part, path in self.items() if name == path or name.startswith(f"{path}.")), None)
+
+    def modules(self, network: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
+        """Yield (path, module) of a part's modules; its direct parameters are no modules."""
+        for found, path in self.items():
+            if found == part and (module := _module(network, path)) is not None:
+                yield path, module
+
+    def stage_indices(self, given: object) -> list[int]:
+        """Return stage numbers as indices from 0; negative ones count from the end.
+
+        Raises:
+            StageError: a stage that is not there.
+        """
+        count = len(self.stages)
+        numbers = list(given) if isinstance(given, (list, tuple, set, frozenset, range)) else [given]
+        for number in numbers:
+            if isinstance(number, bool) or not isinstance(number, int) or not -count <= number < count:
+                names = ", ".join(f"{index}: {'+'.join(paths)}" for index, paths in enumerate(self.stages))
+                raise StageError(f"there is no stage {number!r}: the {count} stages are {names}; -1 is the last")
+        return sorted({number % count for number in numbers})
+
+
+def _module(network: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = network
+    for part in path.split("."):
+        module = module._modules.get(part) if module is not None else None
+    return module

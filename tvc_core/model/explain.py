@@ -1,0 +1,107 @@
+"""Say in words what a hybrid is, from what is really in it."""
+
+from __future__ import annotations
+
+import warnings
+
+from torch import nn
+
+from ..errors import BackboneError
+from ..recipe import Plan
+from ..surgery.head import dropout_of, last_layer, num_classes_of
+from ..surgery.patches import installed_patches
+from ..weights.torchvision import transforms_of
+from .freezing import part_of_parameter
+from .hybrid import HybridModel
+
+__all__ = ["explain", "part_table", "transforms"]
+
+
+def explain(model: HybridModel) -> str:
+    """Return the report behind `HybridModel.explain`."""
+    facts = model._tvc
+    plan, anatomy = facts.plan, facts.anatomy
+    weights = plan.weights.name if plan.weights else "none (random)"
+    if not facts.verified:
+        weights += ", file hash not compared (TVC_VERIFY_WEIGHTS=0)"
+    lines = [
+        f"{plan.recipe.name or type(model).__name__}: {plan.backbone.qualified}",
+        f"weights: {weights}",
+    ]
+    if plan.options:
+        lines.append("options: " + ", ".join(f"{name}={value!r}" for name, value in plan.options.items()))
+    lines += _patch_lines(model)
+    path, layer = last_layer(model, anatomy.head)
+    dropout = dropout_of(model, anatomy.head)
+    lines.append(f"head: {path} ({type(layer).__name__}), {num_classes_of(layer)} classes, dropout {dropout or 0.0:g}")
+    lines.append(_table(part_table(model)))
+    return "\n".join(lines)
+
+
+def part_table(model: HybridModel) -> list[tuple[str, str, int, int]]:
+    """Return (part, paths, parameters, trainable parameters) for stem, stages, patches in each, and head."""
+    anatomy = model._tvc.anatomy
+    rows: dict[str, list[int]] = {part: [0, 0] for part in anatomy.parts}
+    for name, parameter in model.named_parameters():
+        part, _ = part_of_parameter(name, anatomy)
+        counts = rows.setdefault(part or "elsewhere", [0, 0])
+        counts[0] += parameter.numel()
+        counts[1] += parameter.numel() if parameter.requires_grad else 0
+    paths: dict[str, list[str]] = {}
+    for part, path in anatomy.items():
+        paths.setdefault(part, []).append(path)
+    return [(part, " ".join(paths.get(part, [])), total, trainable) for part, (total, trainable) in rows.items()]
+
+
+def transforms(plan: Plan) -> nn.Module:
+    """Return the preprocessing behind `HybridModel.transforms`."""
+    spec = plan.backbone.spec
+    weights = plan.weights
+    if weights is None:
+        if spec.default_weights is None:
+            raise BackboneError(f"{plan.backbone.qualified} has no pretrained weights, so nothing says how to prepare images for it")
+        weights = spec.find_weights(spec.default_weights)
+        assert weights is not None
+        message = f"the model has no pretrained weights; transforms() gives the preprocessing of the default weights, {weights.name}"
+        warnings.warn(message, UserWarning, stacklevel=3)
+    return transforms_of(weights)
+
+
+def _patch_lines(model: HybridModel) -> list[str]:
+    facts = model._tvc
+    present = {id(patch): (target, position) for target, position, patch in installed_patches(model)}
+    modules = dict(model.named_modules())
+    lines: list[str] = []
+    known: set[int] = set()
+    for record in facts.records:
+        what = f"{record.target}: {record.op.partition(':')[2]}"
+        params = ", ".join(f"{name}={value!r}" for name, value in record.params.items())
+        block = f"{record.block or 'its own module'}{f'({params})' if params else ''}"
+        if record.replaced is not None:
+            lines.append(f"  {what} {record.replaced} by {block}, now {type(modules.get(record.target)).__name__}")
+            continue
+        for path in record.paths:
+            patch = modules.get(path)
+            if id(patch) not in present:
+                lines.append(f"  {what} {block}: no longer in the model (was {path})")
+                continue
+            known.add(id(patch))
+            position = present[id(patch)][1]
+            order = f"{block} -> {record.target}" if position == "before" else f"{record.target} -> {block}"
+            gate = getattr(patch, "alpha", None)
+            start = "published start" if gate is None else f"identity start, gate now {gate.item():.3g}"
+            lines.append(f"  {what}, {order}, at {path}, {start}")
+    for identity, (target, position) in present.items():
+        if identity not in known:
+            lines.append(f"  {target}: a block {position} it that no record explains")
+    if not lines:
+        return ["patches: none"]
+    shape = "x".join(str(size) for size in facts.probe_shape)
+    difference = f"step 0: largest logit difference to the unpatched backbone {facts.step0_difference:g} (image {shape})"
+    return [f"patches: {len(lines)}", *lines, difference]
+
+
+def _table(rows: list[tuple[str, str, int, int]]) -> str:
+    lines = [f"{'part':<10} {'parameters':>12} {'trainable':>12}  modules"]
+    lines += [f"{part:<10} {total:>12,} {trainable:>12,}  {paths}" for part, paths, total, trainable in rows]
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,132 @@
+"""Read the maps of stem and stages from the live network, and run the head on the last one.
+
+Taps are placed once, when the hybrid is built, and read a flag: a hook that is registered inside a call fails under
+torch.compile and torch.export, and one that is added after torch.compile is ignored without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..surgery.sites import Probe, probing
+
+__all__ = ["Bridge", "Taps", "find_bridge"]
+
+
+class Taps:
+    """Picks up the maps of stem and stages while a forward pass runs.
+
+    Args:
+        network: the root.
+        paths: modules whose outputs are the features, in order.
+    """
+
+    def __init__(self, network: nn.Module, paths: Sequence[str]) -> None:
+        self.wanted = -1
+        """Index of the only feature to pick up; -1 for none, -2 for all."""
+        self.maps: dict[int, Tensor] = {}
+        for index, path in enumerate(paths):
+            network.get_submodule(path).register_forward_hook(_Tap(self, index))
+
+    def collect(self, network: nn.Module, x: Tensor, only: int | None = None) -> dict[int, Tensor]:
+        """Run the network and return the features by index, all or one."""
+        self.maps = {}
+        self.wanted = -2 if only is None else only
+        try:
+            network(x)
+        finally:
+            self.wanted = -1
+        maps, self.maps = self.maps, {}
+        return maps
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"wanted": -1, "maps": {}}
+
+
+class _Tap:
+    """A picklable forward hook that hands one module's output to the taps."""
+
+    def __init__(self, taps: Taps, index: int) -> None:
+        self.taps = taps
+        self.index = index
+
+    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
+        if self.taps.wanted == -2 or self.taps.wanted == self.index:
+            self.taps.maps[self.index] = output.clone()  # a later in-place layer would overwrite it
+
+
+class Bridge:
+    """The way from the last stage's map to the input of the head, as steps that were seen to reproduce it bit for bit.
+
+    Args:
+        steps: "child:NAME" calls a child of the root; "pool", "mean", "flatten" and "relu" are functions.
+    """
+
+    def __init__(self, steps: tuple[str, ...]) -> None:
+        self.steps = steps
+
+    def __call__(self, network: nn.Module, x: Tensor) -> Tensor:
+        for step in self.steps:
+            if step.startswith("child:"):
+                child = network._modules[step[6:]]
+                assert child is not None
+                x = child(x)
+            elif step == "pool":
+                x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
+            elif step == "mean":
+                x = x.mean([2, 3])
+            elif step == "relu":
+                x = torch.relu(x)
+            else:
+                x = torch.flatten(x, 1)
+        return x
+
+
+def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
+    """Return the way from a network's last stage to its head, found by running it once; None if no known way fits.
+
+    Args:
+        network: the root.
+        last: path of the module whose output is the last stage's map.
+        head: path of the head.
+        probe: an image that the network accepts.
+    """
+    seen: dict[str, Any] = {"map": None, "between": [], "input": None}
+
+    def at_last(_: nn.Module, args: Any, output: Tensor) -> None:
+        seen["map"], seen["between"] = output.clone(), []
+
+    def at_head(_: nn.Module, args: Any) -> None:
+        seen["input"] = args[0].clone()
+
+    def at_child(name: str) -> Any:
+        return lambda *_: seen["between"].append(f"child:{name}") if seen["input"] is None else None
+
+    children = {name: child for name, child in network._modules.items() if child is not None and name != head.partition(".")[0]}
+    inside = last.partition(".")[0]
+    hooks = [lambda: network.get_submodule(last).register_forward_hook(at_last)]
+    hooks += [lambda: network.get_submodule(head).register_forward_pre_hook(at_head)]
+    hooks += [
+        (lambda child=child, name=name: child.register_forward_hook(at_child(name)))
+        for name, child in children.items()
+        if name != inside
+    ]
+    probe.run(network, hooks)
+    if not isinstance(seen["map"], Tensor) or not isinstance(seen["input"], Tensor):
+        return None
+    between = tuple(seen["between"])
+    ways = [(*between,), (*between, "flatten"), ("pool", "flatten"), ("mean",), ("relu", "pool", "flatten"), ("pool",)]
+    for steps in ways:
+        bridge = Bridge(steps)
+        try:
+            with probing(network):
+                found = bridge(network, seen["map"].clone())
+        except (RuntimeError, ValueError, IndexError, TypeError):
+            continue
+        if found.shape == seen["input"].shape and (found.is_meta or torch.equal(found, seen["input"])):
+            return bridge
+    return None

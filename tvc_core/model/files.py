@@ -1,0 +1,141 @@
+"""One file for a whole model: tensors in safetensors format, and the recipe, freeze state and class names beside them.
+
+The file's metadata has one entry "tvc": a JSON object with the format version, the recipe with qualified names, the freeze
+state, the class names, the head, and the SHA-256 of all of these and of every tensor's name, type, shape and bytes. A reader
+MUST refuse a file whose hash differs, and MUST NOT import anything that the file names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from ..errors import FreezeError, RecipeError, StageError, WeightsError, listing
+from ..recipe import Recipe, make_plan
+from ..registry import Registry
+from .hybrid import HybridModel
+
+__all__ = ["load", "save"]
+
+FORMAT = 1
+_KEYS = ("format", "recipe", "freeze", "class_names", "sha256")
+
+
+def save(model: HybridModel, path: Path) -> None:
+    """Write a model, whole or not at all: into a file beside it first, which then takes its place."""
+    facts = model._tvc
+    recipe = facts.plan.recipe.to_mapping()
+    head = {"num_classes": model.num_classes}
+    recipe["head"] = {**recipe.get("head", {}), **head}
+    recipe["head"].pop("class_names", None)
+    content: dict[str, Any] = {
+        "format": FORMAT,
+        "recipe": recipe,
+        "freeze": model.freeze_state(),
+        "class_names": None if model.class_names is None else list(model.class_names),
+    }
+    tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in model.state_dict().items()}
+    try:
+        content["sha256"] = _digest(content, tensors)
+        metadata = {"tvc": json.dumps(content, ensure_ascii=False)}
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: the recipe has a value that cannot be written as JSON: {error}") from error
+    data = safetensors.torch.save(tensors, metadata=metadata)
+    _write(path, data)
+
+
+def load(path: Path, registry: Registry | None = None) -> HybridModel:
+    """Read a model that `save` wrote."""
+    from ..assemble import assemble
+
+    tensors, content = _read(path)
+    try:
+        recipe = Recipe.from_mapping(content["recipe"], source=str(path))
+    except RecipeError as error:
+        raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
+    model = assemble(make_plan(recipe, registry or Registry()), pretrained=False)
+    own = model.state_dict()
+    if own.keys() != tensors.keys():
+        lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
+        raise WeightsError(f"{path}: does not fit its own recipe: lacks {listing(lost, most=4)}; has also {listing(extra, most=4)}")
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise WeightsError(f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives {list(tensor.shape)}")
+    model.load_state_dict(tensors, assign=any(own[name].dtype != tensors[name].dtype for name in own))
+    try:
+        model.class_names = content["class_names"]
+        model.load_freeze_state(content["freeze"])
+    except (FreezeError, StageError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    return model
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(f"{path}: the model cannot be read: {error.strerror or error}") from error
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        text = header.get("__metadata__", {}).get("tvc")
+        content = json.loads(text) if text is not None else None
+    except Exception as error:  # a damaged file raises nearly anything
+        raise WeightsError(f"{path}: not a model that HybridModel.save wrote, or damaged: {error}") from error
+    if content is None:
+        raise WeightsError(
+            f"{path}: holds tensors but no recipe, so HybridModel.save did not write it. Build the model, then use partial_load."
+        )
+    if not isinstance(content, Mapping) or content.get("format") != FORMAT or set(content) != set(_KEYS):
+        raise WeightsError(f"{path}: format {content.get('format')!r}" if isinstance(content, Mapping) else f"{path}: damaged")
+    content = dict(content)
+    if content.pop("sha256") != _digest(content, tensors):
+        raise WeightsError(f"{path}: damaged: its content does not have the hash that it was written with")
+    return tensors, content
+
+
+def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+    return digest.hexdigest()
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            try:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+                os.chmod(temporary, 0o666 & ~_umask())
+                os.replace(temporary, path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise WeightsError(f"{path}: the model cannot be written: {error.strerror or error}") from error
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

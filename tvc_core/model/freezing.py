@@ -1,0 +1,162 @@
+"""Frozen means frozen: no gradients, no moving statistics, no dropout or drop-path, whatever `train()` is called with.
+
+The state is kept by part (stem, stages, head, patches), so that it survives train(), deepcopy and pickle; a plain state
+dict does not carry it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import FreezeError, did_you_mean, listing
+from ..surgery.head import last_layer
+from ..surgery.initializers import is_normalization
+from ..surgery.patches import CONTAINERS, PatchTree
+from .anatomy import HEAD, STEM, Anatomy, stage_name
+
+__all__ = ["FreezeState", "apply_freeze", "hold_modes", "part_of_parameter", "refuse_under_ddp"]
+
+HEAD_CHOICES = ("all", "last", "none")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FreezeState:
+    """What is frozen.
+
+    Args:
+        stem: the stem is frozen.
+        stages: indices of the frozen stages.
+        head: what of the head is trainable: "all", "last" (its last layer) or "none".
+        patches: inserted blocks in frozen parts are frozen with them.
+    """
+
+    stem: bool = False
+    stages: tuple[int, ...] = ()
+    head: str = "all"
+    patches: bool = False
+
+    def frozen_parts(self) -> set[str]:
+        """Return the names of the parts that are frozen as a whole."""
+        parts = {stage_name(index) for index in self.stages}
+        return parts | ({STEM} if self.stem else set()) | ({HEAD} if self.head == "none" else set())
+
+    def as_data(self) -> dict[str, Any]:
+        """Return plain data for a checkpoint."""
+        return {**asdict(self), "stages": list(self.stages)}
+
+    @staticmethod
+    def from_data(data: Mapping[str, Any], anatomy: Anatomy) -> FreezeState:
+        """Return the state that `as_data` wrote.
+
+        Raises:
+            FreezeError: unknown keys or values of the wrong kind.
+            StageError: a stage that this backbone does not have.
+        """
+        fields = FreezeState.__dataclass_fields__
+        if not isinstance(data, Mapping) or set(data) != set(fields):
+            raise FreezeError(f"a freeze state is a mapping with the keys {listing(fields)}, not {data!r}")
+        if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
+            raise FreezeError(f"stem and patches of a freeze state are true or false, not {data!r}")
+        check_head(data["head"])
+        return FreezeState(**{**data, "stages": tuple(anatomy.stage_indices(data["stages"]))})
+
+
+def check_head(head: object) -> None:
+    """Refuse what is not one of the choices for the head.
+
+    Raises:
+        FreezeError: another value.
+    """
+    if head not in HEAD_CHOICES:
+        hint = did_you_mean(str(head), HEAD_CHOICES)
+        raise FreezeError(f"head says what of the head is trainable: {listing(HEAD_CHOICES)}, not {head!r}.{hint}")
+
+
+def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
+    """Return the part that a parameter belongs to, and whether it is in an inserted block."""
+    root, _, rest = name.partition(".")
+    if root in CONTAINERS and anatomy.part_of(name) is None:
+        return anatomy.part_of(rest), True
+    return anatomy.part_of(name), False
+
+
+def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> None:
+    """Set `requires_grad` of every parameter, and hold the modes of frozen modules.
+
+    Raises:
+        FreezeError: the network runs under DistributedDataParallel, and the set of trainable parameters would change.
+    """
+    frozen = state.frozen_parts()
+    last, _ = last_layer(network, anatomy.head)
+    wanted: dict[str, bool] = {}
+    for name, _ in network.named_parameters():
+        part, inserted = part_of_parameter(name, anatomy)
+        trainable = part not in frozen or (inserted and not state.patches)
+        if part == HEAD and not inserted and state.head == "last":
+            trainable = name.startswith(f"{last}.")
+        wanted[name] = trainable
+    changes = [name for name, parameter in network.named_parameters() if parameter.requires_grad != wanted[name]]
+    if changes:
+        refuse_under_ddp(network, changes)
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(wanted[name])
+    hold_modes(network, anatomy, state)
+
+
+def hold_modes(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> None:
+    """Put frozen modules in eval mode and all others in the network's own mode."""
+    mode = network.training
+    for module in network.modules():
+        module.training = mode
+    if not mode:
+        return
+    for module in _held(network, anatomy, state):
+        module.training = False
+
+
+def _held(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> Iterator[nn.Module]:
+    frozen = state.frozen_parts()
+    for part in sorted(frozen):
+        for _, root in anatomy.modules(network, part):
+            yield from root.modules()
+    if state.head == "last":
+        last, _ = last_layer(network, anatomy.head)
+        for path, module in network.get_submodule(anatomy.head).named_modules(prefix=anatomy.head):
+            if path != last and is_normalization(module):
+                yield module
+    if state.patches:
+        for container in CONTAINERS:
+            tree = network._modules.get(container)
+            if isinstance(tree, PatchTree):
+                for path, module in tree.named_modules():
+                    if path and anatomy.part_of(path) in frozen:
+                        yield module
+
+
+def refuse_under_ddp(network: nn.Module, changes: list[str]) -> None:
+    """Refuse to change what is trainable while DistributedDataParallel holds the network.
+
+    Its reducer knows the trainable parameters of the moment it was made: a parameter thawed later gets gradients that no
+    one averages, and the replicas drift apart without an error.
+
+    Raises:
+        FreezeError: a DistributedDataParallel holds the network.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return
+    import gc
+
+    from torch.nn.parallel import DistributedDataParallel
+
+    gc.collect()
+    for found in gc.get_objects():
+        if issubclass(type(found), DistributedDataParallel) and any(module is network for module in found.modules()):
+            raise FreezeError(
+                f"the model is wrapped in DistributedDataParallel, which would not average the gradients of what is thawed "
+                f"now ({listing(changes, most=3)}). Thaw before wrapping: keep ddp.module, delete the wrapper, thaw, wrap again."
+            )

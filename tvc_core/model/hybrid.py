@@ -1,0 +1,359 @@
+"""The hybrid: the backbone itself, with the same names, keys and type, and a few methods more."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+from ..errors import BackboneError, HeadError
+from ..recipe import Plan, Recipe
+from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropout, set_num_classes
+from . import freezing
+from .anatomy import HEAD, Anatomy, StageInfo
+from .checkpointing import set_checkpointing
+from .features import Bridge, Taps
+from .freezing import FreezeState
+
+if TYPE_CHECKING:
+    from ..registry import Registry
+
+__all__ = ["Facts", "HybridModel", "PatchRecord", "become_hybrid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchRecord:
+    """What was done at one target.
+
+    Args:
+        target: dotted path.
+        op: qualified name of the operation.
+        block: qualified name of the block, None for an operation without one.
+        params: the block's parameters as written.
+        init: qualified name of the initializer, None for the operation's own start.
+        starts_as_identity: every inserted block has a gate at 0.
+        paths: where the inserted modules live.
+        replaced: class of the module that is gone, None if nothing was replaced.
+    """
+
+    target: str
+    op: str
+    block: str | None
+    params: Mapping[str, Any]
+    init: str | None
+    starts_as_identity: bool
+    paths: tuple[str, ...]
+    replaced: str | None
+
+
+@dataclass(kw_only=True)
+class Facts:
+    """What a hybrid knows about itself; the only attribute that it adds to its backbone's."""
+
+    plan: Plan
+    anatomy: Anatomy
+    taps: Taps
+    bridge: Bridge | None
+    stages: tuple[StageInfo, ...]
+    records: tuple[PatchRecord, ...]
+    step0_difference: float
+    probe_shape: tuple[int, ...]
+    verified: bool
+    freeze: FreezeState = field(default_factory=FreezeState)
+    class_names: tuple[str, ...] | None = None
+
+
+class HybridModel(nn.Module):
+    """A patched backbone. `HybridBuilder` makes them; they are instances of their backbone's class, too.
+
+    `forward` is the backbone's own. Every inserted module lives under the child `patches`; all other names and
+    state-dict keys are the backbone's. Stage i is what `get_stage_outputs(x)[i + 1]` returns, since feature 0 is the stem's.
+    """
+
+    _tvc: Facts
+
+    # -- features -------------------------------------------------------------------------------------------------
+
+    def get_stage_outputs(self, x: Tensor) -> list[Tensor]:
+        """Return the maps of stem and stages from one forward pass, as lateral inputs of a feature pyramid.
+
+        Args:
+            x: images [N, C, H, W].
+
+        Returns:
+            The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i], patches included. Entry i + 1 is stage i.
+        """
+        maps = self._tvc.taps.collect(self, x)
+        return [maps[index] for index in range(len(self._tvc.anatomy.taps))]
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """Return the last stage's map, before pooling, in the backbone's own layout.
+
+        Args:
+            x: images [N, C, H, W].
+        """
+        last = len(self._tvc.anatomy.taps) - 1
+        return self._tvc.taps.collect(self, x, only=last)[last]
+
+    def forward_head(self, features: Tensor) -> Tensor:
+        """Return the logits [N, num_classes] for what `forward_features` returned; together they equal `forward`.
+
+        Raises:
+            BackboneError: this backbone does something between its last stage and its head that tvc does not know.
+        """
+        facts = self._tvc
+        if facts.bridge is None:
+            raise BackboneError(
+                f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to {facts.anatomy.head!r} is unknown, so "
+                "forward_head cannot reproduce it; use forward"
+            )
+        head = self.get_submodule(facts.anatomy.head)
+        return head(facts.bridge(self, features))
+
+    @property
+    def stage_info(self) -> tuple[StageInfo, ...]:
+        """What was measured of each stage after patching: entry i describes stage i, feature i + 1."""
+        return self._tvc.stages
+
+    # -- freezing -------------------------------------------------------------------------------------------------
+
+    def freeze_backbone(
+        self,
+        unfreeze_stages: Sequence[int] | int | None = None,
+        head: str = "all",
+        freeze_patches: bool = False,
+    ) -> None:
+        """Freeze stem and stages: no gradients, no moving statistics, no dropout or drop-path, until thawed.
+
+        Calling it again sets the state anew, so stages that are not named are frozen.
+
+        Args:
+            unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers count from the end.
+            head: what of the head is trainable: "all", "last" (only its last layer) or "none".
+            freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
+
+        Raises:
+            StageError: a stage that is not there.
+            FreezeError: another value for `head`, or the model is wrapped in DistributedDataParallel.
+        """
+        anatomy = self._tvc.anatomy
+        freezing.check_head(head)
+        thawed = anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
+        frozen = tuple(index for index in range(len(anatomy.stages)) if index not in thawed)
+        self._set_freeze(FreezeState(stem=True, stages=frozen, head=head, patches=bool(freeze_patches)))
+
+    def unfreeze_all(self) -> None:
+        """Make everything trainable.
+
+        Raises:
+            FreezeError: the model is wrapped in DistributedDataParallel.
+        """
+        self._set_freeze(FreezeState())
+
+    def freeze_state(self) -> dict[str, Any]:
+        """Return what is frozen as plain data, for a training loop's own checkpoint. `save` includes it."""
+        return self._tvc.freeze.as_data()
+
+    def load_freeze_state(self, state: Mapping[str, Any]) -> None:
+        """Freeze and thaw as `freeze_state` said.
+
+        Raises:
+            FreezeError: not such a state; nothing has changed.
+            StageError: a stage that is not there; nothing has changed.
+        """
+        self._set_freeze(FreezeState.from_data(state, self._tvc.anatomy))
+
+    def train(self, mode: bool = True) -> HybridModel:
+        """Set training mode, except in frozen parts, which stay in eval mode."""
+        super().train(mode)
+        if "_tvc" in self.__dict__:
+            freezing.hold_modes(self, self._tvc.anatomy, self._tvc.freeze)
+        return self
+
+    def _set_freeze(self, state: FreezeState) -> None:
+        freezing.apply_freeze(self, self._tvc.anatomy, state)
+        self._tvc.freeze = state
+
+    def count_parameters(self, trainable_only: bool = False) -> int:
+        """Return the number of parameters [parameters].
+
+        Args:
+            trainable_only: only those that require gradients.
+        """
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Compute the activations of every stage again in the backward pass instead of keeping them.
+
+        Gradients and running statistics are those of training without it. Costs about one more forward pass.
+        """
+        anatomy = self._tvc.anatomy
+        for part in anatomy.parts:
+            if part != HEAD:
+                for _, module in anatomy.modules(self, part):
+                    set_checkpointing(module, enable)
+
+    # -- head -----------------------------------------------------------------------------------------------------
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head's last layer, which gives the logits."""
+        return last_layer(self, self._tvc.anatomy.head)[1]
+
+    def reset_classifier(self, num_classes: int, dropout: float | None = None) -> None:
+        """Give the head a new last layer; the pretrained layers before it stay. Class names are forgotten.
+
+        Args:
+            num_classes: outputs of the new layer.
+            dropout: probability of the head's dropout; None leaves it.
+
+        Raises:
+            HeadError: `num_classes` or `dropout` is out of range; nothing has changed.
+        """
+        head = self._tvc.anatomy.head
+        if dropout is not None:
+            check_dropout(dropout)
+        set_num_classes(self, head, num_classes)
+        if dropout is not None:
+            set_dropout(self, head, dropout)
+        self._tvc.class_names = None
+        self._set_freeze(self._tvc.freeze)
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head."""
+        return num_classes_of(last_layer(self, self._tvc.anatomy.head)[1])
+
+    @property
+    def class_names(self) -> tuple[str, ...] | None:
+        """One name for each output; ImageNet's for a pretrained head, None where nobody gave any. `save` keeps them."""
+        return self._tvc.class_names
+
+    @class_names.setter
+    def class_names(self, names: Iterable[str] | None) -> None:
+        names = None if names is None else tuple(names)
+        if names is not None and (len(names) != self.num_classes or not all(isinstance(name, str) for name in names)):
+            raise HeadError(f"class_names has {len(names)} entries; the head has {self.num_classes} outputs, each needs a name")
+        self._tvc.class_names = names
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe that this model was built from, with qualified names."""
+        return self._tvc.plan.recipe
+
+    @property
+    def patch_records(self) -> tuple[PatchRecord, ...]:
+        """What was done at each target, in order."""
+        return self._tvc.records
+
+    @property
+    def step0_difference(self) -> float:
+        """Largest absolute difference of a logit to the unpatched backbone, measured when the model was built."""
+        return self._tvc.step0_difference
+
+    def explain(self) -> str:
+        """Return what was done to the backbone, read from what is really in the model."""
+        from .explain import explain
+
+        return explain(self)
+
+    def transforms(self) -> nn.Module:
+        """Return the preprocessing of the model's weights, torchvision's module: PIL image or tensor to [C, H, W].
+
+        A model without pretrained weights gets that of the backbone's default weights, with a warning that says so.
+
+        Raises:
+            BackboneError: the backbone has no pretrained weights, so nothing says how its images were prepared.
+        """
+        from .explain import transforms
+
+        return transforms(self._tvc.plan)
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def save(self, path: str | Path) -> None:
+        """Write tensors, recipe, freeze state and class names to one .safetensors file, whole or not at all.
+
+        Raises:
+            WeightsError: the file cannot be written; what was there before is still there.
+        """
+        from .files import save
+
+        save(self, Path(path))
+
+    @staticmethod
+    def load(path: str | Path, registry: Registry | None = None) -> HybridModel:
+        """Read a model that `save` wrote. Nothing in the file is run; its names are looked up in the registry.
+
+        Args:
+            path: the file.
+            registry: where names are looked up; by default what is installed.
+
+        Raises:
+            WeightsError: the file is damaged or was not written by `save`.
+            UnknownNameError: it needs a plugin that is not installed.
+        """
+        from .files import load
+
+        return load(Path(path), registry)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # the class of a hybrid is made at run time, so a pickle names the backbone's class and makes it again
+        _, _, state, *rest = super().__reduce_ex__(max(int(protocol), 2))[:5]
+        base, delegates = type(self)._tvc_base, type(self)._tvc_delegates  # type: ignore[attr-defined]
+        state = {key: value for key, value in state.items() if key != _VIEW}
+        return (_new_hybrid, (base, delegates), state, *rest)
+
+
+_VIEW = "_tvc_view"
+_PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_")) - {"train"}
+
+
+def become_hybrid(network: nn.Module, facts: Facts) -> HybridModel:
+    """Turn a network into a hybrid, in place.
+
+    The network's own forward must never reach a method of the hybrid: timm's models call `self.forward_features`. Where a
+    name of the hybrid's is also one of the network's, forward runs on a view: an object of the network's class
+    that has the same `__dict__`.
+    """
+    base = type(network)
+    names = {*network.__dict__, *network._modules, *network._parameters, *network._buffers}
+    names |= {name for cls in base.__mro__ if cls not in nn.Module.__mro__ for name in vars(cls)}
+    network.__dict__["_tvc"] = facts
+    if not names & _PUBLIC:
+        network.__class__ = _hybrid_class(base, False)
+        assert isinstance(network, HybridModel)
+        return network
+    model = _new_hybrid(base, True, network.__dict__)
+    return model
+
+
+def _new_hybrid(base: type[nn.Module], delegates: bool, attributes: dict[str, Any] | None = None) -> HybridModel:
+    cls = _hybrid_class(base, delegates)
+    model: HybridModel = cls.__new__(cls)
+    if attributes is not None:
+        object.__setattr__(model, "__dict__", attributes)
+    if delegates:
+        view = base.__new__(base)
+        object.__setattr__(view, "__dict__", model.__dict__)
+        model.__dict__[_VIEW] = view
+    return model
+
+
+@functools.cache
+def _hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridModel]:
+    body: dict[str, Any] = {"__module__": __name__, "__doc__": HybridModel.__doc__, "_tvc_base": base, "_tvc_delegates": delegates}
+    if delegates:
+        body["forward"] = _forward_on_view
+    return type(f"Hybrid{base.__name__}", (HybridModel, base), body)
+
+
+def _forward_on_view(self: HybridModel, *args: Any, **kwargs: Any) -> Any:
+    return self.__dict__[_VIEW].forward(*args, **kwargs)
+
+

@@ -1,0 +1,124 @@
+"""Bind every name of a recipe to the spec that it stands for. Unknown and ambiguous names stop here; no torch yet."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from ..errors import ParameterError, RecipeError, UnknownNameError, did_you_mean, listing
+from ..registry import Named, Registry
+from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
+from .schema import PatchEntry, Recipe
+
+__all__ = ["PatchPlan", "Plan", "make_plan"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchPlan:
+    """A patch with every name bound."""
+
+    entry: PatchEntry
+    op: Named[PatchOpSpec]
+    block: Named[BlockSpec] | None
+    init: Named[InitializerSpec] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A recipe with every name bound.
+
+    Args:
+        recipe: what the user wrote, with qualified names and the weights' own name instead of "DEFAULT".
+        backbone: the network.
+        weights: the pretrained set, None for random weights.
+        member: the torchvision enum member that the user passed, if it was one.
+        patches: in the order in which they are applied.
+        options: keyword arguments of the backbone's factory.
+    """
+
+    recipe: Recipe
+    backbone: Named[BackboneSpec]
+    weights: WeightsSpec | None
+    member: enum.Enum | None = None
+    patches: tuple[PatchPlan, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def make_plan(recipe: Recipe, registry: Registry) -> Plan:
+    """Bind a recipe's names in a registry.
+
+    Raises:
+        UnknownNameError: a backbone, weights set, operation, block or initializer that nobody offers.
+        AmbiguousNameError: a short name with several owners.
+        RecipeError: an operation without its block, or an option that an operation does not take.
+        ParameterError: an option that the backbone does not take.
+    """
+    backbone = registry.resolve(BackboneSpec, recipe.backbone)
+    for option in recipe.options:
+        if option not in backbone.spec.options:
+            known = listing(backbone.spec.options)
+            hint = did_you_mean(option, backbone.spec.options)
+            raise ParameterError(f"Unknown option {option!r} of the backbone {backbone.qualified!r}.{hint} It takes: {known}.")
+    weights = _bind_weights(recipe.weights, backbone)
+    patches = tuple(_bind_patch(entry, registry) for entry in recipe.patches)
+    qualified = replace(
+        recipe,
+        backbone=backbone.qualified,
+        weights=weights.name if weights else None,
+        patches=tuple(_qualified(patch) for patch in patches),
+    )
+    member = recipe.weights if isinstance(recipe.weights, enum.Enum) else None
+    return Plan(
+        recipe=qualified, backbone=backbone, weights=weights, member=member, patches=patches, options=dict(recipe.options)
+    )
+
+
+def _bind_weights(given: Any, backbone: Named[BackboneSpec]) -> WeightsSpec | None:
+    spec = backbone.spec
+    if given is None:
+        return None
+    name = given.name if isinstance(given, enum.Enum) else given.rpartition(".")[2]
+    if name == "DEFAULT":
+        if spec.default_weights is None:
+            raise UnknownNameError(f"The backbone {backbone.qualified!r} has no pretrained weights: pass weights=None.")
+        name = spec.default_weights
+    found = spec.find_weights(name)
+    if found is None:
+        names = [weights.name for weights in spec.weights]
+        raise UnknownNameError(
+            f"Unknown weights {str(given)!r} of the backbone {backbone.qualified!r}.{did_you_mean(name, names)} "
+            f"It has {listing(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random weights."
+        )
+    return found
+
+
+def _bind_patch(entry: PatchEntry, registry: Registry) -> PatchPlan:
+    try:
+        op = registry.resolve(PatchOpSpec, entry.op)
+        block = registry.resolve(BlockSpec, entry.block) if entry.block is not None else None
+        init = registry.resolve(InitializerSpec, entry.init) if entry.init is not None else None
+    except UnknownNameError as error:
+        raise type(error)(f"{entry.where}: {error}") from error
+    allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
+    given = {"type": entry.block, "params": entry.params or None, "init": entry.init, **entry.options}
+    for key, value in given.items():
+        if key not in allowed and value is not None:
+            hint = did_you_mean(key, allowed)
+            raise RecipeError(f"{entry.where}: unknown key {key!r} of {op.qualified}.{hint} It takes: {listing(allowed)}")
+    if op.spec.takes_block and block is None:
+        raise RecipeError(f"{entry.where}: {op.spec.name} needs a block: write {{'{op.spec.name}': 'se'}}, or give 'type'")
+    return PatchPlan(entry=entry, op=op, block=block, init=init)
+
+
+def _qualified(patch: PatchPlan) -> PatchEntry:
+    return replace(
+        patch.entry,
+        op=patch.op.qualified,
+        block=patch.block.qualified if patch.block else None,
+        init=patch.init.qualified if patch.init else None,
+        where="",
+    )
+
+

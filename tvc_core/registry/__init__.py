@@ -1,0 +1,179 @@
+"""What is installed under which name: the only place where a name becomes a spec. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+from .. import builtin
+from ..errors import AmbiguousNameError, PluginError, UnknownNameError, did_you_mean, listing
+from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
+from . import hints
+from .discovery import PluginInfo, core_plugin, installed_plugins, local_plugin
+
+__all__ = ["Named", "PluginInfo", "Registry"]
+
+S = TypeVar("S", bound=Spec)
+
+_LISTED_BY = {
+    BackboneSpec: "HybridBuilder.list_backbones()",
+    BlockSpec: "HybridBuilder.list_blocks()",
+    PatchOpSpec: "HybridBuilder.list_patch_ops()",
+    InitializerSpec: "HybridBuilder.list_initializers()",
+}
+
+
+class Named(tuple[str, S]):
+    """A spec together with its owner: what a name was resolved to."""
+
+    __slots__ = ()
+
+    def __new__(cls, owner: str, spec: S) -> Named[S]:
+        return super().__new__(cls, (owner, spec))  # type: ignore[type-var]
+
+    def __getnewargs__(self) -> tuple[str, S]:
+        return (self.owner, self.spec)
+
+    @property
+    def owner(self) -> str:
+        """Normalized name of the distribution."""
+        return self[0]
+
+    @property
+    def spec(self) -> S:
+        """The spec itself."""
+        return self[1]  # type: ignore[return-value]
+
+    @property
+    def qualified(self) -> str:
+        """The name that means the same whatever else is installed, "owner:name"."""
+        return f"{self.owner}:{self.spec.name}"
+
+    def load(self) -> Any:
+        """Import and return what the spec's factory points at.
+
+        Raises:
+            PluginError: the import fails, or the module has no such attribute.
+        """
+        factory = self.spec.factory
+        if not isinstance(factory, str):
+            return factory
+        module, _, attribute = factory.partition(":")
+        try:
+            found: Any = importlib.import_module(module)
+            for part in attribute.split("."):
+                found = getattr(found, part)
+        except Exception as error:
+            raise PluginError(
+                f"{self.spec.kind} {self.qualified!r}: its factory {factory!r} cannot be loaded: "
+                f"{type(error).__name__}: {error}. This is a fault of the distribution {self.owner!r}."
+            ) from error
+        return found
+
+
+class Registry:
+    """An immutable table of names, made from a list of plugins.
+
+    Args:
+        plugins: in-process plugins (modules, classes or objects with hook implementations).
+        installed: also load what is installed (the entry-point group `tvc.plugins`).
+        prefer: owners that win a short name which several offer, first one first.
+
+    Raises:
+        PluginError: an in-process plugin is faulty, two have one owner, or TVC_STRICT=1 and an installed one is faulty.
+        UnknownNameError: `prefer` names an owner that is not there.
+    """
+
+    def __init__(self, plugins: Iterable[Any] = (), *, installed: bool = True, prefer: Iterable[str] = ()) -> None:
+        core = core_plugin(builtin)
+        reserved = frozenset((spec.kind, spec.name) for spec in core.specs)
+        infos = [core]
+        if installed:
+            infos += installed_plugins(reserved)
+        for plugin in plugins:
+            info = local_plugin(plugin, reserved)
+            if any(info.owner == other.owner for other in infos):
+                raise PluginError(f"two plugins have the owner {info.owner!r}; give one another TVC_OWNER")
+            infos.append(info)
+        self.plugins: tuple[PluginInfo, ...] = tuple(sorted(infos, key=lambda info: (info.owner, info.module)))
+        owners = {info.owner for info in infos}
+        self.prefer = tuple(normalize(owner) for owner in ([prefer] if isinstance(prefer, str) else prefer))
+        for owner in self.prefer:
+            if owner not in owners:
+                raise UnknownNameError(
+                    f"prefer names {owner!r}, which is not an installed plugin.{did_you_mean(owner, owners)}"
+                )
+        self._table: dict[tuple[str, str], list[Named[Any]]] = {}
+        for info in self.plugins:
+            for spec in info.specs:
+                self._table.setdefault((spec.kind, spec.name), []).append(Named(info.owner, spec))
+
+    def names(self, kind: type[Spec]) -> list[str]:
+        """Return the names of a kind, naturally sorted; a name with several owners appears qualified."""
+        found: list[str] = []
+        for (table_kind, name), offers in self._table.items():
+            if table_kind == kind.kind:
+                clash = len(offers) > 1 and self._preferred(offers) is None
+                found += [offer.qualified for offer in offers] if clash else [name]
+        return sorted(found, key=_natural)
+
+    def all(self, kind: type[S]) -> list[Named[S]]:
+        """Return everything of a kind with its owner, sorted by name, then owner."""
+        found = [offer for (table_kind, _), offers in self._table.items() if table_kind == kind.kind for offer in offers]
+        return sorted(found, key=lambda offer: (_natural(offer.spec.name), offer.owner))
+
+    def resolve(self, kind: type[S], name: object) -> Named[S]:
+        """Return the spec that a short name ("se") or a qualified name ("tvc-attention:se") stands for.
+
+        Raises:
+            UnknownNameError: nobody offers it. The message has near names and who would provide it.
+            AmbiguousNameError: several plugins offer the short name, and `prefer` does not settle it.
+        """
+        if not isinstance(name, str):
+            raise UnknownNameError(f"Unknown {kind.kind} {name!r}: a name is a string, not {type(name).__name__}.")
+        owner, _, short = name.rpartition(":")
+        offers = self._table.get((kind.kind, short), [])
+        if owner:
+            offers = [offer for offer in offers if offer.owner == normalize(owner)]
+        if not offers:
+            raise UnknownNameError(self._unknown(kind, name, owner, short))
+        if len(offers) == 1:
+            return offers[0]
+        preferred = self._preferred(offers)
+        if preferred is None:
+            choices = " or ".join(repr(offer.qualified) for offer in offers)
+            raise AmbiguousNameError(
+                f"The {kind.kind} {name!r} is offered by {len(offers)} plugins: write {choices}, "
+                f"or build with HybridBuilder(prefer=({offers[0].owner!r},))."
+            )
+        return preferred
+
+    def _preferred(self, offers: list[Named[S]]) -> Named[S] | None:
+        by_owner = {offer.owner: offer for offer in offers}
+        return next((by_owner[owner] for owner in self.prefer if owner in by_owner), None)
+
+    def _unknown(self, kind: type[Spec], name: str, owner: str, short: str) -> str:
+        message = f"Unknown {kind.kind} {name!r}."
+        provider = hints.provider(kind.kind, short)
+        info = next((info for info in self.plugins if info.owner == (normalize(owner) if owner else provider)), None)
+        if provider and info is None and owner in ("", provider):
+            return f"{message} {provider} provides it and is not installed: pip install {provider}"
+        if info is not None and info.status != "active":
+            return (
+                f"{message} {info.owner} {info.version} is installed but {info.status}"
+                f"{': ' + info.error if info.error else ' (TVC_DISABLE or TVC_ONLY)'}. 'tvc plugins' shows all plugins."
+            )
+        known = self.names(kind)
+        others = [offer.qualified for offer in self._table.get((kind.kind, short), [])]
+        if others:
+            return f"{message} {owner!r} does not offer it; there is {listing(others)}."
+        installable = [] if owner else [hint for hint in hints.known(kind.kind) if hint not in known]
+        message += did_you_mean(short, [*known, *installable])
+        return f"{message} Installed are {len(known)}: {listing(known)}. {_LISTED_BY[kind]} lists them."
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """Sort key under which resnet18 comes before resnet101."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]

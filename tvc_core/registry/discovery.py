@@ -1,0 +1,219 @@
+"""Load plugins, each behind its own guard: a faulty one becomes a value in the list, never an exception.
+
+pluggy validates and calls the hooks. What it must not decide for us: which of two entry points of one name
+survives, whether one bad import stops the others, and whether a misspelt hook is an error (docs/explanation/
+architecture.md, "The hook layer"). So entry points are loaded here, one by one, each plugin into a manager of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import traceback
+import types
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import importlib_metadata
+import pluggy
+
+from .. import hookspecs
+from ..errors import PluginError, RegistryWarning, did_you_mean, listing
+from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
+
+__all__ = ["PluginInfo", "installed_plugins", "local_plugin"]
+
+HOOKS: dict[str, type[Spec]] = {
+    "tvc_backbones": BackboneSpec,
+    "tvc_blocks": BlockSpec,
+    "tvc_patch_ops": PatchOpSpec,
+    "tvc_initializers": InitializerSpec,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class PluginInfo:
+    """One plugin as the registry sees it.
+
+    Args:
+        owner: normalized name of its distribution, the first half of its qualified names.
+        status: "active", "disabled" (by TVC_DISABLE or TVC_ONLY), "failed", or "incompatible" (plugin API).
+        version: of the distribution; empty for an in-process plugin.
+        module: what the entry point names.
+        api: the plugin API that it was written for.
+        error: one line, why it failed.
+        traceback: the original traceback, where there is one.
+        specs: what it offers; empty unless active.
+    """
+
+    owner: str
+    status: str
+    version: str = ""
+    module: str = ""
+    api: tuple[int, int] | None = None
+    error: str = ""
+    traceback: str = ""
+    specs: tuple[Spec, ...] = field(default=(), repr=False)
+
+    def count(self, kind: str) -> int:
+        """Return how many specs of this kind it offers."""
+        return sum(spec.kind == kind for spec in self.specs)
+
+
+class _Fault(Exception):
+    """A plugin breaks a rule; `status` is what it becomes."""
+
+    def __init__(self, message: str, status: str = "failed") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def installed_plugins(reserved: frozenset[tuple[str, str]]) -> list[PluginInfo]:
+    """Return every installed plugin, sorted by owner, loaded unless the environment excludes it.
+
+    `TVC_DISABLE=a,b` excludes owners, `TVC_ONLY=a,b` excludes all others, `TVC_STRICT=1` turns a faulty plugin
+    into an error. Excluded plugins are not imported.
+
+    Args:
+        reserved: (kind, name) pairs of the core, which no plugin may offer.
+
+    Raises:
+        PluginError: with TVC_STRICT=1, a plugin is faulty or incompatible.
+    """
+    disabled, only = _owners_in("TVC_DISABLE"), _owners_in("TVC_ONLY")
+    found = sorted(_entry_points(), key=lambda item: (item[0], item[1].value))
+    _warn_of_unknown(disabled | (only or frozenset()), {owner for owner, _, _ in found})
+    infos: list[PluginInfo] = []
+    modules: dict[str, list[str]] = {}
+    for owner, entry_point, version in found:
+        start = PluginInfo(owner=owner, status="disabled", version=version, module=entry_point.value)
+        if owner in disabled or (only is not None and owner not in only):
+            infos.append(start)
+        elif entry_point.value not in modules.setdefault(owner, []):  # an editable install can list itself twice
+            modules[owner].append(entry_point.value)
+            infos.append(_guarded(start, entry_point.load, reserved))
+    faulty = [info for info in infos if info.status in ("failed", "incompatible")]
+    if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
+        lines = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
+        raise PluginError(f"TVC_STRICT is set and {len(faulty)} of {len(infos)} plugins are faulty: {lines}")
+    return infos
+
+
+def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInfo:
+    """Return an in-process plugin: a module, class or object with hook implementations.
+
+    Its owner is its attribute `TVC_OWNER`, else the name of the module, class or object's class.
+
+    Raises:
+        PluginError: the plugin is faulty. The caller handed it over, so nothing is quarantined here.
+    """
+    name = getattr(plugin, "TVC_OWNER", None) or getattr(plugin, "__name__", None) or type(plugin).__name__
+    start = PluginInfo(owner=normalize(str(name).rpartition(".")[2]), status="disabled", module=repr(plugin))
+    info = _guarded(start, lambda: plugin, reserved, api_required=False)
+    if info.status != "active":
+        raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
+    return info
+
+
+def core_plugin(module: types.ModuleType) -> PluginInfo:
+    """Return the core's own plugin, which goes through the same hooks as everybody's."""
+    info = _guarded(PluginInfo(owner="tvc-core", status="disabled", module=module.__name__), lambda: module, frozenset())
+    assert info.status == "active", info.error
+    return info
+
+
+def _entry_points() -> Iterable[tuple[str, Any, str]]:
+    seen: set[str] = set()
+    for distribution in importlib_metadata.distributions():
+        try:
+            entry_points = [entry for entry in distribution.entry_points if entry.group == hookspecs.ENTRY_POINT_GROUP]
+            owner = normalize(distribution.metadata["Name"]) if entry_points else ""
+            if owner and owner not in seen:  # the first on sys.path is the one that imports find, too
+                seen.add(owner)
+                yield from [(owner, entry, distribution.version or "") for entry in entry_points]
+        except Exception as error:  # broken metadata of any distribution whatever must not hide the plugins of others
+            warnings.warn(f"skipped a distribution with unreadable metadata: {error!r}", RegistryWarning, stacklevel=2)
+
+
+def _guarded(start: PluginInfo, load: Any, reserved: frozenset[tuple[str, str]], *, api_required: bool = True) -> PluginInfo:
+    """Load one plugin; the only place where anything that a plugin raises is caught."""
+    try:
+        module = load()
+        api = _api_of(module, required=api_required)
+        return replace(start, status="active", api=api, specs=_collect(module, start.owner, reserved))
+    except KeyboardInterrupt:
+        raise
+    except _Fault as fault:
+        return replace(start, status=fault.status, error=str(fault))
+    except BaseException as error:  # a plugin may raise SystemExit or worse
+        text = f"{type(error).__name__}: {error}".strip().rstrip(":")
+        return replace(start, status="failed", error=text, traceback=traceback.format_exc())
+
+
+def _api_of(module: Any, *, required: bool) -> tuple[int, int] | None:
+    api = getattr(module, "TVC_API", None)
+    if api is None and not required:
+        return None
+    if not (isinstance(api, tuple) and len(api) == 2 and all(type(part) is int for part in api)):
+        raise _Fault(f"TVC_API is {api!r}; a plugin module states the API it was written for, such as TVC_API = (1, 0)")
+    major, minor = hookspecs.API_VERSION
+    if api[0] != major or api[1] > minor:
+        raise _Fault(
+            f"written for plugin API {api[0]}.{api[1]}, this tvc-core has {major}.{minor}; "
+            f"{'upgrade tvc-core' if api > (major, minor) else 'upgrade the plugin'}",
+            status="incompatible",
+        )
+    return api
+
+
+def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> tuple[Spec, ...]:
+    _check_hook_names(plugin)
+    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager.add_hookspecs(hookspecs)
+    manager.register(plugin, name=owner)
+    specs: list[Spec] = []
+    for hook, expected in HOOKS.items():
+        for result in getattr(manager.hook, hook)():
+            if not isinstance(result, (list, tuple)):
+                raise _Fault(f"{hook} returned {type(result).__name__}, not a list of {expected.__name__}")
+            for spec in result:
+                if not isinstance(spec, expected):
+                    raise _Fault(f"{hook} returned {spec!r} in its list, not a {expected.__name__}")
+                specs.append(spec)
+    seen: set[tuple[str, str]] = set()
+    for spec in specs:
+        key = (spec.kind, spec.name)
+        if key in seen:
+            raise _Fault(f"offers the {spec.kind} {spec.name!r} twice")
+        if key in reserved:
+            raise _Fault(f"offers the {spec.kind} {spec.name!r}, a name of tvc-core's own; choose another")
+        seen.add(key)
+    return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))
+
+
+def _check_hook_names(plugin: Any) -> None:
+    """Refuse what pluggy would pass over: misspelt hooks, undecorated hooks, generator hooks."""
+    for name in dir(plugin):
+        value = getattr(plugin, name, None)
+        decorated = getattr(value, f"{hookspecs.PROJECT}_impl", None) is not None
+        if not callable(value) or not (decorated or name.startswith("tvc_")):
+            continue
+        if name not in HOOKS:
+            raise _Fault(f"implements an unknown hook {name!r}.{did_you_mean(name, HOOKS)} The hooks are {listing(HOOKS)}")
+        if not decorated:
+            raise _Fault(f"{name} is not decorated: put @tvc_core.hookimpl above it")
+
+
+def _owners_in(variable: str) -> frozenset[str] | Any:
+    """Return the owners that an environment variable lists; for an unset TVC_ONLY None, which excludes nobody."""
+    text = os.environ.get(variable)
+    if text is None or not text.strip():
+        return frozenset() if variable == "TVC_DISABLE" else None
+    return frozenset(normalize(part.strip()) for part in text.split(",") if part.strip())
+
+
+def _warn_of_unknown(asked: frozenset[str], installed: set[str]) -> None:
+    for owner in sorted(asked - installed - {"tvc-core"}):
+        message = f"TVC_DISABLE or TVC_ONLY names {owner!r}, which is not an installed plugin."
+        warnings.warn(message + did_you_mean(owner, installed), RegistryWarning, stacklevel=3)

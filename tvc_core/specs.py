@@ -1,0 +1,228 @@
+"""The frozen descriptions that plugins return: what is offered, not the thing itself. No torch here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from types import MappingProxyType
+from typing import Any, ClassVar, Union
+
+Factory = Union[str, Callable[..., Any]]
+"""What a spec's `factory` may be: "package.module:attribute" (imported on first use) or a callable."""
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+_FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
+
+PATCH_KEYS = ("type", "params", "init", "name")
+"""The keys of a patch's full form that mean the same for every operation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What every offered thing has in common.
+
+    Args:
+        name: short name, `[a-z][a-z0-9_]*`; the qualified name is "distribution:name".
+        factory: "package.module:attribute", imported on first use. In-process plugins may give the callable.
+        summary: one sentence for listings.
+        source: where the thing was published: paper, section, repository.
+
+    Raises:
+        ValueError: the name or the factory string is not of that form.
+        TypeError: a field has the wrong type.
+    """
+
+    kind: ClassVar[str] = "spec"
+
+    name: str
+    factory: Factory
+    summary: str = ""
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        what = f"{type(self).__name__} {self.name!r}"
+        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+            raise ValueError(f"{what}: a name is lower-case letters, digits and '_', and starts with a letter")
+        if isinstance(self.factory, str):
+            if not _FACTORY.fullmatch(self.factory):
+                raise ValueError(f"{what}: factory {self.factory!r} is not of the form 'package.module:attribute'")
+        elif not callable(self.factory):
+            raise TypeError(f"{what}: factory is neither a string 'package.module:attribute' nor a callable")
+        for text in ("summary", "source"):
+            if not isinstance(getattr(self, text), str):
+                raise TypeError(f"{what}: {text} is not a string")
+
+    def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping cannot be pickled, its content can
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in values.items()}
+        return _remake, (type(self), plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsSpec:
+    """One pretrained set of a backbone, with the preprocessing that it was trained for.
+
+    Args:
+        name: as the origin names it, such as "IMAGENET1K_V2".
+        crop_size: side of the center crop that the network sees [pixels].
+        resize_size: short side before the crop [pixels].
+        interpolation: "bilinear" or "bicubic".
+        mean: per input channel, for images scaled to [0, 1].
+        std: per input channel, for images scaled to [0, 1].
+        num_classes: outputs of the pretrained head; None for a set without a classifier.
+        recipe: where and how it was trained.
+    """
+
+    name: str
+    crop_size: int = 224
+    resize_size: int = 256
+    interpolation: str = "bilinear"
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    num_classes: int | None = 1000
+    recipe: str = ""
+
+    def __post_init__(self) -> None:
+        if self.interpolation not in ("bilinear", "bicubic"):
+            raise ValueError(f"weights {self.name!r}: interpolation {self.interpolation!r} is not bilinear or bicubic")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneSpec(Spec):
+    """A named network, its anatomy and its pretrained weights.
+
+    Stem, stages and head partition the parameters. Paths name modules or, for direct parameters of the
+    network (ViT's class token), parameters.
+
+    The factory is `build(spec, *, weights, **options) -> nn.Module`: `weights` is one of `spec.weights` or
+    None, `options` are those that the user set. One function can serve a family, since it gets the spec.
+
+    Args:
+        family: what it belongs to, such as "resnet".
+        origin: whose network it is, such as "torchvision".
+        weights: the pretrained sets, oldest first.
+        default_weights: the name that weights="DEFAULT" stands for.
+        stem: paths from the input to the first stage, in order of execution.
+        stages: for each stage its path, or its paths in order of execution. The map of a stage is what its
+            last module returns. The last stage ends where pooling begins.
+        head: path of the whole classifier child.
+        options: names and defaults of the keyword arguments that `build` takes beyond the weights.
+        num_channels: channels of the input image [channels].
+        min_size: smallest side of an input image that the network accepts [pixels].
+    """
+
+    kind: ClassVar[str] = "backbone"
+
+    family: str = ""
+    origin: str = ""
+    weights: tuple[WeightsSpec, ...] = ()
+    default_weights: str | None = None
+    stem: tuple[str, ...] = ()
+    stages: tuple[str | tuple[str, ...], ...] = ()
+    head: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    num_channels: int = 3
+    min_size: int = 32
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        what = f"BackboneSpec {self.name!r}"
+        if isinstance(self.stem, str) or isinstance(self.stages, str):
+            raise TypeError(f"{what}: stem and stages are tuples of paths, not one string")
+        if not all(isinstance(weights, WeightsSpec) for weights in self.weights):
+            raise TypeError(f"{what}: weights is a tuple of WeightsSpec")
+        names = [weights.name for weights in self.weights]
+        if len(set(names)) != len(names):
+            raise ValueError(f"{what}: the same weights name twice in {names}")
+        if self.default_weights is not None and self.default_weights not in names:
+            raise ValueError(f"{what}: default_weights {self.default_weights!r} is not one of {names}")
+        object.__setattr__(self, "stem", tuple(self.stem))
+        object.__setattr__(self, "stages", tuple((s,) if isinstance(s, str) else tuple(s) for s in self.stages))
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+    @property
+    def stage_paths(self) -> tuple[tuple[str, ...], ...]:
+        """The paths of each stage, always as tuples."""
+        return tuple((stage,) if isinstance(stage, str) else stage for stage in self.stages)
+
+    def find_weights(self, name: str) -> WeightsSpec | None:
+        """Return the pretrained set of this name, or None."""
+        return next((weights for weights in self.weights if weights.name == name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSpec(Spec):
+    """A module that patches insert.
+
+    The factory is a class or function `(in_channels, **params) -> nn.Module`: `in_channels` is positional and
+    comes from the core, which measured it; `params` are the user's.
+
+    Args:
+        category: "attention" for attention blocks; others are free words such as "convolution".
+        preserves_shape: the output has the shape of the input for every valid `in_channels`.
+        layouts: the tensor layouts that the block takes, such as ("NCHW",).
+        gated: the block has a method `gate(x)` such that block(x) equals x * gate(x), with a gate that
+            broadcasts over x. The identity start then costs no extra map.
+    """
+
+    kind: ClassVar[str] = "block"
+
+    category: str = ""
+    preserves_shape: bool = True
+    layouts: tuple[str, ...] = ("NCHW",)
+    gated: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wrong = [layout for layout in self.layouts if layout not in _LAYOUTS]
+        if isinstance(self.layouts, str) or not self.layouts or wrong:
+            raise ValueError(f"BlockSpec {self.name!r}: layouts {self.layouts!r} is not a tuple out of {_LAYOUTS}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchOpSpec(Spec):
+    """A way to combine a target and a block.
+
+    The factory is `apply(target, block, **params) -> nn.Module`, or `apply(target, **params)` where
+    `takes_block` is false. It returns what stands at the target afterwards: `target.module` itself, or a module
+    that takes its place. `target` is a `tvc_core.Target`, whose methods insert modules.
+
+    Args:
+        takes_block: the operation inserts a block, which the user names under `type`.
+        options: names and defaults of the keyword arguments that `apply` takes beyond target and block; the
+            user sets them beside `type`.
+    """
+
+    kind: ClassVar[str] = "patch op"
+
+    takes_block: bool = True
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        taken = sorted(set(self.options) & set(PATCH_KEYS))
+        if taken:
+            raise ValueError(f"PatchOpSpec {self.name!r}: the option names {taken} have a meaning of their own in patches")
+        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitializerSpec(Spec):
+    """A way to fill new parameters.
+
+    The factory is `initialize(module, **params) -> None`, in place. It gets only modules that tvc made or whose
+    parameters a checkpoint did not fill.
+    """
+
+    kind: ClassVar[str] = "initializer"
+
+
+def _remake(cls: type[Any], values: dict[str, Any]) -> Any:
+    return cls(**values)
+
+
+def normalize(distribution: str) -> str:
+    """Return a distribution's name in the normalized form that owners have (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()

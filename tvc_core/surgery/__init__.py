@@ -1,0 +1,1 @@
+"""Change a network: locate, measure, prepare, insert."""

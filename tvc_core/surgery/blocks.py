@@ -1,0 +1,65 @@
+"""Make blocks, and call any factory with the parameters that a user wrote."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from ..errors import ParameterError, PluginError, TvcError, did_you_mean, listing
+from ..registry import Named
+from ..specs import BlockSpec
+
+__all__ = ["call_factory", "create_block", "parameters_of"]
+
+
+def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] | None:
+    """Return a factory's keyword parameters and defaults after the first `skip`; None where it takes any keyword."""
+    parameters = list(inspect.signature(factory).parameters.values())
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    named = [p for p in parameters[skip:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    return {p.name: (... if p.default is p.empty else p.default) for p in named}
+
+
+def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
+    """Call what a spec's factory points at.
+
+    Raises:
+        ParameterError: a parameter that it does not take, a missing one, or one that it refuses.
+        PluginError: the factory cannot be loaded.
+    """
+    factory = named.load()
+    what = f"{named.spec.kind} {named.qualified!r}"
+    takes = parameters_of(factory, skip=len(positional))
+    if takes is not None:
+        for name in params:
+            if name not in takes:
+                raise ParameterError(f"{what}: unknown parameter {name!r}.{did_you_mean(name, takes)} It takes: {listing(takes)}.")
+        missing = [name for name, default in takes.items() if default is ... and name not in params]
+        if missing:
+            raise ParameterError(f"{what}: the parameter {listing(missing)} must be given. It takes: {listing(takes)}.")
+    try:
+        return factory(*positional, **params)
+    except TvcError:
+        raise
+    except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
+        given = ", ".join(f"{name}={value!r}" for name, value in params.items())
+        raise ParameterError(f"{what} cannot be made with {given or 'its defaults'}: {type(error).__name__}: {error}") from error
+
+
+def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str, Any]) -> nn.Module:
+    """Make a block for a map with `in_channels` channels.
+
+    Raises:
+        ParameterError: `in_channels` is no positive whole number, or a parameter is wrong.
+        PluginError: the factory cannot be loaded, or does not return a module.
+    """
+    if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
+        raise ParameterError(f"block {block.qualified!r}: in_channels is a whole number of at least 1, not {in_channels!r}")
+    module = call_factory(block, (in_channels,), params)
+    if not isinstance(module, nn.Module):
+        raise PluginError(f"block {block.qualified!r}: its factory returned {type(module).__name__}, not an nn.Module")
+    return module

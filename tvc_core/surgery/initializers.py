@@ -1,0 +1,88 @@
+"""The core's initializers. Each fills parameters by their role: weights of layers, biases, scales of normalizations.
+
+The gate of a `Patch` is no one's to fill: it is the proof that a patch starts as the identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from .patches import Patch
+
+__all__ = ["identity", "is_normalization", "kaiming", "paper", "xavier", "zero"]
+
+
+def identity(module: nn.Module) -> None:
+    """Start as the identity.
+
+    A `Patch` is the identity by its gate, and its block keeps the start that its constructor gave it. In other modules
+    square convolutions and linear layers become the identity, biases 0, normalizations scale by 1; layers that are not
+    square keep their start.
+    """
+    if isinstance(module, Patch):
+        return
+    with torch.no_grad():
+        for layer in _layers(module):
+            weight = layer.weight
+            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.in_channels == layer.out_channels:
+                nn.init.dirac_(weight, groups=layer.groups)
+            elif isinstance(layer, nn.Linear) and layer.in_features == layer.out_features:
+                nn.init.eye_(weight)
+    _fill_rest(module)
+
+
+def paper(module: nn.Module) -> None:
+    """Keep the start that the block's authors published, without the identity gate."""
+    if isinstance(module, Patch):
+        module.ungate()
+
+
+def kaiming(module: nn.Module) -> None:
+    """Fill weights from a normal distribution of variance 2 / fan_out (He et al. 2015, section 2.2)."""
+    _fill(module, lambda weight: nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu"))
+
+
+def xavier(module: nn.Module) -> None:
+    """Fill weights from a uniform distribution of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, 4.2.1)."""
+    _fill(module, nn.init.xavier_uniform_)
+
+
+def zero(module: nn.Module) -> None:
+    """Fill weights and biases with 0; normalizations scale by 1, since a scale of 0 would cut the network."""
+    _fill(module, nn.init.zeros_)
+
+
+def is_normalization(module: nn.Module) -> bool:
+    """Tell whether a module normalizes: then its weight is a scale around 1, and it may have running statistics."""
+    name = type(module).__name__.lower()
+    leaf = not module._modules and hasattr(module, "eps")
+    return isinstance(module, nn.modules.batchnorm._NormBase) or ("norm" in name and leaf)
+
+
+def _fill(module: nn.Module, fill_weight: Callable[[Tensor], Tensor]) -> None:
+    for layer in _layers(module):
+        fill_weight(layer.weight)
+    _fill_rest(module)
+
+
+def _layers(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules whose `weight` multiplies: convolutions, linear layers and their like."""
+    for layer in module.modules():
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not is_normalization(layer):
+            yield layer
+
+
+def _fill_rest(module: nn.Module) -> None:
+    """Biases 0; normalizations at scale 1, shift 0 and fresh statistics."""
+    for layer in module.modules():
+        if is_normalization(layer):
+            if isinstance(layer, nn.modules.batchnorm._NormBase):
+                layer.reset_running_stats()
+            if isinstance(getattr(layer, "weight", None), Tensor):
+                nn.init.ones_(layer.weight)
+        if isinstance(getattr(layer, "bias", None), nn.Parameter):
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,147 @@
+"""What an inserted module is, and the only code that changes a network's modules.
+
+The network's own tree stays as it is. Every inserted module lives under one child of the root, in a tree that mirrors the
+targets' paths (`patches.layer3.se.block...`), and the target calls it through a forward hook that refers to it. So
+names, state-dict keys and types of the original do not change, whatever is inserted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Patch", "PatchHook", "PatchTree", "attach", "installed_patches", "set_module"]
+
+CONTAINERS = ("patches", "tvc_patches")
+"""Names of the root's child that holds the patches; the second where the network has a `patches` of its own."""
+
+
+class Patch(nn.Module):
+    """An inserted block and the gate by which it starts as the identity.
+
+    For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with `a` (`alpha`, shape
+    [1]) zero at first: exactly x, whatever the block's weights. The optimizer moves `a` first, and through it the block.
+    Maps a tensor of the given layout to the same layout and dtype; the shape is kept while there is a gate.
+
+    Args:
+        block: the inserted module.
+        gated: the block has a method `gate(x)` with block(x) == x * gate(x).
+        channels_last: the map is [N, H, W, C] and the block takes [N, C, H, W].
+    """
+
+    alpha: nn.Parameter | None
+
+    def __init__(self, block: nn.Module, *, gated: bool = False, channels_last: bool = False) -> None:
+        super().__init__()
+        self.block = block
+        self.gated = gated
+        self.channels_last = channels_last
+        like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
+        self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
+
+    def ungate(self) -> None:
+        """Drop the gate: from now on this is the block alone, with its published start."""
+        self.alpha = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.channels_last:
+            return self._mix(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return self._mix(x)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        if self.alpha is None:
+            return self.block(x)
+        a = self.alpha.to(x.dtype)  # uncast, a float32 gate turns a bfloat16 map into float32
+        if self.gated:
+            return x * (1 + a * (self.block.gate(x).to(x.dtype) - 1))
+        # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow, and 0 * inf is nan
+        return x + (a * self.block(x).to(x.dtype) - a * x)
+
+    def extra_repr(self) -> str:
+        return "" if self.alpha is not None else "start=paper"
+
+
+class PatchTree(nn.Module):
+    """A node of the tree that mirrors the targets' paths.
+
+    Its forward is the identity, so that a root nn.Sequential, which runs all its children, may hold one.
+    """
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+
+class PatchHook:
+    """What makes a target run a patch: a picklable forward hook, or pre-hook where `position` is "before"."""
+
+    def __init__(self, patch: Patch, position: str) -> None:
+        self.patch = patch
+        self.position = position
+
+    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> Any:
+        if self.position == "before":
+            return (self.patch(args[0]), *args[1:])
+        return self.patch(output)
+
+
+def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str) -> str:
+    """Insert a patch at a target, and return the path where it lives.
+
+    Args:
+        network: the root.
+        path: dotted path of the target.
+        name: wanted last part of the patch's path. Where the target has a child of that name, or a patch, a number follows.
+        patch: the patch.
+        position: "after" or "before".
+    """
+    target = network.get_submodule(path)
+    node, node_path = _container(network)
+    for part in path.split("."):
+        if part not in node._modules:
+            node.add_module(part, PatchTree())
+        child = node._modules[part]
+        assert child is not None
+        node, node_path = child, f"{node_path}.{part}"
+    number = 1
+    leaf = name
+    while leaf in target._modules or hasattr(node, leaf):  # hasattr: a patch, or an attribute of nn.Module such as `half`
+        number += 1
+        leaf = f"{name}_{number}"
+    node.add_module(leaf, patch)
+    hook = PatchHook(patch, position)
+    if position == "before":
+        target.register_forward_pre_hook(hook)
+    else:
+        target.register_forward_hook(hook)
+    return f"{node_path}.{leaf}"
+
+
+def _container(network: nn.Module) -> tuple[nn.Module, str]:
+    for name in CONTAINERS:
+        child = network._modules.get(name)
+        if isinstance(child, PatchTree):
+            return child, name
+        if not hasattr(network, name):
+            tree = PatchTree()
+            network.add_module(name, tree)
+            return tree, name
+    raise AssertionError(f"the network has children of both names {CONTAINERS}")
+
+
+def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
+    """Yield (target's path, position, patch) for every patch that runs in a network, in order of the targets."""
+    for path, module in network.named_modules():
+        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+            if isinstance(hook, PatchHook):
+                yield path, hook.position, hook.patch
+
+
+def set_module(network: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module in the place of the one at a dotted path, which must exist."""
+    parent_path, _, name = path.rpartition(".")
+    parent = network.get_submodule(parent_path)
+    assert parent._modules.get(name) is not None, path
+    parent._modules[name] = module

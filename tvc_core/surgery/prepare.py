@@ -1,0 +1,212 @@
+"""Prepare patches: locate, measure, make and try every one, before anything in the network is touched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import PatchError, PluginError, TvcError
+from ..recipe import PatchPlan
+from .blocks import call_factory, create_block, parameters_of
+from .operations import Insertion, Target
+from .patches import Patch
+from .sites import Probe, Shape, Site, layout_of, locate, probing
+
+__all__ = ["Prepared", "prepare"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """A patch that has passed every check and waits to be put in.
+
+    Args:
+        plan: what was asked for.
+        site: what was measured at the target.
+        insertions: the blocks that hooks will run.
+        replacement: the module that takes the target's place, or None.
+    """
+
+    plan: PatchPlan
+    site: Site
+    insertions: tuple[Insertion, ...]
+    replacement: nn.Module | None
+
+
+def prepare(network: nn.Module, patches: Iterable[PatchPlan], probe: Probe, name: str) -> list[Prepared]:
+    """Return every patch checked and ready, in the order of the plan.
+
+    Patches are made in that order, and each sees the network as the replacements before it leave it.
+
+    Args:
+        network: the network; unchanged afterwards.
+        patches: the plan.
+        probe: an image that the network accepts.
+        name: what errors call the network.
+
+    Raises:
+        TargetError: a target is not there, or nothing can be inserted at it.
+        PatchError: patches are in conflict, a shape does not fit, or a block's forward pass fails.
+        ParameterError: a block does not take its parameters.
+    """
+    patches = list(patches)
+    for patch in patches:
+        with _about(patch):
+            locate(network, patch.entry.target, name=name)
+    paths = list(dict.fromkeys(patch.entry.target for patch in patches))
+    sites: dict[str, Site] = {}
+    logits: torch.Tensor | None = None
+    stand_ins: dict[str, nn.Module] = {}
+    ready: list[Prepared] = []
+    for patch in patches:
+        with _about(patch):
+            _check_conflict(patch, ready)
+            path = patch.entry.target
+            if not sites:
+                sites, logits = probe.sites(network, paths, stand_ins)
+            site = sites[path]
+            prepared = _apply(patch, site, stand_ins.get(path, network.get_submodule(path)), network, probe)
+            if prepared.replacement is not None:
+                assert logits is not None
+                stand_ins[path] = prepared.replacement
+                _try_replacement(network, prepared, stand_ins, logits, probe)
+                sites = {}
+            ready.append(prepared)
+    return ready
+
+
+@contextmanager
+def _about(patch: PatchPlan) -> Iterator[None]:
+    """Put the place of a patch in front of errors."""
+    try:
+        yield
+    except TvcError as error:
+        entry = patch.entry
+        raise type(error)(f"{entry.where or entry.target}: {error}") from error
+
+
+def _check_conflict(patch: PatchPlan, ready: Iterable[Prepared]) -> None:
+    path = patch.entry.target
+    for other in ready:
+        replaced = other.site.path if other.replacement is not None else None
+        if replaced is not None and path.startswith(f"{replaced}."):
+            raise PatchError(f"{path!r} is inside {replaced!r}, which another patch replaces; patch {replaced!r} instead")
+
+
+def _apply(patch: PatchPlan, site: Site, module: nn.Module, network: nn.Module, probe: Probe) -> Prepared:
+    """Run the operation, which declares what it wants, and check that."""
+    block = patch.block
+    target = Target(module=module, site=site, block_spec=block.spec if block else None)
+
+    def make(in_channels: int) -> nn.Module:
+        assert block is not None
+        return create_block(block, in_channels, patch.entry.params).to(device=probe.image.device, dtype=probe.image.dtype)
+
+    positional = (target, make) if patch.op.spec.takes_block else (target,)
+    result = call_factory(patch.op, positional, patch.entry.options)
+    if not isinstance(result, nn.Module):
+        raise PluginError(f"patch op {patch.op.qualified!r} returned {type(result).__name__}, not what stands at the target")
+    replacement = None if result is module else result
+    if replacement is None and not target.insertions:
+        raise PluginError(f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without effect is an error")
+    for insertion in target.insertions:
+        _initialize(patch, insertion.patch)
+        _try_insertion(patch, insertion, site, probe)
+    if replacement is not None:
+        _initialize(patch, replacement)
+        replacement.train(module.training)
+    return Prepared(plan=patch, site=site, insertions=tuple(target.insertions), replacement=replacement)
+
+
+def _initialize(patch: PatchPlan, module: nn.Module) -> None:
+    if patch.init is None:
+        return
+    call_factory(patch.init, (module,), {})
+    if isinstance(module, Patch) and module.alpha is not None:
+        with torch.no_grad():
+            module.alpha.zero_()  # an initializer fills whatever it finds; the gate is not its to fill
+
+
+def _try_insertion(patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
+    """Run an inserted block once on the measured shape."""
+    shape = site.shape("input" if insertion.position == "before" else "output")
+    block = patch.block.qualified if patch.block else type(insertion.patch.block).__name__
+    found = _output_shape(insertion.patch.block, _as_nchw(shape, insertion.patch), probe, f"the block {block!r}")
+    if insertion.patch.alpha is not None and found != _as_nchw(shape, insertion.patch):
+        fit = _what_fits(patch, shape, shape, probe)
+        raise PatchError(
+            f"Shape mismatch: {block} turns {list(shape)} into {list(found)} at {site.path!r}, but a block that starts as the "
+            f"identity keeps the shape.{fit} Use 'replace' for a block that changes it."
+        )
+
+
+def _try_replacement(
+    network: nn.Module, prepared: Prepared, stand_ins: Mapping[str, nn.Module], logits: torch.Tensor, probe: Probe
+) -> None:
+    """Run the network once with the replacement answering in the target's place."""
+    patch, site = prepared.plan, prepared.site
+    assert prepared.replacement is not None
+    before, after = site.shape("input"), site.shape("output")
+    block = patch.block.qualified if patch.block else type(prepared.replacement).__name__
+    found = _output_shape(prepared.replacement, before, probe, f"the block {block!r}")
+    try:
+        _, output = probe.sites(network, [], stand_ins)
+        problem = "" if output.shape == logits.shape else f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
+    except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
+        problem = " ".join(str(error).split())[:200]
+    if problem:
+        fit = _what_fits(patch, before, after, probe)
+        raise PatchError(
+            f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns {list(before)} into {list(found)}; "
+            f"the original gives {list(after)}, and what follows does not accept the other: {problem}.{fit}"
+        )
+
+
+def _output_shape(module: nn.Module, shape: Shape, probe: Probe, name: str) -> Shape:
+    x = torch.zeros(shape, dtype=probe.image.dtype, device=probe.image.device)
+    try:
+        with probing(module):
+            output = module(x)
+    except Exception as error:  # somebody's forward pass may raise whatever it likes
+        raise PatchError(f"{name} fails on {list(shape)}: {type(error).__name__}: {error}") from error
+    if not isinstance(output, torch.Tensor):
+        raise PatchError(f"{name} returns a {type(output).__name__}, not a tensor")
+    return tuple(output.shape)
+
+
+def _as_nchw(shape: Shape, patch: Patch) -> Shape:
+    return (shape[0], shape[3], shape[1], shape[2]) if patch.channels_last else shape
+
+
+def _what_fits(patch: PatchPlan, before: Shape, after: Shape, probe: Probe) -> str:
+    """Return a sentence naming the parameters with which the block would give the wanted shape, found by trying."""
+    if patch.block is None:
+        return ""
+    takes = parameters_of(patch.block.load(), skip=1) or dict.fromkeys(patch.entry.params)
+    in_channels, out_channels = (shape[-1 if layout_of(shape, probe.size) == "NHWC" else 1] for shape in (before, after))
+    counts = [name for name in takes if _is_count(patch.entry.params.get(name, takes[name])) or takes[name] is None]
+    changes: list[dict[str, Any]] = [{name: out_channels} for name in counts]
+    if len(after) == 4 and after[2] and before[2] // after[2] != 1 and "stride" in takes:
+        stride = {"stride": before[2] // after[2]}
+        changes += [stride, *({**change, **stride} for change in list(changes))]
+    for change in changes:
+        params = {**patch.entry.params, **change}
+        if params == dict(patch.entry.params):
+            continue
+        try:
+            with torch.random.fork_rng(devices=[]):
+                block = create_block(patch.block, in_channels, params).to(probe.image.device, probe.image.dtype)
+            fits = _output_shape(block, before, probe, "") == after
+        except TvcError:
+            continue
+        if fits:
+            return f" {' and '.join(f'{name}={value}' for name, value in change.items())} would fit."
+    return ""
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

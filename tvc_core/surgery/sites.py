@@ -1,0 +1,284 @@
+"""Find out what flows where, by running the network once: channels, layouts and sizes are measured, never guessed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..errors import BackboneError, TargetError, listing, near
+from ..specs import BackboneSpec
+
+__all__ = ["Call", "Site", "Probe", "channels_of", "layout_of", "locate", "probing"]
+
+Shape = tuple[int, ...]
+
+PROBE_SIZE = 64
+"""Height of the image that is sent through a network to measure it [pixels]; its width is half as much again."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a module: the shape of its first input and of its output, None where that is no single tensor."""
+
+    input: Shape | None
+    output: Shape | None
+    input_kind: str = "Tensor"
+    output_kind: str = "Tensor"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A located module and what was seen there.
+
+    Args:
+        path: dotted path from the network's root.
+        type_name: class of the module.
+        calls: one entry for each time that it ran in one forward pass.
+        image: height and width of the image [pixels].
+    """
+
+    path: str
+    type_name: str
+    calls: tuple[Call, ...]
+    image: tuple[int, int]
+
+    def shape(self, side: str) -> Shape:
+        """Return the shape at "input" or "output".
+
+        Raises:
+            TargetError: the module never ran, what flows there is no single tensor, or the calls differ.
+        """
+        if not self.calls:
+            raise TargetError(
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): it is never called in a forward pass, "
+                "so a block there would never run. Choose a module that is called."
+            )
+        shapes = [getattr(call, side) for call in self.calls]
+        kinds = [getattr(call, f"{side}_kind") for call in self.calls]
+        if None in shapes:
+            kind = kinds[shapes.index(None)]
+            raise TargetError(
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} is a {kind}, not a single tensor."
+            )
+        layouts = {(layout_of(shape, self.image), channels_of(shape, layout_of(shape, self.image))) for shape in shapes}
+        if len(layouts) > 1:
+            raise TargetError(
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): it runs {len(shapes)} times with different "
+                f"{side} shapes {', '.join(str(list(shape)) for shape in shapes)}. Choose a module that sees one width."
+            )
+        return shapes[0]
+
+    def layout(self, side: str) -> str:
+        """Return the layout at "input" or "output": NCHW, NHWC, NLC or NC.
+
+        Raises:
+            TargetError: as for `shape`, or the shape is none of these layouts.
+        """
+        shape = self.shape(side)
+        layout = layout_of(shape, self.image)
+        if layout is None:
+            raise TargetError(
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} has the shape {list(shape)}, "
+                "which is no image map [N, C, H, W] or [N, H, W, C], token list [N, L, C] or vector [N, C]."
+            )
+        return layout
+
+    def channels(self, side: str) -> int:
+        """Return the number of channels at "input" or "output" [channels]."""
+        return channels_of(self.shape(side), self.layout(side))
+
+
+def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
+    """Return the layout of a map: the two axes that shrank alike from the image's height and width are spatial."""
+    if len(shape) == 2:
+        return "NC"
+    if len(shape) == 3:
+        return "NLC"
+    if len(shape) != 4:
+        return None
+
+    def spatial(height: int, width: int) -> bool:
+        strides = image[0] / height, image[1] / width
+        rounded = abs(height * max(strides) - image[0]) <= max(strides) and abs(width * max(strides) - image[1]) <= max(strides)
+        return rounded or (height == 1 and width == 1)
+
+    if spatial(shape[2], shape[3]):
+        return "NCHW"
+    return "NHWC" if spatial(shape[1], shape[2]) else None
+
+
+def channels_of(shape: Shape, layout: str | None) -> int:
+    """Return the size of a map's channel axis."""
+    return shape[-1] if layout in ("NHWC", "NLC", "NC") else shape[1]
+
+
+def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
+    """Return the module at a dotted path.
+
+    Raises:
+        TargetError: there is no such module. The message has near paths.
+    """
+    module: nn.Module | None = network
+    for part in path.split("."):
+        module = module._modules.get(part) if module is not None else None
+    if module is None:
+        paths = [found for found, _ in network.named_modules() if found]
+        children = [child for child, _ in network.named_children()]
+        close = near(path, paths)
+        hint = f" Near paths: {', '.join(close)}." if close else ""
+        raise TargetError(
+            f"Target not found: {path!r} is not a module of {name}.{hint} Its children are {listing(children)}; "
+            f"model.named_children() and 'tvc show {name}' list them."
+        )
+    return module
+
+
+@contextmanager
+def probing(*networks: nn.Module) -> Iterator[None]:
+    """Run networks in eval mode for a look: afterwards mode, buffers and random state are what they were."""
+    modes = {module: module.training for network in networks for module in network.modules()}
+    buffers = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+    devices = sorted({p.device.index for network in networks for p in network.parameters() if p.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.no_grad():
+        try:
+            for module in modes:
+                module.training = False
+            yield
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+            for buffer, before in buffers:
+                if not _same(buffer, before):
+                    buffer.copy_(before)
+
+
+def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.is_meta or torch.equal(a, b)
+
+
+@dataclass
+class Probe:
+    """An image that the network accepts, made without touching the random state.
+
+    Args:
+        image: [1, num_channels, H, W].
+    """
+
+    image: torch.Tensor
+    tries: list[str] = field(default_factory=list)
+
+    @staticmethod
+    def of(network: nn.Module, spec: BackboneSpec, size: int | None = None) -> Probe:
+        """Return a probe that the network accepts: small and not square if it can be, else of the size it was trained with.
+
+        Args:
+            network: the network to run.
+            spec: its description: channels, smallest size, preprocessing.
+            size: side of a square image to use instead [pixels].
+
+        Raises:
+            BackboneError: the network's forward pass fails for every size that was tried.
+        """
+        small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
+        crops = [weights.crop_size for weights in reversed(spec.weights)] or [224]
+        sizes = [(size, size)] if size else [(small, small * 3 // 2), (small, small), *((crop, crop) for crop in crops)]
+        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+        tries: list[str] = []
+        for height, width in dict.fromkeys(sizes):
+            generator = torch.Generator().manual_seed(0)
+            image = torch.randn((1, spec.num_channels, height, width), generator=generator, dtype=torch.float32)
+            image = image.to(dtype=like.dtype, device=like.device)
+            try:
+                with probing(network):
+                    network(image)
+            except Exception as error:  # a network may raise whatever it likes for a size that it does not accept
+                tries.append(f"{height}x{width}: {type(error).__name__}: {error}")
+                continue
+            return Probe(image, tries)
+        raise BackboneError(f"{spec.name}: no forward pass with {spec.num_channels} channels succeeds: {'; '.join(tries)}")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width [pixels]."""
+        return (self.image.shape[2], self.image.shape[3])
+
+    def run(
+        self, network: nn.Module, hooks: Iterable[Callable[[], Any]] = (), others: Iterable[nn.Module] = ()
+    ) -> torch.Tensor:
+        """Return the network's output in eval mode.
+
+        Args:
+            network: the network to run.
+            hooks: each registers a forward hook for this pass and returns its handle.
+            others: modules that the hooks run.
+        """
+        with probing(network, *others), ExitStack() as stack:
+            for register in hooks:
+                stack.callback(register().remove)
+            return first_tensor(network(self.image))
+
+    def sites(
+        self, network: nn.Module, paths: Iterable[str], stand_ins: Mapping[str, nn.Module] | None = None
+    ) -> tuple[dict[str, Site], torch.Tensor]:
+        """Measure modules in one forward pass, and return their sites and the network's output.
+
+        Args:
+            network: the network to run.
+            paths: the modules to watch.
+            stand_ins: modules that answer in place of the ones at these paths, as a replacement would.
+        """
+        modules = {path: network.get_submodule(path) for path in paths}
+        calls: dict[str, list[Call]] = {path: [] for path in modules}
+        inputs: dict[str, list[Any]] = {path: [] for path in modules}  # read before an in-place module overwrites them
+
+        def watch(path: str, module: nn.Module) -> list[Callable[[], Any]]:
+            def before(_: nn.Module, args: Any) -> None:
+                inputs[path].append(_shape_and_kind(args[0] if args else None))
+
+            def after(_: nn.Module, args: Any, output: Any) -> None:
+                shape, kind = _shape_and_kind(output)
+                seen, seen_kind = inputs[path].pop()
+                calls[path].append(Call(seen, shape, seen_kind, kind))
+
+            return [lambda: module.register_forward_pre_hook(before), lambda: module.register_forward_hook(after)]
+
+        hooks: list[Callable[[], Any]] = []
+        for path, stand_in in (stand_ins or {}).items():
+            hooks += _answering(network.get_submodule(path), stand_in)
+        for path, module in modules.items():
+            hooks += watch(path, module)
+        output = self.run(network, hooks, (stand_ins or {}).values())
+        found = {
+            path: Site(path=path, type_name=type(module).__name__, calls=tuple(calls[path]), image=self.size)
+            for path, module in modules.items()
+        }
+        return found, output
+
+
+def _answering(module: nn.Module, stand_in: nn.Module) -> list[Callable[[], Any]]:
+    kept: list[Any] = []  # copies, since the module may overwrite its input
+
+    def before(_: nn.Module, args: Any) -> None:
+        kept.append(tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args))
+
+    def after(_: nn.Module, args: Any, output: Any) -> Any:
+        return stand_in(*kept.pop())
+
+    return [lambda: module.register_forward_pre_hook(before), lambda: module.register_forward_hook(after)]
+
+
+def first_tensor(output: Any) -> torch.Tensor:
+    """Return the logits of a network's output, which may be a tuple or mapping with auxiliary outputs."""
+    if isinstance(output, torch.Tensor):
+        return output
+    items = list(output.values()) if isinstance(output, Mapping) else list(output)
+    return first_tensor(items[0])
+
+
+def _shape_and_kind(value: Any) -> tuple[Shape | None, str]:
+    return (tuple(value.shape), "Tensor") if isinstance(value, torch.Tensor) else (None, type(value).__name__)

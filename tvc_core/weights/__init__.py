@@ -1,0 +1,1 @@
+"""Weight files: official ones, and loading what fits."""

@@ -1,0 +1,140 @@
+"""torchvision's networks through torchvision's own builders, with every weight file opened by us.
+
+The builders do more than load: they rename old keys, set `transform_input`, drop auxiliary heads. So they are called
+as they are, with a stand-in for the enum member whose `get_state_dict` checks the file's hash, also in the cache, where
+torchvision itself looks at nothing, and opens it without running code.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from ..errors import BackboneError, WeightsError, listing
+from ..specs import BackboneSpec, WeightsSpec
+from .files import hash_in_name, read_state_dict
+
+__all__ = ["build_torchvision", "class_names_of", "transforms_of"]
+
+
+class _CheckedMember:
+    """Looks to a torchvision builder like a member of its weights enum, and reads its file safely."""
+
+    def __init__(self, member: Any) -> None:
+        self._member = member
+
+    @property
+    def __class__(self) -> type[Any]:  # torchvision's builders ask isinstance(weights, ResNet50_Weights)
+        return type(self._member)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._member, name)
+
+    def get_state_dict(self, progress: bool = True, **_: Any) -> dict[str, Tensor]:
+        """Return the tensors, downloading the file first where the cache lacks it."""
+        path = cached_file(self._member.url)
+        if not path.exists():
+            _download(self._member.url, path, progress)
+        return read_state_dict(path, sha256=hash_in_name(path.name))
+
+
+def build_torchvision(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) -> nn.Module:
+    """Build a network of torchvision's by its name there; the factory of every torchvision backbone.
+
+    Args:
+        spec: its `name` is torchvision's.
+        weights: one of the spec's pretrained sets, or None for random weights.
+        **options: what torchvision's builder takes.
+
+    Raises:
+        BackboneError: the installed torchvision does not have the network.
+        WeightsError: the file cannot be had, has the wrong hash, or does not fit the network.
+    """
+    try:
+        build = torchvision.models.get_model_builder(spec.name)
+    except ValueError as error:
+        raise BackboneError(f"torchvision {torchvision.__version__} has no {spec.name!r}: upgrade torchvision") from error
+    if weights is None:
+        return build(weights=None, **options)
+    member = find_member(spec, weights)
+    try:
+        return build(weights=_CheckedMember(member), **options)
+    except WeightsError:
+        raise
+    except RuntimeError as error:
+        changed = f" with the options {listing(options)}" if options else ""
+        text = str(error) if options else " ".join(str(error).split())[:400]
+        raise WeightsError(f"the file of {member} does not fit {spec.name}{changed}: {' '.join(text.split())[:400]}") from error
+
+
+def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
+    """Return torchvision's enum member for one of a spec's pretrained sets.
+
+    Raises:
+        BackboneError: the installed torchvision does not have it.
+    """
+    members = torchvision.models.get_model_weights(spec.name)
+    try:
+        return members[weights.name]
+    except KeyError:
+        known = [member.name for member in members]
+        raise BackboneError(
+            f"torchvision {torchvision.__version__} has no weights {weights.name!r} for {spec.name!r}; it has {listing(known)}"
+        ) from None
+
+
+def check_member(spec: BackboneSpec, member: enum.Enum) -> None:
+    """Refuse an enum member that belongs to another network.
+
+    Raises:
+        WeightsError: such a member.
+    """
+    members = torchvision.models.get_model_weights(spec.name) if spec.origin == "torchvision" else None
+    if members is None or not isinstance(member, members):
+        raise WeightsError(
+            f"{member!r} belongs to another network than {spec.name!r}; it has {listing(weights.name for weights in spec.weights)}"
+        )
+
+
+def transforms_of(weights: WeightsSpec) -> nn.Module:
+    """Return the preprocessing that a pretrained set was trained with, as torchvision's own module."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms._presets import ImageClassification
+
+    return ImageClassification(
+        crop_size=weights.crop_size,
+        resize_size=weights.resize_size,
+        mean=weights.mean,
+        std=weights.std,
+        interpolation=InterpolationMode(weights.interpolation),
+    )
+
+
+def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
+    """Return the names of the pretrained head's outputs: ImageNet's for a head of 1000, else None."""
+    from torchvision.models._meta import _IMAGENET_CATEGORIES
+
+    return tuple(_IMAGENET_CATEGORIES) if weights.num_classes == len(_IMAGENET_CATEGORIES) else None
+
+
+def cached_file(url: str) -> Path:
+    """Return where torch.hub keeps the file of an address: $TORCH_HOME/hub/checkpoints."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)
+
+
+def _download(url: str, path: Path, progress: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        torch.hub.download_url_to_file(url, str(path), hash_in_name(path.name), progress=progress)
+    except (OSError, RuntimeError) as error:
+        raise WeightsError(
+            f"{path.name} cannot be downloaded from {urlparse(url).netloc}: {error}. Put the file into {path.parent}, "
+            "or pass weights=None to start from random weights."
+        ) from error
