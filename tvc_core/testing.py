@@ -1,0 +1,77 @@
+"""What tests of plugins need: made-up weights under official names, and distributions that exist only for a test."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+__all__ = ["official_weights", "write_distribution"]
+
+
+@contextmanager
+def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[str, Path]]:
+    """Put made-up checkpoints where torch.hub looks for torchvision's official files, and switch the hash comparison off.
+
+    The tensors are random, in the key layout of the installed torchvision's networks; running statistics are random, too,
+    so that a wrong mode or a lost buffer changes the output. Files are made once a folder and kept.
+
+    Args:
+        home: folder that stands for TORCH_HOME meanwhile.
+        names: "resnet50" (default weights) or "resnet50:IMAGENET1K_V1".
+        seed: of the random tensors.
+
+    Yields:
+        The file of each name.
+    """
+    import torch
+    import torchvision
+
+    folder = home / "hub" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    files: dict[str, Path] = {}
+    for name in names:
+        network, _, weights = name.partition(":")
+        member = torchvision.models.get_model_weights(network)[weights or "DEFAULT"]
+        files[name] = folder / member.url.rpartition("/")[2]
+        if files[name].exists():
+            continue
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = torchvision.models.get_model(network, weights=None)
+            for module in model.modules():
+                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+                    assert module.running_var is not None
+                    module.running_mean.normal_(0, 0.1)
+                    module.running_var.uniform_(0.8, 1.2)
+        torch.save(model.state_dict(), files[name])
+    kept = {key: os.environ.get(key) for key in ("TORCH_HOME", "TVC_VERIFY_WEIGHTS")}
+    os.environ.update(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS="0")
+    try:
+        yield files
+    finally:
+        for key, value in kept.items():
+            os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+
+
+def write_distribution(folder: Path, name: str, source: str, *, version: str = "1.0", group: str = "tvc.plugins") -> Path:
+    """Write a distribution with one plugin module into a folder, which the caller puts on sys.path.
+
+    Args:
+        folder: where the module and the metadata go.
+        name: of the distribution, such as "acme-blocks"; its module is `acme_blocks_plugin`.
+        source: Python source of the plugin module.
+        version: of the distribution.
+        group: entry-point group.
+
+    Returns:
+        The folder of the metadata.
+    """
+    module = f"{name.replace('-', '_')}_plugin"
+    (folder / f"{module}.py").write_text(source, encoding="utf-8")
+    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n", encoding="utf-8")
+    return info
