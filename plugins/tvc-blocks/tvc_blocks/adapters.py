@@ -1,0 +1,245 @@
+"""Adapters between tvc's blocks, which get their input channels from the core, and torchvision.ops, which does the work."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torchvision import ops
+
+__all__ = [
+    "DeformConv",
+    "conv_bn_act",
+    "drop_block",
+    "frozen_batch_norm",
+    "identity",
+    "mlp",
+    "squeeze_excitation",
+    "stochastic_depth",
+]
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "hardswish": nn.Hardswish,
+    "leaky_relu": nn.LeakyReLU,
+    "sigmoid": nn.Sigmoid,
+    "hardsigmoid": nn.Hardsigmoid,
+}
+NORMALIZATIONS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
+
+
+def conv_bn_act(
+    in_channels: int,
+    channels: int | None = None,
+    kernel_size: int = 3,
+    stride: int = 1,
+    padding: int | None = None,
+    dilation: int = 1,
+    groups: int = 1,
+    normalization: str | None = "batch",
+    activation: str | None = "relu",
+) -> nn.Module:
+    """Convolution, normalization and activation.
+
+    Maps [N, in_channels, H, W] to [N, channels, ceil(H / stride), ceil(W / stride)] with the default padding and an odd kernel.
+
+    Args:
+        in_channels: width of the incoming map [channels].
+        channels: width of the outgoing map; None for in_channels [channels].
+        kernel_size: side of the kernel [pixels].
+        stride: step of the kernel [pixels].
+        padding: on each side; None for (kernel_size - 1) // 2 * dilation [pixels].
+        dilation: distance of the kernel's points [pixels].
+        groups: of channels that see each other only.
+        normalization: "batch", "instance" or None.
+        activation: "relu", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "sigmoid", "hardsigmoid" or None.
+
+    Raises:
+        ValueError: a size is not positive, `groups` does not divide both widths, or a name is unknown.
+
+    Source: torchvision.ops.Conv2dNormActivation.
+    """
+    out_channels = in_channels if channels is None else channels
+    _check_counts(channels=out_channels, kernel_size=kernel_size, stride=stride, dilation=dilation, groups=groups)
+    activation_layer = _choose("activation", activation, ACTIVATIONS)
+    return ops.Conv2dNormActivation(
+        in_channels,
+        out_channels,
+        kernel_size,
+        stride,
+        padding,
+        groups,
+        norm_layer=_choose("normalization", normalization, NORMALIZATIONS),
+        activation_layer=activation_layer,
+        dilation=dilation,
+        inplace=True if activation_layer in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU) else None,
+    )
+
+
+class DeformConv(nn.Module):
+    """Modulated deformable convolution, which starts as the plain convolution with its weights halved.
+
+    Offsets and modulation come from a convolution of the same input, zero at first: no offset, modulation sigmoid(0).
+    Maps [N, in_channels, H, W] to [N, channels, ceil(H / stride), ceil(W / stride)] for an odd kernel.
+
+    Args:
+        in_channels: width of the incoming map [channels].
+        channels: width of the outgoing map; None for in_channels [channels].
+        kernel_size: side of the kernel, odd [pixels].
+        stride: step of the kernel [pixels].
+        dilation: distance of the kernel's points [pixels].
+        groups: of channels that see each other only.
+
+    Raises:
+        ValueError: a size is not positive, the kernel is even, or `groups` does not divide both widths.
+
+    Source: Zhu et al. 2019, arXiv:1811.11168, section 3.2; torchvision.ops.DeformConv2d.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int | None = None,
+        kernel_size: int = 3,
+        stride: int = 1,
+        dilation: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        out_channels = in_channels if channels is None else channels
+        _check_counts(channels=out_channels, kernel_size=kernel_size, stride=stride, dilation=dilation, groups=groups)
+        if kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size is odd, not {kernel_size}")
+        padding = (kernel_size - 1) // 2 * dilation
+        points = kernel_size * kernel_size
+        self.offset = nn.Conv2d(in_channels, 3 * points, kernel_size, stride, padding, dilation)
+        nn.init.zeros_(self.offset.weight)
+        if self.offset.bias is not None:
+            nn.init.zeros_(self.offset.bias)
+        self.conv = ops.DeformConv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        self.points = points
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute offsets and modulation, then sample."""
+        offset, mask = self.offset(x).split([2 * self.points, self.points], dim=1)
+        return self.conv(x, offset, mask.sigmoid())
+
+
+def squeeze_excitation(
+    in_channels: int,
+    squeeze_channels: int | None = None,
+    activation: str = "relu",
+    scale_activation: str = "sigmoid",
+) -> nn.Module:
+    """torchvision's squeeze-excite. Maps [N, C, H, W] to the same shape.
+
+    Args:
+        in_channels: C [channels].
+        squeeze_channels: width of the hidden layer; None for C // 16, at least 1 [channels].
+        activation: of the hidden layer, as for conv_bn_act.
+        scale_activation: of the gate, "sigmoid" or "hardsigmoid" as a rule.
+
+    Raises:
+        ValueError: `squeeze_channels` is not positive, or a name is unknown.
+
+    Source: torchvision.ops.SqueezeExcitation.
+    """
+    squeeze = max(in_channels // 16, 1) if squeeze_channels is None else squeeze_channels
+    _check_counts(squeeze_channels=squeeze)
+    hidden, scale = _choose("activation", activation, ACTIVATIONS), _choose("scale_activation", scale_activation, ACTIVATIONS)
+    return ops.SqueezeExcitation(in_channels, squeeze, hidden or nn.Identity, scale or nn.Identity)
+
+
+def mlp(in_channels: int, hidden_channels: int | None = None, activation: str = "gelu", dropout: float = 0.0) -> nn.Module:
+    """Multilayer perceptron over the last axis. Maps [..., C] to the same shape.
+
+    Args:
+        in_channels: C [channels].
+        hidden_channels: width of the hidden layer; None for 4 C [channels].
+        activation: of the hidden layer, as for conv_bn_act.
+        dropout: probability behind each layer.
+
+    Raises:
+        ValueError: `hidden_channels` is not positive, `dropout` no probability, or the activation unknown.
+
+    Source: torchvision.ops.MLP.
+    """
+    hidden = 4 * in_channels if hidden_channels is None else hidden_channels
+    _check_counts(hidden_channels=hidden)
+    _check_probability(dropout)
+    layer = _choose("activation", activation, ACTIVATIONS) or nn.Identity
+    return ops.MLP(in_channels, [hidden, in_channels], activation_layer=layer, inplace=None, dropout=dropout)
+
+
+def drop_block(in_channels: int, p: float = 0.1, block_size: int = 7) -> nn.Module:
+    """Zero contiguous squares of [N, C, H, W] in training, and scale the rest.
+
+    Args:
+        in_channels: C; what is dropped does not depend on it.
+        p: probability of an entry to be dropped.
+        block_size: side of the squares [pixels].
+
+    Raises:
+        ValueError: `p` is no probability, or `block_size` is not positive.
+
+    Source: torchvision.ops.DropBlock2d.
+    """
+    _check_probability(p)
+    _check_counts(block_size=block_size)
+    return ops.DropBlock2d(p, block_size)
+
+
+def stochastic_depth(in_channels: int, p: float = 0.1, mode: str = "row") -> nn.Module:
+    """Zero the whole map of random samples in training, and scale the rest.
+
+    Args:
+        in_channels: C; what is dropped does not depend on it.
+        p: probability of a sample to be dropped.
+        mode: "row" decides for each sample, "batch" for all together.
+
+    Raises:
+        ValueError: `p` is no probability, or `mode` unknown.
+
+    Source: torchvision.ops.StochasticDepth.
+    """
+    _check_probability(p)
+    if mode not in ("row", "batch"):
+        raise ValueError(f"mode is 'row' or 'batch', not {mode!r}")
+    return ops.StochasticDepth(p, mode)
+
+
+def frozen_batch_norm(in_channels: int, eps: float = 1e-5) -> nn.Module:
+    """Batch normalization of [N, C, H, W] with constant statistics, scale and shift, which start as the identity.
+
+    Args:
+        in_channels: C [channels].
+        eps: is added to the variance.
+
+    Source: torchvision.ops.FrozenBatchNorm2d.
+    """
+    return ops.FrozenBatchNorm2d(in_channels, eps)
+
+
+def identity(in_channels: int) -> nn.Module:
+    """Return the module that gives back its input, whatever its shape."""
+    return nn.Identity()
+
+
+def _choose(what: str, name: str | None, known: dict[str, type[nn.Module]]) -> type[nn.Module] | None:
+    if name is None:
+        return None
+    if name not in known:
+        raise ValueError(f"{what} is one of {', '.join(known)}, not {name!r}")
+    return known[name]
+
+
+def _check_counts(**counts: object) -> None:
+    for name, count in counts.items():
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise ValueError(f"{name} is a whole number of at least 1, not {count!r}")
+
+
+def _check_probability(p: object) -> None:
+    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
+        raise ValueError(f"a probability is a number from 0 to 1, not {p!r}")
