@@ -1,0 +1,168 @@
+"""Every torchvision backbone of the first four families keeps the two promises. `make test` runs one of each family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from tvc_core import BackboneSpec, HybridBuilder, HybridModel, Registry
+
+SMALLEST = ("resnet18", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small")
+PLUGINS = ("tvc-resnet", "tvc-efficientnet", "tvc-convnext", "tvc-mobilenet")
+BLOCKS = ("se", "eca", "cbam_block")
+SIDE = 64
+
+NAMES = [
+    offer.spec.name
+    for offer in Registry().all(BackboneSpec)
+    if offer.owner in PLUGINS and offer.spec.origin == "torchvision"
+]
+CASES = [name if name in SMALLEST else pytest.param(name, marks=pytest.mark.sweep) for name in NAMES]
+
+
+@pytest.fixture
+def official(made_up: Callable[..., dict[str, Path]], request: pytest.FixtureRequest) -> Iterator[str]:
+    """Name of a backbone whose made-up official file is there during the test, and deleted after it if it is a big one."""
+    name = request.param
+    files = made_up(name)
+    yield name
+    if name not in SMALLEST:
+        for path in files.values():
+            path.unlink()
+
+
+def images(count: int = 2, seed: int = 0) -> Tensor:
+    return torch.randn(count, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
+
+
+def torchvisions_own(name: str) -> nn.Module:
+    weights = torchvision.models.get_model_weights(name).DEFAULT
+    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+    model = torchvision.models.get_model(name, weights=None)
+    model.load_state_dict(torch.load(file, weights_only=True))
+    return model
+
+
+def stage_paths(name: str) -> list[str]:
+    return [paths[-1] for paths in Registry().resolve(BackboneSpec, name).spec.stage_paths]
+
+
+def fully_patched(name: str) -> HybridModel:
+    patches = {path: [{"wrap": block} for block in BLOCKS] for path in stage_paths(name)}
+    return HybridBuilder().from_torchvision(name, patches=patches)
+
+
+def test_the_28_backbones_are_all_that_torchvision_has_in_these_families() -> None:
+    prefixes = ("resnet", "resnext", "wide_resnet", "efficientnet", "convnext", "mobilenet")
+    known = torchvision.models.list_models(module=torchvision.models)
+    assert sorted(NAMES) == sorted(name for name in known if name.startswith(prefixes))
+    assert len(NAMES) == 28
+
+
+@pytest.mark.parametrize("official", CASES, indirect=True)
+def test_a_backbone_keeps_the_promises(official: str) -> None:
+    """One test for each backbone, since building the large ones is what takes the time."""
+    own = torchvisions_own(official).eval()
+    plain = HybridBuilder().from_torchvision(official).eval()
+    x = images()
+    with torch.no_grad():
+        expected = own(x)
+        assert torch.equal(plain(x), expected), "an unpatched hybrid computes something else than torchvision's network"
+    assert list(plain.state_dict()) == list(own.state_dict())
+    assert isinstance(plain, type(own))
+    del plain
+
+    model = fully_patched(official).eval()
+    check_keys(model, own)
+    check_identity_and_effect(model, x, expected)
+    check_features(model, x)
+    check_partition(model)
+    check_freezing(fully_patched(official), own)
+
+
+def check_keys(model: HybridModel, own: nn.Module) -> None:
+    result = model.load_state_dict(own.state_dict(), strict=False)
+    assert result.unexpected_keys == []
+    assert result.missing_keys and all(key.startswith("patches.") for key in result.missing_keys)
+    state = model.state_dict()
+    assert all(torch.equal(value, state[key]) for key, value in own.state_dict().items())
+
+
+@torch.no_grad()
+def check_identity_and_effect(model: HybridModel, x: Tensor, expected: Tensor) -> None:
+    assert torch.equal(model(x), expected), "the patched hybrid does not start as its backbone"
+    assert model.step0_difference == 0.0
+    assert len(model.patch_records) == len(BLOCKS) * len(model.stage_info)
+    for record in model.patch_records:
+        (path,) = record.paths
+        patch = model.get_submodule(path)
+        ran: list[str] = []
+        handle = patch.register_forward_hook(lambda *_, ran=ran: ran.append("ran"))
+        model(x)
+        handle.remove()
+        assert ran == ["ran"], f"{path} did not run once in a forward pass"
+        patch.alpha.fill_(0.5)
+        opened = model(x)
+        assert not torch.equal(opened, expected), f"opening the gate of {path} changes nothing"
+        kept = [parameter.clone() for parameter in patch.block.parameters()]
+        for parameter in patch.block.parameters():
+            parameter.add_(0.5)
+        assert not torch.equal(model(x), opened), f"perturbing the parameters of {path} changes nothing"
+        for parameter, value in zip(patch.block.parameters(), kept, strict=True):
+            parameter.copy_(value)
+        patch.alpha.zero_()
+    assert torch.equal(model(x), expected)
+
+
+@torch.no_grad()
+def check_features(model: HybridModel, x: Tensor) -> None:
+    features = model.get_stage_outputs(x)
+    assert len(features) == len(model.stage_info) + 1
+    for info in model.stage_info:
+        feature = features[info.index + 1]
+        assert info.layout == "NCHW"
+        assert feature.shape[1] == info.channels
+        assert feature.shape[2:] == (SIDE // info.stride, SIDE // info.stride)
+    assert torch.equal(model.forward_head(model.forward_features(x)), model(x))
+
+
+def check_partition(model: HybridModel) -> None:
+    spec = Registry().resolve(BackboneSpec, model.recipe.backbone).spec
+    paths = [*spec.stem, *(path for stage in spec.stage_paths for path in stage), spec.head]
+    for name, _ in (*model.named_parameters(), *model.named_buffers()):
+        owners = [path for path in paths if name == path or name.startswith(f"{path}.")]
+        assert name.startswith("patches.") or len(owners) == 1, f"{name} belongs to {owners}"
+
+
+def check_freezing(model: HybridModel, own: nn.Module) -> None:
+    spec = Registry().resolve(BackboneSpec, model.recipe.backbone).spec
+    model.train()
+    model.freeze_backbone()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    expected = {name for name, _ in model.named_parameters() if name.startswith(("patches.", f"{spec.head}."))}
+    assert trainable == expected
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, weight_decay=0.1)
+    for step in range(3):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(images(2, seed=step)), torch.tensor([1, 2])).backward()
+        optimizer.step()
+        model.train()
+    after = model.state_dict()
+    for name in own.state_dict():
+        if not name.startswith(f"{spec.head}."):
+            assert torch.equal(after[name], before[name]), f"the frozen {name} moved"
+    assert all(not torch.equal(after[name], before[name]) for name in trainable if name.endswith("alpha"))
+    counts = []
+    for first in range(len(spec.stage_paths), -1, -1):
+        model.freeze_backbone(unfreeze_stages=list(range(first, len(spec.stage_paths))))
+        counts.append(model.count_parameters(trainable_only=True))
+    model.unfreeze_all()
+    counts.append(model.count_parameters(trainable_only=True))
+    assert counts == sorted(set(counts)), "thawing one more stage does not strictly increase what is trainable"
+    assert counts[-1] == model.count_parameters()
