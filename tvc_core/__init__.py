@@ -31,8 +31,9 @@ from .registry import PluginInfo, Registry
 from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 
 if TYPE_CHECKING:
-    from .model.anatomy import StageInfo
+    from .model.anatomy import PartInfo, StageInfo
     from .model.hybrid import HybridModel, PatchRecord
+    from .surgery.listing import PathInfo, describe_backbone
     from .surgery.operations import BlockMaker, Target
     from .surgery.patches import Patch
     from .weights.files import read_state_dict
@@ -59,6 +60,7 @@ __all__ = [
     "PatchError",
     "PatchOpSpec",
     "PatchRecord",
+    "PartInfo",
     "PluginError",
     "PluginInfo",
     "Recipe",
@@ -74,6 +76,7 @@ __all__ = [
     "WeightsError",
     "WeightsSpec",
     "build_torchvision",
+    "describe_backbone",
     "hookimpl",
     "load_yaml_recipe",
     "partial_load",
@@ -86,10 +89,13 @@ _HEAVY = {
     "HybridModel": "model.hybrid",
     "LoadReport": "weights.partial",
     "Patch": "surgery.patches",
+    "PartInfo": "model.anatomy",
     "PatchRecord": "model.hybrid",
+    "PathInfo": "surgery.listing",
     "StageInfo": "model.anatomy",
     "Target": "surgery.operations",
     "build_torchvision": "weights.torchvision",
+    "describe_backbone": "surgery.listing",
     "partial_load": "weights.partial",
     "read_state_dict": "weights.files",
     "transfer_weights": "weights.partial",

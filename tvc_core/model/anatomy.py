@@ -10,7 +10,7 @@ from torch import nn
 from ..errors import BackboneError, StageError, listing
 from ..specs import BackboneSpec
 
-__all__ = ["Anatomy", "HEAD", "STEM", "StageInfo", "stage_name"]
+__all__ = ["HEAD", "STEM", "Anatomy", "PartInfo", "StageInfo", "stage_name"]
 
 STEM, HEAD = "stem", "head"
 
@@ -39,6 +39,23 @@ class StageInfo:
     channels: int
     stride: int
     layout: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartInfo:
+    """One part of a model: stem, stage or head, with the blocks inserted in it.
+
+    Args:
+        name: "stem", "stage 0", ... or "head".
+        paths: paths of its modules, in order of execution.
+        num_parameters: inserted blocks included [parameters].
+        num_trainable: those that require gradients [parameters].
+    """
+
+    name: str
+    paths: tuple[str, ...]
+    num_parameters: int
+    num_trainable: int
 
 
 @dataclass(frozen=True, kw_only=True)

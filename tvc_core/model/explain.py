@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 from torch import nn
 
@@ -11,10 +12,10 @@ from ..recipe import Plan
 from ..surgery.head import dropout_of, last_layer, num_classes_of
 from ..surgery.patches import installed_patches
 from ..weights.torchvision import transforms_of
-from .freezing import part_of_parameter
+from .anatomy import PartInfo
 from .hybrid import HybridModel
 
-__all__ = ["explain", "part_table", "transforms"]
+__all__ = ["explain", "transforms"]
 
 
 def explain(model: HybridModel) -> str:
@@ -34,23 +35,8 @@ def explain(model: HybridModel) -> str:
     path, layer = last_layer(model, anatomy.head)
     dropout = dropout_of(model, anatomy.head)
     lines.append(f"head: {path} ({type(layer).__name__}), {num_classes_of(layer)} classes, dropout {dropout or 0.0:g}")
-    lines.append(_table(part_table(model)))
+    lines.append(_table(model.parts()))
     return "\n".join(lines)
-
-
-def part_table(model: HybridModel) -> list[tuple[str, str, int, int]]:
-    """Return (part, paths, parameters, trainable parameters) for stem, stages, patches in each, and head."""
-    anatomy = model._tvc.anatomy
-    rows: dict[str, list[int]] = {part: [0, 0] for part in anatomy.parts}
-    for name, parameter in model.named_parameters():
-        part, _ = part_of_parameter(name, anatomy)
-        counts = rows.setdefault(part or "elsewhere", [0, 0])
-        counts[0] += parameter.numel()
-        counts[1] += parameter.numel() if parameter.requires_grad else 0
-    paths: dict[str, list[str]] = {}
-    for part, path in anatomy.items():
-        paths.setdefault(part, []).append(path)
-    return [(part, " ".join(paths.get(part, [])), total, trainable) for part, (total, trainable) in rows.items()]
 
 
 def transforms(plan: Plan) -> nn.Module:
@@ -101,7 +87,7 @@ def _patch_lines(model: HybridModel) -> list[str]:
     return [f"patches: {len(lines)}", *lines, difference]
 
 
-def _table(rows: list[tuple[str, str, int, int]]) -> str:
+def _table(parts: Sequence[PartInfo]) -> str:
     lines = [f"{'part':<10} {'parameters':>12} {'trainable':>12}  modules"]
-    lines += [f"{part:<10} {total:>12,} {trainable:>12,}  {paths}" for part, paths, total, trainable in rows]
-    return "\n".join(line.rstrip() for line in lines)
+    lines += [f"{p.name:<10} {p.num_parameters:>12,} {p.num_trainable:>12,}  {' '.join(p.paths)}" for p in parts]
+    return "\n".join(lines)

@@ -78,10 +78,13 @@ def check_head(head: object) -> None:
 
 
 def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
-    """Return the part that a parameter belongs to, and whether it is in an inserted block."""
+    """Return the part that a parameter belongs to, and whether it is in an inserted block.
+
+    A block at a module of no part (the pooling layer between the last stage and the head) counts to the head.
+    """
     root, _, rest = name.partition(".")
     if root in CONTAINERS and anatomy.part_of(name) is None:
-        return anatomy.part_of(rest), True
+        return anatomy.part_of(rest) or HEAD, True
     return anatomy.part_of(name), False
 
 

@@ -14,7 +14,7 @@ from ..errors import BackboneError, HeadError
 from ..recipe import Plan, Recipe
 from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropout, set_num_classes
 from . import freezing
-from .anatomy import HEAD, Anatomy, StageInfo
+from .anatomy import HEAD, Anatomy, PartInfo, StageInfo
 from .checkpointing import set_checkpointing
 from .features import Bridge, Taps
 from .freezing import FreezeState
@@ -118,6 +118,21 @@ class HybridModel(nn.Module):
     def stage_info(self) -> tuple[StageInfo, ...]:
         """What was measured of each stage after patching: entry i describes stage i, feature i + 1."""
         return self._tvc.stages
+
+    def parts(self) -> tuple[PartInfo, ...]:
+        """Return stem, stages and head with their parameter counts as they are now. Together they are the model."""
+        anatomy = self._tvc.anatomy
+        counts = {part: [0, 0] for part in anatomy.parts}
+        for name, parameter in self.named_parameters():
+            part, _ = freezing.part_of_parameter(name, anatomy)
+            if part is not None:
+                counts[part][0] += parameter.numel()
+                counts[part][1] += parameter.numel() if parameter.requires_grad else 0
+        paths = {part: tuple(path for found, path in anatomy.items() if found == part) for part in anatomy.parts}
+        return tuple(
+            PartInfo(name=part, paths=paths[part], num_parameters=total, num_trainable=trainable)
+            for part, (total, trainable) in counts.items()
+        )
 
     # -- freezing -------------------------------------------------------------------------------------------------
 
