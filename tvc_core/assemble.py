@@ -163,5 +163,3 @@ def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
             f"the patches at {targets} were to start as the identity, but the logits differ by {difference:.3g}: a block puts out "
             "values that are not finite, or an operation does more than it declares"
         )
-
-

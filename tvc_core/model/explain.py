@@ -45,10 +45,14 @@ def transforms(plan: Plan) -> nn.Module:
     weights = plan.weights
     if weights is None:
         if spec.default_weights is None:
-            raise BackboneError(f"{plan.backbone.qualified} has no pretrained weights, so nothing says how to prepare images for it")
+            raise BackboneError(
+                f"{plan.backbone.qualified} has no pretrained weights, so nothing says how to prepare images for it"
+            )
         weights = spec.find_weights(spec.default_weights)
         assert weights is not None
-        message = f"the model has no pretrained weights; transforms() gives the preprocessing of the default weights, {weights.name}"
+        message = (
+            f"the model has no pretrained weights; transforms() gives the preprocessing of the default weights, {weights.name}"
+        )
         warnings.warn(message, UserWarning, stacklevel=3)
     return transforms_of(weights)
 

@@ -67,10 +67,14 @@ def load(path: Path, registry: Registry | None = None) -> HybridModel:
     own = model.state_dict()
     if own.keys() != tensors.keys():
         lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
-        raise WeightsError(f"{path}: does not fit its own recipe: lacks {listing(lost, most=4)}; has also {listing(extra, most=4)}")
+        raise WeightsError(
+            f"{path}: does not fit its own recipe: lacks {listing(lost, most=4)}; has also {listing(extra, most=4)}"
+        )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
-            raise WeightsError(f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives {list(tensor.shape)}")
+            raise WeightsError(
+                f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives {list(tensor.shape)}"
+            )
     model.load_state_dict(tensors, assign=any(own[name].dtype != tensors[name].dtype for name in own))
     try:
         model.class_names = content["class_names"]

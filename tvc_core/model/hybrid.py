@@ -362,7 +362,12 @@ def _new_hybrid(base: type[nn.Module], delegates: bool, attributes: dict[str, An
 
 @functools.cache
 def _hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridModel]:
-    body: dict[str, Any] = {"__module__": __name__, "__doc__": HybridModel.__doc__, "_tvc_base": base, "_tvc_delegates": delegates}
+    body: dict[str, Any] = {
+        "__module__": __name__,
+        "__doc__": HybridModel.__doc__,
+        "_tvc_base": base,
+        "_tvc_delegates": delegates,
+    }
     if delegates:
         body["forward"] = _forward_on_view
     return type(f"Hybrid{base.__name__}", (HybridModel, base), body)
@@ -370,5 +375,3 @@ def _hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridModel]:
 
 def _forward_on_view(self: HybridModel, *args: Any, **kwargs: Any) -> Any:
     return self.__dict__[_VIEW].forward(*args, **kwargs)
-
-

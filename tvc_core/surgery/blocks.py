@@ -37,7 +37,9 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
     if takes is not None:
         for name in params:
             if name not in takes:
-                raise ParameterError(f"{what}: unknown parameter {name!r}.{did_you_mean(name, takes)} It takes: {listing(takes)}.")
+                raise ParameterError(
+                    f"{what}: unknown parameter {name!r}.{did_you_mean(name, takes)} It takes: {listing(takes)}."
+                )
         missing = [name for name, default in takes.items() if default is ... and name not in params]
         if missing:
             raise ParameterError(f"{what}: the parameter {listing(missing)} must be given. It takes: {listing(takes)}.")
@@ -47,7 +49,9 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
         raise
     except (TypeError, ValueError, RuntimeError, ArithmeticError, AssertionError) as error:
         given = ", ".join(f"{name}={value!r}" for name, value in params.items())
-        raise ParameterError(f"{what} cannot be made with {given or 'its defaults'}: {type(error).__name__}: {error}") from error
+        raise ParameterError(
+            f"{what} cannot be made with {given or 'its defaults'}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str, Any]) -> nn.Module:

@@ -104,5 +104,3 @@ def dropout_of(network: nn.Module, head: str) -> float | None:
     hooks = last_layer(network, head)[1]._forward_pre_hooks.values()
     added = [hook.p for hook in hooks if isinstance(hook, HeadDropout)]
     return (added or dropouts or [None])[-1]
-
-

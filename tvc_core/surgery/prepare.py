@@ -112,7 +112,9 @@ def _apply(patch: PatchPlan, site: Site, module: nn.Module, network: nn.Module, 
         raise PluginError(f"patch op {patch.op.qualified!r} returned {type(result).__name__}, not what stands at the target")
     replacement = None if result is module else result
     if replacement is None and not target.insertions:
-        raise PluginError(f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without effect is an error")
+        raise PluginError(
+            f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without effect is an error"
+        )
     for insertion in target.insertions:
         _initialize(patch, insertion.patch)
         _try_insertion(patch, insertion, site, probe)
@@ -155,7 +157,9 @@ def _try_replacement(
     found = _output_shape(prepared.replacement, before, probe, f"the block {block!r}")
     try:
         _, output = probe.sites(network, [], stand_ins)
-        problem = "" if output.shape == logits.shape else f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
+        problem = (
+            "" if output.shape == logits.shape else f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
+        )
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError) as error:
         problem = " ".join(str(error).split())[:200]
     if problem:

@@ -98,9 +98,7 @@ class CBAM(nn.Module):
     Source: Woo et al. 2018, section 3, equation (1).
     """
 
-    def __init__(
-        self, in_channels: int, reduction: int = 16, kernel_size: int = 7, hidden_channels: int | None = None
-    ) -> None:
+    def __init__(self, in_channels: int, reduction: int = 16, kernel_size: int = 7, hidden_channels: int | None = None) -> None:
         super().__init__()
         self.channel = ChannelAttention(in_channels, reduction, hidden_channels)
         self.spatial = SpatialAttention(in_channels, kernel_size)
