@@ -61,6 +61,7 @@ __all__ = [
     "PatchOpSpec",
     "PatchRecord",
     "PartInfo",
+    "PathInfo",
     "PluginError",
     "PluginInfo",
     "Recipe",
