@@ -14,8 +14,8 @@ from .model.features import Taps, find_bridge
 from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid
 from .recipe import Plan
 from .weights.files import verification_is_off
-from .weights.torchvision import check_member, class_names_of
-from .surgery.head import dropout_of, last_layer, num_classes_of, set_dropout, set_num_classes
+from .weights.torchvision import check_weights_class, class_names_of
+from .surgery.head import last_layer, num_classes_of, set_dropout, set_num_classes
 from .surgery.patches import attach, set_module
 from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe, channels_of, layout_of
@@ -81,8 +81,8 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
         WeightsError: the weights cannot be had or do not fit.
     """
     spec = plan.backbone.spec
-    if plan.member is not None:
-        check_member(spec, plan.member)
+    if plan.weights_class is not None:
+        check_weights_class(spec, plan.weights_class)
     factory: Callable[..., Any] = plan.backbone.load()
     try:
         network = factory(spec, weights=plan.weights if pretrained else None, **plan.options)
@@ -157,7 +157,7 @@ def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
 
 def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
     """Refuse a hybrid that was to start as its backbone and does not."""
-    if all(record.starts_as_identity for record in records) and not difference == 0.0:
+    if all(record.starts_as_identity for record in records) and difference != 0.0:
         targets = ", ".join(record.target for record in records)
         raise PatchError(
             f"the patches at {targets} were to start as the identity, but the logits differ by {difference:.3g}: a block puts out "

@@ -33,7 +33,7 @@ class Plan:
         recipe: what the user wrote, with qualified names and the weights' own name instead of "DEFAULT".
         backbone: the network.
         weights: the pretrained set, None for random weights.
-        member: the torchvision enum member that the user passed, if it was one.
+        weights_class: the enum class that the user named with the weights, as in "ResNet50_Weights.IMAGENET1K_V2".
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
     """
@@ -41,7 +41,7 @@ class Plan:
     recipe: Recipe
     backbone: Named[BackboneSpec]
     weights: WeightsSpec | None
-    member: enum.Enum | None = None
+    weights_class: str | None = None
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -69,9 +69,10 @@ def make_plan(recipe: Recipe, registry: Registry) -> Plan:
         weights=weights.name if weights else None,
         patches=tuple(_qualified(patch) for patch in patches),
     )
-    member = recipe.weights if isinstance(recipe.weights, enum.Enum) else None
+    given = recipe.weights
+    weights_class = type(given).__name__ if isinstance(given, enum.Enum) else str(given or "").rpartition(".")[0] or None
     return Plan(
-        recipe=qualified, backbone=backbone, weights=weights, member=member, patches=patches, options=dict(recipe.options)
+        recipe=qualified, backbone=backbone, weights=weights, weights_class=weights_class, patches=patches, options=dict(recipe.options)
     )
 
 

@@ -72,7 +72,8 @@ def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
         raise WeightsError(f"{name}: not a state dict: {len(wrong)} of its entries are no tensors: {entries}.{advice}")
     for key, value in content.items():
         if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_meta):
-            raise WeightsError(f"{name}: {key!r} is a {value.layout} tensor on {value.device}; only plain tensors can be loaded")
+            kind = f"{value.layout} tensor on {value.device}"
+            raise WeightsError(f"{name}: {key!r} is a {kind}; only plain tensors can be loaded")
     return content  # type: ignore[return-value]
 
 
@@ -98,8 +99,8 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
     found = digest.hexdigest()
     if not found.startswith(sha256.lower()):
         raise WeightsError(
-            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, its name promises {sha256}: the file is damaged or not the "
-            f"official one. Delete it and build again to download it, or set {SWITCH}=0 to use it all the same."
+            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, its name promises {sha256}: the file is damaged or not "
+            f"the official one. Delete it and build again to download it, or set {SWITCH}=0 to use it all the same."
         )
 
 
@@ -121,5 +122,3 @@ def _load(file: BinaryIO, path: Path) -> Any:
             f"{path}: cannot be opened as weights: {type(error).__name__}: {first}. The file is truncated, damaged, or holds "
             "more than tensors; tvc never runs code from a file."
         ) from error
-
-

@@ -267,5 +267,3 @@ def _initialize(model: nn.Module, new: list[str], initializer: Any) -> list[str]
         prefix = f"{owner}." if owner else ""
         done += [f"{prefix}{name}" for name, version in before.items() if tensors[name]._version != version]  # type: ignore[union-attr]
     return done
-
-

@@ -7,9 +7,7 @@ torchvision itself looks at nothing, and opens it without running code.
 
 from __future__ import annotations
 
-import enum
-import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
 
@@ -70,8 +68,8 @@ def build_torchvision(spec: BackboneSpec, *, weights: WeightsSpec | None, **opti
         raise
     except RuntimeError as error:
         changed = f" with the options {listing(options)}" if options else ""
-        text = str(error) if options else " ".join(str(error).split())[:400]
-        raise WeightsError(f"the file of {member} does not fit {spec.name}{changed}: {' '.join(text.split())[:400]}") from error
+        reason = " ".join(str(error).split())[:400]
+        raise WeightsError(f"the file of {member} does not fit {spec.name}{changed}: {reason}") from error
 
 
 def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
@@ -90,16 +88,17 @@ def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
         ) from None
 
 
-def check_member(spec: BackboneSpec, member: enum.Enum) -> None:
-    """Refuse an enum member that belongs to another network.
+def check_weights_class(spec: BackboneSpec, weights_class: str) -> None:
+    """Refuse weights that were named with the enum class of another network, as in "ResNet50_Weights.IMAGENET1K_V2".
 
     Raises:
-        WeightsError: such a member.
+        WeightsError: the class is not this network's.
     """
-    members = torchvision.models.get_model_weights(spec.name) if spec.origin == "torchvision" else None
-    if members is None or not isinstance(member, members):
+    own = torchvision.models.get_model_weights(spec.name).__name__ if spec.origin == "torchvision" else "none"
+    if weights_class != own:
+        names = listing(weights.name for weights in spec.weights)
         raise WeightsError(
-            f"{member!r} belongs to another network than {spec.name!r}; it has {listing(weights.name for weights in spec.weights)}"
+            f"{weights_class} belongs to another network than {spec.name!r} (its class is {own}): it has {names}"
         )
 
 
@@ -126,7 +125,7 @@ def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
 
 def cached_file(url: str) -> Path:
     """Return where torch.hub keeps the file of an address: $TORCH_HOME/hub/checkpoints."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / os.path.basename(urlparse(url).path)
+    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(url).path).name
 
 
 def _download(url: str, path: Path, progress: bool) -> None:

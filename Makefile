@@ -1,0 +1,47 @@
+# Each target is one command on a fresh machine: it makes .venv with everything installed if that is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
+WORKERS ?= 2
+
+.PHONY: demo test test-all bench docs lint format wheels clean
+
+demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
+	$(BIN)/python examples/demo.py
+
+test: $(READY) lint  ## what every change must pass
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep"
+
+test-all: $(READY) lint  ## also the sweeps over all backbones
+	$(BIN)/python -m pytest -q
+
+bench: $(READY)  ## figures as ratios, side by side in one run
+	$(BIN)/python tests/bench/bench.py
+
+docs: $(READY)  ## write the reference from the code
+	$(BIN)/python docs/generate.py
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(READY)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheels: $(READY)  ## build all distributions into dist/
+	for folder in . $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit 1; done
+
+clean:
+	rm -rf $(VENV) dist
+
+$(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python -m pip install --quiet --group dev
+	$(BIN)/python -m pip install --quiet --no-build-isolation --editable . $(addprefix --editable ,$(PLUGINS))
+	touch $(READY)
