@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -11,14 +12,14 @@ from torch import nn
 from .errors import BackboneError, PatchError, TvcError
 from .model.anatomy import Anatomy, StageInfo
 from .model.features import Taps, find_bridge
-from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid
+from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names
 from .recipe import Plan
-from .weights.files import verification_is_off
-from .weights.torchvision import check_weights_class, class_names_of
 from .surgery.head import last_layer, num_classes_of, set_dropout, set_num_classes
-from .surgery.patches import attach, set_module
+from .surgery.patches import attach, set_module, undoing
 from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe, channels_of, layout_of
+from .weights.files import verification_is_off
+from .weights.torchvision import check_weights_class, class_names_of
 
 __all__ = ["assemble", "build_backbone"]
 
@@ -33,9 +34,17 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
     """
+    with _keeping_random_state():
+        network = build_backbone(plan, pretrained=pretrained)
+        with undoing(network):
+            return _assemble(plan, network, pretrained)
+
+
+def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     spec = plan.backbone.spec
-    network = build_backbone(plan, pretrained=pretrained)
     anatomy = Anatomy.of(network, spec)
+    if plan.recipe.unfreeze_stages is not None:
+        anatomy.stage_indices(plan.recipe.unfreeze_stages)
     probe = Probe.of(network, spec)
     before = probe.run(network) if plan.patches else None
     prepared = prepare(network, plan.patches, probe, spec.name)
@@ -52,6 +61,7 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
         names = None
     if plan.recipe.class_names is not None:
         names = plan.recipe.class_names
+        check_class_names(names, wanted or classes)
     if plan.recipe.dropout is not None:
         set_dropout(network, anatomy.head, plan.recipe.dropout)
     facts = Facts(
@@ -63,7 +73,7 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
         records=records,
         step0_difference=difference,
         probe_shape=tuple(probe.image.shape),
-        verified=not (plan.weights is not None and verification_is_off()),
+        verified=not (pretrained and plan.weights is not None and verification_is_off()),
     )
     model = become_hybrid(network, facts)
     if names is not None:
@@ -94,12 +104,17 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
         raise BackboneError(f"{what}: {type(error).__name__}: {error}") from error
     if not isinstance(network, nn.Module):
         raise BackboneError(f"the factory of {plan.backbone.qualified!r} returned {type(network).__name__}, not an nn.Module")
+    if isinstance(network, HybridModel):
+        raise BackboneError(f"the factory of {plan.backbone.qualified!r} returned a hybrid, not a new network")
     return network
 
 
 def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
     path, plan = prepared.site.path, prepared.plan
+    new: tuple[str, ...] = ()
     if prepared.replacement is not None:
+        old = set(network.get_submodule(path).modules())
+        new = tuple(name for name, module in prepared.replacement.named_modules(prefix=path) if module not in old)
         set_module(network, path, prepared.replacement)
     name = plan.entry.name or (plan.block.spec.name if plan.block else plan.op.spec.name)
     homes = [attach(network, path, name, insertion.patch, insertion.position) for insertion in prepared.insertions]
@@ -112,6 +127,7 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
         starts_as_identity=prepared.replacement is None and all(i.patch.alpha is not None for i in prepared.insertions),
         paths=tuple(homes) if homes else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
+        new=new,
     )
 
 
@@ -121,18 +137,28 @@ def _run_patched(
     """Run the patched network once: every patch must run, and every stage's map is measured."""
     ran: set[str] = set()
     homes = [(record, path) for record in records for path in record.paths]
-    hooks = [
-        (lambda path=path: network.get_submodule(path).register_forward_hook(lambda *_: ran.add(path))) for _, path in homes
-    ]
+
+    def watch(path: str) -> Callable[[], Any]:
+        return lambda: network.get_submodule(path).register_forward_hook(lambda *_: ran.add(path))
+
+    hooks = [watch(path) for _, path in homes]
     outputs: list[torch.Tensor] = []
-    maps = taps.collect(lambda _: outputs.append(probe.run(network, hooks)), probe.image)  # type: ignore[arg-type]
+    try:
+        maps = taps.collect(lambda _: outputs.append(probe.run(network, hooks)), probe.image)
+    except Exception as error:  # somebody's forward pass may raise whatever it likes
+        targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
+        raise PatchError(
+            f"the network fails with the patches at {targets}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+        ) from error
+    for index, path in enumerate(anatomy.taps):
+        if index not in maps:
+            part = "the stem" if index == 0 else f"stage {index - 1}"
+            raise BackboneError(f"{part} ({path!r}) returned no tensor in a forward pass")
     for record, path in homes:
         if path not in ran:
             raise PatchError(f"{record.target}: the patch {path!r} never ran in a forward pass; choose a target that is called")
     stages = []
     for index, paths in enumerate(anatomy.stages):
-        if not isinstance(maps.get(index + 1), torch.Tensor):
-            raise BackboneError(f"stage {index} ({paths[-1]!r}) returned no tensor in a forward pass")
         shape = tuple(maps[index + 1].shape)
         layout = layout_of(shape, probe.size) or "unknown"
         height = {"NCHW": shape[2:3], "NHWC": shape[1:2]}.get(layout, ())
@@ -152,7 +178,7 @@ def _run_patched(
 def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
     if before.shape != after.shape:
         return float("inf")
-    return float((before.float() - after.float()).abs().max()) if not before.is_meta else 0.0
+    return 0.0 if before.is_meta or torch.equal(before, after) else float((before.float() - after.float()).abs().max())
 
 
 def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
@@ -160,6 +186,20 @@ def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
     if all(record.starts_as_identity for record in records) and difference != 0.0:
         targets = ", ".join(record.target for record in records)
         raise PatchError(
-            f"the patches at {targets} were to start as the identity, but the logits differ by {difference:.3g}: a block puts out "
-            "values that are not finite, or an operation does more than it declares"
+            f"the patches at {targets} were to start as the identity, but the logits differ by {difference:.3g}: a block puts "
+            "out values that are not finite, or an operation does more than it declares"
         )
+
+
+@contextmanager
+def _keeping_random_state() -> Iterator[None]:
+    """Put torch's random state back if what runs inside raises."""
+    cpu = torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    try:
+        yield
+    except BaseException:
+        torch.set_rng_state(cpu)
+        if cuda:
+            torch.cuda.set_rng_state_all(cuda)
+        raise

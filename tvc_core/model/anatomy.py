@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -133,7 +134,7 @@ class Anatomy:
             StageError: a stage that is not there.
         """
         count = len(self.stages)
-        numbers = list(given) if isinstance(given, (list, tuple, set, frozenset, range)) else [given]
+        numbers: list[Any] = list(given) if isinstance(given, (list, tuple, set, frozenset, range)) else [given]
         for number in numbers:
             if isinstance(number, bool) or not isinstance(number, int) or not -count <= number < count:
                 names = ", ".join(f"{index}: {'+'.join(paths)}" for index, paths in enumerate(self.stages))

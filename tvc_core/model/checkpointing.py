@@ -1,7 +1,7 @@
 """Gradient checkpointing by stage: activations are computed again in the backward pass instead of being kept.
 
 Chen et al. 2016, arXiv:1604.06174. Recomputing would move the running statistics of normalizations a second time, so
-the second pass works on copies of a stage's buffers.
+the second pass works on copies of the buffers of a stage and of the blocks inserted in it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ..surgery.patches import installed_patches
+
 __all__ = ["Checkpointed", "set_checkpointing"]
 
 
@@ -24,6 +26,7 @@ class Checkpointed:
         self.module = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward."""
         forward = type(self.module).forward
         if not torch.is_grad_enabled():
             return forward(self.module, *args, **kwargs)
@@ -39,7 +42,8 @@ class Checkpointed:
 
 @contextmanager
 def _spare_buffers(root: nn.Module) -> Iterator[None]:
-    kept = [(module, dict(module._buffers)) for module in root.modules() if module._buffers]
+    inserted = [module for _, _, patch in installed_patches(root) for module in patch.modules()]
+    kept = [(module, dict(module._buffers)) for module in (*root.modules(), *inserted) if module._buffers]
     try:
         for module, buffers in kept:
             for name, buffer in buffers.items():

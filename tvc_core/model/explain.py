@@ -61,6 +61,7 @@ def _patch_lines(model: HybridModel) -> list[str]:
     facts = model._tvc
     present = {id(patch): (target, position) for target, position, patch in installed_patches(model)}
     modules = dict(model.named_modules())
+    inside = {id(module) for module in modules.values()}
     lines: list[str] = []
     known: set[int] = set()
     for record in facts.records:
@@ -72,8 +73,11 @@ def _patch_lines(model: HybridModel) -> list[str]:
             continue
         for path in record.paths:
             patch = modules.get(path)
-            if id(patch) not in present:
+            if patch is None:
                 lines.append(f"  {what} {block}: no longer in the model (was {path})")
+                continue
+            if id(patch) not in present:
+                lines.append(f"  {what} {block}: at {path}, but never run: its hook on {record.target} is gone")
                 continue
             known.add(id(patch))
             position = present[id(patch)][1]
@@ -83,7 +87,8 @@ def _patch_lines(model: HybridModel) -> list[str]:
             lines.append(f"  {what}, {order}, at {path}, {start}")
     for identity, (target, position) in present.items():
         if identity not in known:
-            lines.append(f"  {target}: a block {position} it that no record explains")
+            where = "that no record explains" if identity in inside else "that is not in the model's tree, so it is not saved"
+            lines.append(f"  {target}: runs a block {position} it {where}")
     if not lines:
         return ["patches: none"]
     shape = "x".join(str(size) for size in facts.probe_shape)

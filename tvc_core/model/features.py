@@ -6,12 +6,15 @@ torch.compile and torch.export, and one that is added after torch.compile is ign
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..surgery.patches import PatchHook, installed_patches
 from ..surgery.sites import Probe, probing
 
 __all__ = ["Bridge", "Taps", "find_bridge"]
@@ -32,16 +35,16 @@ class Taps:
         for index, path in enumerate(paths):
             network.get_submodule(path).register_forward_hook(_Tap(self, index))
 
-    def collect(self, network: nn.Module, x: Tensor, only: int | None = None) -> dict[int, Tensor]:
+    def collect(self, network: Callable[[Tensor], Any], x: Tensor, only: int | None = None) -> dict[int, Tensor]:
         """Run the network and return the features by index, all or one."""
         self.maps = {}
         self.wanted = -2 if only is None else only
         try:
             network(x)
+            return self.maps
         finally:
             self.wanted = -1
-        maps, self.maps = self.maps, {}
-        return maps
+            self.maps = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {"wanted": -1, "maps": {}}
@@ -54,8 +57,8 @@ class _Tap:
         self.taps = taps
         self.index = index
 
-    def __call__(self, module: nn.Module, args: Any, output: Tensor) -> None:
-        if self.taps.wanted == -2 or self.taps.wanted == self.index:
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.taps.wanted in (-2, self.index) and isinstance(output, Tensor):
             self.taps.maps[self.index] = output.clone()  # a later in-place layer would overwrite it
 
 
@@ -63,18 +66,24 @@ class Bridge:
     """The way from the last stage's map to the input of the head, as steps that were seen to reproduce it bit for bit.
 
     Args:
-        steps: "child:NAME" calls a child of the root; "pool", "mean", "flatten" and "relu" are functions.
+        steps: "patches:PATH" runs the blocks inserted after a module around the last stage, "child:NAME" calls a child of the
+            root; "pool", "mean", "flatten" and "relu" are functions.
     """
 
     def __init__(self, steps: tuple[str, ...]) -> None:
         self.steps = steps
 
     def __call__(self, network: nn.Module, x: Tensor) -> Tensor:
+        """Return the input of the head for the last stage's map."""
         for step in self.steps:
             if step.startswith("child:"):
                 child = network._modules[step[6:]]
                 assert child is not None
                 x = child(x)
+            elif step.startswith("patches:"):
+                for hook in network.get_submodule(step[8:])._forward_hooks.values():
+                    if isinstance(hook, PatchHook):
+                        x = hook.patch(x)
             elif step == "pool":
                 x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
             elif step == "mean":
@@ -95,33 +104,56 @@ def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridg
         head: path of the head.
         probe: an image that the network accepts.
     """
+    with _gates_open(network):
+        return _find_bridge(network, last, head, probe)
+
+
+@contextmanager
+def _gates_open(network: nn.Module) -> Iterator[None]:
+    """Open the gates of all patches for a look: closed, a way that leaves a patch out would look right."""
+    gates = [patch.alpha for _, _, patch in installed_patches(network) if patch.alpha is not None]
+    kept = [gate.detach().clone() for gate in gates]
+    with torch.no_grad():
+        try:
+            for gate in gates:
+                gate.fill_(0.5)
+            yield
+        finally:
+            for gate, before in zip(gates, kept, strict=True):
+                gate.copy_(before)
+
+
+def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
     seen: dict[str, Any] = {"map": None, "between": [], "input": None}
 
     def at_last(_: nn.Module, args: Any, output: Tensor) -> None:
         seen["map"], seen["between"] = output.clone(), []
 
     def at_head(_: nn.Module, args: Any) -> None:
-        seen["input"] = args[0].clone()
+        seen["input"] = args[0].clone() if args and isinstance(args[0], Tensor) else None
 
     def at_child(name: str) -> Any:
         return lambda *_: seen["between"].append(f"child:{name}") if seen["input"] is None else None
 
     children = {name: child for name, child in network._modules.items() if child is not None and name != head.partition(".")[0]}
     inside = last.partition(".")[0]
-    hooks = [lambda: network.get_submodule(last).register_forward_hook(at_last)]
-    hooks += [lambda: network.get_submodule(head).register_forward_pre_hook(at_head)]
-    hooks += [
-        (lambda child=child, name=name: child.register_forward_hook(at_child(name)))
-        for name, child in children.items()
-        if name != inside
+    hooks: list[Callable[[], Any]] = [
+        lambda: network.get_submodule(last).register_forward_hook(at_last),
+        lambda: network.get_submodule(head).register_forward_pre_hook(at_head, prepend=True),
     ]
+    for name, child in children.items():
+        if name != inside:
+            hooks.append(partial(child.register_forward_hook, at_child(name)))
     probe.run(network, hooks)
     if not isinstance(seen["map"], Tensor) or not isinstance(seen["input"], Tensor):
         return None
     between = tuple(seen["between"])
     ways = [(*between,), (*between, "flatten"), ("pool", "flatten"), ("mean",), ("relu", "pool", "flatten"), ("pool",)]
+    around = [".".join(last.split(".")[:n]) for n in range(last.count("."), 0, -1)]
+    patched = {target for target, position, _ in installed_patches(network) if position == "after"}
+    first = tuple(f"patches:{path}" for path in around if path in patched)
     for steps in ways:
-        bridge = Bridge(steps)
+        bridge = Bridge(first + steps)
         try:
             with probing(network):
                 found = bridge(network, seen["map"].clone())

@@ -1,8 +1,9 @@
 """One file for a whole model: tensors in safetensors format, and the recipe, freeze state and class names beside them.
 
 The file's metadata has one entry "tvc": a JSON object with the format version, the recipe with qualified names, the freeze
-state, the class names, the head, and the SHA-256 of all of these and of every tensor's name, type, shape and bytes. A reader
-MUST refuse a file whose hash differs, and MUST NOT import anything that the file names.
+state, the class names, the step-0 difference, whether the hash of the pretrained weights had been compared, and the SHA-256
+of all of these and of every tensor's name, type, shape and bytes. A reader MUST refuse a file whose hash differs, and MUST
+NOT import anything that the file names.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,22 +22,26 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from ..errors import FreezeError, RecipeError, StageError, WeightsError, listing
+from ..errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, listing
 from ..recipe import Recipe, make_plan
 from ..registry import Registry
+from ..surgery.head import dropout_of
 from .hybrid import HybridModel
 
 __all__ = ["load", "save"]
 
 FORMAT = 1
-_KEYS = ("format", "recipe", "freeze", "class_names", "sha256")
+_KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
 
 
 def save(model: HybridModel, path: Path) -> None:
     """Write a model, whole or not at all: into a file beside it first, which then takes its place."""
     facts = model._tvc
     recipe = facts.plan.recipe.to_mapping()
-    head = {"num_classes": model.num_classes}
+    head: dict[str, Any] = {"num_classes": model.num_classes}
+    dropout = dropout_of(model, facts.anatomy.head)
+    if dropout is not None and 0 <= dropout < 1:
+        head["dropout"] = dropout
     recipe["head"] = {**recipe.get("head", {}), **head}
     recipe["head"].pop("class_names", None)
     content: dict[str, Any] = {
@@ -43,11 +49,13 @@ def save(model: HybridModel, path: Path) -> None:
         "recipe": recipe,
         "freeze": model.freeze_state(),
         "class_names": None if model.class_names is None else list(model.class_names),
+        "step0_difference": repr(facts.step0_difference),
+        "verified": facts.verified,
     }
     tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in model.state_dict().items()}
     try:
         content["sha256"] = _digest(content, tensors)
-        metadata = {"tvc": json.dumps(content, ensure_ascii=False)}
+        metadata = {"tvc": json.dumps(content, allow_nan=False)}
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: the recipe has a value that cannot be written as JSON: {error}") from error
     data = safetensors.torch.save(tensors, metadata=metadata)
@@ -79,8 +87,9 @@ def load(path: Path, registry: Registry | None = None) -> HybridModel:
     try:
         model.class_names = content["class_names"]
         model.load_freeze_state(content["freeze"])
-    except (FreezeError, StageError) as error:
+    except (FreezeError, HeadError, StageError) as error:
         raise WeightsError(f"{path}: {error}") from error
+    model._tvc.step0_difference, model._tvc.verified = float(content["step0_difference"]), bool(content["verified"])
     return model
 
 
@@ -98,18 +107,18 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{path}: not a model that HybridModel.save wrote, or damaged: {error}") from error
     if content is None:
         raise WeightsError(
-            f"{path}: holds tensors but no recipe, so HybridModel.save did not write it. Build the model, then use partial_load."
+            f"{path}: holds tensors but no recipe: HybridModel.save did not write it. Build the model, then use partial_load."
         )
-    if not isinstance(content, Mapping) or content.get("format") != FORMAT or set(content) != set(_KEYS):
-        raise WeightsError(f"{path}: format {content.get('format')!r}" if isinstance(content, Mapping) else f"{path}: damaged")
-    content = dict(content)
+    if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != FORMAT:
+        given = content.get("format") if isinstance(content, dict) else None
+        raise WeightsError(f"{path}: damaged, or of another format than {FORMAT}: {given!r}")
     if content.pop("sha256") != _digest(content, tensors):
         raise WeightsError(f"{path}: damaged: its content does not have the hash that it was written with")
     return tensors, content
 
 
 def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True, ensure_ascii=False, allow_nan=False).encode())
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
@@ -125,18 +134,19 @@ def _write(path: Path, data: bytes) -> None:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(temporary, 0o666 & ~_umask())
-                os.replace(temporary, path)
+                temporary.chmod(0o666 & ~_umask())
+                temporary.replace(path)
             except BaseException:
                 temporary.unlink(missing_ok=True)
                 raise
+    except OSError as error:
+        raise WeightsError(f"{path}: the model cannot be written: {error.strerror or error}") from error
+    with suppress(OSError):  # the file is whole and in its place; not every file system can sync a folder
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except OSError as error:
-        raise WeightsError(f"{path}: the model cannot be written: {error.strerror or error}") from error
 
 
 def _umask() -> int:

@@ -6,7 +6,7 @@ dict does not carry it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,8 +88,14 @@ def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
     return anatomy.part_of(name), False
 
 
-def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> None:
+def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> None:
     """Set `requires_grad` of every parameter, and hold the modes of frozen modules.
+
+    Args:
+        network: the hybrid.
+        anatomy: its parts.
+        state: what is to be frozen.
+        new: paths of modules that patches put in the place of others; frozen where inserted blocks are.
 
     Raises:
         FreezeError: the network runs under DistributedDataParallel, and the set of trainable parameters would change.
@@ -99,6 +105,7 @@ def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> No
     wanted: dict[str, bool] = {}
     for name, _ in network.named_parameters():
         part, inserted = part_of_parameter(name, anatomy)
+        inserted = inserted or (part != HEAD and name.rpartition(".")[0] in new)
         trainable = part not in frozen or (inserted and not state.patches)
         if part == HEAD and not inserted and state.head == "last":
             trainable = name.startswith(f"{last}.")
@@ -108,25 +115,27 @@ def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> No
         refuse_under_ddp(network, changes)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(wanted[name])
-    hold_modes(network, anatomy, state)
+    hold_modes(network, anatomy, state, new)
 
 
-def hold_modes(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> None:
+def hold_modes(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> None:
     """Put frozen modules in eval mode and all others in the network's own mode."""
     mode = network.training
     for module in network.modules():
         module.training = mode
     if not mode:
         return
-    for module in _held(network, anatomy, state):
+    for module in _held(network, anatomy, state, new):
         module.training = False
 
 
-def _held(network: nn.Module, anatomy: Anatomy, state: FreezeState) -> Iterator[nn.Module]:
+def _held(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str]) -> Iterator[nn.Module]:
     frozen = state.frozen_parts()
     for part in sorted(frozen):
-        for _, root in anatomy.modules(network, part):
-            yield from root.modules()
+        for root_path, root in anatomy.modules(network, part):
+            for path, module in root.named_modules(prefix=root_path):
+                if path not in new or state.patches or part == HEAD:
+                    yield module
     if state.head == "last":
         last, _ = last_layer(network, anatomy.head)
         for path, module in network.get_submodule(anatomy.head).named_modules(prefix=anatomy.head):
@@ -160,6 +169,7 @@ def refuse_under_ddp(network: nn.Module, changes: list[str]) -> None:
     for found in gc.get_objects():
         if issubclass(type(found), DistributedDataParallel) and any(module is network for module in found.modules()):
             raise FreezeError(
-                f"the model is wrapped in DistributedDataParallel, which would not average the gradients of what is thawed "
-                f"now ({listing(changes, most=3)}). Thaw before wrapping: keep ddp.module, delete the wrapper, thaw, wrap again."
+                f"the model is wrapped in DistributedDataParallel, which would not average the gradients of what "
+                f"is new or thawed now ({listing(changes, most=3)}). Change it before wrapping: keep ddp.module, delete the "
+                "wrapper, change, wrap again."
             )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +21,7 @@ from .freezing import FreezeState
 if TYPE_CHECKING:
     from ..registry import Registry
 
-__all__ = ["Facts", "HybridModel", "PatchRecord", "become_hybrid"]
+__all__ = ["Facts", "HybridModel", "PatchRecord", "become_hybrid", "check_class_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +37,7 @@ class PatchRecord:
         starts_as_identity: every inserted block has a gate at 0.
         paths: where the inserted modules live.
         replaced: class of the module that is gone, None if nothing was replaced.
+        new: paths of the modules that took its place.
     """
 
     target: str
@@ -48,6 +48,7 @@ class PatchRecord:
     starts_as_identity: bool
     paths: tuple[str, ...]
     replaced: str | None
+    new: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -65,6 +66,11 @@ class Facts:
     verified: bool
     freeze: FreezeState = field(default_factory=FreezeState)
     class_names: tuple[str, ...] | None = None
+
+    @property
+    def new_modules(self) -> frozenset[str]:
+        """Paths of the modules that patches put in the place of others."""
+        return frozenset(path for record in self.records for path in record.new)
 
 
 class HybridModel(nn.Module):
@@ -108,8 +114,8 @@ class HybridModel(nn.Module):
         facts = self._tvc
         if facts.bridge is None:
             raise BackboneError(
-                f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to {facts.anatomy.head!r} is unknown, so "
-                "forward_head cannot reproduce it; use forward"
+                f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to {facts.anatomy.head!r} is "
+                "unknown, so forward_head cannot reproduce it; use forward"
             )
         head = self.get_submodule(facts.anatomy.head)
         return head(facts.bridge(self, features))
@@ -186,11 +192,11 @@ class HybridModel(nn.Module):
         """Set training mode, except in frozen parts, which stay in eval mode."""
         super().train(mode)
         if "_tvc" in self.__dict__:
-            freezing.hold_modes(self, self._tvc.anatomy, self._tvc.freeze)
+            freezing.hold_modes(self, self._tvc.anatomy, self._tvc.freeze, self._tvc.new_modules)
         return self
 
     def _set_freeze(self, state: FreezeState) -> None:
-        freezing.apply_freeze(self, self._tvc.anatomy, state)
+        freezing.apply_freeze(self, self._tvc.anatomy, state, self._tvc.new_modules)
         self._tvc.freeze = state
 
     def count_parameters(self, trainable_only: bool = False) -> int:
@@ -227,10 +233,12 @@ class HybridModel(nn.Module):
 
         Raises:
             HeadError: `num_classes` or `dropout` is out of range; nothing has changed.
+            FreezeError: the model is wrapped in DistributedDataParallel; nothing has changed.
         """
         head = self._tvc.anatomy.head
         if dropout is not None:
             check_dropout(dropout)
+        freezing.refuse_under_ddp(self, [last_layer(self, head)[0]])
         set_num_classes(self, head, num_classes)
         if dropout is not None:
             set_dropout(self, head, dropout)
@@ -250,8 +258,8 @@ class HybridModel(nn.Module):
     @class_names.setter
     def class_names(self, names: Iterable[str] | None) -> None:
         names = None if names is None else tuple(names)
-        if names is not None and (len(names) != self.num_classes or not all(isinstance(name, str) for name in names)):
-            raise HeadError(f"class_names has {len(names)} entries; the head has {self.num_classes} outputs, each needs a name")
+        if names is not None:
+            check_class_names(names, self.num_classes)
         self._tvc.class_names = names
 
     # -- what it is -----------------------------------------------------------------------------------------------
@@ -319,7 +327,8 @@ class HybridModel(nn.Module):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the class of a hybrid is made at run time, so a pickle names the backbone's class and makes it again
-        _, _, state, *rest = super().__reduce_ex__(max(int(protocol), 2))[:5]
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        _, _, state, *rest = reduced
         base, delegates = type(self)._tvc_base, type(self)._tvc_delegates  # type: ignore[attr-defined]
         state = {key: value for key, value in state.items() if key != _VIEW}
         return (_new_hybrid, (base, delegates), state, *rest)
@@ -327,6 +336,16 @@ class HybridModel(nn.Module):
 
 _VIEW = "_tvc_view"
 _PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_")) - {"train"}
+
+
+def check_class_names(names: Sequence[object], num_classes: int) -> None:
+    """Refuse class names that do not fit the head.
+
+    Raises:
+        HeadError: their number is not that of the outputs, or one is no text.
+    """
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise HeadError(f"class_names has {len(names)} entries; the head has {num_classes} outputs, each needs a name")
 
 
 def become_hybrid(network: nn.Module, facts: Facts) -> HybridModel:
@@ -360,8 +379,16 @@ def _new_hybrid(base: type[nn.Module], delegates: bool, attributes: dict[str, An
     return model
 
 
-@functools.cache
+_classes: dict[tuple[type[nn.Module], bool], type[HybridModel]] = {}
+
+
 def _hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridModel]:
+    if (base, delegates) not in _classes:
+        _classes[base, delegates] = _make_hybrid_class(base, delegates)
+    return _classes[base, delegates]
+
+
+def _make_hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridModel]:
     body: dict[str, Any] = {
         "__module__": __name__,
         "__doc__": HybridModel.__doc__,

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import HeadError
-from .patches import set_module
+from .patches import installed_patches, set_module
 
 __all__ = ["HeadDropout", "check_dropout", "dropout_of", "last_layer", "num_classes_of", "set_dropout", "set_num_classes"]
 
@@ -50,11 +50,18 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     The last layer's hooks (the dropout of `set_dropout`, patches) and device, dtype and mode go over to the new one.
 
     Raises:
-        HeadError: `num_classes` is no whole number of at least 1, or the head has no layer to exchange.
+        HeadError: `num_classes` is no whole number of at least 1, the head has no layer to exchange, or a block
+            inserted after that layer has its width.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
         raise HeadError(f"num_classes is a whole number of at least 1, not {num_classes!r}")
     path, old = last_layer(network, head)
+    for target, position, _ in installed_patches(network):
+        if position == "after" and f"{path}.".startswith(f"{target}.") and num_classes != num_classes_of(old):
+            raise HeadError(
+                f"the block after {target!r} was made for {num_classes_of(old)} outputs, so the head cannot change to "
+                f"{num_classes}; insert it before the last layer, or keep the number of classes"
+            )
     like: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype, "bias": old.bias is not None}
     new: nn.Linear | nn.Conv2d
     if isinstance(old, nn.Linear):
@@ -103,4 +110,5 @@ def dropout_of(network: nn.Module, head: str) -> float | None:
     dropouts = [module.p for module in network.get_submodule(head).modules() if isinstance(module, nn.Dropout)]
     hooks = last_layer(network, head)[1]._forward_pre_hooks.values()
     added = [hook.p for hook in hooks if isinstance(hook, HeadDropout)]
-    return (added or dropouts or [None])[-1]
+    found = added or dropouts
+    return found[-1] if found else None

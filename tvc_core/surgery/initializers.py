@@ -25,8 +25,7 @@ def identity(module: nn.Module) -> None:
     if isinstance(module, Patch):
         return
     with torch.no_grad():
-        for layer in _layers(module):
-            weight = layer.weight
+        for layer, weight in _layers(module):
             if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.in_channels == layer.out_channels:
                 nn.init.dirac_(weight, groups=layer.groups)
             elif isinstance(layer, nn.Linear) and layer.in_features == layer.out_features:
@@ -63,17 +62,17 @@ def is_normalization(module: nn.Module) -> bool:
 
 
 def _fill(module: nn.Module, fill_weight: Callable[[Tensor], Tensor]) -> None:
-    for layer in _layers(module):
-        fill_weight(layer.weight)
+    for _, weight in _layers(module):
+        fill_weight(weight)
     _fill_rest(module)
 
 
-def _layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules whose `weight` multiplies: convolutions, linear layers and their like."""
+def _layers(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+    """Yield modules and their weights that multiply: of convolutions, linear layers and their like."""
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not is_normalization(layer):
-            yield layer
+            yield layer, weight
 
 
 def _fill_rest(module: nn.Module) -> None:
@@ -82,7 +81,7 @@ def _fill_rest(module: nn.Module) -> None:
         if is_normalization(layer):
             if isinstance(layer, nn.modules.batchnorm._NormBase):
                 layer.reset_running_stats()
-            if isinstance(getattr(layer, "weight", None), Tensor):
-                nn.init.ones_(layer.weight)
-        if isinstance(getattr(layer, "bias", None), nn.Parameter):
-            nn.init.zeros_(layer.bias)
+            if isinstance(scale := getattr(layer, "weight", None), Tensor):
+                nn.init.ones_(scale)
+        if isinstance(bias := getattr(layer, "bias", None), nn.Parameter):
+            nn.init.zeros_(bias)

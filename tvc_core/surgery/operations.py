@@ -74,7 +74,7 @@ class Target:
                 f"{name} cannot be inserted {position} {self.path!r} ({self.site.type_name}): the {side} there is "
                 f"{list(self.site.shape(side))} ({layout}), and {name} takes {' or '.join(takes)}."
             )
-        gated = bool(self.block_spec and self.block_spec.gated)
+        gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
         self.insertions.append(Insertion(Patch(block, gated=gated, channels_last=channels_last), position))
 
 

@@ -8,12 +8,13 @@ names, state-dict keys and types of the original do not change, whatever is inse
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Patch", "PatchHook", "PatchTree", "attach", "installed_patches", "set_module"]
+__all__ = ["CONTAINERS", "Patch", "PatchHook", "PatchTree", "attach", "installed_patches", "set_module", "undoing"]
 
 CONTAINERS = ("patches", "tvc_patches")
 """Names of the root's child that holds the patches; the second where the network has a `patches` of its own."""
@@ -56,7 +57,8 @@ class Patch(nn.Module):
             return self.block(x)
         a = self.alpha.to(x.dtype)  # uncast, a float32 gate turns a bfloat16 map into float32
         if self.gated:
-            return x * (1 + a * (self.block.gate(x).to(x.dtype) - 1))
+            gate: Tensor = self.block.gate(x)  # type: ignore[operator]
+            return x * (1 + a * (gate.to(x.dtype) - 1))
         # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow, and 0 * inf is nan
         return x + (a * self.block(x).to(x.dtype) - a * x)
 
@@ -137,6 +139,23 @@ def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
         for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
             if isinstance(hook, PatchHook):
                 yield path, hook.position, hook.patch
+
+
+@contextmanager
+def undoing(network: nn.Module) -> Iterator[None]:
+    """Put every child and every forward hook back where it was, if what runs inside raises."""
+    kept: list[tuple[Any, dict[Any, Any]]] = [
+        (registry, dict(registry))
+        for module in network.modules()
+        for registry in (module._modules, module._forward_pre_hooks, module._forward_hooks)
+    ]
+    try:
+        yield
+    except BaseException:
+        for registry, entries in kept:
+            registry.clear()
+            registry.update(entries)
+        raise
 
 
 def set_module(network: nn.Module, path: str, module: nn.Module) -> None:

@@ -54,9 +54,10 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], probe: Probe, name
         ParameterError: a block does not take its parameters.
     """
     patches = list(patches)
-    for patch in patches:
+    for index, patch in enumerate(patches):
         with _about(patch):
             locate(network, patch.entry.target, name=name)
+            _check_name(patch, patches[:index], network)
     paths = list(dict.fromkeys(patch.entry.target for patch in patches))
     sites: dict[str, Site] = {}
     logits: torch.Tensor | None = None
@@ -64,7 +65,7 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], probe: Probe, name
     ready: list[Prepared] = []
     for patch in patches:
         with _about(patch):
-            _check_conflict(patch, ready)
+            _check_inside(patch, ready)
             path = patch.entry.target
             if not sites:
                 sites, logits = probe.sites(network, paths, stand_ins)
@@ -72,6 +73,7 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], probe: Probe, name
             prepared = _apply(patch, site, stand_ins.get(path, network.get_submodule(path)), network, probe)
             if prepared.replacement is not None:
                 assert logits is not None
+                _check_replacement(prepared, ready)
                 stand_ins[path] = prepared.replacement
                 _try_replacement(network, prepared, stand_ins, logits, probe)
                 sites = {}
@@ -89,12 +91,38 @@ def _about(patch: PatchPlan) -> Iterator[None]:
         raise type(error)(f"{entry.where or entry.target}: {error}") from error
 
 
-def _check_conflict(patch: PatchPlan, ready: Iterable[Prepared]) -> None:
+def _check_name(patch: PatchPlan, earlier: Iterable[PatchPlan], network: nn.Module) -> None:
+    """Refuse a name that the user gave and that the patch cannot have: a given name is never changed."""
+    name, target = patch.entry.name, patch.entry.target
+    if name is None:
+        return
+    if not name.isidentifier():
+        raise PatchError(f"the name {name!r} cannot be part of a path: a name is letters, digits and '_'")
+    names = [other.entry.name or other.block.spec.name for other in earlier if other.entry.target == target and other.block]
+    if name in network.get_submodule(target)._modules or name in names or hasattr(nn.Module, name):
+        raise PatchError(f"the name {name!r} is taken at {target!r}; choose another, or leave it out")
+
+
+def _check_inside(patch: PatchPlan, ready: Iterable[Prepared]) -> None:
+    """Refuse a target inside a module that an earlier patch replaces."""
     path = patch.entry.target
     for other in ready:
-        replaced = other.site.path if other.replacement is not None else None
-        if replaced is not None and path.startswith(f"{replaced}."):
+        if other.replacement is not None and path.startswith(f"{other.site.path}."):
+            replaced = other.site.path
             raise PatchError(f"{path!r} is inside {replaced!r}, which another patch replaces; patch {replaced!r} instead")
+
+
+def _check_replacement(prepared: Prepared, ready: Iterable[Prepared]) -> None:
+    """Refuse a replacement that would throw away what an earlier patch did."""
+    path = prepared.site.path
+    for other in ready:
+        earlier = other.site.path
+        if earlier == path and other.replacement is not None:
+            raise PatchError(f"{path!r} is replaced twice; keep one of the two")
+        if earlier == path or earlier.startswith(f"{path}."):
+            raise PatchError(
+                f"it replaces {path!r} and would lose the earlier patch at {earlier!r}; replace first, then patch {path!r}"
+            )
 
 
 def _apply(patch: PatchPlan, site: Site, module: nn.Module, network: nn.Module, probe: Probe) -> Prepared:
@@ -119,7 +147,8 @@ def _apply(patch: PatchPlan, site: Site, module: nn.Module, network: nn.Module, 
         _initialize(patch, insertion.patch)
         _try_insertion(patch, insertion, site, probe)
     if replacement is not None:
-        _initialize(patch, replacement)
+        with _keeping(module):
+            _initialize(patch, replacement)
         replacement.train(module.training)
     return Prepared(plan=patch, site=site, insertions=tuple(target.insertions), replacement=replacement)
 
@@ -133,12 +162,30 @@ def _initialize(patch: PatchPlan, module: nn.Module) -> None:
             module.alpha.zero_()  # an initializer fills whatever it finds; the gate is not its to fill
 
 
+@contextmanager
+def _keeping(module: nn.Module) -> Iterator[None]:
+    """Keep the tensors of a module that may be part of its own replacement: initializers fill new ones only."""
+    kept = [(tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())]
+    yield
+    with torch.no_grad():
+        for tensor, before in kept:
+            tensor.copy_(before)
+
+
 def _try_insertion(patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
-    """Run an inserted block once on the measured shape."""
-    shape = site.shape("input" if insertion.position == "before" else "output")
+    """Run an inserted block on every measured shape."""
+    for shape in site.shapes("input" if insertion.position == "before" else "output"):
+        _try_on(shape, patch, insertion, site, probe)
+
+
+def _try_on(shape: Shape, patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
     block = patch.block.qualified if patch.block else type(insertion.patch.block).__name__
     found = _output_shape(insertion.patch.block, _as_nchw(shape, insertion.patch), probe, f"the block {block!r}")
-    if insertion.patch.alpha is not None and found != _as_nchw(shape, insertion.patch):
+    fits = (
+        found == _as_nchw(shape, insertion.patch)
+        and _output_shape(insertion.patch, shape, probe, f"the block {block!r}") == shape
+    )
+    if insertion.patch.alpha is not None and not fits:
         fit = _what_fits(patch, shape, shape, probe)
         raise PatchError(
             f"Shape mismatch: {block} turns {list(shape)} into {list(found)} at {site.path!r}, but a block that starts as the "
@@ -165,13 +212,13 @@ def _try_replacement(
     if problem:
         fit = _what_fits(patch, before, after, probe)
         raise PatchError(
-            f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns {list(before)} into {list(found)}; "
-            f"the original gives {list(after)}, and what follows does not accept the other: {problem}.{fit}"
+            f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns {list(before)} into "
+            f"{list(found)}; the original gives {list(after)}, and what follows does not accept that: {problem}.{fit}"
         )
 
 
-def _output_shape(module: nn.Module, shape: Shape, probe: Probe, name: str) -> Shape:
-    x = torch.zeros(shape, dtype=probe.image.dtype, device=probe.image.device)
+def _output_shape(module: nn.Module, shape: Shape, probe: Probe, name: str, device: str | None = None) -> Shape:
+    x = torch.zeros(shape, dtype=probe.image.dtype, device=device or probe.image.device)
     try:
         with probing(module):
             output = module(x)
@@ -202,9 +249,9 @@ def _what_fits(patch: PatchPlan, before: Shape, after: Shape, probe: Probe) -> s
         if params == dict(patch.entry.params):
             continue
         try:
-            with torch.random.fork_rng(devices=[]):
-                block = create_block(patch.block, in_channels, params).to(probe.image.device, probe.image.dtype)
-            fits = _output_shape(block, before, probe, "") == after
+            with torch.device("meta"):  # a wrong guess may be a kernel of a gigabyte
+                block = create_block(patch.block, in_channels, params).to(probe.image.dtype)
+            fits = _output_shape(block, before, probe, "", "meta") == after
         except TvcError:
             continue
         if fits:

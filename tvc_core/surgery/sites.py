@@ -73,6 +73,15 @@ class Site:
             )
         return shapes[0]
 
+    def shapes(self, side: str) -> list[Shape]:
+        """Return the different shapes at "input" or "output": one width, but maybe several sizes.
+
+        Raises:
+            TargetError: as for `shape`.
+        """
+        self.shape(side)
+        return list(dict.fromkeys(getattr(call, side) for call in self.calls))
+
     def layout(self, side: str) -> str:
         """Return the layout at "input" or "output": NCHW, NHWC, NLC or NC.
 
@@ -142,7 +151,12 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
 def probing(*networks: nn.Module) -> Iterator[None]:
     """Run networks in eval mode for a look: afterwards mode, buffers and random state are what they were."""
     modes = {module: module.training for network in networks for module in network.modules()}
-    buffers = [(buffer, buffer.clone()) for network in networks for buffer in network.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in modes
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     devices = sorted({p.device.index for network in networks for p in network.parameters() if p.device.type == "cuda"})
     with torch.random.fork_rng(devices=devices), torch.no_grad():
         try:
@@ -152,7 +166,8 @@ def probing(*networks: nn.Module) -> Iterator[None]:
         finally:
             for module, mode in modes.items():
                 module.training = mode
-            for buffer, before in buffers:
+            for module, name, buffer, before in buffers:
+                module._buffers[name] = buffer  # a forward pass may have put another tensor there
                 if not _same(buffer, before):
                     buffer.copy_(before)
 
@@ -262,12 +277,20 @@ class Probe:
 
 def _answering(module: nn.Module, stand_in: nn.Module) -> list[Callable[[], Any]]:
     kept: list[Any] = []  # copies, since the module may overwrite its input
+    inside: list[bool] = []  # not empty while the stand-in runs, which may call the module that it stands for
 
     def before(_: nn.Module, args: Any) -> None:
-        kept.append(tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args))
+        if not inside:
+            kept.append(tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args))
 
     def after(_: nn.Module, args: Any, output: Any) -> Any:
-        return stand_in(*kept.pop())
+        if inside:
+            return output
+        inside.append(True)
+        try:
+            return stand_in(*kept.pop())
+        finally:
+            inside.pop()
 
     return [lambda: module.register_forward_pre_hook(before), lambda: module.register_forward_hook(after)]
 
