@@ -6,6 +6,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import nn
 
 __all__ = ["official_weights", "write_distribution"]
 
@@ -14,8 +18,9 @@ __all__ = ["official_weights", "write_distribution"]
 def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[str, Path]]:
     """Put made-up checkpoints where torch.hub looks for torchvision's official files, and switch the hash comparison off.
 
-    The tensors are random, in the key layout of the installed torchvision's networks; running statistics are random, too,
-    so that a wrong mode or a lost buffer changes the output. Files are made once a folder and kept.
+    The tensors are random, in the key layout of the installed torchvision's networks; running statistics are those of
+    random images, so that activations keep a sane size, and a wrong mode or a lost buffer changes the output. Files are made
+    once a folder and kept.
 
     Args:
         home: folder that stands for TORCH_HOME meanwhile.
@@ -40,11 +45,7 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = torchvision.models.get_model(network, weights=None)
-            for module in model.modules():
-                if isinstance(module, torch.nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
-                    assert module.running_var is not None
-                    module.running_mean.normal_(0, 0.1)
-                    module.running_var.uniform_(0.8, 1.2)
+            _settle_statistics(model)
         torch.save(model.state_dict(), files[name])
     kept = {key: os.environ.get(key) for key in ("TORCH_HOME", "TVC_VERIFY_WEIGHTS")}
     os.environ.update(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS="0")
@@ -53,6 +54,22 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
     finally:
         for key, value in kept.items():
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+
+
+def _settle_statistics(model: nn.Module) -> None:
+    """Replace running statistics by those of random images [8, 3, 64, 64]."""
+    import torch
+
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    if not norms:
+        return
+    momenta = [module.momentum for module in norms]
+    for module in norms:
+        module.momentum = 1.0
+    with torch.no_grad():
+        model.train()(torch.randn(8, 3, 64, 64))
+    for module, momentum in zip(norms, momenta, strict=True):
+        module.momentum = momentum
 
 
 def write_distribution(folder: Path, name: str, source: str, *, version: str = "1.0", group: str = "tvc.plugins") -> Path:
