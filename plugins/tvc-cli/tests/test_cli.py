@@ -1,0 +1,540 @@
+"""The command line: what it prints where, its exit codes, and that listing stays light."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvc_cli.commands
+from click.testing import CliRunner, Result
+from tvc_cli.output import print_table
+
+from tvc_core.testing import write_distribution
+
+NETS = '''
+"""A small network that offers every case: a repeated module, a tuple, a module that is never called."""
+from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, WeightsSpec, hookimpl
+
+TVC_API = (1, 0)
+
+def build(spec, *, weights, width=4):
+    import warnings
+    import torch
+    from torch import nn
+
+    class Doubling(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(width, 6, 3, stride=2, padding=1)
+            self.act = nn.ReLU()
+            self.split = Split()
+            self.spare = nn.ReLU()
+
+        def forward(self, x):
+            return self.split(self.act(self.conv(self.act(x))))[0]
+
+    class Split(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem = nn.Conv2d(3, width, 3, stride=2, padding=1)
+            self.layer = Doubling()
+            self.head = nn.Linear(6, 5)
+
+        def forward(self, x):
+            return self.head(self.layer(self.stem(x)).mean((2, 3)))
+
+    print("the plugin prints this while it builds")
+    warnings.warn("the plugin warns while it builds", UserWarning, stacklevel=2)
+    network = Net()
+    if spec.name == "net10":
+        network.stem.weight.data.sum().item()  # cannot be done without memory for the weights
+    return network
+
+def gate(in_channels, reduction, kernel_size=3):
+    from torch import nn
+    return nn.Identity()
+
+def fill(module):
+    pass
+
+def _net(name, origin):
+    return BackboneSpec(
+        name=name, family="acme", origin=origin, summary="A network.", factory="acme_nets_plugin:build", stem=("stem",),
+        stages=("layer",), head="head", options={"width": 4}, default_weights="NEW",
+        weights=(WeightsSpec(name="OLD", crop_size=64), WeightsSpec(name="NEW", crop_size=32)),
+    )
+
+@hookimpl
+def tvc_backbones():
+    return [_net("net10", "acme"), _net("net9", "acme"), _net("other", "elsewhere")]
+
+@hookimpl
+def tvc_blocks():
+    home = "acme_nets_plugin:gate"
+    return [
+        BlockSpec(name="gate", category="attention", factory=home, source="Acme 2020"),
+        BlockSpec(name="plain", category="convolution", factory=home),
+        BlockSpec(name="shared", category="convolution", factory=home),
+    ]
+
+@hookimpl
+def tvc_initializers():
+    return [InitializerSpec(name="shared", factory="acme_nets_plugin:fill")]
+'''
+
+BROKEN = "raise ImportError('no module named acme_engine')"
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
+    """Return a function that installs a distribution for this test, where only such distributions are seen."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    monkeypatch.syspath_prepend(str(folder))
+    for variable in ("TVC_DISABLE", "TVC_STRICT"):
+        monkeypatch.delenv(variable, raising=False)
+    before = set(sys.modules)
+    owners: list[str] = []
+
+    def write(name: str, source: str) -> None:
+        write_distribution(folder, name, source)
+        owners.append(name)
+        monkeypatch.setenv("TVC_ONLY", ",".join(owners))
+
+    yield write
+    for module in set(sys.modules) - before:
+        if module.endswith("_plugin"):
+            del sys.modules[module]
+
+
+@pytest.fixture
+def nets(install: Callable[[str, str], None]) -> None:
+    install("acme-nets", NETS)
+
+
+def tvc(*args: object) -> Result:
+    return CliRunner().invoke(tvc_cli.commands.tvc, [str(arg) for arg in args], prog_name="tvc")
+
+
+def fine(*args: object) -> Result:
+    result = tvc(*args)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def data(*args: object) -> Any:
+    return json.loads(fine(*args, "--json").stdout)
+
+
+def write_recipe(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# -- list ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ((), ["net9", "net10", "other"]),
+        (("backbones", "net*"), ["net9", "net10"]),
+        (("--origin", "elsewhere"), ["other"]),
+        (("--plugin", "Acme_Nets"), ["net9", "net10", "other"]),
+        (("--plugin", "tvc-core"), []),
+        (("blocks",), ["gate", "plain", "shared"]),
+        (("blocks", "--category", "convolution"), ["plain", "shared"]),
+        (("blocks", "--plugin", "tvc-core"), []),
+        (("ops",), ["inject", "replace", "wrap"]),
+        (("ops", "w*"), ["wrap"]),
+        (("initializers", "--plugin", "acme-nets"), ["shared"]),
+    ],
+)
+@pytest.mark.usefixtures("nets")
+def test_list_shows_what_was_asked_for_naturally_sorted(args: tuple[str, ...], names: list[str]) -> None:
+    assert [fact["name"] for fact in data("list", *args)] == names
+    assert [line.split()[0] for line in fine("list", *args).stdout.splitlines()[1:]] == names
+
+
+@pytest.mark.usefixtures("nets")
+def test_list_says_on_stderr_that_nothing_matches() -> None:
+    result = fine("list", "backbones", "vgg*")
+    assert result.stdout == ""
+    assert "no backbones match 'vgg*'" in result.stderr
+
+
+def test_a_name_with_two_owners_is_listed_qualified(install: Callable[[str, str], None]) -> None:
+    install("acme-nets", NETS)
+    install("zeta-nets", NETS)
+    facts = data("list", "backbones", "*net9")
+    assert [fact["name"] for fact in facts] == ["acme-nets:net9", "zeta-nets:net9"]
+    assert [fact["plugin"] for fact in facts] == ["acme-nets", "zeta-nets"]
+
+
+def test_list_mentions_plugins_that_cannot_be_used(install: Callable[[str, str], None]) -> None:
+    install("acme-nets", NETS)
+    install("bad-nets", BROKEN)
+    result = fine("list", "--json")
+    assert [fact["name"] for fact in json.loads(result.stdout)] == ["net9", "net10", "other"]
+    assert "bad-nets" in result.stderr
+
+
+# -- show ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["net9", "net10"])  # net10 cannot be built on torch's meta device
+@pytest.mark.usefixtures("nets")
+def test_show_measures_every_module_of_a_backbone(name: str) -> None:
+    found = data("show", name)
+    paths = {path["path"]: path for path in found["paths"]}
+    # by hand, for the crop of the default weights, 32: each of the two convolutions halves the side
+    assert found["image"] == [32, 32]
+    keys = ("type", "part", "in_channels", "out_channels", "height", "width", "layout", "problem")
+    assert {path: tuple(info[key] for key in keys) for path, info in paths.items() if info["problem"] is None} == {
+        "stem": ("Conv2d", "stem", 3, 4, 16, 16, "NCHW", None),
+        "layer": ("Doubling", "stage 0", 4, 6, 8, 8, "NCHW", None),
+        "layer.conv": ("Conv2d", "stage 0", 4, 6, 8, 8, "NCHW", None),
+        "head": ("Linear", "head", 6, 5, None, None, "NC", None),
+    }
+    assert {path: info["problem"] for path, info in paths.items() if info["problem"] is not None} == {
+        "layer.act": "runs 2 times with different outputs: 4x16x16, 6x8x8",
+        "layer.split": "returns a tuple, not a tensor",
+        "layer.spare": "never called",
+    }
+    assert list(paths) == ["stem", "layer", "layer.conv", "layer.act", "layer.split", "layer.spare", "head"]
+
+
+@pytest.mark.usefixtures("nets")
+def test_show_leaves_the_random_state_alone() -> None:
+    import torch
+
+    before = torch.get_rng_state()
+    fine("show", "net9")
+    fine("show", "net10")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.usefixtures("nets")
+def test_show_takes_another_size_and_a_depth() -> None:
+    found = data("show", "net9", "--size", "48", "--depth", "1")
+    assert found["image"] == [48, 48]
+    assert {path["path"]: path["height"] for path in found["paths"]} == {"stem": 24, "layer": 12, "head": None}
+
+
+@pytest.mark.usefixtures("nets")
+def test_show_prints_a_backbone_for_people() -> None:
+    lines = [line.split() for line in fine("show", "net9").stdout.splitlines()]
+    assert ["backbone", "acme-nets:net9"] in lines
+    assert ["stage", "0", "layer"] in lines
+    assert ["options", "width=4"] in lines
+    assert [line[-1] for line in lines if line[:1] in (["OLD"], ["NEW"])] == ["0.225", "default"]
+    assert ["layer", "Doubling", "stage", "0", "4", "6", "8x8", "NCHW"] in lines
+    assert ["layer.spare", "ReLU", "stage", "0", "-", "-", "-", "-", "never", "called"] in lines
+
+
+@pytest.mark.usefixtures("nets")
+def test_show_gives_the_parameters_of_a_block() -> None:
+    found = data("show", "gate")
+    assert (found["kind"], found["qualified"], found["source"]) == ("block", "acme-nets:gate", "Acme 2020")
+    assert found["parameters"] == [
+        {"name": "reduction", "default": None, "required": True},
+        {"name": "kernel_size", "default": 3, "required": False},
+    ]
+    lines = [line.split() for line in fine("show", "gate").stdout.splitlines()]
+    assert ["reduction", "must", "be", "given"] in lines
+    assert ["kernel_size", "3"] in lines
+
+
+@pytest.mark.usefixtures("nets")
+def test_show_gives_the_options_of_an_op() -> None:
+    found = data("show", "tvc-core:inject")
+    assert found["takes_block"] is True
+    assert found["parameters"] == [{"name": "position", "default": "after", "required": False}]
+
+
+@pytest.mark.usefixtures("nets")
+def test_a_name_of_two_kinds_needs_the_kind() -> None:
+    result = tvc("show", "shared")
+    assert result.exit_code == 1
+    assert "--kind blocks or --kind initializers" in result.stderr
+    assert data("show", "shared", "--kind", "initializers")["kind"] == "initializer"
+    assert data("show", "shared", "--kind", "blocks")["kind"] == "block"
+
+
+@pytest.mark.parametrize(
+    ("given", "kind", "near"),
+    [
+        ("nett9", "backbone", "net9"),
+        ("gat", "block", "gate"),
+        ("wrapp", "patch op", "wrap"),
+        ("kaimin", "initializer", "kaiming"),
+    ],
+)
+@pytest.mark.usefixtures("nets")
+def test_an_unknown_name_gets_the_error_of_the_kind_with_a_near_name(given: str, kind: str, near: str) -> None:
+    result = tvc("show", given)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith(f"error: Unknown {kind} {given!r}. Did you mean {near!r}")
+
+
+@pytest.mark.usefixtures("nets")
+def test_an_unknown_name_near_nothing_is_of_no_kind() -> None:
+    assert "backbone, block, patch op or initializer" in tvc("show", "qqqqqqqqqq").stderr
+
+
+def test_show_has_the_numbers_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tvc_resnet")
+    monkeypatch.setenv("TVC_ONLY", "tvc-resnet")
+    paths = {path["path"]: path for path in data("show", "resnet50")["paths"]}
+    found = {
+        name: (paths[name]["out_channels"], paths[name]["height"]) for name in ("conv1", "layer1", "layer2", "layer3", "layer4")
+    }
+    # He et al. 2016, table 1, column "50-layer"
+    assert found == {"conv1": (64, 112), "layer1": (256, 56), "layer2": (512, 28), "layer3": (1024, 14), "layer4": (2048, 7)}
+
+
+# -- build --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("nets")
+def test_build_explains_and_saves_what_load_reads_back(tmp_path: Path) -> None:
+    from tvc_core import HybridModel
+
+    recipe = write_recipe(tmp_path, "backbone: {name: net9, weights: null}\nhead: {num_classes: 7}\n")
+    out = tmp_path / "model.safetensors"
+    result = fine("build", recipe, "--out", out)
+    assert "acme-nets:net9" in result.stdout
+    assert str(out) in result.stdout.splitlines()[-1]
+    assert HybridModel.load(out).num_classes == 7
+
+
+@pytest.mark.usefixtures("nets")
+def test_json_stays_json_whatever_a_plugin_prints_and_warns(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "backbone: {name: net9, weights: null}\nfreeze_backbone: true\n")
+    result = fine("build", recipe, "--json")
+    found = json.loads(result.stdout)
+    # by hand: 3*4*9 + 4 in the stem, 4*6*9 + 6 in the stage, 6*5 + 5 in the head, which alone is trainable
+    assert (found["parameters"], found["trainable_parameters"]) == (112 + 222 + 35, 35)
+    assert (found["recipe"]["backbone"]["name"], found["num_classes"], found["out"]) == ("acme-nets:net9", 5, None)
+    assert "the plugin prints this" in result.stderr
+    assert "warning: the plugin warns while it builds\n" in result.stderr
+
+
+@pytest.mark.usefixtures("nets")
+def test_build_refuses_a_bad_out_before_it_builds(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "backbone: {name: net9, weights: null}\n")
+    for out in (tmp_path / "model.pt", tmp_path / "nowhere" / "model.safetensors"):
+        result = tvc("build", recipe, "--out", out)
+        assert result.exit_code == 2
+        assert "the plugin prints this" not in result.stderr
+        assert not out.exists()
+
+
+@pytest.mark.usefixtures("nets")
+def test_a_fault_in_a_recipe_is_shown_with_its_line(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path, "backbone:\n  name: net9\n  weigths: null\n")
+    result = tvc("build", recipe, "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"error: {recipe}, line 3" in result.stderr
+    assert "'weights'" in result.stderr
+
+
+# -- plugins ------------------------------------------------------------------------------------------------------
+
+
+def test_plugins_tells_active_failed_incompatible_and_disabled_apart(
+    install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("acme-nets", NETS)
+    install("bad-nets", BROKEN)
+    install("late-nets", "TVC_API = (9, 0)")
+    install("off-nets", BROKEN)
+    monkeypatch.setenv("TVC_DISABLE", "off-nets")
+    found = {fact["plugin"]: fact for fact in data("plugins")}
+    assert [found[f"{name}-nets"]["status"] for name in ("acme", "bad", "late", "off")] == [
+        "active",
+        "failed",
+        "incompatible",
+        "disabled",
+    ]
+    acme = found["acme-nets"]
+    assert [acme[key] for key in ("version", "api", "backbones", "blocks", "ops", "initializers")] == ["1.0", "1.0", 3, 3, 0, 1]
+    assert found["tvc-core"]["version"]
+    assert "acme_engine" in found["bad-nets"]["error"]
+
+
+def test_plugins_shows_tracebacks_only_when_asked(install: Callable[[str, str], None]) -> None:
+    install("bad-nets", BROKEN)
+    assert "Traceback" not in fine("plugins").output
+    shown = fine("plugins", "--traceback").stdout
+    assert "Traceback (most recent call last)" in shown
+    assert "bad_nets_plugin.py" in shown
+
+
+# -- errors -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ("lst",),
+        ("list", "backbone"),
+        ("list", "ops", "--origin", "acme"),
+        ("list", "--category", "attention"),
+        ("show",),
+        ("show", "gate", "--size", "32"),
+        ("show", "net9", "--size", "0"),
+        ("build", "--frobnicate"),
+    ],
+)
+@pytest.mark.usefixtures("nets")
+def test_wrong_usage_is_exit_code_2(args: tuple[str, ...]) -> None:
+    result = tvc(*args)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Usage: tvc" in result.stderr
+
+
+@pytest.mark.parametrize("args", [("list", "--origin", "acmee"), ("list", "ops", "--plugin", "acme-nts"), ("show", "nett9")])
+@pytest.mark.usefixtures("nets")
+def test_an_error_is_one_line_on_stderr_and_exit_code_1(args: tuple[str, ...]) -> None:
+    result = tvc(*args, "--json")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr.startswith("error: ")
+    assert len(result.stderr.splitlines()) == 1
+    assert "Did you mean" in result.stderr
+
+
+@pytest.mark.parametrize("args", [("--debug", "show", "nett9"), ("show", "nett9", "--debug")])
+@pytest.mark.usefixtures("nets")
+def test_debug_shows_the_traceback_before_the_error(args: tuple[str, ...]) -> None:
+    result = tvc(*args)
+    assert result.exit_code == 1
+    assert "Traceback (most recent call last)" in result.stderr
+    assert result.stderr.splitlines()[-1].startswith("error: ")
+
+
+def test_a_bug_is_called_one_and_shows_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise KeyError("oops")
+
+    monkeypatch.setattr(tvc_cli.commands, "Registry", broken)
+    result = tvc("list")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "error: KeyError: 'oops'" in result.stderr
+    assert "bug" in result.stderr
+    assert "--debug" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Traceback" in tvc("list", "--debug").stderr
+
+
+def test_control_c_is_exit_code_130_without_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tvc_cli.commands, "Registry", interrupted)
+    result = tvc("list")
+    assert (result.exit_code, result.output) == (130, "interrupted\n")
+
+
+# -- output -------------------------------------------------------------------------------------------------------
+
+
+def test_a_pipe_gets_whole_lines_whatever_their_length(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["name", "summary"], [["long", "word " * 60 + "end"], ["none", None]])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert lines[1].endswith("word end")
+    assert lines[2] == "none  -"
+
+
+def test_a_terminal_gets_brackets_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    print_table(["name", "summary"], [["se", "keeps [bold] and [N, C, H, W]"]])
+    assert "keeps [bold] and [N, C, H, W]" in capsys.readouterr().out
+
+
+# -- the process --------------------------------------------------------------------------------------------------
+
+HEAVY = ("torch", "torchvision", "rich", "numpy")
+
+
+def process(code: str, path: str = "", **env: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in a process of its own, with a folder in front of what it imports from."""
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TVC_")}
+    paths = os.pathsep.join(entry for entry in (path, environment.get("PYTHONPATH", "")) if entry)
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env={**environment, "PYTHONPATH": paths, **env},
+    )
+
+
+def heavy_after(command: str, path: str = "", **env: str) -> list[str]:
+    """Return which heavy modules a command has imported when it exits."""
+    code = f"""
+import sys
+from tvc_cli.main import main
+sys.argv[1:] = {command.split()}
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code, stop.code
+print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
+"""
+    done = process(code, path, **env)
+    assert done.returncode == 0, done.stderr
+    found: list[str] = eval(done.stderr.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "list blocks", "plugins", "plugins --json", "--help", "--version"])
+def test_listing_imports_nothing_heavy(command: str) -> None:
+    assert heavy_after(command) == []
+
+
+def test_the_test_of_lightness_can_fail(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("", encoding="utf-8")  # stands for the real one, which takes seconds
+    write_distribution(tmp_path, "heavy-nets", "import torch\nTVC_API = (1, 0)")
+    assert heavy_after("list", str(tmp_path), TVC_ONLY="heavy-nets") == ["torch"]
+
+
+def test_a_reader_that_stops_early_causes_no_traceback() -> None:
+    code = """
+import os, sys
+from tvc_cli.main import main
+read, write = os.pipe()
+os.close(read)  # as after `tvc list | head -0`
+os.dup2(write, 1)
+sys.argv[1:] = ["list"]
+main()
+"""
+    done = process(code)
+    assert done.returncode == 1
+    assert done.stderr == ""
+
+
+@pytest.mark.parametrize(("command", "code"), [("--version", 0), ("show no_such_thing", 1), ("show", 2)])
+def test_the_process_has_the_exit_code(command: str, code: int) -> None:
+    done = subprocess.run([sys.executable, "-m", "tvc_cli", *command.split()], capture_output=True, text=True, timeout=120)
+    assert done.returncode == code, done.stderr
+    assert (done.stdout == "") == (code != 0)
+
+
+def test_control_c_while_plugins_load_shows_no_traceback(tmp_path: Path) -> None:
+    write_distribution(tmp_path, "slow-nets", "raise KeyboardInterrupt")
+    code = "import sys; sys.argv[1:] = ['list']; from tvc_cli.main import main; main()"
+    done = process(code, str(tmp_path), TVC_ONLY="slow-nets")
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
