@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ Shape = tuple[int, ...]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as much again."""
+
+MOST_CUT = 2.5
+"""How far borders that are cut off may change the ratio of a small map's sides: Inception makes 3x1 of 144x96."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +107,11 @@ class Site:
 
 
 def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
-    """Return the layout of a map: the two axes that shrank alike from the image's height and width are spatial."""
+    """Return the layout of a map: the two axes that shrank alike from the image's height and width are spatial.
+
+    Alike means by one stride, up to rounding; where layers without padding cut borders off, the pair whose ratio is nearer to
+    the image's.
+    """
     if len(shape) == 2:
         return "NC"
     if len(shape) == 3:
@@ -118,7 +126,12 @@ def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
 
     if spatial(shape[2], shape[3]):
         return "NCHW"
-    return "NHWC" if spatial(shape[1], shape[2]) else None
+    if spatial(shape[1], shape[2]):
+        return "NHWC"
+    errors = [abs(math.log(height * image[1] / (width * image[0]))) for height, width in (shape[2:], shape[1:3])]
+    if min(errors) > math.log(MOST_CUT):
+        return None
+    return "NCHW" if errors[0] <= errors[1] else "NHWC"
 
 
 def channels_of(shape: Shape, layout: str | None) -> int:
