@@ -246,7 +246,7 @@ def _recipe() -> Iterable[str]:
         "",
         "`TARGET: {OPERATION: BLOCK}`, or in full `TARGET: {OPERATION: {...}}` with these keys and",
     )
-    yield from ("those of the [operation](operations.md). A list of such mappings puts several patches at one target.", "")
+    yield from ("and those of the [operation](operations.md). A list of such mappings puts several patches at one target.", "")
     yield from _table(("key", "what"), [(f"`{name}`", entry.get(by_field.get(name, name), "")) for name in PATCH_KEYS])
 
 
@@ -276,7 +276,7 @@ def _hooks() -> Iterable[str]:
         f"Plugin API {major}.{minor}, entry-point group `{hookspecs.ENTRY_POINT_GROUP}`. Each hook takes",
     )
     yield from (
-        "no arguments and returns a list of specs. [First plugin](../plugin-authors/first-plugin.md) uses all four.",
+        "no arguments and returns a list of specs. [First plugin](../plugin-authors/first-plugin.md) has all four.",
         "",
     )
     for name, spec in HOOKS.items():
@@ -440,7 +440,7 @@ def _docstring(doc: str | None, skip: tuple[str, ...] = ()) -> Iterable[str]:
             continue
         text = inspect.cleandoc("\n".join(["", *lines])).strip()
         if title == "Example":
-            yield from ("```python", text, "```", "")
+            yield from ("<!-- fmt: off -->", "```python", text, "```", "<!-- fmt: on -->", "")
         elif title in ("Args", "Raises"):
             yield from (f"{'Arguments' if title == 'Args' else title}:", "")
             yield from (f"- `{names}`: {what}" for names, what in _items(lines))
