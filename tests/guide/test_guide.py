@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+import torchvision_customizer
 import yaml
 from torch import Tensor, nn
-
-import torchvision_customizer
 from torchvision_customizer import (
     BackboneSpec,
     HybridBuilder,
@@ -37,6 +36,7 @@ from torchvision_customizer import (
     transfer_weights,
 )
 from torchvision_customizer.recipe import load_yaml_recipe
+
 from tvc_core.testing import official_weights
 
 REPOSITORY = Path(__file__).resolve().parents[2]
