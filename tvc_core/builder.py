@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .errors import UnknownNameError, did_you_mean
+from .errors import UnknownNameError, did_you_mean, listing
 from .recipe import Recipe, load_recipe, make_plan, make_recipe
 from .registry import Registry
 from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, normalize
@@ -30,11 +30,12 @@ class _Listing(Generic[R]):
         self.__doc__ = function.__doc__
 
     def __get__(self, instance: HybridBuilder | None, owner: type[HybridBuilder]) -> Callable[..., R]:
-        def listing(*args: Any, **kwargs: Any) -> R:
+        def asked(*args: Any, **kwargs: Any) -> R:
             return self.function(Registry() if instance is None else instance.registry, *args, **kwargs)
 
-        listing.__doc__ = self.__doc__
-        return listing
+        asked.__name__ = self.function.__name__
+        asked.__doc__ = self.__doc__
+        return asked
 
 
 class HybridBuilder:
@@ -76,13 +77,13 @@ class HybridBuilder:
         offers = registry.all(BackboneSpec)
         _check_known("origin", origin, {offer.spec.origin for offer in offers})
         _check_known("plugin", plugin and normalize(plugin), {info.owner for info in registry.plugins})
-        kept = {
-            offer.qualified
+        return [
+            registry.label(offer)
             for offer in offers
-            if (origin is None or offer.spec.origin == origin) and (plugin is None or offer.owner == normalize(plugin))
-        }
-        names = [name for name in registry.names(BackboneSpec) if _qualified(registry, BackboneSpec, name) in kept]
-        return [name for name in names if pattern is None or fnmatch.fnmatchcase(name, pattern)]
+            if (origin is None or offer.spec.origin == origin)
+            and (plugin is None or offer.owner == normalize(plugin))
+            and (pattern is None or any(fnmatch.fnmatchcase(name, pattern) for name in (offer.spec.name, offer.qualified)))
+        ]
 
     @_Listing
     def list_blocks(registry: Registry, category: str | None = None) -> list[str]:  # noqa: N805
@@ -94,9 +95,9 @@ class HybridBuilder:
         Raises:
             UnknownNameError: no installed block has this category.
         """
-        _check_known("category", category, {offer.spec.category for offer in registry.all(BlockSpec)})
-        kept = {offer.qualified for offer in registry.all(BlockSpec) if category is None or offer.spec.category == category}
-        return [name for name in registry.names(BlockSpec) if _qualified(registry, BlockSpec, name) in kept]
+        offers = registry.all(BlockSpec)
+        _check_known("category", category, {offer.spec.category for offer in offers})
+        return [registry.label(offer) for offer in offers if category is None or offer.spec.category == category]
 
     @_Listing
     def list_patch_ops(registry: Registry) -> list[str]:  # noqa: N805
@@ -238,10 +239,7 @@ def load_yaml_recipe(path: str | Path, builder: HybridBuilder | None = None) -> 
     return (builder or HybridBuilder()).build(Path(path))
 
 
-def _qualified(registry: Registry, kind: type[Any], name: str) -> str:
-    return registry.resolve(kind, name).qualified
-
-
 def _check_known(what: str, given: str | None, known: set[str]) -> None:
     if given is not None and given not in known:
-        raise UnknownNameError(f"no installed plugin has the {what} {given!r}.{did_you_mean(given, known)} There is {sorted(known)}.")
+        hint = did_you_mean(given, known)
+        raise UnknownNameError(f"no installed plugin has the {what} {given!r}.{hint} There is {listing(sorted(known))}.")

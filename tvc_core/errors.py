@@ -7,7 +7,9 @@ the built-in exception that they resemble, so both `except TvcError` and `except
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = [
     "AmbiguousNameError",
@@ -84,13 +86,15 @@ class RegistryWarning(UserWarning):
 
 
 def near(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
-    """Return the names that look like a misspelling of `given`, best first."""
+    """Return the names that `given` may stand for, best first: misspelled, then cut short."""
     names = list(dict.fromkeys(names))
     lowered: dict[str, str] = {}
     for name in names:
         lowered.setdefault(name.lower(), name)
     found = difflib.get_close_matches(given.lower(), lowered, n=most, cutoff=0.6)
-    return [lowered[name] for name in found]
+    if len(given) >= 3:
+        found += [name for name in lowered if given.lower() in name and name not in found]
+    return [lowered[name] for name in found[:most]]
 
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
@@ -106,3 +110,17 @@ def listing(names: Iterable[str], *, most: int = 12) -> str:
         return "none"
     rest = len(names) - most
     return ", ".join(names[:most]) + (f", ... ({rest} more)" if rest > 0 else "")
+
+
+class _Shown(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 120
+
+    def repr_int(self, x: int, level: int) -> str:
+        return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length()} bits"
+
+
+def shown(value: Any) -> str:
+    """Return a value as errors quote it: its repr, cut where it is long or deep."""
+    return _Shown().repr(value)

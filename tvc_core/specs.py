@@ -6,9 +6,9 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType
-from typing import Any, ClassVar, Union
+from typing import Any, ClassVar
 
-Factory = Union[str, Callable[..., Any]]
+Factory = str | Callable[..., Any]
 """What a spec's `factory` may be: "package.module:attribute" (imported on first use) or a callable."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -43,16 +43,14 @@ class Spec:
 
     def __post_init__(self) -> None:
         what = f"{type(self).__name__} {self.name!r}"
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        _check_types(self, str, "name", "summary", "source")
+        if not _NAME.fullmatch(self.name):
             raise ValueError(f"{what}: a name is lower-case letters, digits and '_', and starts with a letter")
         if isinstance(self.factory, str):
             if not _FACTORY.fullmatch(self.factory):
                 raise ValueError(f"{what}: factory {self.factory!r} is not of the form 'package.module:attribute'")
         elif not callable(self.factory):
             raise TypeError(f"{what}: factory is neither a string 'package.module:attribute' nor a callable")
-        for text in ("summary", "source"):
-            if not isinstance(getattr(self, text), str):
-                raise TypeError(f"{what}: {text} is not a string")
 
     def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping cannot be pickled, its content can
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
@@ -85,6 +83,9 @@ class WeightsSpec:
     recipe: str = ""
 
     def __post_init__(self) -> None:
+        _check_types(self, str, "name", "recipe")
+        _check_types(self, int, "crop_size", "resize_size")
+        _freeze_tuples(self, "mean", "std")
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"weights {self.name!r}: interpolation {self.interpolation!r} is not bilinear or bicubic")
 
@@ -129,8 +130,12 @@ class BackboneSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         what = f"BackboneSpec {self.name!r}"
-        if isinstance(self.stem, str) or isinstance(self.stages, str):
-            raise TypeError(f"{what}: stem and stages are tuples of paths, not one string")
+        _check_types(self, str, "family", "origin", "head")
+        _check_types(self, int, "num_channels", "min_size")
+        _freeze_tuples(self, "weights", "stem", "stages")
+        object.__setattr__(self, "stages", tuple(tuple(s) if isinstance(s, (tuple, list)) else (s,) for s in self.stages))
+        if not all(isinstance(path, str) for paths in (self.stem, *self.stages) for path in paths):
+            raise TypeError(f"{what}: stem and stages are tuples of paths, which are strings")
         if not all(isinstance(weights, WeightsSpec) for weights in self.weights):
             raise TypeError(f"{what}: weights is a tuple of WeightsSpec")
         names = [weights.name for weights in self.weights]
@@ -138,9 +143,7 @@ class BackboneSpec(Spec):
             raise ValueError(f"{what}: the same weights name twice in {names}")
         if self.default_weights is not None and self.default_weights not in names:
             raise ValueError(f"{what}: default_weights {self.default_weights!r} is not one of {names}")
-        object.__setattr__(self, "stem", tuple(self.stem))
-        object.__setattr__(self, "stages", tuple((s,) if isinstance(s, str) else tuple(s) for s in self.stages))
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
+        _freeze_options(self, self.options)
 
     @property
     def stage_paths(self) -> tuple[tuple[str, ...], ...]:
@@ -176,8 +179,10 @@ class BlockSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        wrong = [layout for layout in self.layouts if layout not in _LAYOUTS]
-        if isinstance(self.layouts, str) or not self.layouts or wrong:
+        _check_types(self, str, "category")
+        _check_types(self, bool, "preserves_shape", "gated")
+        _freeze_tuples(self, "layouts")
+        if not self.layouts or any(layout not in _LAYOUTS for layout in self.layouts):
             raise ValueError(f"BlockSpec {self.name!r}: layouts {self.layouts!r} is not a tuple out of {_LAYOUTS}")
 
 
@@ -202,10 +207,11 @@ class PatchOpSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        _check_types(self, bool, "takes_block")
+        _freeze_options(self, self.options)
         taken = sorted(set(self.options) & set(PATCH_KEYS))
         if taken:
             raise ValueError(f"PatchOpSpec {self.name!r}: the option names {taken} have a meaning of their own in patches")
-        object.__setattr__(self, "options", MappingProxyType(dict(self.options)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +223,30 @@ class InitializerSpec(Spec):
     """
 
     kind: ClassVar[str] = "initializer"
+
+
+def _check_types(spec: Spec | WeightsSpec, wanted: type, *names: str) -> None:
+    """Refuse a field of another type: a listing that sorts or compares it later would fail for everybody."""
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
+            raise TypeError(f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not of type {wanted.__name__}")
+
+
+def _freeze_tuples(spec: Spec | WeightsSpec, *names: str) -> None:
+    for name in names:
+        value = getattr(spec, name)
+        if not isinstance(value, (tuple, list)):
+            raise TypeError(f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not a tuple")
+        object.__setattr__(spec, name, tuple(value))
+
+
+def _freeze_options(spec: Spec, options: Mapping[str, Any]) -> None:
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in options):
+        raise TypeError(
+            f"{type(spec).__name__} {spec.name!r}: options is {options!r}, not a mapping of argument names to defaults"
+        )
+    object.__setattr__(spec, "options", MappingProxyType(dict(options)))
 
 
 def _remake(cls: type[Any], values: dict[str, Any]) -> Any:

@@ -72,7 +72,12 @@ def make_plan(recipe: Recipe, registry: Registry) -> Plan:
     given = recipe.weights
     weights_class = type(given).__name__ if isinstance(given, enum.Enum) else str(given or "").rpartition(".")[0] or None
     return Plan(
-        recipe=qualified, backbone=backbone, weights=weights, weights_class=weights_class, patches=patches, options=dict(recipe.options)
+        recipe=qualified,
+        backbone=backbone,
+        weights=weights,
+        weights_class=weights_class,
+        patches=patches,
+        options=dict(recipe.options),
     )
 
 
@@ -103,9 +108,9 @@ def _bind_patch(entry: PatchEntry, registry: Registry) -> PatchPlan:
     except UnknownNameError as error:
         raise type(error)(f"{entry.where}: {error}") from error
     allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
-    given = {"type": entry.block, "params": entry.params or None, "init": entry.init, **entry.options}
-    for key, value in given.items():
-        if key not in allowed and value is not None:
+    given = {"type": entry.block, "params": entry.params or None, "init": entry.init}
+    for key in [*(key for key, value in given.items() if value is not None), *entry.options]:
+        if key not in allowed:
             hint = did_you_mean(key, allowed)
             raise RecipeError(f"{entry.where}: unknown key {key!r} of {op.qualified}.{hint} It takes: {listing(allowed)}")
     if op.spec.takes_block and block is None:
@@ -121,5 +126,3 @@ def _qualified(patch: PatchPlan) -> PatchEntry:
         init=patch.init.qualified if patch.init else None,
         where="",
     )
-
-

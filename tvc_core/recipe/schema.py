@@ -6,19 +6,24 @@ import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import yaml
-
-from ..errors import RecipeError, did_you_mean, listing
+from ..errors import RecipeError, did_you_mean, listing, shown
 from ..specs import PATCH_KEYS
-from .yaml_text import Lines, read_yaml
+
+if TYPE_CHECKING:
+    from .yaml_text import Lines
 
 __all__ = ["PatchEntry", "Recipe", "load_recipe", "make_recipe"]
 
 _TOP = ("name", "backbone", "head", "freeze_backbone", "unfreeze_stages")
 _BACKBONE = ("name", "weights", "patches", "options")
 _HEAD = ("num_classes", "dropout", "class_names")
+
+_A_PATCH = "a patch is an operation and its block, such as {'wrap': 'se'}"
+
+MAX_CLASSES = 10_000_000
+_CLASSES = f"a whole number from 1 to {MAX_CLASSES:,}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,7 @@ class PatchEntry:
     init: str | None = None
     name: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
-    where: str = ""
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +96,9 @@ class Recipe:
             backbone["options"] = dict(self.options)
         if self.patches:
             backbone["patches"] = _patches_as_data(self.patches)
-        head = {"num_classes": self.num_classes, "dropout": self.dropout, "class_names": self.class_names}
-        head = {key: list(value) if isinstance(value, tuple) else value for key, value in head.items() if value is not None}
+        names = list(self.class_names) if self.class_names is not None else None
+        head = {"num_classes": self.num_classes, "dropout": self.dropout, "class_names": names}
+        head = {key: value for key, value in head.items() if value is not None}
         data: dict[str, Any] = {"name": self.name} if self.name is not None else {}
         data["backbone"] = backbone
         if head:
@@ -104,8 +110,14 @@ class Recipe:
         return data
 
     def to_yaml(self) -> str:
-        """Return the recipe as YAML text."""
-        return yaml.safe_dump(self.to_mapping(), sort_keys=False, allow_unicode=True)
+        """Return the recipe as YAML text.
+
+        Raises:
+            RecipeError: a parameter or option is no plain data.
+        """
+        from .yaml_text import write_yaml  # PyYAML is a fifth of what listing names takes
+
+        return write_yaml(self.to_mapping())
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -114,6 +126,8 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names file and line.
     """
+    from .yaml_text import read_yaml  # see Recipe.to_yaml
+
     data, lines = read_yaml(Path(path))
     return _parse(data, _Where(str(path), lines))
 
@@ -121,7 +135,7 @@ def load_recipe(path: str | Path) -> Recipe:
 def make_recipe(**arguments: Any) -> Recipe:
     """Return the recipe for the keyword arguments of `HybridBuilder.from_backbone`."""
     where = _Where("arguments")
-    return _checked(where, {key: where for key in arguments}, **arguments)
+    return _checked(where, dict.fromkeys(arguments, where), **arguments)
 
 
 @dataclass(frozen=True)
@@ -152,11 +166,11 @@ class _Where:
         """Return `data` as a mapping that has no other keys than `keys`."""
         name = f"'{self.dotted}'" if self.path else "a recipe"
         if not isinstance(data, Mapping):
-            raise self.error(f"{name} is a mapping with the keys {listing(keys)}, not {data!r}")
+            raise self.error(f"{name} is a mapping with the keys {listing(keys)}, not {shown(data)}")
         for key in data:
             if key not in keys:
                 hint = did_you_mean(str(key), keys)
-                raise (self / key).error(f"unknown key {key!r} in {name}.{hint} The keys are {listing(keys)}")
+                raise (self / key).error(f"unknown key {shown(key)} in {name}.{hint} The keys are {listing(keys)}")
         return data
 
 
@@ -186,7 +200,7 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         value = flat.get(key, default)
         if value is default or check(value):
             return value
-        raise places[key].error(f"{key} is {wanted}, not {value!r}")
+        raise places[key].error(f"{key} is {wanted}, not {shown(value)}")
 
     backbone = take("backbone", None, _is_name, "the name of a backbone")
     if backbone is None:
@@ -197,7 +211,7 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
     )  # fmt: skip
     options = take("options", None, _is_keywords, "a mapping of option names to values")
     names = take("class_names", None, _is_name_list, "a list of different names")
-    num_classes = take("num_classes", None, lambda v: _is_count(v) and v >= 1, "a whole number of at least 1")
+    num_classes = take("num_classes", None, lambda v: _is_count(v) and 1 <= v <= MAX_CLASSES, _CLASSES)
     if names is not None and num_classes is not None and len(names) != num_classes:
         raise places["class_names"].error(f"class_names has {len(names)} names for num_classes {num_classes}")
     dropout = take("dropout", None, lambda v: _is_number(v) and 0 <= v < 1, "a probability from 0 to below 1")
@@ -226,39 +240,45 @@ def _parse_patches(data: Any, where: _Where) -> tuple[PatchEntry, ...]:
     if data is None:
         return ()
     if not isinstance(data, Mapping):
-        raise where.error(f"patches is a mapping of targets to operations, such as {{'layer3': {{'wrap': 'se'}}}}, not {data!r}")
+        raise where.error(
+            f"patches is a mapping of targets to operations, such as {{'layer3': {{'wrap': 'se'}}}}, not {shown(data)}"
+        )
     entries: list[PatchEntry] = []
     for target, written in data.items():
         at = where / target
         if not _is_name(target):
-            raise at.error(f"a patch target is the path of a module, not {target!r}")
+            raise at.error(f"a patch target is the path of a module, not {shown(target)}")
         steps = [(at, written)] if isinstance(written, Mapping) else written
         if isinstance(steps, (list, tuple)) and not isinstance(written, Mapping):
             steps = [(at / index, step) for index, step in enumerate(written)]
         if not isinstance(steps, list) or not steps:
-            raise at.error(f"a patch is an operation and its block, such as {{'wrap': 'se'}}, or a list of them, not {written!r}")
+            raise at.error(f"{_A_PATCH}, or a list of them, not {shown(written)}")
         for at_step, step in steps:
             if not isinstance(step, Mapping) or not step:
-                raise at_step.error(f"a patch is an operation and its block, such as {{'wrap': 'se'}}, not {step!r}")
+                raise at_step.error(f"{_A_PATCH}, not {shown(step)}")
             entries += [_parse_patch(target, op, value, at_step / op) for op, value in step.items()]
     return tuple(entries)
 
 
 def _parse_patch(target: str, op: Any, value: Any, where: _Where) -> PatchEntry:
     if not _is_name(op):
-        raise where.error(f"a patch operation is a name such as 'wrap', not {op!r}")
+        raise where.error(f"a patch operation is a name such as 'wrap', not {shown(op)}")
     if isinstance(value, str):
         return PatchEntry(target=target, op=op, block=value, where=str(where))
     if value is None:
         value = {}
     if not isinstance(value, Mapping) or not _is_keywords(value):
-        raise where.error(f"{op} takes the name of a block, or a mapping with the keys {listing(PATCH_KEYS)}, not {value!r}")
+        raise where.error(
+            f"{op} takes the name of a block, or a mapping with the keys {listing(PATCH_KEYS)}, not {shown(value)}"
+        )
     for key in ("type", "init", "name"):
         if value.get(key) is not None and not _is_name(value[key]):
-            raise (where / key).error(f"{key} is a name, not {value[key]!r}")
+            raise (where / key).error(f"{key} is a name, not {shown(value[key])}")
+    if value.get("name") is not None and not value["name"].isidentifier():
+        raise (where / "name").error(f"name is one part of a path, letters, digits and '_', not {shown(value['name'])}")
     params = value.get("params")
     if params is not None and not _is_keywords(params):
-        raise (where / "params").error(f"params is a mapping of parameter names to values, not {params!r}")
+        raise (where / "params").error(f"params is a mapping of parameter names to values, not {shown(params)}")
     return PatchEntry(
         target=target,
         op=op,
@@ -274,9 +294,9 @@ def _parse_patch(target: str, op: Any, value: Any, where: _Where) -> PatchEntry:
 def _patches_as_data(patches: Iterable[PatchEntry]) -> dict[str, Any]:
     steps: dict[str, list[dict[str, Any]]] = {}
     for entry in patches:
-        full = {"type": entry.block, "params": dict(entry.params), "init": entry.init, "name": entry.name, **entry.options}
-        full = {key: value for key, value in full.items() if value not in (None, {})}
-        steps.setdefault(entry.target, []).append({entry.op: full})
+        full: dict[str, Any] = {"type": entry.block, "params": dict(entry.params), "init": entry.init, "name": entry.name}
+        full = {key: value for key, value in full.items() if value is not None and value != {}}
+        steps.setdefault(entry.target, []).append({entry.op: {**full, **entry.options}})
     return {target: found[0] if len(found) == 1 else found for target, found in steps.items()}
 
 

@@ -6,21 +6,53 @@ or all memory, and of two equal keys the last one wins without a word. Here both
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ..errors import RecipeError
+from ..errors import RecipeError, shown
 
-__all__ = ["Lines", "read_yaml"]
+__all__ = ["Lines", "parse_yaml", "read_yaml", "write_yaml"]
 
 Lines = dict[tuple[Any, ...], int]
 """The line [1-based] of each value, by its path from the root; a mapping's key has the path of its value."""
 
 MAX_BYTES, MAX_EVENTS, MAX_DEPTH, MAX_ALIASES, MAX_VALUES, MAX_SCALAR = 1_000_000, 10_000, 50, 100, 10_000, 10_000
+MAX_INTEGER = 2**63 - 1
+_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 _MERGE = "tag:yaml.org,2002:merge"
+
+
+class _Loader(yaml.SafeLoader):
+    """The safe loader, which also reads 1e-5 and 1.5e3 as numbers, as YAML 1.2 does."""
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads: text that looks like such a number gets quotes; nothing is written as an alias."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _class in (_Loader, _Dumper):
+    _exponent = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+    _class.add_implicit_resolver("tag:yaml.org,2002:float", _exponent, list("-+0123456789"))
+
+
+def write_yaml(data: Any) -> str:
+    """Return plain data as YAML text that `parse_yaml` reads back.
+
+    Raises:
+        RecipeError: a value is no plain data.
+    """
+    try:
+        return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    except (yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(part) for part in error.args) or type(error).__name__
+        raise RecipeError(f"the recipe has a value that cannot be written as YAML: {reason[:200]}") from error
 
 
 def read_yaml(path: Path) -> tuple[Any, Lines]:
@@ -30,35 +62,48 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
         RecipeError: the file cannot be read, is not YAML, or exceeds a limit.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise RecipeError(f"{path}: larger than the {MAX_BYTES:,} bytes that a recipe may have")
-        text = path.read_bytes().decode("utf-8")
-    except OSError as error:
-        raise RecipeError(f"{path}: the recipe cannot be read: {error.strerror or error}") from error
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path that no file can have
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise RecipeError(f"{path}: the recipe cannot be read: {reason}") from error
+    if len(content) > MAX_BYTES:
+        raise RecipeError(f"{path}: larger than the {MAX_BYTES:,} bytes that a recipe may have")
+    try:
+        return parse_yaml(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
-        raise RecipeError(f"{path}: the recipe is not UTF-8 text (byte {error.start})") from error
-    return parse_yaml(text, str(path))
+        line = content.count(b"\n", 0, error.start) + 1
+        raise RecipeError(f"{path}, line {line}: the recipe is not UTF-8 text (byte {error.start})") from error
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
     """Return the content of YAML text and the line of each of its values; `name` is what errors call it."""
     try:
         _check_limits(text, name)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = yaml.compose(text, Loader=_Loader)
         if root is None:
             raise RecipeError(f"{name}: the recipe is empty")
         lines: Lines = {}
         return _Walk(name, lines).value(root, (), 0), lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise RecipeError(f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML: {error.problem}") from error
-    except yaml.YAMLError as error:
+        problem = "; ".join(part for part in (error.context, error.problem) if part)
+        raise RecipeError(f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML: {problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position) + 1
+        character = f"{error.character:#06x}"
+        raise RecipeError(f"{name}, line {line}: not YAML: the character {character} is not allowed") from error
+    except RecipeError:
+        raise
+    except (
+        Exception
+    ) as error:  # PyYAML also lets through what Python's own conversions raise, on a number that is too long, say
         raise RecipeError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def _check_limits(text: str, name: str) -> None:
     depth = aliases = 0
-    for count, event in enumerate(yaml.parse(text, Loader=yaml.SafeLoader)):
+    for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         where = f"{name}, line {event.start_mark.line + 1}" if event.start_mark else name
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         aliases += isinstance(event, yaml.AliasEvent)
@@ -68,6 +113,9 @@ def _check_limits(text: str, name: str) -> None:
             raise RecipeError(f"{where}: nested deeper than the {MAX_DEPTH} levels that a recipe may have")
         if aliases > MAX_ALIASES:
             raise RecipeError(f"{where}: more than the {MAX_ALIASES} aliases that a recipe may have")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            raise RecipeError(f"{where}: tags ({shown(tag)}) are not allowed in recipes")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
             raise RecipeError(f"{where}: a value longer than the {MAX_SCALAR:,} characters that it may have")
 
@@ -93,11 +141,18 @@ class _Walk:
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
             return self.mapping(node, path, depth)
         if node.tag not in _SCALARS or not isinstance(node, yaml.ScalarNode):
-            raise RecipeError(f"{where}: {node.tag.rpartition(':')[2]!r} values are not allowed in recipes")
-        try:
-            return self.scalars.construct_object(node)
-        except (ValueError, ArithmeticError) as error:
-            raise RecipeError(f"{where}: {node.value!r} is not a number: {error}") from error
+            kind = node.tag.rpartition(":")[2]
+            raise RecipeError(f"{where}: {shown(node.value)} is a {kind} in YAML, which recipes do not have; put it in quotes")
+        octal_or_so = node.tag.endswith(":int") and not _DECIMAL.fullmatch(node.value)
+        if octal_or_so or (node.tag.endswith(":float") and ":" in node.value):  # 010 is 8, and 1:30 is 90
+            raise RecipeError(f"{where}: YAML reads {shown(node.value)} as another number; write it in decimal digits")
+        too_long = len(node.value) > 40 and node.tag.endswith(":int")  # Python refuses to convert 4,300 digits and more
+        value = None if too_long else self.scalars.construct_object(node)
+        if too_long or (isinstance(value, int) and abs(value) > MAX_INTEGER):
+            raise RecipeError(f"{where}: the number {shown(node.value)} is too large")
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise RecipeError(f"{where}: {shown(value)} has half of a surrogate pair, which is no character")
+        return value
 
     def mapping(self, node: yaml.MappingNode, path: tuple[Any, ...], depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -107,10 +162,11 @@ class _Walk:
                 raise RecipeError(f"{where}: merge keys ('<<') are not allowed in recipes")
             key = self.value(key_node, (*path, None), depth + 1)
             if not isinstance(key, str):
-                raise RecipeError(f"{where}: the key {key_node.value!r} reads as {key!r}, not as text; put it in quotes")
+                written = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
+                raise RecipeError(f"{where}: the key {written} reads as {shown(key)}, not as text; put it in quotes")
             if key in found:
                 first = self.lines[(*path, key)]
-                raise RecipeError(f"{where}: the key {key!r} stands here for the second time (first on line {first})")
+                raise RecipeError(f"{where}: the key {shown(key)} stands here for the second time (first on line {first})")
             self.lines[(*path, key)] = key_node.start_mark.line + 1
             found[key] = self.value(value_node, (*path, key), depth + 1)
         return found

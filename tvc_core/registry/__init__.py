@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from .. import builtin
-from ..errors import AmbiguousNameError, PluginError, UnknownNameError, did_you_mean, listing
+from ..errors import AmbiguousNameError, PluginError, UnknownNameError, did_you_mean, listing, near
 from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
 from . import hints
 from .discovery import PluginInfo, core_plugin, installed_plugins, local_plugin
@@ -30,7 +30,7 @@ class Named(tuple[str, S]):
 
     __slots__ = ()
 
-    def __new__(cls, owner: str, spec: S) -> Named[S]:
+    def __new__(cls, owner: str, spec: S) -> Named[S]:  # noqa: D102
         return super().__new__(cls, (owner, spec))  # type: ignore[type-var]
 
     def __getnewargs__(self) -> tuple[str, S]:
@@ -111,13 +111,14 @@ class Registry:
                 self._table.setdefault((spec.kind, spec.name), []).append(Named(info.owner, spec))
 
     def names(self, kind: type[Spec]) -> list[str]:
-        """Return the names of a kind, naturally sorted; a name with several owners appears qualified."""
-        found: list[str] = []
-        for (table_kind, name), offers in self._table.items():
-            if table_kind == kind.kind:
-                clash = len(offers) > 1 and self._preferred(offers) is None
-                found += [offer.qualified for offer in offers] if clash else [name]
-        return sorted(found, key=_natural)
+        """Return a name for everything of a kind, naturally sorted; what the short name does not stand for is qualified."""
+        return [self.label(offer) for offer in self.all(kind)]
+
+    def label(self, offer: Named[Any]) -> str:
+        """Return the short name if it stands for this offer here, else the qualified name."""
+        offers = self._table[offer.spec.kind, offer.spec.name]
+        means = offers[0] if len(offers) == 1 else self._preferred(offers)
+        return offer.spec.name if offer is means else offer.qualified
 
     def all(self, kind: type[S]) -> list[Named[S]]:
         """Return everything of a kind with its owner, sorted by name, then owner."""
@@ -133,12 +134,12 @@ class Registry:
         """
         if not isinstance(name, str):
             raise UnknownNameError(f"Unknown {kind.kind} {name!r}: a name is a string, not {type(name).__name__}.")
-        owner, _, short = name.rpartition(":")
+        owner, qualified, short = name.rpartition(":")
         offers = self._table.get((kind.kind, short), [])
-        if owner:
+        if qualified:
             offers = [offer for offer in offers if offer.owner == normalize(owner)]
         if not offers:
-            raise UnknownNameError(self._unknown(kind, name, owner, short))
+            raise UnknownNameError(f"Unknown {kind.kind} {name!r}. {self._advice(kind, normalize(owner), short)}")
         if len(offers) == 1:
             return offers[0]
         preferred = self._preferred(offers)
@@ -154,24 +155,35 @@ class Registry:
         by_owner = {offer.owner: offer for offer in offers}
         return next((by_owner[owner] for owner in self.prefer if owner in by_owner), None)
 
-    def _unknown(self, kind: type[Spec], name: str, owner: str, short: str) -> str:
-        message = f"Unknown {kind.kind} {name!r}."
+    def _advice(self, kind: type[Spec], owner: str, short: str) -> str:
+        """Return what to do about a name that nobody offers; `owner` is empty for a short name."""
         provider = hints.provider(kind.kind, short)
-        info = next((info for info in self.plugins if info.owner == (normalize(owner) if owner else provider)), None)
-        if provider and info is None and owner in ("", provider):
-            return f"{message} {provider} provides it and is not installed: pip install {provider}"
+        known = {info.owner: info for info in self.plugins}
+        if provider and provider not in known and owner in ("", provider):
+            return f"{provider} provides it and is not installed: pip install {provider}"
+        info = known.get(owner or provider or "")
         if info is not None and info.status != "active":
-            return (
-                f"{message} {info.owner} {info.version} is installed but {info.status}"
-                f"{': ' + info.error if info.error else ' (TVC_DISABLE or TVC_ONLY)'}. 'tvc plugins' shows all plugins."
-            )
-        known = self.names(kind)
-        others = [offer.qualified for offer in self._table.get((kind.kind, short), [])]
-        if others:
-            return f"{message} {owner!r} does not offer it; there is {listing(others)}."
-        installable = [] if owner else [hint for hint in hints.known(kind.kind) if hint not in known]
-        message += did_you_mean(short, [*known, *installable])
-        return f"{message} Installed are {len(known)}: {listing(known)}. {_LISTED_BY[kind]} lists them."
+            why = info.error or "by TVC_DISABLE or TVC_ONLY"
+            return f"{info.owner} {info.version} is installed but {info.status}: {why}. 'tvc plugins' shows all plugins."
+        offers = [offer.qualified for offer in self._table.get((kind.kind, short), [])]
+        if offers:
+            return f"{owner!r} does not offer it; there is {listing(offers)}."
+        parts = []
+        if owner and info is None:
+            first_party = owner in hints.distributions()
+            parts.append(f"{owner} is not installed: pip install {owner}." if first_party else f"There is no plugin {owner!r}.")
+            parts.append("" if first_party else did_you_mean(owner, known).strip())
+        others = sorted({table_kind for table_kind, name in self._table if name == short})
+        parts += [f"There is the {other} {short!r}." for other in others]
+        names = self.names(kind)
+        installable = {name: hints.provider(kind.kind, name) for name in hints.known(kind.kind) if name not in names}
+        parts.append(did_you_mean(short, [*names, *installable]).strip())
+        parts += [f"{name} is in {installable[name]}, which is not installed." for name in near(short, installable, most=1)]
+        parts.append(f"Installed are {len(names)}: {listing(names)}. {_LISTED_BY[kind]} lists them.")
+        faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
+        if faulty:
+            parts.append(f"Nothing of {listing(faulty)} could be loaded; 'tvc plugins' says why.")
+        return " ".join(part for part in parts if part)
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

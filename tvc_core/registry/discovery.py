@@ -8,9 +8,11 @@ architecture.md, "The hook layer"). So entry points are loaded here, one by one,
 from __future__ import annotations
 
 import os
+import re
 import traceback
 import types
 import warnings
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -23,6 +25,9 @@ from ..errors import PluginError, RegistryWarning, did_you_mean, listing
 from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
 
 __all__ = ["PluginInfo", "installed_plugins", "local_plugin"]
+
+CORE_OWNER = "tvc-core"
+_OWNER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 
 HOOKS: dict[str, type[Spec]] = {
     "tvc_backbones": BackboneSpec,
@@ -61,7 +66,7 @@ class PluginInfo:
         return sum(spec.kind == kind for spec in self.specs)
 
 
-class _Fault(Exception):
+class _Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error of ours
     """A plugin breaks a rule; `status` is what it becomes."""
 
     def __init__(self, message: str, status: str = "failed") -> None:
@@ -83,7 +88,9 @@ def installed_plugins(reserved: frozenset[tuple[str, str]]) -> list[PluginInfo]:
     """
     disabled, only = _owners_in("TVC_DISABLE"), _owners_in("TVC_ONLY")
     found = sorted(_entry_points(), key=lambda item: (item[0], item[1].value))
-    _warn_of_unknown(disabled | (only or frozenset()), {owner for owner, _, _ in found})
+    owners = {owner for owner, _, _ in found}
+    _warn_of_unknown("TVC_DISABLE", disabled, owners)
+    _warn_of_unknown("TVC_ONLY", (only or frozenset()) - {CORE_OWNER}, owners)
     infos: list[PluginInfo] = []
     modules: dict[str, list[str]] = {}
     for owner, entry_point, version in found:
@@ -93,6 +100,7 @@ def installed_plugins(reserved: frozenset[tuple[str, str]]) -> list[PluginInfo]:
         elif entry_point.value not in modules.setdefault(owner, []):  # an editable install can list itself twice
             modules[owner].append(entry_point.value)
             infos.append(_guarded(start, entry_point.load, reserved))
+    infos = _without_doubles(infos)
     faulty = [info for info in infos if info.status in ("failed", "incompatible")]
     if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
         lines = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
@@ -108,8 +116,13 @@ def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInf
     Raises:
         PluginError: the plugin is faulty. The caller handed it over, so nothing is quarantined here.
     """
-    name = getattr(plugin, "TVC_OWNER", None) or getattr(plugin, "__name__", None) or type(plugin).__name__
-    start = PluginInfo(owner=normalize(str(name).rpartition(".")[2]), status="disabled", module=repr(plugin))
+    name = getattr(plugin, "__name__", None) or type(plugin).__name__
+    owner = getattr(plugin, "TVC_OWNER", None) or name.rpartition(".")[2].strip("_")
+    if not isinstance(owner, str) or not _OWNER.fullmatch(normalize(owner)):
+        raise PluginError(
+            f"in-process plugin {name!r}: the owner {owner!r} is not letters, digits and '-', such as 'my-blocks'"
+        )
+    start = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
     info = _guarded(start, lambda: plugin, reserved, api_required=False)
     if info.status != "active":
         raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
@@ -118,7 +131,7 @@ def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInf
 
 def core_plugin(module: types.ModuleType) -> PluginInfo:
     """Return the core's own plugin, which goes through the same hooks as everybody's."""
-    info = _guarded(PluginInfo(owner="tvc-core", status="disabled", module=module.__name__), lambda: module, frozenset())
+    info = _guarded(PluginInfo(owner=CORE_OWNER, status="disabled", module=module.__name__), lambda: module, frozenset())
     assert info.status == "active", info.error
     return info
 
@@ -133,7 +146,8 @@ def _entry_points() -> Iterable[tuple[str, Any, str]]:
                 seen.add(owner)
                 yield from [(owner, entry, distribution.version or "") for entry in entry_points]
         except Exception as error:  # broken metadata of any distribution whatever must not hide the plugins of others
-            warnings.warn(f"skipped a distribution with unreadable metadata: {error!r}", RegistryWarning, stacklevel=2)
+            where = getattr(distribution, "_path", distribution)
+            warnings.warn(f"skipped {where}: its metadata cannot be read: {_said(error)}", RegistryWarning, stacklevel=2)
 
 
 def _guarded(start: PluginInfo, load: Any, reserved: frozenset[tuple[str, str]], *, api_required: bool = True) -> PluginInfo:
@@ -147,8 +161,16 @@ def _guarded(start: PluginInfo, load: Any, reserved: frozenset[tuple[str, str]],
     except _Fault as fault:
         return replace(start, status=fault.status, error=str(fault))
     except BaseException as error:  # a plugin may raise SystemExit or worse
-        text = f"{type(error).__name__}: {error}".strip().rstrip(":")
-        return replace(start, status="failed", error=text, traceback=traceback.format_exc())
+        return replace(start, status="failed", error=_said(error), traceback=traceback.format_exc())
+
+
+def _said(error: BaseException) -> str:
+    """Return an error's class and message on one line."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a plugin's error may fail to print itself
+        message = "(its message cannot be printed)"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
 def _api_of(module: Any, *, required: bool) -> tuple[int, int] | None:
@@ -173,8 +195,13 @@ def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> t
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name=owner)
     specs: list[Spec] = []
-    for hook, expected in HOOKS.items():
-        for result in getattr(manager.hook, hook)():
+    offered = [hook for hook in HOOKS if getattr(manager.hook, hook).get_hookimpls()]
+    if not offered:
+        raise _Fault(f"implements none of the hooks {listing(HOOKS)}; does the entry point name the right module?")
+    for hook in offered:
+        expected = HOOKS[hook]
+        # pluggy drops a None, so a hook without a return statement would be a plugin that offers nothing, without a word
+        for result in getattr(manager.hook, hook)() or [None]:
             if not isinstance(result, (list, tuple)):
                 raise _Fault(f"{hook} returned {type(result).__name__}, not a list of {expected.__name__}")
             for spec in result:
@@ -192,8 +219,21 @@ def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> t
     return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))
 
 
+def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
+    """Fail the modules of one distribution that offer the same name: no qualified name could tell them apart."""
+    offers = Counter((info.owner, spec.kind, spec.name) for info in infos for spec in info.specs)
+    checked: list[PluginInfo] = []
+    for info in infos:
+        twice = next((spec for spec in info.specs if offers[info.owner, spec.kind, spec.name] > 1), None)
+        if twice is not None:
+            error = f"offers the {twice.kind} {twice.name!r}, which another module of {info.owner} offers, too"
+            info = replace(info, status="failed", error=error, specs=())
+        checked.append(info)
+    return checked
+
+
 def _check_hook_names(plugin: Any) -> None:
-    """Refuse what pluggy would pass over: misspelt hooks, undecorated hooks, generator hooks."""
+    """Refuse what pluggy would pass over: misspelt and undecorated hooks."""
     for name in dir(plugin):
         value = getattr(plugin, name, None)
         decorated = getattr(value, f"{hookspecs.PROJECT}_impl", None) is not None
@@ -213,7 +253,7 @@ def _owners_in(variable: str) -> frozenset[str] | Any:
     return frozenset(normalize(part.strip()) for part in text.split(",") if part.strip())
 
 
-def _warn_of_unknown(asked: frozenset[str], installed: set[str]) -> None:
-    for owner in sorted(asked - installed - {"tvc-core"}):
-        message = f"TVC_DISABLE or TVC_ONLY names {owner!r}, which is not an installed plugin."
+def _warn_of_unknown(variable: str, asked: frozenset[str], installed: set[str]) -> None:
+    for owner in sorted(asked - installed):
+        message = f"{variable} names {owner!r}, which is not an installed plugin."
         warnings.warn(message + did_you_mean(owner, installed), RegistryWarning, stacklevel=3)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["provider"]
+__all__ = ["distributions", "known", "provider"]
 
 _BACKBONES = {
     "tvc-resnet": (
@@ -29,6 +29,11 @@ _TABLES = {
 def provider(kind: str, name: str) -> str | None:
     """Return the first-party distribution that provides this name, or None."""
     return _TABLES.get(kind, {}).get(name)
+
+
+def distributions() -> frozenset[str]:
+    """Return the first-party distributions that provide names."""
+    return frozenset({*_BACKBONES, *_BLOCKS})
 
 
 def known(kind: str) -> list[str]:
