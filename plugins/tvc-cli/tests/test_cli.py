@@ -35,8 +35,10 @@ def build(spec, *, weights, width=4):
             self.act = nn.ReLU()
             self.split = Split()
             self.spare = nn.ReLU()
+            self.echo = nn.Identity()
 
         def forward(self, x):
+            self.echo(x), self.echo(x[..., ::2, ::2])
             return self.split(self.act(self.conv(self.act(x))))[0]
 
     class Split(nn.Module):
@@ -205,6 +207,7 @@ def test_show_measures_every_module_of_a_backbone(name: str) -> None:
         "stem": ("Conv2d", "stem", 3, 4, 16, 16, "NCHW", None),
         "layer": ("Doubling", "stage 0", 4, 6, 8, 8, "NCHW", None),
         "layer.conv": ("Conv2d", "stage 0", 4, 6, 8, 8, "NCHW", None),
+        "layer.echo": ("Identity", "stage 0", 4, 4, None, None, "NCHW", None),  # runs at 16x16 and at 8x8
         "head": ("Linear", "head", 6, 5, None, None, "NC", None),
     }
     assert {path: info["problem"] for path, info in paths.items() if info["problem"] is not None} == {
@@ -212,7 +215,7 @@ def test_show_measures_every_module_of_a_backbone(name: str) -> None:
         "layer.split": "returns a tuple, not a tensor",
         "layer.spare": "never called",
     }
-    assert list(paths) == ["stem", "layer", "layer.conv", "layer.act", "layer.split", "layer.spare", "head"]
+    assert list(paths) == ["stem", "layer", "layer.conv", "layer.act", "layer.split", "layer.spare", "layer.echo", "head"]
 
 
 @pytest.mark.usefixtures("nets")

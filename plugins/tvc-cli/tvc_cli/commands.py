@@ -183,7 +183,7 @@ def _print_backbone(found: dict[str, Any]) -> None:
     else:
         click.echo("weights: none; build it with weights=None")
     height, width = found["image"] or (0, 0)
-    click.echo(f"\nEvery module, measured with an image of {height}x{width} pixels:\n")
+    click.echo(f"\nModules and what they return for an image of {height}x{width} pixels:\n")
     headers = ["path", "type", "part", "in", "out", "size", "layout", "why not"]
     print_table(headers, [_path_row(path) for path in found["paths"]], right=("in", "out", "size"))
 
