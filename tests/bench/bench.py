@@ -1,0 +1,96 @@
+"""Figures of the speed promises, as ratios of paired runs in turn. Run by `make bench`; prints a table and asserts nothing.
+
+A ratio's median is what to quote; the machine may be shared, so absolute times are for orientation only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+import torchvision
+from rich.console import Console
+from rich.table import Table
+from torch import nn
+
+from tvc_core import HybridBuilder
+
+LIST_MODELS = "import torchvision; torchvision.models.list_models()"
+LIST_BACKBONES = "from tvc_core import HybridBuilder; HybridBuilder.list_backbones()"
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return how long an action takes [s]."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def pairs(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> list[tuple[float, float]]:
+    """Return the times of both, run in turn after one uncounted run of each [s]."""
+    ours(), theirs()
+    return [(seconds(ours), seconds(theirs)) for _ in range(runs)]
+
+
+def process(*arguments: str) -> Callable[[], object]:
+    """Return an action that runs this Python with arguments."""
+    return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+
+
+def forward(model: nn.Module, repeat: int) -> Callable[[], object]:
+    """Return an action that runs a model on images [4, 3, 224, 224] in eval mode."""
+    model.eval()
+    x = torch.randn(4, 3, 224, 224)
+
+    @torch.no_grad()
+    def run() -> None:
+        for _ in range(repeat):
+            model(x)
+
+    return run
+
+
+def sixteen_patches() -> dict[str, dict[str, str]]:
+    """Return a squeeze-excite around each of ResNet-50's 16 blocks."""
+    lengths = {"layer1": 3, "layer2": 4, "layer3": 6, "layer4": 3}
+    return {f"{layer}.{index}": {"wrap": "se"} for layer, length in lengths.items() for index in range(length)}
+
+
+def main(runs: int) -> None:
+    """Measure and print."""
+    builder = HybridBuilder()
+    table = Table("what", "ours [s]", "theirs [s]", "ratio: median (min to max)", "promise")
+
+    def row(what: str, timed: list[tuple[float, float]], promise: str, *, theirs_over_ours: bool = False) -> None:
+        ratios = [b / a if theirs_over_ours else a / b for a, b in timed]
+        ours, theirs = (statistics.median(column) for column in zip(*timed, strict=True))
+        spread = f"{statistics.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
+        table.add_row(what, f"{ours:.3f}", f"{theirs:.3f}", spread, promise)
+
+    theirs = process("-c", LIST_MODELS)
+    listing = pairs(process("-c", LIST_BACKBONES), theirs, runs)
+    row("list_backbones() / list_models(), fresh process", listing, ">= 20 times faster", theirs_over_ours=True)
+    command = pairs(process("-m", "tvc_cli", "list"), theirs, runs)
+    row("tvc list / list_models(), fresh process", command, ">= 15 times faster", theirs_over_ours=True)
+    for name in ("resnet50", "efficientnet_b0"):
+        torch.manual_seed(0)
+        hybrid, own = builder.from_backbone(name, None), torchvision.models.get_model(name, weights=None)
+        timed = pairs(forward(hybrid, 3), forward(own, 3), 3 * runs)
+        row(f"forward of an unpatched {name}", timed, "1.00 +- 0.02")
+    patches = sixteen_patches()
+    timed = pairs(
+        lambda: builder.from_backbone("resnet50", None, patches=patches), lambda: builder.from_backbone("resnet50", None), runs
+    )
+    row("build of resnet50 with 16 patches / without", timed, "<= 1.5")
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--runs", type=int, default=7)
+    main(parser.parse_args().runs)
