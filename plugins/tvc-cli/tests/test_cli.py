@@ -310,6 +310,7 @@ def test_show_has_the_numbers_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> N
 # -- build --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:the plugin warns")
 @pytest.mark.usefixtures("nets")
 def test_build_explains_and_saves_what_load_reads_back(tmp_path: Path) -> None:
     from tvc_core import HybridModel
