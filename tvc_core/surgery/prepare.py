@@ -96,8 +96,6 @@ def _check_name(patch: PatchPlan, earlier: Iterable[PatchPlan], network: nn.Modu
     name, target = patch.entry.name, patch.entry.target
     if name is None:
         return
-    if not name.isidentifier():
-        raise PatchError(f"the name {name!r} cannot be part of a path: a name is letters, digits and '_'")
     names = [other.entry.name or other.block.spec.name for other in earlier if other.entry.target == target and other.block]
     if name in network.get_submodule(target)._modules or name in names or hasattr(nn.Module, name):
         raise PatchError(f"the name {name!r} is taken at {target!r}; choose another, or leave it out")
@@ -169,7 +167,8 @@ def _keeping(module: nn.Module) -> Iterator[None]:
     yield
     with torch.no_grad():
         for tensor, before in kept:
-            tensor.copy_(before)
+            if not torch.equal(tensor, before):
+                tensor.copy_(before)
 
 
 def _try_insertion(patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
