@@ -121,7 +121,7 @@ def test_a_given_name_is_the_last_part_of_the_path(tiny: Any) -> None:
     assert model.patch_records[0].paths == ("patches.layer2.attention",)
 
 
-@pytest.mark.parametrize("name", ["conv", "half", "gate"])
+@pytest.mark.parametrize("name", ["conv", "half", "training", "gate"])
 def test_a_given_name_that_cannot_be_had_is_refused_not_changed(tiny: Any, name: str) -> None:
     with pytest.raises(PatchError, match=f"{name!r} is taken at 'layer2'"):
         tiny({"layer2": [{"wrap": "gate"}, {"wrap": {"type": "gate", "name": name}}]})

@@ -177,6 +177,11 @@ def test_a_wrap_after_a_replacement_sees_its_width_not_the_originals(lab: Any, i
     assert model.stage_info[0].channels == 20 and model(images).shape == (4, 3)
 
 
+def test_a_replacement_takes_no_name_since_it_has_its_targets(tiny: Any) -> None:
+    with pytest.raises(PatchError, match="'mine'"):
+        tiny({"layer3.0.conv": {"replace": {"type": "conv", "name": "mine"}}})
+
+
 # -- conflicts ----------------------------------------------------------------------------------------------------------
 
 CONV16 = {"type": "conv", "params": {"channels": 16, "stride": 2}}

@@ -14,7 +14,7 @@ from ..errors import PatchError, PluginError, TvcError
 from ..recipe import PatchPlan
 from .blocks import call_factory, create_block, parameters_of
 from .operations import Insertion, Target
-from .patches import Patch
+from .patches import Patch, PatchTree
 from .sites import Probe, Shape, Site, layout_of, locate, probing
 
 __all__ = ["Prepared", "prepare"]
@@ -97,7 +97,7 @@ def _check_name(patch: PatchPlan, earlier: Iterable[PatchPlan], network: nn.Modu
     if name is None:
         return
     names = [other.entry.name or other.block.spec.name for other in earlier if other.entry.target == target and other.block]
-    if name in network.get_submodule(target)._modules or name in names or hasattr(nn.Module, name):
+    if name in network.get_submodule(target)._modules or name in names or hasattr(PatchTree(), name):
         raise PatchError(f"the name {name!r} is taken at {target!r}; choose another, or leave it out")
 
 
@@ -141,6 +141,8 @@ def _apply(patch: PatchPlan, site: Site, module: nn.Module, network: nn.Module, 
         raise PluginError(
             f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without effect is an error"
         )
+    if patch.entry.name is not None and not target.insertions:
+        raise PatchError(f"the name {patch.entry.name!r} is for an inserted block, and {patch.op.qualified} inserts none here")
     for insertion in target.insertions:
         _initialize(patch, insertion.patch)
         _try_insertion(patch, insertion, site, probe)
