@@ -31,9 +31,9 @@ from .registry import PluginInfo, Registry
 from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 
 if TYPE_CHECKING:
+    from .describe import PathInfo, describe_backbone
     from .model.anatomy import PartInfo, StageInfo
     from .model.hybrid import HybridModel, PatchRecord
-    from .surgery.listing import PathInfo, describe_backbone
     from .surgery.operations import BlockMaker, Target
     from .surgery.patches import Patch
     from .weights.files import read_state_dict
@@ -92,11 +92,11 @@ _HEAVY = {
     "Patch": "surgery.patches",
     "PartInfo": "model.anatomy",
     "PatchRecord": "model.hybrid",
-    "PathInfo": "surgery.listing",
+    "PathInfo": "describe",
     "StageInfo": "model.anatomy",
     "Target": "surgery.operations",
     "build_torchvision": "weights.torchvision",
-    "describe_backbone": "surgery.listing",
+    "describe_backbone": "describe",
     "partial_load": "weights.partial",
     "read_state_dict": "weights.files",
     "transfer_weights": "weights.partial",

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..assemble import build_backbone
-from ..errors import BackboneError, ParameterError, TargetError
-from ..model.anatomy import Anatomy
-from ..recipe import Plan, make_plan, make_recipe
-from ..registry import Registry
-from ..specs import BackboneSpec
-from .sites import Probe, Shape, Site
+from .assemble import build_backbone
+from .errors import BackboneError, ParameterError, TargetError
+from .model.anatomy import Anatomy
+from .recipe import Plan, make_plan, make_recipe
+from .registry import Registry
+from .specs import BackboneSpec
+from .surgery.sites import Probe, Shape, Site
 
 __all__ = ["PathInfo", "describe_backbone"]
 
