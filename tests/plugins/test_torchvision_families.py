@@ -18,9 +18,7 @@ BLOCKS = ("se", "eca", "cbam_block")
 SIDE = 64
 
 NAMES = [
-    offer.spec.name
-    for offer in Registry().all(BackboneSpec)
-    if offer.owner in PLUGINS and offer.spec.origin == "torchvision"
+    offer.spec.name for offer in Registry().all(BackboneSpec) if offer.owner in PLUGINS and offer.spec.origin == "torchvision"
 ]
 CASES = [name if name in SMALLEST else pytest.param(name, marks=pytest.mark.sweep) for name in NAMES]
 

@@ -29,7 +29,7 @@ class _CheckedMember:
         self._member = member
 
     @property
-    def __class__(self) -> type[Any]:  # torchvision's builders ask isinstance(weights, ResNet50_Weights)
+    def __class__(self) -> type[Any]:  # type: ignore[misc]  # torchvision's builders ask isinstance(weights, ResNet50_Weights)
         return type(self._member)
 
     def __getattr__(self, name: str) -> Any:

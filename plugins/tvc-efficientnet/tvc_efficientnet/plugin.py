@@ -23,8 +23,10 @@ def _imagenet(crop_size: int, resize_size: int, interpolation: str = "bicubic", 
 
 def _spec(name: str, *weights: WeightsSpec, dropout: float, num_stages: int = 7, **others: Any) -> BackboneSpec:
     # the last convolution, behind the last stage of blocks, belongs to that stage
-    stages = [(f"features.{index}",) for index in range(1, num_stages)]
-    stages.append((f"features.{num_stages}", f"features.{num_stages + 1}"))
+    stages = [
+        *((f"features.{index}",) for index in range(1, num_stages)),
+        (f"features.{num_stages}", f"features.{num_stages + 1}"),
+    ]
     defaults: dict[str, Any] = {
         "family": "efficientnet",
         "origin": "torchvision",

@@ -11,6 +11,7 @@ TVC_API = (1, 0)
 
 _V1 = WeightsSpec(name="IMAGENET1K_V1")
 _V2 = WeightsSpec(name="IMAGENET1K_V2", resize_size=232)
+_SANDLER = "Sandler et al. 2018, arXiv:1801.04381"
 _HOWARD = "Howard et al. 2019, arXiv:1905.02244"
 
 
@@ -23,45 +24,40 @@ def _stages(*lengths: int) -> tuple[tuple[str, ...], ...]:
     return tuple(stages)
 
 
+def _spec(name: str, summary: str, source: str, stages: tuple[tuple[str, ...], ...], *weights: WeightsSpec) -> BackboneSpec:
+    v2_options = {"round_nearest": 8, "block": None}
+    v3_options = {"reduced_tail": False, "dilated": False}
+    return BackboneSpec(
+        name=name,
+        family="mobilenet",
+        origin="torchvision",
+        summary=summary,
+        factory="tvc_core:build_torchvision",
+        weights=weights,
+        default_weights=weights[-1].name,
+        stem=("features.0",),
+        stages=stages,
+        head="classifier",
+        options={
+            "progress": True,
+            "dropout": 0.2,
+            "width_mult": 1.0,
+            "norm_layer": None,
+            **(v2_options if name == "mobilenet_v2" else v3_options),
+        },
+        min_size=1,
+        source=source,
+    )
+
+
 @hookimpl
 def tvc_backbones() -> list[BackboneSpec]:
     """Offer the three networks of torchvision.models.mobilenet."""
-    shared = {"family": "mobilenet", "origin": "torchvision", "factory": "tvc_core:build_torchvision"}
-    anatomy = {"stem": ("features.0",), "head": "classifier", "min_size": 1}
-    v3_options = {"progress": True, "dropout": 0.2, "width_mult": 1.0, "reduced_tail": False, "dilated": False, "norm_layer": None}
-    v2_options = {"progress": True, "dropout": 0.2, "width_mult": 1.0, "round_nearest": 8, "block": None, "norm_layer": None}
+    v2 = "Inverted residuals with linear bottlenecks, 3.5 M parameters."
+    small = "Searched inverted residuals with squeeze-excite, 2.5 M parameters."
+    large = "Searched inverted residuals with squeeze-excite, 5.5 M parameters."
     return [
-        BackboneSpec(
-            name="mobilenet_v2",
-            summary="Inverted residuals with linear bottlenecks, 3.5 M parameters.",
-            weights=(_V1, _V2),
-            default_weights="IMAGENET1K_V2",
-            stages=_stages(1, 2, 3, 4, 3, 3, 2),
-            options=v2_options,
-            source="Sandler et al. 2018, arXiv:1801.04381, table 2",
-            **shared,
-            **anatomy,
-        ),
-        BackboneSpec(
-            name="mobilenet_v3_small",
-            summary="Searched inverted residuals with squeeze-excite, 2.5 M parameters.",
-            weights=(_V1,),
-            default_weights="IMAGENET1K_V1",
-            stages=_stages(1, 2, 3, 2, 4),
-            options=v3_options,
-            source=f"{_HOWARD}, table 2",
-            **shared,
-            **anatomy,
-        ),
-        BackboneSpec(
-            name="mobilenet_v3_large",
-            summary="Searched inverted residuals with squeeze-excite, 5.5 M parameters.",
-            weights=(_V1, _V2),
-            default_weights="IMAGENET1K_V2",
-            stages=_stages(1, 2, 3, 4, 2, 4),
-            options=v3_options,
-            source=f"{_HOWARD}, table 1",
-            **shared,
-            **anatomy,
-        ),
+        _spec("mobilenet_v2", v2, f"{_SANDLER}, table 2", _stages(1, 2, 3, 4, 3, 3, 2), _V1, _V2),
+        _spec("mobilenet_v3_small", small, f"{_HOWARD}, table 2", _stages(1, 2, 3, 2, 4), _V1),
+        _spec("mobilenet_v3_large", large, f"{_HOWARD}, table 1", _stages(1, 2, 3, 4, 2, 4), _V1, _V2),
     ]
