@@ -263,7 +263,7 @@ def _parse_patches(data: Any, where: _Where) -> tuple[PatchEntry, ...]:
 def _parse_patch(target: str, op: Any, value: Any, where: _Where) -> PatchEntry:
     if not _is_name(op):
         raise where.error(f"a patch operation is a name such as 'wrap', not {shown(op)}")
-    if isinstance(value, str):
+    if _is_name(value):
         return PatchEntry(target=target, op=op, block=value, where=str(where))
     if value is None:
         value = {}

@@ -119,9 +119,7 @@ def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInf
     name = getattr(plugin, "__name__", None) or type(plugin).__name__
     owner = getattr(plugin, "TVC_OWNER", None) or name.rpartition(".")[2].strip("_")
     if not isinstance(owner, str) or not _OWNER.fullmatch(normalize(owner)):
-        raise PluginError(
-            f"in-process plugin {name!r}: the owner {owner!r} is not letters, digits and '-', such as 'my-blocks'"
-        )
+        raise PluginError(f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}")
     start = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
     info = _guarded(start, lambda: plugin, reserved, api_required=False)
     if info.status != "active":

@@ -1,0 +1,167 @@
+"""The listing methods: on the class what is installed, on an instance its own registry, typed for users."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, Registry, UnknownNameError, hookimpl
+
+
+def net(name: str, origin: str = "acme") -> BackboneSpec:
+    return BackboneSpec(name=name, factory="acme.net:build", origin=origin, stages=("layer1",), head="fc")
+
+
+class Alpha:
+    @hookimpl
+    def tvc_backbones(self) -> list[BackboneSpec]:
+        return [net("net10"), net("net9"), net("other", origin="torchvision"), net("shared")]
+
+    @hookimpl
+    def tvc_blocks(self) -> list[BlockSpec]:
+        return [
+            BlockSpec(name="gate", factory="acme:Gate", category="attention"),
+            BlockSpec(name="conv", factory="acme:Conv", category="convolution"),
+        ]
+
+
+class Beta:
+    @hookimpl
+    def tvc_backbones(self) -> list[BackboneSpec]:
+        return [net("shared"), net("only_beta")]
+
+
+def builder(**more: Any) -> HybridBuilder:
+    return HybridBuilder(registry=Registry([Alpha(), Beta()], installed=False, **more))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({}, ["net9", "net10", "only_beta", "other", "alpha:shared", "beta:shared"]),
+        ({"pattern": "net*"}, ["net9", "net10"]),
+        ({"pattern": "net?"}, ["net9"]),
+        ({"pattern": "NET*"}, []),
+        ({"pattern": "shared"}, ["alpha:shared", "beta:shared"]),
+        ({"pattern": "beta:*"}, ["only_beta", "beta:shared"]),
+        ({"origin": "torchvision"}, ["other"]),
+        ({"plugin": "beta"}, ["only_beta", "beta:shared"]),
+        ({"plugin": "Beta", "pattern": "s*"}, ["beta:shared"]),
+        ({"plugin": "beta", "origin": "torchvision"}, []),
+    ],
+)
+def test_the_filters_of_backbones(arguments: dict[str, str], expected: list[str]) -> None:
+    assert builder().list_backbones(**arguments) == expected
+
+
+def test_a_filter_by_plugin_shows_what_a_preference_hides_behind_the_short_name() -> None:
+    preferring = builder(prefer="alpha")
+    assert preferring.list_backbones(plugin="beta") == ["only_beta", "beta:shared"]
+    assert preferring.list_backbones(plugin="alpha", pattern="shared") == ["shared"]
+
+
+def test_the_filter_of_blocks() -> None:
+    assert builder().list_blocks() == ["conv", "gate"]
+    assert builder().list_blocks("attention") == builder().list_blocks(category="attention") == ["gate"]
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "said"),
+    [
+        (
+            "list_backbones",
+            {"origin": "torchvison"},
+            "no installed plugin has the origin 'torchvison'. Did you mean 'torchvision'",
+        ),
+        ("list_backbones", {"plugin": "bata"}, "no installed plugin has the plugin 'bata'. Did you mean 'beta'"),
+        (
+            "list_blocks",
+            {"category": "atention"},
+            "category 'atention'. Did you mean 'attention'? There is attention, convolution.",
+        ),
+    ],
+)
+def test_a_misspelt_filter_is_an_error_and_not_an_empty_list(method: str, arguments: dict[str, str], said: str) -> None:
+    with pytest.raises(UnknownNameError) as caught:
+        getattr(builder(), method)(**arguments)
+    assert said in str(caught.value)
+
+
+def test_operations_and_initializers_come_through_the_same_hooks_as_everything() -> None:
+    assert builder().list_patch_ops() == ["inject", "replace", "wrap"]
+    assert builder().list_initializers() == ["identity", "kaiming", "paper", "xavier", "zero"]
+
+
+def test_the_class_lists_what_is_installed_now(fake_distribution: Any) -> None:
+    before = HybridBuilder.list_blocks()
+    assert {"se", "cbam_block", "eca", "channel_attention", "spatial_attention"} <= set(HybridBuilder.list_blocks("attention"))
+    source = (
+        "from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n"
+        "@hookimpl\ndef tvc_blocks():\n    return [BlockSpec(name='acme_gate', factory='acme:Gate')]\n"
+    )
+    fake_distribution("acme-blocks", source)
+    assert sorted(HybridBuilder.list_blocks()) == sorted([*before, "acme_gate"])
+    assert "acme_gate" not in builder().list_blocks()
+
+
+def test_an_instance_keeps_the_registry_that_it_was_made_with(fake_distribution: Any) -> None:
+    made_before = HybridBuilder()
+    fake_distribution("acme-blocks", "raise OSError")
+    assert all(info.owner != "acme-blocks" for info in made_before.registry.plugins)
+
+
+def test_the_listing_of_torchvisions_names_agrees_with_torchvision() -> None:
+    models = pytest.importorskip("torchvision.models")
+    assert set(HybridBuilder.list_backbones(origin="torchvision")) <= set(models.list_models(module=models))
+    assert HybridBuilder.list_backbones("resnet*", plugin="tvc-resnet") == sorted(
+        (name for name in models.list_models(module=models) if name.startswith("resnet")), key=lambda name: int(name[6:])
+    )
+
+
+def test_the_listings_have_names_and_help() -> None:
+    for name in ("list_backbones", "list_blocks", "list_patch_ops", "list_initializers"):
+        for method in (getattr(HybridBuilder, name), getattr(builder(), name)):
+            assert method.__name__ == name and method.__doc__.startswith("Return the names of")
+
+
+SAMPLE = """
+from tvc_core import HybridBuilder, Recipe, Registry, UnknownNameError
+
+names: list[str] = HybridBuilder.list_backbones()
+names = HybridBuilder.list_backbones("resnet*", origin="torchvision", plugin="tvc-resnet")
+names = HybridBuilder().list_backbones(pattern="resnet*")
+names = HybridBuilder.list_blocks("attention") + HybridBuilder().list_blocks(category="attention")
+names = HybridBuilder.list_patch_ops() + HybridBuilder(prefer=("tvc-attention",)).list_initializers()
+builder = HybridBuilder(registry=Registry(installed=False))
+first: str = builder.list_backbones()[0]
+recipe: Recipe = Recipe.from_mapping({"backbone": "resnet50"})
+classes: int | None = recipe.num_classes
+text: str = recipe.to_yaml()
+try:
+    model = builder.build(recipe)
+except UnknownNameError as error:
+    message: str = str(error)
+"""
+
+
+def run_mypy(folder: Path, source: str) -> tuple[int, str]:
+    pytest.importorskip("mypy")
+    (folder / "sample.py").write_text(source)
+    settings = "[mypy]\nfollow_imports = silent\n[mypy-torch.*,torchvision.*]\nfollow_imports = skip\n"
+    (folder / "mypy.ini").write_text(settings)  # torch's own types take 20 s, and no listing has them
+    done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "sample.py"], cwd=folder, capture_output=True, text=True)
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_users_sample_passes_strict_type_checking(tmp_path: Path) -> None:
+    code, output = run_mypy(tmp_path, SAMPLE)
+    assert code == 0, output
+
+
+def test_strict_type_checking_would_see_a_wrong_result_type(tmp_path: Path) -> None:
+    code, output = run_mypy(tmp_path, SAMPLE + "wrong: list[int] = HybridBuilder.list_backbones()\n")
+    assert code == 1 and 'expression has type "list[str]"' in output, output

@@ -1,0 +1,385 @@
+"""A small zoo of bad plugins: each costs only itself, and its error says what is wrong."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import importlib_metadata
+import pytest
+
+from tvc_core import (
+    AmbiguousNameError,
+    BackboneSpec,
+    BlockSpec,
+    PatchOpSpec,
+    PluginError,
+    PluginInfo,
+    Registry,
+    RegistryWarning,
+)
+from tvc_core.registry import discovery
+
+HEADER = "from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, hookimpl\nTVC_API = (1, 0)\n"
+GATE = "BlockSpec(name='gate', factory='acme.gate:Gate')"
+
+
+def blocks(*names: str) -> str:
+    """Return the source of a sound plugin that offers these blocks."""
+    return HEADER + hook("return [" + ", ".join(f"BlockSpec(name={name!r}, factory='acme:{name}')" for name in names) + "]")
+
+
+def hook(body: str, name: str = "tvc_blocks", decorator: str = "@hookimpl", arguments: str = "") -> str:
+    """Return the source of a hook implementation."""
+    return f"{decorator}\ndef {name}({arguments}):\n    {body}\n"
+
+
+Install = Callable[..., Path]
+
+
+@pytest.fixture
+def install(fake_distribution: Install, monkeypatch: pytest.MonkeyPatch) -> Install:
+    """Return a function that installs a distribution; what else is installed on the machine is out of sight."""
+    find = importlib_metadata.distributions
+    folders: list[str] = []
+    monkeypatch.setattr(discovery.importlib_metadata, "distributions", lambda: find(path=folders))
+    for variable in ("TVC_DISABLE", "TVC_ONLY", "TVC_STRICT"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def write(name: str, source: str, **more: str) -> Path:
+        info = fake_distribution(name, source, **more)
+        folders[:] = [str(info.parent)]
+        importlib.invalidate_caches()
+        return info
+
+    return write
+
+
+def info_of(registry: Registry, owner: str) -> PluginInfo:
+    (info,) = [info for info in registry.plugins if info.owner == owner]
+    return info
+
+
+ZOO = {
+    "import error": ("import module_that_is_not_there", "failed", "ModuleNotFoundError: No module named 'module_that_is_not_there'"),
+    "name error": (HEADER + "undefined_name", "failed", "NameError: name 'undefined_name' is not defined"),
+    "SystemExit": ("raise SystemExit('licence expired')", "failed", "SystemExit: licence expired"),
+    "SystemExit in a hook": (HEADER + hook("raise SystemExit(3)"), "failed", "SystemExit: 3"),
+    "GeneratorExit": ("raise GeneratorExit", "failed", "GeneratorExit"),
+    "AssertionError": (HEADER + "assert 1 == 2, 'arithmetic'", "failed", "AssertionError: arithmetic"),
+    "an error that cannot be printed": (
+        "class Bad(Exception):\n    def __str__(self): raise RuntimeError\nraise Bad",
+        "failed",
+        "Bad: (its message cannot be printed)",
+    ),
+    "syntax error": ("def tvc_blocks(:", "failed", "SyntaxError: invalid syntax"),
+    "endless recursion": (HEADER + hook("return tvc_blocks()"), "failed", "RecursionError: maximum recursion depth exceeded"),
+    "misspelt hook": (
+        HEADER + hook(f"return [{GATE}]", name="tvc_block"),
+        "failed",
+        "implements an unknown hook 'tvc_block'. Did you mean 'tvc_blocks'",
+    ),
+    "misspelt hook without its prefix": (
+        HEADER + hook(f"return [{GATE}]", name="blocks"),
+        "failed",
+        "implements an unknown hook 'blocks'. Did you mean 'tvc_blocks'",
+    ),
+    "undecorated hook": (
+        HEADER + hook(f"return [{GATE}]", decorator="#"),
+        "failed",
+        "tvc_blocks is not decorated: put @tvc_core.hookimpl above it",
+    ),
+    "undecorated misspelt hook": (
+        HEADER + hook(f"return [{GATE}]", name="tvc_backbone", decorator="#"),
+        "failed",
+        "Did you mean 'tvc_backbones'",
+    ),
+    "hook with an argument": (HEADER + hook(f"return [{GATE}]", arguments="registry"), "failed", "{'registry'}"),
+    "no hook at all": (HEADER, "failed", "implements none of the hooks"),
+    "hook that returns None": (HEADER + hook(f"[{GATE}]"), "failed", "tvc_blocks returned NoneType, not a list of BlockSpec"),
+    "hook that returns one spec": (HEADER + hook(f"return {GATE}"), "failed", "tvc_blocks returned BlockSpec, not a list of BlockSpec"),
+    "hook that returns a dict": (HEADER + hook(f"return {{'gate': {GATE}}}"), "failed", "tvc_blocks returned dict, not a list"),
+    "hook that returns text": (HEADER + hook("return 'gate'"), "failed", "tvc_blocks returned str, not a list of BlockSpec"),
+    "list of names": (HEADER + hook("return ['gate']"), "failed", "tvc_blocks returned 'gate' in its list, not a BlockSpec"),
+    "spec of another kind": (
+        HEADER + hook("return [PatchOpSpec(name='gate', factory='a:b')]"),
+        "failed",
+        "in its list, not a BlockSpec",
+    ),
+    "generator hook": (HEADER + hook(f"yield {GATE}"), "failed", "tvc_blocks returned generator, not a list of BlockSpec"),
+    "generator that raises": (HEADER + hook("raise OSError('disk')\n    yield"), "failed", "tvc_blocks returned generator"),
+    "hook that raises": (HEADER + hook("raise OSError('no disk')"), "failed", "OSError: no disk"),
+    "bad spec": (HEADER + hook("return [BlockSpec(name='Gate', factory='a:b')]"), "failed", "BlockSpec 'Gate': a name is lower-case"),
+    "misspelt field": (HEADER + hook("return [BlockSpec(nam='gate', factory='a:b')]"), "failed", "unexpected keyword argument 'nam'"),
+    "the same name twice": (HEADER + hook(f"return [{GATE}, {GATE}]"), "failed", "offers the block 'gate' twice"),
+    "a name of the core's": (
+        HEADER + hook("return [PatchOpSpec(name='wrap', factory='a:b')]", name="tvc_patch_ops"),
+        "failed",
+        "offers the patch op 'wrap', a name of tvc-core's own; choose another",
+    ),
+    "no TVC_API": (blocks("gate").replace("TVC_API = (1, 0)", ""), "failed", "TVC_API is None; a plugin module states"),
+    "TVC_API as text": (blocks("gate").replace("(1, 0)", "'1.0'"), "failed", "TVC_API is '1.0'"),
+    "TVC_API as a number": (blocks("gate").replace("(1, 0)", "1.0"), "failed", "TVC_API is 1.0"),
+    "TVC_API of three parts": (blocks("gate").replace("(1, 0)", "(1, 0, 0)"), "failed", "TVC_API is (1, 0, 0)"),
+    "TVC_API of booleans": (blocks("gate").replace("(1, 0)", "(True, False)"), "failed", "TVC_API is (True, False)"),
+    "API from the future": (
+        blocks("gate").replace("(1, 0)", "(2, 0)"),
+        "incompatible",
+        "written for plugin API 2.0, this tvc-core has 1.0; upgrade tvc-core",
+    ),
+    "API of a later minor": (blocks("gate").replace("(1, 0)", "(1, 1)"), "incompatible", "plugin API 1.1, this tvc-core has 1.0; upgrade tvc-core"),
+    "API from the past": (blocks("gate").replace("(1, 0)", "(0, 9)"), "incompatible", "plugin API 0.9, this tvc-core has 1.0; upgrade the plugin"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("beast", ZOO)
+def test_a_bad_plugin_costs_only_itself_and_says_why(install: Install, beast: str) -> None:
+    source, status, message = ZOO[beast]
+    install("aa-good", blocks("first"))
+    install("bad", source)
+    install("zz-good", blocks("last"))
+    registry = Registry()
+    assert registry.names(BlockSpec) == ["first", "last"]
+    bad = info_of(registry, "bad")
+    assert (bad.status, bad.specs) == (status, ())
+    assert message in bad.error
+    assert "\n" not in bad.error, "the error is one line"
+    assert registry.names(PatchOpSpec) == ["inject", "replace", "wrap"]
+
+
+def test_the_whole_zoo_at_once_costs_no_sound_plugin_anything(install: Install) -> None:
+    install("sound", blocks("first", "last"))
+    for number, (source, _, _) in enumerate(ZOO.values()):
+        install(f"beast-{number}", source)
+    registry = Registry()
+    assert registry.names(BlockSpec) == ["first", "last"]
+    assert sum(info.status == "active" for info in registry.plugins) == 2  # sound, and the core
+    assert len(registry.plugins) == len(ZOO) + 2
+
+
+def test_a_failed_plugin_keeps_its_original_traceback(install: Install) -> None:
+    install("bad", "def deep():\n    raise OSError('disk')\ndeep()")
+    kept = info_of(Registry(), "bad").traceback
+    assert "in deep" in kept and "OSError: disk" in kept
+
+
+@pytest.mark.parametrize(
+    "source", ["raise KeyboardInterrupt", HEADER + hook("raise KeyboardInterrupt")], ids=["import", "hook"]
+)
+def test_a_keyboard_interrupt_is_the_users_and_goes_through(install: Install, source: str) -> None:
+    install("bad", source)
+    with pytest.raises(KeyboardInterrupt):
+        Registry()
+
+
+def test_a_later_hook_that_fails_takes_the_whole_plugin_with_it(install: Install) -> None:
+    install("bad", blocks("gate") + hook("raise OSError('late')", name="tvc_initializers"))
+    registry = Registry()
+    assert registry.names(BlockSpec) == []
+    assert "late" in info_of(registry, "bad").error
+
+
+def test_an_entry_point_without_its_module_is_a_failed_plugin(install: Install) -> None:
+    install("good", blocks("gate"))
+    info = install("dangling", blocks("other"))
+    (info / "entry_points.txt").write_text("[tvc.plugins]\ndangling = nowhere.plugin\n")
+    registry = Registry()
+    assert registry.names(BlockSpec) == ["gate"]
+    assert info_of(registry, "dangling").error == "ModuleNotFoundError: No module named 'nowhere'"
+
+
+def test_an_entry_point_without_its_attribute_is_a_failed_plugin(install: Install) -> None:
+    info = install("dangling", blocks("other"))
+    (info / "entry_points.txt").write_text("[tvc.plugins]\ndangling = dangling_plugin:Plugin\n")
+    assert "has no attribute 'Plugin'" in info_of(Registry(), "dangling").error
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [("METADATA", b"Version: 1.0\n"), ("METADATA", None), ("METADATA", b"\xff\xfe\x00"), ("entry_points.txt", b"\xff\xfe\x00")],
+    ids=["no name", "no metadata", "metadata not text", "entry points not text"],
+)
+def test_broken_metadata_is_a_warning_that_names_the_folder(install: Install, file: str, content: bytes | None) -> None:
+    install("aa-good", blocks("first"))
+    info = install("broken", blocks("gate"))
+    install("zz-good", blocks("last"))
+    (info / file).unlink()
+    if content is not None:
+        (info / file).write_bytes(content)
+    with pytest.warns(RegistryWarning, match=r"skipped .*broken-1\.0\.dist-info: its metadata cannot be read"):
+        registry = Registry()
+    assert registry.names(BlockSpec) == ["first", "last"]
+
+
+def test_one_entry_point_name_in_two_distributions_loads_both(install: Install) -> None:
+    for name in ("one", "two"):
+        info = install(name, blocks(f"from_{name}"))
+        (info / "entry_points.txt").write_text(f"[tvc.plugins]\nplugin = {name}_plugin\n")
+    assert Registry().names(BlockSpec) == ["from_one", "from_two"]
+
+
+def test_an_entry_point_that_is_listed_twice_is_loaded_once(install: Install) -> None:
+    info = install("twice", blocks("gate"))
+    (info / "entry_points.txt").write_text("[tvc.plugins]\none = twice_plugin\ntwo = twice_plugin\n")
+    registry = Registry()
+    assert registry.names(BlockSpec) == ["gate"]
+    assert info_of(registry, "twice").status == "active"
+
+
+def test_two_modules_of_one_distribution_share_its_owner(install: Install) -> None:
+    info = install("acme", blocks("gate"))
+    (info.parent / "acme_more_plugin.py").write_text(blocks("other"))
+    (info / "entry_points.txt").write_text("[tvc.plugins]\none = acme_plugin\ntwo = acme_more_plugin\n")
+    registry = Registry()
+    assert [offer.qualified for offer in registry.all(BlockSpec)] == ["acme:gate", "acme:other"]
+
+
+def test_two_modules_of_one_distribution_with_one_name_both_fail(install: Install) -> None:
+    info = install("acme", blocks("gate"))
+    (info.parent / "acme_more_plugin.py").write_text(blocks("gate", "other"))
+    (info / "entry_points.txt").write_text("[tvc.plugins]\none = acme_plugin\ntwo = acme_more_plugin\n")
+    registry = Registry()
+    assert registry.names(BlockSpec) == []
+    errors = {info.error for info in registry.plugins if info.owner == "acme"}
+    assert errors == {"offers the block 'gate', which another module of acme offers, too"}
+
+
+def test_the_owner_is_the_normalized_name_of_the_distribution(install: Install) -> None:
+    info = install("acme", blocks("gate"))
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: Acme_Blocks.Extra\nVersion: 2.5\n")
+    registry = Registry()
+    assert registry.resolve(BlockSpec, "gate").qualified == "acme-blocks-extra:gate"
+    assert info_of(registry, "acme-blocks-extra").version == "2.5"
+
+
+# -- clashes ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", [("alpha", "beta"), ("beta", "alpha")], ids=["alpha first", "beta first"])
+class TestClash:
+    @pytest.fixture(autouse=True)
+    def both(self, install: Install, order: tuple[str, str]) -> None:
+        for name in order:
+            install(name, blocks("gate", f"own_{name}"))
+
+    def test_only_the_short_name_fails_and_names_both_qualified_ones(self) -> None:
+        registry = Registry()
+        with pytest.raises(AmbiguousNameError) as caught:
+            registry.resolve(BlockSpec, "gate")
+        assert "'alpha:gate' or 'beta:gate'" in str(caught.value)
+        assert "prefer=" in str(caught.value)
+
+    def test_the_other_names_and_the_qualified_ones_work(self) -> None:
+        registry = Registry()
+        for name, qualified in [
+            ("own_alpha", "alpha:own_alpha"),
+            ("own_beta", "beta:own_beta"),
+            ("alpha:gate", "alpha:gate"),
+            ("beta:gate", "beta:gate"),
+            ("Beta:gate", "beta:gate"),
+        ]:
+            assert registry.resolve(BlockSpec, name).qualified == qualified
+
+    def test_the_listing_has_both_qualified_names(self) -> None:
+        assert Registry().names(BlockSpec) == ["alpha:gate", "beta:gate", "own_alpha", "own_beta"]
+
+    @pytest.mark.parametrize("owner", ["alpha", "beta"])
+    def test_prefer_settles_it_either_way(self, owner: str) -> None:
+        assert Registry(prefer=(owner,)).resolve(BlockSpec, "gate").qualified == f"{owner}:gate"
+
+    def test_prefer_leaves_the_other_under_its_qualified_name(self) -> None:
+        registry = Registry(prefer="beta")
+        assert registry.names(BlockSpec) == ["alpha:gate", "gate", "own_alpha", "own_beta"]
+        assert {registry.resolve(BlockSpec, name).qualified for name in registry.names(BlockSpec)} == {
+            "alpha:gate", "beta:gate", "alpha:own_alpha", "beta:own_beta",
+        }  # fmt: skip
+
+
+# -- the environment ----------------------------------------------------------------------------------------------------
+
+
+def test_a_disabled_plugin_is_listed_but_not_imported(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("good", blocks("gate"))
+    install("acme-blocks", blocks("other"))
+    monkeypatch.setenv("TVC_DISABLE", " Acme_Blocks ,")
+    registry = Registry()
+    assert registry.names(BlockSpec) == ["gate"]
+    assert info_of(registry, "acme-blocks").status == "disabled"
+    assert "acme_blocks_plugin" not in sys.modules and "good_plugin" in sys.modules
+
+
+def test_only_excludes_all_others_without_importing_them(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("good", blocks("gate"))
+    install("acme-blocks", blocks("other"))
+    monkeypatch.setenv("TVC_ONLY", "good")
+    registry = Registry()
+    assert registry.names(BlockSpec) == ["gate"]
+    assert registry.names(PatchOpSpec) == ["inject", "replace", "wrap"], "the core is not a plugin that one can do without"
+    assert "acme_blocks_plugin" not in sys.modules
+
+
+def test_disable_wins_over_only(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("good", blocks("gate"))
+    monkeypatch.setenv("TVC_ONLY", "good")
+    monkeypatch.setenv("TVC_DISABLE", "good")
+    assert Registry().names(BlockSpec) == []
+
+
+@pytest.mark.parametrize("variable", ["TVC_ONLY", "TVC_DISABLE"])
+def test_an_empty_variable_excludes_nobody(install: Install, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    install("good", blocks("gate"))
+    monkeypatch.setenv(variable, " ")
+    assert Registry().names(BlockSpec) == ["gate"]
+
+
+@pytest.mark.parametrize("variable", ["TVC_ONLY", "TVC_DISABLE"])
+def test_a_misspelt_owner_warns_with_the_near_one(install: Install, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    install("acme-blocks", blocks("gate"))
+    monkeypatch.setenv(variable, "acme-block")
+    with pytest.warns(RegistryWarning, match=f"{variable} names 'acme-block'.*Did you mean 'acme-blocks'"):
+        Registry()
+
+
+def test_only_the_core_is_a_way_to_switch_all_plugins_off(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("good", blocks("gate"))
+    monkeypatch.setenv("TVC_ONLY", "tvc-core")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Registry().names(BlockSpec) == []
+
+
+def test_disabling_the_core_warns_because_it_has_no_effect(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TVC_DISABLE", "tvc-core")
+    with pytest.warns(RegistryWarning, match="TVC_DISABLE names 'tvc-core'"):
+        assert Registry().names(PatchOpSpec) == ["inject", "replace", "wrap"]
+
+
+def test_strict_turns_every_faulty_plugin_into_one_error(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("good", blocks("gate"))
+    install("broken", "raise OSError('disk')")
+    install("newer", blocks("other").replace("(1, 0)", "(2, 0)"))
+    monkeypatch.setenv("TVC_STRICT", "1")
+    with pytest.raises(PluginError, match=r"2 of 3 plugins are faulty: broken: OSError: disk; newer: written for"):
+        Registry()
+
+
+@pytest.mark.parametrize("value", ["", "0"])
+def test_strict_can_be_off_and_a_disabled_plugin_is_not_faulty(
+    install: Install, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    install("broken", "raise OSError('disk')")
+    monkeypatch.setenv("TVC_STRICT", value)
+    assert info_of(Registry(), "broken").status == "failed"
+    monkeypatch.setenv("TVC_STRICT", "1")
+    monkeypatch.setenv("TVC_DISABLE", "broken")
+    assert info_of(Registry(), "broken").status == "disabled"
+
+
+def test_a_registry_without_installed_plugins_imports_none(install: Install) -> None:
+    install("good", blocks("gate"))
+    registry = Registry(installed=False)
+    assert [info.owner for info in registry.plugins] == ["tvc-core"]
+    assert registry.names(BackboneSpec) == [] and "good_plugin" not in sys.modules

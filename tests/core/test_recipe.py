@@ -1,0 +1,409 @@
+"""Recipes: what they accept, and the file, line and nearest right key of everything else."""
+
+from __future__ import annotations
+
+import copy
+import enum
+import math
+import pickle
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from tvc_core import HybridBuilder, Recipe, RecipeError, Registry, TvcError
+from tvc_core.recipe import PatchEntry, load_recipe, make_recipe
+
+GUIDE = """\
+# hybrid_model.yaml
+name: ResNet50-SE-Custom
+
+backbone:
+  name: resnet50
+  weights: IMAGENET1K_V2
+  patches:
+    layer3:
+      wrap:
+        type: se
+        params:
+          reduction: 16
+    layer4:
+      wrap: cbam_block
+
+head:
+  num_classes: 100
+  dropout: 0.3
+"""
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "recipe.yaml"
+
+
+def refused(path: Path, text: str) -> str:
+    """Return what is said about a file, without its folder."""
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    message = str(caught.value)
+    assert message.startswith(str(path))
+    return message[len(str(path.parent)) + 1 :]
+
+
+def wrong(**arguments: Any) -> str:
+    """Return what is said about keyword arguments."""
+    with pytest.raises(RecipeError) as caught:
+        make_recipe(**{"backbone": "resnet50", **arguments})
+    return str(caught.value)
+
+
+# -- the same thing in three forms ------------------------------------------------------------------------------------------
+
+
+def test_the_guides_recipe_is_read_as_it_is_written(path: Path) -> None:
+    path.write_text(GUIDE)
+    recipe = load_recipe(path)
+    assert (recipe.name, recipe.backbone, recipe.weights) == ("ResNet50-SE-Custom", "resnet50", "IMAGENET1K_V2")
+    assert (recipe.num_classes, recipe.dropout, recipe.freeze_backbone, recipe.unfreeze_stages) == (100, 0.3, False, None)
+    assert [(p.target, p.op, p.block, dict(p.params)) for p in recipe.patches] == [
+        ("layer3", "wrap", "se", {"reduction": 16}),
+        ("layer4", "wrap", "cbam_block", {}),
+    ]
+
+
+def test_yaml_a_mapping_and_arguments_give_equal_recipes(path: Path) -> None:
+    path.write_text(GUIDE)
+    arguments = {
+        "backbone": "resnet50",
+        "weights": "IMAGENET1K_V2",
+        "patches": {"layer3": {"wrap": {"type": "se", "params": {"reduction": 16}}}, "layer4": {"wrap": "cbam_block"}},
+        "num_classes": 100,
+        "dropout": 0.3,
+        "name": "ResNet50-SE-Custom",
+    }
+    assert load_recipe(path) == Recipe.from_mapping(yaml.safe_load(GUIDE)) == make_recipe(**arguments)
+
+
+def test_the_short_forms_are_the_full_forms() -> None:
+    short = Recipe.from_mapping({"backbone": "resnet18"})
+    assert short == Recipe.from_mapping({"backbone": {"name": "resnet18", "weights": "DEFAULT"}, "head": None})
+    one = make_recipe(backbone="r", patches={"layer1": {"wrap": "se"}})
+    assert one == make_recipe(backbone="r", patches={"layer1": {"wrap": {"type": "se"}}})
+    assert one == make_recipe(backbone="r", patches={"layer1": [{"wrap": {"type": "se", "params": None}}]})
+
+
+def test_patches_keep_the_order_in_which_they_are_written() -> None:
+    written = {"b": [{"wrap": "se"}, {"inject": "eca"}, {"wrap": "se"}], "a": {"wrap": "se", "inject": "eca"}}
+    patches = make_recipe(backbone="r", patches=written).patches
+    assert [(p.target, p.op) for p in patches] == [
+        ("b", "wrap"),
+        ("b", "inject"),
+        ("b", "wrap"),
+        ("a", "wrap"),
+        ("a", "inject"),
+    ]
+
+
+def test_what_a_patch_says_beside_the_known_keys_are_options_of_the_operation() -> None:
+    (patch,) = make_recipe(backbone="r", patches={"x": {"inject": {"type": "se", "position": "before"}}}).patches
+    assert (patch.block, dict(patch.options)) == ("se", {"position": "before"})
+
+
+def test_where_a_patch_was_written_is_no_part_of_what_it_is() -> None:
+    assert PatchEntry(target="a", op="wrap", where="x.yaml, line 3") == PatchEntry(target="a", op="wrap")
+
+
+def test_weights_may_be_none_a_name_or_a_member_of_an_enum() -> None:
+    weights = enum.Enum("Net_Weights", {"IMAGENET1K_V1": 1})
+    for given in (None, "DEFAULT", "IMAGENET1K_V1", weights.IMAGENET1K_V1):
+        assert make_recipe(backbone="r", weights=given).weights is given
+    assert make_recipe(backbone="r", weights=weights.IMAGENET1K_V1).to_mapping()["backbone"]["weights"] == "IMAGENET1K_V1"
+
+
+@pytest.mark.parametrize(
+    "text", ["backbone: r\nhead:\n", "\ufeffbackbone: r\n", "---\nbackbone: r\n...\n", "{backbone: r}", "backbone: r\r\n"]
+)
+def test_harmless_ways_of_writing_are_accepted(path: Path, text: str) -> None:
+    path.write_bytes(text.encode())
+    assert load_recipe(path) == Recipe(backbone="r")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1e-5", 1e-5), ("1.5e3", 1500.0), ("-2E+4", -2e4), ("3", 3), ("1_000", 1000), ("0.5", 0.5)]
+)
+def test_numbers_are_read_as_people_write_them(path: Path, text: str, value: float) -> None:
+    path.write_text(f"backbone: {{name: r, options: {{eps: {text}}}}}")
+    read = load_recipe(path).options["eps"]
+    assert (type(read), read) == (type(value), value)
+
+
+# -- wrong, by arguments ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, True, False, 1.0, "10", "ten", math.nan, [10], 10**12, 10**5000, {}, b"3"], ids=lambda v: type(v).__name__
+)
+def test_num_classes_is_a_whole_number_in_range(value: Any) -> None:
+    message = wrong(num_classes=value)
+    assert message.startswith("arguments: num_classes is a whole number from 1 to 10,000,000, not ")
+    assert len(message) < 300
+
+
+@pytest.mark.parametrize(
+    "value", [1.0, 1, -0.1, math.nan, math.inf, -math.inf, True, "0.3", "1e-1", [0.3], 10**5000], ids=lambda v: type(v).__name__
+)
+def test_dropout_is_a_probability_below_one(value: Any) -> None:
+    assert wrong(dropout=value).startswith("arguments: dropout is a probability from 0 to below 1, not ")
+
+
+@pytest.mark.parametrize("value", [0, 0.0, 0.999])
+def test_dropout_zero_is_a_probability(value: float) -> None:
+    assert make_recipe(backbone="r", dropout=value).dropout == value
+
+
+@pytest.mark.parametrize("value", [1, 0, "true", None, []])
+def test_freeze_backbone_is_true_or_false(value: Any) -> None:
+    assert wrong(freeze_backbone=value) == f"arguments: freeze_backbone is true or false, not {value!r}"
+
+
+@pytest.mark.parametrize("value", [3, "3", [True], ["layer3"], [1.0], {2: 3}, {2, 3}, [None]], ids=str)
+def test_unfreeze_stages_is_a_list_of_numbers(value: Any) -> None:
+    assert wrong(freeze_backbone=True, unfreeze_stages=value).startswith(
+        "arguments: unfreeze_stages is a list of stage numbers"
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"freeze_backbone": False}])
+@pytest.mark.parametrize("stages", [[], [3], (2, 3)])
+def test_unfreeze_stages_needs_a_frozen_backbone(stages: Any, more: dict[str, Any]) -> None:
+    message = wrong(unfreeze_stages=stages, **more)
+    assert "set freeze_backbone=True, or leave unfreeze_stages out" in message
+
+
+@pytest.mark.parametrize("value", [3, "cat", ["cat", 3], ["cat", "cat"], {"cat": 1}, [None]], ids=str)
+def test_class_names_are_different_names(value: Any) -> None:
+    assert "class_names is a list of different names" in wrong(class_names=value)
+
+
+def test_class_names_are_as_many_as_classes() -> None:
+    assert wrong(class_names=["cat", "dog"], num_classes=3) == "arguments: class_names has 2 names for num_classes 3"
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", 3, ["r"], True])
+def test_the_backbone_is_a_name(value: Any) -> None:
+    assert "backbone is the name of a backbone" in wrong(backbone=value)
+
+
+@pytest.mark.parametrize("value", ["", 3, True, ["V1"], 0.5, object()], ids=str)
+def test_weights_are_a_name_a_member_or_none(value: Any) -> None:
+    assert wrong(weights=value).startswith("arguments: weights is a name such as")
+
+
+@pytest.mark.parametrize("value", [3, "width", ["width"], {3: 1}, {"not a name": 1}, {"": 1}], ids=str)
+def test_options_are_a_mapping_of_argument_names(value: Any) -> None:
+    assert "options is a mapping of option names to values" in wrong(options=value)
+
+
+@pytest.mark.parametrize(
+    ("patches", "said"),
+    [
+        ("se", "patches is a mapping of targets to operations"),
+        ([("layer3", "se")], "patches is a mapping"),
+        ({"layer3": "se"}, "arguments, layer3: a patch is an operation and its block, such as {'wrap': 'se'}"),
+        ({"layer3": None}, "arguments, layer3: a patch is"),
+        ({"layer3": {}}, "arguments, layer3: a patch is"),
+        ({"layer3": []}, "arguments, layer3: a patch is"),
+        ({"layer3": [{"wrap": "se"}, "eca"]}, "arguments, layer3.1: a patch is"),
+        ({"layer3": [{"wrap": "se"}, {}]}, "arguments, layer3.1: a patch is"),
+        ({3: {"wrap": "se"}}, "a patch target is the path of a module, not 3"),
+        ({"": {"wrap": "se"}}, "a patch target is the path of a module, not ''"),
+        ({"layer3": {3: "se"}}, "a patch operation is a name such as 'wrap', not 3"),
+        ({"layer3": {"wrap": ["se"]}}, "arguments, layer3.wrap: wrap takes the name of a block, or a mapping"),
+        ({"layer3": {"wrap": 16}}, "not 16"),
+        ({"layer3": {"wrap": ""}}, "wrap takes the name of a block, or a mapping"),
+        ({"layer3": {"wrap": True}}, "not True"),
+        ({"layer3": {"wrap": {"type": 3}}}, "arguments, layer3.wrap.type: type is a name, not 3"),
+        ({"layer3": {"wrap": {"type": "se", "init": True}}}, "init is a name, not True"),
+        ({"layer3": {"wrap": {"type": "se", "params": 16}}}, "params is a mapping of parameter names to values, not 16"),
+        ({"layer3": {"wrap": {"type": "se", "params": {16: 1}}}}, "params is a mapping of parameter names"),
+        ({"layer3": {"wrap": {"type": "se", "name": "a.b"}}}, "name is one part of a path, letters, digits and '_', not 'a.b'"),
+        ({"layer3": {"wrap": {"type": "se", "not a key": 1}}}, "wrap takes the name of a block, or a mapping"),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> None:
+    assert said in wrong(patches=patches)
+
+
+# -- wrong, by file ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("head:", "heads:", "recipe.yaml, line 16: unknown key 'heads' in a recipe. Did you mean 'head'"),
+        ("backbone:", "backbones:", "recipe.yaml, line 4: unknown key 'backbones' in a recipe. Did you mean 'backbone'"),
+        ("  weights:", "  weight:", "recipe.yaml, line 6: unknown key 'weight' in 'backbone'. Did you mean 'weights'"),
+        (
+            "  num_classes:",
+            "  num_class:",
+            "recipe.yaml, line 17: unknown key 'num_class' in 'head'. Did you mean 'num_classes'",
+        ),
+        ("  name: resnet50", "  nam: resnet50", "recipe.yaml, line 5: unknown key 'nam' in 'backbone'. Did you mean 'name'"),
+        ("  name: resnet50\n", "", "recipe.yaml, line 4: the key 'name' is missing in 'backbone'"),
+        ("num_classes: 100", "num_classes: '100'", "recipe.yaml, line 17: num_classes is a whole number"),
+        ("num_classes: 100", "num_classes: 0", "recipe.yaml, line 17: num_classes is a whole number"),
+        ("num_classes: 100", "num_classes: yes", "recipe.yaml, line 17: num_classes is a whole number"),
+        ("num_classes: 100", "num_classes: 1:40", "recipe.yaml, line 17: YAML reads '1:40' as another number"),
+        ("num_classes: 100", "num_classes: 0100", "recipe.yaml, line 17: YAML reads '0100' as another number"),
+        ("num_classes: 100", "num_classes: 0x" + "f" * 5000, "recipe.yaml, line 17: YAML reads '0xff"),
+        ("num_classes: 100", "num_classes: " + "9" * 5000, "recipe.yaml, line 17: the number '999"),
+        ("num_classes: 100", "num_classes: 100000000000000000000", "recipe.yaml, line 17: the number '1000"),
+        ("num_classes: 100", "num_classes: [100]", "recipe.yaml, line 17: num_classes is a whole number"),
+        ("dropout: 0.3", "dropout: .nan", "recipe.yaml, line 18: dropout is a probability"),
+        ("dropout: 0.3", "dropout: .inf", "recipe.yaml, line 18: dropout is a probability"),
+        ("dropout: 0.3", "dropout: 1.0", "recipe.yaml, line 18: dropout is a probability"),
+        (
+            "dropout: 0.3",
+            "num_classes: 10",
+            "line 18: the key 'num_classes' stands here for the second time (first on line 17)",
+        ),
+        ("    layer4:", "    layer3:", "line 13: the key 'layer3' stands here for the second time (first on line 8)"),
+        ("type: se", "type: [se]", "recipe.yaml, line 10: type is a name, not ['se']"),
+        ("reduction: 16", "16: reduction", "recipe.yaml, line 12: the key '16' reads as 16, not as text; put it in quotes"),
+        ("reduction: 16", "on: 16", "recipe.yaml, line 12: the key 'on' reads as True, not as text; put it in quotes"),
+        ("wrap: cbam_block", "wrap: [cbam_block]", "recipe.yaml, line 14: wrap takes the name of a block"),
+        ("wrap: cbam_block", "- cbam_block", "recipe.yaml, line 14: a patch is an operation and its block"),
+        ("name: ResNet50-SE-Custom", "name: 2024-01-01", "recipe.yaml, line 2: '2024-01-01' is a timestamp in YAML"),
+        ("name: ResNet50-SE-Custom", "name: 50", "recipe.yaml, line 2: name is text, not 50"),
+        ("head:", "unfreeze_stages: [3]\nhead:", "recipe.yaml, line 16: unfreeze_stages says what stays trainable"),
+        ("head:", "freeze_backbone: 1\nhead:", "recipe.yaml, line 16: freeze_backbone is true or false, not 1"),
+    ],
+    ids=lambda value: value.strip()[:30],
+)
+def test_every_mistake_in_a_file_is_named_by_file_and_line(path: Path, old: str, new: str, said: str) -> None:
+    assert GUIDE.count(old) == 1 or old in ("  name: resnet50",)
+    assert said in refused(path, GUIDE.replace(old, new))
+
+
+@pytest.mark.parametrize("text", ["3", "resnet50", "[backbone]", "null", "- backbone: resnet50"])
+def test_a_file_that_is_no_mapping_is_told_the_keys(path: Path, text: str) -> None:
+    assert "a recipe is a mapping with the keys name, backbone, head" in refused(path, text)
+
+
+def test_a_file_without_a_backbone_says_what_a_recipe_needs(path: Path) -> None:
+    assert "'backbone' is missing; a recipe needs at least 'backbone: resnet50'" in refused(path, "name: x\n")
+
+
+def test_files_that_cannot_be_read_are_recipe_errors(tmp_path: Path) -> None:
+    for path in (tmp_path / "missing.yaml", tmp_path, tmp_path / ("x" * 5000), Path("nul\0byte")):
+        with pytest.raises(RecipeError, match="the recipe cannot be read"):
+            load_recipe(path)
+
+
+@pytest.mark.parametrize("given", [3, None, b"backbone: resnet50", ["resnet50"], "backbone: resnet50"], ids=str)
+def test_building_what_is_no_recipe_is_a_recipe_error(given: Any) -> None:
+    with pytest.raises(RecipeError):
+        HybridBuilder(registry=Registry(installed=False)).build(given)
+
+
+# -- there and back -----------------------------------------------------------------------------------------------------------
+
+WORDS = ["resnet50", "tvc-resnet:resnet18", "1e-5", "on", "null", "2024-01-01", "010", "a: b", "ünïcode ✓", "- x", "#5", " x", "0x1f", "~", "1:30", "=", "<<", "'", '"', "a\nb", "\t", "\x07"]  # fmt: skip
+NAMES = [word for word in WORDS if word.strip()]
+
+
+def any_value(rng: random.Random, depth: int = 0) -> Any:
+    """Return seeded plain data."""
+    kinds = ["word", "int", "float", "bool", "none"] + ["list", "dict"] * (depth < 3)
+    match rng.choice(kinds):
+        case "word":
+            return rng.choice(WORDS)
+        case "int":
+            return rng.choice([0, -1, 7, 2**40])
+        case "float":
+            return rng.choice([0.5, 1e-5, -2.5e300, 5e-324, 0.1 + 0.2, math.inf])
+        case "bool":
+            return rng.random() < 0.5
+        case "list":
+            return [any_value(rng, depth + 1) for _ in range(rng.randrange(4))]
+        case "dict":
+            return {rng.choice(WORDS): any_value(rng, depth + 1) for _ in range(rng.randrange(4))}
+    return None
+
+
+def keywords(rng: random.Random) -> dict[str, Any]:
+    return {f"key_{index}": any_value(rng) for index in range(rng.randrange(4))}
+
+
+def any_patch(rng: random.Random) -> Any:
+    full = {
+        "type": rng.choice(NAMES),
+        "params": keywords(rng),
+        "init": rng.choice([None, "kaiming"]),
+        "name": rng.choice([None, "gate"]),
+    }
+    return rng.choice([rng.choice(NAMES), full, {**full, **{f"option_{k}": v for k, v in keywords(rng).items()}}])
+
+
+def any_recipe(seed: int) -> dict[str, Any]:
+    """Return seeded arguments for a valid recipe."""
+    rng = random.Random(seed)
+    steps = [rng.choice([any_step(rng), [any_step(rng) for _ in range(rng.randrange(1, 4))]]) for _ in range(rng.randrange(4))]
+    classes = rng.choice([None, 1, 3])
+    frozen = rng.random() < 0.5
+    return {
+        "backbone": rng.choice(WORDS[:2]),
+        "name": rng.choice([None, "", *WORDS]),
+        "weights": rng.choice([None, "DEFAULT", *NAMES]),
+        "patches": {f"layer{index}.{rng.choice(['conv1', '0'])}": step for index, step in enumerate(steps)},
+        "options": keywords(rng),
+        "num_classes": classes,
+        "dropout": rng.choice([None, 0, 0.3, 0.999999]),
+        "class_names": None if classes is None else rng.sample(WORDS, classes),
+        "freeze_backbone": frozen,
+        "unfreeze_stages": rng.choice([None, [], [-1, 2]]) if frozen else None,
+    }
+
+
+def any_step(rng: random.Random) -> dict[str, Any]:
+    return {op: any_patch(rng) for op in rng.sample(["wrap", "inject", "replace", "acme:twice"], rng.randrange(1, 3))}
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_valid_recipe_comes_back_equal_from_a_mapping_and_from_yaml(path: Path, seed: int) -> None:
+    arguments = any_recipe(seed)
+    recipe = make_recipe(**arguments)
+    for name in ("backbone", "name", "weights", "num_classes", "dropout", "freeze_backbone"):
+        assert getattr(recipe, name) == arguments[name], "the comparison below would be worth nothing"
+    assert len(recipe.patches) == sum(len(step) for steps in arguments["patches"].values() for step in ([steps] if isinstance(steps, dict) else steps))  # fmt: skip
+    assert Recipe.from_mapping(recipe.to_mapping()) == recipe
+    path.write_text(recipe.to_yaml(), encoding="utf-8")
+    assert load_recipe(path) == recipe
+    assert yaml.safe_load(recipe.to_yaml()) == recipe.to_mapping(), "any YAML reader gets the same data"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_recipe_survives_pickle_and_deepcopy(seed: int) -> None:
+    recipe = make_recipe(**any_recipe(seed))
+    assert pickle.loads(pickle.dumps(recipe)) == copy.deepcopy(recipe) == recipe
+
+
+def test_a_recipe_is_not_changed_by_its_mapping() -> None:
+    recipe = make_recipe(backbone="r", options={"a": 1}, patches={"x": {"wrap": {"type": "se", "params": {"reduction": 4}}}})
+    data = recipe.to_mapping()
+    data["backbone"]["options"]["a"] = 2
+    data["backbone"]["patches"]["x"]["wrap"]["params"]["reduction"] = 8
+    assert recipe.options["a"] == 1 and recipe.patches[0].params["reduction"] == 4
+
+
+def test_a_value_that_yaml_cannot_hold_is_a_recipe_error() -> None:
+    with pytest.raises(RecipeError, match="cannot be written as YAML"):
+        make_recipe(backbone="r", options={"norm_layer": object()}).to_yaml()
+
+
+def test_a_recipe_error_is_a_value_error_and_a_tvc_error() -> None:
+    assert issubclass(RecipeError, ValueError) and issubclass(RecipeError, TvcError)
