@@ -28,8 +28,8 @@ class _CheckedMember:
     def __init__(self, member: Any) -> None:
         self._member = member
 
-    @property
-    def __class__(self) -> type[Any]:  # type: ignore[misc]  # torchvision's builders ask isinstance(weights, ResNet50_Weights)
+    @property  # type: ignore[misc]
+    def __class__(self) -> type[Any]:  # torchvision's builders ask isinstance(weights, ResNet50_Weights)
         return type(self._member)
 
     def __getattr__(self, name: str) -> Any:
