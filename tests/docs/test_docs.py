@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 
 import tvc_core
 from tvc_core import BackboneSpec, HybridBuilder, Registry, TvcError, WeightsError, hookspecs
@@ -114,15 +115,26 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def supply_weights(page: Path, made_up: Callable[..., object]) -> None:
-    """Put random checkpoints in place of the official files of every torchvision network that a page's code names."""
-    code = "\n".join(b.text for b in blocks_of(page) if b.info in ("python", "yaml", "console"))
-    specs = [offer.spec for offer in Registry().all(BackboneSpec) if re.search(rf"\b{offer.spec.name}\b", code)]
-    names = {spec.name for spec in specs}
-    assert names <= SMALL, f"{page_id(page)}: use a small network in code that runs, not {sorted(names - SMALL)}"
-    official = [f"{s.name}:{weights.name}" for s in specs if s.origin == "torchvision" for weights in s.weights]
-    if official:
-        made_up(*official)
+@pytest.fixture
+def supply_weights(desk: Path, made_up: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
+    """Return a function under which a page's downloads of official files give random checkpoints, made when asked for."""
+
+    def supply(page: Path) -> None:
+        code = "\n".join(b.text for b in blocks_of(page) if b.info in ("python", "yaml", "console"))
+        specs = [offer.spec for offer in Registry().all(BackboneSpec) if re.search(rf"\b{offer.spec.name}\b", code)]
+        names = {spec.name for spec in specs}
+        assert names <= SMALL, f"{page_id(page)}: use a small network in code that runs, not {sorted(names - SMALL)}"
+        members = {
+            torchvision.models.get_model_weights(spec.name)[weights.name].url: f"{spec.name}:{weights.name}"
+            for spec in specs
+            if spec.origin == "torchvision"
+            for weights in spec.weights
+        }
+        if members:
+            monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, *_, **__: made_up(members[url]))
+            made_up()
+
+    return supply
 
 
 def write_file(block: Block) -> bool:
@@ -161,20 +173,20 @@ def run_page(page: Path) -> dict[int, str]:
     return printed
 
 
-@pytest.mark.parametrize("page", with_blocks("python"), ids=page_id)
-def test_python_blocks_run(page: Path, desk: Path, made_up: Callable[..., object]) -> None:
-    supply_weights(page, made_up)
+@pytest.mark.parametrize("page", [page for page in with_blocks("python") if page != FAQ], ids=page_id)
+def test_python_blocks_run(page: Path, supply_weights: Callable[[Path], None]) -> None:
+    supply_weights(page)
     run_page(page)
 
 
 @pytest.mark.parametrize("page", with_blocks("console"), ids=page_id)
-def test_console_blocks_run(page: Path, desk: Path, made_up: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_console_blocks_run(page: Path, supply_weights: Callable[[Path], None]) -> None:
     if importlib.util.find_spec("tvc_cli") is None:
         pytest.skip("tvc-cli is not installed")
     from click.testing import CliRunner
     from tvc_cli.commands import tvc
 
-    supply_weights(page, made_up)
+    supply_weights(page)
     for block in blocks_of(page):
         if block.info == "yaml":
             write_file(block)
@@ -269,8 +281,8 @@ def test_every_public_name_is_documented() -> None:
 def test_hooks_in_the_documentation_are_those_of_the_code() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
     packages = {path.name for path in (ROOT / "plugins").glob("*/tvc_*")} | {"tvc_core", "tvc_patches"}
-    named = set(re.findall(r"\btvc_[a-z_]+", text)) - packages
     declared = {name for name in vars(hookspecs) if name.startswith("tvc_")}
+    named = set(re.findall(r"\btvc_[a-z_]+", text)) - (packages - declared) - {"tvc_block"}  # the FAQ's misspelt hook
     assert named == declared == set(HOOKS)
 
 
@@ -325,8 +337,8 @@ def literals() -> str:
     return "\n".join(found)
 
 
-def test_faq_headings_are_error_texts(desk: Path, made_up: Callable[..., object]) -> None:
-    supply_weights(FAQ, made_up)
+def test_faq_headings_are_error_texts(supply_weights: Callable[[Path], None]) -> None:
+    supply_weights(FAQ)
     printed = run_page(FAQ)
     source = literals()
     assert len(faq_sections()) > 15
