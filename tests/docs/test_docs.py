@@ -10,7 +10,6 @@ import os
 import re
 import shlex
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ import torchvision
 import tvc_core
 from tvc_core import BackboneSpec, HybridBuilder, Registry, TvcError, WeightsError, hookspecs
 from tvc_core.registry.discovery import HOOKS
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -104,8 +105,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     modules, environment = set(sys.modules), dict(os.environ)
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         yield folder
     os.environ.clear()
