@@ -55,8 +55,11 @@ def _spare_buffers(root: nn.Module) -> Iterator[None]:
 
 
 def set_checkpointing(module: nn.Module, enable: bool) -> None:
-    """Switch checkpointing of one module on or off. Names, keys and hooks stay."""
-    if enable:
+    """Switch checkpointing of one module on or off. Names, keys and hooks stay.
+
+    A single layer is left alone: it needs its input for the backward pass either way, and it may overwrite it in place.
+    """
+    if enable and module._modules:
         module.__dict__["forward"] = Checkpointed(module)
     else:
         module.__dict__.pop("forward", None)

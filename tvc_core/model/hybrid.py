@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -396,9 +397,14 @@ def _make_hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridMod
         "_tvc_delegates": delegates,
     }
     if delegates:
-        body["forward"] = _forward_on_view
+        body["forward"] = _forward_on_view(base)
     return type(f"Hybrid{base.__name__}", (HybridModel, base), body)
 
 
-def _forward_on_view(self: HybridModel, *args: Any, **kwargs: Any) -> Any:
-    return self.__dict__[_VIEW].forward(*args, **kwargs)
+def _forward_on_view(base: type[nn.Module]) -> Callable[..., Any]:
+    def forward(self: HybridModel, *args: Any, **kwargs: Any) -> Any:
+        return self.__dict__[_VIEW].forward(*args, **kwargs)
+
+    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # torch.export reads it
+    forward.__qualname__, forward.__doc__ = f"{base.__name__}.forward", base.forward.__doc__
+    return forward
