@@ -64,7 +64,11 @@ def info_of(registry: Registry, owner: str) -> PluginInfo:
 
 
 ZOO = {
-    "import error": ("import module_that_is_not_there", "failed", "ModuleNotFoundError: No module named 'module_that_is_not_there'"),
+    "import error": (
+        "import module_that_is_not_there",
+        "failed",
+        "ModuleNotFoundError: No module named 'module_that_is_not_there'",
+    ),
     "name error": (HEADER + "undefined_name", "failed", "NameError: name 'undefined_name' is not defined"),
     "SystemExit": ("raise SystemExit('licence expired')", "failed", "SystemExit: licence expired"),
     "SystemExit in a hook": (HEADER + hook("raise SystemExit(3)"), "failed", "SystemExit: 3"),
@@ -100,7 +104,11 @@ ZOO = {
     "hook with an argument": (HEADER + hook(f"return [{GATE}]", arguments="registry"), "failed", "{'registry'}"),
     "no hook at all": (HEADER, "failed", "implements none of the hooks"),
     "hook that returns None": (HEADER + hook(f"[{GATE}]"), "failed", "tvc_blocks returned NoneType, not a list of BlockSpec"),
-    "hook that returns one spec": (HEADER + hook(f"return {GATE}"), "failed", "tvc_blocks returned BlockSpec, not a list of BlockSpec"),
+    "hook that returns one spec": (
+        HEADER + hook(f"return {GATE}"),
+        "failed",
+        "tvc_blocks returned BlockSpec, not a list of BlockSpec",
+    ),
     "hook that returns a dict": (HEADER + hook(f"return {{'gate': {GATE}}}"), "failed", "tvc_blocks returned dict, not a list"),
     "hook that returns text": (HEADER + hook("return 'gate'"), "failed", "tvc_blocks returned str, not a list of BlockSpec"),
     "list of names": (HEADER + hook("return ['gate']"), "failed", "tvc_blocks returned 'gate' in its list, not a BlockSpec"),
@@ -112,8 +120,16 @@ ZOO = {
     "generator hook": (HEADER + hook(f"yield {GATE}"), "failed", "tvc_blocks returned generator, not a list of BlockSpec"),
     "generator that raises": (HEADER + hook("raise OSError('disk')\n    yield"), "failed", "tvc_blocks returned generator"),
     "hook that raises": (HEADER + hook("raise OSError('no disk')"), "failed", "OSError: no disk"),
-    "bad spec": (HEADER + hook("return [BlockSpec(name='Gate', factory='a:b')]"), "failed", "BlockSpec 'Gate': a name is lower-case"),
-    "misspelt field": (HEADER + hook("return [BlockSpec(nam='gate', factory='a:b')]"), "failed", "unexpected keyword argument 'nam'"),
+    "bad spec": (
+        HEADER + hook("return [BlockSpec(name='Gate', factory='a:b')]"),
+        "failed",
+        "BlockSpec 'Gate': a name is lower-case",
+    ),
+    "misspelt field": (
+        HEADER + hook("return [BlockSpec(nam='gate', factory='a:b')]"),
+        "failed",
+        "unexpected keyword argument 'nam'",
+    ),
     "the same name twice": (HEADER + hook(f"return [{GATE}, {GATE}]"), "failed", "offers the block 'gate' twice"),
     "a name of the core's": (
         HEADER + hook("return [PatchOpSpec(name='wrap', factory='a:b')]", name="tvc_patch_ops"),
@@ -130,9 +146,17 @@ ZOO = {
         "incompatible",
         "written for plugin API 2.0, this tvc-core has 1.0; upgrade tvc-core",
     ),
-    "API of a later minor": (blocks("gate").replace("(1, 0)", "(1, 1)"), "incompatible", "plugin API 1.1, this tvc-core has 1.0; upgrade tvc-core"),
-    "API from the past": (blocks("gate").replace("(1, 0)", "(0, 9)"), "incompatible", "plugin API 0.9, this tvc-core has 1.0; upgrade the plugin"),
-}  # fmt: skip
+    "API of a later minor": (
+        blocks("gate").replace("(1, 0)", "(1, 1)"),
+        "incompatible",
+        "plugin API 1.1, this tvc-core has 1.0; upgrade tvc-core",
+    ),
+    "API from the past": (
+        blocks("gate").replace("(1, 0)", "(0, 9)"),
+        "incompatible",
+        "plugin API 0.9, this tvc-core has 1.0; upgrade the plugin",
+    ),
+}
 
 
 @pytest.mark.parametrize("beast", ZOO)
@@ -255,7 +279,7 @@ def test_the_owner_is_the_normalized_name_of_the_distribution(install: Install) 
     assert info_of(registry, "acme-blocks-extra").version == "2.5"
 
 
-# -- clashes ----------------------------------------------------------------------------------------------------------
+# -- clashes -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", [("alpha", "beta"), ("beta", "alpha")], ids=["alpha first", "beta first"])
@@ -294,11 +318,14 @@ class TestClash:
         registry = Registry(prefer="beta")
         assert registry.names(BlockSpec) == ["alpha:gate", "gate", "own_alpha", "own_beta"]
         assert {registry.resolve(BlockSpec, name).qualified for name in registry.names(BlockSpec)} == {
-            "alpha:gate", "beta:gate", "alpha:own_alpha", "beta:own_beta",
-        }  # fmt: skip
+            "alpha:gate",
+            "beta:gate",
+            "alpha:own_alpha",
+            "beta:own_beta",
+        }
 
 
-# -- the environment ----------------------------------------------------------------------------------------------------
+# -- the environment ---------------------------------------------------------------------------------------------------
 
 
 def test_a_disabled_plugin_is_listed_but_not_imported(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,7 @@ def wrong(**arguments: Any) -> str:
     return str(caught.value)
 
 
-# -- the same thing in three forms ------------------------------------------------------------------------------------------
+# -- the same thing in three forms -------------------------------------------------------------------------------------
 
 
 def test_the_guides_recipe_is_read_as_it_is_written(path: Path) -> None:
@@ -140,7 +140,7 @@ def test_numbers_are_read_as_people_write_them(path: Path, text: str, value: flo
     assert (type(read), read) == (type(value), value)
 
 
-# -- wrong, by arguments ----------------------------------------------------------------------------------------------------
+# -- wrong, by arguments -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
     assert said in wrong(patches=patches)
 
 
-# -- wrong, by file ---------------------------------------------------------------------------------------------------------
+# -- wrong, by file ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -310,9 +310,32 @@ def test_building_what_is_no_recipe_is_a_recipe_error(given: Any) -> None:
         HybridBuilder(registry=Registry(installed=False)).build(given)
 
 
-# -- there and back -----------------------------------------------------------------------------------------------------------
+# -- there and back ----------------------------------------------------------------------------------------------------
 
-WORDS = ["resnet50", "tvc-resnet:resnet18", "1e-5", "on", "null", "2024-01-01", "010", "a: b", "ünïcode ✓", "- x", "#5", " x", "0x1f", "~", "1:30", "=", "<<", "'", '"', "a\nb", "\t", "\x07"]  # fmt: skip
+WORDS = [
+    "resnet50",
+    "tvc-resnet:resnet18",
+    "1e-5",
+    "on",
+    "null",
+    "2024-01-01",
+    "010",
+    "a: b",
+    "ünïcode ✓",
+    "- x",
+    "#5",
+    " x",
+    "0x1f",
+    "~",
+    "1:30",
+    "=",
+    "<<",
+    "'",
+    '"',
+    "a\nb",
+    "\t",
+    "\x07",
+]
 NAMES = [word for word in WORDS if word.strip()]
 
 
@@ -379,7 +402,9 @@ def test_a_valid_recipe_comes_back_equal_from_a_mapping_and_from_yaml(path: Path
     recipe = make_recipe(**arguments)
     for name in ("backbone", "name", "weights", "num_classes", "dropout", "freeze_backbone"):
         assert getattr(recipe, name) == arguments[name], "the comparison below would be worth nothing"
-    assert len(recipe.patches) == sum(len(step) for steps in arguments["patches"].values() for step in ([steps] if isinstance(steps, dict) else steps))  # fmt: skip
+    assert len(recipe.patches) == sum(
+        len(step) for steps in arguments["patches"].values() for step in ([steps] if isinstance(steps, dict) else steps)
+    )
     assert Recipe.from_mapping(recipe.to_mapping()) == recipe
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(path) == recipe

@@ -53,7 +53,7 @@ def unknown(registry: Registry, kind: type[Spec], name: object) -> str:
     return str(caught.value)
 
 
-# -- in-process plugins ---------------------------------------------------------------------------------------------------
+# -- in-process plugins ------------------------------------------------------------------------------------------------
 
 
 def test_two_builders_do_not_see_each_others_plugins() -> None:
@@ -148,7 +148,7 @@ def test_the_first_preferred_owner_wins() -> None:
 
 
 def test_preferring_somebody_who_is_not_there_is_an_error() -> None:
-    with pytest.raises(UnknownNameError, match="'alfa', which is not an installed plugin. Did you mean 'alpha'"):
+    with pytest.raises(UnknownNameError, match=r"'alfa', which is not an installed plugin\. Did you mean 'alpha'"):
         alone(plugin("alpha", "gate"), prefer=("alfa",))
 
 
@@ -171,7 +171,7 @@ def test_every_listed_name_stands_for_another_thing_and_nothing_is_left_out() ->
         assert sorted(found) == ["alpha:a", "alpha:gate", "beta:b", "beta:gate", "gamma:a", "gamma:gate"]
 
 
-# -- unknown names ----------------------------------------------------------------------------------------------------
+# -- unknown names -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -258,7 +258,7 @@ def test_an_unknown_name_mentions_plugins_that_could_not_be_loaded(
     assert "Nothing of acme-blocks could be loaded; 'tvc plugins' says why." in unknown(Registry(), BlockSpec, "acme_gate")
 
 
-# -- factories ----------------------------------------------------------------------------------------------------------
+# -- factories ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ def test_a_factory_may_be_an_attribute_of_an_attribute() -> None:
     assert alone(Lab()).resolve(BlockSpec, "gate").load() is textwrap.TextWrapper.wrap
 
 
-# -- hints and words ------------------------------------------------------------------------------------------------------
+# -- hints and words ---------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)

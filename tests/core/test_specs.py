@@ -84,7 +84,7 @@ def test_a_name_that_is_not_lower_case_snake_is_refused(name: str) -> None:
     "factory", ["acme.blocks", "acme blocks:Gate", ":Gate", "acme:", "acme:Gate()", "acme:a:b", "../acme:b", ""]
 )
 def test_a_factory_string_that_is_not_module_and_attribute_is_refused(factory: str) -> None:
-    with pytest.raises(ValueError, match="package.module:attribute"):
+    with pytest.raises(ValueError, match=r"package\.module:attribute"):
         BlockSpec(name="gate", factory=factory)
 
 
