@@ -197,7 +197,7 @@ def test_the_backbone_is_a_name(value: Any) -> None:
     assert "backbone is the name of a backbone" in wrong(backbone=value)
 
 
-@pytest.mark.parametrize("value", ["", 3, True, ["V1"], 0.5, object()], ids=str)
+@pytest.mark.parametrize("value", ["", 3, True, ["V1"], 0.5], ids=str)
 def test_weights_are_a_name_a_member_or_none(value: Any) -> None:
     assert wrong(weights=value).startswith("arguments: weights is a name such as")
 

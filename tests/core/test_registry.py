@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from tvc_core.errors import near
 from tvc_core.registry import hints
 from tvc_core.specs import Spec
 
-FIRST_PARTY = ("tvc-resnet", "tvc-efficientnet", "tvc-convnext", "tvc-mobilenet", "tvc-attention", "tvc-blocks")
+FIRST_PARTY = {file.parent.name for file in (Path(__file__).resolve().parents[2] / "plugins").glob("*/pyproject.toml")}
 KINDS: tuple[type[Spec], ...] = (BackboneSpec, BlockSpec, PatchOpSpec, InitializerSpec)
 
 
@@ -302,8 +303,8 @@ def test_the_hints_are_exactly_what_the_first_party_plugins_offer(kind: type[Spe
 
 
 def test_the_hints_know_every_first_party_distribution() -> None:
-    installed = {info.owner for info in Registry().plugins if info.owner in FIRST_PARTY}
-    assert installed == set(FIRST_PARTY) == hints.distributions()
+    offering = {info.owner for info in Registry().plugins if info.owner in FIRST_PARTY and info.specs}
+    assert len(offering) >= 6 and hints.distributions() == offering
 
 
 @pytest.mark.parametrize(
