@@ -124,6 +124,27 @@ def test_features_and_head_include_patches_that_have_learned(builder: HybridBuil
     assert torch.equal(model.forward_head(model.forward_features(x64())), model(x64()))
 
 
+def test_a_patch_that_the_way_would_miss_makes_it_unknown(lab: Any) -> None:
+    class Nested(nn.Module):
+        """The head is inside another module, before which a block runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.stage = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+            self.tail = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.tail(self.stage(self.stem(x)))
+
+    spec = BackboneSpec(name="nested", factory=lambda spec, weights: Nested(), stem=("stem",), stages=("stage",), head="tail.2")
+    patches = {"tail": {"inject": {"type": "gate", "position": "before"}}}
+    plain, patched = lab(spec).from_backbone("nested", None), lab(spec).from_backbone("nested", None, patches)
+    x = x64()
+    assert torch.equal(plain.forward_head(plain.forward_features(x)), plain(x))
+    with pytest.raises(BackboneError, match=r"'stage' to 'tail\.2' is unknown"):
+        patched.forward_head(patched.forward_features(x))
+
+
 def test_looking_for_the_way_to_the_head_leaves_the_gates_closed(tiny: Any) -> None:
     model = tiny({"layer3": {"wrap": "gate"}, "avgpool": {"wrap": "conv"}})
     assert {p.item() for name, p in model.named_parameters() if name.endswith("alpha")} == {0.0}

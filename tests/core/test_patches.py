@@ -195,6 +195,16 @@ class Gate7(nn.Module):
         return torch.sigmoid(self.weight).expand(1, 7, 1, 1)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("opened", [0.0, 0.5])
+def test_a_float32_gate_keeps_the_type_of_any_map(dtype: torch.dtype, opened: float) -> None:
+    x = torch.randn(2, 7, 3, 3, dtype=dtype)
+    for patch in (Patch(OnlyGate(7)), Patch(Gate7(), gated=True)):
+        with torch.no_grad():
+            patch.alpha.fill_(opened)
+        assert patch(x).dtype == dtype
+
+
 def test_an_open_gate_gives_the_block_itself() -> None:
     torch.manual_seed(0)
     x, block = torch.randn(2, 7, 3, 3), Gate7()
