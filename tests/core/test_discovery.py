@@ -20,6 +20,7 @@ from tvc_core import (
     PluginInfo,
     Registry,
     RegistryWarning,
+    UnknownNameError,
 )
 from tvc_core.registry import discovery
 
@@ -188,6 +189,12 @@ def test_a_failed_plugin_keeps_its_original_traceback(install: Install) -> None:
     install("bad", "def deep():\n    raise OSError('disk')\ndeep()")
     kept = info_of(Registry(), "bad").traceback
     assert "in deep" in kept and "OSError: disk" in kept
+
+
+def test_an_unknown_name_mentions_the_plugins_that_could_not_be_loaded(install: Install) -> None:
+    install("acme-blocks", "raise OSError('disk')")
+    with pytest.raises(UnknownNameError, match="Nothing of acme-blocks could be loaded; 'tvc plugins' says why"):
+        Registry().resolve(BlockSpec, "acme_gate")
 
 
 @pytest.mark.parametrize(

@@ -430,5 +430,12 @@ def test_a_value_that_yaml_cannot_hold_is_a_recipe_error() -> None:
         make_recipe(backbone="r", options={"norm_layer": object()}).to_yaml()
 
 
+def test_a_value_that_is_used_often_is_written_out_and_not_as_aliases(path: Path) -> None:
+    shared = [1, 2]
+    recipe = make_recipe(backbone="r", options={f"option_{number}": shared for number in range(200)})
+    path.write_text(recipe.to_yaml())
+    assert load_recipe(path) == recipe, "200 aliases would be more than a recipe may have"
+
+
 def test_a_recipe_error_is_a_value_error_and_a_tvc_error() -> None:
     assert issubclass(RecipeError, ValueError) and issubclass(RecipeError, TvcError)

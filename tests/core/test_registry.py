@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -250,13 +249,6 @@ def test_a_misspelt_owner_is_told_the_near_one() -> None:
 
 def test_a_name_of_another_kind_says_so() -> None:
     assert "There is the patch op 'wrap'." in unknown(alone(), BlockSpec, "wrap")
-
-
-def test_an_unknown_name_mentions_plugins_that_could_not_be_loaded(
-    fake_distribution: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fake_distribution("acme-blocks", "raise OSError('disk')")
-    assert "Nothing of acme-blocks could be loaded; 'tvc plugins' says why." in unknown(Registry(), BlockSpec, "acme_gate")
 
 
 # -- factories ---------------------------------------------------------------------------------------------------------

@@ -95,9 +95,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         raise RecipeError(f"{name}, line {line}: not YAML: the character {character} is not allowed") from error
     except RecipeError:
         raise
-    except (
-        Exception
-    ) as error:  # PyYAML also lets through what Python's own conversions raise, on a number that is too long, say
+    except Exception as error:  # PyYAML lets through what Python's own conversions raise, on a code point too large, say
         raise RecipeError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
