@@ -207,6 +207,21 @@ def test_an_unknown_option_of_the_backbone_says_which_it_takes(registry: Registr
     assert plan(registry, options={"width": 2.0}).options == {"width": 2.0}
 
 
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"num_classes": True}, "num_classes is a whole number"),
+        ({"dropout": 1.0}, "dropout is a probability"),
+        ({"unfreeze_stages": (3,)}, "set freeze_backbone=True"),
+        ({"patches": {"layer1": {"wrap": "gate"}}}, "Recipe.from_mapping takes the written form"),
+    ],
+    ids=str,
+)
+def test_a_recipe_that_was_made_by_hand_is_checked_as_any_other(registry: Registry, values: Any, said: str) -> None:
+    with pytest.raises(RecipeError, match=said):
+        make_plan(Recipe(backbone="net", **values), registry)
+
+
 # -- what a plan is ----------------------------------------------------------------------------------------------------
 
 

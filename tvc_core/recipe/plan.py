@@ -10,7 +10,7 @@ from typing import Any
 from ..errors import ParameterError, RecipeError, UnknownNameError, did_you_mean, listing
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
-from .schema import PatchEntry, Recipe
+from .schema import PatchEntry, Recipe, check_recipe
 
 __all__ = ["PatchPlan", "Plan", "make_plan"]
 
@@ -52,9 +52,10 @@ def make_plan(recipe: Recipe, registry: Registry) -> Plan:
     Raises:
         UnknownNameError: a backbone, weights set, operation, block or initializer that nobody offers.
         AmbiguousNameError: a short name with several owners.
-        RecipeError: an operation without its block, or an option that an operation does not take.
+        RecipeError: an operation without its block, an option that an operation does not take, or a value of the wrong kind.
         ParameterError: an option that the backbone does not take.
     """
+    check_recipe(recipe)
     backbone = registry.resolve(BackboneSpec, recipe.backbone)
     for option in recipe.options:
         if option not in backbone.spec.options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from ..specs import PATCH_KEYS
 if TYPE_CHECKING:
     from .yaml_text import Lines
 
-__all__ = ["PatchEntry", "Recipe", "load_recipe", "make_recipe"]
+__all__ = ["PatchEntry", "Recipe", "check_recipe", "load_recipe", "make_recipe"]
 
 _TOP = ("name", "backbone", "head", "freeze_backbone", "unfreeze_stages")
 _BACKBONE = ("name", "weights", "patches", "options")
@@ -136,6 +136,15 @@ def make_recipe(**arguments: Any) -> Recipe:
     """Return the recipe for the keyword arguments of `HybridBuilder.from_backbone`."""
     where = _Where("arguments")
     return _checked(where, dict.fromkeys(arguments, where), **arguments)
+
+
+def check_recipe(recipe: Recipe) -> None:
+    """Refuse a recipe that was made as `Recipe(...)` with values that no mapping or file may have."""
+    values = {entry.name: getattr(recipe, entry.name) for entry in fields(recipe)}
+    patches = values.pop("patches")
+    make_recipe(**values)
+    if not isinstance(patches, tuple) or not all(isinstance(patch, PatchEntry) for patch in patches):
+        raise RecipeError(f"patches is a tuple of PatchEntry, not {shown(patches)}; Recipe.from_mapping takes the written form")
 
 
 @dataclass(frozen=True)
