@@ -11,13 +11,14 @@ from torch import nn
 
 from .errors import BackboneError, PatchError, TvcError
 from .model.anatomy import Anatomy, StageInfo
-from .model.features import Taps, find_bridge
-from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names
+from .model.features import MapReader, Taps, find_bridge
+from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names, exchange_heads
 from .recipe import Plan
-from .surgery.head import last_layer, num_classes_of, set_dropout, set_num_classes
+from .surgery.head import last_layer, num_classes_of, set_dropout
+from .surgery.layouts import Shape, channels_of, grid_of, layout_of
 from .surgery.patches import attach, set_module, undoing
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe, channels_of, layout_of
+from .surgery.sites import Probe
 from .weights.files import verification_is_off
 from .weights.torchvision import check_weights_class, class_names_of
 
@@ -45,19 +46,22 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     anatomy = Anatomy.of(network, spec)
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
-    probe = Probe.of(network, spec)
+    trained_at = plan.weights.crop_size if plan.weights is not None else None
+    probe = Probe.of(network, spec, likely=plan.options.get("image_size", trained_at))
     before = probe.run(network) if plan.patches else None
     prepared = prepare(network, plan.patches, probe, spec.name)
     records = tuple(_put_in(network, patch) for patch in prepared)
     taps = Taps(network, anatomy.taps)
-    logits, stages = _run_patched(network, anatomy, taps, records, probe)
+    logits, maps = _run_patched(network, anatomy, taps, records, probe)
+    readers = tuple(_reader(shape, probe) for shape in maps)
     difference = 0.0 if before is None else _difference(before, logits)
     _prove(records, difference)
     classes = num_classes_of(last_layer(network, anatomy.head)[1])
     names = class_names_of(plan.weights) if plan.weights and plan.weights.num_classes == classes else None
+    new_layers: tuple[str, ...] = ()
     wanted = plan.recipe.num_classes
     if wanted is not None and wanted != classes:
-        set_num_classes(network, anatomy.head, wanted)
+        new_layers = exchange_heads(network, anatomy, wanted)
         names = None
     if plan.recipe.class_names is not None:
         names = plan.recipe.class_names
@@ -69,11 +73,13 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         anatomy=anatomy,
         taps=taps,
         bridge=find_bridge(network, anatomy.taps[-1], anatomy.head, probe),
-        stages=stages,
+        readers=readers,
+        stages=tuple(_stage_info(index, paths, maps[index + 1], probe) for index, paths in enumerate(anatomy.stages)),
         records=records,
         step0_difference=difference,
         probe_shape=tuple(probe.image.shape),
         verified=not (pretrained and plan.weights is not None and verification_is_off()),
+        new_layers=new_layers,
     )
     model = become_hybrid(network, facts)
     if names is not None:
@@ -95,7 +101,10 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
         check_weights_class(spec, plan.weights_class)
     factory: Callable[..., Any] = plan.backbone.load()
     try:
-        network = factory(spec, weights=plan.weights if pretrained else None, **plan.options)
+        if pretrained or plan.weights is None:
+            network = factory(spec, weights=plan.weights, **plan.options)
+        else:
+            network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
     except TvcError:
         raise
     except Exception as error:  # a factory may raise whatever it likes
@@ -133,8 +142,8 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
 
 def _run_patched(
     network: nn.Module, anatomy: Anatomy, taps: Taps, records: tuple[PatchRecord, ...], probe: Probe
-) -> tuple[torch.Tensor, tuple[StageInfo, ...]]:
-    """Run the patched network once: every patch must run, and every stage's map is measured."""
+) -> tuple[torch.Tensor, list[Shape]]:
+    """Run the patched network once: every patch must run. Return the logits and the shapes of stem and stages."""
     ran: set[str] = set()
     homes = [(record, path) for record in records for path in record.paths]
 
@@ -157,28 +166,39 @@ def _run_patched(
     for record, path in homes:
         if path not in ran:
             raise PatchError(f"{record.target}: the patch {path!r} never ran in a forward pass; choose a target that is called")
-    stages = []
-    for index, paths in enumerate(anatomy.stages):
-        shape = tuple(maps[index + 1].shape)
-        layout = layout_of(shape, probe.size) or "unknown"
-        height = {"NCHW": shape[2:3], "NHWC": shape[1:2]}.get(layout, ())
-        stages.append(
-            StageInfo(
-                index=index,
-                module=paths[-1],
-                paths=paths,
-                channels=channels_of(shape, layout),
-                stride=round(probe.size[0] / height[0]) if height else 1,
-                layout=layout,
-            )
-        )
-    return outputs[0], tuple(stages)
+    return outputs[0], [tuple(maps[index].shape) for index in range(len(anatomy.taps))]
+
+
+def _reader(shape: Shape, probe: Probe) -> MapReader:
+    layout = layout_of(shape, probe.size)
+    grid = grid_of(shape[1], probe.size) if layout == "NLC" else None
+    return MapReader(layout, grid[0], probe.size[0] // grid[1]) if grid else MapReader(layout)
+
+
+def _stage_info(index: int, paths: tuple[str, ...], shape: Shape, probe: Probe) -> StageInfo:
+    layout = layout_of(shape, probe.size)
+    (height, width), grid = probe.size, grid_of(shape[1], probe.size) if layout == "NLC" else None
+    rows, columns = grid[1:] if grid else {"NCHW": shape[2:], "NHWC": shape[1:3]}.get(layout or "", probe.size)
+    # layers without padding cut borders off, which falls out of the difference between the two sides
+    stride = (width - height) / (columns - rows) if columns > rows else height / rows
+    return StageInfo(
+        index=index,
+        module=paths[-1],
+        paths=paths,
+        channels=channels_of(shape, layout),
+        stride=round(stride),
+        layout=layout or "unknown",
+    )
 
 
 def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
+    """Return the largest absolute difference; two values that are both nan do not differ."""
     if before.shape != after.shape:
         return float("inf")
-    return 0.0 if before.is_meta or torch.equal(before, after) else float((before.float() - after.float()).abs().max())
+    if before.is_meta:
+        return 0.0
+    differs = ~((before == after) | (before.isnan() & after.isnan()))
+    return float((before.float() - after.float())[differs].abs().max()) if bool(differs.any()) else 0.0
 
 
 def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:

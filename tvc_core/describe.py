@@ -13,7 +13,8 @@ from .model.anatomy import Anatomy
 from .recipe import Plan, make_plan, make_recipe
 from .registry import Registry
 from .specs import BackboneSpec
-from .surgery.sites import Probe, Shape, Site
+from .surgery.layouts import Shape
+from .surgery.sites import Probe, Site
 
 __all__ = ["PathInfo", "describe_backbone"]
 

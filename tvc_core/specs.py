@@ -19,8 +19,19 @@ PATCH_KEYS = ("type", "params", "init", "name")
 """The keys of a patch's full form that mean the same for every operation."""
 
 
+class _Picklable:
+    """Pickles a frozen dataclass by its fields: a read-only mapping cannot be pickled, its content can."""
+
+    __slots__ = ()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
+        plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in values.items()}
+        return _remake, (type(self), plain)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Spec:
+class Spec(_Picklable):
     """What every offered thing has in common.
 
     Args:
@@ -52,14 +63,9 @@ class Spec:
         elif not callable(self.factory):
             raise TypeError(f"{what}: factory is neither a string 'package.module:attribute' nor a callable")
 
-    def __reduce__(self) -> tuple[Any, ...]:  # a read-only mapping cannot be pickled, its content can
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in values.items()}
-        return _remake, (type(self), plain)
-
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsSpec:
+class WeightsSpec(_Picklable):
     """One pretrained set of a backbone, with the preprocessing that it was trained for.
 
     Args:
@@ -70,6 +76,8 @@ class WeightsSpec:
         mean: per input channel, for images scaled to [0, 1].
         std: per input channel, for images scaled to [0, 1].
         num_classes: outputs of the pretrained head; None for a set without a classifier.
+        options: options of the backbone that differ from its defaults in a network with these weights, such as
+            GoogLeNet's `transform_input`. A saved model is built with them again.
         recipe: where and how it was trained.
     """
 
@@ -80,12 +88,14 @@ class WeightsSpec:
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     num_classes: int | None = 1000
+    options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
 
     def __post_init__(self) -> None:
         _check_types(self, str, "name", "recipe")
         _check_types(self, int, "crop_size", "resize_size")
         _freeze_tuples(self, "mean", "std")
+        _freeze_options(self, self.options)
         if self.interpolation not in ("bilinear", "bicubic"):
             raise ValueError(f"weights {self.name!r}: interpolation {self.interpolation!r} is not bilinear or bicubic")
 
@@ -109,9 +119,12 @@ class BackboneSpec(Spec):
         stages: for each stage its path, or its paths in order of execution. The map of a stage is what its
             last module returns. The last stage ends where pooling begins.
         head: path of the whole classifier child.
+        auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from. A network may be
+            built without them.
         options: names and defaults of the keyword arguments that `build` takes beyond the weights.
         num_channels: channels of the input image [channels].
         min_size: smallest side of an input image that the network accepts [pixels].
+        fixed_size: the network accepts one image size only, the one that it was built for.
     """
 
     kind: ClassVar[str] = "backbone"
@@ -123,15 +136,18 @@ class BackboneSpec(Spec):
     stem: tuple[str, ...] = ()
     stages: tuple[str | tuple[str, ...], ...] = ()
     head: str = ""
+    auxiliary: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     num_channels: int = 3
     min_size: int = 32
+    fixed_size: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         what = f"BackboneSpec {self.name!r}"
         _check_types(self, str, "family", "origin", "head")
         _check_types(self, int, "num_channels", "min_size")
+        _check_types(self, bool, "fixed_size")
         _freeze_tuples(self, "weights", "stem", "stages")
         object.__setattr__(self, "stages", tuple(tuple(s) if isinstance(s, (tuple, list)) else (s,) for s in self.stages))
         if not all(isinstance(path, str) for paths in (self.stem, *self.stages) for path in paths):
@@ -144,6 +160,7 @@ class BackboneSpec(Spec):
         if self.default_weights is not None and self.default_weights not in names:
             raise ValueError(f"{what}: default_weights {self.default_weights!r} is not one of {names}")
         _freeze_options(self, self.options)
+        _freeze_auxiliary(self)
 
     @property
     def stage_paths(self) -> tuple[tuple[str, ...], ...]:
@@ -241,12 +258,21 @@ def _freeze_tuples(spec: Spec | WeightsSpec, *names: str) -> None:
         object.__setattr__(spec, name, tuple(value))
 
 
-def _freeze_options(spec: Spec, options: Mapping[str, Any]) -> None:
+def _freeze_options(spec: Spec | WeightsSpec, options: Mapping[str, Any]) -> None:
     if not isinstance(options, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in options):
         raise TypeError(
             f"{type(spec).__name__} {spec.name!r}: options is {options!r}, not a mapping of argument names to defaults"
         )
     object.__setattr__(spec, "options", MappingProxyType(dict(options)))
+
+
+def _freeze_auxiliary(spec: BackboneSpec) -> None:
+    stages = range(len(spec.stages))
+    if not isinstance(spec.auxiliary, Mapping) or not all(
+        isinstance(path, str) and type(stage) is int and stage in stages for path, stage in spec.auxiliary.items()
+    ):
+        raise TypeError(f"BackboneSpec {spec.name!r}: auxiliary is {spec.auxiliary!r}, not a mapping of paths to stage numbers")
+    object.__setattr__(spec, "auxiliary", MappingProxyType(dict(spec.auxiliary)))
 
 
 def _remake(cls: type[Any], values: dict[str, Any]) -> Any:

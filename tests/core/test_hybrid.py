@@ -273,8 +273,13 @@ def test_timms_networks_give_their_own_outputs(timm_model: Any) -> None:
 
 def test_timms_networks_have_the_hybrids_methods(timm_model: Any) -> None:
     name, model, reference, x = timm_model
-    features = model.get_stage_outputs(x)
-    assert torch.equal(features[-1], model.forward_features(x))
+    last, own = model.get_stage_outputs(x)[-1], model.forward_features(x)
+    as_map = {
+        "NCHW": lambda: own,
+        "NHWC": lambda: own.permute(0, 3, 1, 2),
+        "NLC": lambda: own[:, 1:].transpose(1, 2).unflatten(2, (last.shape[2], last.shape[3])),  # without the class token
+    }
+    assert torch.equal(last, as_map[model.stage_info[-1].layout]())
     if name != "swin_tiny_patch4_window7_224":
         assert torch.equal(model.forward_features(x), reference.forward_features(x))
     assert model.get_classifier() is [m for m in model.modules() if isinstance(m, nn.Linear)][-1]

@@ -10,7 +10,8 @@ import torchvision
 from torch import Tensor, nn
 
 from tvc_core import BackboneError, BackboneSpec, HybridBuilder, TargetError
-from tvc_core.surgery.sites import Probe, layout_of, locate, probing
+from tvc_core.surgery.layouts import layout_of
+from tvc_core.surgery.sites import Probe, locate, probing
 
 IMAGE = (64, 96)
 

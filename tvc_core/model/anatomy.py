@@ -67,11 +67,13 @@ class Anatomy:
         stem: paths from the input to the first stage.
         stages: paths of each stage.
         head: path of the classifier.
+        auxiliary: paths of the auxiliary heads that the network has, each with the stage that it branches from.
     """
 
     stem: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
     head: str
+    auxiliary: tuple[tuple[str, int], ...] = ()
 
     @staticmethod
     def of(network: nn.Module, spec: BackboneSpec) -> Anatomy:
@@ -80,8 +82,9 @@ class Anatomy:
         Raises:
             BackboneError: a path is not there, is in two parts, or a parameter or buffer is in none.
         """
-        anatomy = Anatomy(stem=spec.stem, stages=spec.stage_paths, head=spec.head)
         modules = dict(network.named_modules())
+        auxiliary = tuple((path, stage) for path, stage in spec.auxiliary.items() if path in modules)
+        anatomy = Anatomy(stem=spec.stem, stages=spec.stage_paths, head=spec.head, auxiliary=auxiliary)
         tensors = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
         fault = f"the backbone {spec.name!r} does not look as its spec says: "
         paths = [path for _, path in anatomy.items()]
@@ -105,12 +108,18 @@ class Anatomy:
         yield from ((STEM, path) for path in self.stem)
         for index, stage in enumerate(self.stages):
             yield from ((stage_name(index), path) for path in stage)
+            yield from ((stage_name(index), path) for path, branch in self.auxiliary if branch == index)
         yield HEAD, self.head
 
     @property
     def parts(self) -> list[str]:
         """Names of all parts in order: "stem", "stage 0", ..., "head"."""
         return [STEM, *(stage_name(index) for index in range(len(self.stages))), HEAD]
+
+    @property
+    def heads(self) -> list[str]:
+        """Paths of the head and of the auxiliary heads."""
+        return [self.head, *(path for path, _ in self.auxiliary)]
 
     @property
     def taps(self) -> list[str]:

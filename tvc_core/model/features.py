@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..surgery.patches import PatchHook, installed_patches
+from ..surgery.patches import CONTAINERS, PatchHook, installed_patches
 from ..surgery.sites import Probe, probing
 
-__all__ = ["Bridge", "Taps", "find_bridge"]
+__all__ = ["Bridge", "MapReader", "Taps", "find_bridge"]
 
 
 class Taps:
@@ -62,19 +63,19 @@ class _Tap:
             self.taps.maps[self.index] = output.clone()  # a later in-place layer would overwrite it
 
 
+@dataclass(frozen=True)
 class Bridge:
-    """The way from the last stage's map to the input of the head, as steps that were seen to reproduce it bit for bit.
+    """The way from the last stage's map to the logits, as steps that were seen to reproduce them bit for bit.
 
     Args:
         steps: "patches:PATH" runs the blocks inserted after a module around the last stage, "child:NAME" calls a child of the
-            root; "pool", "mean", "flatten" and "relu" are functions.
+            root; "pool", "mean", "flatten", "relu" and "first_token" are functions. Between them, "head" runs the head.
     """
 
-    def __init__(self, steps: tuple[str, ...]) -> None:
-        self.steps = steps
+    steps: tuple[str, ...]
 
-    def __call__(self, network: nn.Module, x: Tensor) -> Tensor:
-        """Return the input of the head for the last stage's map."""
+    def __call__(self, network: nn.Module, head: str, x: Tensor) -> Tensor:
+        """Return the logits for the last stage's map."""
         for step in self.steps:
             if step.startswith("child:"):
                 child = network._modules[step[6:]]
@@ -84,6 +85,10 @@ class Bridge:
                 for hook in network.get_submodule(step[8:])._forward_hooks.values():
                     if isinstance(hook, PatchHook):
                         x = hook.patch(x)
+            elif step == "head":
+                x = network.get_submodule(head)(x)
+            elif step == "first_token":
+                x = x[:, 0]
             elif step == "pool":
                 x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
             elif step == "mean":
@@ -124,41 +129,69 @@ def _gates_open(network: nn.Module) -> Iterator[None]:
 
 
 def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
-    seen: dict[str, Any] = {"map": None, "between": [], "input": None}
+    seen: dict[str, Any] = {"map": None, "between": []}
 
     def at_last(_: nn.Module, args: Any, output: Tensor) -> None:
         seen["map"], seen["between"] = output.clone(), []
 
-    def at_head(_: nn.Module, args: Any) -> None:
-        seen["input"] = args[0].clone() if args and isinstance(args[0], Tensor) else None
-
     def at_child(name: str) -> Any:
-        return lambda *_: seen["between"].append(f"child:{name}") if seen["input"] is None else None
+        return lambda *_: seen["between"].append(f"child:{name}")
 
-    children = {name: child for name, child in network._modules.items() if child is not None and name != head.partition(".")[0]}
-    inside = last.partition(".")[0]
-    hooks: list[Callable[[], Any]] = [
-        lambda: network.get_submodule(last).register_forward_hook(at_last),
-        lambda: network.get_submodule(head).register_forward_pre_hook(at_head, prepend=True),
-    ]
-    for name, child in children.items():
-        if name != inside:
-            hooks.append(partial(child.register_forward_hook, at_child(name)))
-    probe.run(network, hooks)
-    if not isinstance(seen["map"], Tensor) or not isinstance(seen["input"], Tensor):
+    outside = (head.partition(".")[0], last.partition(".")[0], *CONTAINERS)
+    children = {name: child for name, child in network._modules.items() if child is not None and name not in outside}
+    hooks: list[Callable[[], Any]] = [lambda: network.get_submodule(last).register_forward_hook(at_last)]
+    hooks += [partial(child.register_forward_hook, at_child(name)) for name, child in children.items()]
+    logits = probe.run(network, hooks)
+    if not isinstance(seen["map"], Tensor):
         return None
     between = tuple(seen["between"])
-    ways = [(*between,), (*between, "flatten"), ("pool", "flatten"), ("mean",), ("relu", "pool", "flatten"), ("pool",)]
     around = [".".join(last.split(".")[:n]) for n in range(last.count("."), 0, -1)]
     patched = {target for target, position, _ in installed_patches(network) if position == "after"}
     first = tuple(f"patches:{path}" for path in around if path in patched)
-    for steps in ways:
-        bridge = Bridge(first + steps)
-        try:
-            with probing(network):
-                found = bridge(network, seen["map"].clone())
-        except (RuntimeError, ValueError, IndexError, TypeError):
-            continue
-        if found.shape == seen["input"].shape and (found.is_meta or torch.equal(found, seen["input"])):
-            return bridge
+    ways = [
+        between,
+        (*between, "flatten"),
+        ("pool", "flatten"),
+        ("mean",),
+        ("relu", "pool", "flatten"),
+        ("pool",),
+        ("first_token",),
+    ]
+    for way in ways:
+        for behind in ((), ("flatten",)):
+            bridge = Bridge((*first, *way, "head", *behind))
+            try:
+                with probing(network):
+                    found = bridge(network, head, seen["map"].clone())
+            except (RuntimeError, ValueError, IndexError, TypeError):
+                continue
+            if found.shape == logits.shape and (found.is_meta or _equal(found, logits)):
+                return bridge
     return None
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+
+
+class MapReader:
+    """Brings a feature into the layout [N, C, H, W].
+
+    Args:
+        layout: of the feature: "NCHW", "NHWC" or "NLC"; None where it is no map.
+        prefix: tokens in front of the image's, for NLC.
+        stride: side of the image divided by the side of the map, for NLC [pixels].
+    """
+
+    def __init__(self, layout: str | None, prefix: int = 0, stride: int = 1) -> None:
+        self.layout, self.prefix, self.stride = layout, prefix, stride
+
+    def __call__(self, x: Tensor, image: Tensor) -> Tensor:
+        """Return the map of a feature; tokens in front of the image's are left out."""
+        if self.layout == "NHWC":
+            return x.permute(0, 3, 1, 2).contiguous()
+        if self.layout == "NLC":
+            height, width = image.shape[2] // self.stride, image.shape[3] // self.stride
+            tokens = x[:, self.prefix :].transpose(1, 2)
+            return tokens.reshape(x.shape[0], x.shape[2], height, width)
+        return x

@@ -83,7 +83,9 @@ def load(path: Path, registry: Registry | None = None) -> HybridModel:
             raise WeightsError(
                 f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives {list(tensor.shape)}"
             )
-    model.load_state_dict(tensors, assign=any(own[name].dtype != tensors[name].dtype for name in own))
+    assign = any(own[name].dtype != tensors[name].dtype for name in own)
+    own.update(tensors)  # keeps the metadata of the state dict, without which MNASNet refuses to load
+    model.load_state_dict(own, assign=assign)
     try:
         model.class_names = content["class_names"]
         model.load_freeze_state(content["freeze"])

@@ -16,7 +16,7 @@ from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropou
 from . import freezing
 from .anatomy import HEAD, Anatomy, PartInfo, StageInfo
 from .checkpointing import set_checkpointing
-from .features import Bridge, Taps
+from .features import Bridge, MapReader, Taps
 from .freezing import FreezeState
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class Facts:
     anatomy: Anatomy
     taps: Taps
     bridge: Bridge | None
+    readers: tuple[MapReader, ...]
     stages: tuple[StageInfo, ...]
     records: tuple[PatchRecord, ...]
     step0_difference: float
@@ -67,11 +68,12 @@ class Facts:
     verified: bool
     freeze: FreezeState = field(default_factory=FreezeState)
     class_names: tuple[str, ...] | None = None
+    new_layers: tuple[str, ...] = ()
 
     @property
     def new_modules(self) -> frozenset[str]:
-        """Paths of the modules that patches put in the place of others."""
-        return frozenset(path for record in self.records for path in record.new)
+        """Paths of the modules that patches put in the place of others, and of the auxiliary heads' new last layers."""
+        return frozenset((*self.new_layers, *(path for record in self.records for path in record.new)))
 
 
 class HybridModel(nn.Module):
@@ -92,10 +94,11 @@ class HybridModel(nn.Module):
             x: images [N, C, H, W].
 
         Returns:
-            The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i], patches included. Entry i + 1 is stage i.
+            The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i] whatever the layout inside (of tokens, those
+            of the image; ViT's class token is left out), patches included. Entry i + 1 is stage i.
         """
         maps = self._tvc.taps.collect(self, x)
-        return [maps[index] for index in range(len(self._tvc.anatomy.taps))]
+        return [read(maps[index], x) for index, read in enumerate(self._tvc.readers)]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map, before pooling, in the backbone's own layout.
@@ -118,8 +121,7 @@ class HybridModel(nn.Module):
                 f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to {facts.anatomy.head!r} is "
                 "unknown, so forward_head cannot reproduce it; use forward"
             )
-        head = self.get_submodule(facts.anatomy.head)
-        return head(facts.bridge(self, features))
+        return facts.bridge(self, facts.anatomy.head, features)
 
     @property
     def stage_info(self) -> tuple[StageInfo, ...]:
@@ -240,7 +242,7 @@ class HybridModel(nn.Module):
         if dropout is not None:
             check_dropout(dropout)
         freezing.refuse_under_ddp(self, [last_layer(self, head)[0]])
-        set_num_classes(self, head, num_classes)
+        self._tvc.new_layers = exchange_heads(self, self._tvc.anatomy, num_classes)
         if dropout is not None:
             set_dropout(self, head, dropout)
         self._tvc.class_names = None
@@ -337,6 +339,13 @@ class HybridModel(nn.Module):
 
 _VIEW = "_tvc_view"
 _PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_")) - {"train"}
+
+
+def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tuple[str, ...]:
+    """Give the head and every auxiliary head a new last layer, and return the paths of the auxiliary ones' layers."""
+    for head in anatomy.heads:
+        set_num_classes(network, head, num_classes)
+    return tuple(last_layer(network, head)[0] for head, _ in anatomy.auxiliary)
 
 
 def check_class_names(names: Sequence[object], num_classes: int) -> None:

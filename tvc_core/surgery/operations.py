@@ -9,6 +9,7 @@ from torch import nn
 
 from ..errors import ParameterError, TargetError, did_you_mean
 from ..specs import BlockSpec
+from .layouts import find_adapter
 from .patches import Patch
 from .sites import Site
 
@@ -67,15 +68,15 @@ class Target:
     def _insert(self, block: nn.Module, position: str, side: str) -> None:
         layout = self.site.layout(side)
         takes = self.block_spec.layouts if self.block_spec else ("NCHW",)
-        channels_last = layout == "NHWC" and layout not in takes
-        if layout not in takes and not (channels_last and "NCHW" in takes):
+        adapter = find_adapter(self.site.shape(side), layout, takes, self.site.image)
+        if isinstance(adapter, str):
             name = self.block_spec.name if self.block_spec else type(block).__name__
             raise TargetError(
                 f"{name} cannot be inserted {position} {self.path!r} ({self.site.type_name}): the {side} there is "
-                f"{list(self.site.shape(side))} ({layout}), and {name} takes {' or '.join(takes)}."
+                f"{list(self.site.shape(side))} ({layout}), and {name} {adapter}."
             )
         gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
-        self.insertions.append(Insertion(Patch(block, gated=gated, channels_last=channels_last), position))
+        self.insertions.append(Insertion(Patch(block, gated=gated, adapter=adapter), position))
 
 
 def wrap(target: Target, block: BlockMaker) -> nn.Module:

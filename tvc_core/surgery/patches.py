@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .layouts import Adapter
+
 __all__ = ["CONTAINERS", "Patch", "PatchHook", "PatchTree", "attach", "installed_patches", "set_module", "undoing"]
 
 CONTAINERS = ("patches", "tvc_patches")
@@ -25,21 +27,21 @@ class Patch(nn.Module):
 
     For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with `a` (`alpha`, shape
     [1]) zero at first: exactly x, whatever the block's weights. The optimizer moves `a` first, and through it the block.
-    Maps a tensor of the given layout to the same layout and dtype; the shape is kept while there is a gate.
+    Maps a tensor to the same layout and dtype; the shape is kept while there is a gate.
 
     Args:
         block: the inserted module.
         gated: the block has a method `gate(x)` with block(x) == x * gate(x).
-        channels_last: the map is [N, H, W, C] and the block takes [N, C, H, W].
+        adapter: shows the block the map in another layout; None where it takes the map as it is.
     """
 
     alpha: nn.Parameter | None
 
-    def __init__(self, block: nn.Module, *, gated: bool = False, channels_last: bool = False) -> None:
+    def __init__(self, block: nn.Module, *, gated: bool = False, adapter: Adapter | None = None) -> None:
         super().__init__()
         self.block = block
         self.gated = gated
-        self.channels_last = channels_last
+        self.adapter = adapter
         like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
         self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
 
@@ -48,9 +50,9 @@ class Patch(nn.Module):
         self.alpha = None
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.channels_last:
-            return self._mix(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return self._mix(x)
+        if self.adapter is None:
+            return self._mix(x)
+        return self.adapter.from_block(self._mix(self.adapter.to_block(x)), x)
 
     def _mix(self, x: Tensor) -> Tensor:
         if self.alpha is None:

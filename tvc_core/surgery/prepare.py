@@ -13,9 +13,10 @@ from torch import nn
 from ..errors import PatchError, PluginError, TvcError
 from ..recipe import PatchPlan
 from .blocks import call_factory, create_block, parameters_of
+from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion, Target
 from .patches import Patch, PatchTree
-from .sites import Probe, Shape, Site, layout_of, locate, probing
+from .sites import Probe, Site, locate, probing
 
 __all__ = ["Prepared", "prepare"]
 
@@ -181,9 +182,9 @@ def _try_insertion(patch: PatchPlan, insertion: Insertion, site: Site, probe: Pr
 
 def _try_on(shape: Shape, patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
     block = patch.block.qualified if patch.block else type(insertion.patch.block).__name__
-    found = _output_shape(insertion.patch.block, _as_nchw(shape, insertion.patch), probe, f"the block {block!r}")
+    found = _output_shape(insertion.patch.block, _seen_by_block(shape, insertion.patch), probe, f"the block {block!r}")
     fits = (
-        found == _as_nchw(shape, insertion.patch)
+        found == _seen_by_block(shape, insertion.patch)
         and _output_shape(insertion.patch, shape, probe, f"the block {block!r}") == shape
     )
     if insertion.patch.alpha is not None and not fits:
@@ -230,8 +231,8 @@ def _output_shape(module: nn.Module, shape: Shape, probe: Probe, name: str, devi
     return tuple(output.shape)
 
 
-def _as_nchw(shape: Shape, patch: Patch) -> Shape:
-    return (shape[0], shape[3], shape[1], shape[2]) if patch.channels_last else shape
+def _seen_by_block(shape: Shape, patch: Patch) -> Shape:
+    return patch.adapter.shape(shape) if patch.adapter else shape
 
 
 def _what_fits(patch: PatchPlan, before: Shape, after: Shape, probe: Probe) -> str:
@@ -239,7 +240,7 @@ def _what_fits(patch: PatchPlan, before: Shape, after: Shape, probe: Probe) -> s
     if patch.block is None:
         return ""
     takes = parameters_of(patch.block.load(), skip=1) or dict.fromkeys(patch.entry.params)
-    in_channels, out_channels = (shape[-1 if layout_of(shape, probe.size) == "NHWC" else 1] for shape in (before, after))
+    in_channels, out_channels = (channels_of(shape, layout_of(shape, probe.size)) for shape in (before, after))
     counts = [name for name in takes if _is_count(patch.entry.params.get(name, takes[name])) or takes[name] is None]
     changes: list[dict[str, Any]] = [{name: out_channels} for name in counts]
     if len(after) == 4 and after[2] and before[2] // after[2] != 1 and "stride" in takes:

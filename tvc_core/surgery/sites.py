@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -13,16 +12,12 @@ from torch import nn
 
 from ..errors import BackboneError, TargetError, listing, near
 from ..specs import BackboneSpec
+from .layouts import Shape, channels_of, layout_of
 
-__all__ = ["Call", "Site", "Probe", "channels_of", "layout_of", "locate", "probing"]
-
-Shape = tuple[int, ...]
+__all__ = ["Call", "Probe", "Site", "first_tensor", "locate", "probing"]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as much again."""
-
-MOST_CUT = 2.5
-"""How far borders that are cut off may change the ratio of a small map's sides: Inception makes 3x1 of 144x96."""
 
 
 @dataclass(frozen=True)
@@ -97,46 +92,13 @@ class Site:
         if layout is None:
             raise TargetError(
                 f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} has the shape {list(shape)}, "
-                "which is no image map [N, C, H, W] or [N, H, W, C], token list [N, L, C] or vector [N, C]."
+                "which for one image is no map [N, C, H, W] or [N, H, W, C], token list [N, L, C] or vector [N, C]."
             )
         return layout
 
     def channels(self, side: str) -> int:
         """Return the number of channels at "input" or "output" [channels]."""
         return channels_of(self.shape(side), self.layout(side))
-
-
-def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
-    """Return the layout of a map: the two axes that shrank alike from the image's height and width are spatial.
-
-    Alike means by one stride, up to rounding; where layers without padding cut borders off, the pair whose ratio is nearer to
-    the image's.
-    """
-    if len(shape) == 2:
-        return "NC"
-    if len(shape) == 3:
-        return "NLC"
-    if len(shape) != 4:
-        return None
-
-    def spatial(height: int, width: int) -> bool:
-        strides = image[0] / height, image[1] / width
-        rounded = abs(height * max(strides) - image[0]) <= max(strides) and abs(width * max(strides) - image[1]) <= max(strides)
-        return rounded or (height == 1 and width == 1)
-
-    if spatial(shape[2], shape[3]):
-        return "NCHW"
-    if spatial(shape[1], shape[2]):
-        return "NHWC"
-    errors = [abs(math.log(height * image[1] / (width * image[0]))) for height, width in (shape[2:], shape[1:3])]
-    if min(errors) > math.log(MOST_CUT):
-        return None
-    return "NCHW" if errors[0] <= errors[1] else "NHWC"
-
-
-def channels_of(shape: Shape, layout: str | None) -> int:
-    """Return the size of a map's channel axis."""
-    return shape[-1] if layout in ("NHWC", "NLC", "NC") else shape[1]
 
 
 def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
@@ -201,20 +163,24 @@ class Probe:
     tries: list[str] = field(default_factory=list)
 
     @staticmethod
-    def of(network: nn.Module, spec: BackboneSpec, size: int | None = None) -> Probe:
-        """Return a probe that the network accepts: small and not square if it can be, else of the size it was trained with.
+    def of(network: nn.Module, spec: BackboneSpec, size: int | None = None, likely: int | None = None) -> Probe:
+        """Return a probe that the network accepts: small and not square if it can be, else of a size it was trained with.
 
         Args:
             network: the network to run.
             spec: its description: channels, smallest size, preprocessing.
             size: side of a square image to use instead [pixels].
+            likely: side of a square image to try before the sizes of the spec's weights [pixels].
 
         Raises:
             BackboneError: the network's forward pass fails for every size that was tried.
         """
         small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
-        crops = [weights.crop_size for weights in reversed(spec.weights)] or [224]
-        sizes = [(size, size)] if size else [(small, small * 3 // 2), (small, small), *((crop, crop) for crop in crops)]
+        crops = [*([likely] if likely else []), *(weights.crop_size for weights in reversed(spec.weights)), 224]
+        wide = small + 32 * -(-small // 64)  # about half as wide again, and a difference that every stride up to 32 divides
+        sizes = [(size, size)] if size else [(small, wide), (small, small), *((crop, crop) for crop in crops)]
+        if spec.fixed_size and not size:
+            sizes = [(crop, crop) for crop in crops]
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):

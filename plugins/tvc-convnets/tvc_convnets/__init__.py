@@ -1,0 +1,1 @@
+"""The other convolutional backbones of torchvision for tvc."""

@@ -1,0 +1,1 @@
+"""Vision transformers of torchvision for tvc."""

@@ -1,0 +1,124 @@
+"""Tensor layouts: which axis of a measured shape is which, and how a block sees a map in the layout that it takes."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+__all__ = ["Adapter", "Shape", "channels_of", "find_adapter", "grid_of", "layout_of"]
+
+Shape = tuple[int, ...]
+
+MOST_CUT = 2.5
+"""How far borders that are cut off may change the ratio of a small map's sides: Inception makes 3x1 of 144x96."""
+
+MOST_PREFIX = 8
+"""Most tokens that may stand in front of those of the image: ViT has one, the class token; others have registers, too."""
+
+
+def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
+    """Return the layout of what one image became: NCHW, NHWC, NLC, NC, or None where it is none of these.
+
+    In a map the two axes are spatial that shrank alike from the image's height and width: by one stride, up to rounding; where
+    layers without padding cut borders off, the pair whose ratio is nearer to the image's. What does not keep the image as its
+    only entry of the first axis (windows of attention, tokens in front) has no layout.
+    """
+    if not shape or shape[0] != 1 or len(shape) not in (2, 3, 4):
+        return None
+    if len(shape) == 2:
+        return "NC"
+    if len(shape) == 3:
+        return "NLC"
+    if _spatial(shape[2], shape[3], image):
+        return "NCHW"
+    if _spatial(shape[1], shape[2], image):
+        return "NHWC"
+    if image[0] == image[1]:
+        return None
+    errors = [abs(math.log(height * image[1] / (width * image[0]))) for height, width in (shape[2:], shape[1:3])]
+    if min(errors) > math.log(MOST_CUT):
+        return None
+    return "NCHW" if errors[0] <= errors[1] else "NHWC"
+
+
+def _spatial(height: int, width: int, image: tuple[int, int]) -> bool:
+    if image[0] == image[1] or height == width == 1:
+        return height == width
+    stride = max(image[0] / height, image[1] / width)
+    return abs(height * stride - image[0]) <= stride and abs(width * stride - image[1]) <= stride
+
+
+def channels_of(shape: Shape, layout: str | None) -> int:
+    """Return the size of a map's channel axis."""
+    return shape[-1] if layout in ("NHWC", "NLC", "NC") else shape[1]
+
+
+def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
+    """Return (prefix, height, width): so many tokens in front, then those of a grid over the image; None if nothing fits."""
+    for prefix in range(MOST_PREFIX + 1):
+        for stride in range(1, min(image) + 1):
+            height, width = image[0] // stride, image[1] // stride
+            if image[0] % stride == image[1] % stride == 0 and height * width == tokens - prefix:
+                return prefix, height, width
+    return None
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """Shows a block a map in the layout that the block takes, and gives the result back in the map's own.
+
+    Tokens in front of the image's (ViT's class token) pass by: the block neither sees nor changes them.
+
+    Args:
+        site: layout of the map, "NCHW", "NHWC" or "NLC".
+        block: layout that the block takes, "NCHW" or "NHWC".
+        prefix: tokens in front of the image's, for NLC.
+        height: of the grid of tokens, for NLC.
+        width: of the grid of tokens, for NLC.
+    """
+
+    site: str
+    block: str
+    prefix: int = 0
+    height: int = 0
+    width: int = 0
+
+    def to_block(self, x: Tensor) -> Tensor:
+        """Return the map as the block takes it."""
+        if self.site == "NCHW":
+            return x.permute(0, 2, 3, 1)
+        if self.site == "NLC":
+            x = x[:, self.prefix :].reshape(x.shape[0], self.height, self.width, x.shape[2])
+        return x.permute(0, 3, 1, 2) if self.block == "NCHW" else x
+
+    def from_block(self, y: Tensor, x: Tensor) -> Tensor:
+        """Return the block's result `y` in the layout of the map `x` that it was made from."""
+        if self.site == "NCHW":
+            return y.permute(0, 3, 1, 2)
+        if self.block == "NCHW":
+            y = y.permute(0, 2, 3, 1)
+        if self.site == "NLC":
+            y = torch.cat([x[:, : self.prefix], y.flatten(1, 2)], dim=1)
+        return y
+
+    def shape(self, shape: Shape) -> Shape:
+        """Return the shape that the block sees for a map's shape."""
+        return tuple(self.to_block(torch.empty(shape, device="meta")).shape)
+
+
+def find_adapter(shape: Shape, layout: str, takes: tuple[str, ...], image: tuple[int, int]) -> Adapter | str | None:
+    """Return how a block that takes some layouts sees a map: an adapter, None if it takes the map as it is, or why not."""
+    if layout in takes:
+        return None
+    wanted = next((name for name in ("NCHW", "NHWC") if name in takes), None)
+    if wanted is None or layout == "NC":
+        return f"takes {' or '.join(takes)}"
+    if layout != "NLC":
+        return Adapter(layout, wanted)
+    grid = grid_of(shape[1], image)
+    if grid is None:
+        return f"takes {' or '.join(takes)}, and {shape[1]} tokens are no grid over an image of {image[0]}x{image[1]}"
+    return Adapter(layout, wanted, *grid)
