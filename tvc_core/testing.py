@@ -45,7 +45,8 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = torchvision.models.get_model(network, weights=None)
-            _settle_statistics(model)
+            small = max(64, member.meta["min_size"][0])
+            _settle(model, side=299 if network == "inception_v3" else small)  # its auxiliary head needs the full size
         torch.save(model.state_dict(), files[name])
     kept = {key: os.environ.get(key) for key in ("TORCH_HOME", "TVC_VERIFY_WEIGHTS")}
     os.environ.update(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS="0")
@@ -56,18 +57,22 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
             os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
 
 
-def _settle_statistics(model: nn.Module) -> None:
-    """Replace running statistics by those of random images [8, 3, 64, 64]."""
+def _settle(model: nn.Module, side: int) -> None:
+    """Fill layers that start at zero (ViT's head), and take running statistics from random images [8, 3, side, side]."""
     import torch
 
     norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear) and not module.weight.any():
+                module.weight.normal_(0, 0.02)
     if not norms:
         return
     momenta = [module.momentum for module in norms]
     for module in norms:
         module.momentum = 1.0
     with torch.no_grad():
-        model.train()(torch.randn(8, 3, 64, 64))
+        model.train()(torch.randn(8, 3, side, side))
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +71,8 @@ def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
 class Adapter:
     """Shows a block a map in the layout that the block takes, and gives the result back in the map's own.
 
-    Tokens in front of the image's (ViT's class token) pass by: the block neither sees nor changes them.
+    The tokens of the image are one map; each token in front of them (ViT's class token) is a map of one pixel of its own. If
+    they passed by, a block behind the last attention would change nothing, since ViT classifies by the class token alone.
 
     Args:
         site: layout of the map, "NCHW", "NHWC" or "NLC".
@@ -86,27 +88,33 @@ class Adapter:
     height: int = 0
     width: int = 0
 
-    def to_block(self, x: Tensor) -> Tensor:
-        """Return the map as the block takes it."""
+    def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return what a block makes of a map, in the map's own layout."""
         if self.site == "NCHW":
-            return x.permute(0, 2, 3, 1)
-        if self.site == "NLC":
-            x = x[:, self.prefix :].reshape(x.shape[0], self.height, self.width, x.shape[2])
-        return x.permute(0, 3, 1, 2) if self.block == "NCHW" else x
+            return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if self.site == "NHWC":
+            return block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        parts = [self._run_tokens(block, x[:, self.prefix :], self.height, self.width)]
+        if self.prefix:
+            front = x[:, : self.prefix].reshape(-1, 1, x.shape[2])
+            parts.insert(0, self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1))
+        return torch.cat(parts, dim=1)
 
-    def from_block(self, y: Tensor, x: Tensor) -> Tensor:
-        """Return the block's result `y` in the layout of the map `x` that it was made from."""
-        if self.site == "NCHW":
-            return y.permute(0, 3, 1, 2)
-        if self.block == "NCHW":
-            y = y.permute(0, 2, 3, 1)
-        if self.site == "NLC":
-            y = torch.cat([x[:, : self.prefix], y.flatten(1, 2)], dim=1)
-        return y
+    def _run_tokens(self, block: Callable[[Tensor], Tensor], tokens: Tensor, height: int, width: int) -> Tensor:
+        x = tokens.reshape(tokens.shape[0], height, width, tokens.shape[2])
+        y = block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.block == "NCHW" else block(x)
+        return y.flatten(1, 2)
 
     def shape(self, shape: Shape) -> Shape:
         """Return the shape that the block sees for a map's shape."""
-        return tuple(self.to_block(torch.empty(shape, device="meta")).shape)
+        seen: list[Shape] = []
+
+        def look(x: Tensor) -> Tensor:
+            seen.append(tuple(x.shape))
+            return x
+
+        self.run(look, torch.empty(shape, device="meta"))
+        return seen[0]
 
 
 def find_adapter(shape: Shape, layout: str, takes: tuple[str, ...], image: tuple[int, int]) -> Adapter | str | None:

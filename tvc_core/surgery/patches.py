@@ -52,7 +52,7 @@ class Patch(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.adapter is None:
             return self._mix(x)
-        return self.adapter.from_block(self._mix(self.adapter.to_block(x)), x)
+        return self.adapter.run(self._mix, x)
 
     def _mix(self, x: Tensor) -> Tensor:
         if self.alpha is None:
@@ -145,18 +145,26 @@ def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
 
 @contextmanager
 def undoing(network: nn.Module) -> Iterator[None]:
-    """Put every child and every forward hook back where it was, if what runs inside raises."""
+    """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs inside raises."""
+    modules = list(network.modules())
+    classes = [(module, type(module)) for module in modules]
     kept: list[tuple[Any, dict[Any, Any]]] = [
         (registry, dict(registry))
-        for module in network.modules()
-        for registry in (module._modules, module._forward_pre_hooks, module._forward_hooks)
+        for module in modules
+        for registry in (module.__dict__, *(value for value in module.__dict__.values() if isinstance(value, dict)))
     ]
+    trainable = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:
         yield
     except BaseException:
+        for module, cls in classes:
+            if type(module) is not cls:
+                module.__class__ = cls
         for registry, entries in kept:
             registry.clear()
             registry.update(entries)
+        for parameter, flag in trainable:
+            parameter.requires_grad_(flag)
         raise
 
 

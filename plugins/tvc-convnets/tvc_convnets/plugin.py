@@ -20,8 +20,6 @@ _SWAG = (
     WeightsSpec(name="IMAGENET1K_SWAG_E2E_V1", crop_size=384, resize_size=384, interpolation="bicubic"),
     WeightsSpec(name="IMAGENET1K_SWAG_LINEAR_V1", crop_size=224, resize_size=224, interpolation="bicubic"),
 )
-# torchvision's builders switch these on for the pretrained networks
-_AS_TRAINED = {"transform_input": True, "aux_logits": False}
 
 
 @hookimpl
@@ -156,7 +154,7 @@ def _googlenet() -> BackboneSpec:
     return _spec(
         "googlenet",
         "googlenet",
-        (WeightsSpec(name="IMAGENET1K_V1", options=_AS_TRAINED),),
+        (WeightsSpec(name="IMAGENET1K_V1", options={"transform_input": True, "aux_logits": False}),),
         summary="Inception modules, 6.6 M parameters.",
         source="Szegedy et al. 2015, arXiv:1409.4842",
         stem=("conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
@@ -176,7 +174,7 @@ def _inception() -> BackboneSpec:
     return _spec(
         "inception_v3",
         "inception",
-        (WeightsSpec(name="IMAGENET1K_V1", crop_size=299, resize_size=342, options=_AS_TRAINED),),
+        (WeightsSpec(name="IMAGENET1K_V1", crop_size=299, resize_size=342, options={"transform_input": True}),),
         summary="Factorized inception modules, trained at 299 pixels.",
         source="Szegedy et al. 2016, arXiv:1512.00567",
         stem=(
