@@ -140,7 +140,7 @@ def check_features(model: HybridModel, x: Tensor) -> None:
 
 def check_partition(model: HybridModel) -> None:
     spec = Registry().resolve(BackboneSpec, model.recipe.backbone).spec
-    paths = [*spec.stem, *(path for stage in spec.stage_paths for path in stage), spec.head]
+    paths = [*spec.stem, *(path for stage in spec.stage_paths for path in stage), *spec.auxiliary, spec.head]
     for name, _ in (*model.named_parameters(), *model.named_buffers()):
         owners = [path for path in paths if name == path or name.startswith(f"{path}.")]
         assert name.startswith("patches.") or len(owners) == 1, f"{name} belongs to {owners}"
