@@ -30,7 +30,10 @@ from tvc_core.specs import PATCH_KEYS
 from tvc_core.surgery.blocks import parameters_of
 
 FOLDER = Path(__file__).resolve().parent / "reference"
-FIRST_PARTY = ("tvc-core", "tvc-attention", "tvc-blocks", "tvc-convnext", "tvc-efficientnet", "tvc-mobilenet", "tvc-resnet")
+FIRST_PARTY = (
+    *("tvc-core", "tvc-resnet", "tvc-efficientnet", "tvc-convnext", "tvc-mobilenet", "tvc-convnets", "tvc-transformers"),
+    *("tvc-attention", "tvc-blocks"),
+)
 """Whose offers the tables list, whatever else is installed."""
 
 GENERATED = "<!-- Written by docs/generate.py from the code; edit the code instead. -->"
