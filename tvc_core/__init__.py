@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone
     from .model.anatomy import PartInfo, StageInfo
     from .model.hybrid import HybridModel, PatchRecord
+    from .model.pyramid import LevelInfo
     from .surgery.operations import BlockMaker, Target
     from .surgery.patches import Patch
     from .weights.files import read_state_dict
@@ -54,6 +55,7 @@ __all__ = [
     "HybridBuilder",
     "HybridModel",
     "InitializerSpec",
+    "LevelInfo",
     "LoadReport",
     "ParameterError",
     "Patch",
@@ -88,6 +90,7 @@ __all__ = [
 _HEAVY = {
     "BlockMaker": "surgery.operations",
     "HybridModel": "model.hybrid",
+    "LevelInfo": "model.pyramid",
     "LoadReport": "weights.partial",
     "Patch": "surgery.patches",
     "PartInfo": "model.anatomy",

@@ -13,6 +13,7 @@ from .errors import BackboneError, PatchError, TvcError
 from .model.anatomy import Anatomy, StageInfo
 from .model.features import MapReader, Taps, find_bridge
 from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names, exchange_heads
+from .model.pyramid import levels_of
 from .recipe import Plan
 from .surgery.head import last_layer, num_classes_of, set_dropout
 from .surgery.layouts import Shape, channels_of, grid_of, layout_of
@@ -51,9 +52,12 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     before = probe.run(network) if plan.patches else None
     prepared = prepare(network, plan.patches, probe, spec.name)
     records = tuple(_put_in(network, patch) for patch in prepared)
-    taps = Taps(network, anatomy.taps)
+    taps = Taps(network, anatomy.taps, last_layer(network, anatomy.head)[0])
     logits, maps = _run_patched(network, anatomy, taps, records, probe)
     readers = tuple(_reader(shape, probe) for shape in maps)
+    measured = tuple(
+        _stage_info(index - 1, paths, maps[index], probe) for index, paths in enumerate((anatomy.stem, *anatomy.stages))
+    )
     difference = 0.0 if before is None else _difference(before, logits)
     _prove(records, difference)
     classes = num_classes_of(last_layer(network, anatomy.head)[1])
@@ -74,7 +78,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         taps=taps,
         bridge=find_bridge(network, anatomy.taps[-1], anatomy.head, probe),
         readers=readers,
-        stages=tuple(_stage_info(index, paths, maps[index + 1], probe) for index, paths in enumerate(anatomy.stages)),
+        stages=measured[1:],
+        levels=levels_of(measured),
         records=records,
         step0_difference=difference,
         probe_shape=tuple(probe.image.shape),

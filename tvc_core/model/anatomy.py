@@ -150,6 +150,17 @@ class Anatomy:
                 raise StageError(f"there is no stage {number!r}: the {count} stages are {names}; -1 is the last")
         return sorted({number % count for number in numbers})
 
+    def feature_indices(self, given: object) -> list[int]:
+        """Return the indices of features (0 is the stem, i + 1 is stage i) for stage numbers and "stem", in the given order.
+
+        Raises:
+            StageError: a stage that is not there, or nothing.
+        """
+        numbers: list[Any] = list(given) if isinstance(given, (list, tuple, range)) else [given]
+        if not numbers:
+            raise StageError('no stage is asked for: give stage numbers, "stem", or None for stem and all stages')
+        return [0 if number == STEM else self.stage_indices([number])[0] + 1 for number in numbers]
+
 
 def _module(network: nn.Module, path: str) -> nn.Module | None:
     module: nn.Module | None = network

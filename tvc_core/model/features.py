@@ -14,53 +14,103 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_hooks
 
 from ..surgery.patches import CONTAINERS, PatchHook, installed_patches
 from ..surgery.sites import Probe, probing
 
-__all__ = ["Bridge", "MapReader", "Taps", "find_bridge"]
+__all__ = ["PRE_LOGITS", "Bridge", "MapReader", "Taps", "find_bridge"]
+
+PRE_LOGITS = -1
+
+
+class _Stop(Exception):  # noqa: N818  no error: it ends a pass that has nothing more to give
+    """Raised where the last wanted map was picked up, caught by whoever wanted it."""
 
 
 class Taps:
-    """Picks up the maps of stem and stages while a forward pass runs.
+    """Picks up the maps of stem and stages, and what the head's last layer gets, while a forward pass runs.
 
     Args:
         network: the root.
         paths: modules whose outputs are the features, in order.
+        layer: path of the head's last layer.
     """
 
-    def __init__(self, network: nn.Module, paths: Sequence[str]) -> None:
-        self.wanted = -1
-        """Index of the only feature to pick up; -1 for none, -2 for all."""
+    def __init__(self, network: nn.Module, paths: Sequence[str], layer: str) -> None:
+        self.paths = tuple(paths)
+        self.wanted: tuple[int, ...] = ()
+        """Indices of the features to pick up; `PRE_LOGITS` is what the head's last layer gets."""
+        self.stop = False
+        """End the pass as soon as all of them are there."""
+        self.repeated = False
+        """A tap was seen to run more than once in one pass: its last map counts, so no pass may end early."""
         self.maps: dict[int, Tensor] = {}
         for index, path in enumerate(paths):
             network.get_submodule(path).register_forward_hook(_Tap(self, index))
+        network.get_submodule(layer).register_forward_hook(_Tap(self, PRE_LOGITS))
 
-    def collect(self, network: Callable[[Tensor], Any], x: Tensor, only: int | None = None) -> dict[int, Tensor]:
-        """Run the network and return the features by index, all or one."""
+    def collect(
+        self, run: Callable[[Tensor], Any], x: Tensor, wanted: Sequence[int] | None = None, *, within: nn.Module | None = None
+    ) -> dict[int, Tensor]:
+        """Run a network and return features by index.
+
+        Args:
+            run: the network, or a function that runs it.
+            x: its input.
+            wanted: indices of the features; None for those of stem and all stages.
+            within: the root, if the pass may end where the last wanted feature is there. It runs whole all the same under
+                torch.export, which knows no exceptions, and where somebody's forward hook (FSDP's is one) waits for
+                the end of a module that would be left.
+        """
         self.maps = {}
-        self.wanted = -2 if only is None else only
+        self.wanted = tuple(range(len(self.paths))) if wanted is None else tuple(wanted)
+        self.stop = within is not None and not torch.compiler.is_exporting() and self._may_leave(within)
         try:
-            network(x)
+            run(x)
+            return self.maps
+        except _Stop:
             return self.maps
         finally:
-            self.wanted = -1
+            self.wanted, self.stop = (), False
             self.maps = {}
 
+    def _may_leave(self, network: nn.Module) -> bool:
+        """Tell whether all modules around the wanted taps have no hooks but ours; wrapped ones count as having some."""
+        if self.repeated or _global_forward_hooks:
+            return False
+        for index in self.wanted:
+            module: nn.Module | None = network
+            for name in ("", *self.paths[index].split(".")):
+                module = module._modules.get(name) if module is not None and name else module
+                if module is None or not all(isinstance(hook, (_Tap, PatchHook)) for hook in module._forward_hooks.values()):
+                    return False
+            assert module is not None
+            if not any(isinstance(hook, _Tap) for hook in module._forward_hooks.values()):
+                return False
+        return True
+
     def __getstate__(self) -> dict[str, Any]:
-        return {"wanted": -1, "maps": {}}
+        return {**self.__dict__, "wanted": (), "stop": False, "maps": {}}
 
 
 class _Tap:
-    """A picklable forward hook that hands one module's output to the taps."""
+    """A picklable forward hook that hands one module's output, or the input of the head's last layer, to the taps."""
 
     def __init__(self, taps: Taps, index: int) -> None:
         self.taps = taps
         self.index = index
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        if self.taps.wanted in (-2, self.index) and isinstance(output, Tensor):
-            self.taps.maps[self.index] = output.clone()  # a later in-place layer would overwrite it
+        taps = self.taps
+        if self.index not in taps.wanted:
+            return
+        found = args[0] if self.index == PRE_LOGITS else output
+        if isinstance(found, Tensor):
+            taps.repeated = taps.repeated or self.index in taps.maps
+            taps.maps[self.index] = found.clone()  # a later in-place layer would overwrite it
+            if taps.stop and len(taps.maps) == len(taps.wanted):
+                raise _Stop
 
 
 @dataclass(frozen=True)
@@ -83,7 +133,7 @@ class Bridge:
                 x = child(x)
             elif step.startswith("patches:"):
                 for hook in network.get_submodule(step[8:])._forward_hooks.values():
-                    if isinstance(hook, PatchHook):
+                    if isinstance(hook, PatchHook) and hook.position == "after" and hook.patch.enabled:
                         x = hook.patch(x)
             elif step == "head":
                 x = network.get_submodule(head)(x)

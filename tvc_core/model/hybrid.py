@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropou
 from . import freezing
 from .anatomy import HEAD, Anatomy, PartInfo, StageInfo
 from .checkpointing import set_checkpointing
-from .features import Bridge, MapReader, Taps
+from .features import PRE_LOGITS, Bridge, MapReader, Taps
 from .freezing import FreezeState
+from .pyramid import LevelInfo
 
 if TYPE_CHECKING:
     from ..registry import Registry
@@ -62,6 +64,7 @@ class Facts:
     bridge: Bridge | None
     readers: tuple[MapReader, ...]
     stages: tuple[StageInfo, ...]
+    levels: tuple[LevelInfo, ...]
     records: tuple[PatchRecord, ...]
     step0_difference: float
     probe_shape: tuple[int, ...]
@@ -87,18 +90,28 @@ class HybridModel(nn.Module):
 
     # -- features -------------------------------------------------------------------------------------------------
 
-    def get_stage_outputs(self, x: Tensor) -> list[Tensor]:
+    def get_stage_outputs(self, x: Tensor, stages: Sequence[int | str] | int | str | None = None) -> list[Tensor]:
         """Return the maps of stem and stages from one forward pass, as lateral inputs of a feature pyramid.
+
+        What comes after the last of them is not computed, except under torch.export, and where a forward hook of somebody
+        else's waits for the end of a module that would be left, or of all modules.
 
         Args:
             x: images [N, C, H, W].
+            stages: only these: stage numbers as `unfreeze_stages` takes them (-1 is the last), and "stem".
 
         Returns:
             The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i] whatever the layout inside (of tokens, those
-            of the image; ViT's class token is left out), patches included. Entry i + 1 is stage i.
+            of the image; ViT's class token is left out), patches included. Entry i + 1 is stage i; with `stages`, entry i is
+            what its entry i names.
+
+        Raises:
+            StageError: a stage that is not there, or an empty list; nothing was computed.
         """
-        maps = self._tvc.taps.collect(self, x)
-        return [read(maps[index], x) for index, read in enumerate(self._tvc.readers)]
+        facts = self._tvc
+        wanted = range(len(facts.readers)) if stages is None else facts.anatomy.feature_indices(stages)
+        maps = facts.taps.collect(self, x, sorted(set(wanted)), within=self)
+        return [facts.readers[index](maps[index], x) for index in wanted]
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map, before pooling, in the backbone's own layout.
@@ -107,13 +120,36 @@ class HybridModel(nn.Module):
             x: images [N, C, H, W].
         """
         last = len(self._tvc.anatomy.taps) - 1
-        return self._tvc.taps.collect(self, x, only=last)[last]
+        return self._tvc.taps.collect(self, x, [last], within=self)[last]
 
-    def forward_head(self, features: Tensor) -> Tensor:
+    def pyramid(self, x: Tensor) -> OrderedDict[str, Tensor]:
+        """Return one map for each stride, the last one of it, finest first; of a ViT this is one map.
+
+        Keys are "0", "1", ..., as torchvision's FeaturePyramidNetwork and detectors have them; `pyramid_info` says which
+        stage, how many channels and which stride each has.
+
+        Args:
+            x: images [N, C, H, W].
+        """
+        facts = self._tvc
+        maps = facts.taps.collect(self, x, [level.index for level in facts.levels], within=self)
+        return OrderedDict((level.name, facts.readers[level.index](maps[level.index], x)) for level in facts.levels)
+
+    @property
+    def pyramid_info(self) -> tuple[LevelInfo, ...]:
+        """What was measured of the levels of `pyramid`, after patching."""
+        return self._tvc.levels
+
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits [N, num_classes] for what `forward_features` returned; together they equal `forward`.
 
+        Args:
+            features: the last stage's map in the backbone's own layout.
+            pre_logits: return what the head's last layer gets instead; of most backbones [N, C], pooled.
+
         Raises:
-            BackboneError: this backbone does something between its last stage and its head that tvc does not know.
+            BackboneError: this backbone does something between its last stage and its head that tvc does not know, or its
+                last layer was exchanged by hand, so that nothing reads what it gets.
         """
         facts = self._tvc
         if facts.bridge is None:
@@ -121,7 +157,16 @@ class HybridModel(nn.Module):
                 f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to {facts.anatomy.head!r} is "
                 "unknown, so forward_head cannot reproduce it; use forward"
             )
-        return facts.bridge(self, facts.anatomy.head, features)
+        bridge, head = facts.bridge, facts.anatomy.head
+        if not pre_logits:
+            return bridge(self, head, features)
+        maps = facts.taps.collect(lambda x: bridge(self, head, x), features, [PRE_LOGITS])
+        if PRE_LOGITS not in maps:
+            raise BackboneError(
+                f"the last layer of {head!r} is not the one that tvc knows: it was exchanged by hand. "
+                "Exchange it by reset_classifier(num_classes), which keeps what reads its input"
+            )
+        return maps[PRE_LOGITS]
 
     @property
     def stage_info(self) -> tuple[StageInfo, ...]:
