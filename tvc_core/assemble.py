@@ -13,9 +13,10 @@ from .errors import BackboneError, PatchError, TvcError
 from .model.anatomy import Anatomy, StageInfo
 from .model.features import MapReader, Taps, find_bridge
 from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names, exchange_heads
-from .model.pyramid import levels_of
+from .model.pyramid import LevelInfo, levels_of
 from .recipe import Plan
 from .surgery.head import last_layer, num_classes_of, set_dropout
+from .surgery.input import InputRecord, change_input
 from .surgery.layouts import Shape, channels_of, grid_of, layout_of
 from .surgery.patches import attach, set_module, undoing
 from .surgery.prepare import Prepared, prepare
@@ -23,7 +24,7 @@ from .surgery.sites import Probe
 from .weights.files import verification_is_off
 from .weights.torchvision import check_weights_class, class_names_of
 
-__all__ = ["assemble", "build_backbone"]
+__all__ = ["assemble", "build_backbone", "measure"]
 
 
 def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
@@ -49,15 +50,13 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
     trained_at = plan.weights.crop_size if plan.weights is not None else None
     probe = Probe.of(network, spec, likely=plan.options.get("image_size", trained_at))
+    changed, probe = _change_input(plan, network, probe)
     before = probe.run(network) if plan.patches else None
-    prepared = prepare(network, plan.patches, probe, spec.name)
+    prepared = prepare(network, plan.patches, anatomy, probe, spec.name)
+    originals = {patch.site.path: network.get_submodule(patch.site.path) for patch in prepared if patch.replacement is not None}
     records = tuple(_put_in(network, patch) for patch in prepared)
     taps = Taps(network, anatomy.taps, last_layer(network, anatomy.head)[0])
-    logits, maps = _run_patched(network, anatomy, taps, records, probe)
-    readers = tuple(_reader(shape, probe) for shape in maps)
-    measured = tuple(
-        _stage_info(index - 1, paths, maps[index], probe) for index, paths in enumerate((anatomy.stem, *anatomy.stages))
-    )
+    logits, readers, stages, levels = measure(network, anatomy, taps, records, probe)
     difference = 0.0 if before is None else _difference(before, logits)
     _prove(records, difference)
     classes = num_classes_of(last_layer(network, anatomy.head)[1])
@@ -78,13 +77,16 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         taps=taps,
         bridge=find_bridge(network, anatomy.taps[-1], anatomy.head, probe),
         readers=readers,
-        stages=measured[1:],
-        levels=levels_of(measured),
+        stages=stages,
+        levels=levels,
         records=records,
+        patches=tuple(patch.plan for patch in prepared),
+        originals=originals,
         step0_difference=difference,
         probe_shape=tuple(probe.image.shape),
         verified=not (pretrained and plan.weights is not None and verification_is_off()),
         new_layers=new_layers,
+        input=changed,
     )
     model = become_hybrid(network, facts)
     if names is not None:
@@ -123,6 +125,13 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
     return network
 
 
+def _change_input(plan: Plan, network: nn.Module, probe: Probe) -> tuple[InputRecord | None, Probe]:
+    channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
+    if channels is None or (policy is None and channels == probe.image.shape[1]):
+        return None, probe
+    return change_input(network, probe, channels, policy or "mean")
+
+
 def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
     path, plan = prepared.site.path, prepared.plan
     new: tuple[str, ...] = ()
@@ -131,7 +140,7 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
         new = tuple(name for name, module in prepared.replacement.named_modules(prefix=path) if module not in old)
         set_module(network, path, prepared.replacement)
     name = plan.entry.name or (plan.block.spec.name if plan.block else plan.op.spec.name)
-    homes = [attach(network, path, name, insertion.patch, insertion.position) for insertion in prepared.insertions]
+    homes = [attach(network, each.site.path, name, each.patch, each.position) for each in prepared.insertions]
     return PatchRecord(
         target=path,
         op=plan.op.qualified,
@@ -143,6 +152,17 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
     )
+
+
+def measure(
+    network: nn.Module, anatomy: Anatomy, taps: Taps, records: tuple[PatchRecord, ...], probe: Probe
+) -> tuple[torch.Tensor, tuple[MapReader, ...], tuple[StageInfo, ...], tuple[LevelInfo, ...]]:
+    """Run the patched network once and return the logits, and what was seen of stem, stages and levels."""
+    logits, maps = _run_patched(network, anatomy, taps, records, probe)
+    measured = tuple(
+        _stage_info(index - 1, paths, maps[index], probe) for index, paths in enumerate((anatomy.stem, *anatomy.stages))
+    )
+    return logits, tuple(_reader(shape, probe) for shape in maps), measured[1:], levels_of(measured)
 
 
 def _run_patched(

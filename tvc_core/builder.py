@@ -123,6 +123,9 @@ class HybridBuilder:
         options: Mapping[str, Any] | None = None,
         *,
         class_names: Sequence[str] | None = None,
+        in_channels: int | None = None,
+        in_channels_policy: str | Sequence[str | int] | None = None,
+        image_size: int | None = None,
     ) -> HybridModel:
         """Build a hybrid from any installed backbone.
 
@@ -137,6 +140,11 @@ class HybridBuilder:
             unfreeze_stages: stages that stay trainable all the same; negative numbers count from the end.
             options: keyword arguments of the backbone's own builder.
             class_names: one name for each output.
+            in_channels: channels of the images; None keeps what the backbone takes [channels].
+            in_channels_policy: how the first convolution's weights follow from the pretrained ones: "mean" (the default),
+                "repeat", "zero", or one rule a channel, such as ["r", "g", "b", "mean"].
+            image_size: side of the images [pixels], for ViT, whose position embeddings are then resampled. Other backbones
+                say what they accept.
 
         Raises:
             UnknownNameError: a name that no installed plugin offers; the message says near names and what to install.
@@ -156,6 +164,9 @@ class HybridBuilder:
             unfreeze_stages=unfreeze_stages,
             options=options,
             class_names=class_names,
+            in_channels=in_channels,
+            in_channels_policy=in_channels_policy,
+            image_size=image_size,
         )
         return self.build(recipe)
 
@@ -171,6 +182,9 @@ class HybridBuilder:
         options: Mapping[str, Any] | None = None,
         *,
         class_names: Sequence[str] | None = None,
+        in_channels: int | None = None,
+        in_channels_policy: str | Sequence[str | int] | None = None,
+        image_size: int | None = None,
     ) -> HybridModel:
         """Build a hybrid from one of torchvision's networks; as `from_backbone`, which takes all others, too.
 
@@ -185,8 +199,92 @@ class HybridBuilder:
                 f"build it with from_backbone({name!r}, ...)."
             )
         return self.from_backbone(
-            name, weights, patches, num_classes, dropout, freeze_backbone, unfreeze_stages, options, class_names=class_names
+            name,
+            weights,
+            patches,
+            num_classes,
+            dropout,
+            freeze_backbone,
+            unfreeze_stages,
+            options,
+            class_names=class_names,
+            in_channels=in_channels,
+            in_channels_policy=in_channels_policy,
+            image_size=image_size,
         )
+
+    def from_module(
+        self,
+        module: nn.Module,
+        stem: str | Sequence[str],
+        stages: Sequence[str | Sequence[str]],
+        head: str,
+        patches: Mapping[str, Any] | None = None,
+        num_classes: int | None = None,
+        dropout: float | None = None,
+        freeze_backbone: bool = False,
+        unfreeze_stages: Sequence[int] | None = None,
+        *,
+        name: str | None = None,
+        num_channels: int = 3,
+        min_size: int = 32,
+        fixed_size: bool = False,
+        class_names: Sequence[str] | None = None,
+        in_channels: int | None = None,
+        in_channels_policy: str | Sequence[str | int] | None = None,
+    ) -> HybridModel:
+        """Build a hybrid from a network of your own.
+
+        The network itself becomes the hybrid, so use only what is returned. Where an error is raised it is as it was.
+
+        Args:
+            module: the network, with the weights that it is to start from.
+            stem: path or paths from the input to the first stage; direct parameters of the network, too.
+            stages: for each stage its path, or its paths in order of execution; the last returns the stage's map.
+            head: path of the whole classifier. Stem, stages and head together have all parameters.
+            patches: as for `from_backbone`, as the arguments that follow.
+            num_classes: outputs of the head.
+            dropout: probability of the head's dropout.
+            freeze_backbone: freeze stem and stages.
+            unfreeze_stages: stages that stay trainable all the same.
+            name: what errors and `explain` call it; by default its class's name.
+            num_channels: channels of the images that it takes now [channels].
+            min_size: smallest side of an image that it accepts [pixels].
+            fixed_size: it accepts no other size than `min_size`.
+            class_names: one name for each output.
+            in_channels: channels of the images that it is to take [channels].
+            in_channels_policy: as for `from_backbone`.
+
+        Raises:
+            BackboneError: stem, stages and head do not describe the network, or it is a hybrid already.
+            TvcError: as for `from_backbone`.
+        """
+        from .assemble import assemble  # imports torch
+        from .model.own import own_backbone
+
+        backbone = own_backbone(
+            module,
+            name=name,
+            stem=stem,
+            stages=stages,
+            head=head,
+            num_channels=num_channels,
+            min_size=min_size,
+            fixed_size=fixed_size,
+        )
+        recipe = make_recipe(
+            backbone=backbone.qualified,
+            weights=None,
+            patches=patches,
+            num_classes=num_classes,
+            dropout=dropout,
+            freeze_backbone=freeze_backbone,
+            unfreeze_stages=unfreeze_stages,
+            class_names=class_names,
+            in_channels=in_channels,
+            in_channels_policy=in_channels_policy,
+        )
+        return assemble(make_plan(recipe, self.registry, backbone))
 
     def build(self, recipe: Recipe | Mapping[str, Any] | str | Path) -> HybridModel:
         """Build a hybrid from a recipe.

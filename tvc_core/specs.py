@@ -15,6 +15,9 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
 
+OWN = "from_module"
+"""Owner of networks that users hand over themselves. No distribution has it: their normalized names have no underscore."""
+
 PATCH_KEYS = ("type", "params", "init", "name")
 """The keys of a patch's full form that mean the same for every operation."""
 

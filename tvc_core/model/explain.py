@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import nn
 
 from ..errors import BackboneError
 from ..recipe import Plan
+from ..specs import OWN
 from ..surgery.head import dropout_of, last_layer, num_classes_of
+from ..surgery.input import InputRecord
 from ..surgery.patches import installed_patches
 from ..weights.torchvision import transforms_of
 from .anatomy import PartInfo
@@ -22,7 +25,8 @@ def explain(model: HybridModel) -> str:
     """Return the report behind `HybridModel.explain`."""
     facts = model._tvc
     plan, anatomy = facts.plan, facts.anatomy
-    weights = plan.weights.name if plan.weights else "none (random)"
+    own = "the module's own" if plan.backbone.owner == OWN else "none (random)"
+    weights = plan.weights.name if plan.weights else own
     if not facts.verified:
         weights += ", file hash not compared (TVC_VERIFY_WEIGHTS=0)"
     lines = [
@@ -31,6 +35,8 @@ def explain(model: HybridModel) -> str:
     ]
     if plan.options:
         lines.append("options: " + ", ".join(f"{name}={value!r}" for name, value in plan.options.items()))
+    if facts.input is not None:
+        lines.append("input: " + _input_line(facts.input))
     lines += _patch_lines(model)
     path, layer = last_layer(model, anatomy.head)
     dropout = dropout_of(model, anatomy.head)
@@ -43,6 +49,10 @@ def transforms(plan: Plan) -> nn.Module:
     """Return the preprocessing behind `HybridModel.transforms`."""
     spec = plan.backbone.spec
     weights = plan.weights
+    if plan.backbone.owner == OWN:
+        raise BackboneError(
+            f"the model was made from a module of your own ({spec.name}), so only you know how its images were prepared"
+        )
     if weights is None:
         if spec.default_weights is None:
             raise BackboneError(
@@ -54,7 +64,20 @@ def transforms(plan: Plan) -> nn.Module:
             f"the model has no pretrained weights; transforms() gives the preprocessing of the default weights, {weights.name}"
         )
         warnings.warn(message, UserWarning, stacklevel=3)
-    return transforms_of(weights)
+    if plan.recipe.in_channels not in (None, len(weights.mean)):
+        known = f"mean {weights.mean}, standard deviation {weights.std}, crop {weights.crop_size} pixels"
+        raise BackboneError(
+            f"the model takes {plan.recipe.in_channels} channels, and the preprocessing of {weights.name} knows "
+            f"{len(weights.mean)} ({known}): prepare the images yourself"
+        )
+    size = plan.options.get("image_size", weights.crop_size)
+    resize = round(weights.resize_size * size / weights.crop_size)
+    return transforms_of(replace(weights, crop_size=size, resize_size=resize))
+
+
+def _input_line(record: InputRecord) -> str:
+    policy = record.policy if isinstance(record.policy, str) else ", ".join(map(str, record.policy))
+    return f"{record.channels} channels at {record.path}, whose weights follow from those for {record.before} by {policy}"
 
 
 def _patch_lines(model: HybridModel) -> list[str]:
@@ -80,8 +103,10 @@ def _patch_lines(model: HybridModel) -> list[str]:
                 lines.append(f"  {what} {block}: at {path}, but never run: its hook on {record.target} is gone")
                 continue
             known.add(id(patch))
-            position = present[id(patch)][1]
-            order = f"{block} -> {record.target}" if position == "before" else f"{record.target} -> {block}"
+            place, position = present[id(patch)]
+            order = {"before": f"{block} -> {place}", "parallel": f"{place} + {block}"}.get(position, f"{place} -> {block}")
+            if not patch.enabled:
+                order += ", switched off"
             gate = getattr(patch, "alpha", None)
             start = "published start" if gate is None else f"identity start, gate now {gate.item():.3g}"
             lines.append(f"  {what}, {order}, at {path}, {start}")

@@ -13,25 +13,30 @@ import json
 import os
 import tempfile
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, listing
 from ..recipe import Recipe, make_plan
 from ..registry import Registry
+from ..specs import OWN
 from ..surgery.head import dropout_of
+from ..surgery.patches import undoing
 from .hybrid import HybridModel
+from .own import described, own_backbone
 
 __all__ = ["load", "save"]
 
 FORMAT = 1
 _KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
+_OWN_KEY = "module"
+"""Only in files of models that were made from somebody's own module: what `from_module` was told about it."""
 
 
 def save(model: HybridModel, path: Path) -> None:
@@ -52,6 +57,8 @@ def save(model: HybridModel, path: Path) -> None:
         "step0_difference": repr(facts.step0_difference),
         "verified": facts.verified,
     }
+    if facts.plan.backbone.owner == OWN:
+        content[_OWN_KEY] = described(facts.plan.backbone.spec, model)
     tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in model.state_dict().items()}
     try:
         content["sha256"] = _digest(content, tensors)
@@ -62,16 +69,36 @@ def save(model: HybridModel, path: Path) -> None:
     _write(path, data)
 
 
-def load(path: Path, registry: Registry | None = None) -> HybridModel:
+def load(path: Path, registry: Registry | None = None, module: nn.Module | None = None) -> HybridModel:
     """Read a model that `save` wrote."""
+    tensors, content = _read(path)
+    _check_module(path, content, module)
+    with nullcontext() if module is None else undoing(module):
+        return _load(path, registry or Registry(), module, tensors, content)
+
+
+def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | None) -> None:
+    own = content.get(_OWN_KEY)
+    if own is not None and module is None:
+        raise WeightsError(
+            f"{path}: made from a module of somebody's own ({own.get('type')}), which no file can rebuild: make a new one and "
+            f"pass it: HybridModel.load({str(path)!r}, module=network)"
+        )
+    if own is None and module is not None:
+        raise WeightsError(f"{path}: rebuilds its own backbone, {content['recipe']['backbone']['name']}; leave module out")
+
+
+def _load(
+    path: Path, registry: Registry, module: nn.Module | None, tensors: dict[str, Tensor], content: dict[str, Any]
+) -> HybridModel:
     from ..assemble import assemble
 
-    tensors, content = _read(path)
     try:
         recipe = Recipe.from_mapping(content["recipe"], source=str(path))
     except RecipeError as error:
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
-    model = assemble(make_plan(recipe, registry or Registry()), pretrained=False)
+    backbone = None if module is None else own_backbone(module, **content[_OWN_KEY])
+    model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
     own = model.state_dict()
     if own.keys() != tensors.keys():
         lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
@@ -91,6 +118,7 @@ def load(path: Path, registry: Registry | None = None) -> HybridModel:
         model.load_freeze_state(content["freeze"])
     except (FreezeError, HeadError, StageError) as error:
         raise WeightsError(f"{path}: {error}") from error
+    model._tvc.originals = {}  # their weights are not in the file
     model._tvc.step0_difference, model._tvc.verified = float(content["step0_difference"]), bool(content["verified"])
     return model
 
@@ -111,7 +139,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(
             f"{path}: holds tensors but no recipe: HybridModel.save did not write it. Build the model, then use partial_load."
         )
-    if not isinstance(content, dict) or set(content) != set(_KEYS) or content["format"] != FORMAT:
+    if not isinstance(content, dict) or set(content) - {_OWN_KEY} != set(_KEYS) or content["format"] != FORMAT:
         given = content.get("format") if isinstance(content, dict) else None
         raise WeightsError(f"{path}: damaged, or of another format than {FORMAT}: {given!r}")
     if content.pop("sha256") != _digest(content, tensors):

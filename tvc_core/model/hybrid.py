@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from ..errors import BackboneError, HeadError
-from ..recipe import Plan, Recipe
+from ..recipe import PatchPlan, Plan, Recipe
 from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropout, set_num_classes
+from ..surgery.input import InputRecord
 from . import freezing
-from .anatomy import HEAD, Anatomy, PartInfo, StageInfo
+from .anatomy import HEAD, Anatomy, PartInfo, StageInfo, stage_name
 from .checkpointing import set_checkpointing
 from .features import PRE_LOGITS, Bridge, MapReader, Taps
 from .freezing import FreezeState
@@ -23,6 +25,7 @@ from .pyramid import LevelInfo
 
 if TYPE_CHECKING:
     from ..registry import Registry
+    from .auditing import FreezeReport
 
 __all__ = ["Facts", "HybridModel", "PatchRecord", "become_hybrid", "check_class_names"]
 
@@ -66,12 +69,16 @@ class Facts:
     stages: tuple[StageInfo, ...]
     levels: tuple[LevelInfo, ...]
     records: tuple[PatchRecord, ...]
+    patches: tuple[PatchPlan, ...]
+    originals: dict[str, nn.Module]
+    """Modules that were replaced, by their paths: for `unpatch`."""
     step0_difference: float
     probe_shape: tuple[int, ...]
     verified: bool
     freeze: FreezeState = field(default_factory=FreezeState)
     class_names: tuple[str, ...] | None = None
     new_layers: tuple[str, ...] = ()
+    input: InputRecord | None = None
 
     @property
     def new_modules(self) -> frozenset[str]:
@@ -195,6 +202,7 @@ class HybridModel(nn.Module):
         unfreeze_stages: Sequence[int] | int | None = None,
         head: str = "all",
         freeze_patches: bool = False,
+        normalization: str = "frozen",
     ) -> None:
         """Freeze stem and stages: no gradients, no moving statistics, no dropout or drop-path, until thawed.
 
@@ -204,16 +212,21 @@ class HybridModel(nn.Module):
             unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers count from the end.
             head: what of the head is trainable: "all", "last" (only its last layer) or "none".
             freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
+            normalization: what the backbone's normalization layers in frozen parts do: "frozen" (nothing moves), "eval" (scale
+                and shift learn, running statistics are fixed) or "train" (scale and shift learn, statistics move).
 
         Raises:
             StageError: a stage that is not there.
-            FreezeError: another value for `head`, or the model is wrapped in DistributedDataParallel.
+            FreezeError: another value for `head` or `normalization`, or the model is wrapped in DistributedDataParallel.
         """
         anatomy = self._tvc.anatomy
         freezing.check_head(head)
+        freezing.check_normalization(normalization)
         thawed = anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
         frozen = tuple(index for index in range(len(anatomy.stages)) if index not in thawed)
-        self._set_freeze(FreezeState(stem=True, stages=frozen, head=head, patches=bool(freeze_patches)))
+        self._set_freeze(
+            FreezeState(stem=True, stages=frozen, head=head, patches=bool(freeze_patches), normalization=normalization)
+        )
 
     def unfreeze_all(self) -> None:
         """Make everything trainable.
@@ -236,6 +249,12 @@ class HybridModel(nn.Module):
         """
         self._set_freeze(FreezeState.from_data(state, self._tvc.anatomy))
 
+    def freeze_report(self) -> FreezeReport:
+        """Return what is frozen, by part, read from the parameters and modules as they are now. It prints as a table."""
+        from .auditing import freeze_report
+
+        return freeze_report(self)
+
     def train(self, mode: bool = True) -> HybridModel:
         """Set training mode, except in frozen parts, which stay in eval mode."""
         super().train(mode)
@@ -255,16 +274,23 @@ class HybridModel(nn.Module):
         """
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 
-    def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Compute the activations of every stage again in the backward pass instead of keeping them.
+    def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | int | None = None) -> None:
+        """Compute the activations of stages again in the backward pass instead of keeping them.
 
         Gradients and running statistics are those of training without it. Costs about one more forward pass.
+
+        Args:
+            enable: on or off.
+            stages: the stages to switch, negative numbers count from the end; the others stay as they are. None: stem and
+                all stages.
+
+        Raises:
+            StageError: a stage that is not there; nothing has changed.
         """
         anatomy = self._tvc.anatomy
-        for part in anatomy.parts:
-            if part != HEAD:
-                for _, module in anatomy.modules(self, part):
-                    set_checkpointing(module, enable)
+        every = [part for part in anatomy.parts if part != HEAD]
+        for part in every if stages is None else map(stage_name, anatomy.stage_indices(stages)):
+            set_checkpointing(self, [path for found, path in anatomy.items() if found == part], enable)
 
     # -- head -----------------------------------------------------------------------------------------------------
 
@@ -310,11 +336,48 @@ class HybridModel(nn.Module):
             check_class_names(names, self.num_classes)
         self._tvc.class_names = names
 
+    # -- patches --------------------------------------------------------------------------------------------------
+
+    def unpatch(self, target: str | None = None) -> None:
+        """Take patches out: inserted blocks go, replaced modules come back, and all else is as it is now.
+
+        Of a replaced module the weights come back as they were when it was replaced. An optimizer has to be made anew.
+        Compiled models follow; exported programs are what they were.
+
+        Args:
+            target: what was patched, as the recipe has it or as a pattern; None takes all patches out.
+
+        Raises:
+            TargetError: nothing is patched there.
+            PatchError: a replaced module is not known, since the model was read from a file.
+            HeadError: a replaced last layer had another number of outputs than the head has now.
+            FreezeError: the model is wrapped in DistributedDataParallel.
+        """
+        from .unpatching import unpatch
+
+        unpatch(self, target)
+
+    def without(self, target: str | None = None) -> AbstractContextManager[HybridModel]:
+        """Return a context in which inserted blocks are switched off: `with model.without("layer3"): ...`.
+
+        Contexts may be nested. Compiled models follow; a copy or pickle made inside has its patches on.
+
+        Args:
+            target: what was patched, as the recipe has it or as a pattern; None switches all patches off.
+
+        Raises:
+            TargetError: nothing is patched there.
+            PatchError: a module was replaced there, which cannot be switched off.
+        """
+        from .unpatching import without
+
+        return without(self, target)
+
     # -- what it is -----------------------------------------------------------------------------------------------
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that this model was built from, with qualified names."""
+        """The recipe that this model was built from, with qualified names; without the patches that were taken out."""
         return self._tvc.plan.recipe
 
     @property
@@ -358,20 +421,21 @@ class HybridModel(nn.Module):
         save(self, Path(path))
 
     @staticmethod
-    def load(path: str | Path, registry: Registry | None = None) -> HybridModel:
+    def load(path: str | Path, registry: Registry | None = None, *, module: nn.Module | None = None) -> HybridModel:
         """Read a model that `save` wrote. Nothing in the file is run; its names are looked up in the registry.
 
         Args:
             path: the file.
             registry: where names are looked up; by default what is installed.
+            module: for a model that `HybridBuilder.from_module` made: a new network of the same kind, which becomes the model.
 
         Raises:
-            WeightsError: the file is damaged or was not written by `save`.
+            WeightsError: the file is damaged, was not written by `save`, or needs a module (or does not, and one was given).
             UnknownNameError: it needs a plugin that is not installed.
         """
         from .files import load
 
-        return load(Path(path), registry)
+        return load(Path(path), registry, module)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the class of a hybrid is made at run time, so a pickle names the backbone's class and makes it again

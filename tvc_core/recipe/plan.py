@@ -12,7 +12,7 @@ from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .schema import PatchEntry, Recipe, check_recipe
 
-__all__ = ["PatchPlan", "Plan", "make_plan"]
+__all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +46,22 @@ class Plan:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-def make_plan(recipe: Recipe, registry: Registry) -> Plan:
+def make_plan(recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] | None = None) -> Plan:
     """Bind a recipe's names in a registry.
+
+    Args:
+        recipe: what the user wrote.
+        registry: where names are looked up.
+        backbone: what the backbone's name stands for, where the registry does not know it.
 
     Raises:
         UnknownNameError: a backbone, weights set, operation, block or initializer that nobody offers.
         AmbiguousNameError: a short name with several owners.
         RecipeError: an operation without its block, an option that an operation does not take, or a value of the wrong kind.
-        ParameterError: an option that the backbone does not take.
+        ParameterError: an option that the backbone does not take, or an image size where it has no place.
     """
     check_recipe(recipe)
-    backbone = registry.resolve(BackboneSpec, recipe.backbone)
+    backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
     for option in recipe.options:
         if option not in backbone.spec.options:
             known = listing(backbone.spec.options)
@@ -68,7 +73,7 @@ def make_plan(recipe: Recipe, registry: Registry) -> Plan:
         recipe,
         backbone=backbone.qualified,
         weights=weights.name if weights else None,
-        patches=tuple(_qualified(patch) for patch in patches),
+        patches=tuple(qualified_entry(patch) for patch in patches),
     )
     given = recipe.weights
     weights_class = type(given).__name__ if isinstance(given, enum.Enum) else str(given or "").rpartition(".")[0] or None
@@ -78,7 +83,33 @@ def make_plan(recipe: Recipe, registry: Registry) -> Plan:
         weights=weights,
         weights_class=weights_class,
         patches=patches,
-        options=dict(recipe.options),
+        options=_options(recipe, backbone),
+    )
+
+
+def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
+    """Return the keyword arguments of the factory: the recipe's options, and its image size under that name."""
+    options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
+    if size is None:
+        return options
+    if "image_size" in spec.options:
+        if options.setdefault("image_size", size) != size:
+            raise ParameterError(
+                f"image_size is {size}, and the option image_size is {options['image_size']}: give one of them"
+            )
+        return options
+    if not spec.fixed_size:
+        raise ParameterError(
+            f"image_size={size} is not needed: {backbone.qualified} takes images of any size from {spec.min_size} pixels. "
+            "Leave image_size out and resize the images."
+        )
+    sizes = {weights.crop_size for weights in spec.weights} or {spec.min_size}
+    other = (
+        " Its option input_size builds it for another size, without pretrained weights." if "input_size" in spec.options else ""
+    )
+    raise ParameterError(
+        f"image_size={size} cannot be had: {backbone.qualified} takes images of {listing(map(str, sorted(sizes)))} pixels "
+        f"only, since no rule resamples its position weights. Resize the images.{other}"
     )
 
 
@@ -119,7 +150,8 @@ def _bind_patch(entry: PatchEntry, registry: Registry) -> PatchPlan:
     return PatchPlan(entry=entry, op=op, block=block, init=init)
 
 
-def _qualified(patch: PatchPlan) -> PatchEntry:
+def qualified_entry(patch: PatchPlan) -> PatchEntry:
+    """Return a patch as a recipe has it, with qualified names."""
     return replace(
         patch.entry,
         op=patch.op.qualified,

@@ -17,11 +17,16 @@ if TYPE_CHECKING:
 __all__ = ["PatchEntry", "Recipe", "check_recipe", "load_recipe", "make_recipe"]
 
 _TOP = ("name", "backbone", "head", "freeze_backbone", "unfreeze_stages")
-_BACKBONE = ("name", "weights", "patches", "options")
+_BACKBONE = ("name", "weights", "patches", "options", "in_channels", "in_channels_policy", "image_size")
 _HEAD = ("num_classes", "dropout", "class_names")
 
 _A_PATCH = "a patch is an operation and its block, such as {'wrap': 'se'}"
 
+CHANNEL_POLICIES = ("mean", "repeat", "zero")
+CHANNEL_RULES = ("r", "g", "b", "mean", "zero")
+_POLICY = "'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', 'mean', 'zero' and channel numbers"
+
+MAX_SIZE = 100_000
 MAX_CLASSES = 10_000_000
 _CLASSES = f"a whole number from 1 to {MAX_CLASSES:,}"
 
@@ -31,7 +36,7 @@ class PatchEntry:
     """One patch as written: at `target`, `op` with the block `block`.
 
     Args:
-        target: dotted path of a module of the backbone.
+        target: dotted path of a module of the backbone, or a pattern of such paths.
         op: name of the patch operation.
         block: name of the block; None for an operation without one.
         params: keyword arguments of the block.
@@ -66,6 +71,10 @@ class Recipe:
         class_names: one name for each output.
         freeze_backbone: freeze stem and stages, new blocks and head stay trainable.
         unfreeze_stages: stages that stay trainable all the same; negative numbers count from the end.
+        in_channels: channels of the images; None keeps what the backbone takes [channels].
+        in_channels_policy: how the first convolution's weights follow from the pretrained ones: "mean" (which None stands
+            for), "repeat", "zero", or one rule a channel.
+        image_size: side of the images, for a backbone that is built for one size [pixels].
     """
 
     backbone: str
@@ -78,6 +87,9 @@ class Recipe:
     class_names: tuple[str, ...] | None = None
     freeze_backbone: bool = False
     unfreeze_stages: tuple[int, ...] | None = None
+    in_channels: int | None = None
+    in_channels_policy: str | tuple[str | int, ...] | None = None
+    image_size: int | None = None
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -94,6 +106,13 @@ class Recipe:
         backbone: dict[str, Any] = {"name": self.backbone, "weights": weights}
         if self.options:
             backbone["options"] = dict(self.options)
+        policy = self.in_channels_policy
+        inputs = {
+            "in_channels": self.in_channels,
+            "in_channels_policy": list(policy) if isinstance(policy, tuple) else policy,
+            "image_size": self.image_size,
+        }
+        backbone |= {key: value for key, value in inputs.items() if value is not None}
         if self.patches:
             backbone["patches"] = _patches_as_data(self.patches)
         names = list(self.class_names) if self.class_names is not None else None
@@ -219,6 +238,16 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         "a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null for random weights",
     )  # fmt: skip
     options = take("options", None, _is_keywords, "a mapping of option names to values")
+    sizes = f"a whole number from 1 to {MAX_SIZE:,}"
+    in_channels = take("in_channels", None, lambda v: _is_count(v) and 1 <= v <= MAX_SIZE, sizes)
+    policy = take("in_channels_policy", None, _is_channel_policy, _POLICY)
+    if policy is not None and in_channels is None:
+        raise places["in_channels_policy"].error(
+            "in_channels_policy is given without in_channels; say how many channels there are"
+        )
+    if isinstance(policy, (list, tuple)) and len(policy) != in_channels:
+        raise places["in_channels_policy"].error(f"in_channels_policy has {len(policy)} rules for in_channels {in_channels}")
+    image_size = take("image_size", None, lambda v: _is_count(v) and 1 <= v <= MAX_SIZE, sizes)
     names = take("class_names", None, _is_name_list, "a list of different names")
     num_classes = take("num_classes", None, lambda v: _is_count(v) and 1 <= v <= MAX_CLASSES, _CLASSES)
     if names is not None and num_classes is not None and len(names) != num_classes:
@@ -242,6 +271,9 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         class_names=None if names is None else tuple(names),
         freeze_backbone=freeze,
         unfreeze_stages=None if stages is None else tuple(stages),
+        in_channels=in_channels,
+        in_channels_policy=tuple(policy) if isinstance(policy, list) else policy,
+        image_size=image_size,
     )
 
 
@@ -331,3 +363,13 @@ def _is_stage_list(value: Any) -> bool:
 
 def _is_name_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) and len(set(value)) == len(value)
+
+
+def _is_channel_policy(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return bool(value) and all(rule in CHANNEL_RULES if isinstance(rule, str) else _is_index(rule) for rule in value)
+    return isinstance(value, str) and value in CHANNEL_POLICIES
+
+
+def _is_index(value: Any) -> bool:
+    return _is_count(value) and value >= 0

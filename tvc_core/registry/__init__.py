@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from .. import builtin
 from ..errors import AmbiguousNameError, PluginError, UnknownNameError, did_you_mean, listing, near
-from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
+from ..specs import OWN, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
 from . import hints
 from .discovery import PluginInfo, core_plugin, installed_plugins, local_plugin
 
@@ -157,6 +157,8 @@ class Registry:
 
     def _advice(self, kind: type[Spec], owner: str, short: str) -> str:
         """Return what to do about a name that nobody offers; `owner` is empty for a short name."""
+        if owner == normalize(OWN):
+            return "It is a network of somebody's own, which no recipe builds: make it and use HybridBuilder.from_module."
         provider = hints.provider(kind.kind, short)
         known = {info.owner: info for info in self.plugins}
         if provider and provider not in known and owner in ("", provider):

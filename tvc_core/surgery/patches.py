@@ -7,7 +7,7 @@ names, state-dict keys and types of the original do not change, whatever is inse
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,19 @@ from torch import Tensor, nn
 
 from .layouts import Adapter
 
-__all__ = ["CONTAINERS", "Patch", "PatchHook", "PatchTree", "attach", "installed_patches", "set_module", "undoing"]
+__all__ = [
+    "CONTAINERS",
+    "Patch",
+    "PatchHook",
+    "PatchTree",
+    "attach",
+    "detach",
+    "free_name",
+    "give_back",
+    "installed_patches",
+    "set_module",
+    "undoing",
+]
 
 CONTAINERS = ("patches", "tvc_patches")
 """Names of the root's child that holds the patches; the second where the network has a `patches` of its own."""
@@ -27,7 +39,8 @@ class Patch(nn.Module):
 
     For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with `a` (`alpha`, shape
     [1]) zero at first: exactly x, whatever the block's weights. The optimizer moves `a` first, and through it the block.
-    Maps a tensor to the same layout and dtype; the shape is kept while there is a gate.
+    Maps a tensor to the same layout and dtype; the shape is kept while there is a gate. Given the target's output, too (the
+    position "parallel"), computes output + a * block(x).
 
     Args:
         block: the inserted module.
@@ -42,6 +55,9 @@ class Patch(nn.Module):
         self.block = block
         self.gated = gated
         self.adapter = adapter
+        self.enabled = True
+        """The hook runs the block. A plain attribute, which torch.compile guards on."""
+        self.num_off = 0
         like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
         self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
 
@@ -49,7 +65,14 @@ class Patch(nn.Module):
         """Drop the gate: from now on this is the block alone, with its published start."""
         self.alpha = None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def switch(self, on: bool) -> None:
+        """Switch off, or on again; it is on when it was switched on as often as off."""
+        self.num_off += -1 if on else 1
+        self.enabled = self.num_off == 0
+
+    def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
+        if output is not None:
+            return self._add(x, output)
         if self.adapter is None:
             return self._mix(x)
         return self.adapter.run(self._mix, x)
@@ -63,6 +86,14 @@ class Patch(nn.Module):
             return x * (1 + a * (gate.to(x.dtype) - 1))
         # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow, and 0 * inf is nan
         return x + (a * self.block(x).to(x.dtype) - a * x)
+
+    def _add(self, x: Tensor, output: Tensor) -> Tensor:
+        y = self.block(x) if self.adapter is None else self.adapter.run(self.block, x)
+        y = y.to(output.dtype)
+        return output + (y if self.alpha is None else self.alpha.to(output.dtype) * y)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "enabled": True, "num_off": 0}  # nobody would switch a copy on again
 
     def extra_repr(self) -> str:
         return "" if self.alpha is not None else "start=paper"
@@ -79,16 +110,31 @@ class PatchTree(nn.Module):
 
 
 class PatchHook:
-    """What makes a target run a patch: a picklable forward hook, or pre-hook where `position` is "before"."""
+    """What makes a target run a patch: a picklable forward hook, a pre-hook where `position` is "before".
+
+    For "parallel" it is both: the target's input is copied before the target runs, which may overwrite it in place.
+    """
 
     def __init__(self, patch: Patch, position: str) -> None:
         self.patch = patch
         self.position = position
+        self.input: Tensor | None = None
 
-    def __call__(self, module: nn.Module, args: Any, output: Any = None) -> Any:
+    def __call__(self, module: nn.Module, args: Any, *output: Any) -> Any:
+        if not self.patch.enabled:
+            return None
         if self.position == "before":
             return (self.patch(args[0]), *args[1:])
-        return self.patch(output)
+        if self.position == "after":
+            return self.patch(output[0])
+        if not output:
+            self.input = args[0].clone()
+            return None
+        x, self.input = self.input, None
+        return self.patch(x, output[0])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "input": None}  # left there where a forward pass ended early
 
 
 def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str) -> str:
@@ -99,7 +145,7 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         path: dotted path of the target.
         name: wanted last part of the patch's path. Where the target has a child of that name, or a patch, a number follows.
         patch: the patch.
-        position: "after" or "before".
+        position: "after", "before" or "parallel".
     """
     target = network.get_submodule(path)
     node, node_path = _container(network)
@@ -109,18 +155,54 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         child = node._modules[part]
         assert child is not None
         node, node_path = child, f"{node_path}.{part}"
-    number = 1
-    leaf = name
-    while leaf in target._modules or hasattr(node, leaf):  # hasattr: a patch, or an attribute of nn.Module such as `half`
-        number += 1
-        leaf = f"{name}_{number}"
+    leaf = free_name(name, target, node._modules)
     node.add_module(leaf, patch)
     hook = PatchHook(patch, position)
-    if position == "before":
+    if position != "after":
         target.register_forward_pre_hook(hook)
-    else:
+    if position != "before":
         target.register_forward_hook(hook)
     return f"{node_path}.{leaf}"
+
+
+def free_name(name: str, target: nn.Module, taken: Container[str]) -> str:
+    """Return a name for a patch at a target, with a number where the target has such a child, or the name is taken."""
+    number, leaf, empty = 1, name, PatchTree()
+    while leaf in target._modules or leaf in taken or hasattr(empty, leaf):  # an attribute of nn.Module such as `half`
+        number += 1
+        leaf = f"{name}_{number}"
+    return leaf
+
+
+def detach(network: nn.Module, home: str) -> None:
+    """Take a patch out: its hooks, its module, and the nodes of the tree that are empty then."""
+    patch = network.get_submodule(home)
+    for module in network.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for number, hook in list(hooks.items()):
+                if isinstance(hook, PatchHook) and hook.patch is patch:
+                    del hooks[number]
+    while home:
+        home, _, leaf = home.rpartition(".")
+        node = network.get_submodule(home)
+        del node._modules[leaf]
+        if node._modules or not isinstance(node, PatchTree):
+            break
+
+
+def give_back(network: nn.Module, path: str, original: nn.Module) -> None:
+    """Put a replaced module back, with the device, type, mode and hooks that its replacement has now."""
+    replacement = network.get_submodule(path)
+    tensors = (*replacement.parameters(), *replacement.buffers(), *network.parameters())
+    if (like := next((tensor for tensor in tensors if tensor.is_floating_point()), None)) is not None:
+        original.to(device=like.device, dtype=like.dtype)
+    original.train(network.training)
+    for found, wanted in (
+        (replacement._forward_pre_hooks, original._forward_pre_hooks),
+        (replacement._forward_hooks, original._forward_hooks),
+    ):
+        wanted.update({number: hook for number, hook in found.items() if not isinstance(hook, PatchHook)})
+    set_module(network, path, original)
 
 
 def _container(network: nn.Module) -> tuple[nn.Module, str]:
@@ -138,7 +220,7 @@ def _container(network: nn.Module) -> tuple[nn.Module, str]:
 def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
     """Yield (target's path, position, patch) for every patch that runs in a network, in order of the targets."""
     for path, module in network.named_modules():
-        for hook in (*module._forward_pre_hooks.values(), *module._forward_hooks.values()):
+        for hook in dict.fromkeys((*module._forward_pre_hooks.values(), *module._forward_hooks.values())):
             if isinstance(hook, PatchHook):
                 yield path, hook.position, hook.patch
 

@@ -14,7 +14,7 @@ from ..errors import BackboneError, TargetError, listing, near
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 
-__all__ = ["Call", "Probe", "Site", "first_tensor", "locate", "probing"]
+__all__ = ["Call", "Probe", "Site", "first_tensor", "has_module", "locate", "probing"]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as much again."""
@@ -78,8 +78,16 @@ class Site:
         Raises:
             TargetError: as for `shape`.
         """
+        return list(dict.fromkeys(self.every(side)))
+
+    def every(self, side: str) -> list[Shape]:
+        """Return the shape at "input" or "output" of every call.
+
+        Raises:
+            TargetError: as for `shape`.
+        """
         self.shape(side)
-        return list(dict.fromkeys(getattr(call, side) for call in self.calls))
+        return [getattr(call, side) for call in self.calls]
 
     def layout(self, side: str) -> str:
         """Return the layout at "input" or "output": NCHW, NHWC, NLC or NC.
@@ -120,6 +128,14 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
             f"model.named_children() and 'tvc show {name}' list them."
         )
     return module
+
+
+def has_module(network: nn.Module, path: str) -> bool:
+    """Return whether there is a module at a dotted path."""
+    module: nn.Module | None = network
+    for part in path.split("."):
+        module = module._modules.get(part) if module is not None else None
+    return module is not None
 
 
 @contextmanager
@@ -176,7 +192,7 @@ class Probe:
             BackboneError: the network's forward pass fails for every size that was tried.
         """
         small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
-        crops = [*([likely] if likely else []), *(weights.crop_size for weights in reversed(spec.weights)), 224]
+        crops = [*([likely] if likely else []), *(weights.crop_size for weights in reversed(spec.weights)), 224, spec.min_size]
         wide = small + 32 * -(-small // 64)  # about half as wide again, and a difference that every stride up to 32 divides
         sizes = [(size, size)] if size else [(small, wide), (small, small), *((crop, crop) for crop in crops)]
         if spec.fixed_size and not size:

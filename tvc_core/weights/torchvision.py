@@ -7,6 +7,7 @@ torchvision itself looks at nothing, and opens it without running code.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
@@ -14,6 +15,7 @@ from urllib.parse import urlparse
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 from ..errors import BackboneError, WeightsError, listing
 from ..specs import BackboneSpec, WeightsSpec
@@ -62,14 +64,44 @@ def build_torchvision(spec: BackboneSpec, *, weights: WeightsSpec | None, **opti
     if weights is None:
         return build(weights=None, **options)
     member = find_member(spec, weights)
+    size = options.pop("image_size", None)
     try:
-        return build(weights=_CheckedMember(member), **options)
+        network = build(weights=_CheckedMember(member), **options)
+        if size is not None:
+            set_image_size(network, size)
+        return network
     except WeightsError:
         raise
     except RuntimeError as error:
         changed = f" with the options {listing(options)}" if options else ""
         reason = " ".join(str(error).split())[:400]
         raise WeightsError(f"the file of {member} does not fit {spec.name}{changed}: {reason}") from error
+
+
+def set_image_size(network: nn.Module, size: int) -> None:
+    """Make a ViT take images of another size, in place: its position embeddings are resampled, bicubic, as torchvision does.
+
+    Raises:
+        BackboneError: the network is no ViT, or its patches do not divide the size.
+    """
+    if not isinstance(network, VisionTransformer):
+        raise BackboneError(
+            f"{type(network).__name__} has no position embeddings that tvc can resample for images of {size} pixels"
+        )
+    patch = network.patch_size
+    if size < patch or size % patch:
+        raise BackboneError(
+            f"image_size={size} does not divide into patches of {patch} pixels; {max(1, size // patch) * patch} and "
+            f"{(size // patch + 1) * patch} do"
+        )
+    if size == network.image_size:
+        return
+    state = interpolate_embeddings(size, patch, OrderedDict({_POSITIONS: network.get_parameter(_POSITIONS).detach()}))
+    network.encoder.pos_embedding = nn.Parameter(state[_POSITIONS].contiguous())
+    network.image_size, network.seq_length = size, state[_POSITIONS].shape[1]
+
+
+_POSITIONS = "encoder.pos_embedding"
 
 
 def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:

@@ -1,0 +1,100 @@
+"""A network that a user hands over, described as a backbone: from there on it is built as any other."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from ..errors import BackboneError, shown
+from ..registry import Named
+from ..specs import OWN, BackboneSpec, WeightsSpec
+
+__all__ = ["described", "own_backbone"]
+
+
+class Handover:
+    """A backbone's factory that gives a module away, once: a pickle or copy of the hybrid does not hold it twice."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module: nn.Module | None = module
+
+    def __call__(self, spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
+        if self.module is None:
+            raise BackboneError(f"{OWN}:{spec.name} is a network of somebody's own: only whoever made it can make another")
+        module, self.module = self.module, None
+        return module
+
+
+def own_backbone(
+    module: nn.Module,
+    *,
+    name: str | None,
+    stem: str | Sequence[str],
+    stages: Sequence[str | Sequence[str]],
+    head: str,
+    num_channels: int,
+    min_size: int,
+    fixed_size: bool,
+    type: str = "",
+) -> Named[BackboneSpec]:
+    """Return the description of a module as a backbone that gives it away when it is built.
+
+    Args:
+        module: the network; it is not touched.
+        name: short name; None makes one out of its class's.
+        stem: as in a `BackboneSpec`, as the arguments that follow.
+        stages: each a path or paths.
+        head: path.
+        num_channels: of the image [channels].
+        min_size: smallest side of an image [pixels].
+        fixed_size: whether that is the only one.
+        type: the class that the file of a saved model names; the module's must have that name.
+
+    Raises:
+        BackboneError: `module` is no module, or the description has values of the wrong kind.
+    """
+    if not isinstance(module, nn.Module):
+        raise BackboneError(f"from_module takes a network, an nn.Module, not {shown(module)}")
+    if hasattr(module, "_tvc_base"):
+        raise BackboneError("from_module takes a plain network, and this one is a hybrid already: make a new network")
+    if type and type.rpartition(".")[2] != module.__class__.__qualname__.rpartition(".")[2]:
+        raise BackboneError(f"the saved model was made from {type}, not from {_type_name(module)}: pass a module of that class")
+    if isinstance(stages, str) or not isinstance(stages, Sequence) or not stages:
+        raise BackboneError(f"stages is a list with a path, or a list of paths, for each stage, not {shown(stages)}")
+    short = re.sub(r"[^a-z0-9_]", "_", module.__class__.__name__.lower()).lstrip("_0123456789") or "network"
+    try:
+        spec = BackboneSpec(
+            name=short if name is None else name,
+            factory=Handover(module),
+            stem=(stem,) if isinstance(stem, str) else stem,  # type: ignore[arg-type]
+            stages=tuple(stages),  # type: ignore[arg-type]
+            head=head,
+            num_channels=num_channels,
+            min_size=min_size,
+            fixed_size=fixed_size,
+        )
+    except (TypeError, ValueError) as error:
+        raise BackboneError(f"from_module: {error}") from error
+    return Named(OWN, spec)
+
+
+def described(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
+    """Return what `own_backbone` needs to describe another module of the same kind, as plain data."""
+    return {
+        "type": _type_name(network),
+        "name": spec.name,
+        "stem": list(spec.stem),
+        "stages": [list(paths) for paths in spec.stage_paths],
+        "head": spec.head,
+        "num_channels": spec.num_channels,
+        "min_size": spec.min_size,
+        "fixed_size": spec.fixed_size,
+    }
+
+
+def _type_name(network: nn.Module) -> str:
+    cls = getattr(network, "_tvc_base", network.__class__)
+    return f"{cls.__module__}.{cls.__qualname__}"
