@@ -118,6 +118,15 @@ def test_features(run: Callable[..., str]) -> None:
     assert "equals forward(x): True" in out
 
 
+def test_detection(run: Callable[..., str]) -> None:
+    out = run("detection.py", "--steps", "30")
+    assert "levels: stage 0 (stride 4), stage 1 (stride 8), stage 2 (stride 16), stage 3 (stride 32)" in out
+    first, last = map(float, re.search(r"first and last 7 steps: ([\d.]+) -> ([\d.]+)", out).groups())
+    assert last < 0.95 * first
+    assert re.search(r"frozen parameters that moved: 0 of [1-9]\d", out)
+    assert "a new image has 3 rectangles" in out
+
+
 def test_recipe(run: Callable[..., str]) -> None:
     out = run("recipe.py")
     assert "layer3 -> tvc-attention:se(reduction=16)" in out
