@@ -15,6 +15,7 @@ from .registry import Registry
 from .specs import BackboneSpec
 from .surgery.layouts import Shape
 from .surgery.sites import Probe, Site
+from .surgery.targets import expand
 
 __all__ = ["PathInfo", "describe_backbone"]
 
@@ -53,7 +54,9 @@ class PathInfo:
     problem: str | None
 
 
-def describe_backbone(name: str, registry: Registry | None = None, size: int | None = None) -> tuple[PathInfo, ...]:
+def describe_backbone(
+    name: str, registry: Registry | None = None, size: int | None = None, target: str | None = None
+) -> tuple[PathInfo, ...]:
     """Return every module of a backbone with what was measured there, in the order of `named_modules`.
 
     The network is built with random weights, without memory for them where it lets itself, and runs once.
@@ -62,11 +65,13 @@ def describe_backbone(name: str, registry: Registry | None = None, size: int | N
         name: short or qualified name.
         registry: where the name is looked up; by default what is installed.
         size: side of the square image that is sent through; by default the crop of the default weights [pixels].
+        target: return only the modules that this path or pattern means, as a patch would.
 
     Raises:
         UnknownNameError: no such backbone is installed.
         ParameterError: `size` is no positive whole number.
         BackboneError: the network cannot be built, does not look as its spec says, or does not accept the image.
+        TargetError: nothing is at `target`.
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ParameterError(f"size is a whole number of pixels, at least 1, not {size!r}")
@@ -75,16 +80,20 @@ def describe_backbone(name: str, registry: Registry | None = None, size: int | N
         try:
             with torch.device("meta"):  # drawing the weights of a large network takes longer than all the rest
                 network = build_backbone(plan, pretrained=False)
-            return _describe(network, plan, size)
+            return _describe(network, plan, size, target)
+        except TargetError:
+            raise
         except Exception:  # not every network can be built or run without memory; those that cannot raise anything
-            return _describe(build_backbone(plan, pretrained=False), plan, size)
+            return _describe(build_backbone(plan, pretrained=False), plan, size, target)
 
 
-def _describe(network: nn.Module, plan: Plan, size: int | None) -> tuple[PathInfo, ...]:
+def _describe(network: nn.Module, plan: Plan, size: int | None, target: str | None) -> tuple[PathInfo, ...]:
     spec = plan.backbone.spec
     anatomy = Anatomy.of(network, spec)
+    every = [path for path, _ in network.named_modules() if path]
+    paths = every if target is None else expand(network, target, anatomy, spec.name)
     probe = _probe(network, spec, size)
-    sites, _ = probe.sites(network, [path for path, _ in network.named_modules() if path])
+    sites, _ = probe.sites(network, paths)
     return tuple(_path_info(site, anatomy.part_of(path)) for path, site in sites.items())
 
 

@@ -88,6 +88,8 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = "; ".join(part for part in (error.context, error.problem) if part)
+        if "alias" in problem:  # a pattern of targets such as **.bn3
+            problem += "; text that begins with '*' needs quotes"
         raise RecipeError(f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,7 +16,11 @@ from .blocks import call_factory, create_block, parameters_of
 from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion, Target
 from .patches import Patch, PatchTree
-from .sites import Probe, Site, locate, probing
+from .sites import Probe, Site, probing
+from .targets import expand
+
+if TYPE_CHECKING:
+    from ..model.anatomy import Anatomy
 
 __all__ = ["Prepared", "prepare"]
 
@@ -38,14 +42,15 @@ class Prepared:
     replacement: nn.Module | None
 
 
-def prepare(network: nn.Module, patches: Iterable[PatchPlan], probe: Probe, name: str) -> list[Prepared]:
-    """Return every patch checked and ready, in the order of the plan.
+def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, probe: Probe, name: str) -> list[Prepared]:
+    """Return every patch checked and ready, in the order of the plan; a pattern becomes one patch for each module.
 
     Patches are made in that order, and each sees the network as the replacements before it leave it.
 
     Args:
         network: the network; unchanged afterwards.
         patches: the plan.
+        anatomy: the network's stages.
         probe: an image that the network accepts.
         name: what errors call the network.
 
@@ -54,10 +59,9 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], probe: Probe, name
         PatchError: patches are in conflict, a shape does not fit, or a block's forward pass fails.
         ParameterError: a block does not take its parameters.
     """
-    patches = list(patches)
+    patches = [each for patch in patches for each in _expanded(patch, network, anatomy, name)]
     for index, patch in enumerate(patches):
         with _about(patch):
-            locate(network, patch.entry.target, name=name)
             _check_name(patch, patches[:index], network)
     paths = list(dict.fromkeys(patch.entry.target for patch in patches))
     sites: dict[str, Site] = {}
@@ -80,6 +84,17 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], probe: Probe, name
                 sites = {}
             ready.append(prepared)
     return ready
+
+
+def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str) -> list[PatchPlan]:
+    """Return the patch once for each module that its target means; errors begin with the pattern and the path."""
+    entry = patch.entry
+    with _about(patch):
+        paths = expand(network, entry.target, anatomy, name)
+    if paths == [entry.target]:
+        return [patch]
+    where = f"{entry.where}: {entry.target}" if entry.where else entry.target
+    return [replace(patch, entry=replace(entry, target=path, where=f"{where}, here {path}")) for path in paths]
 
 
 @contextmanager

@@ -235,6 +235,25 @@ def test_show_takes_another_size_and_a_depth() -> None:
     assert {path["path"]: path["height"] for path in found["paths"]} == {"stem": 24, "layer": 12, "head": None}
 
 
+@pytest.mark.parametrize("name", ["net9", "net10"])
+@pytest.mark.usefixtures("nets")
+def test_show_lists_what_a_target_means(name: str) -> None:
+    every = {path["path"]: path for path in data("show", name)["paths"]}
+    found = data("show", name, "--target", "layer.[ce]*")
+    assert found["paths"] == [every["layer.conv"], every["layer.echo"]] and found["image"] == [32, 32]
+    assert [path["path"] for path in data("show", name, "--target", "stage:*.-1")["paths"]] == ["layer.echo"]
+    assert [path["path"] for path in data("show", name, "--target", "type:ReLU")["paths"]] == ["layer.act", "layer.spare"]
+    assert [path["path"] for path in data("show", name, "--target", "layer.act")["paths"]] == ["layer.act"]
+
+
+@pytest.mark.parametrize(("target", "said"), [("layer.con", "is not a module of net9"), ("type:Relu", "Did you mean 'ReLU'?")])
+@pytest.mark.usefixtures("nets")
+def test_show_says_that_a_target_means_nothing(target: str, said: str) -> None:
+    result = tvc("show", "net9", "--target", target)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert f"error: Target not found: '{target}'" in result.stderr and said in result.stderr
+
+
 @pytest.mark.usefixtures("nets")
 def test_show_prints_a_backbone_for_people() -> None:
     lines = [line.split() for line in fine("show", "net9").stdout.splitlines()]
@@ -398,6 +417,7 @@ def test_plugins_shows_tracebacks_only_when_asked(install: Callable[[str, str], 
         ("list", "--category", "attention"),
         ("show",),
         ("show", "gate", "--size", "32"),
+        ("show", "gate", "--target", "fc*"),
         ("show", "net9", "--size", "0"),
         ("build", "--frobnicate"),
     ],

@@ -93,21 +93,23 @@ def list_command(
 @click.option("--kind", type=click.Choice(list(facts.KINDS)), help="What NAME is, where a block and an initializer share it.")
 @click.option("--size", type=click.IntRange(min=1), help="Side of the image sent through a backbone; default its own crop.")
 @click.option("--depth", type=click.IntRange(min=1), help="Show a backbone's paths only down to this many parts.")
+@click.option("--target", help="Show only the paths that this target means, such as 'layer*.*.bn3' or 'stage:*.-1'.")
 @_json_option
 @debug_option
-def show_command(name: str, kind: str | None, size: int | None, depth: int | None, as_json: bool) -> None:
+def show_command(name: str, kind: str | None, size: int | None, depth: int | None, target: str | None, as_json: bool) -> None:
     """Show one thing: a backbone with all paths that patches can take, or a block, op or initializer.
 
     Channels, sizes and layouts of a backbone are those of the map that a module returns, measured by one forward pass of
-    the network with random weights. A path with a reason in the last column cannot be patched.
+    the network with random weights. A path with a reason in the last column cannot be patched. A target with `*` in it needs
+    quotes.
     """
     with nothing_on_stdout():
         registry = Registry()
         spec_type, named = facts.find(registry, name, kind)
         is_backbone = spec_type is BackboneSpec
-        if not is_backbone and (size is not None or depth is not None):
-            raise click.UsageError(f"--size and --depth are for backbones; {name!r} is a {named.spec.kind}")
-        found = facts.backbone_facts(named, registry, size) if is_backbone else facts.thing_facts(named)
+        if not is_backbone and any(option is not None for option in (size, depth, target)):
+            raise click.UsageError(f"--size, --depth and --target are for backbones; {name!r} is a {named.spec.kind}")
+        found = facts.backbone_facts(named, registry, size, target) if is_backbone else facts.thing_facts(named)
     if is_backbone and depth is not None:
         found["paths"] = [path for path in found["paths"] if path["path"].count(".") < depth]
     if as_json:

@@ -113,16 +113,17 @@ def thing_facts(named: Any) -> dict[str, Any]:
     return facts
 
 
-def backbone_facts(named: Any, registry: Registry, size: int | None) -> dict[str, Any]:
-    """Return what there is to say of a backbone, with every path measured.
+def backbone_facts(named: Any, registry: Registry, size: int | None, target: str | None = None) -> dict[str, Any]:
+    """Return what there is to say of a backbone, with every path measured, or those that a target means.
 
     Raises:
         BackboneError: the network cannot be built or does not accept an image of this size.
+        TargetError: nothing is at `target`.
     """
     from tvc_core import describe_backbone  # imports torch
 
     spec: BackboneSpec = named.spec
-    paths = describe_backbone(named.qualified, registry, size)
+    paths = describe_backbone(named.qualified, registry, size, target)
     return {
         "kind": spec.kind,
         **_spec_facts(named),

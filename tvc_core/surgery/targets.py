@@ -1,0 +1,162 @@
+"""Find the modules that a target means: one by its path, or all that fit a pattern."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from ..errors import StageError, TargetError, did_you_mean, listing, near
+from .patches import PatchTree
+from .sites import locate
+
+if TYPE_CHECKING:
+    from ..model.anatomy import Anatomy
+
+__all__ = ["expand", "is_pattern"]
+
+_STAGE, _TYPE = "stage:", "type:"
+_FROM_END = re.compile(r"-[1-9][0-9]{0,3}")
+
+Found = dict[str, nn.Module]
+"""Modules by their dotted paths from the root, which itself has the path ""."""
+
+
+def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list[str]:
+    """Return the paths of the modules that a target means, each once, in order of the network.
+
+    A path means its module. In a pattern, parts of the path may be:
+
+    - a name with `*`, `?` or `[...]`: every child whose name matches
+    - `**`: any number of parts, also none
+    - `-1`: the last child by order, `-2` the one before it
+    - `type:Bottleneck`: every module of this class within, but not those inside another one of them
+    - in front, `stage:2`: the last path of this stage, whose output is the stage's map; if more parts follow, the last of
+      its paths that has children. Negative numbers count from the end; `stage:*` is each stage, and each must give a module.
+
+    Args:
+        network: the network.
+        target: what the user wrote.
+        anatomy: its stages.
+        name: what errors call the network.
+
+    Raises:
+        TargetError: the path is not there, or nothing matches the pattern.
+    """
+    if not is_pattern(target) or _child(network, target) is not None:
+        locate(network, target, name=name)
+        return [target]
+    parts = target.split(".")
+    starts: list[Found] = [{"": network}]
+    if parts[0].startswith(_STAGE):
+        starts = _stages(network, target, anatomy, name)
+        parts = parts[1:]
+    found: Found = {}
+    for start in starts:
+        for part in parts:
+            within = {_join(path, sub): module for path, base in start.items() for sub, module in _within(base, part)}
+            if not within:
+                raise _nothing(network, target, start, part, name)
+            start = within
+        found |= start
+    found.pop("", None)
+    once: dict[int, str] = {}  # a module with two names would run its patch twice
+    for path, module in network.named_modules(remove_duplicate=False):
+        if path in found:
+            once.setdefault(id(module), path)
+    return list(once.values())
+
+
+def is_pattern(target: str) -> bool:
+    """Return whether a target can mean other modules than the one at this path."""
+    return any(
+        part.startswith((_STAGE, _TYPE)) or _FROM_END.fullmatch(part) or any(letter in part for letter in "*?[")
+        for part in target.split(".")
+    )
+
+
+def _within(base: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, module) of what one part of a pattern means in a module."""
+    children = _children(base)
+    if part in children:
+        yield part, children[part]
+    elif part == "**":
+        yield from _everything(base)
+    elif part.startswith(_TYPE):
+        yield from _outermost(base, part.removeprefix(_TYPE))
+    elif _FROM_END.fullmatch(part):
+        yield from list(children.items())[::-1][-int(part) - 1 : -int(part)]
+    else:
+        yield from ((child, module) for child, module in children.items() if fnmatchcase(child, part))
+
+
+def _everything(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    yield "", base
+    for child, module in _children(base).items():
+        yield from ((_join(child, path), inner) for path, inner in _everything(module))
+
+
+def _outermost(base: nn.Module, type_name: str) -> Iterator[tuple[str, nn.Module]]:
+    for child, module in _children(base).items():
+        if fnmatchcase(type(module).__name__, type_name):
+            yield child, module
+        else:
+            yield from ((_join(child, path), inner) for path, inner in _outermost(module, type_name))
+
+
+def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list[Found]:
+    """Return for each stage that a target names the module that it starts from."""
+    first, _, rest = target.partition(".")
+    number = first.removeprefix(_STAGE)
+    try:
+        given = range(len(anatomy.stages)) if number == "*" else int(number) if re.fullmatch("-?[0-9]{1,4}", number) else number
+        indices = anatomy.stage_indices(given)
+    except StageError as error:
+        raise TargetError(f"Target not found: {target!r} means no module of {name}: {error}; 'stage:*' is each") from error
+    starts: list[Found] = []
+    for index in indices:
+        modules = {path: module for path in anatomy.stages[index] if (module := _child(network, path)) is not None}
+        path = next((path for path in reversed(modules) if not rest or _children(modules[path])), None)
+        if path is None:
+            raise TargetError(
+                f"Target not found: {target!r} means no module of {name} in stage {index}: none of its modules "
+                f"{listing(modules)} has children. 'stage:{index}' alone is the last of them."
+            )
+        starts.append({path: modules[path]})
+    return starts
+
+
+def _nothing(network: nn.Module, target: str, start: Found, part: str, name: str) -> TargetError:
+    """Say from where on nothing matched, and what there is."""
+    where = listing((path or name for path in start), most=3)
+    if part.startswith(_TYPE):
+        wanted = part.removeprefix(_TYPE)
+        types = sorted({type(module).__name__ for base in start.values() for module in list(base.modules())[1:]})
+        reason = (
+            f"no module in {where} is a {wanted}.{did_you_mean(wanted, types)} The types there are {listing(types, most=30)}."
+        )
+    else:
+        children = dict.fromkeys(child for base in start.values() for child in _children(base))
+        reason = f"there is no child {part!r} in {where}, only {listing(children)}."
+    close = near(target, (path for path, _ in network.named_modules() if path))
+    hint = f" Near paths: {', '.join(close)}." if close else ""
+    return TargetError(f"Target not found: {target!r} matches no module of {name}: {reason}{hint} 'tvc show {name}' lists all.")
+
+
+def _children(module: nn.Module) -> Found:
+    """Return a module's children by name, without the patches that a hybrid has."""
+    return {child: found for child, found in module._modules.items() if found is not None and not isinstance(found, PatchTree)}
+
+
+def _child(network: nn.Module, path: str) -> nn.Module | None:
+    module: nn.Module | None = network
+    for part in path.split("."):
+        module = module._modules.get(part) if module is not None else None
+    return module
+
+
+def _join(path: str, sub: str) -> str:
+    return f"{path}.{sub}" if path and sub else path or sub
