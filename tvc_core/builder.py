@@ -132,7 +132,7 @@ class HybridBuilder:
         Args:
             name: short ("resnet50") or qualified ("tvc-resnet:resnet50") name.
             weights: what torchvision takes: a name, "DEFAULT", an enum member, or None for random weights.
-            patches: what to change where, such as {"layer3": {"wrap": "se"}}.
+            patches: what to change where, such as {"layer3": {"wrap": "se"}}; a target may be a pattern, such as "stage:*.-1".
             num_classes: outputs of the head. None, or the pretrained count, keeps the pretrained head; otherwise the
                 last layer is new and the pretrained layers before it stay.
             dropout: probability of the head's dropout; a head without one gets it before its last layer.

@@ -189,7 +189,7 @@ def test_in_a_hybrid_a_pattern_means_what_it_means_in_the_backbone(tiny: Any) ->
     [
         (
             "layer*.*.bn9",
-            r"no child 'bn9' in layer1\.0, .*only conv1, bn1, conv2.*Near paths: layer4.*'tvc show resnet50' lists",
+            r"no child 'bn9' in layer1\.0, .*only conv1, bn1, conv2.*Near paths: layer4.*'tvc show resnet50' list",
         ),
         ("blocks.*", r"no child 'blocks' in resnet50, only conv1"),
         ("layer4.-4", r"no child '-4' in layer4, only 0, 1, 2"),

@@ -143,7 +143,10 @@ def _nothing(network: nn.Module, target: str, start: Found, part: str, name: str
         reason = f"there is no child {part!r} in {where}, only {listing(children)}."
     close = near(target, (path for path, _ in network.named_modules() if path))
     hint = f" Near paths: {', '.join(close)}." if close else ""
-    return TargetError(f"Target not found: {target!r} matches no module of {name}: {reason}{hint} 'tvc show {name}' lists all.")
+    return TargetError(
+        f"Target not found: {target!r} matches no module of {name}: {reason}{hint} model.named_modules() and "
+        f"'tvc show {name}' list all."
+    )
 
 
 def _children(module: nn.Module) -> Found:
