@@ -33,6 +33,8 @@ from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Weight
 if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone
     from .model.anatomy import PartInfo, StageInfo
+    from .model.auditing import AuditReport, FreezeReport, NormalizationReport, PartReport, audit
+    from .model.finetuning import param_groups
     from .model.hybrid import HybridModel, PatchRecord
     from .model.pyramid import LevelInfo
     from .surgery.operations import BlockMaker, Target
@@ -46,23 +48,27 @@ __version__ = "0.1.0"
 __all__ = [
     "API_VERSION",
     "AmbiguousNameError",
+    "AuditReport",
     "BackboneError",
     "BackboneSpec",
     "BlockMaker",
     "BlockSpec",
     "FreezeError",
+    "FreezeReport",
     "HeadError",
     "HybridBuilder",
     "HybridModel",
     "InitializerSpec",
     "LevelInfo",
     "LoadReport",
+    "NormalizationReport",
     "ParameterError",
     "Patch",
     "PatchError",
     "PatchOpSpec",
     "PatchRecord",
     "PartInfo",
+    "PartReport",
     "PathInfo",
     "PluginError",
     "PluginInfo",
@@ -78,28 +84,36 @@ __all__ = [
     "UnknownNameError",
     "WeightsError",
     "WeightsSpec",
+    "audit",
     "build_torchvision",
     "describe_backbone",
     "hookimpl",
     "load_yaml_recipe",
+    "param_groups",
     "partial_load",
     "read_state_dict",
     "transfer_weights",
 ]
 
 _HEAVY = {
+    "AuditReport": "model.auditing",
     "BlockMaker": "surgery.operations",
+    "FreezeReport": "model.auditing",
     "HybridModel": "model.hybrid",
     "LevelInfo": "model.pyramid",
     "LoadReport": "weights.partial",
+    "NormalizationReport": "model.auditing",
     "Patch": "surgery.patches",
     "PartInfo": "model.anatomy",
+    "PartReport": "model.auditing",
     "PatchRecord": "model.hybrid",
     "PathInfo": "describe",
     "StageInfo": "model.anatomy",
     "Target": "surgery.operations",
+    "audit": "model.auditing",
     "build_torchvision": "weights.torchvision",
     "describe_backbone": "describe",
+    "param_groups": "model.finetuning",
     "partial_load": "weights.partial",
     "read_state_dict": "weights.files",
     "transfer_weights": "weights.partial",

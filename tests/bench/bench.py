@@ -14,6 +14,7 @@ from collections.abc import Callable
 
 import torch
 import torchvision
+from memory import kept_bytes
 from rich.console import Console
 from rich.table import Table
 from torch import nn
@@ -61,6 +62,17 @@ def sixteen_patches() -> dict[str, dict[str, str]]:
     return {f"{layer}.{index}": {"wrap": "se"} for layer, length in lengths.items() for index in range(length)}
 
 
+def kept_with_and_without(name: str, stages: list[int] | None) -> tuple[int, int]:
+    """Return what a forward pass in training mode keeps without and with gradient checkpointing [bytes]."""
+    model = HybridBuilder().from_backbone(name, None).train()
+    if stages is not None:
+        model.freeze_backbone(unfreeze_stages=stages)
+    x = torch.randn(4, 3, 224, 224)
+    plain = kept_bytes(model, x)
+    model.set_grad_checkpointing()
+    return plain, kept_bytes(model, x)
+
+
 def main(runs: int) -> None:
     """Measure and print."""
     builder = HybridBuilder()
@@ -88,6 +100,13 @@ def main(runs: int) -> None:
     )
     row("build of resnet50 with 16 patches / without", timed, "<= 1.5")
     Console(width=140).print(table)
+    memory = Table("kept for the backward pass, images [4, 3, 224, 224]", "plain [MB]", "checkpointed [MB]", "ratio")
+    for name in ("resnet50", "convnext_tiny"):
+        for what, stages in (("all stages train", None), ("the last two train", [-2, -1])):
+            plain, checkpointed = kept_with_and_without(name, stages)
+            row_of = (f"{plain / 1e6:.1f}", f"{checkpointed / 1e6:.1f}", f"{checkpointed / plain:.3f}")
+            memory.add_row(f"{name}, {what}", *row_of)
+    Console(width=140).print(memory)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import BackboneSpec, FreezeError, HybridBuilder, StageError
+from tvc_core import BackboneSpec, FreezeError, HybridBuilder, HybridModel, StageError
 
 
 def trainable(model: nn.Module) -> set[str]:
@@ -241,12 +241,87 @@ def test_norms_before_the_heads_last_layer_are_held_when_only_that_learns(lab: A
     assert moved(model, before) == {"head.4.weight", "head.4.bias"}
 
 
+# -- normalization layers of frozen parts --------------------------------------------------------------------------------
+
+STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
+
+
+@pytest.mark.parametrize("way", [lambda m: (m.train(), m), copied, pickled, wrapped, toggled])
+@pytest.mark.parametrize(
+    ("normalization", "moving"),
+    [("frozen", set()), ("eval", {"weight", "bias"}), ("train", {"weight", "bias", *STATISTICS})],
+)
+def test_what_norms_of_frozen_parts_do_is_chosen(
+    tiny: Any, images: Tensor, normalization: str, moving: set[str], way: Any
+) -> None:
+    model = tiny()
+    model.freeze_backbone(unfreeze_stages=[1], normalization=normalization)
+    network, model = way(model.train())
+    before = state(model)
+    steps(network, model, images)
+    changed = {name for name in moved(model, before) if not name.startswith(("layer2.", "fc."))}
+    norms = {path for path, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and not path.startswith("layer2")}
+    assert changed == {f"{path}.{name}" for path in norms for name in moving} and len(norms) == 4
+    assert not model.layer1.conv.training and not model.layer1.drop.training
+    assert model.layer1.norm.training == (normalization == "train")
+    assert not any(m.training for m in model.eval().modules())
+
+
+@pytest.mark.parametrize("normalization", ["eval", "train"])
+def test_the_choice_for_norms_leaves_head_and_blocks_alone(builder: HybridBuilder, tiny: Any, normalization: str) -> None:
+    model = builder.from_backbone("convnext_tiny", None)  # its head has a LayerNorm
+    model.freeze_backbone(head="none", normalization=normalization)
+    norms = {path for path, m in model.named_modules() if isinstance(m, nn.LayerNorm) and not path.startswith("classifier")}
+    assert trainable(model) == {f"{path}.{name}" for path in norms for name in ("weight", "bias")}
+    model = tiny({"layer1": {"wrap": "conv"}, "layer3.0.norm": {"replace": "conv"}})
+    model.freeze_backbone(freeze_patches=True, normalization=normalization)
+    assert not {name for name in trainable(model) if name.startswith(("patches.", "layer3.0.norm."))}
+    assert not any(m.training for m in model.patches.layer1.modules() if not isinstance(m, type(model.patches)))
+    assert not any(m.training for m in model.layer3[0].norm.modules())
+
+
+def test_an_unknown_choice_for_norms_changes_nothing(tiny: Any) -> None:
+    model = tiny(freeze_backbone=True, unfreeze_stages=[1])
+    before, kept = trainable(model), model.freeze_state()
+    with pytest.raises(FreezeError, match=r"frozen, eval, train, not 'evall'. Did you mean 'eval'"):
+        model.freeze_backbone(normalization="evall")
+    with pytest.raises(FreezeError, match="normalization"):
+        model.load_freeze_state({**kept, "normalization": ["eval"]})
+    assert trainable(model) == before and model.freeze_state() == kept
+
+
+@pytest.mark.parametrize("normalization", ["frozen", "eval", "train"])
+def test_the_choice_for_norms_is_in_files(tiny: Any, lab: Any, tmp_path: Any, normalization: str) -> None:
+    model = tiny()
+    model.freeze_backbone(unfreeze_stages=[2], normalization=normalization)
+    model.save(tmp_path / "model.safetensors")
+    other = HybridModel.load(tmp_path / "model.safetensors", lab().registry)
+    assert other.freeze_state() == model.freeze_state() and other.freeze_state()["normalization"] == normalization
+    assert trainable(other) == trainable(model)
+    assert [m.training for m in other.train().modules()] == [m.training for m in model.train().modules()]
+
+
+def test_a_state_from_before_there_was_the_choice_loads_as_frozen(tiny: Any) -> None:
+    model, other = tiny(), tiny()
+    model.freeze_backbone(unfreeze_stages=[1])
+    other.freeze_backbone(normalization="train")
+    other.load_freeze_state({"stem": True, "stages": [0, 2], "head": "all", "patches": False})
+    assert other.freeze_state() == model.freeze_state() and trainable(other) == trainable(model)
+
+
 # -- the state ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "how",
-    [{}, {"unfreeze_stages": [0, 2]}, {"head": "last"}, {"head": "none", "freeze_patches": True, "unfreeze_stages": -1}],
+    [
+        {},
+        {"unfreeze_stages": [0, 2]},
+        {"head": "last"},
+        {"head": "none", "freeze_patches": True, "unfreeze_stages": -1},
+        {"normalization": "eval"},
+        {"normalization": "train", "freeze_patches": True},
+    ],
 )
 def test_the_freeze_state_goes_through_json(tiny: Any, how: Any) -> None:
     model, other = tiny(PATCHES), tiny(PATCHES)

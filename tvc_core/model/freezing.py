@@ -19,9 +19,10 @@ from ..surgery.initializers import is_normalization
 from ..surgery.patches import CONTAINERS, PatchTree
 from .anatomy import HEAD, STEM, Anatomy, stage_name
 
-__all__ = ["FreezeState", "apply_freeze", "hold_modes", "part_of_parameter", "refuse_under_ddp"]
+__all__ = ["FreezeState", "apply_freeze", "held_modules", "hold_modes", "part_of_parameter", "refuse_under_ddp", "wanted_grads"]
 
 HEAD_CHOICES = ("all", "last", "none")
+NORMALIZATION_CHOICES = ("frozen", "eval", "train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +34,15 @@ class FreezeState:
         stages: indices of the frozen stages.
         head: what of the head is trainable: "all", "last" (its last layer) or "none".
         patches: inserted blocks in frozen parts are frozen with them.
+        normalization: what the normalization layers of a frozen stem and frozen stages do: "frozen" (scale and shift fixed,
+            running statistics fixed), "eval" (scale and shift learn, statistics fixed) or "train" (both move).
     """
 
     stem: bool = False
     stages: tuple[int, ...] = ()
     head: str = "all"
     patches: bool = False
+    normalization: str = "frozen"
 
     def frozen_parts(self) -> set[str]:
         """Return the names of the parts that are frozen as a whole."""
@@ -51,18 +55,21 @@ class FreezeState:
 
     @staticmethod
     def from_data(data: Mapping[str, Any], anatomy: Anatomy) -> FreezeState:
-        """Return the state that `as_data` wrote.
+        """Return the state that `as_data` wrote. States from before there was a choice have no `normalization`: "frozen".
 
         Raises:
             FreezeError: unknown keys or values of the wrong kind.
             StageError: a stage that this backbone does not have.
         """
         fields = FreezeState.__dataclass_fields__
+        if isinstance(data, Mapping):
+            data = {"normalization": "frozen", **data}
         if not isinstance(data, Mapping) or set(data) != set(fields):
             raise FreezeError(f"a freeze state is a mapping with the keys {listing(fields)}, not {data!r}")
         if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
             raise FreezeError(f"stem and patches of a freeze state are true or false, not {data!r}")
         check_head(data["head"])
+        check_normalization(data["normalization"])
         return FreezeState(**{**data, "stages": tuple(anatomy.stage_indices(data["stages"]))})
 
 
@@ -75,6 +82,20 @@ def check_head(head: object) -> None:
     if head not in HEAD_CHOICES:
         hint = did_you_mean(str(head), HEAD_CHOICES)
         raise FreezeError(f"head says what of the head is trainable: {listing(HEAD_CHOICES)}, not {head!r}.{hint}")
+
+
+def check_normalization(normalization: object) -> None:
+    """Refuse what is not one of the choices for the normalization layers of frozen parts.
+
+    Raises:
+        FreezeError: another value.
+    """
+    if normalization not in NORMALIZATION_CHOICES:
+        hint = did_you_mean(str(normalization), NORMALIZATION_CHOICES)
+        raise FreezeError(
+            f"normalization says what the normalization layers of frozen parts do: {listing(NORMALIZATION_CHOICES)}, "
+            f"not {normalization!r}.{hint}"
+        )
 
 
 def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
@@ -100,22 +121,32 @@ def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: 
     Raises:
         FreezeError: the network runs under DistributedDataParallel, and the set of trainable parameters would change.
     """
-    frozen = state.frozen_parts()
-    last, _ = last_layer(network, anatomy.head)
-    wanted: dict[str, bool] = {}
-    for name, _ in network.named_parameters():
-        part, inserted = part_of_parameter(name, anatomy)
-        inserted = inserted or (part != HEAD and name.rpartition(".")[0] in new)
-        trainable = part not in frozen or (inserted and not state.patches)
-        if part == HEAD and not inserted and state.head == "last":
-            trainable = name.startswith(f"{last}.")
-        wanted[name] = trainable
+    wanted = wanted_grads(network, anatomy, state, new)
     changes = [name for name, parameter in network.named_parameters() if parameter.requires_grad != wanted[name]]
     if changes:
         refuse_under_ddp(network, changes)
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(wanted[name])
     hold_modes(network, anatomy, state, new)
+
+
+def wanted_grads(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> dict[str, bool]:
+    """Return for every parameter whether the state lets it learn."""
+    frozen = state.frozen_parts()
+    last, _ = last_layer(network, anatomy.head)
+    norms = {path for path, module in network.named_modules() if is_normalization(module)}
+    wanted: dict[str, bool] = {}
+    for name, _ in network.named_parameters():
+        part, inserted = part_of_parameter(name, anatomy)
+        owner = name.rpartition(".")[0]
+        inserted = inserted or (part != HEAD and owner in new)
+        trainable = part not in frozen or (inserted and not state.patches)
+        if part != HEAD and not inserted and state.normalization != "frozen" and owner in norms:
+            trainable = True
+        if part == HEAD and not inserted and state.head == "last":
+            trainable = name.startswith(f"{last}.")
+        wanted[name] = trainable
+    return wanted
 
 
 def hold_modes(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> None:
@@ -125,15 +156,18 @@ def hold_modes(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Co
         module.training = mode
     if not mode:
         return
-    for module in _held(network, anatomy, state, new):
+    for module in held_modules(network, anatomy, state, new):
         module.training = False
 
 
-def _held(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str]) -> Iterator[nn.Module]:
+def held_modules(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> Iterator[nn.Module]:
+    """Yield the modules that `train()` leaves in eval mode."""
     frozen = state.frozen_parts()
     for part in sorted(frozen):
         for root_path, root in anatomy.modules(network, part):
             for path, module in root.named_modules(prefix=root_path):
+                if part != HEAD and path not in new and state.normalization == "train" and is_normalization(module):
+                    continue
                 if path not in new or state.patches or part == HEAD:
                     yield module
     if state.head == "last":
@@ -150,7 +184,9 @@ def _held(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collect
                         yield module
 
 
-def refuse_under_ddp(network: nn.Module, changes: list[str]) -> None:
+def refuse_under_ddp(
+    network: nn.Module, changes: list[str], harm: str = "would not average the gradients of what is new or thawed now"
+) -> None:
     """Refuse to change what is trainable while DistributedDataParallel holds the network.
 
     Its reducer knows the trainable parameters of the moment it was made: a parameter thawed later gets gradients that no
@@ -169,7 +205,6 @@ def refuse_under_ddp(network: nn.Module, changes: list[str]) -> None:
     for found in gc.get_objects():
         if issubclass(type(found), DistributedDataParallel) and any(module is network for module in found.modules()):
             raise FreezeError(
-                f"the model is wrapped in DistributedDataParallel, which would not average the gradients of what "
-                f"is new or thawed now ({listing(changes, most=3)}). Change it before wrapping: keep ddp.module, delete the "
-                "wrapper, change, wrap again."
+                f"the model is wrapped in DistributedDataParallel, which {harm} ({listing(changes, most=3)}). "
+                "Change it before wrapping: keep ddp.module, delete the wrapper, change, wrap again."
             )
