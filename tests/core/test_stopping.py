@@ -195,6 +195,33 @@ def test_a_foreign_hook_on_a_module_that_would_be_left_gets_its_end(tiny: Any, i
     assert ran == ["stem", "layer1"] and seen[-1] == "global"
 
 
+def test_a_parallel_patch_around_a_stage_gets_its_end(lab: Any, images: Tensor) -> None:
+    """It keeps a copy of its target's input until the target is done."""
+
+    class Nested(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.features = nn.Sequential(nn.Conv2d(3, 3, 3, 1, 1), nn.Conv2d(3, 3, 3, 1, 1))
+            self.head = nn.Linear(3, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.features(x).mean((2, 3)))
+
+    stages: dict[str, Any] = {"stem": ("features.0",), "stages": ("features.1",), "head": "head"}
+    spec = BackboneSpec(name="nested", factory=lambda spec, weights: Nested(), **stages)
+    entry = {"inject": {"type": "conv", "position": "parallel"}}
+    model = lab(spec).from_backbone("nested", None, {"features": entry, "features.1": {"wrap": "gate"}}).eval()
+    ran: list[str] = []
+    model.head.register_forward_pre_hook(lambda *_: ran.append("head"))
+    model.get_stage_outputs(images, 0)
+    held = [hook.input for module in model.modules() for hook in module._forward_hooks.values() if hasattr(hook, "input")]
+    assert ran == ["head"] and held and held == [None] * len(held)
+    model = lab(spec).from_backbone("nested", None, {"features.0": entry}).eval()
+    model.head.register_forward_pre_hook(lambda *_: ran.append("end"))
+    model.get_stage_outputs(images, "stem")
+    assert ran == ["head"]  # one at the stage itself is done when the stage is
+
+
 def test_a_stage_that_runs_twice_gives_its_last_map(lab: Any, images: Tensor) -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

@@ -46,7 +46,15 @@ class Taps:
         self.repeated = False
         """A tap was seen to run more than once in one pass: its last map counts, so no pass may end early."""
         self.maps: dict[int, Tensor] = {}
-        for index, path in enumerate(paths):
+        self.place(network, layer)
+
+    def place(self, network: nn.Module, layer: str) -> None:
+        """Put the taps where they belong, and take them from where they were before."""
+        for module in network.modules():
+            for number, hook in list(module._forward_hooks.items()):
+                if isinstance(hook, _Tap):
+                    del module._forward_hooks[number]
+        for index, path in enumerate(self.paths):
             network.get_submodule(path).register_forward_hook(_Tap(self, index))
         network.get_submodule(layer).register_forward_hook(_Tap(self, PRE_LOGITS))
 
@@ -76,17 +84,19 @@ class Taps:
             self.maps = {}
 
     def _may_leave(self, network: nn.Module) -> bool:
-        """Tell whether all modules around the wanted taps have no hooks but ours; wrapped ones count as having some."""
+        """Tell whether nobody waits for the end of the modules around the wanted taps; a wrapped one waits itself."""
         if self.repeated or _global_forward_hooks:
             return False
         for index in self.wanted:
             module: nn.Module | None = network
-            for name in ("", *self.paths[index].split(".")):
-                module = module._modules.get(name) if module is not None and name else module
-                if module is None or not all(isinstance(hook, (_Tap, PatchHook)) for hook in module._forward_hooks.values()):
+            for name in self.paths[index].split("."):
+                if module is None or not all(_is_after(hook) for hook in module._forward_hooks.values()):
                     return False
-            assert module is not None
-            if not any(isinstance(hook, _Tap) for hook in module._forward_hooks.values()):
+                module = module._modules.get(name)
+            hooks = [] if module is None else list(module._forward_hooks.values())
+            if not any(isinstance(hook, _Tap) for hook in hooks):
+                return False
+            if not all(isinstance(hook, (_Tap, PatchHook)) for hook in hooks):
                 return False
         return True
 
@@ -111,6 +121,11 @@ class _Tap:
             taps.maps[self.index] = found.clone()  # a later in-place layer would overwrite it
             if taps.stop and len(taps.maps) == len(taps.wanted):
                 raise _Stop
+
+
+def _is_after(hook: Any) -> bool:
+    """Tell whether a hook is ours, and keeps nothing from the beginning of its module for the end: a parallel patch does."""
+    return isinstance(hook, _Tap) or (isinstance(hook, PatchHook) and hook.position == "after")
 
 
 @dataclass(frozen=True)
