@@ -13,11 +13,16 @@ def tvc_patch_ops() -> list[PatchOpSpec]:
     """Offer wrap, inject and replace."""
     home = "tvc_core.surgery.operations"
     return [
-        PatchOpSpec(name="wrap", factory=f"{home}:wrap", summary="Make a block the last part of the target."),
+        PatchOpSpec(
+            name="wrap",
+            factory=f"{home}:wrap",
+            summary="Make a block the last part of the target, or of its residual branch.",
+            options={"position": "after"},
+        ),
         PatchOpSpec(
             name="inject",
             factory=f"{home}:inject",
-            summary="Add a block as a step of its own after or before the target.",
+            summary="Add a block as a step of its own after, before or parallel to the target, or in its residual branch.",
             options={"position": "after"},
         ),
         PatchOpSpec(name="replace", factory=f"{home}:replace", summary="Put a block in the target's place."),

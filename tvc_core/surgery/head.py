@@ -57,9 +57,10 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
         raise HeadError(f"num_classes is a whole number of at least 1, not {num_classes!r}")
     path, old = last_layer(network, head)
     for target, position, _ in installed_patches(network):
-        if position == "after" and f"{path}.".startswith(f"{target}.") and num_classes != num_classes_of(old):
+        if position != "before" and f"{path}.".startswith(f"{target}.") and num_classes != num_classes_of(old):
+            where = "after" if position == "after" else "parallel to"
             raise HeadError(
-                f"the block after {target!r} was made for {num_classes_of(old)} outputs, so the head cannot change to "
+                f"the block {where} {target!r} was made for {num_classes_of(old)} outputs, so the head cannot change to "
                 f"{num_classes}; insert it before the last layer, or keep the number of classes"
             )
     like: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype, "bias": old.bias is not None}

@@ -13,10 +13,11 @@ from torch import nn
 from ..errors import PatchError, PluginError, TvcError
 from ..recipe import PatchPlan
 from .blocks import call_factory, create_block, parameters_of
+from .branches import branch_of
 from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion, Target
 from .patches import Patch, PatchTree
-from .sites import Probe, Site, probing
+from .sites import Probe, Site, has_module, probing
 from .targets import expand
 
 if TYPE_CHECKING:
@@ -63,7 +64,9 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, 
     for index, patch in enumerate(patches):
         with _about(patch):
             _check_name(patch, patches[:index], network)
-    paths = list(dict.fromkeys(patch.entry.target for patch in patches))
+    targets = list(dict.fromkeys(patch.entry.target for patch in patches))
+    ends = {path: f"{path}.{end}" for path in targets if (end := branch_of(network.get_submodule(path)))}
+    paths = list(dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end)))))
     sites: dict[str, Site] = {}
     logits: torch.Tensor | None = None
     stand_ins: dict[str, nn.Module] = {}
@@ -74,8 +77,11 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, 
             path = patch.entry.target
             if not sites:
                 sites, logits = probe.sites(network, paths, stand_ins)
-            site = sites[path]
-            prepared = _apply(patch, site, stand_ins.get(path, network.get_submodule(path)), network, probe)
+            module = stand_ins.get(path, network.get_submodule(path))
+            branch_end = sites.get(ends.get(path, "")) if path not in stand_ins else None
+            target = Target(module, sites[path], patch.block.spec if patch.block else None, branch_end)
+            prepared = _apply(patch, target, probe)
+            _check_name_at_end(prepared, ready, network)
             if prepared.replacement is not None:
                 assert logits is not None
                 _check_replacement(prepared, ready)
@@ -133,16 +139,30 @@ def _check_replacement(prepared: Prepared, ready: Iterable[Prepared]) -> None:
         earlier = other.site.path
         if earlier == path and other.replacement is not None:
             raise PatchError(f"{path!r} is replaced twice; keep one of the two")
-        if earlier == path or earlier.startswith(f"{path}."):
+        places = (earlier, *(insertion.site.path for insertion in other.insertions))
+        if any(f"{place}.".startswith(f"{path}.") for place in places):
             raise PatchError(
                 f"it replaces {path!r} and would lose the earlier patch at {earlier!r}; replace first, then patch {path!r}"
             )
 
 
-def _apply(patch: PatchPlan, site: Site, module: nn.Module, network: nn.Module, probe: Probe) -> Prepared:
+def _check_name_at_end(prepared: Prepared, ready: Iterable[Prepared], network: nn.Module) -> None:
+    """Refuse a given name that is taken where the hook goes, which for the position "branch" is not the target."""
+    name = prepared.plan.entry.name
+    for insertion in prepared.insertions:
+        path = insertion.site.path
+        names = {
+            other.plan.entry.name or other.plan.block.spec.name
+            for other in ready
+            if other.plan.block and any(earlier.site.path == path for earlier in other.insertions)
+        }
+        if name is not None and (name in names or (path != prepared.site.path and has_module(network, f"{path}.{name}"))):
+            raise PatchError(f"the name {name!r} is taken at {path!r}; choose another, or leave it out")
+
+
+def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
     """Run the operation, which declares what it wants, and check that."""
-    block = patch.block
-    target = Target(module=module, site=site, block_spec=block.spec if block else None)
+    block, site, module = patch.block, target.site, target.module
 
     def make(in_channels: int) -> nn.Module:
         assert block is not None
@@ -161,7 +181,7 @@ def _apply(patch: PatchPlan, site: Site, module: nn.Module, network: nn.Module, 
         raise PatchError(f"the name {patch.entry.name!r} is for an inserted block, and {patch.op.qualified} inserts none here")
     for insertion in target.insertions:
         _initialize(patch, insertion.patch)
-        _try_insertion(patch, insertion, site, probe)
+        _try_insertion(patch, insertion, probe)
     if replacement is not None:
         with _keeping(module):
             _initialize(patch, replacement)
@@ -189,10 +209,26 @@ def _keeping(module: nn.Module) -> Iterator[None]:
                 tensor.copy_(before)
 
 
-def _try_insertion(patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
+def _try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
     """Run an inserted block on every measured shape."""
-    for shape in site.shapes("input" if insertion.position == "before" else "output"):
-        _try_on(shape, patch, insertion, site, probe)
+    site = insertion.site
+    if insertion.position == "parallel":
+        for before, after in dict.fromkeys(zip(site.every("input"), site.every("output"), strict=True)):
+            _try_beside(before, after, patch, insertion, probe)
+    else:
+        for shape in site.shapes("input" if insertion.position == "before" else "output"):
+            _try_on(shape, patch, insertion, site, probe)
+
+
+def _try_beside(before: Shape, after: Shape, patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
+    path, block = insertion.site.path, patch.block.qualified if patch.block else type(insertion.patch.block).__name__
+    seen, wanted = _seen_by_block(before, insertion.patch), _seen_by_block(after, insertion.patch)
+    found = _output_shape(insertion.patch.block, seen, probe, f"the block {block!r}")
+    if found != wanted:
+        raise PatchError(
+            f"Shape mismatch: {block} parallel to {path!r} turns {list(seen)} into {list(found)}, and it is added to what "
+            f"{path!r} gives, {list(wanted)}.{_what_fits(patch, seen, wanted, probe)}"
+        )
 
 
 def _try_on(shape: Shape, patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
