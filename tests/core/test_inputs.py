@@ -217,7 +217,10 @@ SMALL = [
 ]  # fmt: skip
 
 
-def check_family(builder: HybridBuilder, name: str) -> None:
+RULES = ["r", "g", "b", "mean"]
+
+
+def check_family(builder: HybridBuilder, name: str, *policies: tuple[int, Any]) -> None:
     spec = builder.registry.resolve(BackboneSpec, name).spec
     size = spec.min_size if spec.fixed_size else max(64, spec.min_size)
     options = {"transform_input": False, "init_weights": True} if "transform_input" in spec.options else None
@@ -228,7 +231,7 @@ def check_family(builder: HybridBuilder, name: str) -> None:
     assert float(want.std()) > 0
     keys = list(plain.state_dict())
     del plain
-    for channels, policy in [(1, "mean"), (4, ["r", "g", "b", "mean"]), (6, "repeat")]:
+    for channels, policy in policies:
         model = seeded(builder, name, options=options, in_channels=channels, in_channels_policy=policy)
         assert list(model.state_dict()) == keys
         with torch.no_grad():
@@ -239,13 +242,13 @@ def check_family(builder: HybridBuilder, name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_small_member_of_each_family(builder: HybridBuilder, name: str) -> None:
-    check_family(builder, name)
+    check_family(builder, name, (1, "mean"), (4, RULES), (6, "repeat"))
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", sorted(set(torchvision.models.list_models(module=torchvision.models)) - set(SMALL)))
 def test_every_other_classifier(builder: HybridBuilder, name: str) -> None:
-    check_family(builder, name)
+    check_family(builder, name, (4, RULES))
 
 
 def test_googlenet_says_how_it_can_take_other_channels(builder: HybridBuilder, made_up: Callable[..., Any]) -> None:
