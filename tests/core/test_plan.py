@@ -170,7 +170,7 @@ def test_default_weights_of_an_untrained_backbone_are_an_error(registry: Registr
             "unknown key 'parms' of tvc-core:wrap. Did you mean 'params'",
         ),
         ({"x": {"wrap": {"type": "gate", "parms": None}}}, RecipeError, "unknown key 'parms'"),
-        ({"x": {"wrap": {"type": "gate", "position": "before"}}}, RecipeError, "unknown key 'position' of tvc-core:wrap"),
+        ({"x": {"wrap": {"type": "gate", "place": "before"}}}, RecipeError, "unknown key 'place' of tvc-core:wrap"),
         ({"x": {"inject": {"type": "gate", "postion": "before"}}}, RecipeError, "Did you mean 'position'"),
         ({"x": {"drop": "gate"}}, RecipeError, "unknown key 'type' of acme:drop. It takes: name, rate"),
         ({"x": {"drop": {"rate": 0.5, "init": "zero"}}}, RecipeError, "unknown key 'init' of acme:drop"),
