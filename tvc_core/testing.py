@@ -44,9 +44,11 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
             continue
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            model = torchvision.models.get_model(network, weights=None)
-            small = max(64, member.meta["min_size"][0])
-            _settle(model, side=299 if network == "inception_v3" else small)  # its auxiliary head needs the full size
+            smallest = member.meta["min_size"][0]
+            options = {"image_size": smallest} if network.startswith("vit_") else {}  # the only one with tensors of that size
+            model = torchvision.models.get_model(network, weights=None, **options)
+            # Inception's auxiliary head needs the full size
+            _settle(model, side=299 if network == "inception_v3" else max(64, smallest))
         torch.save(model.state_dict(), files[name])
     kept = {key: os.environ.get(key) for key in ("TORCH_HOME", "TVC_VERIFY_WEIGHTS")}
     os.environ.update(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS="0")

@@ -10,7 +10,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import BackboneSpec, HybridBuilder, HybridModel, Registry
+from tvc_core import BackboneSpec, HybridBuilder, HybridModel, Registry, WeightsSpec
 
 SMALLEST = (
     *("resnet18", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small", "alexnet", "vgg11", "squeezenet1_1", "densenet121"),
@@ -26,28 +26,37 @@ CASES = [name if name in SMALLEST else pytest.param(name, marks=pytest.mark.swee
 def official(made_up: Callable[..., dict[str, Path]], request: pytest.FixtureRequest) -> Iterator[str]:
     """Name of a backbone whose made-up official file is there during the test, and deleted after it if it is a big one."""
     name = request.param
-    files = made_up(name)
+    files = made_up(f"{name}:{chosen_weights(name).name}")
     yield name
     if name not in SMALLEST:
         for path in files.values():
             path.unlink()
 
 
+def spec_of(name: str) -> BackboneSpec:
+    return Registry().resolve(BackboneSpec, name).spec
+
+
+def chosen_weights(name: str) -> WeightsSpec:
+    """Return the default weights, or those for the smallest image where a network accepts one size only."""
+    spec = spec_of(name)
+    default = spec.find_weights(spec.default_weights or "")
+    assert default is not None
+    return min(spec.weights, key=lambda weights: weights.crop_size) if spec.fixed_size else default
+
+
 def images(name: str, seed: int = 0) -> Tensor:
     """Return images [2, 3, side, side] of a side that the backbone accepts, small where it has a choice."""
-    spec = Registry().resolve(BackboneSpec, name).spec
-    default = spec.find_weights(spec.default_weights or "")
+    spec = spec_of(name)
     needs_all = spec.fixed_size or name == "inception_v3"  # whose auxiliary head in training needs more than the network
-    side = default.crop_size if needs_all and default else max(64, spec.min_size)
+    side = chosen_weights(name).crop_size if needs_all else max(64, spec.min_size)
     return torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(seed))
 
 
 def torchvisions_own(name: str) -> nn.Module:
-    weights = torchvision.models.get_model_weights(name).DEFAULT
-    file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
-    spec = Registry().resolve(BackboneSpec, name).spec
-    trained = spec.find_weights(weights.name)
-    assert trained is not None
+    trained = chosen_weights(name)
+    url = torchvision.models.get_model_weights(name)[trained.name].url
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
     model = torchvision.models.get_model(name, weights=None, **trained.options)
     tensors = torch.load(file, weights_only=True)
     own = model.state_dict()
@@ -57,12 +66,12 @@ def torchvisions_own(name: str) -> nn.Module:
 
 
 def stage_paths(name: str) -> list[str]:
-    return [paths[-1] for paths in Registry().resolve(BackboneSpec, name).spec.stage_paths]
+    return [paths[-1] for paths in spec_of(name).stage_paths]
 
 
 def fully_patched(name: str) -> HybridModel:
     patches = {path: [{"wrap": block} for block in BLOCKS] for path in stage_paths(name)}
-    return HybridBuilder().from_torchvision(name, patches=patches)
+    return HybridBuilder().from_torchvision(name, chosen_weights(name).name, patches=patches)
 
 
 def test_every_classifier_of_the_installed_torchvision_has_a_plugin() -> None:
@@ -74,7 +83,7 @@ def test_every_classifier_of_the_installed_torchvision_has_a_plugin() -> None:
 def test_a_backbone_keeps_the_promises(official: str) -> None:
     """One test for each backbone, since building the large ones is what takes the time."""
     own = torchvisions_own(official).eval()
-    plain = HybridBuilder().from_torchvision(official).eval()
+    plain = HybridBuilder().from_torchvision(official, chosen_weights(official).name).eval()
     x = images(official)
     with torch.no_grad():
         expected = own(x)
@@ -139,7 +148,7 @@ def check_features(model: HybridModel, x: Tensor) -> None:
 
 
 def check_partition(model: HybridModel) -> None:
-    spec = Registry().resolve(BackboneSpec, model.recipe.backbone).spec
+    spec = spec_of(model.recipe.backbone)
     paths = [*spec.stem, *(path for stage in spec.stage_paths for path in stage), *spec.auxiliary, spec.head]
     for name, _ in (*model.named_parameters(), *model.named_buffers()):
         owners = [path for path in paths if name == path or name.startswith(f"{path}.")]
@@ -147,7 +156,7 @@ def check_partition(model: HybridModel) -> None:
 
 
 def check_freezing(model: HybridModel, own: nn.Module, name: str) -> None:
-    spec = Registry().resolve(BackboneSpec, model.recipe.backbone).spec
+    spec = spec_of(model.recipe.backbone)
     model.train()
     model.freeze_backbone()
     trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
