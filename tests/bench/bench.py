@@ -89,7 +89,7 @@ def main(runs: int) -> None:
     row("list_backbones() / list_models(), fresh process", listing, ">= 20 times faster", theirs_over_ours=True)
     command = pairs(process("-m", "tvc_cli", "list"), theirs, runs)
     row("tvc list / list_models(), fresh process", command, ">= 15 times faster", theirs_over_ours=True)
-    for name in ("resnet50", "efficientnet_b0"):
+    for name in ("resnet50", "efficientnet_b0", "swin_t"):
         torch.manual_seed(0)
         hybrid, own = builder.from_backbone(name, None), torchvision.models.get_model(name, weights=None)
         timed = pairs(forward(hybrid, 3), forward(own, 3), 3 * runs)
