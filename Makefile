@@ -16,7 +16,7 @@ test: $(READY) lint  ## what every change must pass
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep"
 
 test-all: $(READY) lint  ## also the sweeps over all backbones
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py

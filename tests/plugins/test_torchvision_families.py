@@ -19,7 +19,16 @@ SMALLEST = (
 BLOCKS = ("se", "eca", "cbam_block")
 
 NAMES = [offer.spec.name for offer in Registry().all(BackboneSpec) if offer.spec.origin == "torchvision"]
-CASES = [name if name in SMALLEST else pytest.param(name, marks=pytest.mark.sweep) for name in NAMES]
+LARGE = ("vit_h_14", "vit_l_16", "vit_l_32", "regnet_y_128gf")
+
+
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    """Return the marks of a swept backbone: the largest run one after the other, since two at once need too much memory."""
+    group = [pytest.mark.xdist_group("large")] if name in LARGE else []
+    return [pytest.mark.sweep, pytest.mark.timeout(3600), *group]
+
+
+CASES = [name if name in SMALLEST else pytest.param(name, marks=marks(name)) for name in NAMES]
 
 
 @pytest.fixture
