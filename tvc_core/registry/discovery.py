@@ -49,6 +49,8 @@ class PluginInfo:
         api: the plugin API that it was written for.
         error: one line, why it failed.
         traceback: the original traceback, where there is one.
+        side_effects: what loading it changed for everybody, in words ("random seed of torch"); all of it was put back.
+        seconds: what its import and its hooks took.
         specs: what it offers; empty unless active.
     """
 
@@ -59,6 +61,8 @@ class PluginInfo:
     api: tuple[int, int] | None = None
     error: str = ""
     traceback: str = ""
+    side_effects: tuple[str, ...] = ()
+    seconds: float = 0.0
     specs: tuple[Spec, ...] = field(default=(), repr=False)
 
     def count(self, kind: str) -> int:
