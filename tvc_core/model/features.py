@@ -68,12 +68,14 @@ class Taps:
             x: its input.
             wanted: indices of the features; None for those of stem and all stages.
             within: the root, if the pass may end where the last wanted feature is there. It runs whole all the same under
-                torch.export, which knows no exceptions, and where somebody's forward hook (FSDP's is one) waits for
-                the end of a module that would be left.
+                torch.export without Dynamo (strict=False), which knows no exceptions, and where somebody's forward hook
+                (FSDP's is one) waits for the end of a module that would be left.
         """
         self.maps = {}
         self.wanted = tuple(range(len(self.paths))) if wanted is None else tuple(wanted)
-        self.stop = within is not None and not torch.compiler.is_exporting() and self._may_leave(within)
+        # asked in this order, since torch 2.11's Dynamo says of every compilation that it is an export
+        knows_exceptions = torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting()
+        self.stop = within is not None and knows_exceptions and self._may_leave(within)
         try:
             run(x)
             return self.maps
