@@ -557,6 +557,77 @@ def test_the_process_has_the_exit_code(command: str, code: int) -> None:
     assert (done.stdout == "") == (code != 0)
 
 
+NOISY = """
+import atexit, os, sys, threading, time
+from tvc_core import BlockSpec, hookimpl
+
+TVC_API = (1, 0)
+
+def write(word):
+    print("sys.stdout", word, flush=True)
+    print("sys.__stdout__", word, file=sys.__stdout__, flush=True)
+    os.write(1, f"descriptor {word}\\n".encode())
+    os.system(f"echo child {word}")
+
+def keep_writing():
+    while True:
+        write("thread")
+        time.sleep(0.001)
+
+write("import")
+threading.Thread(target=keep_writing, daemon=True).start()
+atexit.register(write, "atexit")
+kept = sys.stdout
+
+@hookimpl
+def tvc_blocks():
+    write("hook")
+    sys.stdout = open(os.devnull, "w") if os.environ.get("REPLACE") else kept
+    return [BlockSpec(name="gate", factory="acme:Gate")]
+"""
+
+
+@pytest.mark.parametrize("replace", ["", "1"])
+@pytest.mark.parametrize("command", ["list blocks --json", "plugins --json"])
+def test_stdout_has_the_result_alone_whatever_a_plugin_writes_and_when(tmp_path: Path, command: str, replace: str) -> None:
+    write_distribution(tmp_path, "noisy-blocks", NOISY)
+    code = f"import sys; sys.argv[1:] = {command.split()}; from tvc_cli.main import main; main()"
+    done = process(code, str(tmp_path), TVC_ONLY="noisy-blocks", REPLACE=replace)
+    assert done.returncode == 0, done.stderr
+    assert {"gate", "noisy-blocks"} & {fact.get("name", fact["plugin"]) for fact in json.loads(done.stdout)}
+    said = {"descriptor import", "descriptor atexit", "child import", "sys.__stdout__ atexit"}
+    assert said <= set(done.stderr.splitlines())
+
+
+def test_help_and_version_are_results() -> None:
+    for command in ("--help", "list --help", "--version"):
+        done = subprocess.run([sys.executable, "-m", "tvc_cli", *command.split()], capture_output=True, text=True, timeout=120)
+        assert done.stdout and not done.stderr
+
+
+@pytest.mark.parametrize("closed", [1, 2])
+def test_a_closed_stream_is_no_error(closed: int) -> None:
+    command = f"exec {closed}>&-; exec '{sys.executable}' -m tvc_cli list ops"
+    done = subprocess.run(["sh", "-c", command], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert ("inject" in done.stdout) is (closed == 2)
+
+
+@pytest.mark.parametrize("args", [("--no-plugins", "list", "ops"), ("list", "ops", "--no-plugins")])
+def test_no_plugins_leaves_the_cores_own_whatever_is_installed(
+    args: tuple[str, ...], install: Callable[[str, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    install("acme-nets", NETS)
+    install("bad-nets", "raise AssertionError('was imported')")
+    before = dict(os.environ)
+    assert [fact["name"] for fact in data(*args)] == ["inject", "replace", "wrap"]
+    assert tvc(*args).stderr == ""
+    assert tvc("--no-plugins", "list").stdout == ""
+    assert {fact["plugin"]: fact["status"] for fact in data("plugins", "--no-plugins")}["bad-nets"] == "disabled"
+    assert dict(os.environ) == before
+    assert [fact["name"] for fact in data("list")] == ["net9", "net10", "other"]
+
+
 def test_control_c_while_plugins_load_shows_no_traceback(tmp_path: Path) -> None:
     write_distribution(tmp_path, "slow-nets", "raise KeyboardInterrupt")
     code = "import sys; sys.argv[1:] = ['list']; from tvc_cli.main import main; main()"

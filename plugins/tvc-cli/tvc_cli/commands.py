@@ -11,8 +11,8 @@ import click
 from tvc_core import API_VERSION, BackboneSpec, HybridBuilder, Registry
 
 from . import facts
-from .guard import GuardedGroup, debug_option, nothing_on_stdout
-from .output import as_text, print_json, print_pairs, print_table
+from .guard import GuardedGroup, common_options
+from .output import as_text, print_json, print_pairs, print_table, say
 
 __all__ = ["tvc"]
 
@@ -40,7 +40,7 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
 @click.option(
     "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version and exit."
 )
-@debug_option
+@common_options
 def tvc() -> None:
     """Change pretrained vision backbones by name: see what is installed, look inside a network, build a recipe.
 
@@ -62,7 +62,7 @@ def tvc() -> None:
 @click.option("--plugin", help="Only what this distribution offers, such as tvc-resnet.")
 @click.option("--category", help="Only blocks of this category, such as attention.")
 @_json_option
-@debug_option
+@common_options
 def list_command(
     kind: str, pattern: str | None, origin: str | None, plugin: str | None, category: str | None, as_json: bool
 ) -> None:
@@ -73,9 +73,8 @@ def list_command(
     for option, value in (("origin", origin), ("category", category)):
         if value is not None and kind != _ONLY_FOR[option]:
             raise click.UsageError(f"--{option} is for {_ONLY_FOR[option]}; {kind} have none")
-    with nothing_on_stdout():
-        registry = Registry()
-        found = facts.list_facts(registry, kind, origin=origin, plugin=plugin, category=category)
+    registry = Registry()
+    found = facts.list_facts(registry, kind, origin=origin, plugin=plugin, category=category)
     found = [fact for fact in found if pattern is None or fnmatch.fnmatchcase(fact["name"], pattern)]
     _mention_faulty(registry)
     if as_json:
@@ -95,7 +94,7 @@ def list_command(
 @click.option("--depth", type=click.IntRange(min=1), help="Show a backbone's paths only down to this many parts.")
 @click.option("--target", help="Show only the paths that this target means, such as 'layer*.*.bn3' or 'stage:*.-1'.")
 @_json_option
-@debug_option
+@common_options
 def show_command(name: str, kind: str | None, size: int | None, depth: int | None, target: str | None, as_json: bool) -> None:
     """Show one thing: a backbone with all paths that patches can take, or a block, op or initializer.
 
@@ -103,13 +102,12 @@ def show_command(name: str, kind: str | None, size: int | None, depth: int | Non
     the network with random weights. A path with a reason in the last column cannot be patched. A target with `*` in it needs
     quotes.
     """
-    with nothing_on_stdout():
-        registry = Registry()
-        spec_type, named = facts.find(registry, name, kind)
-        is_backbone = spec_type is BackboneSpec
-        if not is_backbone and any(option is not None for option in (size, depth, target)):
-            raise click.UsageError(f"--size, --depth and --target are for backbones; {name!r} is a {named.spec.kind}")
-        found = facts.backbone_facts(named, registry, size, target) if is_backbone else facts.thing_facts(named)
+    registry = Registry()
+    spec_type, named = facts.find(registry, name, kind)
+    is_backbone = spec_type is BackboneSpec
+    if not is_backbone and any(option is not None for option in (size, depth, target)):
+        raise click.UsageError(f"--size, --depth and --target are for backbones; {name!r} is a {named.spec.kind}")
+    found = facts.backbone_facts(named, registry, size, target) if is_backbone else facts.thing_facts(named)
     if is_backbone and depth is not None:
         found["paths"] = [path for path in found["paths"] if path["path"].count(".") < depth]
     if as_json:
@@ -124,32 +122,30 @@ def show_command(name: str, kind: str | None, size: int | None, depth: int | Non
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Save the model to this .safetensors file.")
 @_json_option
-@debug_option
+@common_options
 def build_command(recipe: Path, out: Path | None, as_json: bool) -> None:
     """Build the model that the YAML file RECIPE describes, and explain it."""
     if out is not None:  # looked at first, since building may download weights and take minutes
         _check_out(out)
-    with nothing_on_stdout():
-        model = HybridBuilder().build(recipe)
-        if out is not None:
-            model.save(out)
-        found = facts.model_facts(model)
+    model = HybridBuilder().build(recipe)
+    if out is not None:
+        model.save(out)
+    found = facts.model_facts(model)
     if as_json:
         print_json({**found, "out": str(out) if out is not None else None})
         return
-    click.echo(found["explain"])
+    say(found["explain"])
     if out is not None:
-        click.echo(f"saved: {out} ({out.stat().st_size:,} bytes)")
+        say(f"saved: {out} ({out.stat().st_size:,} bytes)")
 
 
 @tvc.command("plugins", short_help="List plugins and whether they work.")
 @click.option("--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed.")
 @_json_option
-@debug_option
+@common_options
 def plugins_command(with_traceback: bool, as_json: bool) -> None:
     """List installed plugins with status, version, plugin API and what they offer."""
-    with nothing_on_stdout():
-        found = [facts.plugin_facts(info) for info in Registry().plugins]
+    found = [facts.plugin_facts(info) for info in Registry().plugins]
     if as_json:
         print_json(found)
         return
@@ -159,7 +155,7 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
     print_table([_title(column) for column in columns], rows, right=[_title(word) for word in counts])
     for fact in found:
         if with_traceback and fact["traceback"]:
-            click.echo(f"\n{fact['plugin']} ({fact['module']}):\n{fact['traceback'].rstrip()}")
+            say(f"\n{fact['plugin']} ({fact['module']}):\n{fact['traceback'].rstrip()}")
     if not with_traceback and any(fact["traceback"] for fact in found):
         click.echo("tvc plugins --traceback shows where they failed", err=True)
 
@@ -178,14 +174,14 @@ def _print_backbone(found: dict[str, Any]) -> None:
             "head": found["head"],
         }
     )
-    click.echo()
+    say()
     if found["weights"]:
         headers = ["weights", "classes", "resize", "crop", "interpolation", "mean", "std", "note"]
         print_table(headers, [_weights_row(weights, found["default_weights"]) for weights in found["weights"]])
     else:
-        click.echo("weights: none; build it with weights=None")
+        say("weights: none; build it with weights=None")
     height, width = found["image"] or (0, 0)
-    click.echo(f"\nModules and what they return for an image of {height}x{width} pixels:\n")
+    say(f"\nModules and what they return for an image of {height}x{width} pixels:\n")
     headers = ["path", "type", "part", "in", "out", "size", "layout", "why not"]
     print_table(headers, [_path_row(path) for path in found["paths"]], right=("in", "out", "size"))
 
@@ -210,15 +206,15 @@ def _print_thing(found: dict[str, Any]) -> None:
     print_pairs({found["kind"]: found["qualified"], **rest})
     parameters = found["parameters"]
     if parameters is None:
-        click.echo("parameters: any keyword; see its documentation")
+        say("parameters: any keyword; see its documentation")
     elif parameters:
-        click.echo()
+        say()
         print_table(
             ["parameter", "default"],
             [(p["name"], "must be given" if p["required"] else repr(p["default"])) for p in parameters],
         )
     else:
-        click.echo("parameters: none")
+        say("parameters: none")
 
 
 def _check_out(out: Path) -> None:

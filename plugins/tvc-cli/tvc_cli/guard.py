@@ -1,9 +1,9 @@
-"""Turn what goes wrong into a line on stderr and an exit code, and keep stdout for results."""
+"""Turn what goes wrong into a line on stderr and an exit code; the options that every command has."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
+import os
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -13,18 +13,31 @@ import click
 
 from tvc_core import TvcError
 
-__all__ = ["GuardedGroup", "debug_option", "nothing_on_stdout"]
+from .streams import while_running
+
+__all__ = ["GuardedGroup", "common_options"]
 
 _DEBUG = "tvc_cli.debug"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Command(click.Command):
+    """A command during which stdout is for results only; its help is printed as usual."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with while_running():
+            return super().invoke(ctx)
+
+
 class GuardedGroup(click.Group):
-    """A group of commands that shows a traceback only where `debug_option` was given.
+    """A group of commands that shows a traceback only where `--debug` was given.
 
     Exit codes: 1 for a TvcError and for a bug, 130 for Ctrl-C; wrong usage stays click's own 2.
     """
+
+    command_class = _Command
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
@@ -43,23 +56,41 @@ class GuardedGroup(click.Group):
                 _fail(ctx, f"error: {type(error).__name__}: {error}\nThis is a bug in tvc or in a plugin.{advice}", 1)
 
 
-def debug_option(command: F) -> F:
-    """Add `--debug`, which is understood before and behind the name of a command."""
+def common_options(command: F) -> F:
+    """Add `--debug` and `--no-plugins`, which are understood before and behind the name of a command."""
 
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
             ctx.meta[_DEBUG] = True  # shared by a group's context and its command's
 
-    return click.option(
+    def leave_out(ctx: click.Context, _: click.Parameter, value: bool) -> None:
+        if value:
+            ctx.with_resource(_environment(TVC_ONLY="tvc-core"))
+
+    debug = click.option(
         "--debug", is_flag=True, expose_value=False, callback=remember, is_eager=True, help="Show tracebacks of errors."
-    )(command)
+    )
+    no_plugins = click.option(
+        "--no-plugins",
+        is_flag=True,
+        expose_value=False,
+        callback=leave_out,
+        is_eager=True,
+        help="Load no plugin: only what the core offers, as with TVC_ONLY=tvc-core.",
+    )
+    return debug(no_plugins(command))
 
 
 @contextlib.contextmanager
-def nothing_on_stdout() -> Iterator[None]:
-    """Send to stderr what plugins and libraries print meanwhile: stdout belongs to the result."""
-    with contextlib.redirect_stdout(sys.stderr):
+def _environment(**values: str) -> Iterator[None]:
+    """Set environment variables, and put back what they were."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
         yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
 
 
 def _debugging(ctx: click.Context) -> bool:

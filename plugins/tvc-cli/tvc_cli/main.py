@@ -10,9 +10,12 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."""
     try:
-        from .commands import tvc  # inside the guard, so that Ctrl-C during these imports shows no traceback either
+        from .streams import stdout_for_results  # inside the guard: Ctrl-C during these imports shows no traceback either
 
-        tvc(prog_name="tvc")
+        with stdout_for_results():
+            from .commands import tvc
+
+            tvc(prog_name="tvc")
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import click
 
-__all__ = ["as_text", "print_json", "print_pairs", "print_table"]
+from .streams import results
+
+__all__ = ["as_text", "print_json", "print_pairs", "print_table", "say"]
+
+
+def say(text: str = "") -> None:
+    """Print a line of a result."""
+    click.echo(text, file=results())
 
 
 def print_json(data: Any) -> None:
     """Print data as JSON; what JSON has no form for is printed as Python writes it."""
-    click.echo(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
+    say(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:
@@ -23,7 +29,7 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
     width = max((len(name) for name, text in shown.items() if text), default=0)
     for name, text in shown.items():
         if text:
-            click.echo(f"{name:<{width}}  {text}")
+            say(f"{name:<{width}}  {text}")
 
 
 def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
@@ -35,7 +41,7 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right:
         right: headers of the columns that are aligned to the right.
     """
     texts = [["-" if value is None else as_text(value) for value in row] for row in rows]
-    if sys.stdout.isatty():
+    if results().isatty():
         _print_rich(headers, texts, right)
     else:  # a table for a terminal would be cut to 80 columns here, and importing rich takes longer than the listing
         _print_plain(headers, texts, right)
@@ -61,7 +67,7 @@ def _print_plain(headers: Sequence[str], texts: list[list[str]], right: Sequence
             text.rjust(width) if header in right else text.ljust(width)
             for header, text, width in zip(headers, row, widths, strict=True)
         ]
-        click.echo("  ".join(cells).rstrip())
+        say("  ".join(cells).rstrip())
 
 
 def _print_rich(headers: Sequence[str], texts: list[list[str]], right: Sequence[str]) -> None:
@@ -75,7 +81,7 @@ def _print_rich(headers: Sequence[str], texts: list[list[str]], right: Sequence[
         table.add_column(header, justify="right" if header in right else "left", overflow="fold")
     for row in texts:
         table.add_row(*(Text(text) for text in row))  # as Text, since rich reads a plain "[N, C]" as markup
-    Console().print(table)
+    Console(file=results()).print(table)
 
 
 def _plain(value: Any) -> Any:
