@@ -91,8 +91,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     model = become_hybrid(network, facts)
     if names is not None:
         model.class_names = names
-    if plan.recipe.freeze_backbone:
-        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages)
+    if freeze := plan.recipe.freeze_backbone:
+        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **({} if freeze is True else freeze))
     return model
 
 

@@ -118,7 +118,7 @@ class HybridBuilder:
         patches: Mapping[str, Any] | None = None,
         num_classes: int | None = None,
         dropout: float | None = None,
-        freeze_backbone: bool = False,
+        freeze_backbone: bool | Mapping[str, Any] = False,
         unfreeze_stages: Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
         *,
@@ -136,7 +136,8 @@ class HybridBuilder:
             num_classes: outputs of the head. None, or the pretrained count, keeps the pretrained head; otherwise the
                 last layer is new and the pretrained layers before it stay.
             dropout: probability of the head's dropout; a head without one gets it before its last layer.
-            freeze_backbone: freeze stem and stages; the head and new blocks stay trainable.
+            freeze_backbone: freeze stem and stages; the head and new blocks stay trainable. Or what else to freeze, as the
+                model's `freeze_backbone` takes it, such as {"head": "last", "normalization": "eval"}.
             unfreeze_stages: stages that stay trainable all the same; negative numbers count from the end.
             options: keyword arguments of the backbone's own builder.
             class_names: one name for each output.
@@ -177,7 +178,7 @@ class HybridBuilder:
         patches: Mapping[str, Any] | None = None,
         num_classes: int | None = None,
         dropout: float | None = None,
-        freeze_backbone: bool = False,
+        freeze_backbone: bool | Mapping[str, Any] = False,
         unfreeze_stages: Sequence[int] | None = None,
         options: Mapping[str, Any] | None = None,
         *,
@@ -222,13 +223,14 @@ class HybridBuilder:
         patches: Mapping[str, Any] | None = None,
         num_classes: int | None = None,
         dropout: float | None = None,
-        freeze_backbone: bool = False,
+        freeze_backbone: bool | Mapping[str, Any] = False,
         unfreeze_stages: Sequence[int] | None = None,
         *,
         name: str | None = None,
         num_channels: int = 3,
         min_size: int = 32,
         fixed_size: bool = False,
+        auxiliary: Mapping[str, int] | None = None,
         class_names: Sequence[str] | None = None,
         in_channels: int | None = None,
         in_channels_policy: str | Sequence[str | int] | None = None,
@@ -245,12 +247,13 @@ class HybridBuilder:
             patches: as for `from_backbone`, as the arguments that follow.
             num_classes: outputs of the head.
             dropout: probability of the head's dropout.
-            freeze_backbone: freeze stem and stages.
+            freeze_backbone: freeze stem and stages, as for `from_backbone`.
             unfreeze_stages: stages that stay trainable all the same.
             name: what errors and `explain` call it; by default its class's name.
             num_channels: channels of the images that it takes now [channels].
             min_size: smallest side of an image that it accepts [pixels].
             fixed_size: it accepts no other size than `min_size`.
+            auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from, such as {"aux": 2}.
             class_names: one name for each output.
             in_channels: channels of the images that it is to take [channels].
             in_channels_policy: as for `from_backbone`.
@@ -271,6 +274,7 @@ class HybridBuilder:
             num_channels=num_channels,
             min_size=min_size,
             fixed_size=fixed_size,
+            auxiliary=auxiliary,
         )
         recipe = make_recipe(
             backbone=backbone.qualified,

@@ -357,3 +357,11 @@ def test_a_wrong_freeze_state_changes_nothing(tiny: Any, wrong: Any) -> None:
 
 def test_a_plain_state_dict_has_torchvisions_keys_frozen_or_not(tiny: Any, plain: Any) -> None:
     assert list(tiny(freeze_backbone=True).state_dict()) == list(plain().state_dict())
+
+
+def test_a_recipe_freezes_as_the_method_does(tiny: Any) -> None:
+    how = {"head": "last", "freeze_patches": True, "normalization": "eval"}
+    model, by_hand = tiny(freeze_backbone=how, unfreeze_stages=[-1]), tiny()
+    by_hand.freeze_backbone(unfreeze_stages=[-1], **how)
+    assert model.freeze_state() == by_hand.freeze_state() != tiny(freeze_backbone=True, unfreeze_stages=[-1]).freeze_state()
+    assert model.recipe.freeze_backbone == how

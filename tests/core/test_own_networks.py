@@ -275,3 +275,43 @@ def test_loading_needs_a_module_that_fits_and_leaves_others_alone(builder: Hybri
     builder.from_torchvision("resnet18", None).save(path)
     with pytest.raises(WeightsError, match="leave module out"):
         HybridModel.load(path, module=make())
+
+
+class WithAuxiliary(nn.Module):
+    """Logits, and in training those of an auxiliary head behind the first stage, as GoogLeNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
+        self.aux, self.fc = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 11)), nn.Linear(16, 11)
+
+    def forward(self, x: Tensor) -> Any:
+        one = self.one(self.stem(x))
+        logits = self.fc(self.two(one).mean((2, 3)))
+        return (logits, self.aux(one)) if self.training else logits
+
+
+AUXILIARY: dict[str, Any] = {"stem": "stem", "stages": ["one", "two"], "head": "fc", "auxiliary": {"aux": 0}}
+
+
+def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(builder: HybridBuilder, tmp_path: Path) -> None:
+    model = builder.from_module(WithAuxiliary(), **AUXILIARY, num_classes=3, patches={"one": {"wrap": "se"}})
+    x = torch.randn(2, 3, 64, 64)
+    assert [tuple(logits.shape) for logits in model.train()(x)] == [(2, 3), (2, 3)]
+    model.freeze_backbone()
+    trainable = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert {name for name in trainable if not name.startswith("patches.")} == {
+        f"{p}.{t}" for p in ("aux.2", "fc") for t in ("weight", "bias")
+    }
+    model.save(tmp_path / "aux.safetensors")
+    again = HybridModel.load(tmp_path / "aux.safetensors", module=WithAuxiliary())
+    assert torch.equal(again.eval()(x), model.eval()(x))
+
+
+@pytest.mark.parametrize(
+    ("auxiliary", "said"),
+    [(None, "together lack aux.2"), ({"aus": 0}, "no auxiliary head 'aus'"), ({"aux": 2}, "not a mapping of paths to stage")],
+)
+def test_an_auxiliary_head_that_does_not_fit_is_refused(builder: HybridBuilder, auxiliary: Any, said: str) -> None:
+    with pytest.raises(BackboneError, match=said):
+        builder.from_module(WithAuxiliary(), **{**AUXILIARY, "auxiliary": auxiliary})

@@ -166,7 +166,33 @@ def test_dropout_zero_is_a_probability(value: float) -> None:
 
 @pytest.mark.parametrize("value", [1, 0, "true", None, []])
 def test_freeze_backbone_is_true_or_false(value: Any) -> None:
-    assert wrong(freeze_backbone=value) == f"arguments: freeze_backbone is true or false, not {value!r}"
+    keys = "a mapping with the keys head, freeze_patches, normalization"
+    assert wrong(freeze_backbone=value) == f"arguments: freeze_backbone is true or false, or {keys}, not {value!r}"
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ({}, "true or false, or a mapping"),
+        ({"heads": "all"}, "unknown key 'heads' in 'freeze_backbone'. Did you mean 'head'?"),
+        ({"head": "lost"}, "head is 'all' or 'last' or 'none', not 'lost'. Did you mean 'last'?"),
+        ({"head": ["last"]}, "head is 'all' or 'last' or 'none', not ['last']"),
+        ({"freeze_patches": 1}, "freeze_patches is True or False, not 1"),
+        ({"normalization": None}, "normalization is 'frozen' or 'eval' or 'train', not None"),
+    ],
+    ids=str,
+)
+def test_a_mapping_of_what_to_freeze_has_the_methods_arguments(value: Any, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        Recipe.from_mapping({"backbone": "r", "freeze_backbone": value})
+    assert said in str(caught.value)
+
+
+def test_a_mapping_of_what_to_freeze_is_kept_and_written() -> None:
+    data = {"backbone": {"name": "r", "weights": None}, "freeze_backbone": {"head": "last", "normalization": "eval"}}
+    recipe = Recipe.from_mapping({**data, "unfreeze_stages": [1]})
+    assert recipe.freeze_backbone == {"head": "last", "normalization": "eval"}
+    assert recipe.to_mapping() == {**data, "unfreeze_stages": [1]}
 
 
 @pytest.mark.parametrize("value", [3, "3", [True], ["layer3"], [1.0], {2: 3}, {2, 3}, [None]], ids=str)
@@ -280,7 +306,7 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
         ("name: ResNet50-SE-Custom", "name: 2024-01-01", "recipe.yaml, line 2: '2024-01-01' is a timestamp in YAML"),
         ("name: ResNet50-SE-Custom", "name: 50", "recipe.yaml, line 2: name is text, not 50"),
         ("head:", "unfreeze_stages: [3]\nhead:", "recipe.yaml, line 16: unfreeze_stages says what stays trainable"),
-        ("head:", "freeze_backbone: 1\nhead:", "recipe.yaml, line 16: freeze_backbone is true or false, not 1"),
+        ("head:", "freeze_backbone: 1\nhead:", "recipe.yaml, line 16: freeze_backbone is true or false, or a mapping with"),
     ],
     ids=lambda value: value.strip()[:30],
 )

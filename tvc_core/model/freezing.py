@@ -14,15 +14,13 @@ import torch
 from torch import nn
 
 from ..errors import FreezeError, did_you_mean, listing
+from ..recipe.schema import HEAD_CHOICES, NORMALIZATION_CHOICES
 from ..surgery.head import last_layer
 from ..surgery.initializers import is_normalization
 from ..surgery.patches import CONTAINERS, PatchTree
 from .anatomy import HEAD, STEM, Anatomy, stage_name
 
 __all__ = ["FreezeState", "apply_freeze", "held_modules", "hold_modes", "part_of_parameter", "refuse_under_ddp", "wanted_grads"]
-
-HEAD_CHOICES = ("all", "last", "none")
-NORMALIZATION_CHOICES = ("frozen", "eval", "train")
 
 
 @dataclass(frozen=True, kw_only=True)

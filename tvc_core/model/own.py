@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
-from ..errors import BackboneError, shown
+from ..errors import BackboneError, listing, shown
 from ..registry import Named
 from ..specs import OWN, BackboneSpec, WeightsSpec
+from ..surgery.sites import has_module
 
 __all__ = ["described", "own_backbone"]
 
@@ -38,6 +39,7 @@ def own_backbone(
     num_channels: int,
     min_size: int,
     fixed_size: bool,
+    auxiliary: Mapping[str, int] | None = None,
     type: str = "",
 ) -> Named[BackboneSpec]:
     """Return the description of a module as a backbone that gives it away when it is built.
@@ -51,6 +53,7 @@ def own_backbone(
         num_channels: of the image [channels].
         min_size: smallest side of an image [pixels].
         fixed_size: whether that is the only one.
+        auxiliary: paths of auxiliary heads, each with its stage.
         type: the class that the file of a saved model names; the module's must have that name.
 
     Raises:
@@ -75,9 +78,15 @@ def own_backbone(
             num_channels=num_channels,
             min_size=min_size,
             fixed_size=fixed_size,
+            auxiliary=auxiliary or {},
         )
     except (TypeError, ValueError) as error:
         raise BackboneError(f"from_module: {error}") from error
+    for path in spec.auxiliary:  # which a plugin's spec may name although the network was built without it
+        if not has_module(module, path):
+            raise BackboneError(
+                f"from_module: there is no auxiliary head {path!r}; its children are {listing(module._modules)}"
+            )
     return Named(OWN, spec)
 
 
@@ -92,6 +101,7 @@ def described(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
         "num_channels": spec.num_channels,
         "min_size": spec.min_size,
         "fixed_size": spec.fixed_size,
+        "auxiliary": dict(spec.auxiliary),
     }
 
 

@@ -26,6 +26,15 @@ CHANNEL_POLICIES = ("mean", "repeat", "zero")
 CHANNEL_RULES = ("r", "g", "b", "mean", "zero")
 _POLICY = "'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', 'mean', 'zero' and channel numbers"
 
+HEAD_CHOICES = ("all", "last", "none")
+NORMALIZATION_CHOICES = ("frozen", "eval", "train")
+_FREEZE: dict[str, tuple[Any, ...]] = {
+    "head": HEAD_CHOICES,
+    "freeze_patches": (True, False),
+    "normalization": NORMALIZATION_CHOICES,
+}
+"""What `freeze_backbone` takes in place of true: the keyword arguments of the model's method, and their values."""
+
 MAX_SIZE = 100_000
 MAX_CLASSES = 10_000_000
 _CLASSES = f"a whole number from 1 to {MAX_CLASSES:,}"
@@ -69,7 +78,8 @@ class Recipe:
         num_classes: outputs of the head; None keeps the pretrained head.
         dropout: probability of the head's dropout; None leaves it.
         class_names: one name for each output.
-        freeze_backbone: freeze stem and stages, new blocks and head stay trainable.
+        freeze_backbone: freeze stem and stages, new blocks and head stay trainable; or a mapping of `head`, `freeze_patches`
+            and `normalization`, as `HybridModel.freeze_backbone` takes them.
         unfreeze_stages: stages that stay trainable all the same; negative numbers count from the end.
         in_channels: channels of the images; None keeps what the backbone takes [channels].
         in_channels_policy: how the first convolution's weights follow from the pretrained ones: "mean" (which None stands
@@ -85,7 +95,7 @@ class Recipe:
     num_classes: int | None = None
     dropout: float | None = None
     class_names: tuple[str, ...] | None = None
-    freeze_backbone: bool = False
+    freeze_backbone: bool | Mapping[str, Any] = False
     unfreeze_stages: tuple[int, ...] | None = None
     in_channels: int | None = None
     in_channels_policy: str | tuple[str | int, ...] | None = None
@@ -123,7 +133,7 @@ class Recipe:
         if head:
             data["head"] = head
         if self.freeze_backbone:
-            data["freeze_backbone"] = True
+            data["freeze_backbone"] = self.freeze_backbone if self.freeze_backbone is True else dict(self.freeze_backbone)
         if self.unfreeze_stages is not None:
             data["unfreeze_stages"] = list(self.unfreeze_stages)
         return data
@@ -253,7 +263,7 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
     if names is not None and num_classes is not None and len(names) != num_classes:
         raise places["class_names"].error(f"class_names has {len(names)} names for num_classes {num_classes}")
     dropout = take("dropout", None, lambda v: _is_number(v) and 0 <= v < 1, "a probability from 0 to below 1")
-    freeze = take("freeze_backbone", False, lambda v: isinstance(v, bool), "true or false")
+    freeze = _parse_freeze(flat.get("freeze_backbone", False), places.get("freeze_backbone", where))
     stages = take("unfreeze_stages", None, _is_stage_list, "a list of stage numbers, such as [2, 3]")
     if stages is not None and not freeze:
         raise places["unfreeze_stages"].error(
@@ -275,6 +285,18 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         in_channels_policy=tuple(policy) if isinstance(policy, list) else policy,
         image_size=image_size,
     )
+
+
+def _parse_freeze(data: Any, where: _Where) -> bool | dict[str, Any]:
+    if isinstance(data, bool):
+        return data
+    if not isinstance(data, Mapping) or not data:
+        raise where.error(f"freeze_backbone is true or false, or a mapping with the keys {listing(_FREEZE)}, not {shown(data)}")
+    for key, value in where.section(data, list(_FREEZE)).items():
+        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in _FREEZE[key]):
+            hint = did_you_mean(value, _FREEZE[key]) if isinstance(value, str) and key != "freeze_patches" else ""
+            raise (where / key).error(f"{key} is {' or '.join(map(repr, _FREEZE[key]))}, not {shown(value)}.{hint}")
+    return dict(data)
 
 
 def _parse_patches(data: Any, where: _Where) -> tuple[PatchEntry, ...]:
