@@ -1,4 +1,4 @@
-"""What tests of plugins need: made-up weights under official names, and distributions that exist only for a test."""
+"""Made-up weights where torch.hub looks for published files, for tests without a network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["official_weights", "write_distribution"]
+__all__ = ["official_weights"]
 
 
 @contextmanager
@@ -77,25 +77,3 @@ def _settle(model: nn.Module, side: int) -> None:
         model.train()(torch.randn(8, 3, side, side))
     for module, momentum in zip(norms, momenta, strict=True):
         module.momentum = momentum
-
-
-def write_distribution(folder: Path, name: str, source: str, *, version: str = "1.0", group: str = "tvc.plugins") -> Path:
-    """Write a distribution with one plugin module into a folder, which the caller puts on sys.path.
-
-    Args:
-        folder: where the module and the metadata go.
-        name: of the distribution, such as "acme-blocks"; its module is `acme_blocks_plugin`.
-        source: Python source of the plugin module.
-        version: of the distribution.
-        group: entry-point group.
-
-    Returns:
-        The folder of the metadata.
-    """
-    module = f"{name.replace('-', '_')}_plugin"
-    (folder / f"{module}.py").write_text(source, encoding="utf-8")
-    info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
-    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n", encoding="utf-8")
-    return info

@@ -1,0 +1,179 @@
+"""Checks of a plugin's registration module: it is light, states its API, and its hooks return what they must."""
+
+from __future__ import annotations
+
+import ast
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import PluginError, did_you_mean, listing
+from ..hookspecs import API_VERSION, PROJECT
+from ..registry.discovery import HOOKS
+from ..specs import Spec
+from .subjects import Fault, PluginSubject
+
+__all__ = ["BASIC", "CHECKS"]
+
+HEAVY = (
+    *("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "PIL", "cv2", "matplotlib", "sklearn", "transformers"),
+    *("lightning", "tensorflow", "jax", "safetensors"),
+)
+MOST_SECONDS = 1.0
+"""How long a registration module and its hooks may take, beyond tvc_core's own import."""
+
+_IMPORT = """
+import contextlib, importlib, io, json, sys, time
+import tvc_core
+before, start = set(sys.modules), time.perf_counter()
+with contextlib.redirect_stdout(io.StringIO()):
+    module = importlib.import_module(sys.argv[1])
+    for name in dir(module):
+        if name.startswith("tvc_"):
+            getattr(module, name)()
+seconds = time.perf_counter() - start
+print("\\n" + json.dumps([seconds, sorted(set(sys.modules) - before)]))
+"""
+
+
+def plugin_imports(plugin: PluginSubject) -> None:
+    """The module raises when it is imported, or even leaves the process."""
+    if plugin.plugin is None:
+        raise Fault(
+            f"that {plugin.module!r} can be imported",
+            f"{type(plugin.error).__name__}: {plugin.error}",
+            "install what it needs, and import optional things in the functions that use them",
+        ) from plugin.error
+
+
+def plugin_light_import(plugin: PluginSubject) -> None:
+    """The registration module or its package imports torch or the like, so that every listing takes seconds."""
+    name = plugin.module_name()
+    best = float("inf")
+    for _ in range(3):  # a busy machine is slow now and then
+        seconds, modules = _imported_by(name)
+        heavy = sorted({module.partition(".")[0] for module in modules} & set(HEAVY))
+        if heavy:
+            raise Fault(
+                f"that importing {name!r} and calling its hooks imports nothing heavy",
+                f"imports of {listing(heavy)}",
+                "give factories as strings 'package.module:attribute', and keep the package's __init__ empty",
+            )
+        best = min(best, seconds)
+        if best <= MOST_SECONDS:
+            return
+    raise Fault(
+        f"that importing {name!r} and calling its hooks takes at most {MOST_SECONDS:g} s",
+        f"{best:.1f} s",
+        "move work and imports into the factories",
+    )
+
+
+def _imported_by(module: str) -> tuple[float, list[str]]:
+    """Return what a fresh process takes for a module and its hooks [s], and the modules that came with it."""
+    paths = [str(Path.cwd()) if path == "" else path for path in sys.path]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _IMPORT, module], capture_output=True, text=True, env=environment, timeout=60, check=False
+        )
+    except subprocess.TimeoutExpired:
+        raise Fault(f"that {module!r} is imported in seconds", "no end after 60 s", "let nothing wait at import") from None
+    if done.returncode != 0:
+        lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+        raise Fault(
+            f"that {module!r} can be imported in a fresh process", lines[-1], "import what it needs itself, whatever ran before"
+        )
+    seconds, modules = json.loads(done.stdout.strip().splitlines()[-1])
+    return seconds, modules
+
+
+def plugin_api_version(plugin: PluginSubject) -> None:
+    """TVC_API is missing, computed, or a version that this core does not serve, so that upgrades break the plugin."""
+    name = plugin.module_name()
+    source = Path(str(plugin.plugin.__file__)).read_text(encoding="utf-8")
+    values = [
+        node.value
+        for node in ast.parse(source).body
+        if isinstance(node, (ast.Assign, ast.AnnAssign))
+        and [ast.unparse(target) for target in (node.targets if isinstance(node, ast.Assign) else [node.target])] == ["TVC_API"]
+    ]
+    do = f"write TVC_API = {API_VERSION} into it, the plugin API that it was written and tested for"
+    if len(values) != 1 or values[0] is None:
+        raise Fault(f"one line TVC_API = {API_VERSION} in {name!r}", f"{len(values)} of them", do)
+    text = ast.unparse(values[0])
+    try:
+        found = ast.literal_eval(values[0])
+    except ValueError:
+        found = None
+    if not (isinstance(found, tuple) and len(found) == 2 and all(type(part) is int for part in found)):
+        raise Fault(f"a literal pair of numbers for TVC_API in {name!r}", f"TVC_API = {text}", do)
+    if found[0] != API_VERSION[0] or found[1] > API_VERSION[1]:
+        raise Fault(f"a plugin API that this core serves, up to {API_VERSION}", f"TVC_API = {text}", do)
+
+
+def plugin_hooks(plugin: PluginSubject) -> None:
+    """A hook is misspelt, not decorated, or takes arguments; there is none at all."""
+    hooks = []
+    for name in dir(plugin.plugin):
+        value = getattr(plugin.plugin, name, None)
+        decorated = getattr(value, f"{PROJECT}_impl", None) is not None
+        if not callable(value) or not (decorated or name.startswith("tvc_")):
+            continue
+        if name not in HOOKS:
+            raise Fault(f"hooks named {listing(HOOKS)}", repr(name), f"rename it.{did_you_mean(name, HOOKS)}".rstrip("."))
+        if not decorated:
+            raise Fault("that every hook is decorated", f"{name} without decorator", "put @tvc_core.hookimpl above it")
+        hooks.append(name)
+    if not hooks:
+        raise Fault(f"one of the hooks {listing(HOOKS)}", "none of them", "implement one, decorated with @tvc_core.hookimpl")
+
+
+def plugin_specs(plugin: PluginSubject) -> None:
+    """A hook raises, returns something else than a list of its specs, a name twice or a name of the core's."""
+    do = "return a new list of frozen specs, the same at every call"
+    if plugin.registry is None:
+        error = plugin.error
+        raise Fault("that the hooks' specs can be registered", str(error).partition(": ")[2] or str(error), do) from error
+    again = plugin.register()
+    for kind in HOOKS.values():
+        first, second = (_own(registry, kind, plugin.owner) for registry in (plugin.registry, again))
+        if first != second:
+            names = [[spec.name for spec in specs] for specs in (first, second)]
+            raise Fault(f"the same {kind.__name__}s from every call", f"{names[0]}, then {names[1]}", do)
+
+
+def plugin_factories(plugin: PluginSubject) -> None:
+    """A factory's module cannot be imported, or it has no such attribute: the first user of the name would find out."""
+    assert plugin.registry is not None
+    faults = []
+    for kind in HOOKS.values():
+        for offer in plugin.registry.all(kind):
+            if offer.owner == plugin.owner:
+                try:
+                    if not callable(offer.load()):
+                        faults.append(f"{offer.spec.factory!r} of the {kind.kind} {offer.spec.name!r} cannot be called")
+                except PluginError as error:
+                    faults.append(str(error).partition(". This is a fault")[0])
+    if faults:
+        raise Fault("that every factory loads", "; ".join(faults), "correct the factory strings 'package.module:attribute'")
+
+
+def _own(registry: Any, kind: type[Spec], owner: str) -> list[Spec]:
+    return [offer.spec for offer in registry.all(kind) if offer.owner == owner]
+
+
+BASIC = (plugin_imports, plugin_api_version, plugin_hooks, plugin_specs)
+"""The checks that the others need: without them the others say nothing."""
+
+CHECKS = (
+    plugin_imports,
+    plugin_light_import,
+    plugin_api_version,
+    plugin_hooks,
+    plugin_specs,
+    plugin_factories,
+)

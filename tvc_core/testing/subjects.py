@@ -1,0 +1,144 @@
+"""What a check looks at: the plugin as it was handed over, or one thing that it offers. Imports no torch."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from unittest import SkipTest
+
+import importlib_metadata
+
+from .. import builtin
+from ..errors import PluginError
+from ..hookspecs import ENTRY_POINT_GROUP
+from ..registry import Named, Registry
+from ..specs import normalize
+
+__all__ = ["Fault", "PluginSubject", "Subject", "open_plugin"]
+
+
+class Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error of ours
+    """A check failed: what was expected, what was seen, and what to do."""
+
+    def __init__(self, expected: str, seen: str, do: str) -> None:
+        super().__init__(f"expected {expected}, saw {seen}; {do}.")
+
+
+@dataclass(kw_only=True, eq=False)
+class Subject:
+    """One offered thing, and what checks need to try it.
+
+    Args:
+        named: the spec with its owner.
+        registry: knows the plugin and the core, nothing that is installed.
+        params: the author's parameters for a block, options for a backbone or an operation.
+        skips: reasons of the author, by the name of the check.
+    """
+
+    named: Named[Any]
+    registry: Registry
+    params: Mapping[str, Any] = field(default_factory=dict)
+    skips: Mapping[str, str] = field(default_factory=dict)
+    passed: dict[str, bool] = field(default_factory=dict)
+    """Results of the checks that others build on."""
+
+    @property
+    def kind(self) -> str:
+        """Kind of the thing, such as "block"."""
+        return self.named.spec.kind
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.named.qualified!r}"
+
+
+@dataclass(kw_only=True, eq=False)
+class PluginSubject:
+    """A plugin as it was handed over.
+
+    Args:
+        name: what messages call it: the module's name, or the owner of an object.
+        module: name under which it can be imported; None for an object.
+        plugin: the module or object; None where it cannot be imported.
+        owner: first half of the qualified names.
+        error: why it cannot be imported, or cannot be registered.
+        registry: what it offers; None where it cannot be registered.
+    """
+
+    name: str
+    module: str | None
+    plugin: Any
+    owner: str
+    error: BaseException | None = None
+    registry: Registry | None = None
+    skips: Mapping[str, str] = field(default_factory=dict)
+    passed: dict[str, bool] = field(default_factory=dict)
+
+    kind = "plugin"
+
+    def __str__(self) -> str:
+        return f"plugin {self.name!r}"
+
+    def module_name(self) -> str:
+        """Return the name under which the plugin can be imported; what needs it does not apply to objects."""
+        if self.module is None:
+            raise SkipTest("an in-process plugin has no module file")
+        return self.module
+
+    def register(self) -> Registry:
+        """Return a registry with this plugin and the core alone."""
+        if self.plugin is builtin:
+            return Registry(installed=False)
+        return Registry([_with_owner(self.plugin, self.owner)], installed=False)
+
+
+def _with_owner(plugin: Any, owner: str) -> Any:
+    """Return a module under the owner that it has where it is installed; in-process objects say it themselves."""
+    if not isinstance(plugin, types.ModuleType):
+        return plugin
+    copy = types.ModuleType(plugin.__name__)
+    copy.__dict__.update(plugin.__dict__, TVC_OWNER=owner)
+    return copy
+
+
+def open_plugin(given: Any) -> PluginSubject:
+    """Return what is to be checked; a plugin that cannot be imported or registered is a result, not an exception.
+
+    Args:
+        given: the name of a module, a module, or an object with hooks.
+    """
+    if isinstance(given, str):
+        try:
+            subject = _of_module(given, importlib.import_module(given))
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise SystemExit or worse
+            return PluginSubject(name=given, module=given, plugin=None, owner=_owner_of(given), error=error)
+    elif isinstance(given, types.ModuleType):
+        subject = _of_module(given.__name__, given)
+    else:
+        name = getattr(given, "__name__", None) or type(given).__name__
+        owner = str(getattr(given, "TVC_OWNER", None) or name.rpartition(".")[2].strip("_"))
+        subject = PluginSubject(name=owner, module=None, plugin=given, owner=normalize(owner))
+    try:
+        subject.registry = subject.register()
+    except PluginError as error:
+        subject.error = error
+    return subject
+
+
+def _of_module(name: str, plugin: types.ModuleType) -> PluginSubject:
+    importable = sys.modules.get(name) is plugin and getattr(plugin, "__file__", None) and name != "__main__"
+    owner = normalize(getattr(plugin, "TVC_OWNER", None) or _owner_of(name))
+    return PluginSubject(name=name, module=name if importable else None, plugin=plugin, owner=owner)
+
+
+def _owner_of(module: str) -> str:
+    """Return the distribution that announces a module, or else the name of its package as a distribution's."""
+    for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP):
+        if entry.value == module and entry.dist is not None:
+            return normalize(entry.dist.name)
+    return "tvc-core" if module == builtin.__name__ else normalize(module.partition(".")[0])
