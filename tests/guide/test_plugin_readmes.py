@@ -1,4 +1,4 @@
-"""The README of each plugin, which is its page in a package index: its Python runs, its tables are what the code says."""
+"""The README of each distribution, which is its page in a package index: its Python runs, its tables are what the code says."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, Registry
 from tvc_core.specs import Spec
 
 PLUGINS = Path(__file__).resolve().parents[2] / "plugins"
-READMES = sorted(PLUGINS.glob("*/README.md"))
+READMES = [PLUGINS.parent / "tvc_core" / "README.md", *sorted(PLUGINS.glob("*/README.md"))]
 
 
 def python_blocks(text: str) -> list[str]:
@@ -52,12 +52,15 @@ def table(owner: str) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
-def test_every_plugin_has_a_readme_with_the_name_that_pip_installs() -> None:
+def test_every_distribution_has_a_readme_with_the_name_that_pip_installs() -> None:
     for path in READMES:
         text = path.read_text(encoding="utf-8")
-        assert text.startswith(f"# {path.parent.name}\n")
-        assert re.search(rf"pip install '?{path.parent.name}", text), path
-    assert len(READMES) == len(list(PLUGINS.glob("*/pyproject.toml")))
+        name = path.parent.name.replace("_", "-")
+        assert text.startswith(f"# {name}\n")
+        assert re.search(rf"pip install '?{name}", text), path
+        links = re.findall(r"\]\(([^)\s]+)\)", text)
+        assert all(link.startswith("https://") for link in links), f"{path}: an index has no files for relative links {links}"
+    assert len(READMES) == len(list(PLUGINS.glob("*/pyproject.toml"))) + 1
 
 
 @pytest.mark.parametrize("path", READMES, ids=lambda path: path.parent.name)
