@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from unittest import SkipTest
 
 from ..errors import ParameterError, TvcError, did_you_mean, listing
@@ -19,6 +19,7 @@ from .subjects import Fault, PluginSubject, Subject, open_plugin
 __all__ = ["Check", "ConformanceError", "Report", "all_checks", "check_plugin", "checks_of", "parametrize_with_checks"]
 
 Function = Callable[[Any], None]
+Test = TypeVar("Test", bound=Callable[..., Any])
 Skip = Mapping[str, str | Mapping[str, str]]
 
 _MODULES = {
@@ -203,7 +204,7 @@ def parametrize_with_checks(
     params: Mapping[str, Mapping[str, Any]] | None = None,
     skip: Skip | None = None,
     names: Iterable[str] = (),
-) -> Any:
+) -> Callable[[Test], Test]:
     """Return a pytest decorator that makes one test out of each check; the test takes `check` and calls it.
 
     Args:
@@ -218,7 +219,8 @@ def parametrize_with_checks(
     import pytest
 
     checks = checks_of(plugin, params=params, skip=skip, names=names)
-    return pytest.mark.parametrize("check", checks, ids=[check.id for check in checks])
+    decorator: Callable[[Test], Test] = pytest.mark.parametrize("check", checks, ids=[check.id for check in checks])
+    return decorator
 
 
 def _functions(kind: str) -> tuple[Function, ...]:
