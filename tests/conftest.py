@@ -8,11 +8,23 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from sweep_page import Rows
 
 from tvc_core import HybridBuilder
 from tvc_core.testing import official_weights, write_distribution
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROWS = Rows()
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call":
+        ROWS.add(report.user_properties)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if not hasattr(session.config, "workerinput"):  # the main process sees the rows of all workers
+        ROWS.write()
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,180 @@
+"""Write docs/reference/sweep.md: tests of the sweeps hand over rows, and a table with all of its rows is written.
+
+A test gives its row by `record_property`, so that it reaches the session's main process from any worker. With the variable
+TVC_SWEEP_ROWS, a folder, rows are also kept there, and a later session counts them as its own: a sweep in several pieces.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "sweep.md"
+
+CHECKS = {
+    "logits": "the hybrid's logits equal those of torchvision's network with the same made-up official file, bit for bit",
+    "keys": "every key of torchvision's is there with the same tensor; what is new lives under `patches.`",
+    "head": "`num_classes=7`: all tensors but the last layer's as in the file, logits [N, 7], a training step moves the head",
+    "stages": "every parameter and buffer belongs to one part; thawing one more stage makes more trainable",
+    "features": "at three sizes, one of them not square (where only one is accepted: at that): each stage's map equals what "
+    "torchvision's network computes there, and its channels and stride are those of `stage_info`",
+    "se": "a block at every stage: it runs, the start is exact, opening its gate changes the logits, and so do its parameters",
+    "eca": "the same",
+    "cbam_block": "the same",
+    "compile": '`torch.compile(fullgraph=True, backend="eager")` with open gates: same logits. The graph is captured whole; what '
+    "another backend makes of it is not compared here",
+    "export": "`torch.export` with a dynamic batch axis: same logits at another batch size",
+    "pickle": "a pickled and a deep copy have the same tensors, logits, records, frozen parts and modes in training",
+    "freeze": "all frozen but head and patches: two steps of SGD with momentum and weight decay move every gate, and nothing frozen",
+}
+"""Columns of the first table and what each says."""
+
+REASONS = {
+    "never called": r"it is never called in a forward pass",
+    "no single tensor": r"not a single tensor",
+    "calls of different widths": r"times with different (input|output) shapes \[",
+    "no map": r"has the shape \[|and se takes NCHW|are no grid",
+    "breaks what follows": r"the network fails with the patches",
+}
+"""Why a path is refused, and how the error says it."""
+
+_SECTIONS = ("classifiers", "paths")
+
+
+class Rows:
+    """What the tests of one session handed over: rows by table and backbone, and what each table needs."""
+
+    def __init__(self) -> None:
+        self.found: dict[str, dict[str, dict[str, Any]]] = {section: {} for section in _SECTIONS}
+
+    def add(self, properties: Iterable[tuple[str, object]]) -> None:
+        """Take the rows among a test's properties."""
+        for key, value in properties:
+            section, _, what = key.partition(":")
+            if section in self.found and what:
+                self.found[section][what] = json.loads(str(value))
+                if kept := _kept():
+                    kept.mkdir(parents=True, exist_ok=True)
+                    (kept / f"{section}.{what}.json").write_text(str(value), encoding="utf-8")
+
+    def write(self) -> list[str]:
+        """Write every table all of whose rows are there; return which."""
+        if kept := _kept():
+            for file in sorted(kept.glob("*.json")) if any(self.found.values()) else ():
+                section, what = file.name.removesuffix(".json").split(".", 1)
+                self.found[section].setdefault(what, json.loads(file.read_text(encoding="utf-8")))
+        written = []
+        for section in _SECTIONS:
+            rows = self.found[section]
+            wanted = {name for row in rows.values() for name in row["all"]}
+            if rows and set(rows) == wanted:
+                _put(section, (_classifiers if section == "classifiers" else _paths)(list(rows.values())))
+                written.append(section)
+        return written
+
+
+def _kept() -> Path | None:
+    folder = os.environ.get("TVC_SWEEP_ROWS")
+    return Path(folder) if folder else None
+
+
+def as_row(section: str, name: str, names: Iterable[str], **cells: Any) -> tuple[str, str]:
+    """Return (key, value) for `record_property`: one row of a table that needs a row for each of `names`."""
+    import torch
+    import torchvision
+
+    versions = f"torch {_release(torch.__version__)}, torchvision {_release(torchvision.__version__)}"
+    return f"{section}:{name}", json.dumps({"name": name, "all": list(names), "versions": versions, **cells})
+
+
+def _release(version: str) -> str:
+    return version.partition("+")[0]
+
+
+def _put(section: str, lines: list[str]) -> None:
+    """Put a section into the page, whose other sections stay."""
+    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    parts = {name: found[1] if (found := _between(name).search(text)) else "\n" for name in _SECTIONS}
+    parts[section] = "\n" + "\n".join(lines) + "\n"
+    made = [
+        "<!-- Written by `make sweep` from what the tests saw; no row is there that did not run. -->",
+        "# Sweep",
+        "",
+        "What `make sweep` saw, which `make test-all` runs, too: every classifier of torchvision with made-up official files,",
+        "and squeeze-excite at every module path of backbones of every family.",
+        "",
+    ]
+    for name in _SECTIONS:
+        made += [f"<!-- {name} -->{parts[name]}<!-- end of {name} -->", ""]
+    PAGE.write_text("\n".join(made).rstrip() + "\n", encoding="utf-8")
+
+
+def _between(section: str) -> re.Pattern[str]:
+    return re.compile(rf"<!-- {section} -->(.*?)<!-- end of {section} -->", re.DOTALL)
+
+
+def table_of(section: str) -> list[dict[str, str]]:
+    """Return the rows of a table of the committed page, by column."""
+    found = _between(section).search(PAGE.read_text(encoding="utf-8"))
+    lines = [line for line in (found[1] if found else "").splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
+
+
+def _classifiers(rows: list[dict[str, Any]]) -> list[str]:
+    order = list(rows[0]["all"])
+    rows = sorted(rows, key=lambda row: order.index(row["name"]))
+    lines = [
+        "## Every classifier",
+        "",
+        f"{len(rows)} networks, {_versions(rows)}. The column `patches` counts the blocks of the patched hybrid:",
+        "`se`, `eca` and `cbam_block` at each stage.",
+        "",
+    ]
+    lines += [f"- {check}: {what}" for check, what in CHECKS.items()]
+    head = ("backbone", "image", "patches", *CHECKS)
+    lines += ["", *_table(head, ((f"`{row['name']}`", row["image"], str(row["patches"]), *row["cells"]) for row in rows))]
+    if failed := [f"- `{row['name']}`, {text}" for row in rows for text in row["failures"]]:
+        lines += ["", "Failed:", "", *failed]
+    return lines
+
+
+def _paths(rows: list[dict[str, Any]]) -> list[str]:
+    order = list(rows[0]["all"])
+    rows = sorted(rows, key=lambda row: order.index(row["name"]))
+    lines = [
+        "## Every path",
+        "",
+        f"`se` at every module path of {len(rows)} backbones, {_versions(rows)}, each in a build of its own: it works (exact",
+        "start; other logits with an open gate; a forward pass at another batch size and, where the backbone takes one, another",
+        "image size; a forward and a backward pass in training), or the build refuses and names path and reason. The column",
+        "`shared` counts the paths that work and run several times in one forward pass.",
+        "",
+    ]
+    head = ("backbone", "image", "paths", "work", "shared", *REASONS, "wrong")
+    counts = (
+        (
+            f"`{row['name']}`",
+            row["image"],
+            *(str(row[key]) for key in ("paths", "worked", "shared")),
+            *(str(row["refused"].get(reason, 0)) for reason in REASONS),
+            str(len(row["wrong"])),
+        )
+        for row in rows
+    )
+    lines += _table(head, counts)
+    if wrong := [f"- `{row['name']}`, {text}" for row in rows for text in row["wrong"]]:
+        lines += ["", "Wrong:", "", *wrong]
+    return lines
+
+
+def _versions(rows: list[dict[str, Any]]) -> str:
+    return "; ".join(sorted({row["versions"] for row in rows}))
+
+
+def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
+    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
