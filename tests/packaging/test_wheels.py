@@ -2,81 +2,50 @@
 
 from __future__ import annotations
 
-import email
 import json
-import os
-import subprocess
-import sys
-import sysconfig
-import venv
+import shutil
 import zipfile
 from pathlib import Path
 
 import pytest
+from distributions import FOLDERS, Built, Environment, build
 
-ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = [ROOT, *sorted(path.parent for path in ROOT.glob("plugins/*/pyproject.toml"))]
 FIVE = ["cbam_block", "channel_attention", "eca", "se", "spatial_attention"]
+GUIDE = """
+import sys, torch
+from pathlib import Path
+from tvc_core import HybridBuilder
+from tvc_core.testing import official_weights
+with official_weights(Path("home"), "resnet50:IMAGENET1K_V2"):
+    builder = HybridBuilder()
+    model = builder.from_torchvision("resnet50", weights="IMAGENET1K_V2", num_classes=10)
+    patches = {"layer3": {"wrap": "se"}, "layer4": {"wrap": "cbam_block"}}
+    patched = builder.from_torchvision("resnet50", weights="IMAGENET1K_V2", patches=patches, num_classes=100)
+print(list(model.eval()(torch.randn(1, 3, 64, 64)).shape), patched.num_classes, patched.step0_difference)
+"""
+"""The guide's first two examples, with made-up weights under their official name."""
 
 pytestmark = pytest.mark.packaging
-
-
-@pytest.fixture(scope="session")
-def wheels(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Return the wheel of each distribution, built from the source tree."""
-    out = tmp_path_factory.mktemp("dist")
-    for folder in FOLDERS:
-        command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(out), str(folder)]
-        subprocess.run(command, check=True, capture_output=True)
-    return {path.name.partition("-")[0].replace("_", "-"): path for path in out.glob("*.whl")}
-
-
-class Environment:
-    """A virtual environment that sees the running one's packages except ours."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / "env"
-        venv.create(self.folder, with_pip=False, symlinks=True)
-        self.python = self.folder / "bin" / "python"
-        borrowed = folder / "borrowed"
-        borrowed.mkdir()
-        for entry in Path(sysconfig.get_path("purelib")).iterdir():
-            ours = entry.name.startswith(("tvc", "_tvc", "torchvision_customizer", "_editable", "__editable__"))
-            if not ours and entry.suffix != ".pth":
-                (borrowed / entry.name).symlink_to(entry)
-        site = next((self.folder / "lib").glob("python*/site-packages"))
-        (site / "borrowed.pth").write_text(str(borrowed), encoding="utf-8")
-
-    def pip(self, *arguments: str) -> None:
-        command = [sys.executable, "-m", "pip", "--python", str(self.python), *arguments]
-        subprocess.run(command, check=True, capture_output=True, env=self.clean())
-
-    def install(self, *wheels: Path) -> None:
-        self.pip("install", "--no-index", "--no-deps", *map(str, wheels))
-
-    def run(self, code: str) -> str:
-        command = [str(self.python), "-c", code]
-        done = subprocess.run(command, capture_output=True, text=True, cwd=self.folder, env=self.clean(), check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    def clean(self) -> dict[str, str]:
-        return {key: value for key, value in os.environ.items() if not key.startswith(("TVC_", "PYTHONPATH", "PIP_FIND_LINKS"))}
-
-
-@pytest.fixture
-def environment(tmp_path: Path) -> Environment:
-    return Environment(tmp_path)
 
 
 def names(environment: Environment, expression: str) -> object:
     return json.loads(environment.run(f"import json; from tvc_core import HybridBuilder as H; print(json.dumps({expression}))"))
 
 
+def test_the_core_alone_lists_its_own_operations(environment: Environment, wheels: dict[str, Path]) -> None:
+    environment.install(wheels["tvc-core"])
+    assert names(environment, "[H.list_patch_ops(), H.list_initializers(), H.list_blocks(), H.list_backbones()]") == [
+        ["inject", "replace", "wrap"],
+        ["identity", "kaiming", "paper", "xavier", "zero"],
+        [],
+        [],
+    ]
+
+
 def test_core_and_attention_alone_offer_the_five_blocks_and_say_who_provides_resnet50(
-    environment: Environment, wheels: dict[str, Path]
+    environment: Environment, built: Built
 ) -> None:
-    environment.install(wheels["tvc-core"], wheels["tvc-attention"])
+    environment.install_by_name(built.folder, "tvc-attention")  # which requires the core
     assert names(environment, "H.list_blocks()") == FIVE
     assert names(environment, "H.list_backbones()") == []
     message = environment.run(
@@ -88,65 +57,121 @@ def test_core_and_attention_alone_offer_the_five_blocks_and_say_who_provides_res
     assert "pip install tvc-resnet" in message
 
 
-def test_the_core_alone_lists_its_own_operations(environment: Environment, wheels: dict[str, Path]) -> None:
-    environment.install(wheels["tvc-core"])
-    assert names(environment, "[H.list_patch_ops(), H.list_initializers(), H.list_blocks()]") == [
-        ["inject", "replace", "wrap"],
-        ["identity", "kaiming", "paper", "xavier", "zero"],
-        [],
-    ]
-
-
-def test_with_resnet_a_patched_network_builds_and_uninstalling_it_removes_its_names_only(
-    environment: Environment, wheels: dict[str, Path]
+def test_with_resnet_the_guides_first_examples_build_and_uninstalling_it_removes_its_names_only(
+    environment: Environment, built: Built
 ) -> None:
-    environment.install(wheels["tvc-core"], wheels["tvc-attention"], wheels["tvc-resnet"])
-    code = (
-        "from tvc_core import HybridBuilder\n"
-        "m = HybridBuilder().from_torchvision('resnet18', weights=None, patches={'layer3': {'wrap': 'se'}}, num_classes=10)\n"
-        "print(m.fc.out_features, m.step0_difference)"
-    )
-    assert environment.run(code) == "10 0.0"
+    environment.install_by_name(built.folder, "tvc-core", "tvc-attention")
+    before = environment.files()
+    environment.install_by_name(built.folder, "tvc-resnet")
+    assert environment.run(GUIDE) == "[1, 10] 100 0.0"
     environment.pip("uninstall", "-y", "tvc-resnet")
     assert names(environment, "[H.list_backbones(), H.list_blocks()]") == [[], FIVE]
+    assert {file for file in environment.files() - before if not file.endswith(".pyc")} == set()
 
 
-def test_everything_together_has_the_guides_import_name_and_the_command(
-    environment: Environment, wheels: dict[str, Path]
-) -> None:
-    environment.install(*wheels.values())
+def test_everything_together_has_the_guides_import_name_and_the_command(environment: Environment, built: Built) -> None:
+    environment.install_by_name(built.folder, "tvc-all")  # which requires all others
     assert environment.run(
         "from torchvision_customizer import HybridBuilder; import torchvision_customizer.recipe as r; "
         "print(len(HybridBuilder.list_backbones(origin='torchvision')), r.load_yaml_recipe.__name__)"
     ).split() == ["80", "load_yaml_recipe"]
-    done = subprocess.run(
-        [str(environment.folder / "bin" / "tvc"), "list", "blocks"],
-        capture_output=True,
-        text=True,
-        env=environment.clean(),
-        check=True,
-    )
-    assert all(name in done.stdout for name in FIVE)
+    listed = environment.command(environment.folder / "bin" / "tvc", "list", "blocks")
+    assert all(name in listed for name in FIVE)
+    status = environment.run("import tvc_core; print(sorted({info.status for info in tvc_core.Registry().plugins}))")
+    assert status == "['active']"
 
 
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_a_wheel_carries_what_an_index_shows_and_nothing_else(folder: Path, wheels: dict[str, Path]) -> None:
-    name = "tvc-core" if folder == ROOT else folder.name
-    with zipfile.ZipFile(wheels[name]) as archive:
-        files = archive.namelist()
-        metadata = email.message_from_bytes(archive.read(next(file for file in files if file.endswith("METADATA"))))
-    assert metadata["License-Expression"] == "MIT"
-    assert metadata["Summary"]
-    assert "Typing :: Typed" in metadata.get_all("Classifier", [])
-    assert len(str(metadata.get_payload())) > 300, "the description is the README"
-    assert any(file.endswith("py.typed") for file in files)
-    assert any(file.endswith("licenses/LICENSE") for file in files)
-    tops = {file.partition("/")[0] for file in files if ".dist-info" not in file}
-    assert tops == {"torchvision_customizer" if name == "tvc-all" else name.replace("-", "_")}
+def test_uninstalling_one_of_all_removes_its_names_and_nothing_else(environment: Environment, wheels: dict[str, Path]) -> None:
+    def offered() -> list[list[str]]:
+        return json.loads(
+            environment.run(
+                "import json; from tvc_core import Registry\n"
+                "print(json.dumps(sorted([i.owner, s.kind, s.name] for i in Registry().plugins for s in i.specs)))"
+            )
+        )
+
+    environment.install(*wheels.values())
+    before = offered()
+    for owner in ("tvc-attention", "tvc-resnet"):
+        environment.pip("uninstall", "-y", owner)
+        left = [offer for offer in before if offer[0] != owner]
+        assert left != before
+        assert offered() == left
+        before = left
 
 
-def test_the_core_requires_its_six_and_no_more(wheels: dict[str, Path]) -> None:
-    with zipfile.ZipFile(wheels["tvc-core"]) as archive:
-        text = archive.read(next(file for file in archive.namelist() if file.endswith("METADATA")))
-    required = {line.split(">")[0] for line in email.message_from_bytes(text).get_all("Requires-Dist", [])}
-    assert required == {"torch", "torchvision", "pluggy", "pyyaml", "importlib-metadata", "safetensors"}
+ALONE = """
+import importlib, json, sys
+from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Registry
+for owner, folder, package in json.loads(sys.argv[1]):
+    sys.path.insert(0, folder)
+    importlib.invalidate_caches()
+    importlib.import_module(package)
+    registry = Registry()
+    assert {info.owner for info in registry.plugins} <= {"tvc-core", owner}, registry.plugins
+    assert {info.status for info in registry.plugins} == {"active"}, registry.plugins
+    offers = [offer for kind in (BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec) for offer in registry.all(kind)]
+    for factory in {str(offer.spec.factory): offer for offer in offers}.values():
+        factory.load()
+    print(owner, sum(offer.owner == owner for offer in offers))
+    sys.path.remove(folder)
+"""
+"""Puts one plugin at a time on sys.path, with nothing but the core beside it."""
+
+
+def test_each_plugin_alone_works_with_the_core(environment: Environment, wheels: dict[str, Path], tmp_path: Path) -> None:
+    environment.install(wheels["tvc-core"])
+    alone = []
+    for owner in sorted(set(wheels) - {"tvc-core"}):
+        with zipfile.ZipFile(wheels[owner]) as archive:  # all that installing a wheel without commands does
+            archive.extractall(tmp_path / owner)
+        package = next(path.name for path in (tmp_path / owner).iterdir() if not path.name.endswith(".dist-info"))
+        alone.append([owner, str(tmp_path / owner), package])
+    lines = environment.command(environment.python, "-c", ALONE, json.dumps(alone)).splitlines()
+    counts = {owner: int(count) for owner, count in map(str.split, lines)}
+    assert set(counts) == set(wheels) - {"tvc-core"}
+    assert {owner for owner, count in counts.items() if not count} <= {"tvc-all", "tvc-cli", "tvc-dense", "tvc-timm"}
+    assert (counts["tvc-resnet"], counts["tvc-attention"]) == (10, 5)
+
+
+def test_an_upgrade_leaves_nothing_of_the_old_version_and_uninstalling_nothing_at_all(
+    environment: Environment, wheels: dict[str, Path], tmp_path: Path
+) -> None:
+    newer, removed = tmp_path / "newer", []
+    for folder in FOLDERS:
+        copy = tmp_path / "sources" / folder.name
+        removed += next_version(folder, copy)
+    build([("wheel", copy, newer) for copy in (tmp_path / "sources").iterdir()])
+    fresh_folder = tmp_path / "other"
+    fresh_folder.mkdir()
+    fresh = Environment(fresh_folder)
+    fresh.install(*newer.glob("*.whl"))
+
+    before = environment.files()
+    environment.install(*wheels.values())
+    was = environment.files()
+    environment.install(*newer.glob("*.whl"))
+    now = environment.files()
+    assert len(removed) > 5
+    for module in removed:
+        assert any(file.endswith(f"site-packages/{module}") for file in was), module
+        assert not any(file.endswith(f"site-packages/{module}") for file in now), module
+    assert now == fresh.files()
+    environment.pip("uninstall", "-y", *wheels)
+    assert environment.files() == before
+
+
+def next_version(folder: Path, copy: Path) -> list[str]:
+    """Copy a distribution as version 0.1.1 without the last of its modules, and return that module, if it has more than one."""
+    copy.mkdir(parents=True)
+    text = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'version = "0.1.0"' in text
+    (copy / "pyproject.toml").write_text(text.replace('version = "0.1.0"', 'version = "0.1.1"', 1), encoding="utf-8")
+    package = next(folder.glob("t*/py.typed")).parent
+    shutil.copytree(package, copy / package.name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("README.md", "LICENSE"):
+        shutil.copy(folder / name, copy)
+    modules = [path for path in copy.rglob("*.py") if path.name not in ("__init__.py", "plugin.py")]
+    for module in sorted(modules)[-1:]:
+        module.unlink()
+    return [str(module.relative_to(copy)) for module in sorted(modules)[-1:]]
