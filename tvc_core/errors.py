@@ -112,6 +112,15 @@ def listing(names: Iterable[str], *, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f", ... ({rest} more)" if rest > 0 else "")
 
 
+def said(error: BaseException) -> str:
+    """Return an error's class and message on one line; a plugin's error may fail to print itself."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:
+        message = "(its message cannot be printed)"
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 class _Shown(reprlib.Repr):
     def __init__(self) -> None:
         super().__init__()

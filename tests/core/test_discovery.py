@@ -24,6 +24,8 @@ from tvc_core import (
 )
 from tvc_core.registry import discovery
 
+pytestmark = pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
+
 HEADER = "from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, hookimpl\nTVC_API = (1, 0)\n"
 GATE = "BlockSpec(name='gate', factory='acme.gate:Gate')"
 
@@ -47,6 +49,7 @@ def install(fake_distribution: Install, monkeypatch: pytest.MonkeyPatch) -> Inst
     find = importlib_metadata.distributions
     folders: list[str] = []
     monkeypatch.setattr(discovery.importlib_metadata, "distributions", lambda: find(path=folders))
+    monkeypatch.setattr(discovery, "_MENTIONED", set())
     for variable in ("TVC_DISABLE", "TVC_ONLY", "TVC_STRICT"):
         monkeypatch.delenv(variable, raising=False)
 
@@ -233,15 +236,16 @@ def test_an_entry_point_without_its_attribute_is_a_failed_plugin(install: Instal
     [("METADATA", b"Version: 1.0\n"), ("METADATA", None), ("METADATA", b"\xff\xfe\x00"), ("entry_points.txt", b"\xff\xfe\x00")],
     ids=["no name", "no metadata", "metadata not text", "entry points not text"],
 )
-def test_broken_metadata_is_a_warning_that_names_the_folder(install: Install, file: str, content: bytes | None) -> None:
+def test_broken_metadata_is_a_failed_plugin_that_names_the_folder(install: Install, file: str, content: bytes | None) -> None:
     install("aa-good", blocks("first"))
     info = install("broken", blocks("gate"))
     install("zz-good", blocks("last"))
     (info / file).unlink()
     if content is not None:
         (info / file).write_bytes(content)
-    with pytest.warns(RegistryWarning, match=r"skipped .*broken-1\.0\.dist-info: its metadata cannot be read"):
+    with pytest.warns(RegistryWarning, match=r"broken 1\.0 is failed .*its metadata in .*broken-1\.0\.dist-info cannot be read"):
         registry = Registry()
+    assert info_of(registry, "broken").status == "failed"
     assert registry.names(BlockSpec) == ["first", "last"]
 
 

@@ -86,7 +86,7 @@ def _module(name: str) -> types.ModuleType:
 @pytest.mark.parametrize(
     ("given", "owner"),
     [
-        (_module("acme.my_blocks"), "my-blocks"),
+        (_module("acme.my_blocks"), "acme"),
         (_module("__main__"), "main"),
         (Bare, "bare"),
         (Bare(), "bare"),

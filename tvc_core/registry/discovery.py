@@ -3,26 +3,30 @@
 pluggy validates and calls the hooks. What it must not decide for us: which of two entry points of one name
 survives, whether one bad import stops the others, and whether a misspelt hook is an error (docs/explanation/
 architecture.md, "The hook layer"). So entry points are loaded here, one by one, each plugin into a manager of its own.
+What was loaded is kept for the process; what failed is tried again by the next registry, unless it hung.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import sys
 import traceback
 import types
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import importlib_metadata
 import pluggy
 
 from .. import hookspecs
-from ..errors import PluginError, RegistryWarning, did_you_mean, listing
+from ..errors import PluginError, RegistryWarning, did_you_mean, listing, said
 from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
+from .loading import Guard, guarding
 
 __all__ = ["PluginInfo", "installed_plugins", "local_plugin"]
 
@@ -49,7 +53,7 @@ class PluginInfo:
         api: the plugin API that it was written for.
         error: one line, why it failed.
         traceback: the original traceback, where there is one.
-        side_effects: what loading it changed for everybody, in words ("random seed of torch"); all of it was put back.
+        side_effects: what loading it changed for everybody, in words ("random seed of torch"); it was put back.
         seconds: what its import and its hooks took.
         specs: what it offers; empty unless active.
     """
@@ -70,6 +74,42 @@ class PluginInfo:
         return sum(spec.kind == kind for spec in self.specs)
 
 
+@dataclass(frozen=True)
+class _Found:
+    """An entry point, or metadata that cannot be read.
+
+    Args:
+        start: what is known of the plugin before it is loaded.
+        entry_point: None if the metadata cannot be read; then `start` says why.
+        home: folder of the distribution.
+    """
+
+    start: PluginInfo
+    entry_point: importlib_metadata.EntryPoint | None
+    home: str
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.start.owner, self.start.module, self.home)
+
+    def contents(self) -> tuple[Any, ...]:
+        """Return what tells the loaded module from a later one of its name, and from itself after a reload."""
+        assert self.entry_point is not None
+        module = sys.modules.get(self.entry_point.module)
+        names = (*HOOKS, "TVC_API", (self.entry_point.attr or "").partition(".")[0])
+        return (module, *(vars(module).get(name) for name in names)) if module is not None else ()
+
+
+_LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], PluginInfo]] = {}
+"""The plugins that are active, with their contents."""
+
+_HUNG: dict[tuple[str, str, str], PluginInfo] = {}
+"""The plugins that hung: nobody waits for them twice."""
+
+_MENTIONED: set[tuple[str, str]] = set()
+"""Owners and folders of the plugins that a warning has named."""
+
+
 class _Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error of ours
     """A plugin breaks a rule; `status` is what it becomes."""
 
@@ -82,7 +122,8 @@ def installed_plugins(reserved: frozenset[tuple[str, str]]) -> list[PluginInfo]:
     """Return every installed plugin, sorted by owner, loaded unless the environment excludes it.
 
     `TVC_DISABLE=a,b` excludes owners, `TVC_ONLY=a,b` excludes all others, `TVC_STRICT=1` turns a faulty plugin
-    into an error. Excluded plugins are not imported.
+    into an error, `TVC_IMPORT_TIMEOUT=seconds` says how long one may take to load. Excluded plugins are not imported.
+    A plugin that is faulty or has side effects is named by one `RegistryWarning` a process.
 
     Args:
         reserved: (kind, name) pairs of the core, which no plugin may offer.
@@ -91,37 +132,39 @@ def installed_plugins(reserved: frozenset[tuple[str, str]]) -> list[PluginInfo]:
         PluginError: with TVC_STRICT=1, a plugin is faulty or incompatible.
     """
     disabled, only = _owners_in("TVC_DISABLE"), _owners_in("TVC_ONLY")
-    found = sorted(_entry_points(), key=lambda item: (item[0], item[1].value))
-    owners = {owner for owner, _, _ in found}
+    found = sorted(_installed(), key=lambda found: found.key)
+    owners = {each.start.owner for each in found}
     _warn_of_unknown("TVC_DISABLE", disabled, owners)
     _warn_of_unknown("TVC_ONLY", (only or frozenset()) - {CORE_OWNER}, owners)
     infos: list[PluginInfo] = []
-    modules: dict[str, list[str]] = {}
-    for owner, entry_point, version in found:
-        start = PluginInfo(owner=owner, status="disabled", version=version, module=entry_point.value)
-        if owner in disabled or (only is not None and owner not in only):
-            infos.append(start)
-        elif entry_point.value not in modules.setdefault(owner, []):  # an editable install can list itself twice
-            modules[owner].append(entry_point.value)
-            infos.append(_guarded(start, entry_point.load, reserved))
+    seen: set[tuple[str, str]] = set()
+    with guarding() as guard:
+        for each in found:
+            start = each.start
+            if start.owner in disabled or (only is not None and start.owner not in only):
+                infos.append(replace(start, status="disabled", error=""))
+            elif (start.owner, start.module) not in seen:  # an editable install can list itself twice
+                seen.add((start.owner, start.module))
+                infos.append(_load(each, reserved, guard))
     infos = _without_doubles(infos)
     faulty = [info for info in infos if info.status in ("failed", "incompatible")]
     if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
         lines = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
         raise PluginError(f"TVC_STRICT is set and {len(faulty)} of {len(infos)} plugins are faulty: {lines}")
+    _mention(infos, {each.start.owner: each.home for each in found})
     return infos
 
 
 def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInfo:
     """Return an in-process plugin: a module, class or object with hook implementations.
 
-    Its owner is its attribute `TVC_OWNER`, else the name of the module, class or object's class.
+    Its owner is its attribute `TVC_OWNER`, else the name of the module's top-level package, the class, or the object's class.
 
     Raises:
         PluginError: the plugin is faulty. The caller handed it over, so nothing is quarantined here.
     """
     name = getattr(plugin, "__name__", None) or type(plugin).__name__
-    owner = getattr(plugin, "TVC_OWNER", None) or name.rpartition(".")[2].strip("_")
+    owner = getattr(plugin, "TVC_OWNER", None) or name.partition(".")[0].strip("_")
     if not isinstance(owner, str) or not _OWNER.fullmatch(normalize(owner)):
         raise PluginError(f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}")
     start = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
@@ -133,23 +176,84 @@ def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInf
 
 def core_plugin(module: types.ModuleType) -> PluginInfo:
     """Return the core's own plugin, which goes through the same hooks as everybody's."""
-    info = _guarded(PluginInfo(owner=CORE_OWNER, status="disabled", module=module.__name__), lambda: module, frozenset())
+    from .. import __version__  # which is there once the package is imported
+
+    start = PluginInfo(owner=CORE_OWNER, status="failed", version=__version__, module=module.__name__)
+    info = _guarded(start, lambda: module, frozenset())
     assert info.status == "active", info.error
     return info
 
 
-def _entry_points() -> Iterable[tuple[str, Any, str]]:
+def _installed() -> Iterable[_Found]:
     seen: set[str] = set()
     for distribution in importlib_metadata.distributions():
+        home = str(getattr(distribution, "_path", distribution))
         try:
             entry_points = [entry for entry in distribution.entry_points if entry.group == hookspecs.ENTRY_POINT_GROUP]
-            owner = normalize(distribution.metadata["Name"]) if entry_points else ""
-            if owner and owner not in seen:  # the first on sys.path is the one that imports find, too
-                seen.add(owner)
-                yield from [(owner, entry, distribution.version or "") for entry in entry_points]
+            if not entry_points:
+                continue
+            metadata = distribution.metadata
+            owner, version = normalize(metadata["Name"]), metadata["Version"] or ""
         except Exception as error:  # broken metadata of any distribution whatever must not hide the plugins of others
-            where = getattr(distribution, "_path", distribution)
-            warnings.warn(f"skipped {where}: its metadata cannot be read: {_said(error)}", RegistryWarning, stacklevel=2)
+            name, _, version = Path(home).stem.partition("-")
+            problem = f"its metadata in {home} cannot be read: {said(error)}"
+            yield _Found(PluginInfo(owner=normalize(name), status="failed", version=version, error=problem), None, home)
+            continue
+        if owner in seen:  # the first on sys.path is the one that imports find, too
+            continue
+        seen.add(owner)
+        for entry in entry_points:
+            yield _Found(PluginInfo(owner=owner, status="failed", version=version, module=entry.value), entry, home)
+
+
+def _load(found: _Found, reserved: frozenset[tuple[str, str]], guard: Guard) -> PluginInfo:
+    """Load an installed plugin, unless that has been done or is known to hang."""
+    start, entry_point = found.start, found.entry_point
+    if entry_point is None:
+        return start
+    if not _OWNER.fullmatch(start.owner):
+        return replace(start, error=f"its distribution is called {start.owner!r}: a name is letters, digits and '-'")
+    if found.key in _HUNG:
+        return _HUNG[found.key]
+    contents, info = _LOADED.get(found.key, ((), start))
+    if contents and contents == found.contents():
+        return replace(info, version=start.version)
+    run = guard.run(lambda: _guarded(start, entry_point.load, reserved), entry_point.module)
+    if run.hung is not None:
+        error = (
+            f"did not finish importing within {guard.seconds:g} s; TVC_DISABLE={start.owner} leaves it out, "
+            "TVC_IMPORT_TIMEOUT=seconds waits longer"
+        )
+        info = replace(start, error=error, traceback=run.hung, side_effects=run.side_effects, seconds=run.seconds)
+        _HUNG[found.key] = info
+        return info
+    info = replace(run.result, side_effects=run.side_effects, seconds=run.seconds)
+    if info.status == "active":
+        _LOADED[found.key] = (found.contents(), info)
+    return info
+
+
+def _mention(infos: Iterable[PluginInfo], homes: Mapping[str, str]) -> None:
+    """Name every plugin that deserves a look, once a process, however many of its modules do."""
+    problems: dict[str, list[str]] = {}
+    versions: dict[str, str] = {}
+    for info in infos:
+        if info.status in ("failed", "incompatible"):
+            problem = f"is {info.status} and offers nothing: {info.error}"
+        elif info.side_effects:
+            problem = f"changes on import what is not its own, which was put back: {', '.join(info.side_effects)}"
+        else:
+            continue
+        versions[info.owner] = info.version
+        if problem not in problems.setdefault(info.owner, []):
+            problems[info.owner].append(problem)
+    for owner, said_of_it in problems.items():
+        key = (owner, homes[owner])
+        if key not in _MENTIONED:
+            _MENTIONED.add(key)
+            what = " ".join(part for part in (owner, versions[owner]) if part)
+            message = f"The plugin {what} {'; it '.join(said_of_it)}. 'tvc plugins' shows all plugins."
+            warnings.warn(message, RegistryWarning, stacklevel=4)
 
 
 def _guarded(start: PluginInfo, load: Any, reserved: frozenset[tuple[str, str]], *, api_required: bool = True) -> PluginInfo:
@@ -163,16 +267,7 @@ def _guarded(start: PluginInfo, load: Any, reserved: frozenset[tuple[str, str]],
     except _Fault as fault:
         return replace(start, status=fault.status, error=str(fault))
     except BaseException as error:  # a plugin may raise SystemExit or worse
-        return replace(start, status="failed", error=_said(error), traceback=traceback.format_exc())
-
-
-def _said(error: BaseException) -> str:
-    """Return an error's class and message on one line."""
-    try:
-        message = " ".join(str(error).split())
-    except Exception:  # a plugin's error may fail to print itself
-        message = "(its message cannot be printed)"
-    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+        return replace(start, status="failed", error=said(error), traceback=traceback.format_exc())
 
 
 def _api_of(module: Any, *, required: bool) -> tuple[int, int] | None:

@@ -1,0 +1,312 @@
+"""See what loading a plugin changes for everybody, and put it back.
+
+Looks only at what is loaded already and imports nothing heavy: a look takes some ten microseconds, so that listing names
+stays fast. What a plugin does to torch in the very import in which it brings torch along is held against fresh torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import operator
+import os
+import random
+import sys
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import listing
+
+__all__ = ["Quiet", "State"]
+
+_HEAVY = (
+    "torch",
+    "torchvision",
+    "timm",
+    "numpy",
+    "scipy",
+    "pandas",
+    "sklearn",
+    "cv2",
+    "PIL",
+    "matplotlib",
+    "tensorflow",
+    "jax",
+)
+_UNKNOWN = object()
+
+
+@dataclass(frozen=True, eq=False)
+class _Watched:
+    """One thing that a module shares with the whole process.
+
+    Args:
+        words: what it is, for people.
+        module: it is looked at where this module is loaded.
+        read: returns its value, given the module.
+        write: puts a value back, given the module and the value.
+        fresh: returns the value that it has just after the module's import; None where that is not known.
+        same: compares two values.
+        local: every thread has its own.
+    """
+
+    words: str
+    module: str
+    read: Callable[[Any], Any]
+    write: Callable[[Any, Any], object]
+    fresh: Callable[[Any], Any] | None = None
+    same: Callable[[Any, Any], bool] = operator.eq
+    local: bool = False
+
+    def now(self) -> Any:
+        module = sys.modules.get(self.module)
+        try:
+            return self.read(module) if module is not None else _UNKNOWN
+        except Exception:  # another thread is in the middle of its import, or somebody has put another object there
+            return _UNKNOWN
+
+    def at_first(self) -> Any:
+        try:
+            return self.fresh(sys.modules[self.module]) if self.fresh is not None else _UNKNOWN
+        except Exception:
+            return _UNKNOWN
+
+
+def _attribute(words: str, module: str, name: str) -> _Watched:
+    """Watch an attribute by its identity."""
+    return _Watched(words, module, lambda m: getattr(m, name), lambda m, value: setattr(m, name, value), same=operator.is_)
+
+
+def _pair(words: str, module: str, name: str, fresh: Any = _UNKNOWN) -> _Watched:
+    """Watch what the function get`name` returns and set`name` sets."""
+    return _Watched(
+        words,
+        module,
+        lambda m: getattr(m, f"get{name}")(),
+        lambda m, value: getattr(m, f"set{name}")(value),
+        fresh=None if fresh is _UNKNOWN else lambda _: fresh,
+    )
+
+
+def _write_environment(_: Any, before: Mapping[str, str]) -> None:
+    for name in {*os.environ, *before}:
+        if name not in before:
+            del os.environ[name]
+        elif os.environ.get(name) != before[name]:
+            os.environ[name] = before[name]
+
+
+def _write_filters(module: Any, before: tuple[list[Any], tuple[Any, ...]]) -> None:
+    module.filters = before[0]
+    module.filters[:] = before[1]
+    with warnings.catch_warnings():  # leaving it tells the warnings module that its filters have changed
+        pass
+
+
+def _write_logging(module: Any, before: tuple[int, tuple[Any, ...], int]) -> None:
+    module.root.setLevel(before[0])
+    module.root.handlers[:] = before[1]
+    module.disable(before[2])
+
+
+def _same_numpy_state(one: Any, other: Any) -> bool:
+    return bool(one[0] == other[0] and one[2:] == other[2:] and (one[1] == other[1]).all())
+
+
+def _fresh_numpy_state(module: Any) -> Any:
+    """Return numpy's state, or one from the system's entropy, as numpy itself starts, if somebody has seeded it."""
+    seeded = module.mtrand._rand._bit_generator.seed_seq is None
+    return (module.RandomState() if seeded else module).get_state()
+
+
+def _fresh_torch_state(module: Any) -> Any:
+    """Return torch's state, or one from the system's entropy, as torch itself starts, if somebody has seeded it.
+
+    torch draws its first seed from 64 bits of entropy. Seeds that people write are smaller by far.
+    """
+    if module.initial_seed() >= 2**48:
+        return module.default_generator.get_state()
+    generator = module.Generator()
+    generator.seed()
+    return generator.get_state()
+
+
+def _write_torch_state(module: Any, before: Any) -> None:
+    module.default_generator.set_state(before)
+    if not module.cuda.is_initialized():  # manual_seed has queued its seed for the GPUs; the last one in the queue counts
+        module.cuda.manual_seed_all(module.initial_seed())
+
+
+_WATCHED = (
+    _Watched("working directory", "os", lambda m: m.getcwd(), lambda m, value: m.chdir(value)),
+    _Watched("environment variables", "os", lambda m: dict(m.environ), _write_environment),
+    _Watched("sys.path", "sys", lambda m: list(m.path), lambda m, value: operator.setitem(m.path, slice(None), value)),
+    _attribute("sys.stderr", "sys", "stderr"),
+    _attribute("sys.excepthook", "sys", "excepthook"),
+    _pair("recursion limit", "sys", "recursionlimit"),
+    _Watched("warnings filters", "warnings", lambda m: (m.filters, tuple(m.filters)), _write_filters),
+    _attribute("warnings display", "warnings", "showwarning"),
+    _Watched(
+        "logging of the root",
+        "logging",
+        lambda m: (m.root.level, tuple(m.root.handlers), m.root.manager.disable),
+        _write_logging,
+        fresh=lambda m: (m.WARNING, (), 0),
+    ),
+    _pair("default timeout of sockets", "socket", "defaulttimeout", fresh=None),
+    _Watched("locale", "_locale", lambda m: m.setlocale(m.LC_ALL, None), lambda m, value: m.setlocale(m.LC_ALL, value)),
+    _Watched("random seed of Python", "random", lambda _: random.getstate(), lambda _, value: random.setstate(value)),
+    _Watched(
+        "random seed of numpy",
+        "numpy.random",
+        lambda m: m.get_state(),
+        lambda m, value: m.set_state(value),
+        fresh=_fresh_numpy_state,
+        same=_same_numpy_state,
+    ),
+    _Watched(
+        "random seed of torch",
+        "torch",
+        lambda m: m.default_generator.get_state(),
+        _write_torch_state,
+        fresh=_fresh_torch_state,
+        same=lambda one, other: bool((one == other).all()),
+    ),
+    _Watched(
+        "default dtype of torch",
+        "torch",
+        lambda m: m.get_default_dtype(),
+        lambda m, value: m.set_default_dtype(value),
+        fresh=lambda m: m.float32,
+    ),
+    _Watched(
+        "deterministic algorithms of torch",
+        "torch",
+        lambda m: (m.are_deterministic_algorithms_enabled(), m.is_deterministic_algorithms_warn_only_enabled()),
+        lambda m, value: m.use_deterministic_algorithms(value[0], warn_only=value[1]),
+        fresh=lambda m: (False, False),
+    ),
+    _Watched(
+        "cuDNN flags of torch",
+        "torch",
+        lambda m: tuple(getattr(m.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
+        lambda m, value: m.backends.cudnn.set_flags(_enabled=value[0], _benchmark=value[1], _deterministic=value[2]),
+        fresh=lambda m: (True, False, False),
+    ),
+    _pair("precision of matrix products of torch", "torch", "_float32_matmul_precision", fresh="highest"),
+    _Watched(
+        "number of threads of torch",
+        "torch",
+        lambda m: m.get_num_threads(),
+        lambda m, value: m.set_num_threads(value),
+        local=True,
+    ),
+    _Watched(
+        "gradient mode of torch",
+        "torch",
+        lambda m: m.is_grad_enabled(),
+        lambda m, value: m.set_grad_enabled(value),
+        fresh=lambda _: True,
+        local=True,
+    ),
+    _Watched(
+        "default device of torch",
+        "torch",
+        lambda m: m.get_default_device(),
+        lambda m, value: m.set_default_device(None if value.type == "cpu" else value),
+        fresh=lambda m: m.device("cpu"),
+        local=True,
+    ),
+)
+
+
+class State:
+    """What the process shares, at the moment of the look.
+
+    Args:
+        local: look at what every thread has of its own, and at nothing else.
+    """
+
+    def __init__(self, *, local: bool = False) -> None:
+        self.local = local
+        self.values = {entry: entry.now() for entry in _WATCHED if entry.local is local}
+        self.heavy = set() if local else {name for name in _HEAVY if name in sys.modules}
+
+    def put_back(self) -> tuple[tuple[str, ...], State]:
+        """Make everything as it was here; return in words what was not, and the state that there is then."""
+        now = State(local=self.local)
+        changes: list[str] = []
+        for entry, after in now.values.items():
+            before = self.values[entry]
+            if before is _UNKNOWN and after is not _UNKNOWN:
+                before = entry.at_first()
+            if before is _UNKNOWN or after is _UNKNOWN or entry.same(before, after):
+                continue
+            with contextlib.suppress(Exception):  # a folder that is gone cannot be the working directory again
+                entry.write(sys.modules[entry.module], before)
+            names = sorted(key for key in {*before, *after} if before.get(key) != after.get(key)) if type(after) is dict else []
+            changes.append(f"{entry.words} ({listing(names, most=4)})" if names else entry.words)
+        heavy = sorted(now.heavy - self.heavy)
+        changes += [f"import of {listing(heavy)}"] if heavy else []
+        return tuple(changes), State(local=self.local) if changes else now
+
+
+class Quiet:
+    """Keeps from plugins what they must not touch while they are loaded: stdout, stdin and signal handlers.
+
+    Handlers can be set in the main thread only, and plugins are loaded in another. So that a plugin that sets one can be
+    loaded all the same, `signal.signal` does nothing meanwhile.
+    """
+
+    def __init__(self) -> None:
+        import signal
+
+        self._signal, self._set = signal, signal.signal
+        self._streams = {name: getattr(sys, name) for name in ("stdout", "stdin", "__stdin__")}
+        self._on = True
+        self._restart()
+        sys.stdin = sys.__stdin__ = _stream()  # type: ignore[misc]
+        signal.signal = self._note_signal  # type: ignore[assignment]
+
+    def close(self) -> None:
+        """Give everything back."""
+        self._on = False
+        for name, stream in self._streams.items():
+            setattr(sys, name, stream)
+        self._signal.signal = self._set
+
+    def changes(self) -> tuple[str, ...]:
+        """Return in words what a plugin tried since the last call; what it printed goes to stderr."""
+        replaced = sys.stdout is not self.stdout
+        text = ""
+        try:
+            self.stdout.flush()
+            text = self.stdout.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
+        except (ValueError, AttributeError):  # closed or detached
+            replaced = True
+        found = ["sys.stdout"] if replaced else []
+        if text:
+            found.append("output")
+            with contextlib.suppress(Exception):
+                print(text, end="" if text.endswith("\n") else "\n", file=sys.stderr)
+        if self.signals:
+            found.append("signal handlers")
+        if found:
+            self._restart()
+        return tuple(found)
+
+    def _restart(self) -> None:
+        self.signals = 0
+        self.stdout = sys.stdout = _stream()
+
+    def _note_signal(self, number: Any, handler: Any) -> Any:
+        if not self._on:  # a plugin may have kept this function
+            return self._set(number, handler)
+        self.signals += 1
+        return self._signal.getsignal(number)
+
+
+def _stream() -> io.TextIOWrapper:
+    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
