@@ -187,5 +187,16 @@ def _put(target: Target, block: BlockMaker, op: str, position: str, positions: t
 
 
 def replace(target: Target, block: BlockMaker) -> nn.Module:
-    """Put a block in the target's place. The target's weights are gone, and the network's function changes."""
+    """Put a block in the target's place. The target's weights are gone, and the network's function changes.
+
+    Raises:
+        TargetError: the block does not take the layout there. At one image size its shape may fit by chance.
+    """
+    layout = target.site.layout("input")
+    if target.block_spec is not None and layout not in target.block_spec.layouts:
+        name = target.block_spec.name
+        raise TargetError(
+            f"{name} cannot take the place of {target.path!r} ({target.site.type_name}): the input there is "
+            f"{list(target.site.shape('input'))} ({layout}), and {name} takes {' or '.join(target.block_spec.layouts)}."
+        )
     return block(target.in_channels)

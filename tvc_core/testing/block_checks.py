@@ -1,11 +1,442 @@
-"""Checks of blocks."""
+"""Checks of blocks. Each makes its own instance, so that none sees what another did."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import warnings
+from collections.abc import Iterator
 from typing import Any
+from unittest import SkipTest
 
-__all__ = ["BASIC", "CHECKS"]
+import torch
+from torch import Tensor, nn
 
-BASIC: tuple[Callable[[Any], None], ...] = ()
-CHECKS: tuple[Callable[[Any], None], ...] = ()
+from ..errors import ParameterError, TvcError, listing
+from ..surgery.blocks import create_block
+from ..surgery.patches import Patch
+from .subjects import Fault, Subject
+from .trying import (
+    SEED,
+    changed_names,
+    check_copies,
+    close,
+    map_of,
+    named_tensors,
+    perturb,
+    refuses_clearly,
+    said,
+    seeded_block,
+    snapshot,
+)
+
+__all__ = ["BASIC", "CHECKS", "compiling"]
+
+WIDTHS = (16, 32, 64, 48, 96, 24, 8)
+"""The first that a block takes is the one that it is tried at [channels]."""
+OTHER_WIDTHS = (8, 24, 3, 1)
+SIZES = ((7, 5), (1, 1), (1, 9), (16, 16))
+"""Heights and widths [pixels]."""
+REFUSE = "raise ValueError with what it takes where a width or size is impossible"
+
+
+def block_made(block: Subject) -> None:
+    """The factory does not take the width as its one positional argument, needs parameters, or returns no new module."""
+    module = _make(block)
+    if _make(block) is module:
+        raise Fault("a new module from every call of the factory", "the same module twice", "make the module in the factory")
+
+
+def block_layouts(block: Subject) -> None:
+    """The block fails on a layout that its spec declares, or returns something else than one tensor of that layout."""
+    for layout in block.named.spec.layouts:
+        module, width = _ready(block)
+        x = map_of(layout, width)
+        what = f"a map {list(x.shape)} ({layout}, which the spec declares)"
+        try:
+            with torch.no_grad():
+                y = module(x)
+        except Exception as error:  # somebody's forward pass may raise whatever it likes
+            raise Fault(f"that it takes {what}", said(error), "correct forward, or the spec's layouts") from error
+        if not isinstance(y, Tensor):
+            raise Fault(f"one tensor for {what}", f"a {type(y).__name__}", "return the new map alone")
+        if y.ndim != x.ndim or y.shape[0] != x.shape[0]:
+            raise Fault(f"a map of the same layout for {what}", f"the shape {list(y.shape)}", "keep batch and axes")
+
+
+def block_shapes(block: Subject) -> None:
+    """The block fails on odd sizes or widths, or changes the shape though the spec says that it keeps it."""
+    spec, (_, usual) = block.named.spec, _ready(block)
+    do = f"{'keep the shape, or set preserves_shape=False' if spec.preserves_shape else 'take any size'}; {REFUSE}"
+    for width in (usual, *OTHER_WIDTHS):
+        try:
+            module = seeded_block(block, width).eval()
+        except TvcError as error:
+            if refuses_clearly(error):
+                continue
+            raise Fault(f"that it is made for {width} channels, or refuses them clearly", said(error), REFUSE) from error
+        for layout in spec.layouts:
+            for height, side in SIZES if spec.preserves_shape else SIZES[:1] + SIZES[3:]:
+                x = map_of(layout, width, height, side, num=3)
+                try:
+                    with torch.no_grad():
+                        y = module(x)
+                except (ValueError, TvcError):
+                    continue
+                except Exception as error:  # somebody's forward pass may raise whatever it likes
+                    raise Fault(f"that it takes {list(x.shape)} ({layout})", said(error), do) from error
+                if spec.preserves_shape and y.shape != x.shape:
+                    raise Fault(f"the shape {list(x.shape)} ({layout}) back", f"{list(y.shape)}", do)
+
+
+def block_gradients(block: Subject) -> None:
+    """A parameter gets no gradient, so that it never learns; or the input gets none, so that nothing before it does."""
+    layout, width = block.named.spec.layouts[0], _ready(block)[1]
+    names = [name for name, parameter in _make(block).named_parameters() if parameter.requires_grad]
+    reached: set[str] = set()
+    into_input = False
+    for seed in range(20):  # hidden units behind a ReLU may be dead for one set of values
+        module = _make(block).train()
+        perturb(module.parameters(), seed)
+        x = map_of(layout, width, seed=seed).requires_grad_()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            y = module(x)
+        if not y.requires_grad:
+            continue
+        (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
+        for name, parameter in module.named_parameters():
+            if parameter.grad is not None and not parameter.grad.isfinite().all():
+                raise Fault("finite gradients", f"infinite or nan ones at {name}", "keep roots and divisions away from zero")
+            if parameter.grad is not None and parameter.grad.any():
+                reached.add(name)
+        into_input |= x.grad is not None and bool(x.grad.any())
+        if into_input and reached.issuperset(names):
+            return
+    lost = [name for name in names if name not in reached]
+    if lost:
+        raise Fault(
+            "a gradient at every parameter",
+            f"none at {listing(lost, most=6)}",
+            "use them in forward without detach, or make constants buffers",
+        )
+    raise Fault("a gradient at the input", "none", "do not detach the map, or nothing before the block can learn")
+
+
+def block_identity_start(block: Subject) -> None:
+    """Behind the core's gate the block does not start as the identity: it puts out nan, or changes its input."""
+    spec = block.named.spec
+    module, width = _ready(block)
+    for layout in spec.layouts:
+        if module(map_of(layout, width)).shape != map_of(layout, width).shape:
+            raise SkipTest("with these parameters it changes the shape")
+        for dtype in (torch.float32, torch.float64, torch.bfloat16, None):
+            patch = Patch(_ready(block)[0], gated=spec.gated and hasattr(module, "gate")).train()
+            x = map_of(layout, width, dtype=dtype or torch.float32)
+            before = x.clone()
+            name = "under autocast to bfloat16" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
+            with torch.no_grad(), torch.random.fork_rng(devices=[]), _autocast(dtype is None):
+                y = patch.to(dtype or torch.float32)(x)
+            if y.dtype != x.dtype or not torch.equal(y, before):
+                raise Fault(
+                    f"exactly the input while the gate is 0, {name} ({layout})",
+                    "not finite values" if not y.isfinite().all() else "other values",
+                    "return finite values for finite maps, and do not write into the input",
+                )
+
+
+def block_gated(block: Subject) -> None:
+    """The spec says gated=True, and block(x) is not x * gate(x), or there is no method gate."""
+    if not block.named.spec.gated:
+        raise SkipTest("its spec does not say gated=True")
+    do = "correct gate(x), or leave gated=True out of the spec"
+    for layout in block.named.spec.layouts:
+        module, width = _ready(block)
+        perturb(module.parameters())
+        x = map_of(layout, width)
+        if not callable(getattr(module, "gate", None)):
+            raise Fault("a method gate(x)", "none", do)
+        with torch.no_grad():
+            gate = module.gate(x)  # type: ignore[operator]
+            y = module(x)
+        try:
+            product = x * gate
+        except (RuntimeError, TypeError):
+            product = torch.empty(0)
+        if product.shape != x.shape:
+            seen = f"the shape {list(gate.shape)}" if isinstance(gate, Tensor) else type(gate).__name__
+            raise Fault(f"a gate that broadcasts over {list(x.shape)} ({layout})", seen, do)
+        if not close(y, product):
+            difference = float((y - product).abs().max())
+            raise Fault("block(x) equal to x * gate(x)", f"a difference of {difference:.2g}", do)
+
+
+def block_dtype(block: Subject) -> None:
+    """The result has another type than the map: a constant or a conversion in forward turns bfloat16 into float32."""
+    for dtype in (torch.float64, torch.bfloat16):
+        module, x = _ready_and_map(block)
+        name = str(dtype).removeprefix("torch.")
+        try:
+            with torch.no_grad():
+                y = module.to(dtype)(x.to(dtype))
+        except Exception as error:  # somebody's forward pass may raise whatever it likes
+            do = "make constants with the type of the map, as x.new_zeros(...) does, and buffers of what it keeps"
+            raise Fault(f"that it works in {name}", said(error), do) from error
+        if y.dtype != dtype:
+            do = "convert the result: .to(x.dtype), and make constants with the type of the map"
+            raise Fault(f"{name} for a map in {name}", str(y.dtype).removeprefix("torch."), do)
+        if not y.isfinite().all():
+            raise Fault(f"finite values in {name}", "infinite or nan ones", "compute sums and exponentials in float32")
+
+
+def block_device(block: Subject) -> None:
+    """The block makes or keeps a tensor on the CPU whatever the map's device; seen on torch's device "meta"."""
+    module, x = _ready_and_map(block)
+    with torch.no_grad():
+        expected = module(x).shape
+        do = "make tensors with device=x.device, and keep others as parameters or buffers, which move with the block"
+        try:
+            y = module.to("meta")(x.to("meta"))
+        except Exception as error:  # somebody's forward pass may raise whatever it likes
+            raise Fault("that it works on another device (meta)", said(error), do) from error
+    if not y.is_meta or y.shape != expected:
+        raise Fault("a result on the map's device (meta)", f"{list(y.shape)} on {y.device}", do)
+
+
+def block_deterministic(block: Subject) -> None:
+    """In eval mode two passes differ, or a pass changes buffers: dropout without `self.training`, moving statistics."""
+    module, x = _ready_and_map(block)
+    before = snapshot(module)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        first, second = module(x), module(x)
+    if not torch.equal(first, second):
+        do = "let dropout and noise depend on self.training"
+        raise Fault("the same result twice in eval mode", "two different ones", do)
+    changed = changed_names(before, module)
+    if changed:
+        do = "update statistics in training mode only"
+        raise Fault("that a pass in eval mode changes nothing", f"changes of {listing(changed)}", do)
+
+
+def block_batch_independent(block: Subject) -> None:
+    """In eval mode the result for an image depends on the others of its batch."""
+    module, x = _ready_and_map(block)
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        together, alone = module(x), torch.cat([module(x[:1]), module(x[1:])])
+    if not close(together, alone):
+        difference = float((together - alone).abs().max()) if together.shape == alone.shape else float("inf")
+        do = "take means over one image's axes, and running statistics in eval mode"
+        raise Fault("the same for an image alone and in a batch, in eval mode", f"a difference of {difference:.2g}", do)
+
+
+def block_input_unchanged(block: Subject) -> None:
+    """The block writes into the map that it got, which others still read, such as the residual connection around it."""
+    for training in (False, True):
+        module, x = _ready_and_map(block, training=training)
+        before = x.clone()
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            module(x)
+        if not torch.equal(x, before):
+            do = "use no in-place operation on the input: x * g instead of x.mul_(g), inplace=False in the first layer"
+            raise Fault("the input as it was", "other values in it", do)
+
+
+def block_state_dict(block: Subject) -> None:
+    """Something that decides the result is not in the state dict, so that a checkpoint does not restore the block."""
+    module, x = _ready_and_map(block, training=True)
+    perturb(module.parameters())
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        module(x)
+    module.eval()
+    other = seeded_block(block, _ready(block)[1], seed=SEED + 1).eval()
+    try:
+        other.load_state_dict(module.state_dict())
+    except Exception as error:  # somebody's hooks may raise whatever they like
+        do = "make the same parameters and buffers for the same arguments"
+        raise Fault("that another instance loads its state dict", said(error), do) from error
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        same = torch.equal(other(x), module(x))
+    if not same:
+        do = "register tensors as parameters or buffers (persistent ones)"
+        raise Fault("the same result from an instance with the same state dict", "another one", do)
+
+
+def block_pickle(block: Subject) -> None:
+    """pickle or deepcopy fails, loses something or shares tensors; torch.save of the model and data loaders need them."""
+    module, x = _ready_and_map(block)
+    check_copies(module, x, "the block")
+
+
+def block_independent(block: Subject) -> None:
+    """Two instances share parameters, buffers or modules: a default argument or class attribute is one for all."""
+    width = _ready(block)[1]
+    one, two = seeded_block(block, width), seeded_block(block, width)
+    modules = {id(module) for module in one.modules()}
+    shared = [type(module).__name__ for module in two.modules() if id(module) in modules]
+    pointers = {tensor.data_ptr() for tensor in named_tensors(one).values() if tensor.numel()}
+    shared += [name for name, tensor in named_tensors(two).items() if tensor.numel() and tensor.data_ptr() in pointers]
+    if shared:
+        do = "make modules and tensors in __init__, not in the class, the module or a default argument"
+        raise Fault("two blocks without anything in common", f"shared {listing(shared, most=4)}", do)
+    x = map_of(block.named.spec.layouts[0], width)
+    two.eval()
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        before = two(x)
+        perturb(one.parameters())
+        one.train()(x * 2 + 1)
+        after = two(x)
+    if not torch.equal(before, after):
+        do = "keep state in the instance, not in the class or in a global"
+        raise Fault("that one block does not change another's result", "a change", do)
+
+
+def block_channels_last(block: Subject) -> None:
+    """The block fails or computes something else for maps in torch's channels_last memory format."""
+    if "NCHW" not in block.named.spec.layouts:
+        raise SkipTest("it takes no [N, C, H, W]")
+    module, width = _ready(block)
+    x = map_of("NCHW", width)
+    do = "use reshape or flatten instead of view, and no strides"
+    with torch.no_grad():
+        expected = module(x)
+        try:
+            y = module.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+        except Exception as error:  # somebody's forward pass may raise whatever it likes
+            raise Fault("that it takes maps in channels_last format", said(error), do) from error
+    if not close(y, expected, 1e-4):
+        raise Fault("the same result in channels_last format", "another one", do)
+
+
+def block_compiles(block: Subject) -> None:
+    """torch.compile cannot make one graph of the block, or the graph computes something else."""
+    module, x = _ready_and_map(block)
+    do = "avoid .item(), prints and Python branches on values in forward"
+    with torch.no_grad():
+        expected = module(x)
+        try:
+            with compiling():
+                y = torch.compile(module, fullgraph=True, backend="eager")(x)
+        except Exception as error:  # the compiler raises its own errors
+            raise Fault("that torch.compile(fullgraph=True) takes it", said(error), do) from error
+    if not close(y, expected):
+        raise Fault("the same result when compiled", "another one", do)
+
+
+def block_exports(block: Subject) -> None:
+    """torch.export cannot make a program of the block for any batch and image size; exporters to ONNX build on it."""
+    layout = block.named.spec.layouts[0]
+    module, width = _ready(block)
+    dim = torch.export.Dim
+    axes: dict[str, dict[int, Any]] = {
+        "NCHW": {0: dim.AUTO, 2: dim.AUTO, 3: dim.AUTO},
+        "NHWC": {0: dim.AUTO, 1: dim.AUTO, 2: dim.AUTO},
+        "NLC": {0: dim.AUTO, 1: dim.AUTO},
+        "NC": {0: dim.AUTO},
+    }
+    x, other = map_of(layout, width), map_of(layout, width, 10, 14, num=3)
+    do = "compute sizes from x.shape without int(), .item() or branches on them"
+    with torch.no_grad():
+        try:
+            expected = module(other)
+        except (ValueError, TvcError) as error:
+            raise SkipTest(f"it refuses maps of another size: {said(error)}") from error
+        try:
+            with compiling():
+                y = torch.export.export(module, (x,), dynamic_shapes=(axes[layout],)).module()(other)
+        except Exception as error:  # the exporter raises its own errors
+            raise Fault("that torch.export takes it with dynamic shapes", said(error), do) from error
+    if not close(y, expected):
+        raise Fault("the same result when exported, at another size", "another one", do)
+
+
+def block_parameters(block: Subject) -> None:
+    """A misspelt parameter is accepted without a word, as by **kwargs that nobody reads."""
+    width = _ready(block)[1]
+    try:
+        create_block(block.named, width, {**block.params, "misspelt_parameter": 1})
+    except ParameterError:
+        return
+    do = "name the parameters in the signature, without **kwargs"
+    raise Fault("that an unknown parameter is refused", "that misspelt_parameter=1 is accepted", do)
+
+
+def block_seeded(block: Subject) -> None:
+    """The start does not follow torch's seed, or making the block sets the seed for everybody."""
+    width = _ready(block)[1]
+    one, two = seeded_block(block, width), seeded_block(block, width)
+    changed = changed_names(snapshot(one), two)
+    if changed:
+        do = "take random numbers from torch's default generator"
+        raise Fault("the same start under the same seed", f"differences at {listing(changed, most=4)}", do)
+    states = []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            create_block(block.named, width, block.params)
+            states.append(torch.get_rng_state())
+    if torch.equal(*states):
+        do = "never call torch.manual_seed in a block"
+        raise Fault("that making it leaves the seed alone", "the same random state after different seeds", do)
+
+
+BASIC = (block_made, block_layouts, block_shapes)
+"""The checks that the others need: without them the others say nothing."""
+
+CHECKS = (
+    *BASIC,
+    block_gradients,
+    block_identity_start,
+    block_gated,
+    block_dtype,
+    block_device,
+    block_deterministic,
+    block_batch_independent,
+    block_input_unchanged,
+    block_state_dict,
+    block_pickle,
+    block_independent,
+    block_channels_last,
+    block_compiles,
+    block_exports,
+    block_parameters,
+    block_seeded,
+)
+
+
+def _make(block: Subject) -> nn.Module:
+    return _ready(block)[0]
+
+
+def _ready(block: Subject) -> tuple[nn.Module, int]:
+    """Return a new block in eval mode, and the width that it was made for: the first of WIDTHS that it takes."""
+    refused: Exception | None = None
+    for width in WIDTHS:
+        try:
+            return seeded_block(block, width).eval(), width
+        except TvcError as error:
+            refused = refused or error
+            if not refuses_clearly(error):
+                break
+    assert refused is not None
+    do = "let the factory take in_channels as its first argument and give the others defaults, or say params=... for it"
+    raise Fault(f"a module from the factory for {WIDTHS[0]} channels", said(refused), do) from refused
+
+
+def _ready_and_map(block: Subject, *, training: bool = False) -> tuple[nn.Module, Tensor]:
+    module, width = _ready(block)
+    return module.train(training), map_of(block.named.spec.layouts[0], width)
+
+
+def _autocast(enabled: bool) -> contextlib.AbstractContextManager[Any]:
+    return torch.autocast("cpu", dtype=torch.bfloat16) if enabled else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def compiling() -> Iterator[None]:
+    """Compile afresh and quietly, and forget it afterwards."""
+    torch._dynamo.reset()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        torch._dynamo.reset()

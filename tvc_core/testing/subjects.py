@@ -17,6 +17,7 @@ from ..errors import PluginError
 from ..hookspecs import ENTRY_POINT_GROUP
 from ..registry import Named, Registry
 from ..specs import normalize
+from . import kit
 
 __all__ = ["Fault", "PluginSubject", "Subject", "open_plugin"]
 
@@ -34,7 +35,7 @@ class Subject:
 
     Args:
         named: the spec with its owner.
-        registry: knows the plugin and the core, nothing that is installed.
+        registry: knows the plugin, the core and the kit, nothing that is installed.
         params: the author's parameters for a block, options for a backbone or an operation.
         skips: reasons of the author, by the name of the check.
     """
@@ -45,6 +46,8 @@ class Subject:
     skips: Mapping[str, str] = field(default_factory=dict)
     passed: dict[str, bool] = field(default_factory=dict)
     """Results of the checks that others build on."""
+    memo: dict[str, Any] = field(default_factory=dict)
+    """What checks found out and others need, too."""
 
     @property
     def kind(self) -> str:
@@ -89,10 +92,10 @@ class PluginSubject:
         return self.module
 
     def register(self) -> Registry:
-        """Return a registry with this plugin and the core alone."""
+        """Return a registry with this plugin, the core and the kit's own networks and blocks alone."""
         if self.plugin is builtin:
-            return Registry(installed=False)
-        return Registry([_with_owner(self.plugin, self.owner)], installed=False)
+            return Registry([kit], installed=False)
+        return Registry([_with_owner(self.plugin, self.owner), kit], installed=False)
 
 
 def _with_owner(plugin: Any, owner: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torchvision import ops
 
@@ -123,7 +124,12 @@ class DeformConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute offsets and modulation, then sample."""
         offset, mask = self.offset(x).split([2 * self.points, self.points], dim=1)
-        return self.conv(x, offset, mask.sigmoid())
+        conv = self.conv
+        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32  # torchvision has no kernel for bfloat16
+        tensors = [x, offset, conv.weight, conv.bias]
+        x32, offset, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
+        y = ops.deform_conv2d(x32, offset, weight, bias, conv.stride, conv.padding, conv.dilation, mask.sigmoid().to(dtype))
+        return y.to(x.dtype)
 
 
 def squeeze_excitation(
