@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
+import shlex
+import warnings
 from pathlib import Path
 from typing import Any
 
 import click
 
-from tvc_core import API_VERSION, BackboneSpec, HybridBuilder, Registry
+from tvc_core import API_VERSION, BackboneSpec, HybridBuilder, Registry, RegistryWarning
 
 from . import facts
 from .guard import GuardedGroup, common_options
-from .output import as_text, print_json, print_pairs, print_table, say
+from .new_plugin import PIECES, write_plugin
+from .output import print_json, print_pairs, print_table, say
 
 __all__ = ["tvc"]
 
@@ -50,6 +53,7 @@ def tvc() -> None:
     tvc show resnet50              where it can be put
     tvc build recipe.yaml          build, explain
     tvc plugins                    where all this comes from
+    tvc new-plugin acme-blocks     a plugin of your own
 
     Exit codes: 0 fine, 1 an error, 2 wrong usage.
     """
@@ -76,7 +80,6 @@ def list_command(
     registry = Registry()
     found = facts.list_facts(registry, kind, origin=origin, plugin=plugin, category=category)
     found = [fact for fact in found if pattern is None or fnmatch.fnmatchcase(fact["name"], pattern)]
-    _mention_faulty(registry)
     if as_json:
         print_json(found)
     elif found:
@@ -145,7 +148,9 @@ def build_command(recipe: Path, out: Path | None, as_json: bool) -> None:
 @common_options
 def plugins_command(with_traceback: bool, as_json: bool) -> None:
     """List installed plugins with status, version, plugin API and what they offer."""
-    found = [facts.plugin_facts(info) for info in Registry().plugins]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The plugin ", category=RegistryWarning)  # the table says the same
+        found = [facts.plugin_facts(info) for info in Registry().plugins]
     if as_json:
         print_json(found)
         return
@@ -158,6 +163,33 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
             say(f"\n{fact['plugin']} ({fact['module']}):\n{fact['traceback'].rstrip()}")
     if not with_traceback and any(fact["traceback"] for fact in found):
         click.echo("tvc plugins --traceback shows where they failed", err=True)
+
+
+@tvc.command("new-plugin", short_help="Write a new plugin: a complete distribution with one working piece.")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(PIECES)), default="block", show_default=True, help="What it offers.")
+@click.option(
+    "--into",
+    type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
+    default=".",
+    help="Folder in which the folder NAME is made; default the current one.",
+)
+@_json_option
+@common_options
+def new_plugin_command(name: str, kind: str, into: Path, as_json: bool) -> None:
+    """Write the distribution NAME, such as acme-blocks, with a plugin that works: metadata, code, tests and a recipe."""
+    try:
+        folder, files = write_plugin(name, kind, into)
+    except (ValueError, OSError) as error:
+        raise click.BadParameter(str(error), param_hint="'NAME'") from error
+    install, place, recipe = (shlex.quote(str(path)) for path in (f"{folder}[test]", folder, folder / "recipe.yaml"))
+    commands = [f"pip install -e {install}", f"pytest {place}", f"tvc build {recipe}"]
+    if as_json:
+        print_json({"folder": str(folder), "files": files, "next": commands})
+        return
+    say(f"wrote {folder} with {len(files)} files; {folder / 'README.md'} says which does what. Next:\n")
+    for command in commands:
+        say(f"  {command}")
 
 
 def _print_backbone(found: dict[str, Any]) -> None:
@@ -222,12 +254,6 @@ def _check_out(out: Path) -> None:
         raise click.BadParameter(f"{str(out)!r} does not end in .safetensors, the format of the file", param_hint="'--out'")
     if not out.parent.is_dir():
         raise click.BadParameter(f"the folder {str(out.parent)!r} does not exist", param_hint="'--out'")
-
-
-def _mention_faulty(registry: Registry) -> None:
-    faulty = [info.owner for info in registry.plugins if info.status in ("failed", "incompatible")]
-    if faulty:
-        click.echo(f"warning: nothing of {as_text(faulty)} can be used; 'tvc plugins' says why", err=True)
 
 
 def _title(column: str) -> str:

@@ -1,0 +1,197 @@
+"""`tvc new-plugin`: what it refuses, that it writes everything or nothing, and that what it writes is as tidy as tvc itself.
+
+That what it writes works is shown in a clean environment by the project's packaging tests.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tvc_cli.commands
+from click.testing import CliRunner, Result
+
+try:
+    import tomllib
+except ModuleNotFoundError:  # Python 3.10
+    tomllib = None  # type: ignore[assignment]
+
+ROOT = Path(__file__).resolve().parents[3]
+KINDS = ("block", "backbone", "op", "initializer")
+LONGEST = "a" * 19 + "-" + "b" * 20
+
+
+def new_plugin(*args: object) -> Result:
+    return CliRunner().invoke(tvc_cli.commands.tvc, ["new-plugin", *map(str, args)], prog_name="tvc")
+
+
+def make(folder: Path, name: str, kind: str = "block") -> Path:
+    result = new_plugin(name, "--kind", kind, "--into", folder)
+    assert result.exit_code == 0, result.output
+    return folder / name
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("Acme-Blocks", "Did you mean 'acme-blocks'"),
+        ("acme_blocks", "Did you mean 'acme-blocks'"),
+        ("acme blocks", "Did you mean 'acme-blocks'"),
+        ("acme--blocks", "Did you mean 'acme-blocks'"),
+        ("3d-blocks", "Did you mean 'd-blocks'"),
+        ("-acme", "No such option"),
+        ("acme/blocks", "Did you mean 'acme-blocks'"),
+        ("../acme", "Did you mean 'acme'"),
+        ("", "is no name such as acme-blocks"),
+        ("blöcke", "is no name such as acme-blocks"),
+        ("a" * 41, "has 41 characters"),
+        ("tvc-attention", "is a distribution of the tvc project"),
+        ("tvc-core", "is a distribution of the tvc project"),
+        ("tvc-timm", "is a distribution of the tvc project"),
+        ("class", "would have the import name 'class'"),
+        ("json", "would have the import name 'json'"),
+        ("tests", "would have the import name 'tests'"),
+        ("tvc-cli", "is a distribution of the tvc project"),
+    ],
+)
+def test_a_bad_name_is_refused_and_nothing_is_written(tmp_path: Path, name: str, said: str) -> None:
+    result = new_plugin("--into", tmp_path, name)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_that_would_hide_another_distributions_package_is_refused(tmp_path: Path) -> None:
+    result = new_plugin("yaml", "--into", tmp_path)  # of the distribution PyYAML
+    assert result.exit_code == 2
+    assert "would have the import name 'yaml', and hide what is at" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("there", ["folder", "file", "link"])
+def test_what_is_there_stays_as_it_is(tmp_path: Path, there: str) -> None:
+    path = tmp_path / "acme-blocks"
+    if there == "folder":
+        path.mkdir()
+    elif there == "file":
+        path.write_text("mine")
+    else:
+        path.symlink_to(tmp_path / "nowhere")
+    before = os.lstat(path)
+    result = new_plugin("acme-blocks", "--into", tmp_path)
+    assert result.exit_code == 2
+    assert "exists; choose another name, or another folder with --into" in result.stderr
+    assert os.lstat(path) == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("args", [("acme-blocks", "--kind", "bloc"), ("acme-blocks", "--into", "/no/such/folder"), ()])
+def test_wrong_usage_is_exit_code_2(args: tuple[str, ...]) -> None:
+    assert new_plugin(*args).exit_code == 2
+
+
+def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Path.write_text
+
+    def full(path: Path, *args: Any, **options: Any) -> int:
+        if path.name == "recipe.yaml":
+            raise OSError(28, "No space left on device")
+        return write(path, *args, **options)
+
+    monkeypatch.setattr(Path, "write_text", full)
+    result = new_plugin("acme-blocks", "--into", tmp_path)
+    assert result.exit_code == 2
+    assert "No space left on device" in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_says_what_to_do_next_with_paths_that_a_shell_takes(tmp_path: Path) -> None:
+    folder = tmp_path / "my plugins"
+    folder.mkdir()
+    lines = new_plugin("acme-blocks", "--into", folder).stdout.splitlines()
+    place = folder / "acme-blocks"
+    assert [line.strip() for line in lines[-3:]] == [
+        f"pip install -e '{place}[test]'",
+        f"pytest '{place}'",
+        f"tvc build '{place}/recipe.yaml'",
+    ]
+    other = json.loads(new_plugin("acme-nets", "--into", folder, "--json").stdout)
+    assert sorted(everything(folder / "acme-nets")) == other["files"]
+    assert other["next"][1] == f"pytest '{folder}/acme-nets'"
+
+
+@pytest.mark.skipif(tomllib is None, reason="no tomllib in this Python")
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_metadata_announces_the_plugin_and_what_its_tests_need(tmp_path: Path, kind: str) -> None:
+    folder = make(tmp_path, "acme-things", kind)
+    project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
+    assert project["entry-points"]["tvc.plugins"] == {"acme-things": "acme_things.plugin"}
+    assert [requirement.partition(">")[0] for requirement in project["dependencies"]] == ["tvc-core"]
+    needs = {requirement.partition(">")[0] for requirement in project["optional-dependencies"]["test"]}
+    recipe = (folder / "recipe.yaml").read_text()
+    assert ("tvc-resnet" in needs) is ("resnet18" in recipe)
+    assert ("tvc-attention" in needs) is ("type: se" in recipe)
+    assert "pytest" in needs
+    files = everything(folder)
+    assert {"README.md", "CHANGELOG.md", "LICENSE", "acme_things/py.typed", "tests/test_acme_things.py"} <= set(files)
+    assert not [path for path, text in files.items() if b"$" in text], "a placeholder that was not filled"
+    assert b"YOUR NAME" in files["LICENSE"] and b"YOUR NAME" in files["pyproject.toml"]
+
+
+def test_where_nothing_is_installed_the_recipe_names_what_the_tests_will_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVC_ONLY", "tvc-core")
+    folder = make(tmp_path, "acme-ops", "op")
+    assert "name: resnet18" in (folder / "recipe.yaml").read_text()
+    assert 'test = ["pytest>=8.0", "tvc-attention", "tvc-resnet"]' in (folder / "pyproject.toml").read_text()
+
+
+@pytest.mark.parametrize("only", ["tvc-mobilenet,tvc-blocks", "tvc-transformers,tvc-blocks", "tvc-convnext,tvc-attention"])
+def test_the_recipe_is_made_of_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+    from tvc_core import HybridBuilder
+
+    for owner in only.split(","):
+        pytest.importorskip(owner.replace("-", "_"))
+    monkeypatch.setenv("TVC_ONLY", only)
+    folder = make(tmp_path, "acme-inits", "initializer")
+    text = (folder / "recipe.yaml").read_text().replace(', init: "acme-inits:acme_orthogonal"', "")
+    (tmp_path / "plain.yaml").write_text(text)
+    assert HybridBuilder().build(tmp_path / "plain.yaml").step0_difference == 0.0
+
+
+@pytest.mark.parametrize("name", ["acme-blocks", LONGEST, "x"])
+def test_it_is_formatted_and_linted_by_its_rules_and_by_tvcs(tmp_path: Path, name: str) -> None:
+    pytest.importorskip("ruff")
+    for kind in KINDS:
+        (tmp_path / kind).mkdir()
+        make(tmp_path / kind, name, kind)
+    configs = [(), ("--config", str(ROOT / "pyproject.toml"))] if (ROOT / "tvc_core").is_dir() else [()]
+    for config in configs:
+        for kind in KINDS:
+            for command in (("check",), ("format", "--check")):
+                done = subprocess.run(
+                    [sys.executable, "-m", "ruff", *command, "--no-cache", *config, "."],
+                    cwd=tmp_path / kind / name,
+                    capture_output=True,
+                    text=True,
+                )
+                assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_is_typed(tmp_path: Path, kind: str) -> None:
+    pytest.importorskip("mypy")
+    folder = make(tmp_path, f"acme-{kind}", kind)
+    done = subprocess.run([sys.executable, "-m", "mypy", "--strict"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
