@@ -256,3 +256,25 @@ def test_nothing_but_a_tvc_error_escapes_from_planning_seeded_malformed_recipes(
         except TvcError:
             pass
     assert 5 < planned < 250, "neither all harmless nor all stopped by the parser"
+
+
+@pytest.mark.parametrize(
+    ("line", "old", "new", "said"),
+    [
+        (2, "name: net", "name: nett", "Unknown backbone 'nett'"),
+        (3, "IMAGENET1K_V1", "IMAGENET1K_V3", "Unknown weights 'IMAGENET1K_V3'"),
+        (4, "width: 2.0", "widht: 2.0", "Unknown option 'widht'"),  # the options have one place
+        (6, "image_size: null", "image_size: 64", "image_size=64 is not needed"),
+    ],
+)
+def test_what_only_a_registry_knows_is_named_by_file_and_line(
+    registry: Registry, tmp_path: Path, line: int, old: str, new: str, said: str
+) -> None:
+    text = "backbone:\n  name: net\n  weights: IMAGENET1K_V1\n  options:\n    width: 2.0\n  image_size: null\n"
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert make_plan(load_recipe(path), registry).options == {"width": 2.0}
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    with pytest.raises(TvcError) as caught:
+        make_plan(load_recipe(path), registry)
+    assert str(caught.value).startswith(f"{path}, line {line}: {said}")
