@@ -8,10 +8,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 from ..errors import PluginError, did_you_mean, listing
 from ..hookspecs import API_VERSION, PROJECT
+from ..registry import Named, Registry
 from ..registry.discovery import HOOKS
 from ..specs import Spec
 from .subjects import Fault, PluginSubject
@@ -26,16 +26,19 @@ MOST_SECONDS = 1.0
 """How long a registration module and its hooks may take, beyond tvc_core's own import."""
 
 _IMPORT = """
-import contextlib, importlib, io, json, sys, time
+import importlib, json, locale, logging, random, socket, sys, time, warnings
 import tvc_core
-before, start = set(sys.modules), time.perf_counter()
-with contextlib.redirect_stdout(io.StringIO()):
-    module = importlib.import_module(sys.argv[1])
-    for name in dir(module):
-        if name.startswith("tvc_"):
-            getattr(module, name)()
+from tvc_core.registry.side_effects import Quiet, State
+quiet, state, before, start = Quiet(), State(), set(sys.modules), time.perf_counter()
+module = importlib.import_module(sys.argv[1])
+for name in sys.argv[2:]:
+    if hasattr(module, name):
+        getattr(module, name)()
 seconds = time.perf_counter() - start
-print("\\n" + json.dumps([seconds, sorted(set(sys.modules) - before)]))
+effects = [*quiet.changes(), *state.put_back()[0]]
+quiet.close()
+effects = [effect for effect in effects if not effect.startswith("import of ")]
+print("\\n" + json.dumps([seconds, sorted(set(sys.modules) - before), effects]))
 """
 
 
@@ -54,7 +57,7 @@ def plugin_light_import(plugin: PluginSubject) -> None:
     name = plugin.module_name()
     best = float("inf")
     for _ in range(3):  # a busy machine is slow now and then
-        seconds, modules = _imported_by(name)
+        seconds, modules, _ = _imported_by(name)
         heavy = sorted({module.partition(".")[0] for module in modules} & set(HEAVY))
         if heavy:
             raise Fault(
@@ -72,13 +75,27 @@ def plugin_light_import(plugin: PluginSubject) -> None:
     )
 
 
-def _imported_by(module: str) -> tuple[float, list[str]]:
-    """Return what a fresh process takes for a module and its hooks [s], and the modules that came with it."""
+def plugin_side_effects(plugin: PluginSubject) -> None:
+    """Importing the module or calling its hooks changes the process: random seeds, warnings filters, output, and so on."""
+    name = plugin.module_name()
+    _, _, effects = _imported_by(name)
+    if effects:
+        do = "do such things in the factories' users, never at import"
+        raise Fault(f"that importing {name!r} and calling its hooks changes nothing else", listing(effects), do)
+
+
+def _imported_by(module: str) -> tuple[float, list[str], list[str]]:
+    """Return what a fresh process takes for a module and its hooks [s], the modules that come with it, and side effects."""
     paths = [str(Path.cwd()) if path == "" else path for path in sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _IMPORT, module], capture_output=True, text=True, env=environment, timeout=60, check=False
+            [sys.executable, "-c", _IMPORT, module, *HOOKS],
+            capture_output=True,
+            text=True,
+            env=environment,
+            timeout=60,
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise Fault(f"that {module!r} is imported in seconds", "no end after 60 s", "let nothing wait at import") from None
@@ -87,8 +104,8 @@ def _imported_by(module: str) -> tuple[float, list[str]]:
         raise Fault(
             f"that {module!r} can be imported in a fresh process", lines[-1], "import what it needs itself, whatever ran before"
         )
-    seconds, modules = json.loads(done.stdout.strip().splitlines()[-1])
-    return seconds, modules
+    seconds, modules, effects = json.loads(done.stdout.strip().splitlines()[-1])
+    return seconds, modules, effects
 
 
 def plugin_api_version(plugin: PluginSubject) -> None:
@@ -138,32 +155,28 @@ def plugin_specs(plugin: PluginSubject) -> None:
     if plugin.registry is None:
         error = plugin.error
         raise Fault("that the hooks' specs can be registered", str(error).partition(": ")[2] or str(error), do) from error
-    again = plugin.register()
-    for kind in HOOKS.values():
-        first, second = (_own(registry, kind, plugin.owner) for registry in (plugin.registry, again))
-        if first != second:
-            names = [[spec.name for spec in specs] for specs in (first, second)]
-            raise Fault(f"the same {kind.__name__}s from every call", f"{names[0]}, then {names[1]}", do)
+    first, second = _own(plugin.registry, plugin.owner), _own(plugin.register(), plugin.owner)
+    if first != second:
+        names = [[spec.name for spec in specs] for specs in (first, second)]
+        raise Fault("the same specs from every call", f"{listing(names[0])}, then {listing(names[1])}", do)
 
 
 def plugin_factories(plugin: PluginSubject) -> None:
     """A factory's module cannot be imported, or it has no such attribute: the first user of the name would find out."""
     assert plugin.registry is not None
     faults = []
-    for kind in HOOKS.values():
-        for offer in plugin.registry.all(kind):
-            if offer.owner == plugin.owner:
-                try:
-                    if not callable(offer.load()):
-                        faults.append(f"{offer.spec.factory!r} of the {kind.kind} {offer.spec.name!r} cannot be called")
-                except PluginError as error:
-                    faults.append(str(error).partition(". This is a fault")[0])
+    for spec in _own(plugin.registry, plugin.owner):
+        try:
+            if not callable(Named(plugin.owner, spec).load()):
+                faults.append(f"{spec.factory!r} of the {spec.kind} {spec.name!r} cannot be called")
+        except PluginError as error:
+            faults.append(str(error).partition(". This is a fault")[0])
     if faults:
         raise Fault("that every factory loads", "; ".join(faults), "correct the factory strings 'package.module:attribute'")
 
 
-def _own(registry: Any, kind: type[Spec], owner: str) -> list[Spec]:
-    return [offer.spec for offer in registry.all(kind) if offer.owner == owner]
+def _own(registry: Registry, owner: str) -> tuple[Spec, ...]:
+    return next(info.specs for info in registry.plugins if info.owner == owner)
 
 
 BASIC = (plugin_imports, plugin_api_version, plugin_hooks, plugin_specs)
@@ -172,6 +185,7 @@ BASIC = (plugin_imports, plugin_api_version, plugin_hooks, plugin_specs)
 CHECKS = (
     plugin_imports,
     plugin_light_import,
+    plugin_side_effects,
     plugin_api_version,
     plugin_hooks,
     plugin_specs,

@@ -93,7 +93,7 @@ class PluginSubject:
 
     def register(self) -> Registry:
         """Return a registry with this plugin, the core and the kit's own networks and blocks alone."""
-        if self.plugin is builtin:
+        if self.plugin in (builtin, kit):
             return Registry([kit], installed=False)
         return Registry([_with_owner(self.plugin, self.owner), kit], installed=False)
 
