@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import click
 
-from tvc_core import TvcError
+from tvc_core import RegistryWarning, TvcError
 
 from .streams import while_running
 
@@ -43,6 +43,7 @@ class GuardedGroup(click.Group):
         """Run the command that was asked for."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(ctx)
+            warnings.simplefilter("always", RegistryWarning)  # said, whatever PYTHONWARNINGS would make of it
             try:
                 return super().invoke(ctx)
             except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
