@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 WORKERS ?= 2
 
-.PHONY: demo test test-all bench docs lint format wheels clean
+.PHONY: demo test test-all bench docs lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
@@ -33,8 +33,13 @@ format: $(READY)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-wheels: $(READY)  ## build all distributions into dist/
+wheels: $(READY)  ## build all distributions into dist/, an sdist and a wheel each
+	rm -rf dist
 	for folder in . $(PLUGINS); do $(BIN)/python -m build --no-isolation --outdir dist $$folder || exit 1; done
+
+release-check: wheels  ## what must pass before an upload
+	$(BIN)/python -m twine check --strict dist/*
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m packaging
 
 clean:
 	rm -rf $(VENV) dist

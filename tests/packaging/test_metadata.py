@@ -98,8 +98,8 @@ def test_the_links_are_the_projects_own(folder: Path, built: Built) -> None:
     """Nobody's address is invented: `.example` is reserved, and one command replaces it before the first upload."""
     name = name_of(folder)
     links = dict(text.split(", ") for text in metadata_of(built.wheels[name]).get_all("Project-URL", []))
-    root = links["Homepage"]
-    assert root.endswith("/") and (root == HOME or ".example" not in root)
+    root = dict(text.split(", ") for text in metadata_of(built.wheels["tvc-core"]).get_all("Project-URL", []))["Homepage"]
+    assert root.startswith("https://") and root.endswith("/") and (root == HOME or ".example" not in root)
     assert links == {
         "Homepage": root,
         "Documentation": f"{root}docs/",
