@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import fnmatch
 import shlex
+import textwrap
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +55,7 @@ def tvc() -> None:
     tvc show resnet50              where it can be put
     tvc build recipe.yaml          build, explain
     tvc plugins                    where all this comes from
+    tvc doctor                     what is wrong, and what to do
     tvc new-plugin acme-blocks     a plugin of your own
 
     Exit codes: 0 fine, 1 an error, 2 wrong usage.
@@ -72,14 +75,16 @@ def list_command(
 ) -> None:
     """List what is installed: backbones, blocks, ops (patch operations) or initializers.
 
-    PATTERN is shell-style and best quoted: tvc list backbones 'resnet*'.
+    PATTERN is shell-style and best quoted: tvc list backbones 'resnet*'. What a family offers without listing every name
+    (timm/resnet50) is shown for a PATTERN with a slash, or for its --plugin.
     """
     for option, value in (("origin", origin), ("category", category)):
         if value is not None and kind != _ONLY_FOR[option]:
             raise click.UsageError(f"--{option} is for {_ONLY_FOR[option]}; {kind} have none")
     registry = Registry()
-    found = facts.list_facts(registry, kind, origin=origin, plugin=plugin, category=category)
-    found = [fact for fact in found if pattern is None or fnmatch.fnmatchcase(fact["name"], pattern)]
+    found = facts.list_facts(registry, kind, origin=origin, plugin=plugin, category=category, pattern=pattern)
+    if kind != "backbones":
+        found = [fact for fact in found if pattern is None or fnmatch.fnmatchcase(fact["name"], pattern)]
     if as_json:
         print_json(found)
     elif found:
@@ -155,14 +160,35 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
         print_json(found)
         return
     counts = list(facts.KINDS)
-    columns = ["plugin", "version", "status", "api", *counts, "error"]
+    columns = ["plugin", "version", "status", "api", *counts, "seconds", "error"]
     rows = [[fact[column] for column in columns] for fact in found]
-    print_table([_title(column) for column in columns], rows, right=[_title(word) for word in counts])
+    print_table([_title(column) for column in columns], rows, right=[*(_title(word) for word in counts), "seconds"])
     for fact in found:
         if with_traceback and fact["traceback"]:
             say(f"\n{fact['plugin']} ({fact['module']}):\n{fact['traceback'].rstrip()}")
     if not with_traceback and any(fact["traceback"] for fact in found):
         click.echo("tvc plugins --traceback shows where they failed", err=True)
+
+
+@tvc.command("doctor", short_help="Look for what is wrong, and say what to do.")
+@click.option("--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed.")
+@_json_option
+@common_options
+@click.pass_context
+def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> None:
+    """Look for what is wrong with the installation: faulty and slow plugins, clashing names, versions, variables.
+
+    Each plugin is loaded in a process of its own, so that one that crashes or hangs is found, too. Exit code 1 where there is a
+    problem; a note is none.
+    """
+    from . import doctor
+
+    found = doctor.examine()
+    if as_json:
+        print_json(found)
+    else:
+        _print_diagnosis(found, with_traceback)
+    ctx.exit(0 if found["fine"] else 1)
 
 
 @tvc.command("new-plugin", short_help="Write a new plugin: a complete distribution with one working piece.")
@@ -190,6 +216,24 @@ def new_plugin_command(name: str, kind: str, into: Path, as_json: bool) -> None:
     say(f"wrote {folder} with {len(files)} files; {folder / 'README.md'} says which does what. Next:\n")
     for command in commands:
         say(f"  {command}")
+
+
+def _print_diagnosis(found: dict[str, Any], with_traceback: bool) -> None:
+    plugins, findings = found["plugins"], found["findings"]
+    say(", ".join(f"{name} {version or '(not installed)'}" for name, version in found["versions"].items()))
+    statuses = Counter(fact["status"] for fact in plugins)
+    counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
+    say(f"{len(plugins)} plugins{': ' if counts else ''}{counts}; looked at in {found['seconds']:.1f} s")
+    for finding in findings:
+        say(f"\n{finding['level']}: {finding['text']}")
+        if finding["advice"]:
+            say(f"  -> {finding['advice']}")
+        if with_traceback and finding["traceback"]:
+            say(textwrap.indent(finding["traceback"].rstrip(), "  | "))
+    problems = sum(finding["level"] == "problem" for finding in findings)
+    say(f"\n{problems} problem{'s' if problems != 1 else ''}" if problems else "\nnothing is wrong")
+    if not with_traceback and any(finding["traceback"] for finding in findings):
+        click.echo("tvc doctor --traceback shows where plugins failed", err=True)
 
 
 def _print_backbone(found: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tvc_core import (
     AmbiguousNameError,
+    BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
     HybridBuilder,
@@ -24,7 +25,17 @@ from tvc_core import (
 if TYPE_CHECKING:
     from tvc_core import HybridModel  # at run time this would import torch
 
-__all__ = ["KINDS", "backbone_facts", "find", "list_facts", "model_facts", "plugin_facts", "thing_facts"]
+__all__ = [
+    "KINDS",
+    "backbone_facts",
+    "find",
+    "list_facts",
+    "model_facts",
+    "normalized",
+    "offers_of",
+    "plugin_facts",
+    "thing_facts",
+]
 
 AnySpec = type[BackboneSpec] | type[BlockSpec] | type[PatchOpSpec] | type[InitializerSpec]
 
@@ -44,8 +55,9 @@ def list_facts(
     origin: str | None = None,
     plugin: str | None = None,
     category: str | None = None,
+    pattern: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one dictionary for each thing of a kind, naturally sorted by name.
+    """Return one dictionary for each thing of a kind, naturally sorted by name; `pattern` is for backbones.
 
     Raises:
         UnknownNameError: nothing that is installed has this origin, plugin or category.
@@ -53,15 +65,19 @@ def list_facts(
     builder = HybridBuilder(registry=registry)
     names = registry.names(KINDS[kind])
     kept = set(names)
+    members: list[str] = []
     if kind == "backbones":
-        kept &= set(builder.list_backbones(origin=origin, plugin=plugin))
+        listed = builder.list_backbones(pattern, origin=origin, plugin=plugin)
+        members = [name for name in listed if name not in kept]
+        kept &= set(listed)
     elif plugin is not None:
         builder.list_backbones(plugin=plugin)  # for the error about a plugin that is not there
     if kind == "blocks":
         kept &= set(builder.list_blocks(category))
     # a name that several plugins offer is listed in its qualified form, which is not the spec's own
     found = [{**_spec_facts(registry.resolve(KINDS[kind], name)), "name": name} for name in names if name in kept]
-    owner = re.sub(r"[-_.]+", "-", plugin).lower() if plugin is not None else None
+    found += [_member_facts(registry, name) for name in members]
+    owner = normalized(plugin) if plugin is not None else None
     return [fact for fact in found if owner is None or fact["plugin"] == owner]
 
 
@@ -186,9 +202,24 @@ def plugin_facts(info: PluginInfo) -> dict[str, Any]:
         "module": info.module,
         "api": ".".join(str(number) for number in info.api) if info.api else None,
         **{word: info.count(spec_type.kind) for word, spec_type in KINDS.items()},
+        "seconds": round(info.seconds, 3),
+        "side_effects": info.side_effects,
         "error": info.error or None,
         "traceback": info.traceback or None,
     }
+
+
+def offers_of(info: PluginInfo) -> dict[str, list[str]]:
+    """Return the names that a plugin offers, by kind."""
+    offers: dict[str, list[str]] = {}
+    for spec in info.specs:
+        offers.setdefault(spec.kind, []).append(spec.name)
+    return offers
+
+
+def normalized(distribution: str) -> str:
+    """Return a distribution's name in the form that owners have (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution).lower()
 
 
 def _spec_facts(named: Any) -> dict[str, Any]:
@@ -203,6 +234,14 @@ def _spec_facts(named: Any) -> dict[str, Any]:
     elif isinstance(spec, PatchOpSpec):
         facts |= {"takes_block": spec.takes_block, "options": dict(spec.options)}
     return facts | {"summary": spec.summary, "source": spec.source}
+
+
+def _member_facts(registry: Registry, name: str) -> dict[str, Any]:
+    """Return what is known of a family's member without describing it, which would import what it comes from."""
+    family, _, member = name.rpartition("/")
+    named = registry.resolve(BackboneFamilySpec, family)
+    facts = {"name": name, "qualified": f"{named.qualified}/{member}", "plugin": named.owner, "family": named.spec.name}
+    return facts | {"origin": named.spec.origin, "weights": None, "default_weights": None, "summary": "", "source": ""}
 
 
 def _weights_facts(weights: WeightsSpec) -> dict[str, Any]:

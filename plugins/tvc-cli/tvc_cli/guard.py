@@ -15,7 +15,7 @@ from tvc_core import RegistryWarning, TvcError
 
 from .streams import while_running
 
-__all__ = ["GuardedGroup", "common_options"]
+__all__ = ["GuardedGroup", "common_options", "environment"]
 
 _DEBUG = "tvc_cli.debug"
 
@@ -66,7 +66,7 @@ def common_options(command: F) -> F:
 
     def leave_out(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
-            ctx.with_resource(_environment(TVC_ONLY="tvc-core"))
+            ctx.with_resource(environment(TVC_ONLY="tvc-core"))
 
     debug = click.option(
         "--debug", is_flag=True, expose_value=False, callback=remember, is_eager=True, help="Show tracebacks of errors."
@@ -83,7 +83,7 @@ def common_options(command: F) -> F:
 
 
 @contextlib.contextmanager
-def _environment(**values: str) -> Iterator[None]:
+def environment(**values: str) -> Iterator[None]:
     """Set environment variables, and put back what they were."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)

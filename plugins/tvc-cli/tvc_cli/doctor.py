@@ -1,0 +1,304 @@
+"""Look for what is wrong with the installation, and say what to do about it."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import operator
+import os
+import platform
+import re
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from tvc_core import API_VERSION, PluginInfo, Registry
+
+from .facts import normalized, plugin_facts
+from .first_party import FIRST_PARTY
+from .guard import environment
+from .output import as_text
+from .probe import look_at
+
+__all__ = ["Finding", "examine"]
+
+SWITCHES = {
+    "TVC_DISABLE": "leaves these plugins out",
+    "TVC_ONLY": "leaves all other plugins out",
+    "TVC_STRICT": "makes a faulty plugin an error",
+    "TVC_IMPORT_TIMEOUT": "is what a plugin may take to load [s]",
+    "TVC_VERIFY_WEIGHTS": "0 does not compare weight files with their hashes",
+}
+"""The environment variables that tvc reads, and what each does."""
+
+SLOW = 0.3
+"""From here on loading a plugin counts as slow [s]: somebody who types `tvc list` feels it."""
+
+_TIMEOUT = 10.0  # what the core takes where TVC_IMPORT_TIMEOUT is not a number [s]
+_REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*$")
+_CLAUSE = re.compile(r"(>=|<=|==|!=|<|>)\s*(\d[\w.+!-]*)$")
+_COMPARE = {
+    ">=": operator.ge,
+    "<=": operator.le,
+    "==": operator.eq,
+    "!=": operator.ne,
+    "<": operator.lt,
+    ">": operator.gt,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One thing that deserves attention.
+
+    Args:
+        level: "problem", or "note" for what may well be meant so.
+        about: the distribution, variable or name that it is about.
+        text: what was seen.
+        advice: what to do.
+        traceback: where it went wrong, where that is known.
+    """
+
+    level: str
+    about: str
+    text: str
+    advice: str = ""
+    traceback: str | None = None
+
+
+def examine() -> dict[str, Any]:
+    """Return versions, plugins and findings, as plain data. Each plugin is loaded in a process of its own, none in this one."""
+    start = time.perf_counter()
+    with environment(TVC_ONLY="tvc-core", TVC_DISABLE="", TVC_STRICT="0"), warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        found = {(info.owner, info.module): info for info in Registry().plugins if info.owner != "tvc-core"}
+    installed = list(found.values())
+    wanted = [info for info in installed if not _excluded(info.owner)]
+    seen = look_at(dict.fromkeys(info.owner for info in wanted), _import_timeout())
+    plugins = [fact for info in installed for fact in _facts_of(info, installed, seen)]
+    findings = [
+        *_warnings(str(warning.message) for warning in said),
+        *_faults(plugins),
+        *_manners(plugins),
+        *_clashes(plugins),
+        *_requirements({info.owner for info in installed}),
+        *_mixed_versions(),
+        *_switches({info.owner for info in installed}),
+        *_left_out(installed),
+    ]
+    findings.sort(key=lambda finding: finding.level != "problem")
+    return {
+        "fine": all(finding.level != "problem" for finding in findings),
+        "versions": _versions(),
+        "seconds": round(time.perf_counter() - start, 3),
+        "findings": [asdict(finding) for finding in findings],
+        "plugins": plugins,
+    }
+
+
+def _facts_of(info: PluginInfo, installed: list[PluginInfo], seen: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
+    """Yield what is known of a plugin: from its own process, or from the list of what is installed."""
+    start = {**plugin_facts(info), "heavy": [], "offers": {}}
+    if info.owner not in seen:
+        yield start
+        return
+    for fact in seen[info.owner]:
+        if fact.get("lost"):  # which of an owner's plugins it was cannot be told
+            yield {**start, **{key: value for key, value in fact.items() if key != "lost"}}
+        elif fact["module"] == info.module:
+            yield fact
+
+
+def _warnings(messages: Iterable[str]) -> Iterator[Finding]:
+    for message in messages:
+        yield Finding(level="problem", about="metadata", text=message, advice="install that distribution again, or delete it")
+
+
+def _faults(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
+    for fact in plugins:
+        if fact["status"] in ("failed", "incompatible"):
+            owner = fact["plugin"]
+            yield Finding(
+                level="problem",
+                about=owner,
+                text=f"{owner} {fact['version']} ({fact['module']}) is {fact['status']}: {fact['error']}",
+                advice=f"nothing of it can be used; pip install --upgrade {owner}, or pip uninstall {owner}, or tell its "
+                f"authors; TVC_DISABLE={owner} leaves it out until then",
+                traceback=fact["traceback"],
+            )
+
+
+def _manners(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
+    """Find what a plugin does to everybody when it is loaded."""
+    for fact in plugins:
+        owner = fact["plugin"]
+        changes = [change for change in fact["side_effects"] if not (fact["heavy"] and change.startswith("import of "))]
+        told = [f"imports {as_text(fact['heavy'])} ({fact['seconds']:.2f} s)"] if fact["heavy"] else []
+        told += [f"changes for everybody: {as_text(changes)}"] if changes else []
+        if told:
+            yield Finding(
+                level="problem",
+                about=owner,
+                text=f"loading {owner} {', and '.join(told)}",
+                advice="its authors should do this in the modules of its factories, not where its names are offered; "
+                f"TVC_DISABLE={owner} leaves it out where it is not needed",
+            )
+        elif fact["status"] == "active" and fact["seconds"] >= SLOW:
+            yield Finding(
+                level="note",
+                about=owner,
+                text=f"loading {owner} takes {fact['seconds']:.2f} s",
+                advice=f"python -X importtime -c 'import {fact['module'].partition(':')[0]}' shows where the time goes",
+            )
+
+
+def _clashes(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
+    owners: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for fact in plugins:
+        for kind, names in fact["offers"].items():
+            for name in names:
+                owners[kind, name].append(fact["plugin"])
+    for (kind, name), found in sorted(owners.items()):
+        if len(set(found)) > 1:
+            qualified = [f"{owner}:{name}" for owner in sorted(set(found))]
+            yield Finding(
+                level="problem",
+                about=name,
+                text=f"the {kind} {name!r} is offered by {as_text(sorted(set(found)))}, so the short name is an error",
+                advice=f"write {' or '.join(qualified)}, build with HybridBuilder(prefer=({found[0]!r},)), or leave one out "
+                f"with TVC_DISABLE={found[-1]}",
+            )
+
+
+def _requirements(owners: set[str]) -> Iterator[Finding]:
+    """Find required versions that are not there: of tvc's own distributions, of plugins, and of torchvision (its torch)."""
+    for name in ("tvc-core", "torchvision", *sorted({*owners, *FIRST_PARTY} - {"tvc-core"})):
+        for requirement in _requires(name):
+            found = _REQUIREMENT.match(requirement)
+            if found is None:  # one with a condition, such as an extra
+                continue
+            there = _version(found[1])
+            if there is None or not all(_fits(there, clause) for clause in found[2].split(",")):
+                has = f"{found[1]} {there} is installed" if there else f"{found[1]} is not installed"
+                yield Finding(
+                    level="problem",
+                    about=name,
+                    text=f"{name} {_version(name)} requires {requirement}, and {has}",
+                    advice=f'pip install "{requirement}"',
+                )
+
+
+def _mixed_versions() -> Iterator[Finding]:
+    versions: dict[str, list[str]] = defaultdict(list)
+    for name in FIRST_PARTY:
+        version = _version(name)
+        if version is not None:
+            versions[version].append(name)
+    if len(versions) > 1:
+        groups = [
+            f"{version} of {as_text(names)}" for version, names in sorted(versions.items(), key=lambda item: _release(item[0]))
+        ]
+        yield Finding(
+            level="problem",
+            about="tvc",
+            text=f"distributions of one release belong together, and there are {'; '.join(groups)}",
+            advice=f"pip install --upgrade {' '.join(name for names in versions.values() for name in names)}",
+        )
+
+
+def _switches(owners: set[str]) -> Iterator[Finding]:
+    for name, value in sorted(os.environ.items()):
+        if not name.startswith("TVC_"):
+            continue
+        if name not in SWITCHES:
+            near = difflib.get_close_matches(name, SWITCHES, n=1, cutoff=0.75)
+            hint = f"did you mean {near[0]}?" if near else f"there is {as_text(list(SWITCHES))}"
+            yield Finding(
+                level="problem", about=name, text=f"{name} is set to {value!r}, and tvc knows no such variable", advice=hint
+            )
+            continue
+        yield Finding(level="note", about=name, text=f"{name}={value} is in force: it {SWITCHES[name]}")
+        for owner in sorted(_owners_in(name) - owners - {"tvc-core"} if name in ("TVC_DISABLE", "TVC_ONLY") else ()):
+            near = difflib.get_close_matches(owner, owners, n=1)
+            yield Finding(
+                level="problem",
+                about=name,
+                text=f"{name} names {owner!r}, which is not an installed plugin",
+                advice=f"did you mean {near[0]}?" if near else f"pip install {owner}, or take it out of {name}",
+            )
+    if os.environ.get("TVC_IMPORT_TIMEOUT", "").strip() and _seconds(os.environ["TVC_IMPORT_TIMEOUT"]) is None:
+        text = f"TVC_IMPORT_TIMEOUT is {os.environ['TVC_IMPORT_TIMEOUT']!r}, not a number of seconds above 0"
+        yield Finding(level="problem", about="TVC_IMPORT_TIMEOUT", text=text, advice=f"unset it for {_TIMEOUT:g} s")
+
+
+def _left_out(installed: list[PluginInfo]) -> Iterator[Finding]:
+    out = sorted({info.owner for info in installed if _excluded(info.owner)})
+    if out:
+        yield Finding(
+            level="note",
+            about="TVC_ONLY" if os.environ.get("TVC_ONLY", "").strip() else "TVC_DISABLE",
+            text=f"left out, so that their names are unknown: {as_text(out)}",
+            advice="unset TVC_DISABLE and TVC_ONLY, and leave --no-plugins away, to have them",
+        )
+
+
+def _versions() -> dict[str, str | None]:
+    names = ("tvc-core", "tvc-cli", "torch", "torchvision")
+    return {
+        **{name: _version(name) for name in names},
+        "plugin API": ".".join(map(str, API_VERSION)),
+        "Python": platform.python_version(),
+    }
+
+
+def _version(name: str) -> str | None:
+    with contextlib.suppress(Exception):  # broken metadata is reported by the registry
+        return metadata.version(name)
+    return None
+
+
+def _requires(name: str) -> list[str]:
+    with contextlib.suppress(Exception):
+        return [text for text in metadata.requires(name) or [] if ";" not in text]
+    return []
+
+
+def _fits(version: str, clause: str) -> bool:
+    """Tell whether a version fits one clause such as ">=2.10"; a form that is not understood fits."""
+    found = _CLAUSE.match(clause.strip())
+    if found is None:
+        return True
+    have, want = _release(version), _release(found[2])
+    width = max(len(have), len(want))
+    pad = lambda parts: parts + (0,) * (width - len(parts))  # noqa: E731
+    return bool(_COMPARE[found[1]](pad(have), pad(want)))
+
+
+def _release(version: str) -> tuple[int, ...]:
+    found = re.match(r"(?:\d+!)?(\d+(?:\.\d+)*)", version)
+    return tuple(int(part) for part in found[1].split(".")) if found else ()
+
+
+def _excluded(owner: str) -> bool:
+    only = os.environ.get("TVC_ONLY", "").strip()
+    return owner in _owners_in("TVC_DISABLE") or (bool(only) and owner not in _owners_in("TVC_ONLY"))
+
+
+def _owners_in(variable: str) -> set[str]:
+    return {normalized(part.strip()) for part in os.environ.get(variable, "").split(",") if part.strip()}
+
+
+def _import_timeout() -> float:
+    return _seconds(os.environ.get("TVC_IMPORT_TIMEOUT", "")) or _TIMEOUT
+
+
+def _seconds(text: str) -> float | None:
+    try:
+        seconds = float(text)
+    except ValueError:
+        return None
+    return seconds if 0 < seconds < 1e6 else None

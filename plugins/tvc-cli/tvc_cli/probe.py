@@ -1,0 +1,94 @@
+"""Load one plugin in a process of its own: `python -m tvc_cli.probe OWNER SECONDS` prints what there is to say of it as JSON.
+
+`look_at` starts such processes. A plugin that ends the process, crashes it or holds it up for ever costs that process only.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import json
+import os
+import signal
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+__all__ = ["look_at"]
+
+_HEAVY = ("torch", "torchvision", "timm", "tensorflow", "jax")
+_AT_ONCE = 4
+_GRACE = 60.0
+"""What a process may take beyond the time limit of the plugin's import, which the core keeps itself [s]."""
+
+
+def look_at(owners: Iterable[str], import_timeout: float) -> dict[str, list[dict[str, Any]]]:
+    """Return, for each owner, what `facts.plugin_facts` says of its plugins, each loaded in a fresh process.
+
+    They have besides: "heavy", the large packages that loading brought along, and "offers", names by kind.
+
+    Args:
+        owners: distributions with plugins.
+        import_timeout: what a plugin's import may take [s].
+    """
+    owners = list(owners)
+    with ThreadPoolExecutor(min(_AT_ONCE, os.cpu_count() or 1)) as pool:
+        found = pool.map(lambda owner: _ask(owner, import_timeout + _GRACE), owners)
+        return dict(zip(owners, found, strict=True))
+
+
+def _ask(owner: str, limit: float) -> list[dict[str, Any]]:
+    command = [sys.executable, "-X", "faulthandler", "-m", "tvc_cli.probe", owner, str(limit)]
+    environment = {**os.environ, "TVC_ONLY": owner, "TVC_DISABLE": "", "TVC_STRICT": "0"}
+    try:
+        done = subprocess.run(
+            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit + 10, check=False
+        )
+        code, said = done.returncode, done.stderr.decode(errors="replace")
+        facts = json.loads(done.stdout)
+        if isinstance(facts, list):
+            return facts
+    except subprocess.TimeoutExpired as error:
+        code, said = 0, (error.stderr or b"").decode(errors="replace")
+        return [_lost(f"did not come back within {limit:g} s, and could not be interrupted", said)]
+    except ValueError:  # nothing, or half of it, was printed
+        pass
+    if "Timeout (" in said:
+        return [_lost(f"did not come back within {limit:g} s, and could not be interrupted", said)]
+    if code < 0:
+        return [_lost(f"crashed the process that loaded it ({signal.Signals(-code).name})", said)]
+    return [_lost(f"ended the process that loaded it (exit code {code})", said)]
+
+
+def _lost(error: str, said: str) -> dict[str, Any]:
+    return {"status": "failed", "error": error, "traceback": said[-4000:] or None, "lost": True}
+
+
+def _main(owner: str, limit: float) -> None:
+    from .streams import results, stdout_for_results, while_running
+
+    faulthandler.dump_traceback_later(limit, exit=True)
+    with stdout_for_results():
+        before = set(sys.modules)
+        with while_running(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what they say of the plugin is in its facts
+            from tvc_core import Registry
+
+            from . import facts
+
+            registry = Registry()
+            heavy = [name for name in _HEAVY if name in sys.modules and name not in before]
+            found = [
+                {**facts.plugin_facts(info), "heavy": heavy, "offers": facts.offers_of(info)}
+                for info in registry.plugins
+                if info.owner == owner
+            ]
+            results().write(json.dumps(found))
+            results().flush()
+    os._exit(0)  # a plugin's threads, or what it registered for the end, do not matter here
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], float(sys.argv[2]))
