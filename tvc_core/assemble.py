@@ -14,6 +14,7 @@ from .model.anatomy import Anatomy, StageInfo
 from .model.features import MapReader, Taps, find_bridge
 from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names, exchange_heads
 from .model.pyramid import LevelInfo, levels_of
+from .model.strides import strides_of
 from .recipe import Plan
 from .surgery.head import last_layer, num_classes_of, set_dropout
 from .surgery.input import InputRecord, change_input
@@ -159,8 +160,16 @@ def measure(
 ) -> tuple[torch.Tensor, tuple[MapReader, ...], tuple[StageInfo, ...], tuple[LevelInfo, ...]]:
     """Run the patched network once and return the logits, and what was seen of stem, stages and levels."""
     logits, maps = _run_patched(network, anatomy, taps, records, probe)
+
+    def maps_at(size: tuple[int, int]) -> list[Shape]:
+        image = torch.randn((*probe.image.shape[:2], *size), generator=torch.Generator().manual_seed(0)).to(probe.image)
+        seen = taps.collect(lambda x: Probe(x).run(network), image)
+        return [tuple(seen[index].shape) for index in range(len(maps))]
+
+    strides = strides_of(maps, probe.size, maps_at)
     measured = tuple(
-        _stage_info(index - 1, paths, maps[index], probe) for index, paths in enumerate((anatomy.stem, *anatomy.stages))
+        _stage_info(index - 1, paths, maps[index], strides[index], probe)
+        for index, paths in enumerate((anatomy.stem, *anatomy.stages))
     )
     return logits, tuple(_reader(shape, probe) for shape in maps), measured[1:], levels_of(measured)
 
@@ -200,18 +209,14 @@ def _reader(shape: Shape, probe: Probe) -> MapReader:
     return MapReader(layout, grid[0], probe.size[0] // grid[1]) if grid else MapReader(layout)
 
 
-def _stage_info(index: int, paths: tuple[str, ...], shape: Shape, probe: Probe) -> StageInfo:
+def _stage_info(index: int, paths: tuple[str, ...], shape: Shape, stride: int, probe: Probe) -> StageInfo:
     layout = layout_of(shape, probe.size)
-    (height, width), grid = probe.size, grid_of(shape[1], probe.size) if layout == "NLC" else None
-    rows, columns = grid[1:] if grid else {"NCHW": shape[2:], "NHWC": shape[1:3]}.get(layout or "", probe.size)
-    # layers without padding cut borders off, which falls out of the difference between the two sides
-    stride = (width - height) / (columns - rows) if columns > rows else height / rows
     return StageInfo(
         index=index,
         module=paths[-1],
         paths=paths,
         channels=channels_of(shape, layout),
-        stride=round(stride),
+        stride=stride,
         layout=layout or "unknown",
     )
 
