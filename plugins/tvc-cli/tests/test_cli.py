@@ -192,6 +192,45 @@ def test_list_mentions_plugins_that_cannot_be_used_once(install: Callable[[str, 
     assert result.stderr.count("bad-nets") == 1 and "failed" in result.stderr
 
 
+FAMILY = """
+from tvc_core import BackboneFamilySpec, BackboneSpec, hookimpl
+
+TVC_API = (1, 0)
+
+def members():
+    return ["net-s", "net-l", "other"]
+
+def describe(member):
+    raise AssertionError("nothing is described for a listing")
+
+@hookimpl
+def tvc_backbones():
+    home = "zoo_nets_plugin"
+    family = BackboneFamilySpec(name="zoo", origin="zoo", factory=f"{home}:describe", members=f"{home}:members")
+    return [family, BackboneSpec(name="lone", factory=f"{home}:build", stem=("a",), stages=("b",), head="c")]
+"""
+
+
+@pytest.mark.parametrize(
+    ("args", "names"),
+    [
+        ((), ["lone"]),
+        (("backbones", "*"), ["lone"]),
+        (("backbones", "zoo/*"), ["zoo/net-l", "zoo/net-s", "zoo/other"]),
+        (("backbones", "--plugin", "zoo-nets", "net*"), ["zoo/net-l", "zoo/net-s"]),
+        (("backbones", "--origin", "zoo"), ["zoo/net-l", "zoo/net-s", "zoo/other"]),
+    ],
+)
+def test_members_of_a_family_are_listed_where_they_are_asked_for(
+    install: Callable[[str, str], None], args: tuple[str, ...], names: list[str]
+) -> None:
+    install("zoo-nets", FAMILY)
+    assert [fact["name"] for fact in data("list", *args)] == names
+    more = "the family zoo of zoo-nets has more, which are not listed here: tvc list backbones 'zoo/*'"
+    assert (more in fine("list", *args).stderr.splitlines()) is (names == ["lone"])
+    assert [(fact["plugin"], fact["families"]) for fact in data("plugins") if fact["families"]] == [("zoo-nets", 1)]
+
+
 # -- show ---------------------------------------------------------------------------------------------------------
 
 

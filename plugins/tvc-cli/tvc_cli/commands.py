@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from tvc_core import API_VERSION, BackboneSpec, HybridBuilder, Registry, RegistryWarning
+from tvc_core import API_VERSION, BackboneFamilySpec, BackboneSpec, HybridBuilder, Registry, RegistryWarning
 
 from . import facts
 from .guard import GuardedGroup, common_options
@@ -93,6 +93,11 @@ def list_command(
     else:
         asked = f" match {pattern!r}" if pattern else " are installed"
         click.echo(f"no {kind}{asked}{'; without the pattern, tvc list shows all' if pattern else ''}", err=True)
+    if kind == "backbones" and not (origin or plugin or "/" in (pattern or "")):
+        for family in registry.all(BackboneFamilySpec):
+            name = registry.label(family)
+            more = f"the family {name} of {family.owner} has more, which are not listed here"
+            click.echo(f"{more}: tvc list backbones '{name}/*'", err=True)
 
 
 @tvc.command("show", short_help="Show a backbone and its paths, or a block, op or initializer.")
@@ -159,7 +164,7 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    counts = list(facts.KINDS)
+    counts = [*facts.KINDS, "families"]
     columns = ["plugin", "version", "status", "api", *counts, "seconds", "error"]
     rows = [[fact[column] for column in columns] for fact in found]
     print_table([_title(column) for column in columns], rows, right=[*(_title(word) for word in counts), "seconds"])

@@ -202,6 +202,7 @@ def plugin_facts(info: PluginInfo) -> dict[str, Any]:
         "module": info.module,
         "api": ".".join(str(number) for number in info.api) if info.api else None,
         **{word: info.count(spec_type.kind) for word, spec_type in KINDS.items()},
+        "families": info.count(BackboneFamilySpec.kind),
         "seconds": round(info.seconds, 3),
         "side_effects": info.side_effects,
         "error": info.error or None,
