@@ -25,11 +25,11 @@ CHECKS = {
     "se": "a block at every stage: it runs, the start is exact, opening its gate changes the logits, and so do its parameters",
     "eca": "the same",
     "cbam_block": "the same",
-    "compile": '`torch.compile(fullgraph=True, backend="eager")` with open gates: same logits. The graph is captured whole; what '
-    "another backend makes of it is not compared here",
+    "compile": '`torch.compile(fullgraph=True, backend="eager")` with open gates: same logits. The graph is captured whole; '
+    "what another backend makes of it is not compared here",
     "export": "`torch.export` with a dynamic batch axis: same logits at another batch size",
     "pickle": "a pickled and a deep copy have the same tensors, logits, records, frozen parts and modes in training",
-    "freeze": "all frozen but head and patches: two steps of SGD with momentum and weight decay move every gate, and nothing frozen",
+    "freeze": "all frozen but head and patches: two steps of SGD with momentum and weight decay move the gates, nothing frozen",
 }
 """Columns of the first table and what each says."""
 
@@ -150,9 +150,9 @@ def _paths(rows: list[dict[str, Any]]) -> list[str]:
         "## Every path",
         "",
         f"`se` at every module path of {len(rows)} backbones, {_versions(rows)}, each in a build of its own: it works (exact",
-        "start; other logits with an open gate; a forward pass at another batch size and, where the backbone takes one, another",
-        "image size; a forward and a backward pass in training), or the build refuses and names path and reason. The column",
-        "`shared` counts the paths that work and run several times in one forward pass.",
+        "start; with an open gate the logits of squeeze-excite written out by hand, at another batch size and, where the",
+        "backbone takes one, another image size; a forward and a backward pass in training), or the build refuses and names",
+        "path and reason. The column `shared` counts the paths that work and run several times in one forward pass.",
         "",
     ]
     head = ("backbone", "image", "paths", "work", "shared", *REASONS, "wrong")

@@ -2,44 +2,204 @@
 
 from __future__ import annotations
 
+import copy
 import re
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from sweep_page import REASONS, as_row, table_of
+from torch import Tensor, nn
 
-from tvc_core import BackboneSpec, HybridBuilder, PatchError, Registry, TargetError
+from tvc_core import BackboneSpec, HybridBuilder, HybridModel, PatchError, Registry, TargetError, hookimpl
 
-QUICK = ("resnet18", "squeezenet1_1")
+QUICK = ("squeezenet1_1",)
 SWEPT = (
-    *("alexnet", "vgg11", "densenet121", "googlenet", "inception_v3", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf"),
-    *("regnet_y_400mf", "efficientnet_b0", "convnext_tiny", "mobilenet_v2", "mobilenet_v3_small", "mobilenet_v3_large"),
-    *("resnet50", "resnext50_32x4d", "vit_b_32", "swin_t", "maxvit_t"),
+    *("alexnet", "vgg11", "vgg11_bn", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf", "regnet_y_400mf"),
+    *("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"),
+    *("convnext_tiny", "vit_b_32", "swin_t", "swin_v2_t", "googlenet", "densenet121", "inception_v3", "maxvit_t"),
 )
-CASES = [*QUICK, *(pytest.param(name, marks=[pytest.mark.sweep, pytest.mark.timeout(3600)]) for name in SWEPT)]
-REASONS = r"never called|not a single tensor|different|has the shape \[|\(NC\)|are no grid|\[1, \d+"
+OPTIONS = {"vit_b_32": {"image_size": 96}}
+"""Where a smaller network of the same modules can be had."""
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_se_works_at_a_path_or_the_build_says_why_not(name: str) -> None:
-    registry = Registry()
-    builder = HybridBuilder(registry=registry)
-    options = {"init_weights": False} if "init_weights" in registry.resolve(BackboneSpec, name).spec.options else None
-    torch.manual_seed(0)
-    plain = builder.from_backbone(name, None, options=options).eval()
-    shape = plain._tvc.probe_shape
-    x = torch.randn(2, *shape[1:], generator=torch.Generator().manual_seed(1))
-    paths = [path for path, _ in plain.named_modules() if path]
-    with torch.no_grad():
-        expected = plain(x)
-    worked = 0
-    for path in paths:
+class Ready:
+    """A backbone built once, and a builder that hands out copies of it, since drawing random weights takes long."""
+
+    def __init__(self, name: str) -> None:
+        offer = Registry().resolve(BackboneSpec, name)
+        options = {"init_weights": False} if "init_weights" in offer.spec.options else {}
+        options |= OPTIONS.get(name, {})
         torch.manual_seed(0)
-        try:
-            model = builder.from_backbone(name, None, patches={path: {"wrap": "se"}}, options=options)
-        except (TargetError, PatchError) as error:
-            assert repr(path) in str(error) and re.search(REASONS, str(error)), f"{path}: {error}"
-            continue
+        self.network = offer.load()(offer.spec, weights=None, **options)
+        self.training_side = 299 if name == "inception_v3" else 0  # for its auxiliary head, which runs in training
+        self._settle(max(64, options.get("image_size", offer.spec.min_size), self.training_side))
+
+        def handed_out(spec: BackboneSpec, *, weights: Any, **options: Any) -> nn.Module:
+            return copy.deepcopy(self.network)
+
+        class Plugin:
+            TVC_API = (1, 0)
+
+            @staticmethod
+            @hookimpl
+            def tvc_backbones() -> list[BackboneSpec]:
+                return [replace(offer.spec, name="ready", factory=handed_out)]
+
+        self.builder = HybridBuilder(plugins=[Plugin])
+        self.options = OPTIONS.get(name)
+        plain = self.build()
+        height, width = plain._tvc.probe_shape[2:]
+        self.x = images(1, height, width)
+        self.other = images(2, height, width) if offer.spec.fixed_size else images(2, height + 32, width)
+        self.batch = images(2, self.training_side, self.training_side) if self.training_side else self.other
+        self.network.eval()
         with torch.no_grad():
-            assert torch.equal(model.eval()(x), expected), path
-        worked += 1
-    assert worked > len(paths) / 3, "a backbone where most paths are refused is not supported"
+            self.expected, self.expected_other = self.network(self.x), self.network(self.other)
+
+    def _settle(self, side: int) -> None:
+        """Leave nothing at zero or at 1e-6 (ViT's head, ConvNeXt's layer scale), and take running statistics from an image."""
+        norms = [module for module in self.network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        momenta = [module.momentum for module in norms]
+        with torch.no_grad():
+            for parameter in self.network.parameters():
+                parameter.add_(torch.randn_like(parameter), alpha=0.02)
+            for module in norms:
+                module.momentum = 1.0
+            if norms:
+                self.network.train()(images(4, side, side))
+        for module, momentum in zip(norms, momenta, strict=True):
+            module.momentum = momentum
+
+    def build(self, path: str | None = None) -> HybridModel:
+        """Build a hybrid with `se` at a path."""
+        patches = {path: {"wrap": "se"}} if path else None
+        return self.builder.from_backbone("ready", None, patches=patches, options=self.options).eval()
+
+
+def images(count: int, height: int, width: int) -> Tensor:
+    return torch.randn(count, 3, height, width, generator=torch.Generator().manual_seed(count))
+
+
+def half_open(se: nn.Module, path: str, ready: Ready) -> Tensor:
+    """Return the logits with the block's gate at 0.5, by torchvision's network and squeeze-excite written out again."""
+
+    def scaled(x: Tensor, spatial: tuple[int, ...]) -> Tensor:
+        mean = x.mean(spatial) if spatial else x
+        hidden = torch.relu(mean @ se.fc1.weight[:, :, 0, 0].T + se.fc1.bias)
+        gate = torch.sigmoid(hidden @ se.fc2.weight[:, :, 0, 0].T + se.fc2.bias)
+        for axis in spatial:
+            gate = gate.unsqueeze(axis)
+        return x * (0.5 + 0.5 * gate)
+
+    def hook(module: nn.Module, args: Any, x: Tensor) -> Tensor:
+        channels = se.fc1.weight.shape[1]
+        if x.ndim == 3:  # the class token is a map of its own
+            return torch.cat([scaled(x[:, 0], ()).unsqueeze(1), scaled(x[:, 1:], (1,))], dim=1)
+        assert x.ndim == 4 and [x.shape[1], x.shape[3]].count(channels) == 1, list(x.shape)
+        return scaled(x, (2, 3) if x.shape[1] == channels else (1, 2))
+
+    handle = ready.network.get_submodule(path).register_forward_hook(hook)
+    try:
+        return ready.network(ready.other)
+    finally:
+        handle.remove()
+
+
+def check(model: HybridModel, path: str, ready: Ready) -> None:
+    """Check that a hybrid with `se` at a path computes what it should, and can be trained."""
+    (home,) = model.patch_records[0].paths
+    patch = model.get_submodule(home)
+    with torch.no_grad():
+        assert torch.equal(model(ready.x), ready.expected), "does not start as the backbone"
+        patch.alpha.fill_(0.5)
+        opened, wanted = model(ready.other), half_open(patch.block, path, ready)
+        assert not torch.equal(opened, ready.expected_other), "opening the gate changes nothing"
+        scale = float(wanted.abs().max())
+        assert float((opened - wanted).abs().max()) <= 1e-4 * scale, "computes something else than squeeze-excite there"
+    output = model.train()(ready.batch)
+    outputs = [output] if isinstance(output, Tensor) else list(output)
+    sum(found.square().mean() for found in outputs).backward()
+    assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in patch.parameters())
+
+
+def try_every_path(name: str) -> dict[str, Any]:
+    """Return what became of `se` at each path of a backbone."""
+    ready = Ready(name)
+    paths = [path for path, _ in ready.network.named_modules() if path]
+    calls: Counter[str] = Counter()
+    handles = [
+        module.register_forward_hook(lambda *_, path=path: calls.update([path]))
+        for path, module in ready.network.named_modules()
+    ]
+    with torch.no_grad():
+        ready.network(ready.x)
+    for handle in handles:
+        handle.remove()
+    worked: list[str] = []
+    refused: Counter[str] = Counter()
+    wrong: list[str] = []
+    for path in paths:
+        try:
+            check(ready.build(path), path, ready)
+            worked.append(path)
+        except (TargetError, PatchError) as error:
+            reason = next((reason for reason, said in REASONS.items() if re.search(said, str(error))), None)
+            shape_said = reason in ("never called", "no single tensor") or re.search(r"\[\d+(, \d+)*\]", str(error))
+            if reason and shape_said and repr(path) in str(error):
+                refused[reason] += 1
+            else:
+                wrong.append(f"{path}: the build refuses and does not say path, reason and shape: {error}")
+        except Exception as error:  # whatever a built model raises is what must not be
+            wrong.append(f"{path}: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+    return {
+        "image": "x".join(map(str, ready.x.shape[2:])),
+        "paths": len(paths),
+        "worked": len(worked),
+        "shared": sum(calls[path] > 1 for path in worked),
+        "refused": dict(refused),
+        "wrong": wrong,
+    }
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_se_works_at_a_path_or_the_build_says_why_not(name: str) -> None:
+    found = try_every_path(name)
+    assert found["wrong"] == []
+    assert found["worked"] > found["paths"] / 3, "a backbone where most paths are refused is not supported"
+
+
+@pytest.mark.sweep
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("name", SWEPT)
+def test_se_at_every_path_of_a_backbone(name: str, record_property: Callable[[str, object], None]) -> None:
+    found = try_every_path(name)
+    record_property(*as_row("paths", name, SWEPT, **found))
+    assert found["wrong"] == []
+    assert found["worked"] > found["paths"] / 3, "a backbone where most paths are refused is not supported"
+
+
+def test_the_swept_backbones_are_out_of_every_family() -> None:
+    families = {
+        offer.spec.name: offer.spec.family for offer in Registry().all(BackboneSpec) if offer.spec.origin == "torchvision"
+    }
+    assert {families[name] for name in SWEPT} == set(families.values()) and len(SWEPT) >= 20
+
+
+def test_a_module_that_runs_twice_with_one_width_works_and_with_two_is_refused_with_the_list() -> None:
+    ready = Ready("resnet18")
+    check(ready.build("layer2.0.relu"), "layer2.0.relu", ready)
+    with pytest.raises(TargetError, match=r"'layer2\.0\.relu' .*runs 3 times .*\[1, 128, .*\], \[1, 128, .*\], \[1, 512, .*\]"):
+        HybridBuilder().from_backbone("resnet50", None, patches={"layer2.0.relu": {"wrap": "se"}})
+
+
+def test_the_committed_table_has_every_swept_backbone_and_nothing_wrong() -> None:
+    rows = table_of("paths")
+    assert [row["backbone"].strip("`") for row in rows] == list(SWEPT)
+    assert list(rows[0])[2:] == ["paths", "work", "shared", *REASONS, "wrong"]
+    for row in rows:
+        assert row["wrong"] == "0" and int(row["work"]) > 0, row
+        assert int(row["paths"]) == sum(int(row[column]) for column in ("work", *REASONS)), row
