@@ -26,9 +26,10 @@ from .errors import (
     WeightsError,
 )
 from .hookspecs import API_VERSION, hookimpl
+from .local import LocalPlugin
 from .recipe import Recipe
 from .registry import PluginInfo, Registry
-from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
+from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 
 if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from .model.finetuning import param_groups
     from .model.hybrid import HybridModel, PatchRecord
     from .model.pyramid import LevelInfo
+    from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
     from .surgery.patches import Patch
     from .weights.files import read_state_dict
@@ -50,6 +52,7 @@ __all__ = [
     "AmbiguousNameError",
     "AuditReport",
     "BackboneError",
+    "BackboneFamilySpec",
     "BackboneSpec",
     "BlockMaker",
     "BlockSpec",
@@ -61,6 +64,8 @@ __all__ = [
     "InitializerSpec",
     "LevelInfo",
     "LoadReport",
+    "LocalPlugin",
+    "NoClassifier",
     "NormalizationReport",
     "ParameterError",
     "Patch",
@@ -102,6 +107,7 @@ _HEAVY = {
     "HybridModel": "model.hybrid",
     "LevelInfo": "model.pyramid",
     "LoadReport": "weights.partial",
+    "NoClassifier": "surgery.head",
     "NormalizationReport": "model.auditing",
     "Patch": "surgery.patches",
     "PartInfo": "model.anatomy",

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import BackboneError, PatchError, TvcError
+from .errors import BackboneError, PatchError, TvcError, said
 from .model.anatomy import Anatomy, StageInfo
 from .model.features import MapReader, Taps, find_bridge
 from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names, exchange_heads
@@ -50,7 +50,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
     trained_at = plan.weights.crop_size if plan.weights is not None else None
-    probe = Probe.of(network, spec, likely=plan.options.get("image_size", trained_at))
+    probe = Probe.of(network, spec, likely=plan.image_side or trained_at)
     changed, probe = _change_input(plan, network, probe)
     before = probe.run(network) if plan.patches else None
     prepared = prepare(network, plan.patches, anatomy, probe, spec.name)
@@ -113,12 +113,12 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
             network = factory(spec, weights=plan.weights, **plan.options)
         else:
             network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
-    except TvcError:
+    except (TvcError, KeyboardInterrupt):
         raise
-    except Exception as error:  # a factory may raise whatever it likes
+    except BaseException as error:  # a factory may raise SystemExit or worse
         given = ", ".join(f"{name}={value!r}" for name, value in plan.options.items())
         what = f"the backbone {plan.backbone.qualified!r} cannot be built{f' with {given}' if given else ''}"
-        raise BackboneError(f"{what}: {type(error).__name__}: {error}") from error
+        raise BackboneError(f"{what}: {said(error)}") from error
     if not isinstance(network, nn.Module):
         raise BackboneError(f"the factory of {plan.backbone.qualified!r} returned {type(network).__name__}, not an nn.Module")
     if isinstance(network, HybridModel):
@@ -188,10 +188,12 @@ def _run_patched(
     outputs: list[torch.Tensor] = []
     try:
         maps = taps.collect(lambda _: outputs.append(probe.run(network, hooks)), probe.image)
-    except Exception as error:  # somebody's forward pass may raise whatever it likes
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
         targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
         raise PatchError(
-            f"the network fails with the patches at {targets}: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            f"the network fails with the patches at {targets}: {said(error)[:300]}"
         ) from error
     for index, path in enumerate(anatomy.taps):
         if index not in maps:

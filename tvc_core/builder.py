@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from .errors import UnknownNameError, did_you_mean, listing
 from .recipe import Recipe, load_recipe, make_plan, make_recipe
 from .registry import Registry
-from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, normalize
+from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, normalize
 
 if TYPE_CHECKING:
     from torch import nn
@@ -66,24 +66,36 @@ class HybridBuilder:
     ) -> list[str]:
         """Return the names of backbones, naturally sorted.
 
+        The members of families ("timm/resnet50") are listed where the pattern has a slash, or `plugin` or `origin` is theirs.
+
         Args:
-            pattern: shell-style pattern, such as "resnet*".
+            pattern: shell-style pattern, such as "resnet*" or "timm/resnet*".
             origin: whose networks, such as "torchvision".
             plugin: the distribution that offers them, such as "tvc-resnet".
 
         Raises:
             UnknownNameError: no installed backbone has this origin, or no such plugin is installed.
         """
-        offers = registry.all(BackboneSpec)
-        _check_known("origin", origin, {offer.spec.origin for offer in offers})
+        offers, families = registry.all(BackboneSpec), registry.all(BackboneFamilySpec)
+        _check_known("origin", origin, {offer.spec.origin for offer in offers} | {family.spec.origin for family in families})
         _check_known("plugin", plugin and normalize(plugin), {info.owner for info in registry.plugins})
-        return [
+        owner, asked = plugin and normalize(plugin), plugin is not None or origin is not None or "/" in (pattern or "")
+        listed = [
             registry.label(offer)
             for offer in offers
             if (origin is None or offer.spec.origin == origin)
-            and (plugin is None or offer.owner == normalize(plugin))
+            and (owner is None or offer.owner == owner)
             and (pattern is None or any(fnmatch.fnmatchcase(name, pattern) for name in (offer.spec.name, offer.qualified)))
         ]
+        for family in families if asked else ():
+            if (origin is None or family.spec.origin == origin) and (owner is None or family.owner == owner):
+                listed += registry.members(family, pattern)
+        return listed
+
+    @_Listing
+    def list_families(registry: Registry) -> list[str]:  # noqa: N805
+        """Return the names of families, whose members are named "family/member": list_backbones("family/*") lists them."""
+        return registry.names(BackboneFamilySpec)
 
     @_Listing
     def list_blocks(registry: Registry, category: str | None = None) -> list[str]:  # noqa: N805
@@ -134,7 +146,7 @@ class HybridBuilder:
             weights: what torchvision takes: a name, "DEFAULT", an enum member, or None for random weights.
             patches: what to change where, such as {"layer3": {"wrap": "se"}}; a target may be a pattern, such as "stage:*.-1".
             num_classes: outputs of the head. None, or the pretrained count, keeps the pretrained head; otherwise the
-                last layer is new and the pretrained layers before it stay.
+                last layer is new and the pretrained layers before it stay. 0: no last layer, the model returns what it got.
             dropout: probability of the head's dropout; a head without one gets it before its last layer.
             freeze_backbone: freeze stem and stages; the head and new blocks stay trainable. Or what else to freeze, as the
                 model's `freeze_backbone` takes it, such as {"head": "last", "normalization": "eval"}.

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import pluggy
 
-from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec
+from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec
 
 API_VERSION = (1, 0)
 """The plugin API of this core: a plugin's major must be equal, its minor at most this one's."""
@@ -27,8 +27,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 
 @hookspec
-def tvc_backbones() -> list[BackboneSpec]:
-    """Offer networks that recipes can name. Must not import torch. Since plugin API 1.0.
+def tvc_backbones() -> list[BackboneSpec | BackboneFamilySpec]:
+    """Offer networks that recipes can name, or families of them. Must not import torch. Since plugin API 1.0.
 
     Example:
 

@@ -12,6 +12,7 @@ Factory = str | Callable[..., Any]
 """What a spec's `factory` may be: "package.module:attribute" (imported on first use) or a callable."""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
 
@@ -58,13 +59,9 @@ class Spec(_Picklable):
     def __post_init__(self) -> None:
         what = f"{type(self).__name__} {self.name!r}"
         _check_types(self, str, "name", "summary", "source")
-        if not _NAME.fullmatch(self.name):
+        if not (_NAME.fullmatch(self.name) or (isinstance(self, BackboneSpec) and _MEMBER.fullmatch(self.name))):
             raise ValueError(f"{what}: a name is lower-case letters, digits and '_', and starts with a letter")
-        if isinstance(self.factory, str):
-            if not _FACTORY.fullmatch(self.factory):
-                raise ValueError(f"{what}: factory {self.factory!r} is not of the form 'package.module:attribute'")
-        elif not callable(self.factory):
-            raise TypeError(f"{what}: factory is neither a string 'package.module:attribute' nor a callable")
+        _check_factory(f"{what}: factory", self.factory)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +72,7 @@ class WeightsSpec(_Picklable):
         name: as the origin names it, such as "IMAGENET1K_V2".
         crop_size: side of the center crop that the network sees [pixels].
         resize_size: short side before the crop [pixels].
+        squash: both sides get `resize_size`, whatever the image's were; otherwise the short one does.
         interpolation: "bilinear" or "bicubic".
         mean: per input channel, for images scaled to [0, 1].
         std: per input channel, for images scaled to [0, 1].
@@ -87,6 +85,7 @@ class WeightsSpec(_Picklable):
     name: str
     crop_size: int = 224
     resize_size: int = 256
+    squash: bool = False
     interpolation: str = "bilinear"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
@@ -97,6 +96,7 @@ class WeightsSpec(_Picklable):
     def __post_init__(self) -> None:
         _check_types(self, str, "name", "recipe")
         _check_types(self, int, "crop_size", "resize_size")
+        _check_types(self, bool, "squash")
         _freeze_tuples(self, "mean", "std")
         _freeze_options(self, self.options)
         if self.interpolation not in ("bilinear", "bicubic"):
@@ -113,6 +113,8 @@ class BackboneSpec(Spec):
     The factory is `build(spec, *, weights, **options) -> nn.Module`: `weights` is one of `spec.weights` or
     None, `options` are those that the user set. One function can serve a family, since it gets the spec.
 
+    The member of a family (`BackboneFamilySpec`) is named "family/member", such as "acme/net-s.v2"; no other is.
+
     Args:
         family: what it belongs to, such as "resnet".
         origin: whose network it is, such as "torchvision".
@@ -122,10 +124,14 @@ class BackboneSpec(Spec):
         stages: for each stage its path, or its paths in order of execution. The map of a stage is what its
             last module returns. The last stage ends where pooling begins.
         head: path of the whole classifier child.
+        neck: paths of what comes between pooling and the head, where the classifier does not hold it, in order of execution.
+            It counts to the head.
         auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from. A network may be
             built without them.
         options: names and defaults of the keyword arguments that `build` takes beyond the weights.
         num_channels: channels of the input image [channels].
+        channels_option: the option that sets `num_channels`, where there is one.
+        size_option: the option that sets the side of the image, of a backbone that has it.
         min_size: smallest side of an input image that the network accepts [pixels].
         fixed_size: the network accepts one image size only, the one that it was built for.
     """
@@ -139,22 +145,25 @@ class BackboneSpec(Spec):
     stem: tuple[str, ...] = ()
     stages: tuple[str | tuple[str, ...], ...] = ()
     head: str = ""
+    neck: tuple[str, ...] = ()
     auxiliary: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
     num_channels: int = 3
+    channels_option: str = ""
+    size_option: str = "image_size"
     min_size: int = 32
     fixed_size: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
         what = f"BackboneSpec {self.name!r}"
-        _check_types(self, str, "family", "origin", "head")
+        _check_types(self, str, "family", "origin", "head", "channels_option", "size_option")
         _check_types(self, int, "num_channels", "min_size")
         _check_types(self, bool, "fixed_size")
-        _freeze_tuples(self, "weights", "stem", "stages")
+        _freeze_tuples(self, "weights", "stem", "stages", "neck")
         object.__setattr__(self, "stages", tuple(tuple(s) if isinstance(s, (tuple, list)) else (s,) for s in self.stages))
-        if not all(isinstance(path, str) for paths in (self.stem, *self.stages) for path in paths):
-            raise TypeError(f"{what}: stem and stages are tuples of paths, which are strings")
+        if not all(isinstance(path, str) for paths in (self.stem, *self.stages, self.neck) for path in paths):
+            raise TypeError(f"{what}: stem, stages and neck are tuples of paths, which are strings")
         if not all(isinstance(weights, WeightsSpec) for weights in self.weights):
             raise TypeError(f"{what}: weights is a tuple of WeightsSpec")
         names = [weights.name for weights in self.weights]
@@ -163,6 +172,8 @@ class BackboneSpec(Spec):
         if self.default_weights is not None and self.default_weights not in names:
             raise ValueError(f"{what}: default_weights {self.default_weights!r} is not one of {names}")
         _freeze_options(self, self.options)
+        if self.channels_option and self.channels_option not in self.options:
+            raise ValueError(f"{what}: channels_option {self.channels_option!r} is not one of its options {list(self.options)}")
         _freeze_auxiliary(self)
 
     @property
@@ -173,6 +184,36 @@ class BackboneSpec(Spec):
     def find_weights(self, name: str) -> WeightsSpec | None:
         """Return the pretrained set of this name, or None."""
         return next((weights for weights in self.weights if weights.name == name), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneFamilySpec(Spec):
+    """Backbones that need not be listed one by one: each is named "family/member", such as "timm/resnet50".
+
+    The factory is `describe(member) -> BackboneSpec`, called when such a name is used; the spec that it returns has the whole
+    name, "family/member". It raises `UnknownNameError` where there is no such member, and `BackboneError` with the reason where
+    there is one that cannot be offered.
+
+    Args:
+        members: "package.module:attribute" of `members() -> Iterable[str]`, which gives the members' names for listings, in
+            short time and without torch. A member that it leaves out can be described all the same. In-process plugins may
+            give the callable.
+        origin: whose networks, such as "timm".
+
+    Raises:
+        ValueError: the name, the factory or `members` is not of that form.
+        TypeError: a field has the wrong type.
+    """
+
+    kind: ClassVar[str] = "backbone family"
+
+    members: Factory
+    origin: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_types(self, str, "origin")
+        _check_factory(f"BackboneFamilySpec {self.name!r}: members", self.members)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,6 +292,14 @@ def _check_types(spec: Spec | WeightsSpec, wanted: type, *names: str) -> None:
         value = getattr(spec, name)
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
             raise TypeError(f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not of type {wanted.__name__}")
+
+
+def _check_factory(what: str, factory: object) -> None:
+    if isinstance(factory, str):
+        if not _FACTORY.fullmatch(factory):
+            raise ValueError(f"{what} {factory!r} is not of the form 'package.module:attribute'")
+    elif not callable(factory):
+        raise TypeError(f"{what} is neither a string 'package.module:attribute' nor a callable")
 
 
 def _freeze_tuples(spec: Spec | WeightsSpec, *names: str) -> None:

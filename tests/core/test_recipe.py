@@ -144,11 +144,11 @@ def test_numbers_are_read_as_people_write_them(path: Path, text: str, value: flo
 
 
 @pytest.mark.parametrize(
-    "value", [0, -1, True, False, 1.0, "10", "ten", math.nan, [10], 10**12, 10**5000, {}, b"3"], ids=lambda v: type(v).__name__
+    "value", [-1, True, False, 1.0, "10", "ten", math.nan, [10], 10**12, 10**5000, {}, b"3"], ids=lambda v: type(v).__name__
 )
 def test_num_classes_is_a_whole_number_in_range(value: Any) -> None:
     message = wrong(num_classes=value)
-    assert message.startswith("arguments: num_classes is a whole number from 1 to 10,000,000, not ")
+    assert message.startswith("arguments: num_classes is a whole number from 0 (no classifier) to 10,000,000, not ")
     assert len(message) < 300
 
 
@@ -281,7 +281,7 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
         ("  name: resnet50", "  nam: resnet50", "recipe.yaml, line 5: unknown key 'nam' in 'backbone'. Did you mean 'name'"),
         ("  name: resnet50\n", "", "recipe.yaml, line 4: the key 'name' is missing in 'backbone'"),
         ("num_classes: 100", "num_classes: '100'", "recipe.yaml, line 17: num_classes is a whole number"),
-        ("num_classes: 100", "num_classes: 0", "recipe.yaml, line 17: num_classes is a whole number"),
+        ("num_classes: 100", "num_classes: -1", "recipe.yaml, line 17: num_classes is a whole number"),
         ("num_classes: 100", "num_classes: yes", "recipe.yaml, line 17: num_classes is a whole number"),
         ("num_classes: 100", "num_classes: 1:40", "recipe.yaml, line 17: YAML reads '1:40' as another number"),
         ("num_classes: 100", "num_classes: 0100", "recipe.yaml, line 17: YAML reads '0100' as another number"),

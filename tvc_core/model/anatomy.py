@@ -68,12 +68,14 @@ class Anatomy:
         stages: paths of each stage.
         head: path of the classifier.
         auxiliary: paths of the auxiliary heads that the network has, each with the stage that it branches from.
+        neck: paths between pooling and the classifier, which count to the head.
     """
 
     stem: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
     head: str
     auxiliary: tuple[tuple[str, int], ...] = ()
+    neck: tuple[str, ...] = ()
 
     @staticmethod
     def of(network: nn.Module, spec: BackboneSpec) -> Anatomy:
@@ -84,7 +86,7 @@ class Anatomy:
         """
         modules = dict(network.named_modules())
         auxiliary = tuple((path, stage) for path, stage in spec.auxiliary.items() if path in modules)
-        anatomy = Anatomy(stem=spec.stem, stages=spec.stage_paths, head=spec.head, auxiliary=auxiliary)
+        anatomy = Anatomy(stem=spec.stem, stages=spec.stage_paths, head=spec.head, auxiliary=auxiliary, neck=spec.neck)
         tensors = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
         fault = f"the backbone {spec.name!r} does not look as its spec says: "
         paths = [path for _, path in anatomy.items()]
@@ -109,6 +111,7 @@ class Anatomy:
         for index, stage in enumerate(self.stages):
             yield from ((stage_name(index), path) for path in stage)
             yield from ((stage_name(index), path) for path, branch in self.auxiliary if branch == index)
+        yield from ((HEAD, path) for path in self.neck)
         yield HEAD, self.head
 
     @property

@@ -64,13 +64,13 @@ def transforms(plan: Plan) -> nn.Module:
             f"the model has no pretrained weights; transforms() gives the preprocessing of the default weights, {weights.name}"
         )
         warnings.warn(message, UserWarning, stacklevel=3)
-    if plan.recipe.in_channels not in (None, len(weights.mean)):
+    if (channels := plan.recipe.in_channels or spec.num_channels) != len(weights.mean):
         known = f"mean {weights.mean}, standard deviation {weights.std}, crop {weights.crop_size} pixels"
         raise BackboneError(
-            f"the model takes {plan.recipe.in_channels} channels, and the preprocessing of {weights.name} knows "
+            f"the model takes {channels} channels, and the preprocessing of {weights.name} knows "
             f"{len(weights.mean)} ({known}): prepare the images yourself"
         )
-    size = plan.options.get("image_size", weights.crop_size)
+    size = plan.image_side or weights.crop_size
     resize = round(weights.resize_size * size / weights.crop_size)
     return transforms_of(replace(weights, crop_size=size, resize_size=resize))
 

@@ -224,8 +224,8 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
         ("pool",),
         ("first_token",),
     ]
-    for way in ways:
-        for behind in ((), ("flatten",)):
+    for behind in ((), ("flatten",)):  # a head without a classifier gives back what it gets: it is to get the vector
+        for way in ways:
             bridge = Bridge((*first, *way, "head", *behind))
             try:
                 with probing(network):

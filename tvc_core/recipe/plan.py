@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import ParameterError, RecipeError, UnknownNameError, did_you_mean, listing
+from ..errors import ParameterError, RecipeError, TvcError, UnknownNameError, did_you_mean, listing
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .schema import PatchEntry, Recipe, check_recipe
@@ -45,6 +46,14 @@ class Plan:
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def image_side(self) -> int | None:
+        """Side of the image that the options ask for; None where they ask for none, or for one that is not square [pixels]."""
+        size = self.options.get(self.backbone.spec.size_option)
+        if isinstance(size, (tuple, list)) and len(set(size)) == 1:
+            size = size[0]
+        return size if isinstance(size, int) else None
+
 
 def make_plan(recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] | None = None) -> Plan:
     """Bind a recipe's names in a registry.
@@ -61,13 +70,14 @@ def make_plan(recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] 
         ParameterError: an option that the backbone does not take, or an image size where it has no place.
     """
     check_recipe(recipe)
-    backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
-    for option in recipe.options:
-        if option not in backbone.spec.options:
-            known = listing(backbone.spec.options)
-            hint = did_you_mean(option, backbone.spec.options)
-            raise ParameterError(f"Unknown option {option!r} of the backbone {backbone.qualified!r}.{hint} It takes: {known}.")
-    weights = _bind_weights(recipe.weights, backbone)
+    with _placed(recipe, "backbone"):
+        backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
+    with _placed(recipe, "options"):
+        _check_options(recipe.options, backbone)
+    with _placed(recipe, "weights"):
+        weights = _bind_weights(recipe.weights, backbone)
+    with _placed(recipe, "image_size"):
+        options = _options(recipe, backbone)
     patches = tuple(_bind_patch(entry, registry) for entry in recipe.patches)
     qualified = replace(
         recipe,
@@ -79,12 +89,41 @@ def make_plan(recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] 
     weights_class = type(given).__name__ if isinstance(given, enum.Enum) else str(given or "").rpartition(".")[0] or None
     return Plan(
         recipe=qualified,
-        backbone=backbone,
+        backbone=_taking(backbone, recipe.options),
         weights=weights,
         weights_class=weights_class,
         patches=patches,
-        options=_options(recipe, backbone),
+        options=options,
     )
+
+
+def _taking(backbone: Named[BackboneSpec], options: Mapping[str, Any]) -> Named[BackboneSpec]:
+    """Return the backbone as its option for the channels of the image makes it."""
+    channels = options.get(backbone.spec.channels_option)
+    if channels is None:
+        return backbone
+    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
+        raise ParameterError(f"{backbone.spec.channels_option} is a number of channels, at least 1, not {channels!r}")
+    return Named(backbone.owner, replace(backbone.spec, num_channels=channels))
+
+
+@contextmanager
+def _placed(recipe: Recipe, key: str) -> Iterator[None]:
+    """Put file and line of one of a recipe's values in front of what is wrong with it."""
+    try:
+        yield
+    except TvcError as error:
+        if key not in recipe.lines:
+            raise
+        raise type(error)(f"{recipe.lines[key]}: {error}") from error
+
+
+def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) -> None:
+    for option in options:
+        if option not in backbone.spec.options:
+            known = listing(backbone.spec.options)
+            hint = did_you_mean(option, backbone.spec.options)
+            raise ParameterError(f"Unknown option {option!r} of the backbone {backbone.qualified!r}.{hint} It takes: {known}.")
 
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
@@ -92,11 +131,9 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
     if size is None:
         return options
-    if "image_size" in spec.options:
-        if options.setdefault("image_size", size) != size:
-            raise ParameterError(
-                f"image_size is {size}, and the option image_size is {options['image_size']}: give one of them"
-            )
+    if (name := spec.size_option) in spec.options:
+        if options.setdefault(name, size) != size:
+            raise ParameterError(f"image_size is {size}, and the option {name} is {options[name]}: give one of them")
         return options
     if not spec.fixed_size:
         raise ParameterError(

@@ -20,6 +20,9 @@ _TOP = ("name", "backbone", "head", "freeze_backbone", "unfreeze_stages")
 _BACKBONE = ("name", "weights", "patches", "options", "in_channels", "in_channels_policy", "image_size")
 _HEAD = ("num_classes", "dropout", "class_names")
 
+_NAMED_LATER = ("backbone", "weights", "options", "image_size")
+"""Values of which only a registry can tell whether they are right."""
+
 _A_PATCH = "a patch is an operation and its block, such as {'wrap': 'se'}"
 
 CHANNEL_POLICIES = ("mean", "repeat", "zero")
@@ -37,7 +40,7 @@ _FREEZE: dict[str, tuple[Any, ...]] = {
 
 MAX_SIZE = 100_000
 MAX_CLASSES = 10_000_000
-_CLASSES = f"a whole number from 1 to {MAX_CLASSES:,}"
+_CLASSES = f"a whole number from 0 (no classifier) to {MAX_CLASSES:,}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +78,7 @@ class Recipe:
         weights: name of a pretrained set, "DEFAULT", a torchvision enum member, or None for random weights.
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
-        num_classes: outputs of the head; None keeps the pretrained head.
+        num_classes: outputs of the head; None keeps the pretrained head, 0 leaves the last layer out.
         dropout: probability of the head's dropout; None leaves it.
         class_names: one name for each output.
         freeze_backbone: freeze stem and stages, new blocks and head stay trainable; or a mapping of `head`, `freeze_patches`
@@ -85,6 +88,7 @@ class Recipe:
         in_channels_policy: how the first convolution's weights follow from the pretrained ones: "mean" (which None stands
             for), "repeat", "zero", or one rule a channel.
         image_size: side of the images, for a backbone that is built for one size [pixels].
+        lines: file and line of backbone, weights, options and image size, for errors; empty where there is no file.
     """
 
     backbone: str
@@ -100,6 +104,7 @@ class Recipe:
     in_channels: int | None = None
     in_channels_policy: str | tuple[str | int, ...] | None = None
     image_size: int | None = None
+    lines: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -170,7 +175,7 @@ def make_recipe(**arguments: Any) -> Recipe:
 def check_recipe(recipe: Recipe) -> None:
     """Refuse a recipe that was made as `Recipe(...)` with values that no mapping or file may have."""
     values = {entry.name: getattr(recipe, entry.name) for entry in fields(recipe)}
-    patches = values.pop("patches")
+    patches, _ = values.pop("patches"), values.pop("lines")
     make_recipe(**values)
     if not isinstance(patches, tuple) or not all(isinstance(patch, PatchEntry) for patch in patches):
         raise RecipeError(f"patches is a tuple of PatchEntry, not {shown(patches)}; Recipe.from_mapping takes the written form")
@@ -259,7 +264,7 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         raise places["in_channels_policy"].error(f"in_channels_policy has {len(policy)} rules for in_channels {in_channels}")
     image_size = take("image_size", None, lambda v: _is_count(v) and 1 <= v <= MAX_SIZE, sizes)
     names = take("class_names", None, _is_name_list, "a list of different names")
-    num_classes = take("num_classes", None, lambda v: _is_count(v) and 1 <= v <= MAX_CLASSES, _CLASSES)
+    num_classes = take("num_classes", None, lambda v: _is_count(v) and 0 <= v <= MAX_CLASSES, _CLASSES)
     if names is not None and num_classes is not None and len(names) != num_classes:
         raise places["class_names"].error(f"class_names has {len(names)} names for num_classes {num_classes}")
     dropout = take("dropout", None, lambda v: _is_number(v) and 0 <= v < 1, "a probability from 0 to below 1")
@@ -284,6 +289,7 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         in_channels=in_channels,
         in_channels_policy=tuple(policy) if isinstance(policy, list) else policy,
         image_size=image_size,
+        lines={key: str(place) for key, place in places.items() if place.lines is not None and key in _NAMED_LATER},
     )
 
 

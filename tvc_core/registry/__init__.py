@@ -8,9 +8,19 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from .. import builtin
-from ..errors import AmbiguousNameError, PluginError, UnknownNameError, did_you_mean, listing, near
-from ..specs import OWN, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
-from . import hints
+from ..errors import AmbiguousNameError, PluginError, UnknownNameError, did_you_mean, listing, near, said
+from ..specs import (
+    OWN,
+    BackboneFamilySpec,
+    BackboneSpec,
+    BlockSpec,
+    Factory,
+    InitializerSpec,
+    PatchOpSpec,
+    Spec,
+    normalize,
+)
+from . import families, hints
 from .discovery import PluginInfo, core_plugin, installed_plugins, local_plugin
 
 __all__ = ["Named", "PluginInfo", "Registry"]
@@ -19,6 +29,7 @@ S = TypeVar("S", bound=Spec)
 
 _LISTED_BY = {
     BackboneSpec: "HybridBuilder.list_backbones()",
+    BackboneFamilySpec: "HybridBuilder.list_families()",
     BlockSpec: "HybridBuilder.list_blocks()",
     PatchOpSpec: "HybridBuilder.list_patch_ops()",
     InitializerSpec: "HybridBuilder.list_initializers()",
@@ -57,7 +68,9 @@ class Named(tuple[str, S]):
         Raises:
             PluginError: the import fails, or the module has no such attribute.
         """
-        factory = self.spec.factory
+        return self._load(self.spec.factory)
+
+    def _load(self, factory: Factory) -> Any:
         if not isinstance(factory, str):
             return factory
         module, _, attribute = factory.partition(":")
@@ -65,11 +78,18 @@ class Named(tuple[str, S]):
             found: Any = importlib.import_module(module)
             for part in attribute.split("."):
                 found = getattr(found, part)
-        except Exception as error:
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # a plugin may raise SystemExit or worse
             raise PluginError(
                 f"{self.spec.kind} {self.qualified!r}: its factory {factory!r} cannot be loaded: "
-                f"{type(error).__name__}: {error}. This is a fault of the distribution {self.owner!r}."
+                f"{said(error)}. This is a fault of the distribution {self.owner!r}."
             ) from error
+        if not callable(found):
+            raise PluginError(
+                f"{self.spec.kind} {self.qualified!r}: its factory {factory!r} is of type {type(found).__name__}, which cannot "
+                f"be called. This is a fault of the distribution {self.owner!r}."
+            )
         return found
 
 
@@ -109,6 +129,8 @@ class Registry:
         for info in self.plugins:
             for spec in info.specs:
                 self._table.setdefault((spec.kind, spec.name), []).append(Named(info.owner, spec))
+        self._described: dict[tuple[str, str], Named[BackboneSpec]] = {}
+        self._members: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def names(self, kind: type[Spec]) -> list[str]:
         """Return a name for everything of a kind, naturally sorted; what the short name does not stand for is qualified."""
@@ -116,25 +138,48 @@ class Registry:
 
     def label(self, offer: Named[Any]) -> str:
         """Return the short name if it stands for this offer here, else the qualified name."""
-        offers = self._table[offer.spec.kind, offer.spec.name]
+        kind, name = offer.spec.kind, offer.spec.name
+        if isinstance(offer.spec, BackboneSpec) and "/" in name:  # its family's name decides
+            kind, name = BackboneFamilySpec.kind, name.partition("/")[0]
+        offers = self._table[kind, name]
         means = offers[0] if len(offers) == 1 else self._preferred(offers)
-        return offer.spec.name if offer is means else offer.qualified
+        return offer.spec.name if means is not None and offer.owner == means.owner else offer.qualified
 
     def all(self, kind: type[S]) -> list[Named[S]]:
-        """Return everything of a kind with its owner, sorted by name, then owner."""
+        """Return everything of a kind with its owner, sorted by name, then owner; of families not the members."""
         found = [offer for (table_kind, _), offers in self._table.items() if table_kind == kind.kind for offer in offers]
         return sorted(found, key=lambda offer: (_natural(offer.spec.name), offer.owner))
+
+    def members(self, family: Named[BackboneFamilySpec], pattern: str | None = None) -> list[str]:
+        """Return the names of a family's members, "family/member", naturally sorted.
+
+        Args:
+            family: one of `all(BackboneFamilySpec)`.
+            pattern: shell-style pattern for a name, the part of it behind the slash, or the qualified name.
+
+        Raises:
+            PluginError: the family cannot list them.
+        """
+        owner, name = family.owner, family.spec.name
+        short = self.label(family)
+        found = [member for member in self._all_members(family) if families.matches(pattern, owner, name, member)]
+        return [f"{short}/{member}" for member in sorted(found, key=_natural)]
 
     def resolve(self, kind: type[S], name: object) -> Named[S]:
         """Return the spec that a short name ("se") or a qualified name ("tvc-attention:se") stands for.
 
+        The member of a family ("acme/net") is described by the family, once, which may import torch.
+
         Raises:
             UnknownNameError: nobody offers it. The message has near names and who would provide it.
             AmbiguousNameError: several plugins offer the short name, and `prefer` does not settle it.
+            PluginError: a family fails to describe its member.
         """
         if not isinstance(name, str):
             raise UnknownNameError(f"Unknown {kind.kind} {name!r}: a name is a string, not {type(name).__name__}.")
         owner, qualified, short = name.rpartition(":")
+        if issubclass(kind, BackboneSpec) and "/" in short:
+            return self._resolve_member(name, normalize(owner), short)  # type: ignore[return-value]
         offers = self._table.get((kind.kind, short), [])
         if qualified:
             offers = [offer for offer in offers if offer.owner == normalize(owner)]
@@ -150,6 +195,36 @@ class Registry:
                 f"or build with HybridBuilder(prefer=({offers[0].owner!r},))."
             )
         return preferred
+
+    def _resolve_member(self, name: str, owner: str, short: str) -> Named[BackboneSpec]:
+        family, _, member = short.partition("/")
+        offers = self._table.get((BackboneFamilySpec.kind, family), [])
+        offers = [offer for offer in offers if not owner or offer.owner == owner]
+        if not offers:
+            advice = self._advice(BackboneFamilySpec, owner, family)
+            raise UnknownNameError(f"Unknown backbone {name!r}: there is no family {family!r}. {advice}")
+        chosen = offers[0] if len(offers) == 1 else self._preferred(offers)
+        if chosen is None:
+            choices = " or ".join(repr(f"{offer.qualified}/{member}") for offer in offers)
+            raise AmbiguousNameError(
+                f"The backbone {name!r} is of a family that {len(offers)} plugins offer: write {choices}, "
+                f"or build with HybridBuilder(prefer=({offers[0].owner!r},))."
+            )
+        key = chosen.owner, short
+        if key not in self._described:
+            try:
+                spec = families.describe(family, chosen.owner, chosen.load(), member)
+            except UnknownNameError as error:
+                raise families.unknown_member(name, family, error, self._all_members(chosen)) from error
+            self._described[key] = Named(chosen.owner, spec)
+        return self._described[key]
+
+    def _all_members(self, family: Named[BackboneFamilySpec]) -> tuple[str, ...]:
+        owner, spec = family
+        key = owner, spec.name
+        if key not in self._members:
+            self._members[key] = families.check_members(spec.name, owner, family._load(spec.members))
+        return self._members[key]
 
     def _preferred(self, offers: list[Named[S]]) -> Named[S] | None:
         by_owner = {offer.owner: offer for offer in offers}

@@ -25,7 +25,7 @@ import pluggy
 
 from .. import hookspecs
 from ..errors import PluginError, RegistryWarning, did_you_mean, listing, said
-from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
+from ..specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, normalize
 from .loading import Guard, guarding
 
 __all__ = ["PluginInfo", "installed_plugins", "local_plugin"]
@@ -302,8 +302,11 @@ def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> t
             if not isinstance(result, (list, tuple)):
                 raise _Fault(f"{hook} returned {type(result).__name__}, not a list of {expected.__name__}")
             for spec in result:
-                if not isinstance(spec, expected):
+                family = expected is BackboneSpec and isinstance(spec, BackboneFamilySpec)
+                if not (isinstance(spec, expected) or family):
                     raise _Fault(f"{hook} returned {spec!r} in its list, not a {expected.__name__}")
+                if "/" in spec.name:
+                    raise _Fault(f"{hook} returned {spec.name!r} in its list; only a BackboneFamilySpec offers names with '/'")
                 specs.append(spec)
     seen: set[tuple[str, str]] = set()
     for spec in specs:

@@ -31,8 +31,10 @@ _BLOCKS = {
     "tvc-attention": "se cbam_block eca channel_attention spatial_attention",
     "tvc-blocks": "conv_bn_act squeeze_excitation mlp stochastic_depth drop_block deform_conv frozen_batch_norm identity",
 }
+_FAMILIES = {"tvc-timm": "timm"}
 _TABLES = {
     "backbone": {name: owner for owner, names in _BACKBONES.items() for name in names.split()},
+    "backbone family": {name: owner for owner, names in _FAMILIES.items() for name in names.split()},
     "block": {name: owner for owner, names in _BLOCKS.items() for name in names.split()},
 }
 
@@ -44,7 +46,7 @@ def provider(kind: str, name: str) -> str | None:
 
 def distributions() -> frozenset[str]:
     """Return the first-party distributions that provide names."""
-    return frozenset({*_BACKBONES, *_BLOCKS})
+    return frozenset({*_BACKBONES, *_FAMILIES, *_BLOCKS})
 
 
 def known(kind: str) -> list[str]:

@@ -29,10 +29,10 @@ with its module: timm has a `BasicBlock`, and ShuffleNet an `InvertedResidual`, 
 def branch_of(module: nn.Module) -> str | None:
     """Return the path of the end of a block's branch, relative to the block; None for what is no known block.
 
-    A class of one's own says it by an attribute, `tvc_branch = "bn2"`. A subclass of a known block is known as long as it
-    has the same forward.
+    A class or block of one's own says it by an attribute, `tvc_branch = "bn2"`. A subclass of a known block is known as long
+    as it has the same forward.
     """
-    declared = getattr(type(module), "tvc_branch", None)
+    declared = getattr(module, "tvc_branch", None)
     if isinstance(declared, str):
         return declared
     for cls in type(module).__mro__:

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import chain
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import HeadError
 from .patches import installed_patches, set_module
 
-__all__ = ["HeadDropout", "check_dropout", "dropout_of", "last_layer", "num_classes_of", "set_dropout", "set_num_classes"]
+__all__ = [
+    "HeadDropout",
+    "NoClassifier",
+    "check_dropout",
+    "dropout_of",
+    "last_layer",
+    "num_classes_of",
+    "set_dropout",
+    "set_num_classes",
+]
 
 
 class HeadDropout:
@@ -26,35 +38,55 @@ class HeadDropout:
         return (F.dropout(args[0], self.p, module.training), *args[1:])
 
 
-def last_layer(network: nn.Module, head: str) -> tuple[str, nn.Linear | nn.Conv2d]:
-    """Return path and module of the head's last layer with weights.
+class NoClassifier(nn.Identity):
+    """Stands where the last layer of a head was: the network returns what that layer got, and has no classes.
+
+    A factory whose network is built without a classifier puts it there, too, so that the head can be given one later.
+
+    Args:
+        layer: what it stands for; a new last layer has its kind and its input width.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d) -> None:
+        super().__init__()
+        self.make = _maker(layer)
+
+
+Layer = nn.Linear | nn.Conv2d | NoClassifier
+
+
+def last_layer(network: nn.Module, head: str) -> tuple[str, Layer]:
+    """Return path and module of the head's last layer with weights, or of what stands for it.
 
     Raises:
         HeadError: there is no linear or convolutional layer in the head.
     """
     root = network.get_submodule(head)
-    layers = [(path, layer) for path, layer in root.named_modules(prefix=head) if isinstance(layer, (nn.Linear, nn.Conv2d))]
+    layers = [(path, layer) for path, layer in root.named_modules(prefix=head) if isinstance(layer, Layer)]
     if not layers:
         raise HeadError(f"the head {head!r} ({type(root).__name__}) has no linear or convolutional layer to exchange")
     return layers[-1]
 
 
-def num_classes_of(layer: nn.Linear | nn.Conv2d) -> int:
-    """Return the number of outputs of a last layer."""
+def num_classes_of(layer: Layer) -> int:
+    """Return the number of outputs of a last layer; 0 where there is no classifier."""
+    if isinstance(layer, NoClassifier):
+        return 0
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     """Give the head a new last layer with `num_classes` outputs and torch's default start; the layers before it stay.
 
-    The last layer's hooks (the dropout of `set_dropout`, patches) and device, dtype and mode go over to the new one.
+    With 0 outputs a `NoClassifier` takes its place. The last layer's hooks (the dropout
+    of `set_dropout`, patches) and device, dtype and mode go over to the new one.
 
     Raises:
-        HeadError: `num_classes` is no whole number of at least 1, the head has no layer to exchange, or a block
+        HeadError: `num_classes` is no whole number of at least 0, the head has no layer to exchange, or a block
             inserted after that layer has its width.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise HeadError(f"num_classes is a whole number of at least 1, not {num_classes!r}")
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
+        raise HeadError(f"num_classes is a whole number of at least 0, not {num_classes!r}")
     path, old = last_layer(network, head)
     for target, position, _ in installed_patches(network):
         if position != "before" and f"{path}.".startswith(f"{target}.") and num_classes != num_classes_of(old):
@@ -63,12 +95,12 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
                 f"the block {where} {target!r} was made for {num_classes_of(old)} outputs, so the head cannot change to "
                 f"{num_classes}; insert it before the last layer, or keep the number of classes"
             )
-    like: dict[str, Any] = {"device": old.weight.device, "dtype": old.weight.dtype, "bias": old.bias is not None}
-    new: nn.Linear | nn.Conv2d
-    if isinstance(old, nn.Linear):
-        new = nn.Linear(old.in_features, num_classes, **like)
-    else:
-        new = nn.Conv2d(old.in_channels, num_classes, old.kernel_size, old.stride, old.padding, **like)  # type: ignore[arg-type]
+    like = next(
+        chain(old.parameters(), network.parameters()), torch.empty(0)
+    )  # of a network without classifier, the first parameter
+    make = old.make if isinstance(old, NoClassifier) else _maker(old)
+    layer = make(max(1, num_classes), device=like.device, dtype=like.dtype)
+    new = layer if num_classes else NoClassifier(layer)
     new.train(old.training)
     for hook in old._forward_pre_hooks.values():
         new.register_forward_pre_hook(hook)
@@ -113,3 +145,11 @@ def dropout_of(network: nn.Module, head: str) -> float | None:
     added = [hook.p for hook in hooks if isinstance(hook, HeadDropout)]
     found = added or dropouts
     return found[-1] if found else None
+
+
+def _maker(layer: nn.Linear | nn.Conv2d) -> partial[Any]:
+    """Return what makes a layer of the same kind and input width: `make(outputs, device=, dtype=)`."""
+    if isinstance(layer, nn.Linear):
+        return partial(nn.Linear, layer.in_features, bias=layer.bias is not None)
+    shape = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}
+    return partial(nn.Conv2d, layer.in_channels, bias=layer.bias is not None, **shape)  # type: ignore[arg-type]

@@ -136,16 +136,20 @@ def check_weights_class(spec: BackboneSpec, weights_class: str) -> None:
 
 def transforms_of(weights: WeightsSpec) -> nn.Module:
     """Return the preprocessing that a pretrained set was trained with, as torchvision's own module."""
-    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms import InterpolationMode, Resize
     from torchvision.transforms._presets import ImageClassification
 
-    return ImageClassification(
+    preset = ImageClassification(
         crop_size=weights.crop_size,
         resize_size=weights.resize_size,
         mean=weights.mean,
         std=weights.std,
         interpolation=InterpolationMode(weights.interpolation),
     )
+    if not weights.squash:
+        return preset
+    sides = [weights.resize_size, weights.resize_size]
+    return nn.Sequential(Resize(sides, interpolation=preset.interpolation, antialias=preset.antialias), preset)
 
 
 def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:

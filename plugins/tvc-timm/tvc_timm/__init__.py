@@ -1,0 +1,1 @@
+"""Every model of timm as a backbone of tvc."""

@@ -1,0 +1,86 @@
+"""Build a model of timm by timm's own `create_model`, with its weights from timm's cache or hub."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from tvc_core import BackboneSpec, NoClassifier, WeightsError, WeightsSpec
+
+from .branches import declare_branches
+from .family import classifiers_of
+
+__all__ = ["build"]
+
+
+def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) -> nn.Module:
+    """Build a model of timm; the factory of every member of the family.
+
+    Args:
+        spec: its `name` is timm's, behind "timm/".
+        weights: one of the spec's pretrained sets, or None for random weights.
+        **options: what timm's model takes. `num_classes` of a pretrained model gives it a new classifier; every other weight
+            is the file's, or it is an error.
+
+    Raises:
+        WeightsError: the file cannot be had, or does not fit.
+    """
+    arch = spec.name.partition("/")[2].partition(".")[0]
+    tag = weights.name if weights is not None else spec.default_weights
+    options = {name: value for name, value in options.items() if value is not None}
+    if weights is None:
+        network = timm.create_model(arch, pretrained_cfg=tag, **options)
+    else:
+        network = _pretrained(arch, weights, options)
+    for path in _classifiers(arch, tag):
+        _mark(network, path)
+    declare_branches(network)
+    return network
+
+
+def _pretrained(arch: str, weights: WeightsSpec, options: dict[str, Any]) -> Any:
+    """Return a model with the tensors of a file: all of them, then a new classifier where one is asked for."""
+    num_classes = options.pop("num_classes", None)
+    pool = options.pop("global_pool") if num_classes == 0 and "global_pool" in options else None
+    try:
+        network: Any = timm.create_model(arch, pretrained=True, pretrained_cfg=weights.name, **options)
+    except (TypeError, AssertionError):  # an option that is wrong is not the file's fault
+        raise
+    except OSError as error:
+        raise WeightsError(
+            f"the weights {weights.name!r} of timm/{arch} cannot be had: {_short(error)}. timm reads them from its hub or the "
+            "cache of it; give another place by options={'pretrained_cfg_overlay': {'file': ...}}, or pass weights=None to "
+            "start from random weights."
+        ) from error
+    except Exception as error:  # what a hub or a damaged file raises is anything
+        raise WeightsError(f"the weights {weights.name!r} of timm/{arch} cannot be loaded: {_short(error)}") from error
+    if num_classes is not None and num_classes != network.num_classes:
+        network.reset_classifier(num_classes, **({} if pool is None else {"global_pool": pool}))
+    return network
+
+
+def _classifiers(arch: str, tag: str | None) -> tuple[str, ...]:
+    config = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
+    assert config is not None  # it was there when the model was described
+    return classifiers_of(config.to_dict())
+
+
+def _mark(network: nn.Module, path: str) -> None:
+    """Put a `NoClassifier` where timm has nothing in the place of a classifier, so that the head can be given one later."""
+    parts = path.split(".")
+    for count in range(1, len(parts) + 1):
+        parent, name = network.get_submodule(".".join(parts[: count - 1])), parts[count - 1]
+        module = parent._modules.get(name)
+        if type(module) is nn.Identity:
+            width: Any = getattr(network, "head_hidden_size", None) or network.num_features
+            setattr(parent, name, NoClassifier(nn.Linear(width, 1, device="meta")))
+            return
+        if module is None:
+            return
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

@@ -1,0 +1,201 @@
+"""Describe a model of timm as a backbone, when its name is used: this imports torch and timm."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import logging
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg
+from torch import nn
+
+from tvc_core import BackboneError, BackboneSpec, UnknownNameError, WeightsSpec
+
+from .names import names
+from .parts import Refused, find_parts, runs
+
+__all__ = ["classifiers_of", "describe"]
+
+SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
+"""Sides of images that are tried for the smallest one that a model accepts [pixels]."""
+
+OPTIONS = (
+    "num_classes", "in_chans", "global_pool", "img_size", "patch_size", "window_size", "output_stride",
+    "drop_rate", "drop_path_rate", "drop_block_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
+    "head_drop_rate", "act_layer", "norm_layer", "init_values", "class_token", "reg_tokens", "no_embed_class", "fc_norm",
+    "pre_norm", "qk_norm", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "always_partition", "head_init_scale",
+    "stem_type", "aa_layer", "zero_init_last", "conv_mlp", "pad_type", "round_chs_fn", "fused_attn",
+)  # fmt: skip
+"""Keyword arguments of timm's models that leave them what they are; others (`depth`, `layers`) make another architecture."""
+
+LOADING = {"pretrained_cfg_overlay": None, "cache_dir": None}
+"""Keyword arguments of `timm.create_model` that say where weights are."""
+
+
+@lru_cache(maxsize=256)
+def describe(member: str) -> BackboneSpec:
+    """Return the description of a model, named with or without the tag of its weights, such as "resnet50.a1_in1k".
+
+    The model is built without memory for its weights and runs once, which takes some tenths of a second.
+
+    Raises:
+        UnknownNameError: timm has no model or weights of this name.
+        BackboneError: the model has no stem, stages and head; the message says why.
+    """
+    arch, _, tag = member.partition(".")
+    if not timm.is_model(arch) and arch not in names():
+        raise UnknownNameError(f"timm {timm.__version__} has no model {arch!r}")
+    tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
+    default = get_pretrained_cfg(arch)
+    if tag and tag not in tags:
+        near = [each for each in tags if each.startswith(tag)] or difflib.get_close_matches(tag, tags, n=1, cutoff=0.3)
+        hint = f" Did you mean '{arch}.{near[0]}'?" if near else ""
+        raise UnknownNameError(
+            f"timm {timm.__version__} has no weights {tag!r} of {arch!r}.{hint} It has {', '.join(tags) or 'none'}"
+        )
+    chosen = tag or (default.tag if default is not None and default.tag in tags else "") or (tags[0] if tags else "")
+    config = _config(arch, chosen)
+    try:
+        with quiet():
+            return _describe(f"timm/{member}", arch, chosen, tags, config)
+    except Refused as refused:
+        raise BackboneError(f"timm/{member} cannot be a backbone of tvc: {refused}. timm itself builds it.") from refused
+
+
+def _describe(name: str, arch: str, chosen: str, tags: list[str], config: Mapping[str, Any]) -> BackboneSpec:
+    channels, height, width = config["input_size"]
+    if height != width:
+        raise Refused(f"its images have {height} x {width} pixels, and tvc knows square ones only")
+    if not config.get("classifier"):
+        raise Refused("it is no classifier: timm's configuration names no layer that gives logits")
+    network = _on_meta(arch, chosen)
+    features = _features(network)
+    image = torch.empty(1, channels, height, width, device="meta")
+    if not runs(network, image):
+        raise Refused("its forward pass cannot be watched without computing it")
+    paths, strides = [info["module"] for info in features], [info["reduction"] for info in features]
+    parts = find_parts(network, classifiers_of(config), paths, strides, image)
+    fixed = bool(config.get("fixed_input_size")) and not runs(
+        network, torch.empty(1, channels, height, height + 32, device="meta")
+    )
+    options = {**_options(network), **LOADING}
+    return BackboneSpec(
+        name=name,
+        family=str(network.__class__.__name__).lower(),
+        origin="timm",
+        summary=f"{network.__class__.__name__} of timm, {_count(network)} million parameters.",
+        factory="tvc_timm.build:build",
+        weights=tuple(_weights(arch, each, config) for each in tags),
+        default_weights=chosen or None,
+        stem=parts.stem,
+        stages=parts.stages,
+        neck=parts.neck,
+        head=parts.head,
+        auxiliary=parts.auxiliary,
+        options=options,
+        num_channels=channels,
+        channels_option="in_chans" if "in_chans" in options else "",
+        size_option="img_size",
+        min_size=height if fixed else _min_size(network, channels, height),
+        fixed_size=fixed,
+        source=_source(config),
+    )
+
+
+def classifiers_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the paths of the layers that give logits: the main one, then those of auxiliary heads."""
+    found = config["classifier"]
+    return (found,) if isinstance(found, str) else tuple(found)
+
+
+def _config(arch: str, tag: str) -> dict[str, Any]:
+    found = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
+    if found is None:
+        raise BackboneError(f"timm has no configuration of {arch!r}, so nothing says what images it takes")
+    return dict(found.to_dict())
+
+
+def _on_meta(arch: str, tag: str) -> nn.Module:
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            return timm.create_model(arch, pretrained_cfg=tag or None).eval()
+    except Exception as error:  # timm raises whatever it likes
+        raise Refused(f"it cannot be built without memory ({type(error).__name__}: {error})") from error
+
+
+def _features(network: nn.Module) -> list[dict[str, Any]]:
+    found: Any = getattr(network, "feature_info", None)
+    found = getattr(found, "info", found)
+    if not found or not all(isinstance(info, dict) and info.get("module") and "reduction" in info for info in found):
+        raise Refused("timm states no modules that compute features for it (feature_info)")
+    return list(found)
+
+
+def _options(network: nn.Module) -> dict[str, Any]:
+    """Return what the model's class takes of `OPTIONS`, with its defaults."""
+    taken = inspect.signature(type(network).__init__).parameters
+    return {name: _plain(taken[name].default) for name in OPTIONS if name in taken}
+
+
+def _plain(value: Any) -> Any:
+    return value if isinstance(value, (bool, int, float, str, tuple)) else None
+
+
+def _min_size(network: nn.Module, channels: int, side: int) -> int:
+    """Return the smallest side that the model accepts, of those that are tried."""
+    for smaller in (each for each in SIDES if each < side):
+        if runs(network, torch.empty(1, channels, smaller, smaller, device="meta")):
+            return smaller
+    return side
+
+
+def _weights(arch: str, tag: str, base: Mapping[str, Any]) -> WeightsSpec:
+    config = _config(arch, tag)
+    crop = int(config["input_size"][-1])
+    options = {}
+    if config.get("num_classes") != base.get("num_classes"):
+        options["num_classes"] = config["num_classes"]
+    if config["input_size"][0] != base["input_size"][0]:
+        options["in_chans"] = config["input_size"][0]
+    if config.get("fixed_input_size") and config["input_size"] != base["input_size"]:
+        options["img_size"] = crop
+    return WeightsSpec(
+        name=tag,
+        crop_size=crop,
+        resize_size=math.floor(crop / config["crop_pct"]),
+        squash=config.get("crop_mode") == "squash",
+        interpolation=config["interpolation"],
+        mean=tuple(config["mean"]),
+        std=tuple(config["std"]),
+        num_classes=config.get("num_classes") or None,
+        options=options,
+        recipe=_source(config),
+    )
+
+
+def _source(config: Mapping[str, Any]) -> str:
+    papers = config.get("paper_ids") or ()
+    return ", ".join([papers] if isinstance(papers, str) else papers)
+
+
+def _count(network: nn.Module) -> str:
+    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}"
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keep timm from logging and warning about a model that nobody uses."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,80 @@
+"""Open-ended names: "family/member" becomes a backbone when it is used. Only what describes a member may import torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ..errors import PluginError, TvcError, UnknownNameError, did_you_mean, listing
+from ..specs import BackboneSpec
+
+__all__ = ["check_members", "describe", "matches", "unknown_member"]
+
+
+def describe(family: str, owner: str, factory: Callable[[str], Any], member: str) -> BackboneSpec:
+    """Return what a family says of a member.
+
+    Args:
+        family: short name of the family.
+        owner: the distribution that offers it.
+        factory: `describe` of its spec.
+        member: the name behind the slash.
+
+    Raises:
+        PluginError: it fails, or returns something else than the member's spec.
+        TvcError: what the family itself raises on purpose: UnknownNameError where there is no such member, BackboneError where
+            there is one that it cannot offer.
+    """
+    name, fault = f"{family}/{member}", f"This is a fault of the distribution {owner!r}."
+    try:
+        spec = factory(member)
+    except (TvcError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a plugin may raise SystemExit or worse
+        raise PluginError(
+            f"backbone {owner}:{name}: its family cannot describe it: {type(error).__name__}: {error}. {fault}"
+        ) from error
+    if not isinstance(spec, BackboneSpec):
+        raise PluginError(f"backbone {owner}:{name}: its family returned {type(spec).__name__}, not a BackboneSpec. {fault}")
+    if spec.name != name:
+        raise PluginError(f"backbone {owner}:{name}: its family returned the description of {spec.name!r}. {fault}")
+    return spec
+
+
+def check_members(family: str, owner: str, members: Callable[[], Any]) -> tuple[str, ...]:
+    """Return the names of a family's members, as its plugin lists them.
+
+    Raises:
+        PluginError: it fails, or gives something else than names.
+    """
+    fault = f"This is a fault of the distribution {owner!r}."
+    try:
+        found = members()
+        names = None if isinstance(found, (str, bytes)) else tuple(found)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a plugin may raise SystemExit or worse
+        raise PluginError(
+            f"backbone family {owner}:{family}: its members cannot be listed: {type(error).__name__}: {error}. {fault}"
+        ) from error
+    if names is None or not all(isinstance(name, str) for name in names):
+        raise PluginError(f"backbone family {owner}:{family}: its members are no list of names. {fault}")
+    return names
+
+
+def matches(pattern: str | None, owner: str, family: str, member: str) -> bool:
+    """Tell whether a shell-style pattern means a member: "net*", "family/net*" or "owner:family/net*"."""
+    name = f"{family}/{member}"
+    return pattern is None or any(fnmatchcase(each, pattern) for each in (name, member, f"{owner}:{name}"))
+
+
+def unknown_member(name: str, family: str, said: object, members: tuple[str, ...]) -> UnknownNameError:
+    """Return the error for a member that its family does not know, with what the family `said`."""
+    reason = " ".join(str(said).split()).rstrip(".") or f"the family {family!r} has no such member"
+    names = [f"{family}/{member}" for member in members]
+    near = "" if "?" in reason else did_you_mean(name.rpartition(":")[2], names)
+    return UnknownNameError(
+        f"Unknown backbone {name!r}: {reason}{'' if reason.endswith('?') else '.'}{near} The family has {len(members)} "
+        f"members: {listing(members, most=4)}. HybridBuilder.list_backbones('{family}/*') lists them."
+    )
