@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tvc_cli.commands
 from click.testing import CliRunner, Result
+from tvc_cli.new_plugin import PIECES
 
 try:
     import tomllib
@@ -92,6 +93,10 @@ def test_what_is_there_stays_as_it_is(tmp_path: Path, there: str) -> None:
     assert "exists; choose another name, or another folder with --into" in result.stderr
     assert os.lstat(path) == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_the_command_offers_every_kind_that_can_be_written() -> None:
+    assert set(tvc_cli.commands._PIECES) == set(PIECES) == set(KINDS)
 
 
 @pytest.mark.parametrize("args", [("acme-blocks", "--kind", "bloc"), ("acme-blocks", "--into", "/no/such/folder"), ()])

@@ -16,7 +16,6 @@ from tvc_core import API_VERSION, BackboneFamilySpec, BackboneSpec, HybridBuilde
 
 from . import facts
 from .guard import GuardedGroup, common_options
-from .new_plugin import PIECES, write_plugin
 from .output import print_json, print_pairs, print_table, say
 
 __all__ = ["tvc"]
@@ -27,6 +26,7 @@ _COLUMNS = {
     "ops": ("name", "takes_block", "options", "plugin", "summary"),
     "initializers": ("name", "plugin", "summary"),
 }
+_PIECES = ("block", "backbone", "op", "initializer")
 _ONLY_FOR = {"origin": "backbones", "category": "blocks"}
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
@@ -57,6 +57,7 @@ def tvc() -> None:
     tvc plugins                    where all this comes from
     tvc doctor                     what is wrong, and what to do
     tvc new-plugin acme-blocks     a plugin of your own
+    tvc check acme-blocks          whether it keeps the rules
 
     Exit codes: 0 fine, 1 an error, 2 wrong usage.
     """
@@ -196,9 +197,41 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
     ctx.exit(0 if found["fine"] else 1)
 
 
+@tvc.command("check", short_help="Run the conformance kit on a plugin.")
+@click.argument("plugin")
+@_json_option
+@common_options
+@click.pass_context
+def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
+    """Run every check of the conformance kit on PLUGIN: its module (acme_blocks.plugin) or its distribution (acme-blocks).
+
+    Exit code 1 where a check fails. In tests of a plugin the same is tvc_core.testing.parametrize_with_checks.
+    """
+    from .checking import check_facts, plugin_module
+
+    module = plugin_module(plugin)
+    found = check_facts(module)
+    failed = [check for check in found if check["result"] == "failed"]
+    if as_json:
+        print_json(found)
+    else:
+        for check in found:
+            if check["result"] != "passed":
+                say(f"{check['result']}: {check['said']}")
+        counts = Counter(check["result"] for check in found)
+        say(f"{module}: " + ", ".join(f"{counts[result]} {result}" for result in ("passed", "skipped", "failed")))
+    ctx.exit(1 if failed else 0)
+
+
 @tvc.command("new-plugin", short_help="Write a new plugin: a complete distribution with one working piece.")
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(PIECES)), default="block", show_default=True, help="What it offers.")
+@click.option(
+    "--kind",
+    type=click.Choice(_PIECES),
+    default="block",
+    show_default=True,
+    help="What it offers.",
+)
 @click.option(
     "--into",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
@@ -209,6 +242,8 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
 @common_options
 def new_plugin_command(name: str, kind: str, into: Path, as_json: bool) -> None:
     """Write the distribution NAME, such as acme-blocks, with a plugin that works: metadata, code, tests and a recipe."""
+    from .new_plugin import write_plugin
+
     try:
         folder, files = write_plugin(name, kind, into)
     except (ValueError, OSError) as error:
