@@ -106,7 +106,7 @@ def initializer_in_build(init: Subject) -> None:
             raise Fault("the network's own tensors as they were", f"changes of {listing(changed, most=4)}", GIVEN)
 
 
-BASIC = (initializer_runs,)
+BASIC = (initializer_runs, initializer_finite)
 """The checks that the others need: without them the others say nothing."""
 
 CHECKS = (
@@ -114,7 +114,6 @@ CHECKS = (
     initializer_in_place,
     initializer_only_given,
     initializer_reproducible,
-    initializer_finite,
     initializer_in_build,
 )
 

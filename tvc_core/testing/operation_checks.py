@@ -183,13 +183,12 @@ def operation_pickle(op: Subject) -> None:
         check_copies(model, _image(op, place.host), f"a model patched at {place}")
 
 
-BASIC = (operation_applies,)
+BASIC = (operation_applies, operation_effect)
 """The checks that the others need: without them the others say nothing."""
 
 CHECKS = (
     *BASIC,
     operation_layouts,
-    operation_effect,
     operation_keys,
     operation_arguments,
     operation_reversible,
@@ -229,15 +228,15 @@ def _stages(op: Subject, host: str) -> list[str]:
 
 
 def _places(op: Subject) -> list[Place]:
-    """Return for each network the first place where the operation can be applied: a stage, or another module."""
+    """Return for each network the first place where the operation can be applied: a stage, or the first module of a class."""
     if "places" in op.memo:
         places: list[Place] = op.memo["places"]
         return places
     found: list[Place] = []
     errors: list[str] = []
     for host in HOSTS:
-        paths = [path for path, _ in _plain(op, host).named_modules() if path]
-        for path in dict.fromkeys((*_stages(op, host), *paths)):
+        firsts = {type(module): path for path, module in reversed([*_plain(op, host).named_modules()]) if path}
+        for path in dict.fromkeys((*_stages(op, host), *reversed(firsts.values()))):
             place = Place(host, path)
             try:
                 _build(op, place)
@@ -260,11 +259,11 @@ def _is_refusal(error: TvcError) -> bool:
 
 def _new(model: nn.Module, plain: nn.Module) -> list[tuple[str, nn.Parameter]]:
     """Return the parameters that a patch brought."""
-    before = named_tensors(plain)
+    before = list(named_tensors(plain).values())
     return [
         (name, parameter)
         for name, parameter in model.named_parameters()
-        if name not in before or not _same(parameter, before[name])
+        if not any(_same(parameter, tensor) for tensor in before)
     ]
 
 

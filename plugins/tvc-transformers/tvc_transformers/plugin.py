@@ -102,7 +102,7 @@ def _maxvit() -> BackboneSpec:
         stem=("stem",),
         stages=("blocks.0", "blocks.1", "blocks.2", "blocks.3"),
         head="classifier",
-        options={"progress": True, "stochastic_depth_prob": 0.2, "input_size": (224, 224)},
+        options={"progress": True, "input_size": (224, 224)},
         min_size=224,
         fixed_size=True,
         source="Tu et al. 2022, arXiv:2204.01697",

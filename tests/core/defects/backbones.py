@@ -1,0 +1,273 @@
+"""Defective backbones: a healthy network with one thing wrong in it, in its factory or in its spec."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from tvc_core import BackboneSpec, WeightsError, WeightsSpec
+
+from . import Defect
+
+
+class Healthy(nn.Module):
+    """stem, two stages, pool, fc."""
+
+    def __init__(self, width: int = 8, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.layer1 = nn.Sequential(nn.Conv2d(width, width, 3, 2, 1), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(2 * width, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.layer2(self.layer1(self.stem(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(torch.flatten(self.pool(self.features(x)), 1))
+
+
+def build(spec: BackboneSpec, *, weights: Any, width: int = 8) -> nn.Module:
+    if weights is not None:
+        raise WeightsError(f"{weights.name} cannot be downloaded")
+    return Healthy(width)
+
+
+def build_only_with_weights(spec: BackboneSpec, *, weights: Any) -> nn.Module:
+    return Healthy(len(weights.mean))
+
+
+class NoLogits(Healthy):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+
+class Drops(Healthy):
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(super().forward(x), 0.5)
+
+
+class BatchMean(Healthy):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x - x.mean(0, keepdim=True))
+
+
+class Listed(Healthy):
+    """Its second stage is a list, which is never called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer2 = nn.ModuleList(self.layer2)  # type: ignore[assignment]
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.layer1(self.stem(x))
+        for layer in self.layer2:
+            x = layer(x)
+        return x
+
+
+class TwoMaps(nn.Module):
+    def __init__(self, stage: nn.Module) -> None:
+        super().__init__()
+        self.stage = stage
+
+    def forward(self, x: Tensor) -> Any:
+        return self.stage(x), x
+
+
+class ReturnsTuple(Healthy):
+    """Its second stage returns a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer2 = TwoMaps(self.layer2)  # type: ignore[assignment]
+
+    def features(self, x: Tensor) -> Tensor:
+        x, _ = self.layer2(self.layer1(self.stem(x)))
+        return x
+
+
+class Needs40(Healthy):
+    def forward(self, x: Tensor) -> Tensor:
+        assert min(x.shape[2:]) >= 40, "too small"
+        return super().forward(x)
+
+
+class OddHead(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(16, 10))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.table
+
+
+class OwnHead(Healthy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = OddHead()  # type: ignore[assignment]
+
+
+class Scaled(Healthy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = float(torch.rand(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x * self.scale)
+
+
+_POOL = nn.AdaptiveAvgPool2d(1)
+
+
+class SharedPool(Healthy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = _POOL
+
+
+class Bypassed(Healthy):
+    """Its second stage runs, and nothing reads it."""
+
+    def features(self, x: Tensor) -> Tensor:
+        x = self.layer1(self.stem(x))
+        self.layer2(x)
+        return torch.cat([x, x], 1)
+
+
+class Moves(Healthy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.seen += 1
+        return super().forward(x)
+
+
+class Lambda(Healthy):
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = lambda x: x
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(super().forward(x))
+
+
+class Make:
+    """A factory of one class, which takes no options."""
+
+    def __init__(self, cls: type[nn.Module]) -> None:
+        self.cls = cls
+
+    def __call__(self, spec: BackboneSpec, *, weights: Any) -> nn.Module:
+        if weights is not None:
+            raise WeightsError(f"{weights.name} cannot be downloaded")
+        return self.cls()
+
+
+def ignores_weights(spec: BackboneSpec, *, weights: Any) -> nn.Module:
+    return Healthy()
+
+
+def _spec(factory: Any, **fields: Any) -> BackboneSpec:
+    parts: dict[str, Any] = {"stem": ("stem",), "stages": ("layer1", "layer2"), "head": "fc", "min_size": 8}
+    return BackboneSpec(name="thing", factory=factory, **{**parts, **fields})
+
+
+GOOD = WeightsSpec(name="PHOTOS_V1", crop_size=32, resize_size=36)
+HEALTHY = (
+    _spec(build, options={"width": 8}, weights=(GOOD,), default_weights="PHOTOS_V1"),
+    _spec(Make(Healthy)),
+)
+
+
+def _weights(**fields: Any) -> dict[str, Any]:
+    wrong = WeightsSpec(**{"name": "PHOTOS_V1", "crop_size": 32, "resize_size": 36, **fields})
+    return {"weights": (wrong,), "default_weights": "PHOTOS_V1"}
+
+
+DEFECTS = (
+    Defect(what="needs weights", thing=_spec(build_only_with_weights), caught_by="backbone_built", says="random weights"),
+    Defect(what="no logits", thing=_spec(Make(NoLogits)), caught_by="backbone_built", says="[N, classes]"),
+    Defect(what="dropout in eval mode", thing=_spec(Make(Drops)), caught_by="backbone_deterministic", says="twice"),
+    Defect(what="statistics of the batch", thing=_spec(Make(BatchMean)), caught_by="backbone_deterministic", says="alone"),
+    Defect(
+        what="a path that is not there",
+        thing=_spec(build, stages=("layer1", "layer3")),
+        caught_by="backbone_partition",
+        says="no 'layer3'",
+    ),
+    Defect(
+        what="a stage left out", thing=_spec(build, stages=("layer1",)), caught_by="backbone_partition", says="layer2.0.weight"
+    ),
+    Defect(
+        what="stages in the wrong order",
+        thing=_spec(build, stages=("layer2", "layer1")),
+        caught_by="backbone_order",
+        says="'layer1' runs after 'layer2'",
+    ),
+    Defect(what="a stage that is a list", thing=_spec(Make(Listed)), caught_by="backbone_order", says="'layer2' is called"),
+    Defect(what="a stage that returns a tuple", thing=_spec(Make(ReturnsTuple)), caught_by="backbone_order", says="a tuple"),
+    Defect(
+        what="pooling in the last stage",
+        thing=_spec(build, stages=("layer1", ("layer2", "pool"))),
+        caught_by="backbone_last_stage",
+        says="where pooling begins",
+    ),
+    Defect(what="a min_size too small", thing=_spec(Make(Needs40)), caught_by="backbone_sizes", says="min_size=8"),
+    Defect(
+        what="a fixed_size that is none",
+        thing=_spec(build, fixed_size=True, min_size=32),
+        caught_by="backbone_sizes",
+        says="fixed_size=True",
+    ),
+    Defect(what="no default", thing=_spec(build, weights=(GOOD,)), caught_by="backbone_weights", says="default_weights"),
+    Defect(
+        what="mean for 0 to 255",
+        thing=_spec(build, **_weights(mean=(123.7, 116.3, 103.5))),
+        caught_by="backbone_weights",
+        says="255",
+    ),
+    Defect(
+        what="a crop out of a smaller image",
+        thing=_spec(build, **_weights(resize_size=30)),
+        caught_by="backbone_weights",
+        says="32 of 30",
+    ),
+    Defect(
+        what="options of weights that are none",
+        thing=_spec(build, **_weights(options={"depth": 3})),
+        caught_by="backbone_weights",
+        says="depth",
+    ),
+    Defect(
+        what="ignores the weights",
+        thing=_spec(ignores_weights, **_weights()),
+        caught_by="backbone_loads_weights",
+        says="the random start",
+    ),
+    Defect(what="a head without a last layer", thing=_spec(Make(OwnHead)), caught_by="backbone_head", says="5 classes"),
+    Defect(
+        what="an option it does not take",
+        thing=_spec(build, options={"depth": 3}),
+        caught_by="backbone_options",
+        says="'depth'",
+    ),
+    Defect(what="another default", thing=_spec(build, options={"width": 16}), caught_by="backbone_options", says="fc.weight"),
+    Defect(what="an attribute decides", thing=_spec(Make(Scaled)), caught_by="backbone_state_dict", says="buffers"),
+    Defect(what="a shared module", thing=_spec(Make(SharedPool)), caught_by="backbone_independent", says="pool"),
+    Defect(what="a stage that nobody reads", thing=_spec(Make(Bypassed)), caught_by="backbone_patches", says="stage 1"),
+    Defect(
+        what="a buffer that moves when frozen",
+        thing=_spec(Make(Moves), stem=("seen", "stem")),
+        caught_by="backbone_freeze",
+        says="seen",
+    ),
+    Defect(what="a lambda", thing=_spec(Make(Lambda)), caught_by="backbone_pickle", says="lambdas"),
+)
