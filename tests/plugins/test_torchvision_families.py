@@ -6,6 +6,7 @@ import copy
 import gc
 import pickle
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -70,9 +71,9 @@ def torchvisions_own(name: str) -> nn.Module:
     trained = chosen_weights(name)
     url = torchvision.models.get_model_weights(name)[trained.name].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    options = {"init_weights": False} if "init_weights" in spec_of(name).options else {}
-    with torch.device("meta"):
-        model = torchvision.models.get_model(name, weights=None, **trained.options, **options)
+    options = {**trained.options, **({"init_weights": False} if "init_weights" in spec_of(name).options else {})}
+    with nullcontext() if name.startswith("regnet") else torch.device("meta"):  # RegNet computes its widths with tensors
+        model = torchvision.models.get_model(name, weights=None, **options)
     tensors = torch.load(file, weights_only=True)
     for key in tensors.keys() - model.state_dict().keys():  # pretrained, auxiliary heads are dropped
         del tensors[key]
