@@ -53,6 +53,7 @@ GROUPS = {
         "Target",
         "BlockMaker",
         "build_torchvision",
+        "LocalPlugin",
         "Registry",
         "PluginInfo",
     ),
