@@ -192,9 +192,7 @@ def _run_patched(
         raise
     except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
         targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
-        raise PatchError(
-            f"the network fails with the patches at {targets}: {said(error)[:300]}"
-        ) from error
+        raise PatchError(f"the network fails with the patches at {targets}: {said(error)[:300]}") from error
     for index, path in enumerate(anatomy.taps):
         if index not in maps:
             part = "the stem" if index == 0 else f"stage {index - 1}"

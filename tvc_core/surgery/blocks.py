@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ParameterError, PluginError, TvcError, did_you_mean, listing
+from ..errors import ParameterError, PluginError, TvcError, did_you_mean, listing, said
 from ..registry import Named
 from ..specs import BlockSpec
 
@@ -29,7 +29,7 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
 
     Raises:
         ParameterError: a parameter that it does not take, a missing one, or one that it refuses.
-        PluginError: the factory cannot be loaded.
+        PluginError: the factory cannot be loaded, or raises SystemExit or the like.
     """
     factory = named.load()
     what = f"{named.spec.kind} {named.qualified!r}"
@@ -49,9 +49,11 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
         raise
     except Exception as error:  # somebody's factory may raise whatever it likes
         given = ", ".join(f"{name}={value!r}" for name, value in params.items())
-        raise ParameterError(
-            f"{what} cannot be made with {given or 'its defaults'}: {type(error).__name__}: {error}"
-        ) from error
+        raise ParameterError(f"{what} cannot be made with {given or 'its defaults'}: {said(error)}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # SystemExit or worse
+        raise PluginError(f"{what} raised {said(error)}. This is a fault of the distribution {named.owner!r}.") from error
 
 
 def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str, Any]) -> nn.Module:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import PatchError, PluginError, TvcError
+from ..errors import PatchError, PluginError, TvcError, said
 from ..recipe import PatchPlan
 from .blocks import call_factory, create_block, parameters_of
 from .branches import branch_of
@@ -275,8 +275,10 @@ def _output_shape(module: nn.Module, shape: Shape, probe: Probe, name: str, devi
     try:
         with probing(module):
             output = module(x)
-    except Exception as error:  # somebody's forward pass may raise whatever it likes
-        raise PatchError(f"{name} fails on {list(shape)}: {type(error).__name__}: {error}") from error
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
+        raise PatchError(f"{name} fails on {list(shape)}: {said(error)}") from error
     if not isinstance(output, torch.Tensor):
         raise PatchError(f"{name} returns a {type(output).__name__}, not a tensor")
     return tuple(output.shape)

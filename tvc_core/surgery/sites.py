@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackboneError, TargetError, listing, near
+from ..errors import BackboneError, TargetError, listing, near, said
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 
@@ -206,8 +206,10 @@ class Probe:
             try:
                 with probing(network):
                     network(image)
-            except Exception as error:  # a network may raise whatever it likes for a size that it does not accept
-                tries.append(f"{height}x{width}: {type(error).__name__}: {error}")
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:  # a network may raise whatever it likes for a size that it does not accept
+                tries.append(f"{height}x{width}: {said(error)}")
                 continue
             return Probe(image, tries)
         raise BackboneError(f"{spec.name}: no forward pass with {spec.num_channels} channels succeeds: {'; '.join(tries)}")
