@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from distributions import ROOT, Environment, build
+from distributions import FOLDERS, ROOT, Environment, build
+from tvc_cli.first_party import FIRST_PARTY
 
 OFFLINE = ("--no-index", "--no-deps", "--no-build-isolation")
 """What pip needs without a network; users leave it out."""
@@ -65,6 +66,10 @@ def test_a_new_block_is_tested_installed_and_used_in_a_recipe_by_a_few_commands(
     built = json.loads(desk.tvc("build", "acme-blocks/recipe.yaml", "--json"))
     assert [patch["block"] for patch in built["patches"]] == ["acme-blocks:acme_gate"]
     assert built["step0_difference"] == 0.0
+
+
+def test_the_names_that_are_taken_are_those_of_the_projects_distributions() -> None:
+    assert sorted(FIRST_PARTY) == sorted(folder.name if folder != ROOT else "tvc-core" for folder in FOLDERS)
 
 
 @pytest.mark.sweep
