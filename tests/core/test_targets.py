@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from contextlib import nullcontext
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,11 @@ from tvc_core.model.anatomy import Anatomy
 from tvc_core.recipe import load_recipe
 from tvc_core.surgery.targets import expand
 
+BASIC_BLOCK = ("conv1", "bn1", "relu", "conv2", "bn2")
+BASIC_STAGE = (
+    *("0", *(f"0.{path}" for path in BASIC_BLOCK), "0.downsample", "0.downsample.0", "0.downsample.1"),
+    *("1", *(f"1.{path}" for path in BASIC_BLOCK)),
+)
 NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "swin_t", "vit_b_32", "densenet121")
 
 
@@ -138,10 +145,26 @@ def test_of_nested_modules_of_a_type_the_outermost_is_meant(meant: Any) -> None:
         ("efficientnet_b0", "stage:3.-1", ["features.4.2"]),
         ("efficientnet_b0", "stage:-1", ["features.8"]),
         ("swin_t", "stage:*", ["features.1", "features.3", "features.5", "norm"]),
-        # the last stage of swin_t ends with a normalization, which has no children
+        # the last stage of swin_t ends with a normalization, which is no block
         ("swin_t", "stage:*.-1", ["features.1.1", "features.3.1", "features.5.5", "features.7.1"]),
         ("vit_b_32", "stage:*", [*(f"encoder.layers.encoder_layer_{index}" for index in (2, 5, 8)), "encoder.ln"]),
-        ("vit_b_32", "stage:-1.-1", ["encoder.layers.encoder_layer_11.mlp"]),
+        ("vit_b_32", "stage:-1.-1", ["encoder.layers.encoder_layer_11"]),
+        ("vit_b_32", "stage:1.0.mlp", ["encoder.layers.encoder_layer_3.mlp"]),
+        (
+            "vit_b_32",
+            "stage:-1.type:LayerNorm",
+            [*[f"encoder.layers.encoder_layer_{i}.ln_{j}" for i in (9, 10, 11) for j in (1, 2)], "encoder.ln"],
+        ),
+        ("efficientnet_b0", "stage:-1.*", ["features.7.0"]),
+        ("efficientnet_b0", "stage:-1.-1", ["features.7.0"]),
+        (
+            "efficientnet_b0",
+            "stage:-1.type:Conv2dNormActivation",
+            ["features.7.0.block.0", "features.7.0.block.1", "features.7.0.block.3", "features.8"],
+        ),
+        ("densenet121", "stage:1.0", ["features.denseblock2.denselayer1"]),
+        ("densenet121", "stage:1.denselayer1*", [f"features.denseblock2.denselayer{index}" for index in (1, 10, 11, 12)]),
+        ("resnet18", "stage:3.**", ["layer4", *(f"layer4.{path}" for path in BASIC_STAGE)]),
         ("densenet121", "stage:*", [*(f"features.denseblock{index}" for index in (1, 2, 3)), "features.norm5"]),
         (
             "densenet121",
@@ -201,7 +224,10 @@ def test_in_a_hybrid_a_pattern_means_what_it_means_in_the_backbone(tiny: Any) ->
         ("stage:one", r"there is no stage 'one'"),
         ("stage:" + "1" * 5000, r"there is no stage"),
         ("stage:", r"there is no stage ''"),
-        ("stage:*.3", r"no child '3' in layer1, only 0, 1, 2"),  # the other stages have one
+        ("stage:*.3", r"no '3' among the blocks of stage 0, layer1\.0, layer1\.1, layer1\.2\."),  # the other stages have one
+        ("stage:0.-4", r"no '-4' among the blocks of stage 0"),
+        ("stage:0.conv", r"no 'conv' among the blocks of stage 0"),
+        ("stage:0.type:Linear", r"no module in layer1 is a Linear"),
         ("layer4.stage:0", r"no child 'stage:0' in layer4"),
         ("**.", r"no child ''"),
     ],
@@ -219,12 +245,51 @@ def test_a_path_stays_a_path(meant: Any, target: str) -> None:
         meant("resnet50", target)
 
 
-def test_a_stage_of_layers_without_children_has_no_last_block() -> None:
-    with torch.device("meta"):
-        network = torchvision.models.vgg11(weights=None)
-    anatomy = Anatomy.of(network, Registry().resolve(BackboneSpec, "vgg11").spec)
-    with pytest.raises(TargetError, match=r"stage 0: none of its modules features\.3, .* has children\. 'stage:0' alone"):
-        expand(network, "stage:*.-1", anatomy, "vgg11")
+LAST_BLOCKS = {
+    **dict.fromkeys(("alexnet", "vgg11", "vgg11_bn"), "MaxPool2d"),  # of plain layers, the last one
+    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"), "InvertedResidual"),
+    **{"resnet18": "BasicBlock", "resnext50_32x4d": "Bottleneck", "wide_resnet50_2": "Bottleneck", "convnext_tiny": "CNBlock"},
+    **{"efficientnet_b0": "MBConv", "efficientnet_v2_s": "*MBConv", "mnasnet0_5": "_InvertedResidual", "squeezenet1_1": "Fire"},
+    **{"densenet121": "_DenseLayer", "googlenet": "Inception", "inception_v3": "Inception[A-E]", "maxvit_t": "MaxVitLayer"},
+    **{"regnet_x_400mf": "ResBottleneckBlock", "vit_b_32": "EncoderBlock", "swin_t": "SwinTransformerBlock"},
+    **{"swin_v2_t": "SwinTransformerBlockV2"},
+}
+
+
+@pytest.mark.parametrize("name", LAST_BLOCKS)
+def test_the_last_block_of_each_stage_is_the_last_module_of_its_class_there(name: str) -> None:
+    spec = Registry().resolve(BackboneSpec, name).spec
+    with nullcontext() if name.startswith("regnet") else torch.device("meta"):  # RegNet computes its widths with tensors
+        options = {"init_weights": False} if "init_weights" in spec.options else {}
+        network = torchvision.models.get_model(name, weights=None, **options)
+    anatomy = Anatomy.of(network, spec)
+    expected = []
+    for index, stage in enumerate(spec.stage_paths):
+        kind = "BatchNorm2d" if (name, index) == ("mnasnet0_5", 0) else LAST_BLOCKS[name]  # its first stage has no block
+        expected.append(
+            [
+                path
+                for path, module in network.named_modules()
+                if any(f"{path}.".startswith(f"{start}.") for start in stage) and fnmatch(type(module).__name__, kind)
+            ][-1]
+        )
+    assert expand(network, "stage:*.-1", anatomy, name) == expected
+
+
+def test_a_stage_of_somebody_elses_network_has_blocks_too() -> None:
+    class Stage(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.downsample = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+            self.blocks = nn.Sequential(*(BasicBlock(3, 3) for _ in range(3)))
+            self.norm = nn.BatchNorm2d(3)
+
+    network = nn.ModuleDict(
+        {"stem": nn.Conv2d(3, 3, 1), "stage": Stage(), "plain": nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())}
+    )
+    anatomy = Anatomy(stem=("stem",), stages=(("stage",), ("plain",)), head="stem")
+    assert expand(network, "stage:*.-1", anatomy, "net") == ["stage.blocks.2", "plain.1"]
+    assert expand(network, "stage:0.*.bn2", anatomy, "net") == [f"stage.blocks.{index}.bn2" for index in range(3)]
 
 
 # -- patches at patterns ------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from torch import nn
 
 from ..errors import StageError, TargetError, did_you_mean, listing, near
+from .inner_blocks import inner_blocks
 from .patches import PatchTree
 from .sites import locate
 
@@ -34,8 +35,10 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     - `**`: any number of parts, also none
     - `-1`: the last child by order, `-2` the one before it
     - `type:Bottleneck`: every module of this class within, but not those inside another one of them
-    - in front, `stage:2`: the last path of this stage, whose output is the stage's map; if more parts follow, the last of
-      its paths that has children. Negative numbers count from the end; `stage:*` is each stage, and each must give a module.
+    - in front, `stage:2`: the last path of this stage, whose output is the stage's map. Negative numbers count from the
+      end; `stage:*` is each stage, and each must give a module.
+    - behind it, `stage:2.0` and `stage:2.-1`: the first and the last of the blocks that the stage is made of (see
+      `inner_blocks`); a name with `*`: those whose last part matches; `type:Conv2d` and `**`: all that is in the stage
 
     Args:
         network: the network.
@@ -53,7 +56,7 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     starts: list[Found] = [{"": network}]
     if parts[0].startswith(_STAGE):
         starts = _stages(network, target, anatomy, name)
-        parts = parts[1:]
+        parts = parts[2:]
     found: Found = {}
     for start in starts:
         for part in parts:
@@ -108,8 +111,8 @@ def _outermost(base: nn.Module, type_name: str) -> Iterator[tuple[str, nn.Module
 
 
 def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list[Found]:
-    """Return for each stage that a target names the module that it starts from."""
-    first, _, rest = target.partition(".")
+    """Return for each stage that a target names the modules that its first two parts mean."""
+    first, *others = target.split(".")
     number = first.removeprefix(_STAGE)
     try:
         given = range(len(anatomy.stages)) if number == "*" else int(number) if re.fullmatch("-?[0-9]{1,4}", number) else number
@@ -119,17 +122,32 @@ def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> lis
     starts: list[Found] = []
     for index in indices:
         modules = {path: module for path in anatomy.stages[index] if (module := _child(network, path)) is not None}
-        path = next((path for path in reversed(modules) if not rest or _children(modules[path])), None)
-        if path is None:
-            raise TargetError(
-                f"Target not found: {target!r} means no module of {name} in stage {index}: none of its modules "
-                f"{listing(modules)} has children. 'stage:{index}' alone is the last of them."
-            )
-        starts.append({path: modules[path]})
+        blocks = inner_blocks(modules)
+        start = dict(_in_stage(modules, blocks, others[0])) if others else dict([list(modules.items())[-1]])
+        if not start:
+            raise _nothing(network, target, modules, others[0], name, f"among the blocks of stage {index}, {listing(blocks)}.")
+        starts.append(start)
     return starts
 
 
-def _nothing(network: nn.Module, target: str, start: Found, part: str, name: str) -> TargetError:
+def _in_stage(modules: Found, blocks: Found, part: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, module) of what the part behind `stage:2` means."""
+    if re.fullmatch("[0-9]{1,4}", part) or _FROM_END.fullmatch(part):
+        if -len(blocks) <= int(part) < len(blocks):
+            yield list(blocks.items())[int(part)]
+    elif part == "**" or part.startswith(_TYPE):
+        for path, module in modules.items():
+            if part == "**":
+                yield from ((_join(path, sub), inner) for sub, inner in _everything(module))
+            elif fnmatchcase(type(module).__name__, part.removeprefix(_TYPE)):
+                yield path, module
+            else:
+                yield from ((_join(path, sub), inner) for sub, inner in _outermost(module, part.removeprefix(_TYPE)))
+    else:
+        yield from ((path, block) for path, block in blocks.items() if fnmatchcase(path.rpartition(".")[2], part))
+
+
+def _nothing(network: nn.Module, target: str, start: Found, part: str, name: str, among: str | None = None) -> TargetError:
     """Say from where on nothing matched, and what there is."""
     where = listing((path or name for path in start), most=3)
     if part.startswith(_TYPE):
@@ -140,7 +158,9 @@ def _nothing(network: nn.Module, target: str, start: Found, part: str, name: str
         )
     else:
         children = dict.fromkeys(child for base in start.values() for child in _children(base))
-        reason = f"there is no child {part!r} in {where}, only {listing(children)}."
+        reason = (
+            f"there is no {part!r} {among}" if among else f"there is no child {part!r} in {where}, only {listing(children)}."
+        )
     close = near(target, (path for path, _ in network.named_modules() if path))
     hint = f" Near paths: {', '.join(close)}." if close else ""
     return TargetError(
