@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,6 +113,17 @@ def test_each_bad_plugin_is_named_once_with_its_fault_and_advice(
         assert f"{name.replace('-', '_')}_plugin.py" in tracebacks[name], f"{name}: {tracebacks[name]}"
     status = {fact["plugin"]: fact["status"] for fact in found["plugins"]}
     assert status["acme-blocks"] == "active" and status["exits"] == "failed"
+
+
+def test_what_a_plugin_starts_holds_nobody_up(install: Install) -> None:
+    start = "import subprocess, sys, threading, time, atexit\n"
+    start += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)'])\n"
+    start += "threading.Thread(target=time.sleep, args=(30,)).start()\natexit.register(time.sleep, 30)\n"
+    install("busy-blocks", start + GOOD)
+    before = time.monotonic()
+    [fact] = [fact for fact in json.loads(run("--json").stdout)["plugins"] if fact["plugin"] == "busy-blocks"]
+    assert fact["status"] == "active"
+    assert time.monotonic() - before < 20
 
 
 def test_tracebacks_are_shown_on_request(install: Install) -> None:

@@ -263,7 +263,7 @@ def _version(name: str) -> str | None:
 
 def _requires(name: str) -> list[str]:
     with contextlib.suppress(Exception):
-        return [text for text in metadata.requires(name) or [] if ";" not in text]
+        return metadata.requires(name) or []
     return []
 
 

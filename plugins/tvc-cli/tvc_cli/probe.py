@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import faulthandler
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
 
 __all__ = ["look_at"]
 
@@ -42,24 +44,27 @@ def look_at(owners: Iterable[str], import_timeout: float) -> dict[str, list[dict
 def _ask(owner: str, limit: float) -> list[dict[str, Any]]:
     command = [sys.executable, "-X", "faulthandler", "-m", "tvc_cli.probe", owner, str(limit)]
     environment = {**os.environ, "TVC_ONLY": owner, "TVC_DISABLE": "", "TVC_STRICT": "0"}
-    try:
-        done = subprocess.run(
-            command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit + 10, check=False
-        )
-        code, said = done.returncode, done.stderr.decode(errors="replace")
-        facts = json.loads(done.stdout)
-        if isinstance(facts, list):
-            return facts
-    except subprocess.TimeoutExpired as error:
-        code, said = 0, (error.stderr or b"").decode(errors="replace")
-        return [_lost(f"did not come back within {limit:g} s, and could not be interrupted", said)]
-    except ValueError:  # nothing, or half of it, was printed
-        pass
-    if "Timeout (" in said:
+    # files, not pipes: a pipe stays open while anything lives that the plugin has started
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        try:
+            code = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=limit + 10, check=False
+            ).returncode
+        except subprocess.TimeoutExpired:  # not even its own watch could end it
+            code = None
+        printed, said = (_read(file) for file in (out, err))
+    with contextlib.suppress(ValueError):  # nothing, or half of it, was printed
+        return list(json.loads(printed))
+    if code is None or "Timeout (" in said:
         return [_lost(f"did not come back within {limit:g} s, and could not be interrupted", said)]
     if code < 0:
         return [_lost(f"crashed the process that loaded it ({signal.Signals(-code).name})", said)]
     return [_lost(f"ended the process that loaded it (exit code {code})", said)]
+
+
+def _read(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 def _lost(error: str, said: str) -> dict[str, Any]:
