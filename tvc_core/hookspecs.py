@@ -86,7 +86,7 @@ def tvc_patch_ops() -> list[PatchOpSpec]:
             return [
                 PatchOpSpec(
                     name="twice", takes_block=True, summary="Insert two blocks after the target.",
-                    factory="acme_blocks.ops:twice",  # twice(target, block, **params) -> nn.Module
+                    factory="acme_blocks.ops:twice",  # twice(target, block, **options) -> nn.Module
                 )
             ]
     """
@@ -108,7 +108,7 @@ def tvc_initializers() -> list[InitializerSpec]:
             return [
                 InitializerSpec(
                     name="orthogonal", summary="Orthogonal weights, biases 0.",
-                    factory="acme_blocks.init:orthogonal",  # orthogonal(module, **params) -> None
+                    factory="acme_blocks.init:orthogonal",  # orthogonal(module) -> None
                 )
             ]
     """

@@ -251,7 +251,7 @@ class BlockSpec(Spec):
 class PatchOpSpec(Spec):
     """A way to combine a target and a block.
 
-    The factory is `apply(target, block, **params) -> nn.Module`, or `apply(target, **params)` where
+    The factory is `apply(target, block, **options) -> nn.Module`, or `apply(target, **options)` where
     `takes_block` is false. It returns what stands at the target afterwards: `target.module` itself, or a module
     that takes its place. `target` is a `tvc_core.Target`, whose methods insert modules.
 
@@ -279,7 +279,7 @@ class PatchOpSpec(Spec):
 class InitializerSpec(Spec):
     """A way to fill new parameters.
 
-    The factory is `initialize(module, **params) -> None`, in place. It gets only modules that tvc made or whose
+    The factory is `initialize(module) -> None`, in place. It gets only modules that tvc made or whose
     parameters a checkpoint did not fill.
     """
 
