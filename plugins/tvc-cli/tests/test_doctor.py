@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +17,7 @@ import tvc_cli.commands
 from click.testing import CliRunner, Result
 from tvc_cli import doctor, probe
 
+import tvc_core
 from tvc_core.testing import write_distribution
 
 HEADER = "from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n"
@@ -29,7 +32,6 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
-    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]))
     for variable in [name for name in os.environ if name.startswith("TVC_")]:
         monkeypatch.delenv(variable)
     owners: list[str] = []
@@ -113,6 +115,14 @@ def test_each_bad_plugin_is_named_once_with_its_fault_and_advice(
         assert f"{name.replace('-', '_')}_plugin.py" in tracebacks[name], f"{name}: {tracebacks[name]}"
     status = {fact["plugin"]: fact["status"] for fact in found["plugins"]}
     assert status["acme-blocks"] == "active" and status["exits"] == "failed"
+
+
+def test_the_current_folder_is_nobodys_business(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("acme-blocks", GOOD)
+    for name in ("acme_blocks_plugin", "pluggy", "json", "tvc_cli"):
+        (tmp_path / f"{name}.py").write_text("raise AssertionError('was imported from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    assert problems(examined(0)) == {}
 
 
 def test_what_a_plugin_starts_holds_nobody_up(install: Install) -> None:
@@ -226,10 +236,6 @@ def test_broken_metadata_is_a_problem(install: Install) -> None:
 
 
 def test_every_variable_that_the_core_reads_is_known() -> None:
-    import re
-
-    import tvc_core
-
-    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(tvc_core.__file__).parent.rglob("*.py"))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(inspect.getfile(tvc_core)).parent.rglob("*.py"))
     read = set(re.findall(r"[\"'](TVC_[A-Z_]+)[\"']", code)) - {"TVC_API", "TVC_OWNER"}
     assert set(doctor.SWITCHES) == read

@@ -1,6 +1,7 @@
-"""Load one plugin in a process of its own: `python -m tvc_cli.probe OWNER SECONDS` prints what there is to say of it as JSON.
+"""Load each plugin in a process of its own.
 
-`look_at` starts such processes. A plugin that ends the process, crashes it or holds it up for ever costs that process only.
+`look_at` starts the processes, and `load` runs in them. A plugin that ends the process, crashes it or holds it up for ever
+costs that process only.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
-__all__ = ["look_at"]
+__all__ = ["load", "look_at"]
 
 _HEAVY = ("torch", "torchvision", "timm", "tensorflow", "jax")
 _AT_ONCE = 4
@@ -42,24 +43,25 @@ def look_at(owners: Iterable[str], import_timeout: float) -> dict[str, list[dict
 
 
 def _ask(owner: str, limit: float) -> list[dict[str, Any]]:
-    command = [sys.executable, "-X", "faulthandler", "-m", "tvc_cli.probe", owner, str(limit)]
+    code = f"import sys; sys.path[:] = {sys.path!r}; from tvc_cli.probe import load; load({owner!r}, {limit!r})"
+    command = [sys.executable, "-X", "faulthandler", "-c", code]  # not -m, which would look into the current folder first
     environment = {**os.environ, "TVC_ONLY": owner, "TVC_DISABLE": "", "TVC_STRICT": "0"}
     # files, not pipes: a pipe stays open while anything lives that the plugin has started
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
-            code = subprocess.run(
+            status = subprocess.run(
                 command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=limit + 10, check=False
             ).returncode
         except subprocess.TimeoutExpired:  # not even its own watch could end it
-            code = None
+            status = None
         printed, said = (_read(file) for file in (out, err))
     with contextlib.suppress(ValueError):  # nothing, or half of it, was printed
         return list(json.loads(printed))
-    if code is None or "Timeout (" in said:
+    if status is None or "Timeout (" in said:
         return [_lost(f"did not come back within {limit:g} s, and could not be interrupted", said)]
-    if code < 0:
-        return [_lost(f"crashed the process that loaded it ({signal.Signals(-code).name})", said)]
-    return [_lost(f"ended the process that loaded it (exit code {code})", said)]
+    if status < 0:
+        return [_lost(f"crashed the process that loaded it ({signal.Signals(-status).name})", said)]
+    return [_lost(f"ended the process that loaded it (exit code {status})", said)]
 
 
 def _read(file: IO[bytes]) -> str:
@@ -71,7 +73,8 @@ def _lost(error: str, said: str) -> dict[str, Any]:
     return {"status": "failed", "error": error, "traceback": said[-4000:] or None, "lost": True}
 
 
-def _main(owner: str, limit: float) -> None:
+def load(owner: str, limit: float) -> None:
+    """Load the plugins of a distribution, print their facts as JSON, and end the process."""
     from .streams import results, stdout_for_results, while_running
 
     faulthandler.dump_traceback_later(limit, exit=True)
@@ -93,7 +96,3 @@ def _main(owner: str, limit: float) -> None:
             results().write(json.dumps(found))
             results().flush()
     os._exit(0)  # a plugin's threads, or what it registered for the end, do not matter here
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], float(sys.argv[2]))
