@@ -140,8 +140,7 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
         old = set(network.get_submodule(path).modules())
         new = tuple(name for name, module in prepared.replacement.named_modules(prefix=path) if module not in old)
         set_module(network, path, prepared.replacement)
-    name = plan.entry.name or (plan.block.spec.name if plan.block else plan.op.spec.name)
-    homes = [attach(network, each.site.path, name, each.patch, each.position) for each in prepared.insertions]
+    homes = [attach(network, each.site.path, plan.name, each.patch, each.position) for each in prepared.insertions]
     return PatchRecord(
         target=path,
         op=plan.op.qualified,

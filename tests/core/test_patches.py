@@ -127,6 +127,25 @@ def test_a_given_name_that_cannot_be_had_is_refused_not_changed(tiny: Any, name:
         tiny({"layer2": [{"wrap": "gate"}, {"wrap": {"type": "gate", "name": name}}]})
 
 
+def test_a_given_name_that_another_patch_got_by_number_is_refused(tiny: Any) -> None:
+    with pytest.raises(PatchError, match="'gate_2' is taken at 'layer2'"):
+        tiny({"layer2": [{"wrap": "gate"}, {"wrap": "gate"}, {"wrap": {"type": "gate", "name": "gate_2"}}]})
+
+
+def test_a_given_name_of_a_child_of_the_replacement_is_refused(tiny: Any) -> None:
+    class Inner(nn.Module):
+        def __init__(self, in_channels: int) -> None:
+            super().__init__()
+            self.inner = nn.Identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.inner(x)
+
+    patches = {"layer1.relu": [{"replace": "holder"}, {"wrap": {"type": "gate", "name": "inner"}}]}
+    with pytest.raises(PatchError, match=r"'inner' is taken at 'layer1\.relu'"):
+        tiny(patches, BlockSpec(name="holder", factory=Inner))
+
+
 @pytest.mark.parametrize("name", ODD_NAMES)
 def test_a_block_named_like_an_attribute_of_modules_can_be_inserted(tiny: Any, images: Tensor, name: str) -> None:
     model = tiny({"layer2": {"wrap": name}}, BlockSpec(name=name, factory=OnlyGate))

@@ -144,8 +144,7 @@ def _entries(model: HybridModel, left: list[tuple[PatchRecord, PatchPlan]]) -> I
         for home in _homes(record):
             node, _, leaf = home.rpartition(".")
             names = taken.setdefault(node, set())
-            name = entry.name or (plan.block or plan.op).spec.name
-            if leaf != free_name(name, model.get_submodule(node.partition(".")[2]), names):
+            if leaf != free_name(plan.name, model.get_submodule(node.partition(".")[2]), names):
                 entry = replace(entry, name=leaf)
             names.add(leaf)
         yield entry

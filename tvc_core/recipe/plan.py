@@ -25,6 +25,11 @@ class PatchPlan:
     block: Named[BlockSpec] | None
     init: Named[InitializerSpec] | None
 
+    @property
+    def name(self) -> str:
+        """The last part of the path under which the block is to live; a number follows where it is taken and not given."""
+        return self.entry.name or (self.block or self.op).spec.name
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:

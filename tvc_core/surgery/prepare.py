@@ -16,7 +16,7 @@ from .blocks import call_factory, create_block, parameters_of
 from .branches import branch_of
 from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion, Target
-from .patches import Patch, PatchTree
+from .patches import Patch, free_name
 from .sites import Probe, Site, has_module, probing
 from .targets import expand
 
@@ -61,15 +61,13 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, 
         ParameterError: a block does not take its parameters.
     """
     patches = [each for patch in patches for each in _expanded(patch, network, anatomy, name)]
-    for index, patch in enumerate(patches):
-        with _about(patch):
-            _check_name(patch, patches[:index], network)
     targets = list(dict.fromkeys(patch.entry.target for patch in patches))
     ends = {path: f"{path}.{end}" for path in targets if (end := branch_of(network.get_submodule(path)))}
     paths = list(dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end)))))
     sites: dict[str, Site] = {}
     logits: torch.Tensor | None = None
     stand_ins: dict[str, nn.Module] = {}
+    names: dict[str, set[str]] = {}
     ready: list[Prepared] = []
     for patch in patches:
         with _about(patch):
@@ -81,7 +79,9 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, 
             branch_end = sites.get(ends.get(path, "")) if path not in stand_ins else None
             target = Target(module, sites[path], patch.block.spec if patch.block else None, branch_end)
             prepared = _apply(patch, target, probe)
-            _check_name_at_end(prepared, ready, network)
+            for insertion in prepared.insertions:
+                place = insertion.site.path
+                _take_name(patch, place, stand_ins.get(place, network.get_submodule(place)), names.setdefault(place, set()))
             if prepared.replacement is not None:
                 assert logits is not None
                 _check_replacement(prepared, ready)
@@ -113,14 +113,13 @@ def _about(patch: PatchPlan) -> Iterator[None]:
         raise type(error)(f"{entry.where or entry.target}: {error}") from error
 
 
-def _check_name(patch: PatchPlan, earlier: Iterable[PatchPlan], network: nn.Module) -> None:
-    """Refuse a name that the user gave and that the patch cannot have: a given name is never changed."""
-    name, target = patch.entry.name, patch.entry.target
-    if name is None:
-        return
-    names = [other.entry.name or other.block.spec.name for other in earlier if other.entry.target == target and other.block]
-    if name in network.get_submodule(target)._modules or name in names or hasattr(PatchTree(), name):
-        raise PatchError(f"the name {name!r} is taken at {target!r}; choose another, or leave it out")
+def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) -> None:
+    """Reserve the name under which a block will live where its hook goes; one that the user gave is never changed."""
+    given = patch.entry.name
+    name = free_name(patch.name, module, taken)
+    if given is not None and name != given:
+        raise PatchError(f"the name {given!r} is taken at {path!r}; choose another, or leave it out")
+    taken.add(name)
 
 
 def _check_inside(patch: PatchPlan, ready: Iterable[Prepared]) -> None:
@@ -144,20 +143,6 @@ def _check_replacement(prepared: Prepared, ready: Iterable[Prepared]) -> None:
             raise PatchError(
                 f"it replaces {path!r} and would lose the earlier patch at {earlier!r}; replace first, then patch {path!r}"
             )
-
-
-def _check_name_at_end(prepared: Prepared, ready: Iterable[Prepared], network: nn.Module) -> None:
-    """Refuse a given name that is taken where the hook goes, which for the position "branch" is not the target."""
-    name = prepared.plan.entry.name
-    for insertion in prepared.insertions:
-        path = insertion.site.path
-        names = {
-            other.plan.entry.name or other.plan.block.spec.name
-            for other in ready
-            if other.plan.block and any(earlier.site.path == path for earlier in other.insertions)
-        }
-        if name is not None and (name in names or (path != prepared.site.path and has_module(network, f"{path}.{name}"))):
-            raise PatchError(f"the name {name!r} is taken at {path!r}; choose another, or leave it out")
 
 
 def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
@@ -221,7 +206,7 @@ def _try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None
 
 
 def _try_beside(before: Shape, after: Shape, patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
-    path, block = insertion.site.path, patch.block.qualified if patch.block else type(insertion.patch.block).__name__
+    path, block = insertion.site.path, _block_name(patch, insertion.patch.block)
     seen, wanted = _seen_by_block(before, insertion.patch), _seen_by_block(after, insertion.patch)
     found = _output_shape(insertion.patch.block, seen, probe, f"the block {block!r}")
     if found != wanted:
@@ -232,7 +217,7 @@ def _try_beside(before: Shape, after: Shape, patch: PatchPlan, insertion: Insert
 
 
 def _try_on(shape: Shape, patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
-    block = patch.block.qualified if patch.block else type(insertion.patch.block).__name__
+    block = _block_name(patch, insertion.patch.block)
     found = _output_shape(insertion.patch.block, _seen_by_block(shape, insertion.patch), probe, f"the block {block!r}")
     fits = (
         found == _seen_by_block(shape, insertion.patch)
@@ -253,7 +238,7 @@ def _try_replacement(
     patch, site = prepared.plan, prepared.site
     assert prepared.replacement is not None
     before, after = site.shape("input"), site.shape("output")
-    block = patch.block.qualified if patch.block else type(prepared.replacement).__name__
+    block = _block_name(patch, prepared.replacement)
     found = _output_shape(prepared.replacement, before, probe, f"the block {block!r}")
     try:
         _, output = probe.sites(network, [], stand_ins)
@@ -282,6 +267,11 @@ def _output_shape(module: nn.Module, shape: Shape, probe: Probe, name: str, devi
     if not isinstance(output, torch.Tensor):
         raise PatchError(f"{name} returns a {type(output).__name__}, not a tensor")
     return tuple(output.shape)
+
+
+def _block_name(patch: PatchPlan, block: nn.Module) -> str:
+    """Return what errors call a block: an operation may make one without the user naming any."""
+    return patch.block.qualified if patch.block else type(block).__name__
 
 
 def _seen_by_block(shape: Shape, patch: Patch) -> Shape:
