@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 WORKERS ?= 2
 
-.PHONY: demo test test-all bench docs lint format wheels release-check clean
+.PHONY: demo test test-all sweep bench docs lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
@@ -17,6 +17,9 @@ test: $(READY) lint  ## what every change must pass
 
 test-all: $(READY) lint  ## also the sweeps over all backbones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+
+sweep: $(READY)  ## the part of test-all that writes docs/reference/sweep.md
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep tests/plugins
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
