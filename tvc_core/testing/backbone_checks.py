@@ -304,12 +304,13 @@ def backbone_freeze(backbone: Subject) -> None:
     model.freeze_backbone()
     model.train()
     anatomy = model._tvc.anatomy
+    size = _training_side(backbone, model)
     before = {name: tensor for name, tensor in snapshot(model).items() if anatomy.part_of(name) != HEAD}
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     with torch.random.fork_rng(devices=[]):
         for step in range(2):
             optimizer.zero_grad()
-            x = image(2, _channels(backbone), *_side(backbone, model), seed=step)
+            x = image(2, _channels(backbone), *size, seed=step)
             first_tensor(model(x)).square().sum().backward()
             optimizer.step()
     after = named_tensors(model)
@@ -417,6 +418,16 @@ def _side(backbone: Subject, network: nn.Module) -> tuple[int, int]:
         backbone.memo["size"] = Probe.of(network, _spec(backbone), likely=_size_option(backbone)).size
     size: tuple[int, int] = backbone.memo["size"]
     return size
+
+
+def _training_side(backbone: Subject, network: nn.Module) -> tuple[int, int]:
+    """Return height and width of an image that the network accepts in training: auxiliary heads may need larger ones."""
+    sizes = [_side(backbone, network), *((weights.crop_size, weights.crop_size) for weights in _spec(backbone).weights)]
+    for size in sizes[:-1]:
+        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):  # what fails for the last one is reported
+            _forward(network, image(2, _channels(backbone), *size))
+            return size
+    return sizes[-1]
 
 
 def _images(backbone: Subject, network: nn.Module) -> Tensor:

@@ -73,6 +73,7 @@ class Check:
             ConformanceError: the thing fails; the message says what was expected, what was seen and what to do.
             unittest.SkipTest: the check does not apply, the author skips it, or a check that it needs fails.
         """
+        __tracebackhide__ = True  # pytest: the message says it all
         subject = self.subject
         if self.name in subject.skips:
             raise SkipTest(f"{self.name} of {self.thing} is skipped by the author: {subject.skips[self.name]}")

@@ -2,21 +2,92 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
-__all__ = ["official_weights"]
+__all__ = ["CachedFile", "cached_weights", "official_weights"]
+
+_DIGITS = 8
+"""Of the SHA-256 in a file's name, as torch.hub has it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CachedFile:
+    """A file of weights in the cache of torch.hub.
+
+    Args:
+        path: of the file.
+        url: from which it would have been downloaded; its last part is the file's name.
+        sha256: start of the file's hash, which its name has, too.
+    """
+
+    path: Path
+    url: str
+    sha256: str
 
 
 @contextmanager
-def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[str, Path]]:
-    """Put made-up checkpoints where torch.hub looks for torchvision's official files, and switch the hash comparison off.
+def cached_weights(home: Path, tensors: Mapping[str, Tensor], name: str = "weights") -> Iterator[CachedFile]:
+    """Put a state dict where torch.hub looks for downloads, under a name with the right hash: nothing is switched off.
+
+    Args:
+        home: folder that stands for TORCH_HOME meanwhile.
+        tensors: the state dict.
+        name: first part of the file's name.
+    """
+    import torch
+
+    draft = _folder(home) / f"{name}.pth"
+    torch.save(dict(tensors), draft)
+    file = _named_by_hash(draft, name)
+    draft.unlink()
+    with _environment(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS=None):
+        yield file
+
+
+def _named_by_hash(path: Path, name: str) -> CachedFile:
+    """Copy a file to the name that has its hash, beside it."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:_DIGITS]
+    copy = path.with_name(f"{name}-{digest}.pth")
+    shutil.copyfile(path, copy)
+    return CachedFile(path=copy, url=f"https://weights.invalid/{copy.name}", sha256=digest)
+
+
+def _folder(home: Path) -> Path:
+    folder = home / "hub" / "checkpoints"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def _environment(**values: str | None) -> Iterator[None]:
+    """Set environment variables, None unsets one; afterwards they are what they were."""
+    kept = {key: os.environ.get(key) for key in values}
+
+    def write(wanted: Mapping[str, str | None]) -> None:
+        for key, value in wanted.items():
+            os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
+
+    write(values)
+    try:
+        yield
+    finally:
+        write(kept)
+
+
+@contextmanager
+def official_weights(home: Path, *names: str, seed: int = 0, verify: bool = False) -> Iterator[dict[str, Path]]:
+    """Put made-up checkpoints where torch.hub looks for torchvision's official files.
 
     The tensors are random, in the key layout of the installed torchvision's networks; running statistics are those of
     random images, so that activations keep a sane size, and a wrong mode or a lost buffer changes the output. Files are made
@@ -26,6 +97,8 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
         home: folder that stands for TORCH_HOME meanwhile.
         names: "resnet50" (default weights) or "resnet50:IMAGENET1K_V1".
         seed: of the random tensors.
+        verify: give the files names with their own hashes, and let torchvision's weights point to them meanwhile. Otherwise
+            they have the official names, and the comparison of hashes is switched off.
 
     Yields:
         The file of each name.
@@ -33,12 +106,13 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
     import torch
     import torchvision
 
-    folder = home / "hub" / "checkpoints"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = _folder(home)
     files: dict[str, Path] = {}
+    members: dict[str, Any] = {}
     for name in names:
         network, _, weights = name.partition(":")
         member = torchvision.models.get_model_weights(network)[weights or "DEFAULT"]
+        members[name] = member
         files[name] = folder / member.url.rpartition("/")[2]
         if files[name].exists():
             continue
@@ -50,13 +124,12 @@ def official_weights(home: Path, *names: str, seed: int = 0) -> Iterator[dict[st
             # Inception's auxiliary head needs the full size
             _settle(model, side=299 if network == "inception_v3" else max(64, smallest))
         torch.save(model.state_dict(), files[name])
-    kept = {key: os.environ.get(key) for key in ("TORCH_HOME", "TVC_VERIFY_WEIGHTS")}
-    os.environ.update(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS="0")
-    try:
+    with _environment(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS=None if verify else "0"), ExitStack() as stack:
+        for name, path in list(files.items()) if verify else []:
+            file = _named_by_hash(path, path.stem.rpartition("-")[0])
+            files[name] = file.path
+            stack.enter_context(mock.patch.object(members[name].value, "url", file.url))
         yield files
-    finally:
-        for key, value in kept.items():
-            os.environ.pop(key, None) if value is None else os.environ.__setitem__(key, value)
 
 
 def _settle(model: nn.Module, side: int) -> None:
