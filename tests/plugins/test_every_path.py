@@ -54,7 +54,8 @@ class Ready:
         plain = self.build()
         height, width = plain._tvc.probe_shape[2:]
         self.x = images(1, height, width)
-        self.other = images(2, height, width) if offer.spec.fixed_size else images(2, height + 32, width)
+        # another width, of whose maps none is as wide as they have channels: `half_open` finds the channels by their number
+        self.other = images(2, height, width) if offer.spec.fixed_size else images(2, height + 32, width + 8)
         self.batch = images(2, self.training_side, self.training_side) if self.training_side else self.other
         self.network.eval()
         with torch.no_grad():
