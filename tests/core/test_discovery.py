@@ -243,7 +243,9 @@ def test_broken_metadata_is_a_failed_plugin_that_names_the_folder(install: Insta
     (info / file).unlink()
     if content is not None:
         (info / file).write_bytes(content)
-    with pytest.warns(RegistryWarning, match=r"broken 1\.0 is failed .*its metadata in .*broken-1\.0\.dist-info cannot be read"):
+    with pytest.warns(
+        RegistryWarning, match=r"broken 1\.0 \(failed\) .*its metadata in .*broken-1\.0\.dist-info cannot be read"
+    ):
         registry = Registry()
     assert info_of(registry, "broken").status == "failed"
     assert registry.names(BlockSpec) == ["first", "last"]
@@ -279,7 +281,7 @@ def test_two_modules_of_one_distribution_with_one_name_both_fail(install: Instal
     registry = Registry()
     assert registry.names(BlockSpec) == []
     errors = {info.error for info in registry.plugins if info.owner == "acme"}
-    assert errors == {"offers the block 'gate', which another module of acme offers, too"}
+    assert errors == {"offers the block 'gate', which another module of the distribution offers, too"}
 
 
 def test_the_owner_is_the_normalized_name_of_the_distribution(install: Install) -> None:

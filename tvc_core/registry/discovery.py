@@ -212,7 +212,7 @@ def _load(found: _Found, reserved: frozenset[tuple[str, str]], guard: Guard) -> 
     if entry_point is None:
         return start
     if not _OWNER.fullmatch(start.owner):
-        return replace(start, error=f"its distribution is called {start.owner!r}: a name is letters, digits and '-'")
+        return replace(start, error="the name of its distribution is not made of letters, digits and '-'")
     if found.key in _HUNG:
         return _HUNG[found.key]
     contents, info = _LOADED.get(found.key, ((), start))
@@ -221,7 +221,7 @@ def _load(found: _Found, reserved: frozenset[tuple[str, str]], guard: Guard) -> 
     run = guard.run(lambda: _guarded(start, entry_point.load, reserved), entry_point.module)
     if run.hung is not None:
         error = (
-            f"did not finish importing within {guard.seconds:g} s; TVC_DISABLE={start.owner} leaves it out, "
+            f"did not finish importing within {guard.seconds:g} s (module and hooks); TVC_DISABLE leaves it out, "
             "TVC_IMPORT_TIMEOUT=seconds waits longer"
         )
         info = replace(start, error=error, traceback=run.hung, side_effects=run.side_effects, seconds=run.seconds)
@@ -239,7 +239,7 @@ def _mention(infos: Iterable[PluginInfo], homes: Mapping[str, str]) -> None:
     versions: dict[str, str] = {}
     for info in infos:
         if info.status in ("failed", "incompatible"):
-            problem = f"is {info.status} and offers nothing: {info.error}"
+            problem = f"({info.status}) offers nothing: {info.error.rstrip('.')}"
         elif info.side_effects:
             problem = f"changes on import what is not its own, which was put back: {', '.join(info.side_effects)}"
         else:
@@ -252,7 +252,7 @@ def _mention(infos: Iterable[PluginInfo], homes: Mapping[str, str]) -> None:
         if key not in _MENTIONED:
             _MENTIONED.add(key)
             what = " ".join(part for part in (owner, versions[owner]) if part)
-            message = f"The plugin {what} {'; it '.join(said_of_it)}. 'tvc plugins' shows all plugins."
+            message = f"The plugin {what} {'; it '.join(said_of_it)}. 'tvc plugins' lists all plugins."
             warnings.warn(message, RegistryWarning, stacklevel=4)
 
 
@@ -294,7 +294,7 @@ def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> t
     specs: list[Spec] = []
     offered = [hook for hook in HOOKS if getattr(manager.hook, hook).get_hookimpls()]
     if not offered:
-        raise _Fault(f"implements none of the hooks {listing(HOOKS)}; does the entry point name the right module?")
+        raise _Fault(f"implements none of the hooks {listing(HOOKS)}; the entry point may name the wrong module")
     for hook in offered:
         expected = HOOKS[hook]
         # pluggy drops a None, so a hook without a return statement would be a plugin that offers nothing, without a word
@@ -302,8 +302,8 @@ def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> t
             if not isinstance(result, (list, tuple)):
                 raise _Fault(f"{hook} returned {type(result).__name__}, not a list of {expected.__name__}")
             for spec in result:
-                family = expected is BackboneSpec and isinstance(spec, BackboneFamilySpec)
-                if not (isinstance(spec, expected) or family):
+                # no subclass: code of its own could fail later, in somebody's listing
+                if type(spec) is not expected and not (expected is BackboneSpec and type(spec) is BackboneFamilySpec):
                     raise _Fault(f"{hook} returned {spec!r} in its list, not a {expected.__name__}")
                 if "/" in spec.name:
                     raise _Fault(f"{hook} returned {spec.name!r} in its list; only a BackboneFamilySpec offers names with '/'")
@@ -326,7 +326,7 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
     for info in infos:
         twice = next((spec for spec in info.specs if offers[info.owner, spec.kind, spec.name] > 1), None)
         if twice is not None:
-            error = f"offers the {twice.kind} {twice.name!r}, which another module of {info.owner} offers, too"
+            error = f"offers the {twice.kind} {twice.name!r}, which another module of the distribution offers, too"
             info = replace(info, status="failed", error=error, specs=())
         checked.append(info)
     return checked
