@@ -60,6 +60,14 @@ GROUPS = {
 }
 """Where a public name stands in api.md; errors have a page of their own, and what is named nowhere comes last."""
 
+HOOK_PAGES = {
+    "tvc_backbones": "backbones",
+    "tvc_blocks": "blocks",
+    "tvc_patch_ops": "patch-operations",
+    "tvc_initializers": "initializers",
+}
+"""The page of docs/plugin-authors on each hook."""
+
 SECTIONS = ("Args", "Returns", "Yields", "Raises", "Source", "Example")
 
 
@@ -280,14 +288,15 @@ def _hooks() -> Iterable[str]:
         f"Plugin API {major}.{minor}, entry-point group `{hookspecs.ENTRY_POINT_GROUP}`. Each hook takes",
     )
     yield from (
-        "no arguments and returns a list of specs. [First plugin](../plugin-authors/first-plugin.md) has all four.",
+        "no arguments and returns a list of specs. [Your first plugin](../plugin-authors/first-plugin.md) makes one.",
         "",
     )
     for name, spec in HOOKS.items():
         yield from (
             f"## {name}",
             "",
-            f"Returns `list[{spec.__name__}]`; the fields of a `{spec.__name__}` are [here](api.md).",
+            f"Returns `list[{spec.__name__}]`. Fields, factory and a full example: "
+            f"[{HOOK_PAGES[name]}](../plugin-authors/{HOOK_PAGES[name]}.md).",
             "",
         )
         yield from _docstring(getattr(hookspecs, name).__doc__)

@@ -27,6 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FAQ = ROOT / "docs" / "faq.md"
+FAQS = [FAQ, ROOT / "docs" / "plugin-authors" / "faq.md"]
 
 INFO_STRINGS = {
     "python": "run in the page's namespace, or written to a file where its first line is '# file: NAME'",
@@ -175,7 +176,7 @@ def run_page(page: Path) -> dict[int, str]:
     return printed
 
 
-@pytest.mark.parametrize("page", [page for page in with_blocks("python") if page != FAQ], ids=page_id)
+@pytest.mark.parametrize("page", [page for page in with_blocks("python") if page not in FAQS], ids=page_id)
 def test_python_blocks_run(page: Path, supply_weights: Callable[[Path], None]) -> None:
     supply_weights(page)
     run_page(page)
@@ -311,12 +312,12 @@ def test_make_targets_in_the_documentation_exist() -> None:
 # -- the FAQ ----------------------------------------------------------------------------------------------------------
 
 
-def faq_sections() -> dict[str, list[Block]]:
-    """Return the blocks under each heading of the FAQ that is an error text."""
-    lines = FAQ.read_text(encoding="utf-8").splitlines()
+def faq_sections(faq: Path) -> dict[str, list[Block]]:
+    """Return the blocks under each heading of a FAQ that is an error text."""
+    lines = faq.read_text(encoding="utf-8").splitlines()
     titles = [(number, line[3:]) for number, line in enumerate(lines, 1) if line.startswith("## ")]
     ends = [*(number for number, _ in titles[1:]), len(lines) + 1]
-    blocks = blocks_of(FAQ)
+    blocks = blocks_of(faq)
     return {
         title.strip("`"): [b for b in blocks if start < b.line < end]
         for (start, title), end in zip(titles, ends, strict=True)
@@ -340,12 +341,13 @@ def literals() -> str:
     return "\n".join(found)
 
 
-def test_faq_headings_are_error_texts(supply_weights: Callable[[Path], None]) -> None:
-    supply_weights(FAQ)
-    printed = run_page(FAQ)
+@pytest.mark.parametrize("faq", FAQS, ids=page_id)
+def test_faq_headings_are_error_texts(faq: Path, supply_weights: Callable[[Path], None]) -> None:
+    supply_weights(faq)
+    printed = run_page(faq)
     source = literals()
-    assert len(faq_sections()) > 15
-    for heading, blocks in faq_sections().items():
+    assert len(faq_sections(faq)) > 15
+    for heading, blocks in faq_sections(faq).items():
         shown = "".join(printed.get(block.line, "") for block in blocks)
         text = shown if shown else source
         lost = [piece for piece in pieces(heading) if piece not in text]
