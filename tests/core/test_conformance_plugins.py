@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import types
@@ -13,12 +14,22 @@ from unittest import SkipTest
 import pytest
 from torch import nn
 
-from tvc_core import BlockSpec, LocalPlugin, ParameterError, TvcError
+from tvc_core import (
+    BackboneFamilySpec,
+    BackboneSpec,
+    BlockSpec,
+    LocalPlugin,
+    ParameterError,
+    TvcError,
+    UnknownNameError,
+    hookimpl,
+)
 from tvc_core.testing import Check, ConformanceError, check_plugin, checks_of, parametrize_with_checks
 from tvc_core.testing.conformance import all_checks
 
 from .conftest import Lab
 from .defects import modules
+from .defects.backbones import build as build_backbone
 from .defects.blocks import Healthy, NeedsChannels, NotPersistent, Unused
 
 Install = Callable[..., Path]
@@ -54,6 +65,13 @@ def test_the_healthy_module_passes_under_the_name_of_its_distribution(fake_distr
     assert "block 'acme-healthy:gate'" in {check.thing for check in checks_of("acme_healthy_plugin")}
     module = sys.modules["acme_healthy_plugin"]
     assert plugin_checks(module) == {} and len(checks_of(module)) == len(checks_of("acme_healthy_plugin"))
+
+
+def test_a_module_that_takes_its_time_is_caught(fake_distribution: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tvc_core.testing.plugin_checks.MOST_SECONDS", 0.0)
+    fake_distribution("acme-slow", modules.HEALTHY)
+    failed = plugin_checks("acme_slow_plugin")
+    assert list(failed) == ["plugin_light_import"] and "takes at most 0 s, saw 0." in failed["plugin_light_import"]
 
 
 def test_a_module_without_a_file_skips_what_needs_one() -> None:
@@ -162,6 +180,46 @@ def test_every_check_says_which_defect_it_catches_and_names_are_unique() -> None
     for kind, name, catches in found:
         assert catches.endswith(".") and "\n" not in catches, name
         assert name.startswith({"patch op": "operation"}.get(kind, kind) + "_")
+
+
+def test_the_documentation_lists_every_check_with_what_it_catches() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "plugin-authors" / "conformance.md"
+    rows = re.findall(r"^\| `((?:plugin|block|backbone|operation|initializer)_\w+)` \| (.+) \|$", page.read_text(), flags=re.M)
+    assert rows == [(name, catches) for _, name, catches in all_checks()]
+
+
+def test_backbones_that_are_not_listed_are_checked_by_name() -> None:
+    plugin = Zoo()
+    names = {check.id.partition("-")[0] for check in checks_of(plugin)}
+    assert names == {"plugin"}
+    checks = checks_of(plugin, names=["zoo/small"], params={"zoo/small": {"width": 16}})
+    by_name = {check.name: check for check in checks}
+    assert by_name["backbone_built"].thing == "backbone 'zoo:zoo/small'"
+    by_name["backbone_built"]()
+    by_name["backbone_head"]()
+    with pytest.raises(UnknownNameError, match="zoo/large"):
+        checks_of(plugin, names=["zoo/large"])
+
+
+class Zoo:
+    """Offers a family with one member."""
+
+    TVC_OWNER = "zoo"
+
+    @hookimpl
+    def tvc_backbones(self) -> list[BackboneFamilySpec]:
+        return [BackboneFamilySpec(name="zoo", factory=describe, members=members)]
+
+
+def members() -> list[str]:
+    return ["small"]
+
+
+def describe(member: str) -> BackboneSpec:
+    if member != "small":
+        raise UnknownNameError(f"no {member}")
+    parts: dict[str, Any] = {"stem": ("stem",), "stages": ("layer1", "layer2"), "head": "fc", "min_size": 8}
+    return BackboneSpec(name="zoo/small", factory=build_backbone, options={"width": 8}, **parts)
 
 
 def test_three_lines_make_one_pytest_test_of_each_check(tmp_path: Path, fake_distribution: Install) -> None:

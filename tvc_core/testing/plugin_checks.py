@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import subprocess
@@ -150,6 +151,8 @@ def plugin_hooks(plugin: PluginSubject) -> None:
             raise Fault(f"hooks named {listing(HOOKS)}", repr(name), f"rename it.{did_you_mean(name, HOOKS)}".rstrip("."))
         if not decorated:
             raise Fault("that every hook is decorated", f"{name} without decorator", "put @tvc_core.hookimpl above it")
+        if list(inspect.signature(value).parameters):
+            raise Fault("hooks without arguments", f"{name}{inspect.signature(value)}", "take none; the specs say everything")
         hooks.append(name)
     if not hooks:
         raise Fault(f"one of the hooks {listing(HOOKS)}", "none of them", "implement one, decorated with @tvc_core.hookimpl")

@@ -54,6 +54,7 @@ DEFECTS = {
     "API from the future": (changed("(1, 0)", "(9, 0)"), "plugin_api_version", "(9, 0)"),
     "misspelt hook": (changed("tvc_initializers", "tvc_initialisers"), "plugin_hooks", "Did you mean 'tvc_initializers'"),
     "undecorated hook": (changed(_HOOK, "def tvc_initializers"), "plugin_hooks", "hookimpl"),
+    "a hook with an argument": (changed("tvc_initializers()", "tvc_initializers(registry)"), "plugin_hooks", "(registry)"),
     "no hook": ("TVC_API = (1, 0)\n", "plugin_hooks", "none of them"),
     "a hook that raises": (changed(_LIST, "raise KeyError('ones')"), "plugin_specs", "KeyError"),
     "a hook that returns nothing": (changed(_LIST, "pass"), "plugin_specs", "not a list"),
