@@ -82,10 +82,13 @@ def _describe(name: str, arch: str, chosen: str, tags: list[str], config: Mappin
         raise Refused("its forward pass cannot be watched without computing it")
     paths, strides = [info["module"] for info in features], [info["reduction"] for info in features]
     parts = find_parts(network, classifiers_of(config), paths, strides, image)
-    fixed = bool(config.get("fixed_input_size")) and not runs(
-        network, torch.empty(1, channels, height, height + 32, device="meta")
+    min_size = _min_size(network, channels, height)
+    # a block sees tokens as a map of the size that it was made for, also where timm's model would take other sizes
+    fixed = parts.tokens or not (
+        min_size < height or any(_accepts(network, channels, (side, side)) for side in (height + 32, 2 * height))
     )
     options = {**_options(network), **LOADING}
+    options |= {name: value for name, value in _known(network, channels, height, fixed).items() if name in options}
     return BackboneSpec(
         name=name,
         family=str(network.__class__.__name__).lower(),
@@ -103,7 +106,7 @@ def _describe(name: str, arch: str, chosen: str, tags: list[str], config: Mappin
         num_channels=channels,
         channels_option="in_chans" if "in_chans" in options else "",
         size_option="img_size",
-        min_size=height if fixed else _min_size(network, channels, height),
+        min_size=height if fixed else min_size,
         fixed_size=fixed,
         source=_source(config),
     )
@@ -139,21 +142,34 @@ def _features(network: nn.Module) -> list[dict[str, Any]]:
 
 
 def _options(network: nn.Module) -> dict[str, Any]:
-    """Return what the model's class takes of `OPTIONS`, with its defaults."""
-    taken = inspect.signature(type(network).__init__).parameters
-    return {name: _plain(taken[name].default) for name in OPTIONS if name in taken}
+    """Return what the model's class takes of `OPTIONS`; None stands for what timm gives this model."""
+    taken: set[str] = set()
+    for cls in type(network).__mro__:
+        parameters = inspect.signature(cls).parameters
+        taken.update(parameters)
+        if not any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+            break
+    return dict.fromkeys(name for name in OPTIONS if name in taken)
 
 
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int, float, str, tuple)) else None
+def _known(network: nn.Module, channels: int, side: int, fixed: bool) -> dict[str, Any]:
+    known = {"in_chans": channels, "num_classes": getattr(network, "num_classes", None)}
+    return {**known, "img_size": side} if fixed else known
+
+
+def _accepts(network: nn.Module, channels: int, *sizes: tuple[int, int]) -> bool:
+    return all(runs(network, torch.empty(1, channels, *size, device="meta")) for size in sizes)
 
 
 def _min_size(network: nn.Module, channels: int, side: int) -> int:
-    """Return the smallest side that the model accepts, of those that are tried."""
-    for smaller in (each for each in SIDES if each < side):
-        if runs(network, torch.empty(1, channels, smaller, smaller, device="meta")):
-            return smaller
-    return side
+    """Return the smallest side that the model accepts, of those that are tried: of any image from there on, if it can be."""
+    squares = side
+    for each in (smaller for smaller in SIDES if smaller < side):
+        if _accepts(network, channels, (each, each)):
+            if _accepts(network, channels, (each + 1, each + 7), (2 * each + 3, each)):
+                return each
+            squares = min(squares, each)
+    return squares
 
 
 def _weights(arch: str, tag: str, base: Mapping[str, Any]) -> WeightsSpec:

@@ -28,13 +28,14 @@ class Refused(Exception):  # noqa: N818  the reason, which the caller puts into 
 
 @dataclass(frozen=True)
 class Parts:
-    """The paths of a network's parts, as a `BackboneSpec` has them."""
+    """The paths of a network's parts, as a `BackboneSpec` has them; `tokens`: the last map is a list [N, L, C]."""
 
     stem: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
     neck: tuple[str, ...]
     head: str
     auxiliary: dict[str, int]
+    tokens: bool
 
 
 def find_parts(
@@ -87,7 +88,8 @@ def find_parts(
             last = f"ends with {paths[-1]!r}, which returns no single map" if paths else "has no module of its own"
             raise Refused(f"{what} {last}")
     stages = tuple(map(tuple, front[1:]))
-    return Parts(tuple(front[0]), stages, tuple(neck), head, dict.fromkeys(others, len(stages) - 1))
+    tokens = len(watch.outputs[stages[-1][-1]]) == 3
+    return Parts(tuple(front[0]), stages, tuple(neck), head, dict.fromkeys(others, len(stages) - 1), tokens)
 
 
 def runs(network: nn.Module, image: Tensor) -> bool:
