@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import weakref
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -75,6 +76,30 @@ def test_an_unknown_way_to_the_head_is_an_error_not_a_wrong_result(lab: Any, ima
     spec = replace(OVERWRITES, factory=lambda spec, weights: Maximum())
     model = lab(spec).from_backbone("overwrites", None).eval()
     assert model(images).shape == (4, 4)
+    with pytest.raises(BackboneError, match="'stage' to 'head' is unknown"):
+        model.forward_head(model.forward_features(images))
+
+
+@pytest.mark.parametrize("packed", [lambda x: SimpleNamespace(map=x), lambda x: {"map": x}, lambda x: x])
+def test_whatever_a_head_raises_for_a_plain_map_the_network_is_built(lab: Any, images: Tensor, packed: Any) -> None:
+    class Reads(nn.Linear):
+        def forward(self, given: Any) -> Any:
+            if isinstance(given, Tensor):
+                return (super().forward(given.amax((2, 3))),)
+            assert isinstance(given, (dict, SimpleNamespace))
+            return super().forward((given["map"] if isinstance(given, dict) else given.map).mean((2, 3)))
+
+    class Packs(Overwrites):
+        def __init__(self) -> None:
+            super().__init__()
+            self.head = Reads(16, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(packed(self.stage(self.stem(x))))
+
+    spec = replace(OVERWRITES, factory=lambda spec, weights: Packs())
+    model = lab(spec).from_backbone("overwrites", None).eval()
+    assert model.forward_features(images).shape == (4, 16, 8, 8)
     with pytest.raises(BackboneError, match="'stage' to 'head' is unknown"):
         model.forward_head(model.forward_features(images))
 

@@ -138,6 +138,19 @@ def test_what_would_fit_may_need_a_stride(resnets: HybridBuilder) -> None:
     resnets.from_torchvision("resnet18", None, {"layer2": {"replace": fitting}})
 
 
+@pytest.mark.parametrize("error", [KeyError, AttributeError, NotImplementedError])
+def test_whatever_a_network_raises_after_a_replacement_is_told_with_the_shapes(lab: Any, error: type[Exception]) -> None:
+    class Looks(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[1] != 8:
+                raise error("8 channels are all it knows")
+            return super().forward(x)
+
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), Looks(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1))
+    with pytest.raises(PatchError, match=r"Shape mismatch.*8 channels are all it knows.*channels=8 would fit"):
+        lab().from_module(network, "0", ["1", "2"], "4", {"1": {"replace": {"type": "conv", "params": {"channels": 16}}}})
+
+
 def test_looking_for_what_would_fit_makes_no_huge_block(tiny: Any) -> None:
     sizes: list[int] = []
 

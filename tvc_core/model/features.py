@@ -230,9 +230,9 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
             try:
                 with probing(network):
                     found = bridge(network, head, seen["map"].clone())
-            except (RuntimeError, ValueError, IndexError, TypeError):
+            except Exception:  # somebody's head may raise whatever it likes for what it never gets
                 continue
-            if found.shape == logits.shape and (found.is_meta or _equal(found, logits)):
+            if isinstance(found, Tensor) and found.shape == logits.shape and (found.is_meta or _equal(found, logits)):
                 return bridge
     return None
 
