@@ -331,3 +331,26 @@ def test_fsdp2_shards_timms_networks(timms: HybridBuilder) -> None:
     expected = model(x)
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     torch.testing.assert_close(model(x), expected)
+
+
+def test_unlike_networks_do_not_share_one_limit_of_compilations(lab: Any) -> None:
+    def network_class(number: int) -> type[nn.Module]:
+        class Net(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.stem, self.stage, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, number)
+
+            def forward_features(self, x: Tensor) -> Tensor:  # a name of the hybrid's, so forward runs on a view
+                return self.stage(self.stem(x))
+
+            def forward(self, x: Tensor) -> Tensor:
+                return self.fc(self.forward_features(x).mean((2, 3)))
+
+        Net.__name__ = f"Net{number}"
+        return Net
+
+    torch._dynamo.reset()
+    x = torch.ones(1, 3, 32, 32)
+    for number in range(2, torch._dynamo.config.recompile_limit + 4):
+        model = lab().from_module(network_class(number)(), "stem", ["stage"], "fc").eval()
+        assert torch.compile(model, fullgraph=True, backend="eager")(x).shape == (1, number)

@@ -524,5 +524,7 @@ def _forward_on_view(base: type[nn.Module]) -> Callable[..., Any]:
         return self.__dict__[_VIEW].forward(*args, **kwargs)
 
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # torch.export reads it
+    # Dynamo counts compilations by code object, and these of unlike networks should not count together
+    forward.__code__ = forward.__code__.replace(co_name=f"forward_of_{base.__name__}")
     forward.__qualname__, forward.__doc__ = f"{base.__name__}.forward", base.forward.__doc__
     return forward
