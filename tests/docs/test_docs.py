@@ -362,6 +362,7 @@ def test_every_error_class_stands_in_the_faq() -> None:
     assert [name for name in errors if name not in text] == []
 
 
+@pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
 def test_faq_failed_plugin(fake_distribution: Callable[..., Path]) -> None:
     fake_distribution("acme-blocks", "raise ImportError('no module named acme')")
     with pytest.raises(TvcError, match=r"acme-blocks 1\.0 is installed but failed: ImportError: no module named acme"):
