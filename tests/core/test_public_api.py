@@ -17,6 +17,7 @@ from typing import Any
 import tvc_core
 import tvc_core.testing
 from tvc_core import hookspecs
+from tvc_core.builder import _Listing
 from tvc_core.registry.discovery import HOOKS
 
 FILE = Path(__file__).with_name("public_api.txt")
@@ -53,7 +54,8 @@ def described(name: str, value: Any) -> Iterator[str]:
         elif isinstance(found, (staticmethod, classmethod)):
             yield f"    {member}{signature(found.__func__)}  ({type(found).__name__})"
         elif callable(getattr(value, member)) and member not in {field.name for field in fields}:
-            yield f"    {member}{signature(getattr(found, 'function', getattr(found, '_function', found)))}"
+            on_class = isinstance(found, _Listing)  # the registry is not the caller's to give
+            yield f"    {member}{signature(found.function, skip=1) if on_class else signature(found)}"
 
 
 def members(value: type) -> set[str]:
@@ -63,11 +65,11 @@ def members(value: type) -> set[str]:
     }
 
 
-def signature(value: Any) -> str:
-    """Return parameters and result, annotations as they are written."""
+def signature(value: Any, skip: int = 0) -> str:
+    """Return parameters, without the first `skip`, and result, annotations as they are written."""
     found = inspect.signature(value)
     parameters = [
-        p.replace(annotation=_Text(p.annotation)) if p.annotation is not p.empty else p for p in found.parameters.values()
+        p if p.annotation is p.empty else p.replace(annotation=_Text(p.annotation)) for p in [*found.parameters.values()][skip:]
     ]
     result = found.return_annotation
     plain = found.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
