@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from .errors import PluginError, shown
 from .hookspecs import hookimpl
@@ -37,6 +37,24 @@ class LocalPlugin:
             raise PluginError(f"the owner of a LocalPlugin is letters, digits and '-', not {shown(owner)}")
         self.TVC_OWNER = normalize(owner)
         self._specs: dict[tuple[str, str], Spec] = {}
+
+    @overload
+    def block(self, factory: F, /) -> F: ...
+
+    @overload
+    def block(
+        self,
+        /,
+        *,
+        name: str | None = ...,
+        category: str = ...,
+        summary: str | None = ...,
+        source: str = ...,
+        preserves_shape: bool = ...,
+        layouts: Sequence[str] = ...,
+        gated: bool = ...,
+        replace: bool = ...,
+    ) -> Callable[[F], F]: ...
 
     def block(
         self,
@@ -114,6 +132,22 @@ class LocalPlugin:
 
         return self._decorator(None, make, replace)
 
+    @overload
+    def patch_op(self, factory: F, /) -> F: ...
+
+    @overload
+    def patch_op(
+        self,
+        /,
+        *,
+        name: str | None = ...,
+        summary: str | None = ...,
+        source: str = ...,
+        takes_block: bool = ...,
+        options: Mapping[str, Any] | None = ...,
+        replace: bool = ...,
+    ) -> Callable[[F], F]: ...
+
     def patch_op(
         self,
         factory: F | None = None,
@@ -145,6 +179,14 @@ class LocalPlugin:
             return PatchOpSpec(**_about(factory, name, summary, source), takes_block=takes_block, options=options or {})
 
         return self._decorator(factory, make, replace)
+
+    @overload
+    def initializer(self, factory: F, /) -> F: ...
+
+    @overload
+    def initializer(
+        self, /, *, name: str | None = ..., summary: str | None = ..., source: str = ..., replace: bool = ...
+    ) -> Callable[[F], F]: ...
 
     def initializer(
         self,

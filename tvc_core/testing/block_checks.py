@@ -11,6 +11,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
+from ..builder import HybridBuilder
 from ..errors import ParameterError, TvcError, listing
 from ..surgery.blocks import create_block
 from ..surgery.patches import Patch
@@ -142,6 +143,7 @@ def block_identity_start(block: Subject) -> None:
                     "not finite values" if not y.isfinite().all() else "other values",
                     "return finite values for finite maps, and do not write into the input",
                 )
+    _build_with(block)
 
 
 def block_gated(block: Subject) -> None:
@@ -426,6 +428,24 @@ def _ready(block: Subject) -> tuple[nn.Module, int]:
 def _ready_and_map(block: Subject, *, training: bool = False) -> tuple[nn.Module, Tensor]:
     module, width = _ready(block)
     return module.train(training), map_of(block.named.spec.layouts[0], width)
+
+
+def _build_with(block: Subject) -> None:
+    """Build hybrids with the block at the widths of the kit's networks that it takes; the core proves the start."""
+    tokens_only = not {"NCHW", "NHWC"} & set(block.named.spec.layouts)
+    host, paths = ("tvc-kit:tokens", ("layers.0",)) if tokens_only else ("tvc-kit:maps", ("layer3", "layer2", "layer1"))
+    if tokens_only and "NLC" not in block.named.spec.layouts:
+        return
+    for path in paths:
+        patches = {path: {"wrap": {"type": block.named.qualified, "params": dict(block.params)}}}
+        try:
+            HybridBuilder(registry=block.registry).from_backbone(host, None, patches)
+        except ParameterError as error:
+            if not refuses_clearly(error.__cause__ if isinstance(error.__cause__, TvcError) else error):
+                raise
+        except TvcError as error:
+            do = "let it take maps of one image, in eval mode"
+            raise Fault(f"a hybrid with the block at {path!r} of {host}", said(error), do) from error
 
 
 def _autocast(enabled: bool) -> contextlib.AbstractContextManager[Any]:
