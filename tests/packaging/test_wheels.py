@@ -70,7 +70,7 @@ def test_with_resnet_the_guides_first_examples_build_and_uninstalling_it_removes
 
 
 def test_everything_together_has_the_guides_import_name_and_the_command(environment: Environment, built: Built) -> None:
-    environment.install_by_name(built.folder, "tvc-all")  # which requires all others
+    environment.install_by_name(built.folder, "tvc-all[timm]")  # which requires all others
     assert environment.run(
         "from torchvision_customizer import HybridBuilder; import torchvision_customizer.recipe as r; "
         "print(len(HybridBuilder.list_backbones(origin='torchvision')), r.load_yaml_recipe.__name__)"
