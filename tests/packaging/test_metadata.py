@@ -78,6 +78,7 @@ def test_the_metadata_say_what_it_is_for_whom_and_where(folder: Path, built: Bui
     assert found["Name"] == name
     assert 25 <= len(found["Summary"]) <= 120 and found["Summary"].endswith(".")
     assert (found["License-Expression"], found["License-File"]) == ("MIT", "LICENSE")
+    assert found["Author"] == "The tvc authors"
     assert found["Description-Content-Type"] == "text/markdown"
     assert str(found.get_payload()).startswith(f"# {name}\n"), "the description is the README"
     assert found["Requires-Python"] == ">=3.10"
