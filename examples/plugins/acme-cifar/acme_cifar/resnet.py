@@ -57,7 +57,8 @@ class BasicBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Add branch and shortcut."""
         branch = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(branch + self.shortcut(x))
+        result: Tensor = self.relu(branch + self.shortcut(x))
+        return result
 
 
 class CifarResNet(nn.Module):
@@ -85,7 +86,8 @@ class CifarResNet(nn.Module):
         """Return the logits."""
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.stage3(self.stage2(self.stage1(x)))
-        return self.fc(torch.flatten(self.pool(x), 1))
+        logits: Tensor = self.fc(torch.flatten(self.pool(x), 1))
+        return logits
 
 
 def _stage(in_channels: int, out_channels: int, stride: int, num_blocks: int) -> nn.Sequential:
