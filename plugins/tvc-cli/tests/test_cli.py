@@ -280,7 +280,7 @@ def test_show_lists_what_a_target_means(name: str) -> None:
     every = {path["path"]: path for path in data("show", name)["paths"]}
     found = data("show", name, "--target", "layer.[ce]*")
     assert found["paths"] == [every["layer.conv"], every["layer.echo"]] and found["image"] == [32, 32]
-    assert [path["path"] for path in data("show", name, "--target", "stage:*.-1")["paths"]] == ["layer.echo"]
+    assert [path["path"] for path in data("show", name, "--target", "stage:*.-1")["paths"]] == ["layer"]  # its one block
     assert [path["path"] for path in data("show", name, "--target", "type:ReLU")["paths"]] == ["layer.act", "layer.spare"]
     assert [path["path"] for path in data("show", name, "--target", "layer.act")["paths"]] == ["layer.act"]
 
@@ -636,6 +636,15 @@ def test_stdout_has_the_result_alone_whatever_a_plugin_writes_and_when(tmp_path:
     assert {"gate", "noisy-blocks"} & {fact.get("name", fact["plugin"]) for fact in json.loads(done.stdout)}
     said = {"descriptor import", "descriptor atexit", "child import", "sys.__stdout__ atexit"}
     assert said <= set(done.stderr.splitlines())
+
+
+def test_plugins_shows_what_loading_a_plugin_changes(install: Callable[[str, str], None]) -> None:
+    install("acme-nets", NETS + "\nprint('hello')")
+    install("bad-nets", BROKEN)
+    lines = {line.split()[0]: line for line in fine("plugins").stdout.splitlines()}
+    assert lines["acme-nets"].endswith("side effects of loading it: output")
+    assert lines["bad-nets"].endswith("ImportError: no module named acme_engine")
+    assert {fact["plugin"]: fact["side_effects"] for fact in data("plugins")}["acme-nets"] == ["output"]
 
 
 def test_help_and_version_are_results() -> None:

@@ -16,7 +16,7 @@ from tvc_core import API_VERSION, BackboneFamilySpec, BackboneSpec, HybridBuilde
 
 from . import facts
 from .guard import GuardedGroup, common_options
-from .output import print_json, print_pairs, print_table, say
+from .output import as_text, print_json, print_pairs, print_table, say
 
 __all__ = ["tvc"]
 
@@ -167,7 +167,7 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
         return
     counts = [*facts.KINDS, "families"]
     columns = ["plugin", "version", "status", "api", *counts, "seconds", "error"]
-    rows = [[fact[column] for column in columns] for fact in found]
+    rows = [[*(fact[column] for column in columns[:-1]), fact["error"] or _side_effects(fact)] for fact in found]
     print_table([_title(column) for column in columns], rows, right=[*(_title(word) for word in counts), "seconds"])
     for fact in found:
         if with_traceback and fact["traceback"]:
@@ -338,6 +338,10 @@ def _check_out(out: Path) -> None:
         raise click.BadParameter(f"{str(out)!r} does not end in .safetensors, the format of the file", param_hint="'--out'")
     if not out.parent.is_dir():
         raise click.BadParameter(f"the folder {str(out.parent)!r} does not exist", param_hint="'--out'")
+
+
+def _side_effects(fact: dict[str, Any]) -> str | None:
+    return f"side effects of loading it: {as_text(fact['side_effects'])}" if fact["side_effects"] else None
 
 
 def _title(column: str) -> str:
