@@ -56,14 +56,26 @@ class _Worker(threading.Thread):
             except BaseException as error:  # it is raised again in the thread that waits
                 self.results.put((None, error))
 
-    def abandon(self) -> str:
-        """Leave it to itself, and end it as soon as it runs Python code; return where it is."""
+    def imports(self) -> set[str]:
+        """Return the packages that it is in the middle of importing."""
+        frame, found = sys._current_frames().get(self.ident or 0), set()
+        while frame is not None:
+            if frame.f_code.co_name == "_find_and_load" and "importlib" in frame.f_code.co_filename:
+                found.add(str(frame.f_locals.get("name")).partition(".")[0])
+            frame = frame.f_back
+        return found
+
+    def abandon(self, package: str) -> str:
+        """Leave it to itself, and end it as soon as it runs Python code; return where it is.
+
+        In the middle of an import of another package it goes on: half of that would be left for everybody.
+        """
         import ctypes
 
         self.jobs.put(None)
         frame = sys._current_frames().get(self.ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        if not _is_being_imported("torch"):  # which could not be imported a second time
+        if self.imports() <= {package}:
             ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(SystemExit))
         return stack
 
@@ -107,7 +119,7 @@ class Guard:
             if _is_being_imported(package) and package not in _HUNG:  # the caller holds the lock that a thread would wait for
                 result, local = _watching_thread(action)
             else:
-                result, local = self._in_thread(lambda: _watching_thread(action))
+                result, local = self._in_thread(lambda: _watching_thread(action), package)
         except _HangError as error:
             hung = str(error)
             _HUNG.add(package)
@@ -117,7 +129,7 @@ class Guard:
             changes = (*self._quiet.changes(), *local, *changes)
         return Run(result, changes, seconds, hung)
 
-    def _in_thread(self, job: Callable[[], Any]) -> Any:
+    def _in_thread(self, job: Callable[[], Any], package: str) -> Any:
         if self._worker is None:
             self._worker = _Worker()
             self._worker.start()
@@ -126,7 +138,7 @@ class Guard:
         try:
             result, error = self._wait(worker)
         except BaseException as reason:  # Empty, or Ctrl-C
-            stack = worker.abandon()
+            stack = worker.abandon(package)
             if isinstance(reason, Empty):
                 raise _HangError(stack) from None
             raise
@@ -141,7 +153,7 @@ class Guard:
             try:
                 return worker.results.get(timeout=self.seconds)
             except Empty:
-                if not _is_being_imported("torch"):
+                if "torch" not in worker.imports():
                     raise
         return worker.results.get(timeout=self.seconds)
 
