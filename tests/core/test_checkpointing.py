@@ -163,8 +163,10 @@ def test_features_of_a_checkpointed_sequence_have_gradients(lab: Any, images: Te
     assert_equal(*gradients)
 
 
-def test_a_compiled_checkpointed_model_has_equal_gradients_and_buffers(tiny: Any, images: Tensor) -> None:
-    model = with_open_gates(tiny(PATCHES)).train()
+@pytest.mark.parametrize("patches", [PATCHES, {"layer3.0": {"inject": {"type": "gate", "position": "parallel"}}}])
+def test_a_compiled_checkpointed_model_has_equal_gradients_and_buffers(tiny: Any, images: Tensor, patches: Any) -> None:
+    torch._dynamo.reset()
+    model = with_open_gates(tiny(patches)).train()
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0

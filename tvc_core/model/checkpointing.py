@@ -69,7 +69,9 @@ def _recomputed(function: Callable[..., Any], modules: list[nn.Module], *args: A
     """
     if not torch.is_grad_enabled() or not _needs_gradients(modules, (*args, *kwargs.values())):
         return function(*args, **kwargs)
-    if torch.compiler.is_compiling():  # a compiled second pass writes no buffers
+    if torch.compiler.is_compiling():  # a compiled second pass writes no buffers, nor what a parallel patch keeps for the end
+        if any(position == "parallel" for module in modules for _, position, _ in installed_patches(module)):
+            return function(*args, **kwargs)
         return checkpoint(function, *args, use_reentrant=False, **kwargs)
     return checkpoint(
         function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _spare_buffers(modules)), **kwargs

@@ -277,7 +277,8 @@ class HybridModel(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | int | None = None) -> None:
         """Compute the activations of stages again in the backward pass instead of keeping them.
 
-        Gradients and running statistics are those of training without it. Costs about one more forward pass.
+        Gradients and running statistics are those of training without it. Costs about one more forward pass. A compiled model
+        keeps the activations of a stage that has a patch in the position "parallel".
 
         Args:
             enable: on or off.
