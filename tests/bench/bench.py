@@ -6,11 +6,14 @@ A ratio's median is what to quote; the machine may be shared, so absolute times 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 import torchvision
@@ -20,8 +23,10 @@ from rich.table import Table
 from torch import nn
 
 from tvc_core import HybridBuilder
+from tvc_core.testing import write_distribution
 
 LIST_MODELS = "import torchvision; torchvision.models.list_models()"
+IMPORT = "import tvc_core"
 LIST_BACKBONES = "from tvc_core import HybridBuilder; HybridBuilder.list_backbones()"
 
 
@@ -38,9 +43,19 @@ def pairs(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -
     return [(seconds(ours), seconds(theirs)) for _ in range(runs)]
 
 
-def process(*arguments: str) -> Callable[[], object]:
-    """Return an action that runs this Python with arguments."""
-    return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True)
+def process(*arguments: str, path: str = "") -> Callable[[], object]:
+    """Return an action that runs this Python with arguments, and with a folder of more distributions."""
+    environment = {**os.environ, "PYTHONPATH": path}
+    return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+
+
+def write_plugins(folder: str, count: int) -> str:
+    """Install distributions with a plugin of one block each into a folder, and return it."""
+    for number in range(count):
+        block = f"BlockSpec(name='gate{number}', factory='acme:Gate')"
+        source = f"from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n@hookimpl\ndef tvc_blocks(): return [{block}]\n"
+        write_distribution(Path(folder), f"acme-{number}", source)
+    return folder
 
 
 def forward(model: nn.Module, repeat: int) -> Callable[[], object]:
@@ -84,6 +99,18 @@ def main(runs: int) -> None:
         spread = f"{statistics.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
         table.add_row(what, f"{ours:.3f}", f"{theirs:.3f}", spread, promise)
 
+    plugins = Table(
+        "plugins installed besides", "listed later by [s]: median (min to max)", "import tvc_core later by [s]", "promise"
+    )
+    for count in (100, 300, 1000):
+        with tempfile.TemporaryDirectory() as folder:
+            write_plugins(folder, count)
+            columns = []
+            for code in (LIST_BACKBONES, IMPORT):
+                later = [a - b for a, b in pairs(process("-c", code, path=folder), process("-c", code), runs)]
+                columns.append(f"{statistics.median(later):.3f} ({min(later):.3f} to {max(later):.3f})")
+            plugins.add_row(str(count), *columns, "<= 0.15 s, 0" if count == 100 else "linear")
+    Console(width=140).print(plugins)
     theirs = process("-c", LIST_MODELS)
     listing = pairs(process("-c", LIST_BACKBONES), theirs, runs)
     row("list_backbones() / list_models(), fresh process", listing, ">= 20 times faster", theirs_over_ours=True)

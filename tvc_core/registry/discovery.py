@@ -286,9 +286,19 @@ def _api_of(module: Any, *, required: bool) -> tuple[int, int] | None:
     return api
 
 
+class _Manager(pluggy.PluginManager):
+    """Looks at the names of hooks only. pluggy looks at every name of a module, which is most of what a plugin costs."""
+
+    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
+        return super().parse_hookspec_opts(module_or_class, name) if name in HOOKS else None
+
+    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
+        return super().parse_hookimpl_opts(plugin, name) if name in HOOKS else None
+
+
 def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> tuple[Spec, ...]:
     _check_hook_names(plugin)
-    manager = pluggy.PluginManager(hookspecs.PROJECT)
+    manager = _Manager(hookspecs.PROJECT)
     manager.add_hookspecs(hookspecs)
     manager.register(plugin, name=owner)
     specs: list[Spec] = []
