@@ -313,6 +313,25 @@ def test_a_compiled_model_follows_unpatch(tiny: Any, plain: Any, images: Tensor,
     torch.testing.assert_close(fast(images), off)
 
 
+def test_a_model_compiled_in_place_follows_and_is_not_compiled_for_a_look(tiny: Any, images: Tensor) -> None:
+    graphs: list[Any] = []
+
+    def backend(graph: Any, _: Any) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    model = tiny({"layer1": {"wrap": "gate"}, "layer2": {"wrap": "gate"}}).eval()
+    open_gates(model)
+    other = copy.deepcopy(model)
+    model.compile(backend=backend, fullgraph=True)
+    assert torch.equal(model(images), other(images)) and len(graphs) == 1
+    model.unpatch("layer2")
+    other.unpatch("layer2")
+    assert len(graphs) == 1
+    assert torch.equal(model(images), other(images)) and len(graphs) == 2
+
+
 def test_a_compiled_model_follows_a_module_of_the_same_type(tiny: Any, plain: Any, images: Tensor) -> None:
     model = tiny({"layer1.norm": {"replace": "norm"}}, BlockSpec(name="norm", factory=nn.BatchNorm2d)).eval()
     fast, off = compiled(model), plain().eval()(images)

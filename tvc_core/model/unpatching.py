@@ -8,7 +8,7 @@ deepcopy and pickle carry it. It costs the memory of its weights, on the device 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import torch
@@ -158,5 +158,7 @@ def _measure(model: HybridModel) -> None:
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.randn(facts.probe_shape, generator=torch.Generator().manual_seed(0))
     probe = Probe(image.to(dtype=like.dtype, device=like.device))
-    _, facts.readers, facts.stages, facts.levels = measure(model, facts.anatomy, facts.taps, facts.records, probe)
-    facts.bridge = find_bridge(model, facts.anatomy.taps[-1], facts.anatomy.head, probe)
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())  # by model.compile(): not for a look
+    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+        _, facts.readers, facts.stages, facts.levels = measure(model, facts.anatomy, facts.taps, facts.records, probe)
+        facts.bridge = find_bridge(model, facts.anatomy.taps[-1], facts.anatomy.head, probe)
