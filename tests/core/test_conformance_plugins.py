@@ -163,6 +163,21 @@ def test_a_check_is_skipped_for_one_thing_alone() -> None:
         idle()
 
 
+def leaves(in_channels: int) -> nn.Module:
+    raise SystemExit("no license")
+
+
+def test_a_factory_that_leaves_the_process_is_a_failure_like_others() -> None:
+    plugin = LocalPlugin("acme")
+    plugin.block(leaves)
+    made, *others = (check for check in checks_of(plugin) if check.name.startswith("block_"))
+    with pytest.raises(ConformanceError, match="block_made: block 'acme:leaves': expected .* SystemExit: no license"):
+        made()
+    for check in others:
+        with pytest.raises(SkipTest, match="needs block_made"):
+            check()
+
+
 def test_a_check_that_needs_another_says_which_one_fails() -> None:
     (gradients,) = only("block_gradients", checks_of(local(conv=NeedsChannels)))
     with pytest.raises(SkipTest, match="needs block_made, which fails"):

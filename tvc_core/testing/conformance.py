@@ -83,10 +83,11 @@ class Check:
         try:
             self._function(subject)
         except Fault as fault:
-            raise ConformanceError(f"{self.name}: {self.thing}: {fault}") from fault.__cause__
+            sentence = " ".join(str(fault).split())
+            raise ConformanceError(f"{self.name}: {self.thing}: {sentence}") from fault.__cause__
         except SkipTest as why:
             raise SkipTest(f"{self.name} does not apply to {self.thing}: {why}") from why
-        except Exception as error:  # somebody's code may raise whatever it likes
+        except (Exception, SystemExit) as error:  # somebody's code may raise whatever it likes
             said = " ".join(str(error).split())[:400]
             raise ConformanceError(
                 f"{self.name}: {self.thing}: expected no error, saw {type(error).__name__}: {said}; "
@@ -101,7 +102,7 @@ def _passes(subject: PluginSubject | Subject, name: str, function: Function) -> 
             subject.passed[name] = True
         except SkipTest:
             subject.passed[name] = True
-        except Exception:  # the check itself reports it
+        except (Exception, SystemExit):  # the check itself reports it
             subject.passed[name] = False
     return subject.passed[name]
 

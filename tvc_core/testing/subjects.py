@@ -26,7 +26,7 @@ class Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error
     """A check failed: what was expected, what was seen, and what to do."""
 
     def __init__(self, expected: str, seen: str, do: str) -> None:
-        super().__init__(f"expected {expected}, saw {seen}; {do}.")
+        super().__init__(f"expected {expected}, saw {seen.rstrip('.')}; {do}.")
 
 
 @dataclass(kw_only=True, eq=False)
