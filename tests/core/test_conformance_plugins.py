@@ -171,7 +171,7 @@ def test_a_factory_that_leaves_the_process_is_a_failure_like_others() -> None:
     plugin = LocalPlugin("acme")
     plugin.block(leaves)
     made, *others = (check for check in checks_of(plugin) if check.name.startswith("block_"))
-    with pytest.raises(ConformanceError, match="block_made: block 'acme:leaves': expected .* SystemExit: no license"):
+    with pytest.raises(ConformanceError, match=r"block_made: block 'acme:leaves': expected .* SystemExit: no license"):
         made()
     for check in others:
         with pytest.raises(SkipTest, match="needs block_made"):

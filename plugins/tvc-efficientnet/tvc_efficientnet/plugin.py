@@ -27,13 +27,16 @@ def _spec(name: str, *weights: WeightsSpec, dropout: float, num_stages: int = 7,
         *((f"features.{index}",) for index in range(1, num_stages)),
         (f"features.{num_stages}", f"features.{num_stages + 1}"),
     ]
+    options: dict[str, Any] = {"progress": True, "dropout": dropout, "stochastic_depth_prob": 0.2}
+    if name in ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4"):
+        options["norm_layer"] = None  # torchvision's builders of the others fix it
     defaults: dict[str, Any] = {
         "family": "efficientnet",
         "origin": "torchvision",
         "summary": f"Compound-scaled inverted residuals, trained at {weights[-1].crop_size} pixels.",
         "factory": "tvc_core:build_torchvision",
         "default_weights": weights[-1].name,
-        "options": {"progress": True, "dropout": dropout, "stochastic_depth_prob": 0.2, "norm_layer": None},
+        "options": options,
         "min_size": 33,
         "source": _B,
     }

@@ -18,6 +18,8 @@ _OPTIONS = {
     "replace_stride_with_dilation": None,
     "norm_layer": None,
 }
+_FIXED = {"resnext": ("groups", "width_per_group"), "wide_resnet": ("width_per_group",)}
+"""What torchvision's builders of a family refuse to change."""
 
 _V1 = WeightsSpec(name="IMAGENET1K_V1")
 _V2 = WeightsSpec(name="IMAGENET1K_V2", resize_size=232)
@@ -36,7 +38,7 @@ def _spec(name: str, family: str, summary: str, source: str, *weights: WeightsSp
         stem=("conv1", "bn1", "relu", "maxpool"),
         stages=("layer1", "layer2", "layer3", "layer4"),
         head="fc",
-        options=_OPTIONS,
+        options={option: default for option, default in _OPTIONS.items() if option not in _FIXED.get(family, ())},
         source=source,
     )
 
