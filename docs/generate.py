@@ -317,7 +317,7 @@ def _entry(name: str, value: Any, level: str) -> Iterable[str]:
     if isinstance(value, tuple):
         yield from (f"`{name} = {value!r}`", "", _constant_docs().get(name, ""), "")
     elif inspect.isclass(value):
-        if not issubclass(value, enum.Enum) and name not in ("HybridModel",):
+        if not issubclass(value, enum.Enum) and not _is_error(value) and name not in ("HybridModel",):
             yield from _signature(name, value)
         yield from _docstring(value.__doc__)
         for member, thing in _members(value):
