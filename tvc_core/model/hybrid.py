@@ -303,7 +303,7 @@ class HybridModel(nn.Module):
         """Give the head a new last layer; the pretrained layers before it stay. Class names are forgotten.
 
         Args:
-            num_classes: outputs of the new layer.
+            num_classes: outputs of the new layer; 0 puts an identity there, so that the model returns pooled features.
             dropout: probability of the head's dropout; None leaves it.
 
         Raises:
