@@ -179,6 +179,10 @@ def test_what_it_prints_goes_to_stderr(install: Install, capsys: pytest.CaptureF
     install("bad", "print('hello')\n" + GOOD.format(""))
     Registry()
     assert capsys.readouterr() == ("", "hello\n")
+    install("keeps", "import sys; kept = sys.stdout\n" + GOOD.format("").replace("gate", "door"))
+    Registry()
+    print("later", file=sys.modules["keeps_plugin"].kept)
+    assert capsys.readouterr() == ("", "later\n")
 
 
 def test_a_sound_plugin_and_all_of_ours_have_no_side_effects(install: Install) -> None:

@@ -266,6 +266,7 @@ class Quiet:
         self._signal, self._set = signal, signal.signal
         self._streams = {name: getattr(sys, name) for name in ("stdout", "stdin", "__stdin__")}
         self._on = True
+        self._printed = _Bytes()
         self._restart()
         sys.stdin = sys.__stdin__ = _stream()  # type: ignore[misc]
         signal.signal = self._note_signal  # type: ignore[assignment]
@@ -273,6 +274,7 @@ class Quiet:
     def close(self) -> None:
         """Give everything back."""
         self._on = False
+        self._printed.read_already = True
         for name, stream in self._streams.items():
             setattr(sys, name, stream)
         self._signal.signal = self._set
@@ -299,7 +301,9 @@ class Quiet:
 
     def _restart(self) -> None:
         self.signals = 0
+        self._printed.read_already = True
         self.stdout = sys.stdout = _stream()
+        self._printed = self.stdout.buffer  # type: ignore[assignment]
 
     def _note_signal(self, number: Any, handler: Any) -> Any:
         if not self._on:  # a plugin may have kept this function
@@ -308,5 +312,17 @@ class Quiet:
         return self._signal.getsignal(number)
 
 
+class _Bytes(io.BytesIO):
+    """What is printed; once it was read, what a plugin that kept its stream prints goes to stderr at once."""
+
+    read_already = False
+
+    def write(self, data: Any) -> int:
+        if not self.read_already:
+            return super().write(data)
+        sys.stderr.write(bytes(data).decode("utf-8", "replace"))
+        return len(data)
+
+
 def _stream() -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="backslashreplace", write_through=True)
+    return io.TextIOWrapper(_Bytes(), encoding="utf-8", errors="backslashreplace", write_through=True)
