@@ -8,7 +8,7 @@ from typing import Any, TypeVar, overload
 
 from .errors import PluginError, shown
 from .hookspecs import hookimpl
-from .specs import BackboneSpec, BlockSpec, Factory, InitializerSpec, PatchOpSpec, Spec, normalize
+from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, Factory, InitializerSpec, PatchOpSpec, Spec, normalize
 
 __all__ = ["LocalPlugin"]
 
@@ -16,7 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class LocalPlugin:
-    """A plugin of this process, filled by decorators: `HybridBuilder(plugins=[plugin])` knows what it offers.
+    """A plugin of this process, filled by decorators or by `add`: `HybridBuilder(plugins=[plugin])` knows what it offers.
 
     Each decorator returns the class or function as it was. A builder and a registry are snapshots: they know what the plugin
     offered when they were made, so decorate first. Where nothing else is said, the name is the function's, or the class's in
@@ -212,15 +212,33 @@ class LocalPlugin:
         """
         return self._decorator(factory, lambda given: InitializerSpec(**_about(given, name, summary, source)), replace)
 
+    def add(self, *specs: Spec, replace: bool = False) -> None:
+        """Offer what is described already.
+
+        Args:
+            specs: of any kind, families of backbones included.
+            replace: take the place of what has these names.
+
+        Raises:
+            PluginError: a name is taken, or something is no spec; the plugin is as it was.
+        """
+        before = dict(self._specs)
+        try:
+            for spec in specs:
+                self._put(spec, replace)
+        except PluginError:
+            self._specs = before
+            raise
+
     @hookimpl
     def tvc_blocks(self) -> list[BlockSpec]:
         """Offer the decorated blocks."""
         return self._of(BlockSpec)
 
     @hookimpl
-    def tvc_backbones(self) -> list[BackboneSpec]:
+    def tvc_backbones(self) -> list[BackboneSpec | BackboneFamilySpec]:
         """Offer the decorated backbones."""
-        return self._of(BackboneSpec)
+        return [*self._of(BackboneSpec), *self._of(BackboneFamilySpec)]
 
     @hookimpl
     def tvc_patch_ops(self) -> list[PatchOpSpec]:
@@ -246,15 +264,20 @@ class LocalPlugin:
                 spec = make(factory)
             except (TypeError, ValueError) as error:
                 raise PluginError(f"{self!r}: {error}") from error
-            if (spec.kind, spec.name) in self._specs and not replace:
-                raise PluginError(
-                    f"{self!r} offers the {spec.kind} {spec.name!r} already: give another name=..., or replace=True, as for a "
-                    "notebook's cell that is run again"
-                )
-            self._specs[spec.kind, spec.name] = spec
+            self._put(spec, replace)
             return factory
 
         return decorate if factory is None else decorate(factory)
+
+    def _put(self, spec: Spec, replace: bool) -> None:
+        if not isinstance(spec, Spec):
+            raise PluginError(f"{self!r} offers specs, such as a BlockSpec, not {shown(spec)}")
+        if (spec.kind, spec.name) in self._specs and not replace:
+            raise PluginError(
+                f"{self!r} offers the {spec.kind} {spec.name!r} already: give another name=..., or replace=True, as for a "
+                "notebook's cell that is run again"
+            )
+        self._specs[spec.kind, spec.name] = spec
 
 
 def _about(factory: Factory, name: str | None, summary: str | None, source: str) -> dict[str, Any]:

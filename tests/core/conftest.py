@@ -9,36 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, HybridModel, Registry, hookimpl
-from tvc_core.specs import InitializerSpec, PatchOpSpec, Spec
+from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, HybridModel, LocalPlugin, Registry
+from tvc_core.specs import Spec
+from tvc_core.testing.hosts import Gate
 
 
-class Lab:
-    """An in-process plugin that offers what it was given."""
-
-    TVC_OWNER = "lab"
-
-    def __init__(self, specs: tuple[Spec, ...]) -> None:
-        self.specs = specs
-
-    def _of(self, kind: type[Spec]) -> list[Any]:
-        return [spec for spec in self.specs if isinstance(spec, kind)]
-
-    @hookimpl
-    def tvc_backbones(self) -> list[BackboneSpec]:
-        return self._of(BackboneSpec)
-
-    @hookimpl
-    def tvc_blocks(self) -> list[BlockSpec]:
-        return self._of(BlockSpec)
-
-    @hookimpl
-    def tvc_patch_ops(self) -> list[PatchOpSpec]:
-        return self._of(PatchOpSpec)
-
-    @hookimpl
-    def tvc_initializers(self) -> list[InitializerSpec]:
-        return self._of(InitializerSpec)
+def plugin_of(*specs: Spec) -> LocalPlugin:
+    """Return an in-process plugin that offers these."""
+    plugin = LocalPlugin("lab")
+    plugin.add(*specs)
+    return plugin
 
 
 class Stage(nn.Sequential):
@@ -67,20 +47,6 @@ class Tiny(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.layer3(self.layer2(self.layer1(self.stem(x))))
         return self.fc(torch.flatten(self.avgpool(x), 1))
-
-
-class Gate(nn.Module):
-    """A gated block: each channel times a sigmoid of all channels' means."""
-
-    def __init__(self, in_channels: int) -> None:
-        super().__init__()
-        self.fc = nn.Conv2d(in_channels, in_channels, 1)
-
-    def gate(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.fc(x.mean((2, 3), keepdim=True)))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * self.gate(x)
 
 
 class ConvNorm(nn.Module):
@@ -138,7 +104,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def lab() -> Builder:
     """Return a function that makes a builder which knows the core, tiny, gate, conv, and what it is given."""
-    return lambda *specs: HybridBuilder(registry=Registry([Lab((TINY, *BLOCKS, *specs))], installed=False))
+    return lambda *specs: HybridBuilder(registry=Registry([plugin_of(TINY, *BLOCKS, *specs)], installed=False))
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 from tvc_core.specs import Spec
 from tvc_core.testing import ConformanceError, checks_of
 
-from .conftest import Lab
+from .conftest import plugin_of
 from .defects import Defect, backbones, blocks, initializers, operations
 
 DEFECTS = [*blocks.DEFECTS, *backbones.DEFECTS, *operations.DEFECTS, *initializers.DEFECTS]
@@ -38,7 +38,7 @@ def run(plugin: Any, **arguments: Any) -> tuple[dict[str, str], dict[str, str]]:
 @pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: f"{defect.thing.kind}: {defect.what}")
 def test_a_defect_is_caught_by_the_right_check_alone(defect: Defect) -> None:
     skip = {} if defect.caught_by in SLOW else dict.fromkeys(SLOW, "left to the sweep")
-    failed, _ = run(Lab((defect.thing,)), params={"thing": defect.params} if defect.params else None, skip=skip)
+    failed, _ = run(plugin_of(defect.thing), params={"thing": defect.params} if defect.params else None, skip=skip)
     assert list(failed) == [defect.caught_by], failed
     message = failed[defect.caught_by]
     assert defect.says in message
@@ -47,14 +47,14 @@ def test_a_defect_is_caught_by_the_right_check_alone(defect: Defect) -> None:
 
 @pytest.mark.parametrize("spec", HEALTHY, ids=lambda spec: spec.kind)
 def test_the_healthy_twins_pass(spec: Spec) -> None:
-    failed, _ = run(Lab((spec,)))
+    failed, _ = run(plugin_of(spec))
     assert failed == {}
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("defect", blocks.DEFECTS, ids=lambda defect: defect.what)
 def test_other_defects_of_blocks_compile_and_export(defect: Defect) -> None:
-    for check in checks_of(Lab((defect.thing,))):
+    for check in checks_of(plugin_of(defect.thing)):
         if check.name in SLOW and check.name != defect.caught_by:
             with suppress(SkipTest):
                 check()

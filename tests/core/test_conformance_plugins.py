@@ -27,7 +27,7 @@ from tvc_core import (
 from tvc_core.testing import Check, ConformanceError, check_plugin, checks_of, parametrize_with_checks
 from tvc_core.testing.conformance import all_checks
 
-from .conftest import Lab
+from .conftest import plugin_of
 from .defects import modules
 from .defects.backbones import build as build_backbone
 from .defects.blocks import Healthy, NeedsChannels, NotPersistent, Unused
@@ -253,7 +253,7 @@ def test_three_lines_make_one_pytest_test_of_each_check(tmp_path: Path, fake_dis
 
 
 def test_the_decorator_names_its_tests() -> None:
-    mark = parametrize_with_checks(Lab((BlockSpec(name="good", factory=Healthy),)))
+    mark = parametrize_with_checks(plugin_of(BlockSpec(name="good", factory=Healthy)))
     assert "good-block_gradients" in mark.kwargs["ids"] and "plugin-plugin_hooks" in mark.kwargs["ids"]
 
 

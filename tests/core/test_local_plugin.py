@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tvc_core import (
+    BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
     HybridBuilder,
@@ -164,3 +165,17 @@ def test_decorating_imports_no_torch() -> None:
         "assert 'fill' in HybridBuilder(plugins=[plugin]).list_initializers()\nassert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_specs_are_added_all_or_none() -> None:
+    plugin, gate = filled(), BlockSpec(name="gate", factory=Gate)
+    before = Registry([plugin], installed=False).plugins
+    for wrong in (Gate, BlockSpec(name="channel_scale", factory=Gate)):
+        with pytest.raises(PluginError, match=r"offers specs|offers the block 'channel_scale' already"):
+            plugin.add(gate, wrong)  # type: ignore[arg-type]
+    assert Registry([plugin], installed=False).plugins == before
+    family = BackboneFamilySpec(name="nets", factory="acme:describe", members="acme:names")
+    plugin.add(gate, family, BlockSpec(name="channel_scale", factory=Gate), replace=True)
+    builder = HybridBuilder(plugins=[plugin])
+    assert isinstance(builder.create_block("notebook:channel_scale", 8), Gate)
+    assert "nets" in builder.list_families() and "gate" in builder.list_blocks()
