@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
+from ..surgery.head import last_layer
 from ..surgery.patches import CONTAINERS, PatchHook, installed_patches
 from ..surgery.sites import Probe, probing
 
@@ -136,7 +137,8 @@ class Bridge:
 
     Args:
         steps: "patches:PATH" runs the blocks inserted after a module around the last stage, "child:NAME" calls a child of the
-            root; "pool", "mean", "flatten", "relu" and "first_token" are functions. Between them, "head" runs the head.
+            root; "pool", "mean", "flatten", "relu", "first_token" and "token_mean" are
+            functions. Between them, "head" runs the head.
     """
 
     steps: tuple[str, ...]
@@ -156,6 +158,8 @@ class Bridge:
                 x = network.get_submodule(head)(x)
             elif step == "first_token":
                 x = x[:, 0]
+            elif step == "token_mean":
+                x = x.mean(1)
             elif step == "pool":
                 x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
             elif step == "mean":
@@ -176,7 +180,7 @@ def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridg
         head: path of the head.
         probe: an image that the network accepts.
     """
-    with _gates_open(network):
+    with _gates_open(network), _head_open(network, head):
         return _find_bridge(network, last, head, probe)
 
 
@@ -193,6 +197,21 @@ def _gates_open(network: nn.Module) -> Iterator[None]:
         finally:
             for gate, before in zip(gates, kept, strict=True):
                 gate.copy_(before)
+
+
+@contextmanager
+def _head_open(network: nn.Module, head: str) -> Iterator[None]:
+    """Give a last layer of zeros (a fresh ViT's) other weights for a look: with zeros, every way gives the same logits."""
+    weight = getattr(last_layer(network, head)[1], "weight", None)
+    if not isinstance(weight, Tensor) or weight.is_meta or bool(weight.any()):
+        yield
+        return
+    with torch.no_grad():
+        try:
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+            yield
+        finally:
+            weight.zero_()
 
 
 def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
@@ -223,6 +242,7 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
         ("relu", "pool", "flatten"),
         ("pool",),
         ("first_token",),
+        ("token_mean",),
     ]
     for behind in ((), ("flatten",)):  # a head without a classifier gives back what it gets: it is to get the vector
         for way in ways:

@@ -34,10 +34,10 @@ QUICK = ("test_resnet", "test_convnext2", "test_efficientnet_gn", "mobilenetv3_s
 WIDE = (
     "resnet18", "seresnet50", "resnext50_32x4d", "regnety_002", "densenet121", "efficientnet_b0", "mobilenetv3_large_100",
     "convnextv2_atto", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224",
-    "swinv2_cr_tiny_ns_224", "coatnet_nano_rw_224", "maxvit_rmlp_pico_rw_256", "mixer_s16_224", "poolformer_s12",
+    "swinv2_cr_tiny_ns_224", "coatnet_nano_rw_224", "maxvit_rmlp_pico_rw_256", "resmlp_12_224", "poolformer_s12",
     "efficientformer_l1", "edgenext_xx_small", "ghostnet_100", "rexnet_100", "dla46_c", "vgg11", "inception_v3", "xception41",
     "res2net50_14w_8s", "nfnet_f0", "cspresnet50", "levit_128s", "pvt_v2_b0", "tiny_vit_5m_224", "fastvit_t8", "repvit_m0_9",
-    "mobilevit_xxs", "volo_d1_224", "beit_base_patch16_224", "eva02_tiny_patch14_224", "davit_tiny", "hgnetv2_b0",
+    "mobilevit_xxs", "volo_d1_224", "beit_base_patch16_224", "eva02_tiny_patch14_336", "davit_tiny", "hgnetv2_b0",
 )  # fmt: skip
 """Small members of 38 families."""
 
@@ -386,6 +386,15 @@ def test_another_number_of_classes_gives_both_heads_of_a_distilled_model_a_new_l
     model: Any = builder.from_backbone("timm/deit_tiny_distilled_patch16_224", None, num_classes=4).eval()
     assert (model.head.out_features, model.head_dist.out_features) == (4, 4)
     assert model(torch.randn(1, 3, 224, 224)).shape == (1, 4)
+
+
+def test_a_last_layer_of_zeros_hides_no_wrong_way_to_the_head(builder: HybridBuilder) -> None:
+    model: Any = builder.from_backbone("timm/mixer_s32_224", None).eval()
+    assert not model.head.weight.any(), "timm starts it so"
+    torch.nn.init.normal_(model.head.weight)
+    x = torch.randn(2, 3, 224, 224)
+    with torch.no_grad():
+        assert torch.equal(model.forward_head(model.forward_features(x)), model(x))
 
 
 # -- branches -----------------------------------------------------------------------------------------------------------
