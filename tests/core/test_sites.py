@@ -9,8 +9,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import BackboneError, BackboneSpec, HybridBuilder, TargetError
-from tvc_core.surgery.layouts import layout_of
+from tvc_core import BackboneError, BackboneSpec, HybridBuilder, PatchError, TargetError
+from tvc_core.surgery.layouts import Adapter, layout_of
 from tvc_core.surgery.sites import Probe, locate, probing
 
 IMAGE = (64, 96)
@@ -268,3 +268,19 @@ def test_the_relu_of_a_bottleneck_is_refused_and_that_of_a_basic_block_is_not(bu
     assert builder.from_backbone("resnet18", None, {"layer1.0.relu": {"wrap": "se"}}).step0_difference == 0.0
     with pytest.raises(TargetError, match=r"3 times with different output shapes.*64.*64.*256"):
         builder.from_backbone("resnet50", None, {"layer1.0.relu": {"wrap": "se"}})
+
+
+@pytest.mark.parametrize("prefix", [0, 1])
+def test_a_block_on_tokens_leaves_their_order_in_memory(prefix: int) -> None:
+    """Another order changes the rounding of what comes next, and with it the proof that a hybrid starts as its backbone."""
+    adapter = Adapter("NLC", "NCHW", prefix, 2, 3)
+    for x in (torch.randn(2, 6 + prefix, 4), torch.randn(2, 4, 6 + prefix).transpose(1, 2)):
+        y = adapter.run(lambda map_: map_ * 1, x)
+        assert torch.equal(y, x)
+        assert prefix or y.stride() == x.stride()
+
+
+@pytest.mark.parametrize("tokens", [6, 8, 13])
+def test_tokens_of_an_image_of_another_size_are_refused(tokens: int) -> None:
+    with pytest.raises(PatchError, match=rf"got {tokens} tokens, .* built for 2x3 of an image's and 1 in front"):
+        Adapter("NLC", "NCHW", 1, 2, 3).run(nn.Identity(), torch.zeros(1, tokens, 4))

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..errors import PatchError
+
 __all__ = ["Adapter", "Shape", "channels_of", "find_adapter", "grid_of", "layout_of"]
 
 Shape = tuple[int, ...]
@@ -94,11 +96,16 @@ class Adapter:
             return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.site == "NHWC":
             return block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        parts = [self._run_tokens(block, x[:, self.prefix :], self.height, self.width)]
-        if self.prefix:
-            front = x[:, : self.prefix].reshape(-1, 1, x.shape[2])
-            parts.insert(0, self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1))
-        return torch.cat(parts, dim=1)
+        if x.shape[1] != self.prefix + self.height * self.width:
+            raise PatchError(
+                f"a block got {x.shape[1]} tokens, and the model was built for {self.height}x{self.width} of an image's and "
+                f"{self.prefix} in front of them: with blocks on tokens it takes images of the one size that it was built for"
+            )
+        behind = self._run_tokens(block, x[:, self.prefix :], self.height, self.width)
+        if not self.prefix:
+            return behind  # not copied: another order in memory would change the rounding of what comes next
+        front = x[:, : self.prefix].reshape(-1, 1, x.shape[2])
+        return torch.cat([self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), behind], dim=1)
 
     def _run_tokens(self, block: Callable[[Tensor], Tensor], tokens: Tensor, height: int, width: int) -> Tensor:
         x = tokens.reshape(tokens.shape[0], height, width, tokens.shape[2])
