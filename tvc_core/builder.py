@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
@@ -35,6 +36,9 @@ class _Listing(Generic[R]):
 
         asked.__name__ = self.function.__name__
         asked.__doc__ = self.__doc__
+        signature = inspect.signature(self.function)
+        without_registry = [*signature.parameters.values()][1:]
+        asked.__signature__ = signature.replace(parameters=without_registry)  # type: ignore[attr-defined]
         return asked
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -165,3 +166,9 @@ def test_a_users_sample_passes_strict_type_checking(tmp_path: Path) -> None:
 def test_strict_type_checking_would_see_a_wrong_result_type(tmp_path: Path) -> None:
     code, output = run_mypy(tmp_path, SAMPLE + "wrong: list[int] = HybridBuilder.list_backbones()\n")
     assert code == 1 and 'expression has type "list[str]"' in output, output
+
+
+def test_the_listing_methods_say_what_they_take() -> None:
+    for holder in (HybridBuilder, builder()):
+        assert list(inspect.signature(holder.list_backbones).parameters) == ["pattern", "origin", "plugin"]
+        assert str(inspect.signature(holder.list_patch_ops)) == "() -> 'list[str]'"

@@ -31,9 +31,9 @@ def write_distribution(folder: Path, name: str, source: str, *, version: str = "
         The folder of the metadata.
     """
     module = f"{name.replace('-', '_')}_plugin"
-    (folder / f"{module}.py").write_text(source, encoding="utf-8")
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
-    info.mkdir()
+    info.mkdir(parents=True)
+    (folder / f"{module}.py").write_text(source, encoding="utf-8")
     (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
     (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n", encoding="utf-8")
     return info

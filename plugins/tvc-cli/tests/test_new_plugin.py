@@ -17,6 +17,8 @@ import tvc_cli.commands
 from click.testing import CliRunner, Result
 from tvc_cli.new_plugin import PIECES
 
+from tvc_core.testing import write_distribution
+
 try:
     import tomllib
 except ModuleNotFoundError:  # Python 3.10
@@ -71,11 +73,19 @@ def test_a_bad_name_is_refused_and_nothing_is_written(tmp_path: Path, name: str,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_that_would_hide_another_distributions_package_is_refused(tmp_path: Path) -> None:
-    result = new_plugin("yaml", "--into", tmp_path)  # of the distribution PyYAML
+@pytest.mark.parametrize("name", ["yaml", "torch"])  # of the distributions PyYAML and torch
+def test_a_name_that_would_hide_an_installed_package_is_refused(tmp_path: Path, name: str) -> None:
+    result = new_plugin(name, "--into", tmp_path)
     assert result.exit_code == 2
-    assert "would have the import name 'yaml', and hide what is at" in result.stderr
+    assert f"would have the import name {name!r}, and hide what is at" in result.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_name_of_an_installed_plugin_may_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_distribution(tmp_path / "site", "acme-blocks", "")
+    (tmp_path / "site" / "acme_blocks.py").touch()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    assert make(tmp_path, "acme-blocks").is_dir()
 
 
 @pytest.mark.parametrize("there", ["folder", "file", "link"])

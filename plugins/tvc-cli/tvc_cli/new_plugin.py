@@ -61,7 +61,7 @@ def check_name(name: str) -> str:
     if keyword.iskeyword(package) or package in sys.stdlib_module_names or package in _TAKEN:
         raise ValueError(f"{name!r} would have the import name {package!r}, which means something else; choose another name")
     found = importlib.util.find_spec(package)
-    if found is not None and found.origin is not None and not _is_installed(name):
+    if found is not None and found.origin is not None and not _is_plugin(name):
         raise ValueError(f"{name!r} would have the import name {package!r}, and hide what is at {found.origin}; choose another")
     return package
 
@@ -158,9 +158,9 @@ def _filled(folder: Path, values: Mapping[str, str]) -> Iterator[tuple[str, str]
         yield path, Template(file.read_text(encoding="utf-8")).substitute(values)
 
 
-def _is_installed(distribution: str) -> bool:
+def _is_plugin(distribution: str) -> bool:
+    """Tell whether an installed distribution announces a plugin, such as an earlier draft of the one to be written."""
     try:
-        metadata.distribution(distribution)
+        return any(entry.group == "tvc.plugins" for entry in metadata.distribution(distribution).entry_points)
     except metadata.PackageNotFoundError:
         return False
-    return True
