@@ -23,6 +23,7 @@ from . import freezing
 from .checkpointing import set_checkpointing
 from .features import find_bridge
 from .hybrid import HybridModel, PatchRecord
+from .measuring import measure
 
 __all__ = ["unpatch", "without"]
 
@@ -152,8 +153,6 @@ def _entries(model: HybridModel, left: list[tuple[PatchRecord, PatchPlan]]) -> I
 
 def _measure(model: HybridModel) -> None:
     """Measure stages, levels and the way to the head again."""
-    from ..assemble import measure
-
     facts = model._tvc
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.randn(facts.probe_shape, generator=torch.Generator().manual_seed(0))
