@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+import multiprocessing
 import os
 import random
 import signal
@@ -147,7 +149,21 @@ EFFECTS = {
         "import torch; torch.backends.cudnn.benchmark = True",
         lambda: (torch.backends.cudnn.enabled, torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic),
     ),
+    "CPU kernels and attention kernels of torch": (
+        "import torch; torch.backends.mkldnn.set_flags(False); torch.backends.cuda.enable_math_sdp(False)",
+        lambda: (torch.backends.mkldnn.enabled, torch.backends.cuda.math_sdp_enabled()),
+    ),
+    "garbage collection": ("import gc; gc.disable()", gc.isenabled),
+    "start method of processes": (
+        "import multiprocessing; multiprocessing.set_start_method('spawn', force=True)",
+        lambda: multiprocessing.get_start_method(allow_none=True),
+    ),
     "working directory": ("import os; os.chdir('/')", os.getcwd),
+    "os.environ": ("import os; os.environ = dict(os.environ)", lambda: id(os.environ)),
+    "sys.meta_path": (
+        "import sys; sys.meta_path.insert(0, type('Finder', (), {'find_spec': lambda *_: None}))",
+        lambda: sys.meta_path[0],
+    ),
     "environment variables (BEAST)": ("import os; os.environ['BEAST'] = '1'", lambda: os.environ.get("BEAST")),
     "signal handlers": ("import signal; signal.signal(signal.SIGINT, print)", lambda: signal.getsignal(signal.SIGINT)),
     "warnings filters": ("import warnings; warnings.simplefilter('ignore')", lambda: list(warnings.filters)),
@@ -164,6 +180,7 @@ def test_what_a_plugin_changes_is_put_back_and_named(
     install: Install, monkeypatch: pytest.MonkeyPatch, words: str, where: str
 ) -> None:
     monkeypatch.setenv("TVC_IMPORT_TIMEOUT", "60")
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     code, look = EFFECTS[words]
     install("bad", f"{code}\n{GOOD.format('')}" if where == "import" else GOOD.format(code))
     before = look()
@@ -173,6 +190,49 @@ def test_what_a_plugin_changes_is_put_back_and_named(
     assert bad.status == "active" and words in bad.side_effects
     assert len(bad.side_effects) == 1 or "deterministic" in words  # which makes torch import more of itself
     assert info_of("bad") == bad, "it is remembered"
+
+
+def test_a_finder_of_modules_that_stands_last_is_nobodys_loss(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    code = "import sys; sys.meta_path.append(type('Finder', (), {'find_spec': lambda *_: None}))"
+    install("finder", f"{code}\n{GOOD.format('')}")
+    assert info_of("finder").side_effects == () and sys.meta_path[-1].__name__ == "Finder"
+
+
+def test_an_alarm_is_turned_off_and_the_users_own_is_not(install: Install) -> None:
+    rest, handler = signal.setitimer(signal.ITIMER_REAL, 0)[0], signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    try:
+        install("alarm", "import signal; signal.alarm(1000)\n" + GOOD.format(""))
+        assert info_of("alarm").side_effects == ("alarm",) and signal.getitimer(signal.ITIMER_REAL)[0] == 0
+        signal.alarm(500)
+        install("other", GOOD.format("").replace("gate", "door"))
+        assert info_of("other").side_effects == () and 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+    finally:
+        signal.signal(signal.SIGALRM, handler)
+        signal.setitimer(signal.ITIMER_REAL, rest)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "sys.stderr.close()",
+        "sys.__stderr__.close(); sys.__stdout__.close()",
+        "sys.stderr = io.TextIOWrapper(sys.stderr.buffer)",
+    ],
+)
+def test_nobody_loses_the_standard_streams(tmp_path: Path, code: str) -> None:
+    write_distribution(tmp_path, "closes", f"import io, sys\n{code}\n" + GOOD.format(""))
+    look = "import sys; from tvc_core import Registry; Registry(); print('out'); print('err', file=sys.stderr)"
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "TVC_ONLY": "closes"}
+    done = subprocess.run([sys.executable, "-c", look], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "out\n" and done.stderr.endswith("err\n")
+
+
+def test_what_another_thread_prints_is_not_the_plugins(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    code = "import threading; thread = threading.Thread(target=print, args=('tick',)); thread.start(); thread.join()"
+    install("bad", f"{code}\n{GOOD.format('')}")
+    assert info_of("bad").side_effects == ()
+    assert capsys.readouterr() == ("tick\n", "")
 
 
 def test_what_it_prints_goes_to_stderr(install: Install, capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import traceback
 import types
 import warnings
@@ -262,11 +263,11 @@ def _guarded(start: PluginInfo, load: Any, reserved: frozenset[tuple[str, str]],
         module = load()
         api = _api_of(module, required=api_required)
         return replace(start, status="active", api=api, specs=_collect(module, start.owner, reserved))
-    except KeyboardInterrupt:
-        raise
     except _Fault as fault:
         return replace(start, status=fault.status, error=str(fault))
     except BaseException as error:  # a plugin may raise SystemExit or worse
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise  # Ctrl-C comes to this thread alone
         return replace(start, status="failed", error=said(error), traceback=traceback.format_exc())
 
 

@@ -117,9 +117,9 @@ class Guard:
         start = time.perf_counter()
         try:
             if _is_being_imported(package) and package not in _HUNG:  # the caller holds the lock that a thread would wait for
-                result, local = _watching_thread(action)
+                result, local = self._watching_thread(action)
             else:
-                result, local = self._in_thread(lambda: _watching_thread(action), package)
+                result, local = self._in_thread(lambda: self._watching_thread(action), package)
         except _HangError as error:
             hung = str(error)
             _HUNG.add(package)
@@ -128,6 +128,18 @@ class Guard:
             changes, self._state = self._state.put_back()
             changes = (*self._quiet.changes(), *local, *changes)
         return Run(result, changes, seconds, hung)
+
+    def _watching_thread(self, action: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
+        """Run an action; return its result, and in words what it changed of what every thread has of its own."""
+        assert self._quiet is not None
+        self._quiet.thread = threading.get_ident()
+        before = State(local=True)
+        _THREAD.loading = True
+        try:
+            result = action()
+        finally:
+            _THREAD.loading = False
+        return result, before.put_back()[0]
 
     def _in_thread(self, job: Callable[[], Any], package: str) -> Any:
         if self._worker is None:
@@ -197,17 +209,6 @@ def import_timeout() -> float:
         warnings.warn(message, RegistryWarning, stacklevel=2)
         return DEFAULT_TIMEOUT
     return min(seconds, threading.TIMEOUT_MAX)
-
-
-def _watching_thread(action: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
-    """Run an action; return its result, and in words what it changed of what every thread has of its own."""
-    before = State(local=True)
-    _THREAD.loading = True
-    try:
-        result = action()
-    finally:
-        _THREAD.loading = False
-    return result, before.put_back()[0]
 
 
 def _is_being_imported(package: str) -> bool:

@@ -12,6 +12,7 @@ import operator
 import os
 import random
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -98,6 +99,10 @@ def _write_environment(_: Any, before: Mapping[str, str]) -> None:
             os.environ[name] = before[name]
 
 
+def _write_finders(module: Any, before: tuple[Any, ...]) -> None:
+    module.meta_path[:] = [*before, *(finder for finder in module.meta_path if finder not in before)]
+
+
 def _write_filters(module: Any, before: tuple[list[Any], tuple[Any, ...]]) -> None:
     module.filters = before[0]
     module.filters[:] = before[1]
@@ -139,13 +144,45 @@ def _write_torch_state(module: Any, before: Any) -> None:
         module.cuda.manual_seed_all(module.initial_seed())
 
 
+def _write_kernels(module: Any, before: tuple[bool, ...]) -> None:
+    module.backends.mkldnn.set_flags(_enabled=before[0])
+    for name, enabled in zip(_ATTENTION, before[1:], strict=True):
+        getattr(module.backends.cuda, f"enable_{name}_sdp")(enabled)
+
+
+_ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+"""Kernels of torch's attention, as torch.backends.cuda names them."""
+
 _WATCHED = (
     _Watched("working directory", "os", lambda m: m.getcwd(), lambda m, value: m.chdir(value)),
+    _attribute("os.environ", "os", "environ"),
     _Watched("environment variables", "os", lambda m: dict(m.environ), _write_environment),
     _Watched("sys.path", "sys", lambda m: list(m.path), lambda m, value: operator.setitem(m.path, slice(None), value)),
+    _Watched(
+        "sys.meta_path",
+        "sys",
+        lambda m: tuple(m.meta_path),
+        _write_finders,
+        same=lambda before, after: after[: len(before)] == before,  # whoever comes last takes nothing from others
+    ),
     _attribute("sys.stderr", "sys", "stderr"),
     _attribute("sys.excepthook", "sys", "excepthook"),
     _pair("recursion limit", "sys", "recursionlimit"),
+    _Watched(
+        "garbage collection",
+        "gc",
+        lambda m: m.isenabled(),
+        lambda m, value: m.enable() if value else m.disable(),
+        fresh=lambda _: True,
+    ),
+    _Watched(
+        "alarm",  # which would end the process
+        "signal",
+        lambda m: m.getitimer(m.ITIMER_REAL)[0],
+        lambda m, value: m.setitimer(m.ITIMER_REAL, value),
+        fresh=lambda _: 0.0,
+        same=lambda before, after: before > 0 or after == 0,  # the user's own may go off meanwhile
+    ),
     _Watched("warnings filters", "warnings", lambda m: (m.filters, tuple(m.filters)), _write_filters),
     _attribute("warnings display", "warnings", "showwarning"),
     _Watched(
@@ -154,6 +191,13 @@ _WATCHED = (
         lambda m: (m.root.level, tuple(m.root.handlers), m.root.manager.disable),
         _write_logging,
         fresh=lambda m: (m.WARNING, (), 0),
+    ),
+    _Watched(
+        "start method of processes",
+        "multiprocessing",
+        lambda m: m.get_start_method(allow_none=True),
+        lambda m, value: m.set_start_method(value, force=True),
+        fresh=lambda _: None,
     ),
     _pair("default timeout of sockets", "socket", "defaulttimeout", fresh=None),
     _Watched("locale", "_locale", lambda m: m.setlocale(m.LC_ALL, None), lambda m, value: m.setlocale(m.LC_ALL, value)),
@@ -194,6 +238,13 @@ _WATCHED = (
         lambda m: tuple(getattr(m.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
         lambda m, value: m.backends.cudnn.set_flags(_enabled=value[0], _benchmark=value[1], _deterministic=value[2]),
         fresh=lambda m: (True, False, False),
+    ),
+    _Watched(
+        "CPU kernels and attention kernels of torch",
+        "torch",
+        lambda m: (m.backends.mkldnn.enabled, *(getattr(m.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION)),
+        _write_kernels,
+        fresh=lambda m: (True,) * (1 + len(_ATTENTION)),
     ),
     _pair("precision of matrix products of torch", "torch", "_float32_matmul_precision", fresh="highest"),
     _Watched(
@@ -254,7 +305,7 @@ class State:
 
 
 class Quiet:
-    """Keeps from plugins what they must not touch while they are loaded: stdout, stdin and signal handlers.
+    """Keeps from plugins what they must not touch while they are loaded: the standard streams and signal handlers.
 
     Handlers can be set in the main thread only, and plugins are loaded in another. So that a plugin that sets one can be
     loaded all the same, `signal.signal` does nothing meanwhile.
@@ -263,12 +314,17 @@ class Quiet:
     def __init__(self) -> None:
         import signal
 
+        self.thread = 0
+        """The thread that runs a plugin's code. What others print goes where it would go otherwise."""
         self._signal, self._set = signal, signal.signal
-        self._streams = {name: getattr(sys, name) for name in ("stdout", "stdin", "__stdin__")}
+        self._streams = {name: getattr(sys, name) for name in _STREAMS}
         self._on = True
-        self._printed = _Bytes()
+        self._printed = _Bytes(self)
         self._restart()
-        sys.stdin = sys.__stdin__ = _stream()  # type: ignore[misc]
+        sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BytesIO())  # type: ignore[misc]
+        for name in ("stderr", "__stderr__"):
+            if self._streams[name] is not None:
+                setattr(sys, name, _Lent(self._streams[name]))
         signal.signal = self._note_signal  # type: ignore[assignment]
 
     def close(self) -> None:
@@ -299,11 +355,17 @@ class Quiet:
             self._restart()
         return tuple(found)
 
+    def write_elsewhere(self, text: str) -> None:
+        """Write what another thread prints."""
+        if self._streams["stdout"] is not None:
+            self._streams["stdout"].write(text)
+
     def _restart(self) -> None:
         self.signals = 0
         self._printed.read_already = True
-        self.stdout = sys.stdout = _stream()
-        self._printed = self.stdout.buffer  # type: ignore[assignment]
+        self._printed = _Bytes(self)
+        self.stdout = io.TextIOWrapper(self._printed, encoding="utf-8", errors="backslashreplace", write_through=True)
+        sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
 
     def _note_signal(self, number: Any, handler: Any) -> Any:
         if not self._on:  # a plugin may have kept this function
@@ -312,17 +374,41 @@ class Quiet:
         return self._signal.getsignal(number)
 
 
+_STREAMS = ("stdout", "__stdout__", "stdin", "__stdin__", "stderr", "__stderr__")
+
+
 class _Bytes(io.BytesIO):
-    """What is printed; once it was read, what a plugin that kept its stream prints goes to stderr at once."""
+    """What a plugin prints; once it was read, what a plugin that kept its stream prints goes to stderr at once."""
 
     read_already = False
 
+    def __init__(self, quiet: Quiet) -> None:
+        super().__init__()
+        self._quiet = quiet
+
     def write(self, data: Any) -> int:
-        if not self.read_already:
+        text = bytes(data).decode("utf-8", "replace")
+        if self.read_already:
+            sys.stderr.write(text)
+        elif threading.get_ident() != self._quiet.thread:
+            self._quiet.write_elsewhere(text)
+        else:
             return super().write(data)
-        sys.stderr.write(bytes(data).decode("utf-8", "replace"))
         return len(data)
 
 
-def _stream() -> io.TextIOWrapper:
-    return io.TextIOWrapper(_Bytes(), encoding="utf-8", errors="backslashreplace", write_through=True)
+class _Lent:
+    """A stream that its borrower cannot close."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._stream, name)
+        return _Lent(found) if name in ("buffer", "raw") else found
+
+    def close(self) -> None:
+        """Leave it open."""
+
+    def detach(self) -> Any:
+        raise io.UnsupportedOperation("this stream is another's")
