@@ -119,8 +119,8 @@ def check(model: HybridModel, path: str, ready: Ready) -> None:
         patch.alpha.fill_(0.5)
         opened, wanted = model(ready.other), half_open(patch.block, path, ready)
         assert not torch.equal(opened, ready.expected_other), "opening the gate changes nothing"
-        scale = float(wanted.abs().max())
-        assert float((opened - wanted).abs().max()) <= 1e-4 * scale, "computes something else than squeeze-excite there"
+        scale = float(wanted.abs().max())  # 1e-3 of it: the rounding of float32 grows on its way through a random network
+        assert float((opened - wanted).abs().max()) <= 1e-3 * scale, "computes something else than squeeze-excite there"
     output = model.train()(ready.batch)
     outputs = [output] if isinstance(output, Tensor) else list(output)
     sum(found.square().mean() for found in outputs).backward()
