@@ -216,6 +216,16 @@ def test_a_later_hook_that_fails_takes_the_whole_plugin_with_it(install: Install
     assert "late" in info_of(registry, "bad").error
 
 
+@pytest.mark.parametrize("value", ["", "::", "1-2:3", "two words"])
+def test_an_entry_point_that_is_no_reference_is_a_failed_plugin(install: Install, value: str) -> None:
+    install("good", blocks("gate"))
+    info = install("bad", blocks("other"))
+    (info / "entry_points.txt").write_text(f"[tvc.plugins]\nbad = {value}\n")
+    registry = Registry()
+    assert registry.names(BlockSpec) == ["gate"]
+    assert info_of(registry, "bad").error == f"its entry point 'bad' is {value!r}, no module"
+
+
 def test_an_entry_point_without_its_module_is_a_failed_plugin(install: Install) -> None:
     install("good", blocks("gate"))
     info = install("dangling", blocks("other"))

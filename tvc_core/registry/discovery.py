@@ -204,7 +204,15 @@ def _installed() -> Iterable[_Found]:
             continue
         seen.add(owner)
         for entry in entry_points:
-            yield _Found(PluginInfo(owner=owner, status="failed", version=version, module=entry.value), entry, home)
+            start = PluginInfo(owner=owner, status="failed", version=version, module=entry.value)
+            try:
+                names_module = bool(entry.module)
+            except Exception:  # importlib-metadata takes the value apart here, and raises what it likes
+                names_module = False
+            if names_module:
+                yield _Found(start, entry, home)
+            else:
+                yield _Found(replace(start, error=f"its entry point {entry.name!r} is {entry.value!r}, no module"), None, home)
 
 
 def _load(found: _Found, reserved: frozenset[tuple[str, str]], guard: Guard) -> PluginInfo:

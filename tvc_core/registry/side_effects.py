@@ -297,7 +297,8 @@ class State:
                 continue
             with contextlib.suppress(Exception):  # a folder that is gone cannot be the working directory again
                 entry.write(sys.modules[entry.module], before)
-            names = sorted(key for key in {*before, *after} if before.get(key) != after.get(key)) if type(after) is dict else []
+            keyed = type(after) is dict and entry.same is operator.eq
+            names = sorted(key for key in {*before, *after} if before.get(key) != after.get(key)) if keyed else []
             changes.append(f"{entry.words} ({listing(names, most=4)})" if names else entry.words)
         heavy = sorted(now.heavy - self.heavy)
         changes += [f"import of {listing(heavy)}"] if heavy else []
