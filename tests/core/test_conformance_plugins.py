@@ -113,6 +113,20 @@ def test_check_plugin_reports_all_failures_at_once_one_sentence_each() -> None:
     assert isinstance(caught.value, AssertionError) and isinstance(caught.value, TvcError)
 
 
+@pytest.mark.parametrize("calls", range(1, 12, 2))
+def test_what_fails_from_some_call_on_is_never_reported_as_skipped_alone(calls: int) -> None:
+    made: list[nn.Module] = []
+
+    def tires(in_channels: int) -> nn.Module:
+        if len(made) == calls:
+            raise RuntimeError("tired")
+        made.append(Healthy(in_channels))
+        return made[-1]
+
+    with pytest.raises(ConformanceError, match="tired"):
+        check_plugin(local(tires=tires))
+
+
 def test_check_plugin_returns_what_passed_and_why_the_rest_did_not_run() -> None:
     report = check_plugin(local(good=Healthy), skip={"block_exports": "the exporter is not there"})
     assert {check.name for check in report.passed} >= {"block_gradients", "block_compiles", "plugin_hooks"}

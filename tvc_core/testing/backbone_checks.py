@@ -22,7 +22,18 @@ from ..surgery.head import last_layer
 from ..surgery.patches import installed_patches
 from ..surgery.sites import Probe, first_tensor, has_module
 from .subjects import Fault, Subject
-from .trying import SEED, check_copies, close, image, named_tensors, perturb, said, snapshot
+from .trying import (
+    SEED,
+    changed_names,
+    check_copies,
+    close,
+    image,
+    leaves_seed,
+    named_tensors,
+    perturb,
+    said,
+    snapshot,
+)
 
 __all__ = ["BASIC", "CHECKS"]
 
@@ -202,6 +213,10 @@ def backbone_loads_weights(backbone: Subject) -> None:
     if all(name in after and torch.equal(tensor, after[name]) for name, tensor in before.items()):
         do = "load them, with tvc_core.read_state_dict, or raise WeightsError"
         raise Fault(f"the tensors of {weights.name!r}, or an error where they cannot be had", "the random start", do)
+    classes = _forward(network.eval(), _images(backbone, network)).shape[1]
+    if weights.num_classes not in (None, classes):
+        do = "correct num_classes, or None for weights without a classifier"
+        raise Fault(f"num_classes={weights.num_classes} logits with {weights.name!r}", str(classes), do)
 
 
 def backbone_head(backbone: Subject) -> None:
@@ -235,6 +250,9 @@ def backbone_options(backbone: Subject) -> None:
     if _shapes(plain) != _shapes(given):
         names = sorted(name for name, _ in _shapes(plain) ^ _shapes(given))
         raise Fault("the same network with all options at their declared defaults", f"others at {listing(names, most=4)}", do)
+    x = _images(backbone, plain.eval())
+    if not torch.equal(_forward(plain, x), _forward(given.eval(), x)):
+        raise Fault("the same network with all options at their declared defaults", "other logits", do)
 
 
 def backbone_state_dict(backbone: Subject) -> None:
@@ -260,6 +278,20 @@ def backbone_independent(backbone: Subject) -> None:
     if shared:
         do = "make a new network at every call of the factory, without caches and module-level layers"
         raise Fault("two networks without anything in common", f"shared: {listing(shared, most=4)}", do)
+
+
+def backbone_seeded(backbone: Subject) -> None:
+    """The start does not follow torch's seed, or the factory or a forward pass sets the seed for everybody."""
+    one, two = _plain(backbone), _plain(backbone)
+    if changed := changed_names(snapshot(one), two):
+        do = "take random numbers from torch's default generator"
+        raise Fault("the same start under the same seed", f"differences at {listing(changed, most=4)}", do)
+    x = _images(backbone, one.eval())
+    made, run = leaves_seed(lambda: _plain(backbone, seed=None)), leaves_seed(lambda: _forward(one, x))
+    if not (made and run):
+        what = "a forward pass" if made else "the factory"
+        do = "never call torch.manual_seed in it; torch.random.fork_rng makes random numbers of your own"
+        raise Fault(f"that {what} leaves the seed alone", "the same random state after different seeds", do)
 
 
 def backbone_features(backbone: Subject) -> None:
@@ -345,7 +377,16 @@ def backbone_pickle(backbone: Subject) -> None:
     check_copies(model, _images(backbone, model), "the hybrid")
 
 
-BASIC = (backbone_built, backbone_deterministic, backbone_partition, backbone_order, backbone_head, backbone_stages)
+BASIC = (
+    backbone_built,
+    backbone_independent,
+    backbone_deterministic,
+    backbone_partition,
+    backbone_order,
+    backbone_head,
+    backbone_seeded,
+    backbone_stages,
+)
 """The checks that the others need: without them the others say nothing."""
 
 CHECKS = (
@@ -356,7 +397,6 @@ CHECKS = (
     backbone_loads_weights,
     backbone_options,
     backbone_state_dict,
-    backbone_independent,
     backbone_features,
     backbone_patches,
     backbone_freeze,
@@ -369,11 +409,12 @@ def _spec(backbone: Subject) -> BackboneSpec:
     return spec
 
 
-def _plain(backbone: Subject, weights: WeightsSpec | None = None, *, seed: int = SEED, **options: Any) -> nn.Module:
-    """Return a new network of the factory, made under a seed."""
+def _plain(backbone: Subject, weights: WeightsSpec | None = None, *, seed: int | None = SEED, **options: Any) -> nn.Module:
+    """Return a new network of the factory, made under a seed; None takes torch's state as it is and moves it on."""
     factory = backbone.named.load()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[], enabled=seed is not None):
+        if seed is not None:
+            torch.manual_seed(seed)
         network: nn.Module = factory(_spec(backbone), weights=weights, **{**options, **backbone.params})
     _enliven(network)
     return network

@@ -21,6 +21,7 @@ from .trying import (
     changed_names,
     check_copies,
     close,
+    leaves_seed,
     map_of,
     named_tensors,
     perturb,
@@ -43,6 +44,9 @@ REFUSE = "raise ValueError with what it takes where a width or size is impossibl
 def block_made(block: Subject) -> None:
     """The factory does not take the width as its one positional argument, needs parameters, or returns no new module."""
     module = _make(block)
+    if lazy := [name for name, tensor in named_tensors(module).items() if nn.parameter.is_lazy(tensor)]:
+        do = "make them in __init__; in_channels is the width"
+        raise Fault("tensors that have a shape from the start", f"none yet at {listing(lazy, most=4)}", do)
     if _make(block) is module:
         raise Fault("a new module from every call of the factory", "the same module twice", "make the module in the factory")
 
@@ -94,24 +98,25 @@ def block_gradients(block: Subject) -> None:
     layout, width = block.named.spec.layouts[0], _ready(block)[1]
     names = [name for name, parameter in _make(block).named_parameters() if parameter.requires_grad]
     reached: set[str] = set()
-    into_input = False
     for seed in range(20):  # hidden units behind a ReLU may be dead for one set of values
         module = _make(block).train()
         perturb(module.parameters(), seed)
-        x = map_of(layout, width, seed=seed).requires_grad_()
+        x = map_of(layout, width, seed=seed)
+        x = (torch.zeros_like(x) if seed == 0 else x).requires_grad_()  # zero: behind a ReLU a channel may be dead
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             y = module(x)
         if not y.requires_grad:
             continue
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
-        for name, parameter in module.named_parameters():
-            if parameter.grad is not None and not parameter.grad.isfinite().all():
-                raise Fault("finite gradients", f"infinite or nan ones at {name}", "keep roots and divisions away from zero")
-            if parameter.grad is not None and parameter.grad.any():
+        gradients = {"the input": x.grad, **{name: parameter.grad for name, parameter in module.named_parameters()}}
+        for name, gradient in gradients.items():
+            if gradient is not None and not gradient.isfinite().all():
+                what = f"infinite or nan ones at {name}{' for a map of zeros' if seed == 0 else ''}"
+                raise Fault("finite gradients", what, "keep roots and divisions away from zero")
+            if gradient is not None and gradient.any():
                 reached.add(name)
-        into_input |= x.grad is not None and bool(x.grad.any())
-        if into_input and reached.issuperset(names):
+        if reached.issuperset((*names, "the input")):
             return
     lost = [name for name in names if name not in reached]
     if lost:
@@ -132,17 +137,18 @@ def block_identity_start(block: Subject) -> None:
             raise SkipTest("with these parameters it changes the shape")
         for dtype in (torch.float32, torch.float64, torch.bfloat16, None):
             patch = Patch(_ready(block)[0], gated=spec.gated and hasattr(module, "gate")).train()
-            x = map_of(layout, width, dtype=dtype or torch.float32)
-            before = x.clone()
             name = "under autocast to bfloat16" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
-            with torch.no_grad(), torch.random.fork_rng(devices=[]), _autocast(dtype is None):
-                y = patch.to(dtype or torch.float32)(x)
-            if y.dtype != x.dtype or not torch.equal(y, before):
-                raise Fault(
-                    f"exactly the input while the gate is 0, {name} ({layout})",
-                    "not finite values" if not y.isfinite().all() else "other values",
-                    "return finite values for finite maps, and do not write into the input",
-                )
+            usual = map_of(layout, width, dtype=dtype or torch.float32)
+            for x, which in ((usual, name), (torch.zeros_like(usual), f"{name}, for a map of zeros")):
+                before = x.clone()
+                with torch.no_grad(), torch.random.fork_rng(devices=[]), _autocast(dtype is None):
+                    y = patch.to(dtype or torch.float32)(x)
+                if y.dtype != x.dtype or not torch.equal(y, before):
+                    raise Fault(
+                        f"exactly the input while the gate is 0, {which} ({layout})",
+                        "not finite values" if not y.isfinite().all() else "other values",
+                        "return finite values for finite maps, and do not write into the input",
+                    )
     _build_with(block)
 
 
@@ -213,7 +219,7 @@ def block_deterministic(block: Subject) -> None:
         raise Fault("the same result twice in eval mode", "two different ones", do)
     changed = changed_names(before, module)
     if changed:
-        do = "update statistics in training mode only"
+        do = "update statistics in training mode only, and make tensors in __init__"
         raise Fault("that a pass in eval mode changes nothing", f"changes of {listing(changed)}", do)
 
 
@@ -366,22 +372,21 @@ def block_parameters(block: Subject) -> None:
 
 
 def block_seeded(block: Subject) -> None:
-    """The start does not follow torch's seed, or making the block sets the seed for everybody."""
+    """The start does not follow torch's seed, or making or running the block sets the seed for everybody."""
+    module, x = _ready_and_map(block, training=True)
     width = _ready(block)[1]
     one, two = seeded_block(block, width), seeded_block(block, width)
     changed = changed_names(snapshot(one), two)
     if changed:
         do = "take random numbers from torch's default generator"
         raise Fault("the same start under the same seed", f"differences at {listing(changed, most=4)}", do)
-    states = []
-    for seed in (1, 2):
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            create_block(block.named, width, block.params)
-            states.append(torch.get_rng_state())
-    if torch.equal(*states):
-        do = "never call torch.manual_seed in a block"
-        raise Fault("that making it leaves the seed alone", "the same random state after different seeds", do)
+    for what, run in (
+        ("making it", lambda: create_block(block.named, width, block.params)),
+        ("a forward pass", lambda: module(x)),
+    ):
+        if not leaves_seed(run):
+            do = "never call torch.manual_seed in a block"
+            raise Fault(f"that {what} leaves the seed alone", "the same random state after different seeds", do)
 
 
 BASIC = (block_made, block_independent, block_layouts, block_input_unchanged, block_shapes, block_deterministic)

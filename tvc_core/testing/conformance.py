@@ -80,12 +80,15 @@ class Check:
         for name, function in self._basis:
             if name not in subject.skips and not _passes(subject, name, function):
                 raise SkipTest(f"{self.name} of {self.thing} needs {name}, which fails")
+        subject.passed[self.name] = False  # until it ends, whatever ends it
         try:
             self._function(subject)
+            subject.passed[self.name] = True
         except Fault as fault:
             sentence = " ".join(str(fault).split())
             raise ConformanceError(f"{self.name}: {self.thing}: {sentence}") from fault.__cause__
         except SkipTest as why:
+            subject.passed[self.name] = True
             raise SkipTest(f"{self.name} does not apply to {self.thing}: {why}") from why
         except (Exception, SystemExit) as error:  # somebody's code may raise whatever it likes
             said = " ".join(str(error).split())[:400]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from ..surgery.blocks import call_factory
 from ..surgery.patches import Patch
 from .hosts import Gate, Mix, maps
 from .subjects import Fault, Subject
-from .trying import SEED, changed_names, named_tensors, said, snapshot
+from .trying import SEED, changed_names, leaves_seed, named_tensors, said, snapshot
 
 __all__ = ["BASIC", "CHECKS"]
 
@@ -51,11 +53,11 @@ def initializer_only_given(init: Subject) -> None:
     """Something else than the given module changes: modules that it saw before, or torch's global settings."""
     earlier, module = Mix(8), Mix(8)
     _run(init, earlier)
-    before, settings = snapshot(earlier), (torch.get_default_dtype(), torch.is_grad_enabled())
-    _run(init, module)
+    before, settings, found = snapshot(earlier), _settings(), []
+    _run(init, module, SEED + 1, then=lambda: found.append(_settings()))
     if changed := changed_names(before, earlier):
         raise Fault("that only the given module changes", f"changes of an earlier one: {listing(changed)}", GIVEN)
-    if settings != (torch.get_default_dtype(), torch.is_grad_enabled()):
+    if found != [settings]:
         raise Fault("that torch's settings stay", "another default type or gradient mode", GIVEN)
     if module.training is not True:
         raise Fault("that the module's mode stays", "eval mode", GIVEN)
@@ -72,10 +74,7 @@ def initializer_reproducible(init: Subject) -> None:
             tensors.append(snapshot(twin))
         if changed := [name for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])]:
             raise Fault(f"the same values in a {what} under the same seed", f"differences at {listing(changed)}", do)
-        states: list[Any] = []
-        for seed in (1, 2):
-            _run(init, module, seed, states)
-        if torch.equal(*states):
+        if not leaves_seed(partial(_run, init, module, None)):
             raise Fault("that it leaves the seed alone", "the same random state after different seeds", do)
 
 
@@ -97,7 +96,8 @@ def initializer_in_build(init: Subject) -> None:
     for block in ("tvc-kit:gate", "tvc-kit:mix"):
         patches = {"layer2": {"wrap": {"type": block, "init": init.named.qualified}}}
         try:
-            model = builder.from_backbone("tvc-kit:maps", None, patches)
+            with torch.enable_grad():  # and as it was afterwards, whatever the initializer sets
+                model = builder.from_backbone("tvc-kit:maps", None, patches)
         except TvcError as error:
             raise Fault("that a patch can be built with it", said(error), GIVEN) from error
         own = maps(model._tvc.plan.backbone.spec, weights=None)
@@ -136,13 +136,22 @@ def _samples() -> dict[str, nn.Module]:
         }
 
 
-def _run(init: Subject, module: nn.Module, seed: int = SEED, states: list[Any] | None = None) -> Any:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        result = call_factory(init.named, (module,), {})
-        if states is not None:
-            states.append(torch.get_rng_state())
-        return result
+def _run(init: Subject, module: nn.Module, seed: int | None = SEED, then: Callable[[], Any] = lambda: None) -> Any:
+    """Run the initializer under a seed (None: in torch's state as it is), and put torch's settings back."""
+    dtype, _ = _settings()
+    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.enable_grad():
+        if seed is not None:
+            torch.manual_seed(seed)
+        try:
+            result = call_factory(init.named, (module,), {})
+            then()
+            return result
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def _settings() -> tuple[torch.dtype, bool]:
+    return torch.get_default_dtype(), torch.is_grad_enabled()
 
 
 def _identity(module: nn.Module) -> dict[str, Any]:

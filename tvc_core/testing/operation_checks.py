@@ -60,9 +60,7 @@ def operation_effect(op: Subject) -> None:
         model, plain, x = _build(op, place), _plain(op, place.host), _image(op, place.host)
         for seed in range(5):
             perturb((tensor for _, tensor in _new(model, plain)), seed, 0.5)
-            with torch.no_grad():
-                same = torch.equal(model(x), plain(x))
-            if not same:
+            if not _same_output(model.eval(), plain.eval(), x) or not _same_output(model.train(), plain.train(), x):
                 break
         else:
             do = "use the block's result in what the returned module computes, or insert it by target.after(block)"
@@ -136,6 +134,8 @@ def operation_reproducible(op: Subject) -> None:
             )
         if changed := changed_names(snapshot(one), two):
             raise Fault(f"the same tensors from two builds with a patch at {place}", f"differences at {listing(changed)}", do)
+        if not _alike(op, place, one, two):
+            raise Fault(f"the same output from two builds with a patch at {place}, its gate open", "another one", do)
 
 
 def operation_options(op: Subject) -> None:
@@ -150,10 +150,7 @@ def operation_options(op: Subject) -> None:
     except TvcError as error:
         raise Fault(f"that the declared options {listing(map(repr, options))} are taken", said(error), do) from error
     plain = _build(op, place)
-    x = _image(op, place.host)
-    with torch.no_grad():
-        same = list(given.state_dict()) == list(plain.state_dict()) and torch.equal(given(x), plain(x))
-    if not same:
+    if list(given.state_dict()) != list(plain.state_dict()) or not _alike(op, place, given, plain):
         raise Fault("the same model with all options at their declared defaults as without", "another one", do)
 
 
@@ -166,7 +163,8 @@ def operation_gradients(op: Subject) -> None:
         for seed in range(6):
             perturb((tensor for _, tensor in new), seed)
             model.zero_grad(set_to_none=True)
-            logits = model(_image(op, place.host, seed))
+            with torch.random.fork_rng(devices=[]):  # what acts in one mode alone, such as dropout, learns in that mode
+                logits = model.train(seed % 2 == 1)(_image(op, place.host, seed))
             (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
             reached |= {name for name, tensor in new if tensor.grad is not None and tensor.grad.any()}
         lost = [name for name, _ in new if name not in reached]
@@ -249,6 +247,25 @@ def _places(op: Subject) -> list[Place]:
         raise Fault("that it can be applied somewhere", f"{errors[0]} (and {len(errors) - 1} more refusals)", do)
     op.memo["places"] = found
     return found
+
+
+def _same_output(one: nn.Module, two: nn.Module, x: Tensor) -> bool:
+    outputs = []
+    for model in (one, two):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(SEED)
+            outputs.append(model(x))
+    return torch.equal(*outputs)
+
+
+def _alike(op: Subject, place: Place, one: HybridModel, two: HybridModel) -> bool:
+    """Tell whether two models with the same keys do the same at the start and once the new parameters have moved."""
+    x, network = _image(op, place.host), _plain(op, place.host)
+    if not _same_output(one, two, x):
+        return False
+    for model in (one, two):
+        perturb(tensor for _, tensor in _new(model, network))
+    return _same_output(one, two, x)
 
 
 def _is_refusal(error: TvcError) -> bool:

@@ -28,10 +28,11 @@ MOST_SECONDS = 1.0
 """How long a registration module and its hooks may take, beyond tvc_core's own import."""
 
 _IMPORT = """
-import importlib, json, locale, logging, random, socket, sys, time, warnings
+import importlib, json, locale, logging, random, socket, sys, threading, time, warnings
 import tvc_core
 from tvc_core.registry.side_effects import Quiet, State
 quiet, state, before, start = Quiet(), State(), set(sys.modules), time.perf_counter()
+quiet.thread = threading.get_ident()
 module = importlib.import_module(sys.argv[1])
 for name in sys.argv[2:]:
     if hasattr(module, name):

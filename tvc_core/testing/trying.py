@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "check_copies",
     "close",
     "image",
+    "leaves_seed",
     "map_of",
     "named_tensors",
     "perturb",
@@ -49,6 +50,17 @@ def seeded_block(subject: Subject, in_channels: int, seed: int = SEED) -> nn.Mod
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create_block(subject.named, in_channels, subject.params)
+
+
+def leaves_seed(run: Callable[[], Any]) -> bool:
+    """Tell whether something leaves torch's random state to whoever has set it; it may draw numbers."""
+    states = []
+    for seed in (1, 2):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            run()
+            states.append(torch.get_rng_state())
+    return not torch.equal(*states)
 
 
 def map_of(

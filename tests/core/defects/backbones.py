@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import random
 from typing import Any
 
 import torch
@@ -175,6 +177,45 @@ def ignores_weights(spec: BackboneSpec, *, weights: Any) -> nn.Module:
     return Healthy()
 
 
+def with_other_classes(spec: BackboneSpec, *, weights: Any) -> nn.Module:
+    network = Healthy()
+    if weights is not None:
+        network.load_state_dict({name: tensor + 1 for name, tensor in network.state_dict().items()})
+    return network
+
+
+def with_another_default(spec: BackboneSpec, *, weights: Any, act: str = "silu") -> nn.Module:
+    network = Healthy()
+    network.layer1.append({"silu": nn.SiLU(), "gelu": nn.GELU()}[act])
+    return network
+
+
+def sets_seed(spec: BackboneSpec, *, weights: Any) -> nn.Module:
+    torch.manual_seed(0)
+    return Healthy()
+
+
+class SetsSeedWhenRun(Healthy):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return super().forward(x)
+
+
+def python_random(spec: BackboneSpec, *, weights: Any) -> nn.Module:
+    network = Healthy()
+    nn.init.constant_(network.fc.bias, random.random())
+    return network
+
+
+@functools.cache
+def one_for_all() -> nn.Module:
+    return Healthy()
+
+
+def the_same_one(spec: BackboneSpec, *, weights: Any) -> nn.Module:
+    return one_for_all()
+
+
 def _spec(factory: Any, **fields: Any) -> BackboneSpec:
     parts: dict[str, Any] = {"stem": ("stem",), "stages": ("layer1", "layer2"), "head": "fc", "min_size": 8}
     return BackboneSpec(name="thing", factory=factory, **{**parts, **fields})
@@ -252,6 +293,22 @@ DEFECTS = (
         caught_by="backbone_loads_weights",
         says="the random start",
     ),
+    Defect(
+        what="weights with another number of classes",
+        thing=_spec(with_other_classes, **_weights(num_classes=1000)),
+        caught_by="backbone_loads_weights",
+        says="num_classes=1000",
+    ),
+    Defect(
+        what="another default, of the same shapes",
+        thing=_spec(with_another_default, options={"act": "gelu"}),
+        caught_by="backbone_options",
+        says="other logits",
+    ),
+    Defect(what="sets the seed", thing=_spec(sets_seed), caught_by="backbone_seeded", says="the factory leaves"),
+    Defect(what="sets the seed when run", thing=_spec(Make(SetsSeedWhenRun)), caught_by="backbone_seeded", says="forward"),
+    Defect(what="Python's random numbers", thing=_spec(python_random), caught_by="backbone_seeded", says="fc.bias"),
+    Defect(what="one network for all", thing=_spec(the_same_one), caught_by="backbone_independent", says="caches"),
     Defect(what="a head without a last layer", thing=_spec(Make(OwnHead)), caught_by="backbone_head", says="5 classes"),
     Defect(
         what="an option it does not take",

@@ -247,6 +247,26 @@ class SetsSeed(Healthy):
         super().__init__(in_channels)
 
 
+class SetsSeedWhenRun(Healthy):
+    def forward(self, x: Tensor) -> Tensor:
+        torch.manual_seed(0)
+        return super().forward(x)
+
+
+class Lazy(nn.Module):
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.conv = nn.LazyConv2d(in_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.conv(x)
+
+
+class RootOfVariance(Healthy):
+    def gate(self, x: Tensor) -> Tensor:
+        return super().gate(x * (1 + x.var((2, 3), keepdim=True, unbiased=False).sqrt()))
+
+
 def _spec(factory: Any, **fields: Any) -> BlockSpec:
     return BlockSpec(name="thing", factory=factory, **fields)
 
@@ -288,4 +308,7 @@ DEFECTS = (
     Defect(what="swallows keywords", thing=_spec(SwallowsKeywords), caught_by="block_parameters", says="misspelt_parameter"),
     Defect(what="Python's random numbers", thing=_spec(PythonRandom), caught_by="block_seeded", says="fc1.bias"),
     Defect(what="sets the seed", thing=_spec(SetsSeed), caught_by="block_seeded", says="torch.manual_seed"),
+    Defect(what="sets the seed when run", thing=_spec(SetsSeedWhenRun), caught_by="block_seeded", says="a forward pass"),
+    Defect(what="a lazy layer", thing=_spec(Lazy), caught_by="block_made", says="in_channels is the width"),
+    Defect(what="a root of zero", thing=_spec(RootOfVariance), caught_by="block_gradients", says="for a map of zeros"),
 )

@@ -82,6 +82,11 @@ def leaves_eval(module: nn.Module) -> None:
     module.eval()
 
 
+def turns_gradients_off(module: nn.Module) -> None:
+    torch.set_grad_enabled(False)
+    healthy(module)
+
+
 def _spec(factory: Any) -> InitializerSpec:
     return InitializerSpec(name="thing", factory=factory)
 
@@ -94,6 +99,7 @@ DEFECTS = (
     Defect(what="exchanges parameters", thing=_spec(exchanges), caught_by="initializer_in_place", says="weight"),
     Defect(what="freezes parameters", thing=_spec(freezes), caught_by="initializer_in_place", says="same parameters"),
     Defect(what="fills an earlier module", thing=_spec(remembers), caught_by="initializer_only_given", says="earlier"),
+    Defect(what="leaves gradients off", thing=_spec(turns_gradients_off), caught_by="initializer_only_given", says="settings"),
     Defect(what="leaves eval mode", thing=_spec(leaves_eval), caught_by="initializer_only_given", says="mode"),
     Defect(what="Python's random numbers", thing=_spec(python_random), caught_by="initializer_reproducible", says="seed"),
     Defect(what="sets the seed", thing=_spec(sets_seed), caught_by="initializer_reproducible", says="manual_seed"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from typing import Any
@@ -125,16 +126,43 @@ def without_options(target: Target, block: Make) -> nn.Module:
     return healthy(target, block)
 
 
+_sides = itertools.cycle(("before", "after"))
+
+
+def alternates(target: Target, block: Make) -> nn.Module:
+    return on_a_side(target, block, next(_sides))
+
+
+def on_a_side(target: Target, block: Make, side: str = "before") -> nn.Module:
+    if side == "before":
+        target.before(block(target.in_channels))
+    else:
+        target.after(block(target.out_channels))
+    return target.module
+
+
+def drop(target: Target) -> nn.Module:
+    target.after(nn.Dropout(0.1))
+    return target.module
+
+
 def _spec(factory: Any, **fields: Any) -> PatchOpSpec:
     return PatchOpSpec(name="thing", factory=factory, **fields)
 
 
-HEALTHY = (_spec(healthy, options={"times": 1}), _spec(healthy))
+HEALTHY = (_spec(healthy, options={"times": 1}), _spec(healthy), _spec(drop, takes_block=False))
 
 DEFECTS = (
     Defect(what="takes no block", thing=_spec(no_block), caught_by="operation_applies", says="apply(target, block"),
     Defect(what="returns nothing", thing=_spec(returns_nothing), caught_by="operation_applies", says="NoneType"),
     Defect(what="changes nothing", thing=_spec(changes_nothing), caught_by="operation_applies", says="changed nothing"),
+    Defect(what="alternates", thing=_spec(alternates), caught_by="operation_reproducible", says="its gate open"),
+    Defect(
+        what="another default, of the same names",
+        thing=_spec(on_a_side, options={"side": "after"}),
+        caught_by="operation_options",
+        says="another one",
+    ),
     Defect(what="ignores the block", thing=_spec(ignores), caught_by="operation_effect", says="the same"),
     Defect(what="crashes at tokens", thing=_spec(images_only), caught_by="operation_layouts", says="raise TargetError"),
     Defect(what="wraps the target", thing=_spec(renames), caught_by="operation_keys", says="target.after"),
