@@ -315,3 +315,27 @@ def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(builder: Hy
 def test_an_auxiliary_head_that_does_not_fit_is_refused(builder: HybridBuilder, auxiliary: Any, said: str) -> None:
     with pytest.raises(BackboneError, match=said):
         builder.from_module(WithAuxiliary(), **{**AUXILIARY, "auxiliary": auxiliary})
+
+
+class Encoder(nn.Module):
+    """Two of torch's encoder layers, which in eval mode take a fused path that rounds otherwise, unless they have hooks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Conv2d(3, 16, 8, 8)
+        self.positions = nn.Parameter(torch.randn(1, 16, 16))
+        self.layers = nn.Sequential(*(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True) for _ in "12"))
+        self.fc = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.layers(self.embed(x).flatten(2).transpose(1, 2) + self.positions).mean(1))
+
+
+def test_torchs_fused_encoder_layers_can_be_patched(builder: HybridBuilder) -> None:
+    for seed in range(4):  # the difference in rounding is not seen for each
+        torch.manual_seed(seed)
+        parts: dict[str, Any] = {"stem": ("positions", "embed"), "stages": ("layers.0", "layers.1"), "head": "fc"}
+        size: dict[str, Any] = {"min_size": 32, "fixed_size": True}
+        model = builder.from_module(Encoder(), **parts, patches={"layers.0": {"wrap": "se"}}, **size)
+        assert model.step0_difference == 0.0
+    assert torch.backends.mha.get_fastpath_enabled()

@@ -14,7 +14,7 @@ from ..errors import BackboneError, TargetError, listing, near, said
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 
-__all__ = ["Call", "Probe", "Site", "first_tensor", "has_module", "locate", "probing"]
+__all__ = ["Call", "Probe", "Site", "first_tensor", "has_module", "locate", "probing", "same_kernels"]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as much again."""
@@ -139,6 +139,17 @@ def has_module(network: nn.Module, path: str) -> bool:
 
 
 @contextmanager
+def same_kernels() -> Iterator[None]:
+    """Let torch's attention compute alike with and without hooks: its fused path, for modules without any, rounds otherwise."""
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+
+
+@contextmanager
 def probing(*networks: nn.Module) -> Iterator[None]:
     """Run networks in eval mode for a look: afterwards mode, buffers and random state are what they were."""
     modes = {module: module.training for network in networks for module in network.modules()}
@@ -149,7 +160,7 @@ def probing(*networks: nn.Module) -> Iterator[None]:
         if buffer is not None
     ]
     devices = sorted({p.device.index for network in networks for p in network.parameters() if p.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad():
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), same_kernels():
         try:
             for module in modes:
                 module.training = False

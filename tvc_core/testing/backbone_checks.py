@@ -20,7 +20,7 @@ from ..model.hybrid import HybridModel
 from ..specs import BackboneSpec, WeightsSpec
 from ..surgery.head import last_layer
 from ..surgery.patches import installed_patches
-from ..surgery.sites import Probe, first_tensor, has_module
+from ..surgery.sites import Probe, first_tensor, has_module, same_kernels
 from .subjects import Fault, Subject
 from .trying import (
     SEED,
@@ -294,6 +294,7 @@ def backbone_seeded(backbone: Subject) -> None:
         raise Fault(f"that {what} leaves the seed alone", "the same random state after different seeds", do)
 
 
+@same_kernels()
 def backbone_features(backbone: Subject) -> None:
     """What lies between the last stage and the head cannot be told, so that forward_head does not reproduce forward."""
     model = _hybrid(backbone)
@@ -309,6 +310,7 @@ def backbone_features(backbone: Subject) -> None:
         raise Fault("forward_head(forward_features(x)) equal to forward(x)", "other logits", do)
 
 
+@same_kernels()
 def backbone_patches(backbone: Subject) -> None:
     """At some stage a block cannot be inserted, does not start as the identity, or has no effect."""
     plain = _hybrid(backbone)

@@ -18,7 +18,7 @@ from ..model.hybrid import HybridModel
 from ..recipe import Recipe, make_plan
 from ..specs import BackboneSpec
 from ..surgery.prepare import prepare
-from ..surgery.sites import Probe
+from ..surgery.sites import Probe, same_kernels
 from .kit import HOSTS
 from .subjects import Fault, Subject
 from .trying import SEED, changed_names, check_copies, image, named_tensors, perturb, refuses_clearly, said, snapshot
@@ -252,7 +252,7 @@ def _places(op: Subject) -> list[Place]:
 def _same_output(one: nn.Module, two: nn.Module, x: Tensor) -> bool:
     outputs = []
     for model in (one, two):
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+        with torch.no_grad(), same_kernels(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(SEED)
             outputs.append(model(x))
     return torch.equal(*outputs)

@@ -33,6 +33,23 @@ class Healthy(nn.Module):
         return self.fc(torch.flatten(self.pool(self.features(x)), 1))
 
 
+class Encoder(nn.Module):
+    """Torch's encoder layers: with hooks they compute in another way than without, and round otherwise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.positions = nn.Parameter(torch.randn(1, 16, 8))
+        self.embed = nn.Conv2d(3, 8, 8, 8)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(2))
+        self.fc = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2) + self.positions
+        for layer in self.layers:
+            x = layer(x)
+        return self.fc(x.mean(1))
+
+
 def build(spec: BackboneSpec, *, weights: Any, width: int = 8) -> nn.Module:
     if weights is not None:
         raise WeightsError(f"{weights.name} cannot be downloaded")
@@ -225,6 +242,13 @@ GOOD = WeightsSpec(name="PHOTOS_V1", crop_size=32, resize_size=36)
 HEALTHY = (
     _spec(build, options={"width": 8}, weights=(GOOD,), default_weights="PHOTOS_V1"),
     _spec(Make(Healthy)),
+    _spec(
+        Make(Encoder),
+        stem=("positions", "embed"),
+        stages=("layers.0", "layers.1"),
+        fixed_size=True,
+        min_size=32,
+    ),
 )
 
 
