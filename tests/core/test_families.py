@@ -120,6 +120,15 @@ def test_a_member_that_cannot_be_offered_keeps_its_reason() -> None:
         registry().resolve(BackboneSpec, "acme/odd")
 
 
+def test_what_is_meant_instead_is_a_name_that_works_here_whatever_else_is_installed() -> None:
+    found = registry(offering("a-nets"), offering("b-nets"))
+    with pytest.raises(
+        UnknownNameError, match=r"Did you mean 'a-nets:acme/net2'.*list_backbones\('a-nets:acme/\*'\)"
+    ) as caught:
+        found.resolve(BackboneSpec, "a-nets:acme/net3")
+    assert "'acme/net2'" not in str(caught.value)
+
+
 def test_a_family_with_two_owners_fails_only_where_it_is_used() -> None:
     plugins = [offering("a-nets"), offering("b-nets")]
     table = registry(*plugins)

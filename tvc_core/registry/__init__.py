@@ -215,7 +215,7 @@ class Registry:
             try:
                 spec = families.describe(family, chosen.owner, chosen.load(), member)
             except UnknownNameError as error:
-                raise families.unknown_member(name, family, error, self._all_members(chosen)) from error
+                raise families.unknown_member(name, self.label(chosen), error, self._all_members(chosen)) from error
             self._described[key] = Named(chosen.owner, spec)
         return self._described[key]
 

@@ -73,7 +73,7 @@ def unknown_member(name: str, family: str, said: object, members: tuple[str, ...
     """Return the error for a member that its family does not know, with what the family `said`."""
     reason = " ".join(str(said).split()).rstrip(".") or f"the family {family!r} has no such member"
     names = [f"{family}/{member}" for member in members]
-    near = "" if "?" in reason else did_you_mean(name.rpartition(":")[2], names)
+    near = "" if "?" in reason else did_you_mean(f"{family}/{name.partition('/')[2]}", names)
     return UnknownNameError(
         f"Unknown backbone {name!r}: {reason}{'' if reason.endswith('?') else '.'}{near} The family has {len(members)} "
         f"members: {listing(members, most=4)}. HybridBuilder.list_backbones('{family}/*') lists them."
