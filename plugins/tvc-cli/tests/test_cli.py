@@ -677,7 +677,8 @@ def test_no_plugins_leaves_the_cores_own_whatever_is_installed(
 
 
 def test_control_c_while_plugins_load_shows_no_traceback(tmp_path: Path) -> None:
-    write_distribution(tmp_path, "slow-nets", "raise KeyboardInterrupt")
+    ctrl_c = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\n"
+    write_distribution(tmp_path, "slow-nets", ctrl_c)
     code = "import sys; sys.argv[1:] = ['list']; from tvc_cli.main import main; main()"
     done = process(code, str(tmp_path), TVC_ONLY="slow-nets")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")

@@ -205,8 +205,11 @@ def test_it_is_formatted_and_linted_by_its_rules_and_by_tvcs(tmp_path: Path, nam
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("kind", KINDS)
-def test_it_is_typed(tmp_path: Path, kind: str) -> None:
+def test_it_is_typed(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, kind: str) -> None:
     pytest.importorskip("mypy")
     folder = make(tmp_path, f"acme-{kind}", kind)
-    done = subprocess.run([sys.executable, "-m", "mypy", "--strict"], cwd=folder, capture_output=True, text=True)
+    cache = tmp_path_factory.getbasetemp() / "mypy"  # torch is read once for all kinds
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache)], cwd=folder, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
