@@ -167,6 +167,8 @@ def _paths(rows: list[dict[str, Any]]) -> list[str]:
         for row in rows
     )
     lines += _table(head, counts)
+    if notes := [f"- `{row['name']}`: {row['note']}" for row in rows if row.get("note")]:
+        lines += ["", *notes]
     if wrong := [f"- `{row['name']}`, {text}" for row in rows for text in row["wrong"]]:
         lines += ["", "Wrong:", "", *wrong]
     return lines
