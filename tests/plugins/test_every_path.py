@@ -20,7 +20,7 @@ from tvc_core import BackboneSpec, HybridBuilder, HybridModel, PatchError, Regis
 QUICK = ("squeezenet1_1",)
 SWEPT = (
     *("alexnet", "vgg11", "vgg11_bn", "squeezenet1_1", "shufflenet_v2_x0_5", "mnasnet0_5", "regnet_x_400mf", "regnet_y_400mf"),
-    *("resnet18", "resnet50", "resnext50_32x4d", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"),
+    *("resnet18", "resnet50", "resnext50_32x4d", "wide_resnet50_2", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0"),
     *("convnext_tiny", "vit_b_32", "swin_t", "swin_v2_t", "googlenet", "densenet121", "inception_v3", "maxvit_t"),
 )
 OPTIONS = {"vit_b_32": {"image_size": 96}}
