@@ -19,7 +19,7 @@ test-all: $(READY) lint  ## also the sweeps over all backbones
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 sweep: $(READY)  ## the part of test-all that writes docs/reference/sweep.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep tests/plugins
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
