@@ -135,8 +135,8 @@ def test_a_package_that_makes_a_builder_while_it_is_imported_gets_its_own_plugin
 # -- what is put back ---------------------------------------------------------------------------------------------
 
 EFFECTS = {
-    "random seed of Python": ("import random; random.seed(0)", random.getstate),
-    "random seed of torch": ("import torch; torch.manual_seed(0)", lambda: torch.get_rng_state().tolist()),
+    "random seed of Python": ("import random; random.seed(27182)", random.getstate),
+    "random seed of torch": ("import torch; torch.manual_seed(27182)", lambda: torch.get_rng_state().tolist()),
     "default dtype of torch": ("import torch; torch.set_default_dtype(torch.float64)", torch.get_default_dtype),
     "default device of torch": ("import torch; torch.set_default_device('meta')", lambda: torch.empty(0).device),
     "gradient mode of torch": ("import torch; torch.set_grad_enabled(False)", torch.is_grad_enabled),
