@@ -36,8 +36,8 @@ WIDE = (
     "convnextv2_atto", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224",
     "swinv2_cr_tiny_ns_224", "coatnet_nano_rw_224", "maxvit_rmlp_pico_rw_256", "poolformer_s12",
     "efficientformer_l1", "edgenext_xx_small", "ghostnet_100", "rexnet_100", "dla46_c", "vgg11", "inception_v3", "xception41",
-    "res2net50_14w_8s", "nfnet_f0", "cspresnet50", "levit_128s", "pvt_v2_b0", "tiny_vit_5m_224", "fastvit_t8", "repvit_m0_9",
-    "mobilevit_xxs", "volo_d1_224", "beit_base_patch16_224", "eva02_tiny_patch14_336", "davit_tiny", "hgnetv2_b0",
+    "res2net50_14w_8s", "eca_nfnet_l0", "cspresnet50", "levit_128s", "pvt_v2_b0", "tiny_vit_5m_224", "fastvit_t8",
+    "repvit_m0_9", "mobilevit_xxs", "volo_d1_224", "beit_base_patch16_224", "eva02_tiny_patch14_336", "davit_tiny", "hgnetv2_b0",
 )  # fmt: skip
 """Small members of many families."""
 
