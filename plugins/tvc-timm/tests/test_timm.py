@@ -34,10 +34,10 @@ QUICK = ("test_resnet", "test_convnext2", "test_efficientnet_gn", "mobilenetv3_s
 WIDE = (
     "resnet18", "seresnet50", "resnext50_32x4d", "regnety_002", "densenet121", "efficientnet_b0", "mobilenetv3_large_100",
     "convnextv2_atto", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224",
-    "swinv2_cr_tiny_ns_224", "coatnet_nano_rw_224", "maxvit_rmlp_pico_rw_256", "poolformer_s12",
+    "swinv2_cr_tiny_ns_224", "coatnet_nano_rw_224", "maxvit_rmlp_pico_rw_256", "poolformer_s12", "hgnetv2_b0",
     "efficientformer_l1", "edgenext_xx_small", "ghostnet_100", "rexnet_100", "dla46_c", "vgg11", "inception_v3", "xception41",
     "res2net50_14w_8s", "eca_nfnet_l0", "cspresnet50", "levit_128s", "pvt_v2_b0", "tiny_vit_5m_224", "fastvit_t8",
-    "repvit_m0_9", "mobilevit_xxs", "volo_d1_224", "beit_base_patch16_224", "eva02_tiny_patch14_336", "davit_tiny", "hgnetv2_b0",
+    "repvit_m0_9", "mobilevit_xxs", "volo_d1_224", "beit_base_patch16_224", "eva02_tiny_patch14_336", "davit_tiny",
 )  # fmt: skip
 """Small members of many families."""
 
