@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import BackboneError, StageError, listing
 from ..specs import BackboneSpec
+from ..surgery.sites import find_module
 
 __all__ = ["HEAD", "STEM", "Anatomy", "PartInfo", "StageInfo", "stage_name"]
 
@@ -136,7 +137,7 @@ class Anatomy:
     def modules(self, network: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
         """Yield (path, module) of a part's modules; its direct parameters are no modules."""
         for found, path in self.items():
-            if found == part and (module := _module(network, path)) is not None:
+            if found == part and (module := find_module(network, path)) is not None:
                 yield path, module
 
     def stage_indices(self, given: object) -> list[int]:
@@ -163,10 +164,3 @@ class Anatomy:
         if not numbers:
             raise StageError('no stage is asked for: give stage numbers, "stem", or None for stem and all stages')
         return [0 if number == STEM else self.stage_indices([number])[0] + 1 for number in numbers]
-
-
-def _module(network: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = network
-    for part in path.split("."):
-        module = module._modules.get(part) if module is not None else None
-    return module

@@ -14,7 +14,7 @@ from ..errors import BackboneError, TargetError, listing, near, said
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 
-__all__ = ["Call", "Probe", "Site", "first_tensor", "has_module", "locate", "probing", "same_kernels"]
+__all__ = ["Call", "Probe", "Site", "first_tensor", "find_module", "has_module", "locate", "probing", "same_kernels"]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as much again."""
@@ -115,9 +115,7 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
     Raises:
         TargetError: there is no such module. The message has near paths.
     """
-    module: nn.Module | None = network
-    for part in path.split("."):
-        module = module._modules.get(part) if module is not None else None
+    module = find_module(network, path)
     if module is None:
         paths = [found for found, _ in network.named_modules() if found]
         children = [child for child, _ in network.named_children()]
@@ -130,12 +128,17 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
     return module
 
 
-def has_module(network: nn.Module, path: str) -> bool:
-    """Return whether there is a module at a dotted path."""
+def find_module(network: nn.Module, path: str) -> nn.Module | None:
+    """Return the module at a dotted path; None if there is none."""
     module: nn.Module | None = network
     for part in path.split("."):
         module = module._modules.get(part) if module is not None else None
-    return module is not None
+    return module
+
+
+def has_module(network: nn.Module, path: str) -> bool:
+    """Return whether there is a module at a dotted path."""
+    return find_module(network, path) is not None
 
 
 @contextmanager

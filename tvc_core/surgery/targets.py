@@ -12,7 +12,7 @@ from torch import nn
 from ..errors import StageError, TargetError, did_you_mean, listing, near
 from .inner_blocks import inner_blocks
 from .patches import PatchTree
-from .sites import locate
+from .sites import find_module, has_module, locate
 
 if TYPE_CHECKING:
     from ..model.anatomy import Anatomy
@@ -49,7 +49,7 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     Raises:
         TargetError: the path is not there, or nothing matches the pattern.
     """
-    if not is_pattern(target) or _child(network, target) is not None:
+    if not is_pattern(target) or has_module(network, target):
         locate(network, target, name=name)
         return [target]
     parts = target.split(".")
@@ -89,7 +89,7 @@ def _within(base: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
     elif part == "**":
         yield from _everything(base)
     elif part.startswith(_TYPE):
-        yield from _outermost(base, part.removeprefix(_TYPE))
+        yield from _outermost(children, part.removeprefix(_TYPE))
     elif _FROM_END.fullmatch(part):
         yield from list(children.items())[::-1][-int(part) - 1 : -int(part)]
     else:
@@ -102,12 +102,13 @@ def _everything(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         yield from ((_join(child, path), inner) for path, inner in _everything(module))
 
 
-def _outermost(base: nn.Module, type_name: str) -> Iterator[tuple[str, nn.Module]]:
-    for child, module in _children(base).items():
+def _outermost(modules: Found, type_name: str) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, module) of a class among modules and what they contain, but not those inside another one of them."""
+    for path, module in modules.items():
         if fnmatchcase(type(module).__name__, type_name):
-            yield child, module
+            yield path, module
         else:
-            yield from ((_join(child, path), inner) for path, inner in _outermost(module, type_name))
+            yield from ((_join(path, sub), inner) for sub, inner in _outermost(_children(module), type_name))
 
 
 def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list[Found]:
@@ -121,7 +122,7 @@ def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> lis
         raise TargetError(f"Target not found: {target!r} means no module of {name}: {error}; 'stage:*' is each") from error
     starts: list[Found] = []
     for index in indices:
-        modules = {path: module for path in anatomy.stages[index] if (module := _child(network, path)) is not None}
+        modules = {path: module for path in anatomy.stages[index] if (module := find_module(network, path)) is not None}
         blocks = inner_blocks(modules)
         start = dict(_in_stage(modules, blocks, others[0])) if others else dict([list(modules.items())[-1]])
         if not start:
@@ -135,14 +136,11 @@ def _in_stage(modules: Found, blocks: Found, part: str) -> Iterator[tuple[str, n
     if re.fullmatch("[0-9]{1,4}", part) or _FROM_END.fullmatch(part):
         if -len(blocks) <= int(part) < len(blocks):
             yield list(blocks.items())[int(part)]
-    elif part == "**" or part.startswith(_TYPE):
+    elif part == "**":
         for path, module in modules.items():
-            if part == "**":
-                yield from ((_join(path, sub), inner) for sub, inner in _everything(module))
-            elif fnmatchcase(type(module).__name__, part.removeprefix(_TYPE)):
-                yield path, module
-            else:
-                yield from ((_join(path, sub), inner) for sub, inner in _outermost(module, part.removeprefix(_TYPE)))
+            yield from ((_join(path, sub), inner) for sub, inner in _everything(module))
+    elif part.startswith(_TYPE):
+        yield from _outermost(modules, part.removeprefix(_TYPE))
     else:
         yield from ((path, block) for path, block in blocks.items() if fnmatchcase(path.rpartition(".")[2], part))
 
@@ -172,13 +170,6 @@ def _nothing(network: nn.Module, target: str, start: Found, part: str, name: str
 def _children(module: nn.Module) -> Found:
     """Return a module's children by name, without the patches that a hybrid has."""
     return {child: found for child, found in module._modules.items() if found is not None and not isinstance(found, PatchTree)}
-
-
-def _child(network: nn.Module, path: str) -> nn.Module | None:
-    module: nn.Module | None = network
-    for part in path.split("."):
-        module = module._modules.get(part) if module is not None else None
-    return module
 
 
 def _join(path: str, sub: str) -> str:
