@@ -82,8 +82,9 @@ class HybridBuilder:
         """
         offers, families = registry.all(BackboneSpec), registry.all(BackboneFamilySpec)
         _check_known("origin", origin, {offer.spec.origin for offer in offers} | {family.spec.origin for family in families})
-        _check_known("plugin", plugin and normalize(plugin), {info.owner for info in registry.plugins})
-        owner, asked = plugin and normalize(plugin), plugin is not None or origin is not None or "/" in (pattern or "")
+        owner = plugin and normalize(plugin)
+        _check_known("plugin", owner, {info.owner for info in registry.plugins})
+        asked = plugin is not None or origin is not None or "/" in (pattern or "")
         listed = [
             registry.label(offer)
             for offer in offers
