@@ -70,9 +70,10 @@ class Rows:
         written = []
         for section in _SECTIONS:
             rows = self.found[section]
-            wanted = {name for row in rows.values() for name in row["all"]}
-            if rows and set(rows) == wanted:
-                _put(section, (_classifiers if section == "classifiers" else _paths)(list(rows.values())))
+            orders = {tuple(row["all"]) for row in rows.values()}
+            order = orders.pop() if len(orders) == 1 else ()  # rows of sweeps over other backbones make no table
+            if rows and set(rows) == set(order):
+                _put(section, (_classifiers if section == "classifiers" else _paths)([rows[name] for name in order]))
                 written.append(section)
         return written
 
@@ -126,8 +127,6 @@ def table_of(section: str) -> list[dict[str, str]]:
 
 
 def _classifiers(rows: list[dict[str, Any]]) -> list[str]:
-    order = list(rows[0]["all"])
-    rows = sorted(rows, key=lambda row: order.index(row["name"]))
     lines = [
         "## Every classifier",
         "",
@@ -144,8 +143,6 @@ def _classifiers(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _paths(rows: list[dict[str, Any]]) -> list[str]:
-    order = list(rows[0]["all"])
-    rows = sorted(rows, key=lambda row: order.index(row["name"]))
     lines = [
         "## Every path",
         "",

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
+import importlib_metadata
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, HybridModel, LocalPlugin, Registry
+from tvc_core.registry import discovery
 from tvc_core.specs import Spec
 from tvc_core.testing.hosts import Gate
 
@@ -127,3 +131,22 @@ def plain() -> Callable[[], nn.Module]:
 def images() -> Tensor:
     """Four images [N, C, H, W] for the small network."""
     return torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def install(fake_distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Return a function that installs a distribution; what else is installed on the machine is out of sight."""
+    find = importlib_metadata.distributions
+    folders: list[str] = []
+    monkeypatch.setattr(discovery.importlib_metadata, "distributions", lambda: find(path=folders))
+    monkeypatch.setattr(discovery, "_MENTIONED", set())
+    for variable in ("TVC_DISABLE", "TVC_ONLY", "TVC_STRICT"):
+        monkeypatch.delenv(variable, raising=False)
+
+    def write(name: str, source: str, **more: str) -> Path:
+        info = fake_distribution(name, source, **more)
+        folders[:] = [str(info.parent)]
+        importlib.invalidate_caches()
+        return info
+
+    return write

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-import importlib_metadata
 import pytest
 
 from tvc_core import (
@@ -22,7 +20,6 @@ from tvc_core import (
     RegistryWarning,
     UnknownNameError,
 )
-from tvc_core.registry import discovery
 
 pytestmark = pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
 
@@ -41,25 +38,6 @@ def hook(body: str, name: str = "tvc_blocks", decorator: str = "@hookimpl", argu
 
 
 Install = Callable[..., Path]
-
-
-@pytest.fixture
-def install(fake_distribution: Install, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that installs a distribution; what else is installed on the machine is out of sight."""
-    find = importlib_metadata.distributions
-    folders: list[str] = []
-    monkeypatch.setattr(discovery.importlib_metadata, "distributions", lambda: find(path=folders))
-    monkeypatch.setattr(discovery, "_MENTIONED", set())
-    for variable in ("TVC_DISABLE", "TVC_ONLY", "TVC_STRICT"):
-        monkeypatch.delenv(variable, raising=False)
-
-    def write(name: str, source: str, **more: str) -> Path:
-        info = fake_distribution(name, source, **more)
-        folders[:] = [str(info.parent)]
-        importlib.invalidate_caches()
-        return info
-
-    return write
 
 
 def info_of(registry: Registry, owner: str) -> PluginInfo:

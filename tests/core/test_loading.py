@@ -18,14 +18,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import importlib_metadata
 import pytest
 import torch
 
 import tvc_core
 from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, PluginError, PluginInfo, Registry, RegistryWarning, hookimpl
 from tvc_core.errors import BackboneError
-from tvc_core.registry import discovery
 from tvc_core.testing import write_distribution
 
 pytestmark = pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
@@ -42,22 +40,9 @@ def tvc_blocks():
 Install = Callable[..., Path]
 
 
-@pytest.fixture
-def install(fake_distribution: Install, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that installs a distribution; what else is installed on the machine is out of sight."""
-    find = importlib_metadata.distributions
-    folders: list[str] = []
-    monkeypatch.setattr(discovery.importlib_metadata, "distributions", lambda: find(path=folders))
-    monkeypatch.setattr(discovery, "_MENTIONED", set())
+@pytest.fixture(autouse=True)
+def little_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVC_IMPORT_TIMEOUT", "0.3")
-
-    def write(name: str, source: str) -> Path:
-        info = fake_distribution(name, source)
-        folders[:] = [str(info.parent)]
-        importlib.invalidate_caches()
-        return info
-
-    return write
 
 
 def info_of(owner: str) -> PluginInfo:
