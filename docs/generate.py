@@ -1,4 +1,6 @@
-"""Write docs/reference from the code: `python docs/generate.py`; with `--check`, say what is out of date and exit with 1."""
+"""Write docs/reference from the code: `python docs/generate.py`; with `--check`, say what is out of
+date and exit with 1.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,15 @@ from tvc_core.surgery.blocks import parameters_of
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 FIRST_PARTY = (
-    *("tvc-core", "tvc-resnet", "tvc-efficientnet", "tvc-convnext", "tvc-mobilenet", "tvc-convnets", "tvc-transformers"),
+    *(
+        "tvc-core",
+        "tvc-resnet",
+        "tvc-efficientnet",
+        "tvc-convnext",
+        "tvc-mobilenet",
+        "tvc-convnets",
+        "tvc-transformers",
+    ),
     *("tvc-attention", "tvc-blocks"),
 )
 """Whose offers the tables list, whatever else is installed."""
@@ -60,7 +70,9 @@ GROUPS = {
         "PluginInfo",
     ),
 }
-"""Where a public name stands in api.md; errors have a page of their own, and what is named nowhere comes last."""
+"""Where a public name stands in api.md; errors have a page of their own, and what is named nowhere
+comes last.
+"""
 
 HOOK_PAGES = {
     "tvc_backbones": "backbones",
@@ -75,11 +87,18 @@ SECTIONS = ("Args", "Returns", "Yields", "Raises", "Source", "Example")
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a page is out of date")
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit with 1 where a page is out of date",
+    )
     check = parser.parse_args().check
     stale = [name for name, text in pages().items() if not _is(FOLDER / name, text)]
     if check:
-        print("\n".join(f"out of date: docs/reference/{name}" for name in stale) or "docs/reference is up to date")
+        print(
+            "\n".join(f"out of date: docs/reference/{name}" for name in stale)
+            or "docs/reference is up to date"
+        )
         return 1 if stale else 0
     FOLDER.mkdir(exist_ok=True)
     for name, text in pages().items():
@@ -109,11 +128,16 @@ def _is(path: Path, text: str) -> bool:
     return path.exists() and path.read_text(encoding="utf-8") == text
 
 
-# -- pages ------------------------------------------------------------------------------------------------------------
+# -- pages -----------------------------------------------------------------------------------------
 
 
 def _index() -> Iterable[str]:
-    yield from ("# Reference", "", "Every page here is written by `docs/generate.py` from the code.", "")
+    yield from (
+        "# Reference",
+        "",
+        "Every page here is written by `docs/generate.py` from the code.",
+        "",
+    )
     for name, what in {
         "api": "the public names of `tvc_core`",
         "backbones": "networks, with stages, heads, weights and preprocessing",
@@ -128,9 +152,18 @@ def _index() -> Iterable[str]:
 
 
 def _api() -> Iterable[str]:
-    yield from ("# API", "", "Everything that `tvc_core` exports. Errors are [on their own page](errors.md).", "")
+    yield from (
+        "# API",
+        "",
+        "Everything that `tvc_core` exports. Errors are [on their own page](errors.md).",
+        "",
+    )
     grouped = {name for names in GROUPS.values() for name in names}
-    others = [name for name in tvc_core.__all__ if name not in grouped and not _is_error(getattr(tvc_core, name))]
+    others = [
+        name
+        for name in tvc_core.__all__
+        if name not in grouped and not _is_error(getattr(tvc_core, name))
+    ]
     for title, names in {**GROUPS, "Others": tuple(others)}.items():
         there = [name for name in names if name in tvc_core.__all__]
         if there:
@@ -144,13 +177,27 @@ def _api() -> Iterable[str]:
 
 def _backbones(registry: Registry) -> Iterable[str]:
     offers = [offer for offer in registry.all(BackboneSpec) if offer.owner in FIRST_PARTY]
-    yield from ("# Backbones", "", f"{len(offers)} networks. Stage 0 is the first after the stem; `stage_info` of a")
-    yield from ("model has the measured channels and strides. What the head names is trainable under `freeze_backbone`.", "")
+    yield from (
+        "# Backbones",
+        "",
+        f"{len(offers)} networks. Stage 0 is the first after the stem; `stage_info` of a",
+    )
+    yield from (
+        "model has the measured channels and strides. What the head names is trainable under "
+        "`freeze_backbone`.",
+        "",
+    )
     for owner in dict.fromkeys(offer.owner for offer in offers):
         own = [offer.spec for offer in offers if offer.owner == owner]
         yield from (f"## {owner}", "")
         rows = [
-            (f"`{s.name}`", _paths(s.stem), "; ".join(_paths(paths) for paths in s.stage_paths), f"`{s.head}`", s.summary)
+            (
+                f"`{s.name}`",
+                _paths(s.stem),
+                "; ".join(_paths(paths) for paths in s.stage_paths),
+                f"`{s.head}`",
+                s.summary,
+            )
             for s in own
         ]
         yield from _table(("name", "stem", "stages", "head", "what"), rows)
@@ -168,7 +215,10 @@ def _backbones(registry: Registry) -> Iterable[str]:
             for w in s.weights
         ]
         yield from ("Weights and their preprocessing, which `model.transforms()` applies:", "")
-        yield from _table(("name", "weights", "crop [pixels]", "resize [pixels]", "interpolation", "mean", "std"), weights)
+        yield from _table(
+            ("name", "weights", "crop [pixels]", "resize [pixels]", "interpolation", "mean", "std"),
+            weights,
+        )
         options: dict[str, list[str]] = {}
         for s in own:
             text = ", ".join(f"`{name}={value!r}`" for name, value in s.options.items()) or "none"
@@ -184,7 +234,11 @@ def _backbones(registry: Registry) -> Iterable[str]:
 
 
 def _blocks(registry: Registry) -> Iterable[str]:
-    yield from ("# Blocks", "", "Modules for the field `type` of a patch. The width of the incoming map is measured;")
+    yield from (
+        "# Blocks",
+        "",
+        "Modules for the field `type` of a patch. The width of the incoming map is measured;",
+    )
     yield from ("you write the other parameters under `params`.", "")
     offers = [offer for offer in registry.all(BlockSpec) if offer.owner in FIRST_PARTY]
     rows = [
@@ -205,8 +259,15 @@ def _blocks(registry: Registry) -> Iterable[str]:
         yield from _docstring(factory.__doc__, skip=("Args",))
         described = _described(factory.__doc__)
         parameters = parameters_of(factory, skip=1) or {}
-        rows = [(f"`{name}`", _default(default), described.get(name, "")) for name, default in parameters.items()]
-        yield from _table(("parameter", "default", "what"), rows) if rows else ("It has no parameters.", "")
+        rows = [
+            (f"`{name}`", _default(default), described.get(name, ""))
+            for name, default in parameters.items()
+        ]
+        yield from (
+            _table(("parameter", "default", "what"), rows)
+            if rows
+            else ("It has no parameters.", "")
+        )
 
 
 def _operations(registry: Registry) -> Iterable[str]:
@@ -215,7 +276,12 @@ def _operations(registry: Registry) -> Iterable[str]:
 
 
 def _initializers(registry: Registry) -> Iterable[str]:
-    yield from ("# Initializers", "", "Names for the field `init` of a patch, and for `init_new_layers` of `partial_load`.", "")
+    yield from (
+        "# Initializers",
+        "",
+        "Names for the field `init` of a patch, and for `init_new_layers` of `partial_load`.",
+        "",
+    )
     yield from _factories(registry, InitializerSpec, keys=False)
 
 
@@ -228,8 +294,15 @@ def _factories(registry: Registry, kind: type[Any], *, keys: bool) -> Iterable[s
         yield from _docstring(offer.load().__doc__)
         if keys:
             names = [*(PATCH_KEYS if spec.takes_block else ("name",))]
-            options = [f"`{name}` (default {_default(value)})" for name, value in spec.options.items()]
-            yield from ("Keys of its full form: " + ", ".join([f"`{name}`" for name in names] + options) + ".", "")
+            options = [
+                f"`{name}` (default {_default(value)})" for name, value in spec.options.items()
+            ]
+            yield from (
+                "Keys of its full form: "
+                + ", ".join([f"`{name}`" for name in names] + options)
+                + ".",
+                "",
+            )
         if spec.source:
             yield from (f"Source: {spec.source}", "")
 
@@ -238,8 +311,16 @@ def _recipe() -> Iterable[str]:
     described = _described(Recipe.__doc__)
     entry = _described(schema.PatchEntry.__doc__)
     by_field = {"type": "block"}
-    yield from ("# Recipe keys", "", "A recipe is a YAML file or a mapping. An unknown key, a key that stands twice or a value")
-    yield from ("of the wrong kind is a `RecipeError`. `backbone: NAME` is short for `backbone: {name: NAME}`.", "")
+    yield from (
+        "# Recipe keys",
+        "",
+        "A recipe is a YAML file or a mapping. An unknown key, a key that stands twice or a value",
+    )
+    yield from (
+        "of the wrong kind is a `RecipeError`. `backbone: NAME` is short for `backbone: {name: "
+        "NAME}`.",
+        "",
+    )
     for title, prefix, names in (
         ("Top level", "", schema._TOP),
         ("Under `backbone`", "backbone.", schema._BACKBONE),
@@ -248,20 +329,35 @@ def _recipe() -> Iterable[str]:
         yield from (f"## {title}", "")
         rows = []
         for name in names:
-            what = described.get("backbone" if prefix == "backbone." and name == "name" else name, "")
+            what = described.get(
+                "backbone" if prefix == "backbone." and name == "name" else name, ""
+            )
             if not prefix and name in ("backbone", "head"):
                 what = f"a mapping, see below{'; required' if name == 'backbone' else ''}"
             default = Recipe.__dataclass_fields__.get(name)
-            shown = "" if default is None or default.default is dataclasses.MISSING else f"`{_yaml(default.default)}`"
-            rows.append((f"`{name}`", "" if prefix == "backbone." and name == "name" else shown, what))
+            shown = (
+                ""
+                if default is None or default.default is dataclasses.MISSING
+                else f"`{_yaml(default.default)}`"
+            )
+            rows.append(
+                (f"`{name}`", "" if prefix == "backbone." and name == "name" else shown, what)
+            )
         yield from _table(("key", "default", "what"), rows)
     yield from (
         "## In a patch",
         "",
         "`TARGET: {OPERATION: BLOCK}`, or in full `TARGET: {OPERATION: {...}}` with these keys and",
     )
-    yield from ("and those of the [operation](operations.md). A list of such mappings puts several patches at one target.", "")
-    yield from _table(("key", "what"), [(f"`{name}`", entry.get(by_field.get(name, name), "")) for name in PATCH_KEYS])
+    yield from (
+        "and those of the [operation](operations.md). A list of such mappings puts several patches "
+        "at one target.",
+        "",
+    )
+    yield from _table(
+        ("key", "what"),
+        [(f"`{name}`", entry.get(by_field.get(name, name), "")) for name in PATCH_KEYS],
+    )
 
 
 def _errors() -> Iterable[str]:
@@ -274,9 +370,15 @@ def _errors() -> Iterable[str]:
     yield "The [FAQ](../faq.md) explains them by their texts."
     yield ""
     found = [getattr(tvc_core, name) for name in tvc_core.__all__]
-    errors = sorted((e for e in found if _is_error(e)), key=lambda e: (e is not TvcError, e.__name__))
+    errors = sorted(
+        (e for e in found if _is_error(e)), key=lambda e: (e is not TvcError, e.__name__)
+    )
     rows = [
-        (f"`{e.__name__}`", ", ".join(f"`{base.__name__}`" for base in e.__bases__), " ".join((e.__doc__ or "").split()))
+        (
+            f"`{e.__name__}`",
+            ", ".join(f"`{base.__name__}`" for base in e.__bases__),
+            " ".join((e.__doc__ or "").split()),
+        )
         for e in errors
     ]
     yield from _table(("name", "is a", "when"), rows)
@@ -287,10 +389,12 @@ def _hooks() -> Iterable[str]:
     yield from (
         "# Hooks",
         "",
-        f"Plugin API {major}.{minor}, entry-point group `{hookspecs.ENTRY_POINT_GROUP}`. Each hook takes",
+        f"Plugin API {major}.{minor}, entry-point group `{hookspecs.ENTRY_POINT_GROUP}`. Each hook "
+        "takes",
     )
     yield from (
-        "no arguments and returns a list of specs. [Your first plugin](../plugin-authors/first-plugin.md) makes one.",
+        "no arguments and returns a list of specs. [Your first "
+        "plugin](../plugin-authors/first-plugin.md) makes one.",
         "",
     )
     for name, spec in HOOKS.items():
@@ -304,7 +408,7 @@ def _hooks() -> Iterable[str]:
         yield from _docstring(getattr(hookspecs, name).__doc__)
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
+# -- parts -----------------------------------------------------------------------------------------
 
 
 def _is_error(value: Any) -> bool:
@@ -317,7 +421,11 @@ def _entry(name: str, value: Any, level: str) -> Iterable[str]:
     if isinstance(value, tuple):
         yield from (f"`{name} = {value!r}`", "", _constant_docs().get(name, ""), "")
     elif inspect.isclass(value):
-        if not issubclass(value, enum.Enum) and not _is_error(value) and name not in ("HybridModel",):
+        if (
+            not issubclass(value, enum.Enum)
+            and not _is_error(value)
+            and name not in ("HybridModel",)
+        ):
             yield from _signature(name, value)
         yield from _docstring(value.__doc__)
         for member, thing in _members(value):
@@ -333,18 +441,25 @@ def _entry(name: str, value: Any, level: str) -> Iterable[str]:
 
 def _constant_docs() -> dict[str, str]:
     return {
-        "API_VERSION": "The plugin API of this core: a plugin's major must be equal, its minor at most this one's.",
+        "API_VERSION": "The plugin API of this core: a plugin's major must be equal, its minor at "
+        "most this one's.",
         "BlockMaker": "Makes the user's block for a number of input channels.",
     }
 
 
 def _members(cls: type[Any]) -> Iterable[tuple[str, Any]]:
-    """Yield the public methods and properties that a class defines, inherited ones of tvc's own included."""
+    """Yield the public methods and properties that a class defines, inherited ones of tvc's own
+    included.
+    """
     seen: dict[str, Any] = {}
     for base in reversed([base for base in cls.__mro__ if base.__module__.startswith("tvc_core")]):
         seen.update(vars(base))
     for name, thing in seen.items():
-        callable_ = isinstance(thing, (property, staticmethod)) or inspect.isfunction(thing) or hasattr(thing, "function")
+        callable_ = (
+            isinstance(thing, (property, staticmethod))
+            or inspect.isfunction(thing)
+            or hasattr(thing, "function")
+        )
         if not name.startswith("_") and callable_ and getattr(thing, "__doc__", None):
             yield name, thing
 
@@ -353,10 +468,16 @@ def _member(owner: str, name: str, thing: Any, level: str) -> Iterable[str]:
     yield from (f"{level} {owner}.{name}", "")
     if isinstance(thing, property):
         kind = str(thing.fget.__annotations__.get("return", "")) if thing.fget else ""
-        yield from (f"Property{f', `{kind}`' if kind else ''}{'' if thing.fset is None else ', can be set'}.", "")
+        yield from (
+            f"Property{f', `{kind}`' if kind else ''}"
+            f"{'' if thing.fset is None else ', can be set'}.",
+            "",
+        )
         yield from _docstring(thing.__doc__)
         return
-    function = thing.__func__ if isinstance(thing, staticmethod) else getattr(thing, "function", thing)
+    function = (
+        thing.__func__ if isinstance(thing, staticmethod) else getattr(thing, "function", thing)
+    )
     yield from _signature(name, function, skip=0 if isinstance(thing, staticmethod) else 1)
     yield from _docstring(function.__doc__)
 
@@ -364,7 +485,11 @@ def _member(owner: str, name: str, thing: Any, level: str) -> Iterable[str]:
 def _signature(name: str, value: Any, skip: int = 0) -> Iterable[str]:
     signature = inspect.signature(value)
     parameters = list(signature.parameters.values())[skip:]
-    text = str(signature.replace(parameters=parameters)).replace("'", "") if not parameters else _joined(signature, parameters)
+    text = (
+        str(signature.replace(parameters=parameters)).replace("'", "")
+        if not parameters
+        else _joined(signature, parameters)
+    )
     yield from ("```text", f"{name}{text}", "```", "")
 
 
@@ -379,7 +504,11 @@ def _joined(signature: inspect.Signature, parameters: list[inspect.Parameter]) -
         kind = "" if p.annotation is p.empty else f": {_plain(p.annotation)}"
         default = "" if p.default is p.empty else f" = {_plain_default(p.default)}"
         parts.append(f"{mark}{p.name}{kind}{default}")
-    back = "" if signature.return_annotation is signature.empty else f" -> {_plain(signature.return_annotation)}"
+    back = (
+        ""
+        if signature.return_annotation is signature.empty
+        else f" -> {_plain(signature.return_annotation)}"
+    )
     line = f"({', '.join(parts)}){back}"
     return line if len(line) <= 100 else "(\n    " + ",\n    ".join(parts) + f",\n){back}"
 
@@ -400,7 +529,11 @@ def _default(value: Any) -> str:
 
 
 def _yaml(value: Any) -> str:
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if not isinstance(value, tuple) else "none"
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if not isinstance(value, tuple)
+        else "none"
+    )
 
 
 def _paths(paths: Iterable[str]) -> str:
@@ -415,11 +548,13 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[s
     yield ""
 
 
-# -- docstrings -------------------------------------------------------------------------------------------------------
+# -- docstrings ------------------------------------------------------------------------------------
 
 
 def _split(doc: str | None) -> list[tuple[str, list[str]]]:
-    """Return a docstring's sections in order as (title, lines); the text before the first has an empty title."""
+    """Return a docstring's sections in order as (title, lines); the text before the first has an
+    empty title.
+    """
     sections: list[tuple[str, list[str]]] = [("", [])]
     for line in inspect.cleandoc(doc or "").splitlines():
         found = re.fullmatch(rf"({'|'.join(SECTIONS)}):(.*)", line)

@@ -1,7 +1,8 @@
-"""Guide, "Working with Different Backbones": one network of each family, with a new head for ten classes.
+"""Guide, "Working with Different Backbones": one network of each family, with a new head for ten
+classes.
 
-Prints what is installed, and for each network its size, its stages, the names that patches use and the resolution that its
-weights expect.
+Prints what is installed, and for each network its size, its stages, the names that patches use and
+the resolution that its weights expect.
 """
 
 from __future__ import annotations
@@ -12,12 +13,22 @@ from collections.abc import Sequence
 
 from tvc_core import HybridBuilder
 
-NETWORKS = ("resnet18", "efficientnet_b0", "efficientnet_lite0", "convnext_tiny", "mobilenet_v3_large")
+NETWORKS = (
+    "resnet18",
+    "efficientnet_b0",
+    "efficientnet_lite0",
+    "convnext_tiny",
+    "mobilenet_v3_large",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("networks", nargs="*", default=NETWORKS, help="names of backbones (one of each family)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "networks", nargs="*", default=NETWORKS, help="names of backbones (one of each family)"
+    )
     parser.add_argument("--weights", default="none", help="none or DEFAULT (%(default)s)")
     arguments = parser.parse_args(argv)
     weights = None if arguments.weights == "none" else arguments.weights
@@ -31,11 +42,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     for name in arguments.networks:
         model = builder.from_backbone(name, weights=weights, num_classes=10)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # without weights, transforms() says that it takes the default weights' ones
+            # without weights, transforms() says that it takes the default weights' ones
+            warnings.simplefilter("ignore")
             pixels = model.transforms().crop_size[0]
-        print(f"{name}: {model.count_parameters():,} parameters with a head for {model.num_classes} classes, {pixels} pixels")
+        print(
+            f"{name}: {model.count_parameters():,} parameters with a head for {model.num_classes} "
+            f"classes, {pixels} pixels"
+        )
         for stage in model.stage_info:
-            print(f"  stage {stage.index}: {stage.channels:>4} channels, stride {stage.stride:>2}, {' '.join(stage.paths)}")
+            print(
+                f"  stage {stage.index}: {stage.channels:>4} channels, stride {stage.stride:>2}, "
+                f"{' '.join(stage.paths)}"
+            )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The whole way on real weights and real images: patch, prove, fine-tune, save, load.
 
-EfficientNet-Lite0 with its ImageNet weights gets squeeze-excite and CBAM around two late stages, is fine-tuned on
-scikit-learn's handwritten digits, first with a frozen backbone, then with its last stages thawed, and is saved and read back.
-Runs on a CPU in a few minutes and downloads nothing.
+EfficientNet-Lite0 with its ImageNet weights gets squeeze-excite and CBAM around two late stages, is
+fine-tuned on scikit-learn's handwritten digits, first with a frozen backbone, then with its last
+stages thawed, and is saved and read back. Runs on a CPU in a few minutes and downloads nothing.
 """
 
 from __future__ import annotations
@@ -29,13 +29,19 @@ console = Console()
 
 
 def digits(limit: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return training images and labels, held-out images and labels: [N, 3, 64, 64] from scans of 8 x 8 pixels."""
+    """Return training images and labels, held-out images and labels: [N, 3, 64, 64] from scans of 8
+    x 8 pixels.
+    """
     data = load_digits()
     images = torch.tensor(data.images[:limit], dtype=torch.float32)[:, None] / 16
-    images = nn.functional.interpolate(images, size=(SIDE, SIDE), mode="bilinear", align_corners=False)
+    images = nn.functional.interpolate(
+        images, size=(SIDE, SIDE), mode="bilinear", align_corners=False
+    )
     images = ((images - 0.5) / 0.25).expand(-1, 3, -1, -1).contiguous()
     labels = torch.tensor(data.target[:limit])
-    train, test = train_test_split(range(len(labels)), test_size=0.2, random_state=0, stratify=labels.numpy())
+    train, test = train_test_split(
+        range(len(labels)), test_size=0.2, random_state=0, stratify=labels.numpy()
+    )
     return images[train], labels[train], images[test], labels[test]
 
 
@@ -43,7 +49,10 @@ def digits(limit: int | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def accuracy(model: HybridModel, images: Tensor, labels: Tensor) -> float:
     """Return the share of images whose largest logit is the label's."""
     model.eval()
-    right = sum(int((model(x).argmax(1) == y).sum()) for x, y in zip(images.split(256), labels.split(256), strict=True))
+    right = sum(
+        int((model(x).argmax(1) == y).sum())
+        for x, y in zip(images.split(256), labels.split(256), strict=True)
+    )
     return right / len(labels)
 
 
@@ -55,7 +64,9 @@ def largest_difference(plain: nn.Module, patched: nn.Module, images: Tensor) -> 
     return max(float((plain(x) - patched(x)).abs().max()) for x in images.split(256))
 
 
-def fine_tune(model: HybridModel, images: Tensor, labels: Tensor, *, epochs: int, lr: float, title: str) -> None:
+def fine_tune(
+    model: HybridModel, images: Tensor, labels: Tensor, *, epochs: int, lr: float, title: str
+) -> None:
     """Train what is not frozen, with a progress bar."""
     generator = torch.Generator().manual_seed(0)
     trainable = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -79,7 +90,9 @@ def show_parts(model: HybridModel, title: str) -> None:
     """Print a table of stem, stages and head with their parameters."""
     table = Table("part", "modules", "parameters", "trainable", title=title)
     for part in model.parts():
-        table.add_row(part.name, " ".join(part.paths), f"{part.num_parameters:,}", f"{part.num_trainable:,}")
+        table.add_row(
+            part.name, " ".join(part.paths), f"{part.num_parameters:,}", f"{part.num_trainable:,}"
+        )
     console.print(table)
 
 
@@ -97,7 +110,10 @@ def main(epochs: tuple[int, int] = (3, 4), limit: int | None = None) -> float:
     )
     console.print(model.explain(), highlight=False)
     difference = largest_difference(plain, model, held_out)
-    console.print(f"\nlargest logit difference to the unpatched network at step 0: [bold]{difference}[/bold]\n")
+    console.print(
+        "\nlargest logit difference to the unpatched network at step 0: "
+        f"[bold]{difference}[/bold]\n"
+    )
 
     model.reset_classifier(num_classes=10, dropout=0.2)
     model.freeze_backbone()
@@ -119,18 +135,24 @@ def main(epochs: tuple[int, int] = (3, 4), limit: int | None = None) -> float:
         equal = torch.equal(loaded(held_out[:64]), model(held_out[:64]))
 
     console.print(
-        f"accuracy on {len(held_out_labels)} held-out digits: {before:.1%} at first, {frozen:.1%} with a frozen backbone"
+        f"accuracy on {len(held_out_labels)} held-out digits: {before:.1%} at first, {frozen:.1%} "
+        "with a frozen backbone"
     )
     console.print(f"accuracy after thawing: [bold]{after:.1%}[/bold]")
     console.print(f"saved ({size / 1e6:.1f} MB), loaded, outputs equal: [bold]{equal}[/bold]")
     console.print(f"{time.perf_counter() - start:.0f} s in all")
     if difference != 0 or not equal:
-        raise SystemExit("the hybrid did not start as its backbone, or the loaded model differs from the saved one")
+        raise SystemExit(
+            "the hybrid did not start as its backbone, or the loaded model differs from the saved "
+            "one"
+        )
     return after
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--epochs", type=int, nargs=2, default=(3, 4), metavar=("FROZEN", "THAWED"))
     parser.add_argument("--limit", type=int, help="use only the first images")
     arguments = parser.parse_args()

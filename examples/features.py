@@ -1,7 +1,8 @@
-"""Guide, "Extracting Features": the maps of a ResNet-50's stem and stages, and a feature pyramid on top of them.
+"""Guide, "Extracting Features": the maps of a ResNet-50's stem and stages, and a feature pyramid on
+top of them.
 
-Prints the shape of every map, of every level of torchvision's FeaturePyramidNetwork, whose widths come from `stage_info`,
-and whether features and head together are the whole network.
+Prints the shape of every map, of every level of torchvision's FeaturePyramidNetwork, whose widths
+come from `stage_info`, and whether features and head together are the whole network.
 """
 
 from __future__ import annotations
@@ -17,8 +18,12 @@ from tvc_core import HybridBuilder
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--backbone", default="resnet50", help="any installed backbone (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--backbone", default="resnet50", help="any installed backbone (%(default)s)"
+    )
     parser.add_argument("--weights", default="none", help="none or DEFAULT (%(default)s)")
     parser.add_argument("--side", type=int, default=224, help="of the image [pixels] (%(default)s)")
     arguments = parser.parse_args(argv)
@@ -33,15 +38,24 @@ def main(argv: Sequence[str] | None = None) -> None:
         for index, (name, feature) in enumerate(zip(names, features, strict=True)):
             print(f"features[{index}]: {name:<22} {list(feature.shape)}")
 
-        pyramid = FeaturePyramidNetwork([stage.channels for stage in model.stage_info], out_channels=256)
-        levels = pyramid(OrderedDict((f"P{stage.index}", features[stage.index + 1]) for stage in model.stage_info))
+        pyramid = FeaturePyramidNetwork(
+            [stage.channels for stage in model.stage_info], out_channels=256
+        )
+        levels = pyramid(
+            OrderedDict(
+                (f"P{stage.index}", features[stage.index + 1]) for stage in model.stage_info
+            )
+        )
         print("\nfeature pyramid:")
         for name, level in levels.items():
             print(f"  {name} {list(level.shape)}")
 
         final = model.forward_features(x)
         print(f"\nforward_features: {list(final.shape)}")
-        print(f"forward_head(forward_features(x)) equals forward(x): {torch.equal(model.forward_head(final), model(x))}")
+        print(
+            "forward_head(forward_features(x)) equals forward(x): "
+            f"{torch.equal(model.forward_head(final), model(x))}"
+        )
 
 
 if __name__ == "__main__":

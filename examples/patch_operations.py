@@ -1,6 +1,8 @@
-"""Guide, "Patch Operations": wrap, inject and replace on a ResNet-18, and the errors of patches that do not fit.
+"""Guide, "Patch Operations": wrap, inject and replace on a ResNet-18, and the errors of patches
+that do not fit.
 
-Prints for each operation where the block went, which names of the network changed and how far the logits moved.
+Prints for each operation where the block went, which names of the network changed and how far the
+logits moved.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ PATCHES: dict[str, dict[str, Any]] = {
     "inject before: eca -> layer3": {"layer3": {"inject": {"type": "eca", "position": "before"}}},
     "deep inside: layer4.1.conv2 -> se": {"layer4.1.conv2": {"wrap": "se"}},
     "two on one layer": {"layer4": [{"wrap": "se"}, {"wrap": "spatial_attention"}]},
-    "replace: conv_bn_act for layer1": {"layer1": {"replace": {"type": "conv_bn_act", "params": {"channels": 64}}}},
+    "replace: conv_bn_act for layer1": {
+        "layer1": {"replace": {"type": "conv_bn_act", "params": {"channels": 64}}}
+    },
 }
 FAULTY: dict[str, tuple[str, dict[str, Any]]] = {
     "a misspelled layer": ("resnet18", {"layer_3": {"wrap": "se"}}),
@@ -29,8 +33,12 @@ FAULTY: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", default="none", help="none, DEFAULT or IMAGENET1K_V1 (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--weights", default="none", help="none, DEFAULT or IMAGENET1K_V1 (%(default)s)"
+    )
     arguments = parser.parse_args(argv)
     weights = None if arguments.weights == "none" else arguments.weights
     torch.manual_seed(0)
@@ -43,8 +51,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(title)
         for record in model.patch_records:
             print(f"  {record.block} lives at {', '.join(record.paths)}")
-        print(f"  the network's own tensors: {len(names & keys)} of {len(names)} keep their names, {len(keys - names)} are new")
-        print(f"  largest logit difference to the network without it: {model.step0_difference:.3g}\n")
+        print(
+            f"  the network's own tensors: {len(names & keys)} of {len(names)} keep their names, "
+            f"{len(keys - names)} are new"
+        )
+        print(
+            f"  largest logit difference to the network without it: {model.step0_difference:.3g}\n"
+        )
 
     for title, (backbone, patches) in FAULTY.items():
         try:

@@ -1,7 +1,9 @@
-"""Guide, "YAML Recipes for Hybrid Models": build the model that recipes/hybrid_model.yaml describes.
+"""Guide, "YAML Recipes for Hybrid Models": build the model that recipes/hybrid_model.yaml
+describes.
 
-Prints the report of the model, the recipe with every name written out, and the error for a misspelled key. By default the
-weights of the recipe are left out, so that nothing is downloaded; `--weights recipe` takes them.
+Prints the report of the model, the recipe with every name written out, and the error for a
+misspelled key. By default the weights of the recipe are left out, so that nothing is downloaded;
+`--weights recipe` takes them.
 """
 
 from __future__ import annotations
@@ -20,9 +22,19 @@ RECIPE = Path(__file__).parent / "recipes" / "hybrid_model.yaml"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", nargs="?", type=Path, default=RECIPE, help="a YAML file (recipes/hybrid_model.yaml)")
-    parser.add_argument("--weights", default="none", help="none, recipe, or a name such as DEFAULT (%(default)s)")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "recipe",
+        nargs="?",
+        type=Path,
+        default=RECIPE,
+        help="a YAML file (recipes/hybrid_model.yaml)",
+    )
+    parser.add_argument(
+        "--weights", default="none", help="none, recipe, or a name such as DEFAULT (%(default)s)"
+    )
     arguments = parser.parse_args(argv)
 
     if arguments.weights == "recipe":
@@ -37,7 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         faulty = Path(folder, "faulty.yaml")
-        faulty.write_text("backbone:\n  name: resnet50\n  patch:\n    layer3:\n      wrap: se\n", encoding="utf-8")
+        faulty.write_text(
+            "backbone:\n  name: resnet50\n  patch:\n    layer3:\n      wrap: se\n", encoding="utf-8"
+        )
         try:
             load_yaml_recipe(faulty)
         except RecipeError as error:

@@ -49,7 +49,9 @@ def builder() -> HybridBuilder:
 
 
 @pytest.fixture
-def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Path]]:
+def fake_distribution(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Path]]:
     """Return a function that installs a distribution with one plugin module for the test."""
     folder = tmp_path / "site"
     folder.mkdir()
@@ -63,7 +65,9 @@ def fake_distribution(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 
 @pytest.fixture
 def photos() -> list[Path]:
-    """The real ImageNet photos beside the project; tests that need them skip where they are absent."""
+    """The real ImageNet photos beside the project; tests that need them skip where they are
+    absent.
+    """
     found = sorted((SHARED / "data" / "photos").glob("*.jpg"))
     if not found:
         pytest.skip("no photos beside the project")

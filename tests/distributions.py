@@ -24,9 +24,13 @@ for kind, folder, out in json.loads(sys.argv[1]):
 
 
 def build(jobs: list[tuple[str, Path, Path]]) -> None:
-    """Build wheels and sdists ("wheel" or "sdist", source, destination), all in one process, as a frontend would."""
+    """Build wheels and sdists ("wheel" or "sdist", source, destination), all in one process, as a
+    frontend would.
+    """
     text = json.dumps([[kind, str(folder), str(out)] for kind, folder, out in jobs])
-    done = subprocess.run([sys.executable, "-c", BUILD, text], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", BUILD, text], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -37,7 +41,9 @@ def by_name(folder: Path, pattern: str) -> dict[str, Path]:
 
 @dataclass(frozen=True)
 class Built:
-    """What a release consists of, by distribution, and the wheels built from the source tree without an sdist."""
+    """What a release consists of, by distribution, and the wheels built from the source tree
+    without an sdist.
+    """
 
     folder: Path
     sdists: dict[str, Path]
@@ -55,7 +61,9 @@ class Environment:
         borrowed = folder / "borrowed"
         borrowed.mkdir()
         for entry in Path(sysconfig.get_path("purelib")).iterdir():
-            ours = entry.name.startswith(("tvc", "_tvc", "torchvision_customizer", "_editable", "__editable__"))
+            ours = entry.name.startswith(
+                ("tvc", "_tvc", "torchvision_customizer", "_editable", "__editable__")
+            )
             if not ours and entry.suffix != ".pth":
                 (borrowed / entry.name).symlink_to(entry)
         self.site = next((self.folder / "lib").glob("python*/site-packages"))
@@ -63,7 +71,9 @@ class Environment:
 
     def pip(self, *arguments: str) -> None:
         command = [sys.executable, "-m", "pip", "--python", str(self.python), *arguments]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.clean(), check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, env=self.clean(), check=False
+        )
         assert done.returncode == 0, done.stderr
 
     def install(self, *wheels: Path) -> None:
@@ -80,15 +90,29 @@ class Environment:
     def command(self, *words: Path | str, cwd: Path | None = None) -> str:
         """Run a command, which must succeed, and return what it printed."""
         done = subprocess.run(
-            [*map(str, words)], capture_output=True, text=True, cwd=cwd or self.folder, env=self.clean(), check=False
+            [*map(str, words)],
+            capture_output=True,
+            text=True,
+            cwd=cwd or self.folder,
+            env=self.clean(),
+            check=False,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout.strip()
 
     def files(self) -> set[str]:
         """Return everything that is installed: files below site-packages, and commands."""
-        found = [path for folder in (self.site, self.folder / "bin") for path in folder.rglob("*") if not path.is_dir()]
+        found = [
+            path
+            for folder in (self.site, self.folder / "bin")
+            for path in folder.rglob("*")
+            if not path.is_dir()
+        ]
         return {str(path.relative_to(self.folder)) for path in found}
 
     def clean(self) -> dict[str, str]:
-        return {key: value for key, value in os.environ.items() if not key.startswith(("TVC_", "PYTHONPATH", "PIP_FIND_LINKS"))}
+        return {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("TVC_", "PYTHONPATH", "PIP_FIND_LINKS"))
+        }

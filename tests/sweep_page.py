@@ -1,7 +1,9 @@
-"""Write docs/reference/sweep.md: tests of the sweeps hand over rows, and a table with all of its rows is written.
+"""Write docs/reference/sweep.md: tests of the sweeps hand over rows, and a table with all of its
+rows is written.
 
-A test gives its row by `record_property`, so that it reaches the session's main process from any worker. With the variable
-TVC_SWEEP_ROWS, a folder, rows are also kept there, and a later session counts them as its own: a sweep in several pieces.
+A test gives its row by `record_property`, so that it reaches the session's main process from any
+worker. With the variable TVC_SWEEP_ROWS, a folder, rows are also kept there, and a later session
+counts them as its own: a sweep in several pieces.
 """
 
 from __future__ import annotations
@@ -16,20 +18,29 @@ from typing import Any
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "sweep.md"
 
 CHECKS = {
-    "logits": "the hybrid's logits equal those of torchvision's network with the same made-up official file, bit for bit",
-    "keys": "every key of torchvision's is there with the same tensor; what is new lives under `patches.`",
-    "head": "`num_classes=7`: all tensors but the last layer's as in the file, logits [N, 7], a training step moves the head",
-    "stages": "every parameter and buffer belongs to one part; thawing one more stage makes more trainable",
-    "features": "at three sizes, one of them not square (where only one is accepted: at that): each stage's map equals what "
+    "logits": "the hybrid's logits equal those of torchvision's network with the same made-up "
+    "official file, bit for bit",
+    "keys": "every key of torchvision's is there with the same tensor; what is new lives under "
+    "`patches.`",
+    "head": "`num_classes=7`: all tensors but the last layer's as in the file, logits [N, 7], a "
+    "training step moves the head",
+    "stages": "every parameter and buffer belongs to one part; thawing one more stage makes more "
+    "trainable",
+    "features": "at three sizes, one of them not square (where only one is accepted: at that): "
+    "each stage's map equals what "
     "torchvision's network computes there, and its channels and stride are those of `stage_info`",
-    "se": "a block at every stage: it runs, the start is exact, opening its gate changes the logits, and so do its parameters",
+    "se": "a block at every stage: it runs, the start is exact, opening its gate changes the "
+    "logits, and so do its parameters",
     "eca": "the same",
     "cbam_block": "the same",
-    "compile": '`torch.compile(fullgraph=True, backend="eager")` with open gates: same logits. The graph is captured whole; '
+    "compile": '`torch.compile(fullgraph=True, backend="eager")` with open gates: same logits. The '
+    "graph is captured whole; "
     "what another backend makes of it is not compared here",
     "export": "`torch.export` with a dynamic batch axis: same logits at another batch size",
-    "pickle": "a pickled and a deep copy have the same tensors, logits, records, frozen parts and modes in training",
-    "freeze": "all frozen but head and patches: two steps of SGD with momentum and weight decay move the gates, nothing frozen",
+    "pickle": "a pickled and a deep copy have the same tensors, logits, records, frozen parts and "
+    "modes in training",
+    "freeze": "all frozen but head and patches: two steps of SGD with momentum and weight decay "
+    "move the gates, nothing frozen",
 }
 """Columns of the first table and what each says."""
 
@@ -46,7 +57,9 @@ _SECTIONS = ("classifiers", "paths")
 
 
 class Rows:
-    """What the tests of one session handed over: rows by table and backbone, and what each table needs."""
+    """What the tests of one session handed over: rows by table and backbone, and what each table
+    needs.
+    """
 
     def __init__(self) -> None:
         self.found: dict[str, dict[str, dict[str, Any]]] = {section: {} for section in _SECTIONS}
@@ -71,9 +84,15 @@ class Rows:
         for section in _SECTIONS:
             rows = self.found[section]
             orders = {tuple(row["all"]) for row in rows.values()}
-            order = orders.pop() if len(orders) == 1 else ()  # rows of sweeps over other backbones make no table
+            # rows of sweeps over other backbones make no table
+            order = orders.pop() if len(orders) == 1 else ()
             if rows and set(rows) == set(order):
-                _put(section, (_classifiers if section == "classifiers" else _paths)([rows[name] for name in order]))
+                _put(
+                    section,
+                    (_classifiers if section == "classifiers" else _paths)(
+                        [rows[name] for name in order]
+                    ),
+                )
                 written.append(section)
         return written
 
@@ -84,12 +103,18 @@ def _kept() -> Path | None:
 
 
 def as_row(section: str, name: str, names: Iterable[str], **cells: Any) -> tuple[str, str]:
-    """Return (key, value) for `record_property`: one row of a table that needs a row for each of `names`."""
+    """Return (key, value) for `record_property`: one row of a table that needs a row for each of
+    `names`.
+    """
     import torch
     import torchvision
 
-    versions = f"torch {_release(torch.__version__)}, torchvision {_release(torchvision.__version__)}"
-    return f"{section}:{name}", json.dumps({"name": name, "all": list(names), "versions": versions, **cells})
+    versions = (
+        f"torch {_release(torch.__version__)}, torchvision {_release(torchvision.__version__)}"
+    )
+    return f"{section}:{name}", json.dumps(
+        {"name": name, "all": list(names), "versions": versions, **cells}
+    )
 
 
 def _release(version: str) -> str:
@@ -99,13 +124,17 @@ def _release(version: str) -> str:
 def _put(section: str, lines: list[str]) -> None:
     """Put a section into the page, whose other sections stay."""
     text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
-    parts = {name: found[1] if (found := _between(name).search(text)) else "\n" for name in _SECTIONS}
+    parts = {
+        name: found[1] if (found := _between(name).search(text)) else "\n" for name in _SECTIONS
+    }
     parts[section] = "\n" + "\n".join(lines) + "\n"
     made = [
-        "<!-- Written by `make sweep` from what the tests saw; no row is there that did not run. -->",
+        "<!-- Written by `make sweep` from what the tests saw; no row is there that did not run. "
+        "-->",
         "# Sweep",
         "",
-        "What `make sweep` saw, which `make test-all` runs, too: every classifier of torchvision with made-up official files,",
+        "What `make sweep` saw, which `make test-all` runs, too: every classifier of torchvision "
+        "with made-up official files,",
         "and squeeze-excite at every module path of backbones of every family.",
         "",
     ]
@@ -130,13 +159,23 @@ def _classifiers(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Every classifier",
         "",
-        f"{len(rows)} networks, {_versions(rows)}. The column `patches` counts the blocks of the patched hybrid:",
+        f"{len(rows)} networks, {_versions(rows)}. The column `patches` counts the blocks of the "
+        "patched hybrid:",
         "`se`, `eca` and `cbam_block` at each stage.",
         "",
     ]
     lines += [f"- {check}: {what}" for check, what in CHECKS.items()]
     head = ("backbone", "image", "patches", *CHECKS)
-    lines += ["", *_table(head, ((f"`{row['name']}`", row["image"], str(row["patches"]), *row["cells"]) for row in rows))]
+    lines += [
+        "",
+        *_table(
+            head,
+            (
+                (f"`{row['name']}`", row["image"], str(row["patches"]), *row["cells"])
+                for row in rows
+            ),
+        ),
+    ]
     if failed := [f"- `{row['name']}`, {text}" for row in rows for text in row["failures"]]:
         lines += ["", "Failed:", "", *failed]
     return lines
@@ -146,10 +185,14 @@ def _paths(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Every path",
         "",
-        f"`se` at every module path of {len(rows)} backbones, {_versions(rows)}, each in a build of its own: it works (exact",
-        "start; with an open gate the logits of squeeze-excite written out by hand, at another batch size and, where the",
-        "backbone takes one, another image size; a forward and a backward pass in training), or the build refuses and names",
-        "path and reason. The column `shared` counts the paths that work and run several times in one forward pass.",
+        f"`se` at every module path of {len(rows)} backbones, {_versions(rows)}, each in a build "
+        "of its own: it works (exact",
+        "start; with an open gate the logits of squeeze-excite written out by hand, at another "
+        "batch size and, where the",
+        "backbone takes one, another image size; a forward and a backward pass in training), or "
+        "the build refuses and names",
+        "path and reason. The column `shared` counts the paths that work and run several times in "
+        "one forward pass.",
         "",
     ]
     head = ("backbone", "image", "paths", "work", "shared", *REASONS, "wrong")
@@ -176,4 +219,8 @@ def _versions(rows: list[dict[str, Any]]) -> str:
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
-    return ["| " + " | ".join(head) + " |", "|" + "---|" * len(head), *("| " + " | ".join(row) + " |" for row in rows)]
+    return [
+        "| " + " | ".join(head) + " |",
+        "|" + "---|" * len(head),
+        *("| " + " | ".join(row) + " |" for row in rows),
+    ]

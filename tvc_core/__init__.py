@@ -1,6 +1,7 @@
 """tvc: change pretrained vision backbones by name, and start exactly where they were.
 
-Importing this package, listing what is installed and reading recipes imports no torch; building does.
+Importing this package, listing what is installed and reading recipes imports no torch; building
+does.
 """
 
 from __future__ import annotations
@@ -29,7 +30,14 @@ from .hookspecs import API_VERSION, hookimpl
 from .local import LocalPlugin
 from .recipe import Recipe
 from .registry import PluginInfo, Registry
-from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
+from .specs import (
+    BackboneFamilySpec,
+    BackboneSpec,
+    BlockSpec,
+    InitializerSpec,
+    PatchOpSpec,
+    WeightsSpec,
+)
 
 if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone

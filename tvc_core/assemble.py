@@ -12,7 +12,14 @@ from torch import nn
 from .errors import BackboneError, PatchError, TvcError, said
 from .model.anatomy import Anatomy
 from .model.features import Taps, find_bridge
-from .model.hybrid import Facts, HybridModel, PatchRecord, become_hybrid, check_class_names, exchange_heads
+from .model.hybrid import (
+    Facts,
+    HybridModel,
+    PatchRecord,
+    become_hybrid,
+    check_class_names,
+    exchange_heads,
+)
 from .model.measuring import measure
 from .recipe import Plan
 from .surgery.head import last_layer, num_classes_of, set_dropout
@@ -31,7 +38,8 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
 
     Args:
         plan: a recipe with every name bound.
-        pretrained: load the plan's weights; false leaves them random, for a state dict that follows.
+        pretrained: load the plan's weights; false leaves them random, for a state dict that
+            follows.
 
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
@@ -52,14 +60,22 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     changed, probe = _change_input(plan, network, probe)
     before = probe.run(network) if plan.patches else None
     prepared = prepare(network, plan.patches, anatomy, probe, spec.name)
-    originals = {patch.site.path: network.get_submodule(patch.site.path) for patch in prepared if patch.replacement is not None}
+    originals = {
+        patch.site.path: network.get_submodule(patch.site.path)
+        for patch in prepared
+        if patch.replacement is not None
+    }
     records = tuple(_put_in(network, patch) for patch in prepared)
     taps = Taps(network, anatomy.taps, last_layer(network, anatomy.head)[0])
     logits, readers, stages, levels = measure(network, anatomy, taps, records, probe)
     difference = 0.0 if before is None else _difference(before, logits)
     _prove(records, difference)
     classes = num_classes_of(last_layer(network, anatomy.head)[1])
-    names = class_names_of(plan.weights) if plan.weights and plan.weights.num_classes == classes else None
+    names = (
+        class_names_of(plan.weights)
+        if plan.weights and plan.weights.num_classes == classes
+        else None
+    )
     new_layers: tuple[str, ...] = ()
     wanted = plan.recipe.num_classes
     if wanted is not None and wanted != classes:
@@ -91,7 +107,9 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     if names is not None:
         model.class_names = names
     if freeze := plan.recipe.freeze_backbone:
-        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **({} if freeze is True else freeze))
+        model.freeze_backbone(
+            unfreeze_stages=plan.recipe.unfreeze_stages, **({} if freeze is True else freeze)
+        )
     return model
 
 
@@ -115,12 +133,20 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
         raise
     except BaseException as error:  # a factory may raise SystemExit or worse
         given = ", ".join(f"{name}={value!r}" for name, value in plan.options.items())
-        what = f"the backbone {plan.backbone.qualified!r} cannot be built{f' with {given}' if given else ''}"
+        what = (
+            f"the backbone {plan.backbone.qualified!r} cannot be "
+            f"built{f' with {given}' if given else ''}"
+        )
         raise BackboneError(f"{what}: {said(error)}") from error
     if not isinstance(network, nn.Module):
-        raise BackboneError(f"the factory of {plan.backbone.qualified!r} returned {type(network).__name__}, not an nn.Module")
+        raise BackboneError(
+            f"the factory of {plan.backbone.qualified!r} returned {type(network).__name__}, not an "
+            "nn.Module"
+        )
     if isinstance(network, HybridModel):
-        raise BackboneError(f"the factory of {plan.backbone.qualified!r} returned a hybrid, not a new network")
+        raise BackboneError(
+            f"the factory of {plan.backbone.qualified!r} returned a hybrid, not a new network"
+        )
     return network
 
 
@@ -136,16 +162,24 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
     new: tuple[str, ...] = ()
     if prepared.replacement is not None:
         old = set(network.get_submodule(path).modules())
-        new = tuple(name for name, module in prepared.replacement.named_modules(prefix=path) if module not in old)
+        new = tuple(
+            name
+            for name, module in prepared.replacement.named_modules(prefix=path)
+            if module not in old
+        )
         set_module(network, path, prepared.replacement)
-    homes = [attach(network, each.site.path, plan.name, each.patch, each.position) for each in prepared.insertions]
+    homes = [
+        attach(network, each.site.path, plan.name, each.patch, each.position)
+        for each in prepared.insertions
+    ]
     return PatchRecord(
         target=path,
         op=plan.op.qualified,
         block=plan.block.qualified if plan.block else None,
         params=dict(plan.entry.params),
         init=plan.init.qualified if plan.init else None,
-        starts_as_identity=prepared.replacement is None and all(i.patch.alpha is not None for i in prepared.insertions),
+        starts_as_identity=prepared.replacement is None
+        and all(i.patch.alpha is not None for i in prepared.insertions),
         paths=tuple(homes) if homes else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
@@ -159,7 +193,9 @@ def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
     if before.is_meta:
         return 0.0
     differs = ~((before == after) | (before.isnan() & after.isnan()))
-    return float((before.float() - after.float())[differs].abs().max()) if bool(differs.any()) else 0.0
+    return (
+        float((before.float() - after.float())[differs].abs().max()) if bool(differs.any()) else 0.0
+    )
 
 
 def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
@@ -167,7 +203,8 @@ def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
     if all(record.starts_as_identity for record in records) and difference != 0.0:
         targets = ", ".join(record.target for record in records)
         raise PatchError(
-            f"the patches at {targets} were to start as the identity, but the logits differ by {difference:.3g}: a block puts "
+            f"the patches at {targets} were to start as the identity, but the logits differ by "
+            f"{difference:.3g}: a block puts "
             "out values that are not finite, or an operation does more than it declares"
         )
 

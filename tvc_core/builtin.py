@@ -1,4 +1,6 @@
-"""The core's own plugin: its operations and initializers, offered through the same hooks as everybody's."""
+"""The core's own plugin: its operations and initializers, offered through the same hooks as
+everybody's.
+"""
 
 from __future__ import annotations
 
@@ -22,10 +24,13 @@ def tvc_patch_ops() -> list[PatchOpSpec]:
         PatchOpSpec(
             name="inject",
             factory=f"{home}:inject",
-            summary="Add a block as a step of its own after, before or parallel to the target, or in its residual branch.",
+            summary="Add a block as a step of its own after, before or parallel to the target, or "
+            "in its residual branch.",
             options={"position": "after"},
         ),
-        PatchOpSpec(name="replace", factory=f"{home}:replace", summary="Put a block in the target's place."),
+        PatchOpSpec(
+            name="replace", factory=f"{home}:replace", summary="Put a block in the target's place."
+        ),
     ]
 
 
@@ -37,10 +42,13 @@ def tvc_initializers() -> list[InitializerSpec]:
         InitializerSpec(
             name="identity",
             factory=f"{home}:identity",
-            summary="Start as the identity: a patch by its gate, other layers by Dirac and identity weights.",
+            summary="Start as the identity: a patch by its gate, other layers by Dirac and "
+            "identity weights.",
         ),
         InitializerSpec(
-            name="paper", factory=f"{home}:paper", summary="Keep the published start of a block, without the identity gate."
+            name="paper",
+            factory=f"{home}:paper",
+            summary="Keep the published start of a block, without the identity gate.",
         ),
         InitializerSpec(
             name="kaiming",
@@ -54,5 +62,7 @@ def tvc_initializers() -> list[InitializerSpec]:
             summary="Uniform weights scaled by both fans; biases 0, norms 1 and 0.",
             source="Glorot and Bengio 2010, section 4.2.1",
         ),
-        InitializerSpec(name="zero", factory=f"{home}:zero", summary="Weights and biases 0; norms 1 and 0."),
+        InitializerSpec(
+            name="zero", factory=f"{home}:zero", summary="Weights and biases 0; norms 1 and 0."
+        ),
     ]

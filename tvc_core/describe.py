@@ -1,4 +1,6 @@
-"""List every module of a backbone with what flows there: where patches can go, and why not elsewhere."""
+"""List every module of a backbone with what flows there: where patches can go, and why not
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +34,16 @@ class PathInfo:
         type: class of the module.
         part: "stem", "stage 0", ..., "head"; None for a module that holds several parts.
         in_channels: channels of the map that goes in; None where that is no single map [channels].
-        out_channels: channels of the map that comes out; None where that is no single map [channels].
-        height: of the map that comes out; None where it has none, or where the calls differ [pixels].
+        out_channels: channels of the map that comes out; None where that is no single map
+            [channels].
+        height: of the map that comes out; None where it has none, or where the calls differ
+            [pixels].
         width: of the map that comes out, as `height` [pixels].
         layout: of the map that comes out: NCHW, NHWC, NLC or NC.
         calls: how often the module runs in one forward pass.
         image: height and width of the image that was sent through [pixels].
-        problem: why nothing can be inserted after the module, in a few words; None where a patch can go.
+        problem: why nothing can be inserted after the module, in a few words; None where a patch
+            can go.
     """
 
     path: str
@@ -57,20 +62,24 @@ class PathInfo:
 def describe_backbone(
     name: str, registry: Registry | None = None, size: int | None = None, target: str | None = None
 ) -> tuple[PathInfo, ...]:
-    """Return every module of a backbone with what was measured there, in the order of `named_modules`.
+    """Return every module of a backbone with what was measured there, in the order of
+    `named_modules`.
 
-    The network is built with random weights, without memory for them where it lets itself, and runs once.
+    The network is built with random weights, without memory for them where it lets itself, and runs
+    once.
 
     Args:
         name: short or qualified name.
         registry: where the name is looked up; by default what is installed.
-        size: side of the square image that is sent through; by default the crop of the default weights [pixels].
+        size: side of the square image that is sent through; by default the crop of the default
+            weights [pixels].
         target: return only the modules that this path or pattern means, as a patch would.
 
     Raises:
         UnknownNameError: no such backbone is installed.
         ParameterError: `size` is no positive whole number.
-        BackboneError: the network cannot be built, does not look as its spec says, or does not accept the image.
+        BackboneError: the network cannot be built, does not look as its spec says, or does not
+            accept the image.
         TargetError: nothing is at `target`.
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
@@ -78,16 +87,20 @@ def describe_backbone(
     plan = make_plan(make_recipe(backbone=name, weights=None), registry or Registry())
     with torch.random.fork_rng(devices=[]):
         try:
-            with torch.device("meta"):  # drawing the weights of a large network takes longer than all the rest
+            # drawing the weights of a large network takes longer than all the rest
+            with torch.device("meta"):
                 network = build_backbone(plan, pretrained=False)
             return _describe(network, plan, size, target)
         except TargetError:
             raise
-        except Exception:  # not every network can be built or run without memory; those that cannot raise anything
+        except Exception:
+            # not every network can be built or run without memory; those that cannot raise anything
             return _describe(build_backbone(plan, pretrained=False), plan, size, target)
 
 
-def _describe(network: nn.Module, plan: Plan, size: int | None, target: str | None) -> tuple[PathInfo, ...]:
+def _describe(
+    network: nn.Module, plan: Plan, size: int | None, target: str | None
+) -> tuple[PathInfo, ...]:
     spec = plan.backbone.spec
     anatomy = Anatomy.of(network, spec)
     every = [path for path, _ in network.named_modules() if path]
@@ -146,7 +159,11 @@ def _problem(site: Site) -> str:
     kinds = [call.output_kind for call in site.calls if call.output is None]
     if kinds:
         return f"returns a {kinds[0]}, not a tensor"
-    maps = list(dict.fromkeys("x".join(str(size) for size in (call.output or ())[1:]) for call in site.calls))
+    maps = list(
+        dict.fromkeys(
+            "x".join(str(size) for size in (call.output or ())[1:]) for call in site.calls
+        )
+    )
     if len(maps) > 1:
         return f"runs {len(site.calls)} times with different outputs: {', '.join(maps)}"
     return f"returns a tensor of unknown layout: {maps[0] or 'one number a batch'}"

@@ -1,7 +1,8 @@
 """Every error that tvc raises on purpose, and the words that errors share.
 
-Each error says what was given, what there is, and what to do. All are subclasses of `TvcError` and of
-the built-in exception that they resemble, so both `except TvcError` and `except ValueError` work.
+Each error says what was given, what there is, and what to do. All are subclasses of `TvcError` and
+of the built-in exception that they resemble, so both `except TvcError` and `except ValueError`
+work.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class PluginError(TvcError, RuntimeError):
 
 
 class UnknownNameError(TvcError, LookupError):
-    """No installed plugin offers this backbone, block, patch operation, initializer or weights name."""
+    """No installed plugin offers this backbone, block, patch operation, initializer or weights
+    name.
+    """
 
 
 class AmbiguousNameError(UnknownNameError):
@@ -46,7 +49,9 @@ class AmbiguousNameError(UnknownNameError):
 
 
 class RecipeError(TvcError, ValueError):
-    """A recipe, or the arguments that stand for one, has an unknown key or a value of the wrong kind."""
+    """A recipe, or the arguments that stand for one, has an unknown key or a value of the wrong
+    kind.
+    """
 
 
 class BackboneError(TvcError, RuntimeError):
@@ -78,11 +83,15 @@ class FreezeError(TvcError, ValueError):
 
 
 class WeightsError(TvcError, RuntimeError):
-    """Weights or a checkpoint could not be read, verified or fitted; the model is as it was before."""
+    """Weights or a checkpoint could not be read, verified or fitted; the model is as it was
+    before.
+    """
 
 
 class RegistryWarning(UserWarning):
-    """Something about the installed plugins deserves a look, but nothing that was asked for failed."""
+    """Something about the installed plugins deserves a look, but nothing that was asked for
+    failed.
+    """
 
 
 def near(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
@@ -113,7 +122,9 @@ def listing(names: Iterable[str], *, most: int = 12) -> str:
 
 
 def said(error: BaseException) -> str:
-    """Return an error's class and message on one line; a plugin's error may fail to print itself."""
+    """Return an error's class and message on one line; a plugin's error may fail to print
+    itself.
+    """
     try:
         message = " ".join(str(error).split())
     except Exception:

@@ -5,9 +5,10 @@ A plugin is a light module (no torch import) that a distribution announces in it
     [project.entry-points."tvc.plugins"]
     acme-blocks = "acme_blocks.plugin"
 
-The module states the plugin API that it was written for and implements any of the hooks. Each hook takes
-no arguments and returns a list of frozen specs. A spec's `factory` is a string "package.module:attribute"
-that is imported when the name is first used, so listing names costs nothing.
+The module states the plugin API that it was written for and implements any of the hooks. Each hook
+takes no arguments and returns a list of frozen specs. A spec's `factory` is a string
+"package.module:attribute" that is imported when the name is first used, so listing names costs
+nothing.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 
 @hookspec
 def tvc_backbones() -> list[BackboneSpec | BackboneFamilySpec]:
-    """Offer networks that recipes can name, or families of them. Must not import torch. Since plugin API 1.0.
+    """Offer networks that recipes can name, or families of them. Must not import torch. Since
+    plugin API 1.0.
 
     Example:
 
@@ -40,9 +42,10 @@ def tvc_backbones() -> list[BackboneSpec | BackboneFamilySpec]:
         def tvc_backbones():
             return [
                 BackboneSpec(
-                    name="acme_net", family="acme", origin="acme", summary="A small residual network.",
-                    factory="acme_blocks.net:build",  # build(spec, *, weights, **options) -> nn.Module
-                    stem=("conv1", "bn1"), stages=("layer1", "layer2"), head="fc",
+                    name="acme_net", family="acme", origin="acme", summary="A small residual
+                    network.", factory="acme_blocks.net:build",  # build(spec, *, weights,
+                    **options) -> nn.Module stem=("conv1", "bn1"), stages=("layer1", "layer2"),
+                    head="fc",
                 )
             ]
     """
@@ -63,8 +66,9 @@ def tvc_blocks() -> list[BlockSpec]:
         def tvc_blocks():
             return [
                 BlockSpec(
-                    name="gate", category="attention", summary="Scale each channel by a learned constant.",
-                    factory="acme_blocks.gate:Gate",  # Gate(in_channels, **params) -> nn.Module
+                    name="gate", category="attention", summary="Scale each channel by a learned
+                    constant.", factory="acme_blocks.gate:Gate",  # Gate(in_channels, **params) ->
+                    nn.Module
                 )
             ]
     """

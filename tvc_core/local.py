@@ -8,7 +8,16 @@ from typing import Any, TypeVar, overload
 
 from .errors import PluginError, shown
 from .hookspecs import hookimpl
-from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, Factory, InitializerSpec, PatchOpSpec, Spec, normalize
+from .specs import (
+    BackboneFamilySpec,
+    BackboneSpec,
+    BlockSpec,
+    Factory,
+    InitializerSpec,
+    PatchOpSpec,
+    Spec,
+    normalize,
+)
 
 __all__ = ["LocalPlugin"]
 
@@ -16,14 +25,16 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class LocalPlugin:
-    """A plugin of this process, filled by decorators or by `add`: `HybridBuilder(plugins=[plugin])` knows what it offers.
+    """A plugin of this process, filled by decorators or by `add`: `HybridBuilder(plugins=[plugin])`
+    knows what it offers.
 
-    Each decorator returns the class or function as it was. A builder and a registry are snapshots: they know what the plugin
-    offered when they were made, so decorate first. Where nothing else is said, the name is the function's, or the class's in
-    snake case (`MyGate` becomes `my_gate`), and the summary the first line of its docstring.
+    Each decorator returns the class or function as it was. A builder and a registry are snapshots:
+    they know what the plugin offered when they were made, so decorate first. Where nothing else is
+    said, the name is the function's, or the class's in snake case (`MyGate` becomes `my_gate`), and
+    the summary the first line of its docstring.
 
-    A model that was built with it can be saved. To load it, give `HybridModel.load` a registry with such a plugin again:
-    `HybridBuilder(plugins=[plugin]).registry`.
+    A model that was built with it can be saved. To load it, give `HybridModel.load` a registry with
+    such a plugin again: `HybridBuilder(plugins=[plugin]).registry`.
 
     Args:
         owner: first half of the qualified names, letters, digits and "-".
@@ -33,8 +44,12 @@ class LocalPlugin:
     """
 
     def __init__(self, owner: str) -> None:
-        if not isinstance(owner, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", normalize(owner)):
-            raise PluginError(f"the owner of a LocalPlugin is letters, digits and '-', not {shown(owner)}")
+        if not isinstance(owner, str) or not re.fullmatch(
+            r"[a-z0-9]+(-[a-z0-9]+)*", normalize(owner)
+        ):
+            raise PluginError(
+                f"the owner of a LocalPlugin is letters, digits and '-', not {shown(owner)}"
+            )
         self.TVC_OWNER = normalize(owner)
         self._specs: dict[tuple[str, str], Spec] = {}
 
@@ -127,7 +142,11 @@ class LocalPlugin:
         """
 
         def make(factory: F) -> BackboneSpec:
-            parts: dict[str, Any] = {"stem": (stem,) if isinstance(stem, str) else stem, "stages": stages, "head": head}
+            parts: dict[str, Any] = {
+                "stem": (stem,) if isinstance(stem, str) else stem,
+                "stages": stages,
+                "head": head,
+            }
             return BackboneSpec(**_about(factory, name, summary, source), **parts, **fields)
 
         return self._decorator(None, make, replace)
@@ -176,7 +195,11 @@ class LocalPlugin:
         """
 
         def make(factory: F) -> PatchOpSpec:
-            return PatchOpSpec(**_about(factory, name, summary, source), takes_block=takes_block, options=options or {})
+            return PatchOpSpec(
+                **_about(factory, name, summary, source),
+                takes_block=takes_block,
+                options=options or {},
+            )
 
         return self._decorator(factory, make, replace)
 
@@ -185,7 +208,13 @@ class LocalPlugin:
 
     @overload
     def initializer(
-        self, /, *, name: str | None = ..., summary: str | None = ..., source: str = ..., replace: bool = ...
+        self,
+        /,
+        *,
+        name: str | None = ...,
+        summary: str | None = ...,
+        source: str = ...,
+        replace: bool = ...,
     ) -> Callable[[F], F]: ...
 
     def initializer(
@@ -210,7 +239,9 @@ class LocalPlugin:
         Raises:
             PluginError: the name is taken, or a value has the wrong form; the plugin is as it was.
         """
-        return self._decorator(factory, lambda given: InitializerSpec(**_about(given, name, summary, source)), replace)
+        return self._decorator(
+            factory, lambda given: InitializerSpec(**_about(given, name, summary, source)), replace
+        )
 
     def add(self, *specs: Spec, replace: bool = False) -> None:
         """Offer what is described already.
@@ -259,7 +290,10 @@ class LocalPlugin:
     def _decorator(self, factory: F | None, make: Callable[[F], Spec], replace: bool) -> Any:
         def decorate(factory: F) -> F:
             if not callable(factory):
-                raise PluginError(f"{self!r}: a decorator goes above a class or function, not above {shown(factory)}")
+                raise PluginError(
+                    f"{self!r}: a decorator goes above a class or function, not above "
+                    f"{shown(factory)}"
+                )
             try:
                 spec = make(factory)
             except (TypeError, ValueError) as error:
@@ -274,7 +308,8 @@ class LocalPlugin:
             raise PluginError(f"{self!r} offers specs, such as a BlockSpec, not {shown(spec)}")
         if (spec.kind, spec.name) in self._specs and not replace:
             raise PluginError(
-                f"{self!r} offers the {spec.kind} {spec.name!r} already: give another name=..., or replace=True, as for a "
+                f"{self!r} offers the {spec.kind} {spec.name!r} already: give another name=..., or "
+                "replace=True, as for a "
                 "notebook's cell that is run again"
             )
         self._specs[spec.kind, spec.name] = spec

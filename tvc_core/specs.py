@@ -1,4 +1,6 @@
-"""The frozen descriptions that plugins return: what is offered, not the thing itself. No torch here."""
+"""The frozen descriptions that plugins return: what is offered, not the thing itself. No torch
+here.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,9 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 Factory = str | Callable[..., Any]
-"""What a spec's `factory` may be: "package.module:attribute" (imported on first use) or a callable."""
+"""What a spec's `factory` may be: "package.module:attribute" (imported on first use) or a
+callable.
+"""
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
@@ -17,20 +21,27 @@ _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w
 _LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
 
 OWN = "from_module"
-"""Owner of networks that users hand over themselves. No distribution has it: their normalized names have no underscore."""
+"""Owner of networks that users hand over themselves. No distribution has it: their normalized names
+have no underscore.
+"""
 
 PATCH_KEYS = ("type", "params", "init", "name")
 """The keys of a patch's full form that mean the same for every operation."""
 
 
 class _Picklable:
-    """Pickles a frozen dataclass by its fields: a read-only mapping cannot be pickled, its content can."""
+    """Pickles a frozen dataclass by its fields: a read-only mapping cannot be pickled, its content
+    can.
+    """
 
     __slots__ = ()
 
     def __reduce__(self) -> tuple[Any, ...]:
         values = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
-        plain = {name: dict(value) if isinstance(value, MappingProxyType) else value for name, value in values.items()}
+        plain = {
+            name: dict(value) if isinstance(value, MappingProxyType) else value
+            for name, value in values.items()
+        }
         return _remake, (type(self), plain)
 
 
@@ -40,7 +51,8 @@ class Spec(_Picklable):
 
     Args:
         name: short name, `[a-z][a-z0-9_]*`; the qualified name is "distribution:name".
-        factory: "package.module:attribute", imported on first use. In-process plugins may give the callable.
+        factory: "package.module:attribute", imported on first use. In-process plugins may give the
+            callable.
         summary: one sentence for listings.
         source: where the thing was published: paper, section, repository.
 
@@ -59,8 +71,13 @@ class Spec(_Picklable):
     def __post_init__(self) -> None:
         what = f"{type(self).__name__} {self.name!r}"
         _check_types(self, str, "name", "summary", "source")
-        if not (_NAME.fullmatch(self.name) or (isinstance(self, BackboneSpec) and _MEMBER.fullmatch(self.name))):
-            raise ValueError(f"{what}: a name is lower-case letters, digits and '_', and starts with a letter")
+        if not (
+            _NAME.fullmatch(self.name)
+            or (isinstance(self, BackboneSpec) and _MEMBER.fullmatch(self.name))
+        ):
+            raise ValueError(
+                f"{what}: a name is lower-case letters, digits and '_', and starts with a letter"
+            )
         _check_factory(f"{what}: factory", self.factory)
 
 
@@ -72,13 +89,14 @@ class WeightsSpec(_Picklable):
         name: as the origin names it, such as "IMAGENET1K_V2".
         crop_size: side of the center crop that the network sees [pixels].
         resize_size: short side before the crop [pixels].
-        squash: both sides get `resize_size`, whatever the image's were; otherwise the short one does.
+        squash: both sides get `resize_size`, whatever the image's were; otherwise the short one
+            does.
         interpolation: "bilinear" or "bicubic".
         mean: per input channel, for images scaled to [0, 1].
         std: per input channel, for images scaled to [0, 1].
         num_classes: outputs of the pretrained head; None for a set without a classifier.
-        options: options of the backbone that differ from its defaults in a network with these weights, such as
-            GoogLeNet's `transform_input`. A saved model is built with them again.
+        options: options of the backbone that differ from its defaults in a network with these
+            weights, such as GoogLeNet's `transform_input`. A saved model is built with them again.
         recipe: where and how it was trained.
     """
 
@@ -100,20 +118,25 @@ class WeightsSpec(_Picklable):
         _freeze_tuples(self, "mean", "std")
         _freeze_options(self, self.options)
         if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(f"weights {self.name!r}: interpolation {self.interpolation!r} is not bilinear or bicubic")
+            raise ValueError(
+                f"weights {self.name!r}: interpolation {self.interpolation!r} is not bilinear or "
+                "bicubic"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec(Spec):
     """A named network, its anatomy and its pretrained weights.
 
-    Stem, stages and head partition the parameters. Paths name modules or, for direct parameters of the
-    network (ViT's class token), parameters.
+    Stem, stages and head partition the parameters. Paths name modules or, for direct parameters of
+    the network (ViT's class token), parameters.
 
-    The factory is `build(spec, *, weights, **options) -> nn.Module`: `weights` is one of `spec.weights` or
-    None, `options` are those that the user set. One function can serve a family, since it gets the spec.
+    The factory is `build(spec, *, weights, **options) -> nn.Module`: `weights` is one of
+    `spec.weights` or None, `options` are those that the user set. One function can serve a family,
+    since it gets the spec.
 
-    The member of a family (`BackboneFamilySpec`) is named "family/member", such as "acme/net-s.v2"; no other is.
+    The member of a family (`BackboneFamilySpec`) is named "family/member", such as "acme/net-s.v2";
+    no other is.
 
     Args:
         family: what it belongs to, such as "resnet".
@@ -121,13 +144,13 @@ class BackboneSpec(Spec):
         weights: the pretrained sets, oldest first.
         default_weights: the name that weights="DEFAULT" stands for.
         stem: paths from the input to the first stage, in order of execution.
-        stages: for each stage its path, or its paths in order of execution. The map of a stage is what its
-            last module returns. The last stage ends where pooling begins.
+        stages: for each stage its path, or its paths in order of execution. The map of a stage is
+            what its last module returns. The last stage ends where pooling begins.
         head: path of the whole classifier child.
-        neck: paths of what comes between pooling and the head, where the classifier does not hold it, in order of execution.
-            It counts to the head.
-        auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from. A network may be
-            built without them.
+        neck: paths of what comes between pooling and the head, where the classifier does not hold
+            it, in order of execution. It counts to the head.
+        auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from.
+            A network may be built without them.
         options: names and defaults of the keyword arguments that `build` takes beyond the weights.
         num_channels: channels of the input image [channels].
         channels_option: the option that sets `num_channels`, where there is one.
@@ -161,8 +184,16 @@ class BackboneSpec(Spec):
         _check_types(self, int, "num_channels", "min_size")
         _check_types(self, bool, "fixed_size")
         _freeze_tuples(self, "weights", "stem", "stages", "neck")
-        object.__setattr__(self, "stages", tuple(tuple(s) if isinstance(s, (tuple, list)) else (s,) for s in self.stages))
-        if not all(isinstance(path, str) for paths in (self.stem, *self.stages, self.neck) for path in paths):
+        object.__setattr__(
+            self,
+            "stages",
+            tuple(tuple(s) if isinstance(s, (tuple, list)) else (s,) for s in self.stages),
+        )
+        if not all(
+            isinstance(path, str)
+            for paths in (self.stem, *self.stages, self.neck)
+            for path in paths
+        ):
             raise TypeError(f"{what}: stem, stages and neck are tuples of paths, which are strings")
         if not all(isinstance(weights, WeightsSpec) for weights in self.weights):
             raise TypeError(f"{what}: weights is a tuple of WeightsSpec")
@@ -170,10 +201,15 @@ class BackboneSpec(Spec):
         if len(set(names)) != len(names):
             raise ValueError(f"{what}: the same weights name twice in {names}")
         if self.default_weights is not None and self.default_weights not in names:
-            raise ValueError(f"{what}: default_weights {self.default_weights!r} is not one of {names}")
+            raise ValueError(
+                f"{what}: default_weights {self.default_weights!r} is not one of {names}"
+            )
         _freeze_options(self, self.options)
         if self.channels_option and self.channels_option not in self.options:
-            raise ValueError(f"{what}: channels_option {self.channels_option!r} is not one of its options {list(self.options)}")
+            raise ValueError(
+                f"{what}: channels_option {self.channels_option!r} is not one of its options "
+                f"{list(self.options)}"
+            )
         _freeze_auxiliary(self)
 
     @property
@@ -188,16 +224,17 @@ class BackboneSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneFamilySpec(Spec):
-    """Backbones that need not be listed one by one: each is named "family/member", such as "timm/resnet50".
+    """Backbones that need not be listed one by one: each is named "family/member", such as
+    "timm/resnet50".
 
-    The factory is `describe(member) -> BackboneSpec`, called when such a name is used; the spec that it returns has the whole
-    name, "family/member". It raises `UnknownNameError` where there is no such member, and `BackboneError` with the reason where
-    there is one that cannot be offered.
+    The factory is `describe(member) -> BackboneSpec`, called when such a name is used; the spec
+    that it returns has the whole name, "family/member". It raises `UnknownNameError` where there is
+    no such member, and `BackboneError` with the reason where there is one that cannot be offered.
 
     Args:
-        members: "package.module:attribute" of `members() -> Iterable[str]`, which gives the members' names for listings, in
-            short time and without torch. A member that it leaves out can be described all the same. In-process plugins may
-            give the callable.
+        members: "package.module:attribute" of `members() -> Iterable[str]`, which gives the
+            members' names for listings, in short time and without torch. A member that it leaves
+            out can be described all the same. In-process plugins may give the callable.
         origin: whose networks, such as "timm".
 
     Raises:
@@ -220,15 +257,15 @@ class BackboneFamilySpec(Spec):
 class BlockSpec(Spec):
     """A module that patches insert.
 
-    The factory is a class or function `(in_channels, **params) -> nn.Module`: `in_channels` is positional and
-    comes from the core, which measured it; `params` are the user's.
+    The factory is a class or function `(in_channels, **params) -> nn.Module`: `in_channels` is
+    positional and comes from the core, which measured it; `params` are the user's.
 
     Args:
         category: "attention" for attention blocks; others are free words such as "convolution".
         preserves_shape: the output has the shape of the input for every valid `in_channels`.
         layouts: the tensor layouts that the block takes, such as ("NCHW",).
-        gated: the block has a method `gate(x)` such that block(x) equals x * gate(x), with a gate that
-            broadcasts over x. The identity start then costs no extra map.
+        gated: the block has a method `gate(x)` such that block(x) equals x * gate(x), with a gate
+            that broadcasts over x. The identity start then costs no extra map.
     """
 
     kind: ClassVar[str] = "block"
@@ -244,21 +281,25 @@ class BlockSpec(Spec):
         _check_types(self, bool, "preserves_shape", "gated")
         _freeze_tuples(self, "layouts")
         if not self.layouts or any(layout not in _LAYOUTS for layout in self.layouts):
-            raise ValueError(f"BlockSpec {self.name!r}: layouts {self.layouts!r} is not a tuple out of {_LAYOUTS}")
+            raise ValueError(
+                f"BlockSpec {self.name!r}: layouts {self.layouts!r} is not a tuple out of "
+                f"{_LAYOUTS}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PatchOpSpec(Spec):
     """A way to combine a target and a block.
 
-    The factory is `apply(target, block, **options) -> nn.Module`, or `apply(target, **options)` where
-    `takes_block` is false. It returns what stands at the target afterwards: `target.module` itself, or a module
-    that takes its place. `target` is a `tvc_core.Target`, whose methods insert modules.
+    The factory is `apply(target, block, **options) -> nn.Module`, or `apply(target, **options)`
+    where `takes_block` is false. It returns what stands at the target afterwards: `target.module`
+    itself, or a module that takes its place. `target` is a `tvc_core.Target`, whose methods insert
+    modules.
 
     Args:
         takes_block: the operation inserts a block, which the user names under `type`.
-        options: names and defaults of the keyword arguments that `apply` takes beyond target and block; the
-            user sets them beside `type`.
+        options: names and defaults of the keyword arguments that `apply` takes beyond target and
+            block; the user sets them beside `type`.
     """
 
     kind: ClassVar[str] = "patch op"
@@ -272,26 +313,34 @@ class PatchOpSpec(Spec):
         _freeze_options(self, self.options)
         taken = sorted(set(self.options) & set(PATCH_KEYS))
         if taken:
-            raise ValueError(f"PatchOpSpec {self.name!r}: the option names {taken} have a meaning of their own in patches")
+            raise ValueError(
+                f"PatchOpSpec {self.name!r}: the option names {taken} have a meaning of their own "
+                "in patches"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class InitializerSpec(Spec):
     """A way to fill new parameters.
 
-    The factory is `initialize(module) -> None`, in place. It gets only modules that tvc made or whose
-    parameters a checkpoint did not fill.
+    The factory is `initialize(module) -> None`, in place. It gets only modules that tvc made or
+    whose parameters a checkpoint did not fill.
     """
 
     kind: ClassVar[str] = "initializer"
 
 
 def _check_types(spec: Spec | WeightsSpec, wanted: type, *names: str) -> None:
-    """Refuse a field of another type: a listing that sorts or compares it later would fail for everybody."""
+    """Refuse a field of another type: a listing that sorts or compares it later would fail for
+    everybody.
+    """
     for name in names:
         value = getattr(spec, name)
         if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-            raise TypeError(f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not of type {wanted.__name__}")
+            raise TypeError(
+                f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not of type "
+                f"{wanted.__name__}"
+            )
 
 
 def _check_factory(what: str, factory: object) -> None:
@@ -306,14 +355,19 @@ def _freeze_tuples(spec: Spec | WeightsSpec, *names: str) -> None:
     for name in names:
         value = getattr(spec, name)
         if not isinstance(value, (tuple, list)):
-            raise TypeError(f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not a tuple")
+            raise TypeError(
+                f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not a tuple"
+            )
         object.__setattr__(spec, name, tuple(value))
 
 
 def _freeze_options(spec: Spec | WeightsSpec, options: Mapping[str, Any]) -> None:
-    if not isinstance(options, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in options):
+    if not isinstance(options, Mapping) or not all(
+        isinstance(name, str) and name.isidentifier() for name in options
+    ):
         raise TypeError(
-            f"{type(spec).__name__} {spec.name!r}: options is {options!r}, not a mapping of argument names to defaults"
+            f"{type(spec).__name__} {spec.name!r}: options is {options!r}, not a mapping of "
+            "argument names to defaults"
         )
     object.__setattr__(spec, "options", MappingProxyType(dict(options)))
 
@@ -321,9 +375,13 @@ def _freeze_options(spec: Spec | WeightsSpec, options: Mapping[str, Any]) -> Non
 def _freeze_auxiliary(spec: BackboneSpec) -> None:
     stages = range(len(spec.stages))
     if not isinstance(spec.auxiliary, Mapping) or not all(
-        isinstance(path, str) and type(stage) is int and stage in stages for path, stage in spec.auxiliary.items()
+        isinstance(path, str) and type(stage) is int and stage in stages
+        for path, stage in spec.auxiliary.items()
     ):
-        raise TypeError(f"BackboneSpec {spec.name!r}: auxiliary is {spec.auxiliary!r}, not a mapping of paths to stage numbers")
+        raise TypeError(
+            f"BackboneSpec {spec.name!r}: auxiliary is {spec.auxiliary!r}, not a mapping of paths "
+            "to stage numbers"
+        )
     object.__setattr__(spec, "auxiliary", MappingProxyType(dict(spec.auxiliary)))
 
 

@@ -1,6 +1,8 @@
-"""Figures of the speed promises, as ratios of paired runs in turn. Run by `make bench`; prints a table and asserts nothing.
+"""Figures of the speed promises, as ratios of paired runs in turn. Run by `make bench`; prints a
+table and asserts nothing.
 
-A ratio's median is what to quote; the machine may be shared, so absolute times are for orientation only.
+A ratio's median is what to quote; the machine may be shared, so absolute times are for orientation
+only.
 """
 
 from __future__ import annotations
@@ -37,23 +39,32 @@ def seconds(action: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def pairs(ours: Callable[[], object], theirs: Callable[[], object], runs: int) -> list[tuple[float, float]]:
+def pairs(
+    ours: Callable[[], object], theirs: Callable[[], object], runs: int
+) -> list[tuple[float, float]]:
     """Return the times of both, run in turn after one uncounted run of each [s]."""
     ours(), theirs()
     return [(seconds(ours), seconds(theirs)) for _ in range(runs)]
 
 
 def process(*arguments: str, path: str = "") -> Callable[[], object]:
-    """Return an action that runs this Python with arguments, and with a folder of more distributions."""
+    """Return an action that runs this Python with arguments, and with a folder of more
+    distributions.
+    """
     environment = {**os.environ, "PYTHONPATH": path}
-    return lambda: subprocess.run([sys.executable, *arguments], check=True, capture_output=True, env=environment)
+    return lambda: subprocess.run(
+        [sys.executable, *arguments], check=True, capture_output=True, env=environment
+    )
 
 
 def write_plugins(folder: str, count: int) -> str:
     """Install distributions with a plugin of one block each into a folder, and return it."""
     for number in range(count):
         block = f"BlockSpec(name='gate{number}', factory='acme:Gate')"
-        source = f"from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n@hookimpl\ndef tvc_blocks(): return [{block}]\n"
+        source = (
+            "from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n@hookimpl\ndef "
+            f"tvc_blocks(): return [{block}]\n"
+        )
         write_distribution(Path(folder), f"acme-{number}", source)
     return folder
 
@@ -74,11 +85,17 @@ def forward(model: nn.Module, repeat: int) -> Callable[[], object]:
 def sixteen_patches() -> dict[str, dict[str, str]]:
     """Return a squeeze-excite around each of ResNet-50's 16 blocks."""
     lengths = {"layer1": 3, "layer2": 4, "layer3": 6, "layer4": 3}
-    return {f"{layer}.{index}": {"wrap": "se"} for layer, length in lengths.items() for index in range(length)}
+    return {
+        f"{layer}.{index}": {"wrap": "se"}
+        for layer, length in lengths.items()
+        for index in range(length)
+    }
 
 
 def kept_with_and_without(name: str, stages: list[int] | None) -> tuple[int, int]:
-    """Return what a forward pass in training mode keeps without and with gradient checkpointing [bytes]."""
+    """Return what a forward pass in training mode keeps without and with gradient checkpointing
+    [bytes].
+    """
     model = HybridBuilder().from_backbone(name, None).train()
     if stages is not None:
         model.freeze_backbone(unfreeze_stages=stages)
@@ -93,45 +110,79 @@ def main(runs: int) -> None:
     builder = HybridBuilder()
     table = Table("what", "ours [s]", "theirs [s]", "ratio: median (min to max)", "promise")
 
-    def row(what: str, timed: list[tuple[float, float]], promise: str, *, theirs_over_ours: bool = False) -> None:
+    def row(
+        what: str, timed: list[tuple[float, float]], promise: str, *, theirs_over_ours: bool = False
+    ) -> None:
         ratios = [b / a if theirs_over_ours else a / b for a, b in timed]
         ours, theirs = (statistics.median(column) for column in zip(*timed, strict=True))
         spread = f"{statistics.median(ratios):.3g} ({min(ratios):.3g} to {max(ratios):.3g})"
         table.add_row(what, f"{ours:.3f}", f"{theirs:.3f}", spread, promise)
 
     plugins = Table(
-        "plugins installed besides", "listed later by [s]: median (min to max)", "import tvc_core later by [s]", "promise"
+        "plugins installed besides",
+        "listed later by [s]: median (min to max)",
+        "import tvc_core later by [s]",
+        "promise",
     )
     for count in (100, 300, 1000):
         with tempfile.TemporaryDirectory() as folder:
             write_plugins(folder, count)
             columns = []
             for code in (LIST_BACKBONES, IMPORT):
-                later = [a - b for a, b in pairs(process("-c", code, path=folder), process("-c", code), runs)]
-                columns.append(f"{statistics.median(later):.3f} ({min(later):.3f} to {max(later):.3f})")
+                later = [
+                    a - b
+                    for a, b in pairs(process("-c", code, path=folder), process("-c", code), runs)
+                ]
+                columns.append(
+                    f"{statistics.median(later):.3f} ({min(later):.3f} to {max(later):.3f})"
+                )
             plugins.add_row(str(count), *columns, "<= 0.15 s, 0" if count == 100 else "linear")
     Console(width=140).print(plugins)
     theirs = process("-c", LIST_MODELS)
     listing = pairs(process("-c", LIST_BACKBONES), theirs, runs)
-    row("list_backbones() / list_models(), fresh process", listing, ">= 20 times faster", theirs_over_ours=True)
+    row(
+        "list_backbones() / list_models(), fresh process",
+        listing,
+        ">= 20 times faster",
+        theirs_over_ours=True,
+    )
     command = pairs(process("-m", "tvc_cli", "list"), theirs, runs)
-    row("tvc list / list_models(), fresh process", command, ">= 15 times faster", theirs_over_ours=True)
+    row(
+        "tvc list / list_models(), fresh process",
+        command,
+        ">= 15 times faster",
+        theirs_over_ours=True,
+    )
     for name in ("resnet50", "efficientnet_b0", "swin_t"):
         torch.manual_seed(0)
-        hybrid, own = builder.from_backbone(name, None), torchvision.models.get_model(name, weights=None)
+        hybrid, own = (
+            builder.from_backbone(name, None),
+            torchvision.models.get_model(name, weights=None),
+        )
         timed = pairs(forward(hybrid, 3), forward(own, 3), 3 * runs)
         row(f"forward of an unpatched {name}", timed, "1.00 +- 0.02")
     patches = sixteen_patches()
     timed = pairs(
-        lambda: builder.from_backbone("resnet50", None, patches=patches), lambda: builder.from_backbone("resnet50", None), runs
+        lambda: builder.from_backbone("resnet50", None, patches=patches),
+        lambda: builder.from_backbone("resnet50", None),
+        runs,
     )
     row("build of resnet50 with 16 patches / without", timed, "<= 1.5")
     Console(width=140).print(table)
-    memory = Table("kept for the backward pass, images [4, 3, 224, 224]", "plain [MB]", "checkpointed [MB]", "ratio")
+    memory = Table(
+        "kept for the backward pass, images [4, 3, 224, 224]",
+        "plain [MB]",
+        "checkpointed [MB]",
+        "ratio",
+    )
     for name in ("resnet50", "convnext_tiny"):
         for what, stages in (("all stages train", None), ("the last two train", [-2, -1])):
             plain, checkpointed = kept_with_and_without(name, stages)
-            row_of = (f"{plain / 1e6:.1f}", f"{checkpointed / 1e6:.1f}", f"{checkpointed / plain:.3f}")
+            row_of = (
+                f"{plain / 1e6:.1f}",
+                f"{checkpointed / 1e6:.1f}",
+                f"{checkpointed / plain:.3f}",
+            )
             memory.add_row(f"{name}, {what}", *row_of)
     Console(width=140).print(memory)
 

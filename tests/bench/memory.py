@@ -1,4 +1,6 @@
-"""Bytes that a forward pass keeps for the backward pass, counted on the CPU: the same on any machine."""
+"""Bytes that a forward pass keeps for the backward pass, counted on the CPU: the same on any
+machine.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,12 @@ from torch import Tensor, nn
 
 
 def kept_bytes(model: nn.Module, x: Tensor) -> int:
-    """Return the size of all storages that autograd keeps after one forward pass, those of the model left out [bytes]."""
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    """Return the size of all storages that autograd keeps after one forward pass, those of the
+    model left out [bytes].
+    """
+    own = {
+        tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())
+    }
     kept: dict[int, torch.UntypedStorage] = {}  # held, so that no address is given away twice
 
     def pack(tensor: Tensor) -> Tensor:

@@ -1,4 +1,6 @@
-"""A laboratory for the core's tests: a small network and small blocks, in a registry that knows nothing else."""
+"""A laboratory for the core's tests: a small network and small blocks, in a registry that knows
+nothing else.
+"""
 
 from __future__ import annotations
 
@@ -56,9 +58,13 @@ class Tiny(nn.Module):
 class ConvNorm(nn.Module):
     """A block without a gate, with `channels` as its output width and running statistics."""
 
-    def __init__(self, in_channels: int, channels: int | None = None, kernel_size: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, channels: int | None = None, kernel_size: int = 3, stride: int = 1
+    ) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(in_channels, channels or in_channels, kernel_size, stride, kernel_size // 2, bias=False)
+        self.conv = nn.Conv2d(
+            in_channels, channels or in_channels, kernel_size, stride, kernel_size // 2, bias=False
+        )
         self.norm = nn.BatchNorm2d(channels or in_channels)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -107,13 +113,19 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def lab() -> Builder:
-    """Return a function that makes a builder which knows the core, tiny, gate, conv, and what it is given."""
-    return lambda *specs: HybridBuilder(registry=Registry([plugin_of(TINY, *BLOCKS, *specs)], installed=False))
+    """Return a function that makes a builder which knows the core, tiny, gate, conv, and what it is
+    given.
+    """
+    return lambda *specs: HybridBuilder(
+        registry=Registry([plugin_of(TINY, *BLOCKS, *specs)], installed=False)
+    )
 
 
 @pytest.fixture
 def tiny(lab: Builder) -> TinyBuilder:
-    """Return a function that builds the small network: `tiny(patches, *more_specs, **arguments)`."""
+    """Return a function that builds the small network: `tiny(patches, *more_specs,
+    **arguments)`.
+    """
 
     def build(patches: dict[str, Any] | None = None, *specs: Spec, **arguments: Any) -> HybridModel:
         return lab(*specs).from_backbone("tiny", None, patches, **arguments)
@@ -134,8 +146,12 @@ def images() -> Tensor:
 
 
 @pytest.fixture
-def install(fake_distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Return a function that installs a distribution; what else is installed on the machine is out of sight."""
+def install(
+    fake_distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., Path]:
+    """Return a function that installs a distribution; what else is installed on the machine is out
+    of sight.
+    """
     find = importlib_metadata.distributions
     folders: list[str] = []
     monkeypatch.setattr(discovery.importlib_metadata, "distributions", lambda: find(path=folders))

@@ -15,7 +15,12 @@ from tvc_core.model.anatomy import Anatomy
 
 def spec(**changes: Any) -> BackboneSpec:
     base = BackboneSpec(
-        name="tiny", factory=nn.Identity, stem=("stem",), stages=("layer1", "layer2", "layer3"), head="fc", num_channels=3
+        name="tiny",
+        factory=nn.Identity,
+        stem=("stem",),
+        stages=("layer1", "layer2", "layer3"),
+        head="fc",
+        num_channels=3,
     )
     return replace(base, **changes)
 
@@ -26,15 +31,23 @@ def spec(**changes: Any) -> BackboneSpec:
         ({"head": "classifier"}, r"it has no 'classifier'; its children are stem, layer1"),
         ({"stages": ("layer1", "layer2", "layer4")}, "it has no 'layer4'"),
         ({"stages": ("layer1", "layer2")}, r"lack layer3\.0\.conv\.weight.*more"),
-        ({"stages": ("layer1", "layer2", "layer3", "layer3.0")}, r"'layer3\.0' belongs to two parts"),
+        (
+            {"stages": ("layer1", "layer2", "layer3", "layer3.0")},
+            r"'layer3\.0' belongs to two parts",
+        ),
         ({"stem": ("stem", "layer1")}, "'layer1' belongs to two parts"),
         ({"stem": ()}, "stem is"),
         ({"stages": ()}, "stages is"),
-        ({"stages": ("layer1", "layer2", ("layer3", "fc.weight"))}, "belongs to two parts|ends with a module"),
+        (
+            {"stages": ("layer1", "layer2", ("layer3", "fc.weight"))},
+            "belongs to two parts|ends with a module",
+        ),
         ({"head": "fc.weight"}, "is not a module|lack"),
     ],
 )
-def test_a_spec_that_does_not_describe_the_network_is_refused(plain: Any, changes: Any, message: str) -> None:
+def test_a_spec_that_does_not_describe_the_network_is_refused(
+    plain: Any, changes: Any, message: str
+) -> None:
     with pytest.raises(BackboneError, match=message):
         Anatomy.of(plain(), spec(**changes))
 
@@ -56,7 +69,8 @@ def test_a_path_owns_what_is_below_it_and_nothing_with_a_longer_name(plain: Any)
 
 
 @pytest.mark.parametrize(
-    ("given", "found"), [([2], [2]), ([-1], [2]), ([0, -3], [0]), ([], []), (1, [1]), (range(3), [0, 1, 2])]
+    ("given", "found"),
+    [([2], [2]), ([-1], [2]), ([0, -3], [0]), ([], []), (1, [1]), (range(3), [0, 1, 2])],
 )
 def test_negative_stages_count_from_the_end(plain: Any, given: Any, found: list[int]) -> None:
     assert Anatomy.of(plain(), spec()).stage_indices(given) == found
@@ -64,22 +78,35 @@ def test_negative_stages_count_from_the_end(plain: Any, given: Any, found: list[
 
 @pytest.mark.parametrize("wrong", [9, 3, -4, True, 1.0, "1", None])
 def test_a_stage_that_is_not_there_is_an_error_that_lists_them(plain: Any, wrong: Any) -> None:
-    with pytest.raises(StageError, match=r"no stage .*the 3 stages are 0: layer1, 1: layer2, 2: layer3; -1 is the last"):
+    with pytest.raises(
+        StageError,
+        match=r"no stage .*the 3 stages are 0: layer1, 1: layer2, 2: layer3; -1 is the last",
+    ):
         Anatomy.of(plain(), spec()).stage_indices([0, wrong])
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v2", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny"]
+)
 def test_the_parts_partition_the_parameters(builder: HybridBuilder, name: str) -> None:
     stage = {"resnet18": "layer3"}.get(name, "features.3")
     model = builder.from_backbone(name, None, {stage: {"wrap": "se"}}, num_classes=3)
     parts = model.parts()
-    assert sum(part.num_parameters for part in parts) == sum(parameter.numel() for parameter in model.parameters())
+    assert sum(part.num_parameters for part in parts) == sum(
+        parameter.numel() for parameter in model.parameters()
+    )
     assert all(part.num_parameters > 0 for part in parts)
-    assert [part.name for part in parts] == ["stem", *(f"stage {i}" for i in range(len(model.stage_info))), "head"]
+    assert [part.name for part in parts] == [
+        "stem",
+        *(f"stage {i}" for i in range(len(model.stage_info))),
+        "head",
+    ]
 
 
 def test_every_parameter_belongs_to_the_part_that_computes_with_it(builder: HybridBuilder) -> None:
-    """A second derivation of the stage table: the gradient of a stage's map reaches exactly what comes before its end."""
+    """A second derivation of the stage table: the gradient of a stage's map reaches exactly what
+    comes before its end.
+    """
     model = builder.from_backbone("mobilenet_v3_small", None)
     anatomy = model._tvc.anatomy
     maps = model.eval().get_stage_outputs(torch.randn(1, 3, 64, 64))
@@ -87,8 +114,12 @@ def test_every_parameter_belongs_to_the_part_that_computes_with_it(builder: Hybr
     names = dict(model.named_parameters())
     for index, feature in enumerate(maps):
         part = "stem" if index == 0 else f"stage {index - 1}"
-        grads = torch.autograd.grad(feature.sum(), list(names.values()), retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(
+            feature.sum(), list(names.values()), retain_graph=True, allow_unused=True
+        )
         now = {name for name, grad in zip(names, grads, strict=True) if grad is not None}
         assert now - reached == {name for name in names if anatomy.part_of(name) == part}
         reached = now
-    assert {name for name in names if name not in reached} == {name for name in names if anatomy.part_of(name) == "head"}
+    assert {name for name in names if name not in reached} == {
+        name for name in names if anatomy.part_of(name) == "head"
+    }

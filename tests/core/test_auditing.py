@@ -30,16 +30,22 @@ def statistics(*norms: str) -> set[str]:
     return {f"{norm}.{name}" for norm in norms for name in STATISTICS}
 
 
-# -- freeze_report ------------------------------------------------------------------------------------------------------
+# -- freeze_report ---------------------------------------------------------------------------------
 
 
 def test_the_report_counts_what_parts_counts_and_says_what_train_does(tiny: Any) -> None:
     model = tiny(PATCHES, freeze_backbone=True, unfreeze_stages=[1]).train()
     report = model.freeze_report()
     counts = [(part.name, part.num_parameters, part.num_trainable) for part in report.parts]
-    assert counts == [(part.name, part.num_parameters, part.num_trainable) for part in model.parts()]
-    training = {part.name: (part.num_training, part.num_training_after_train) for part in report.parts}
-    assert training["stem"] == (0, 0) and training["stage 1"] == (5, 5) and training["head"] == (1, 1)
+    assert counts == [
+        (part.name, part.num_parameters, part.num_trainable) for part in model.parts()
+    ]
+    training = {
+        part.name: (part.num_training, part.num_training_after_train) for part in report.parts
+    }
+    assert (
+        training["stem"] == (0, 0) and training["stage 1"] == (5, 5) and training["head"] == (1, 1)
+    )
     assert training["stage 0"] == (3, 3)  # the frozen stage's patch: Patch, block, layer
     assert [part.unexpected for part in report.parts] == [()] * 5
     frozen = {norm.path for part in report.parts for norm in part.frozen_normalizations}
@@ -60,22 +66,36 @@ def test_what_was_changed_by_hand_shows(tiny: Any) -> None:
     model.fc.bias.requires_grad_(False)
     model.layer2.train()
     stem, first, second, _, head = model.freeze_report().parts
-    assert first.unexpected == ("layer1.conv.weight",) and first.num_trainable == model.layer1.conv.weight.numel()
+    assert (
+        first.unexpected == ("layer1.conv.weight",)
+        and first.num_trainable == model.layer1.conv.weight.numel()
+    )
     assert head.unexpected == ("fc.bias",) and head.num_trainable == model.fc.weight.numel()
     (norm,) = second.normalizations
-    assert (norm.path, norm.training, norm.training_after_train, norm.trainable) == ("layer2.norm", True, False, False)
+    assert (norm.path, norm.training, norm.training_after_train, norm.trainable) == (
+        "layer2.norm",
+        True,
+        False,
+        False,
+    )
     assert not stem.unexpected and not stem.normalizations[0].training
     text = str(model.freeze_report())
     assert "stage 0: changed by hand, not as the freeze state says: layer1.conv.weight" in text
-    assert "stage 1: in training mode now, set by hand; model.train() puts it back: layer2.norm" in text
+    assert (
+        "stage 1: in training mode now, set by hand; model.train() puts it back: layer2.norm"
+        in text
+    )
     model.train().load_freeze_state(model.freeze_state())
     assert "by hand" not in str(model.freeze_report())
 
 
 @pytest.mark.parametrize(
-    ("normalization", "expected"), [("frozen", (False, False)), ("eval", (True, False)), ("train", (True, True))]
+    ("normalization", "expected"),
+    [("frozen", (False, False)), ("eval", (True, False)), ("train", (True, True))],
 )
-def test_the_choice_for_norms_shows(tiny: Any, normalization: str, expected: tuple[bool, bool]) -> None:
+def test_the_choice_for_norms_shows(
+    tiny: Any, normalization: str, expected: tuple[bool, bool]
+) -> None:
     model = tiny()
     model.freeze_backbone(normalization=normalization)
     (norm,) = model.freeze_report().parts[1].normalizations
@@ -85,13 +105,21 @@ def test_the_choice_for_norms_shows(tiny: Any, normalization: str, expected: tup
 def test_the_report_is_a_table_and_cannot_be_changed(tiny: Any) -> None:
     report = tiny(PATCHES, freeze_backbone=True).freeze_report()
     lines = str(report).splitlines()
-    assert [line.split("  ")[0].strip() for line in lines[1:]] == ["stem", "stage 0", "stage 1", "stage 2", "head"]
-    assert lines[1].endswith("1, 1 frozen, 1 in eval mode / stay in eval mode") and lines[-1].endswith("none / train")
+    assert [line.split("  ")[0].strip() for line in lines[1:]] == [
+        "stem",
+        "stage 0",
+        "stage 1",
+        "stage 2",
+        "head",
+    ]
+    assert lines[1].endswith("1, 1 frozen, 1 in eval mode / stay in eval mode") and lines[
+        -1
+    ].endswith("none / train")
     with pytest.raises(FrozenInstanceError):
         report.parts[0].num_trainable = 5
 
 
-# -- audit --------------------------------------------------------------------------------------------------------------
+# -- audit -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("normalization", ["frozen", "eval", "train"])
@@ -130,7 +158,9 @@ def test_statistics_of_a_part_frozen_by_hand_are_named(tiny: Any, images: Tensor
     assert report.ok
 
 
-def test_weight_decay_moves_a_frozen_parameter_that_has_a_gradient(tiny: Any, images: Tensor) -> None:
+def test_weight_decay_moves_a_frozen_parameter_that_has_a_gradient(
+    tiny: Any, images: Tensor
+) -> None:
     model = tiny().train()
     optimizer = sgd(model)
     step(model, images, optimizer)
@@ -139,7 +169,9 @@ def test_weight_decay_moves_a_frozen_parameter_that_has_a_gradient(tiny: Any, im
     with audit(model, optimizer) as report:
         step(model, images, optimizer)
     assert {name.partition(".")[0] for name in report.moved} == {"stem", "layer3"}
-    assert set(report.moved) == {n for n, p in model.named_parameters() if n.startswith(("stem", "layer3"))}
+    assert set(report.moved) == {
+        n for n, p in model.named_parameters() if n.startswith(("stem", "layer3"))
+    }
     optimizer.zero_grad()  # without gradients the optimizer passes them over
     with audit(model, optimizer) as report:
         step(model, images, optimizer)
@@ -164,7 +196,11 @@ def test_trainable_parameters_without_gradient_are_named(tiny: Any, images: Tens
         features = model.layer2(model.layer1(model.stem(images)))
         features.sum().backward()
         optimizer.zero_grad()  # those of the context do, even when they are gone at its end
-    expected = {name for name, p in model.named_parameters() if p.requires_grad and not name.startswith("layer2.")}
+    expected = {
+        name
+        for name, p in model.named_parameters()
+        if p.requires_grad and not name.startswith("layer2.")
+    }
     assert set(report.without_gradient) == expected and len(expected) > 4
     assert not report.moved and not report.not_in_optimizer
 
@@ -175,7 +211,9 @@ def test_what_the_optimizer_lacks_is_named(tiny: Any, images: Tensor) -> None:
     model.freeze_backbone(unfreeze_stages=[1])
     with audit(model, optimizer) as report:
         step(model, images, optimizer)
-    assert set(report.not_in_optimizer) == {n for n, _ in model.named_parameters() if n.startswith("layer2.")}
+    assert set(report.not_in_optimizer) == {
+        n for n, _ in model.named_parameters() if n.startswith("layer2.")
+    }
     assert not report.moved and not report.without_gradient
     model.reset_classifier(7)
     with audit(model, torch.optim.AdamW(param_groups(model, 0.1))) as report:
@@ -222,7 +260,10 @@ def test_a_compiled_model_can_be_audited_without_compiling_again(tiny: Any, imag
     compiled: Any = torch.compile(model, backend="aot_eager")
     optimizer = sgd(model)
     step(compiled, images, optimizer)
-    with torch._dynamo.config.patch(error_on_recompile=True), audit(model, optimizer, strict=True) as report:
+    with (
+        torch._dynamo.config.patch(error_on_recompile=True),
+        audit(model, optimizer, strict=True) as report,
+    ):
         step(compiled, images, optimizer)
     assert report.ok
     with pytest.raises(ParameterError, match=r"compiled\._orig_mod"), audit(compiled, optimizer):
@@ -232,5 +273,8 @@ def test_a_compiled_model_can_be_audited_without_compiling_again(tiny: Any, imag
 def test_what_is_no_hybrid_or_no_optimizer_is_refused(tiny: Any, plain: Any) -> None:
     with pytest.raises(ParameterError, match="made, not Tiny"), audit(plain(), sgd(plain())):
         pass
-    with pytest.raises(ParameterError, match="torch optimizer, which has param_groups, not dict"), audit(tiny(), {}):
+    with (
+        pytest.raises(ParameterError, match="torch optimizer, which has param_groups, not dict"),
+        audit(tiny(), {}),
+    ):
         pass

@@ -1,4 +1,6 @@
-"""The listing methods: on the class what is installed, on an instance its own registry, typed for users."""
+"""The listing methods: on the class what is installed, on an instance its own registry, typed for
+users.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, Registry, UnknownNa
 
 
 def net(name: str, origin: str = "acme") -> BackboneSpec:
-    return BackboneSpec(name=name, factory="acme.net:build", origin=origin, stages=("layer1",), head="fc")
+    return BackboneSpec(
+        name=name, factory="acme.net:build", origin=origin, stages=("layer1",), head="fc"
+    )
 
 
 class Alpha:
@@ -67,7 +71,11 @@ def test_a_filter_by_plugin_shows_what_a_preference_hides_behind_the_short_name(
 
 def test_the_filter_of_blocks() -> None:
     assert builder().list_blocks() == ["conv", "gate"]
-    assert builder().list_blocks("attention") == builder().list_blocks(category="attention") == ["gate"]
+    assert (
+        builder().list_blocks("attention")
+        == builder().list_blocks(category="attention")
+        == ["gate"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -78,7 +86,11 @@ def test_the_filter_of_blocks() -> None:
             {"origin": "torchvison"},
             "no installed plugin has the origin 'torchvison'. Did you mean 'torchvision'",
         ),
-        ("list_backbones", {"plugin": "bata"}, "no installed plugin has the plugin 'bata'. Did you mean 'beta'"),
+        (
+            "list_backbones",
+            {"plugin": "bata"},
+            "no installed plugin has the plugin 'bata'. Did you mean 'beta'",
+        ),
         (
             "list_blocks",
             {"category": "atention"},
@@ -86,7 +98,9 @@ def test_the_filter_of_blocks() -> None:
         ),
     ],
 )
-def test_a_misspelt_filter_is_an_error_and_not_an_empty_list(method: str, arguments: dict[str, str], said: str) -> None:
+def test_a_misspelt_filter_is_an_error_and_not_an_empty_list(
+    method: str, arguments: dict[str, str], said: str
+) -> None:
     with pytest.raises(UnknownNameError) as caught:
         getattr(builder(), method)(**arguments)
     assert said in str(caught.value)
@@ -99,10 +113,13 @@ def test_operations_and_initializers_come_through_the_same_hooks_as_everything()
 
 def test_the_class_lists_what_is_installed_now(fake_distribution: Any) -> None:
     before = HybridBuilder.list_blocks()
-    assert {"se", "cbam_block", "eca", "channel_attention", "spatial_attention"} <= set(HybridBuilder.list_blocks("attention"))
+    assert {"se", "cbam_block", "eca", "channel_attention", "spatial_attention"} <= set(
+        HybridBuilder.list_blocks("attention")
+    )
     source = (
         "from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n"
-        "@hookimpl\ndef tvc_blocks():\n    return [BlockSpec(name='acme_gate', factory='acme:Gate')]\n"
+        "@hookimpl\ndef tvc_blocks():\n    return [BlockSpec(name='acme_gate', "
+        "factory='acme:Gate')]\n"
     )
     fake_distribution("acme-blocks", source)
     assert sorted(HybridBuilder.list_blocks()) == sorted([*before, "acme_gate"])
@@ -117,9 +134,12 @@ def test_an_instance_keeps_the_registry_that_it_was_made_with(fake_distribution:
 
 def test_the_listing_of_torchvisions_names_agrees_with_torchvision() -> None:
     models = pytest.importorskip("torchvision.models")
-    assert set(HybridBuilder.list_backbones(origin="torchvision")) <= set(models.list_models(module=models))
+    assert set(HybridBuilder.list_backbones(origin="torchvision")) <= set(
+        models.list_models(module=models)
+    )
     assert HybridBuilder.list_backbones("resnet*", plugin="tvc-resnet") == sorted(
-        (name for name in models.list_models(module=models) if name.startswith("resnet")), key=lambda name: int(name[6:])
+        (name for name in models.list_models(module=models) if name.startswith("resnet")),
+        key=lambda name: int(name[6:]),
     )
 
 
@@ -136,7 +156,8 @@ names: list[str] = HybridBuilder.list_backbones()
 names = HybridBuilder.list_backbones("resnet*", origin="torchvision", plugin="tvc-resnet")
 names = HybridBuilder().list_backbones(pattern="resnet*")
 names = HybridBuilder.list_blocks("attention") + HybridBuilder().list_blocks(category="attention")
-names = HybridBuilder.list_patch_ops() + HybridBuilder(prefer=("tvc-attention",)).list_initializers()
+preferring = HybridBuilder(prefer=("tvc-attention",))
+names = HybridBuilder.list_patch_ops() + preferring.list_initializers()
 builder = HybridBuilder(registry=Registry(installed=False))
 first: str = builder.list_backbones()[0]
 recipe: Recipe = Recipe.from_mapping({"backbone": "resnet50"})
@@ -152,9 +173,17 @@ except UnknownNameError as error:
 def run_mypy(folder: Path, source: str) -> tuple[int, str]:
     pytest.importorskip("mypy")
     (folder / "sample.py").write_text(source)
-    settings = "[mypy]\nfollow_imports = silent\n[mypy-torch.*,torchvision.*]\nfollow_imports = skip\n"
-    (folder / "mypy.ini").write_text(settings)  # torch's own types take 20 s, and no listing has them
-    done = subprocess.run([sys.executable, "-m", "mypy", "--strict", "sample.py"], cwd=folder, capture_output=True, text=True)
+    settings = (
+        "[mypy]\nfollow_imports = silent\n[mypy-torch.*,torchvision.*]\nfollow_imports = skip\n"
+    )
+    # torch's own types take 20 s, and no listing has them
+    (folder / "mypy.ini").write_text(settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "sample.py"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, done.stdout + done.stderr
 
 
@@ -164,11 +193,17 @@ def test_a_users_sample_passes_strict_type_checking(tmp_path: Path) -> None:
 
 
 def test_strict_type_checking_would_see_a_wrong_result_type(tmp_path: Path) -> None:
-    code, output = run_mypy(tmp_path, SAMPLE + "wrong: list[int] = HybridBuilder.list_backbones()\n")
+    code, output = run_mypy(
+        tmp_path, SAMPLE + "wrong: list[int] = HybridBuilder.list_backbones()\n"
+    )
     assert code == 1 and 'expression has type "list[str]"' in output, output
 
 
 def test_the_listing_methods_say_what_they_take() -> None:
     for holder in (HybridBuilder, builder()):
-        assert list(inspect.signature(holder.list_backbones).parameters) == ["pattern", "origin", "plugin"]
+        assert list(inspect.signature(holder.list_backbones).parameters) == [
+            "pattern",
+            "origin",
+            "plugin",
+        ]
         assert str(inspect.signature(holder.list_patch_ops)) == "() -> 'list[str]'"

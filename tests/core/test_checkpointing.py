@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from tvc_core import BackboneSpec, HybridBuilder, StageError
 from tvc_core.model.checkpointing import Checkpointed, CheckpointedRuns
 
-PATCHES = {"layer1": {"wrap": "gate"}, "layer3.0": {"wrap": "conv"}, "layer3.1.conv": {"inject": "conv"}}
-"""A block after a stage, and blocks with running statistics inside one, which run again in the backward pass."""
+PATCHES = {
+    "layer1": {"wrap": "gate"},
+    "layer3.0": {"wrap": "conv"},
+    "layer3.1.conv": {"inject": "conv"},
+}
+"""A block after a stage, and blocks with running statistics inside one, which run again in the
+backward pass.
+"""
 
 
 def step(model: Any, x: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -39,9 +45,15 @@ def with_open_gates(model: Any) -> Any:
     return model
 
 
-@pytest.mark.parametrize("arguments", [{}, {"freeze_backbone": True}, {"freeze_backbone": True, "unfreeze_stages": [1]}])
-@pytest.mark.parametrize("way", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_gradients_and_buffers_are_bit_equal(tiny: Any, images: Tensor, arguments: Any, way: Any) -> None:
+@pytest.mark.parametrize(
+    "arguments", [{}, {"freeze_backbone": True}, {"freeze_backbone": True, "unfreeze_stages": [1]}]
+)
+@pytest.mark.parametrize(
+    "way", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_gradients_and_buffers_are_bit_equal(
+    tiny: Any, images: Tensor, arguments: Any, way: Any
+) -> None:
     model = with_open_gates(tiny(PATCHES, **arguments)).train()
     other = copy.deepcopy(model)
     other.set_grad_checkpointing()
@@ -54,8 +66,12 @@ def test_gradients_and_buffers_are_bit_equal(tiny: Any, images: Tensor, argument
         assert_equal(a, b)
 
 
-@pytest.mark.parametrize(("name", "target"), [("resnet18", "layer2"), ("mobilenet_v3_small", "features.4")])
-def test_a_real_backbone_with_layers_that_overwrite_their_input_too(builder: HybridBuilder, name: str, target: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "target"), [("resnet18", "layer2"), ("mobilenet_v3_small", "features.4")]
+)
+def test_a_real_backbone_with_layers_that_overwrite_their_input_too(
+    builder: HybridBuilder, name: str, target: str
+) -> None:
     x = torch.randn(2, 3, 64, 64)
     model = builder.from_backbone(name, None, {target: {"wrap": "se"}}, num_classes=7).train()
     other = copy.deepcopy(model)
@@ -65,8 +81,12 @@ def test_a_real_backbone_with_layers_that_overwrite_their_input_too(builder: Hyb
 
 
 @pytest.mark.parametrize("name", ["resnet50", "convnext_tiny"])
-@pytest.mark.parametrize("frozen", [None, {"unfreeze_stages": [-1]}, {"unfreeze_stages": [-1], "normalization": "train"}])
-def test_less_memory_with_equal_gradients_and_buffers(builder: HybridBuilder, name: str, frozen: Any) -> None:
+@pytest.mark.parametrize(
+    "frozen", [None, {"unfreeze_stages": [-1]}, {"unfreeze_stages": [-1], "normalization": "train"}]
+)
+def test_less_memory_with_equal_gradients_and_buffers(
+    builder: HybridBuilder, name: str, frozen: Any
+) -> None:
     """Frozen stages, too: there nothing is kept, and checkpointing must not begin to."""
     x = torch.randn(2, 3, 64, 64)
     model = builder.from_backbone(name, None, num_classes=7).train()
@@ -110,11 +130,24 @@ def test_stages_are_switched_one_by_one(tiny: Any, images: Tensor) -> None:
 
 def build_layers(spec: BackboneSpec, *, weights: Any) -> nn.Module:
     conv = [nn.Conv2d(3 if index == 0 else 8, 8, 3, padding=1) for index in range(4)]
-    relu = [nn.Hardswish(inplace=True) for _ in range(3)]  # not idempotent: applied twice, it gives something else
-    layers = [conv[0], nn.BatchNorm2d(8), relu[0], conv[1], nn.BatchNorm2d(8), conv[2], relu[1], nn.Dropout(0.3), conv[3]]
+    # not idempotent: applied twice, it gives something else
+    relu = [nn.Hardswish(inplace=True) for _ in range(3)]
+    layers = [
+        conv[0],
+        nn.BatchNorm2d(8),
+        relu[0],
+        conv[1],
+        nn.BatchNorm2d(8),
+        conv[2],
+        relu[1],
+        nn.Dropout(0.3),
+        conv[3],
+    ]
     network = nn.Sequential()
     network.add_module("features", nn.Sequential(*layers))
-    network.add_module("head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7)))
+    network.add_module(
+        "head", nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
+    )
     return network
 
 
@@ -122,13 +155,20 @@ LAYERS = BackboneSpec(
     name="layers",
     factory=build_layers,
     stem=("features.0", "features.1"),
-    stages=(("features.2", "features.3", "features.4"), ("features.5", "features.6", "features.7", "features.8")),
+    stages=(
+        ("features.2", "features.3", "features.4"),
+        ("features.5", "features.6", "features.7", "features.8"),
+    ),
     head="head",
 )
 
 
-@pytest.mark.parametrize("way", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_layers_of_one_sequence_are_checkpointed_together(lab: Any, images: Tensor, way: Any) -> None:
+@pytest.mark.parametrize(
+    "way", [lambda m: m, copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))]
+)
+def test_layers_of_one_sequence_are_checkpointed_together(
+    lab: Any, images: Tensor, way: Any
+) -> None:
     patches = {"features.6": {"wrap": "conv"}, "features.3": {"wrap": "gate"}}
     model = with_open_gates(lab(LAYERS).from_backbone("layers", None, patches)).train()
     other = copy.deepcopy(model)
@@ -140,9 +180,9 @@ def test_layers_of_one_sequence_are_checkpointed_together(lab: Any, images: Tens
     other = way(other)
     assert other.features.__dict__["forward"].module is other.features
     keys = list(model.state_dict())
-    assert list(other.state_dict()) == keys and kept_numbers(copy.deepcopy(other), images) < kept_numbers(
-        copy.deepcopy(model), images
-    )
+    assert list(other.state_dict()) == keys and kept_numbers(
+        copy.deepcopy(other), images
+    ) < kept_numbers(copy.deepcopy(model), images)
     for a, b in zip(step(model, images), step(other, images), strict=True):
         assert_equal(a, b)
     other.set_grad_checkpointing(False, stages=1)
@@ -159,12 +199,18 @@ def test_features_of_a_checkpointed_sequence_have_gradients(lab: Any, images: Te
     for network in (model, other):
         torch.manual_seed(5)
         sum(feature.square().mean() for feature in network.get_stage_outputs(images)).backward()
-        gradients.append({n: p.grad for n, p in network.named_parameters() if n.startswith("features.")})
+        gradients.append(
+            {n: p.grad for n, p in network.named_parameters() if n.startswith("features.")}
+        )
     assert_equal(*gradients)
 
 
-@pytest.mark.parametrize("patches", [PATCHES, {"layer3.0": {"inject": {"type": "gate", "position": "parallel"}}}])
-def test_a_compiled_checkpointed_model_has_equal_gradients_and_buffers(tiny: Any, images: Tensor, patches: Any) -> None:
+@pytest.mark.parametrize(
+    "patches", [PATCHES, {"layer3.0": {"inject": {"type": "gate", "position": "parallel"}}}]
+)
+def test_a_compiled_checkpointed_model_has_equal_gradients_and_buffers(
+    tiny: Any, images: Tensor, patches: Any
+) -> None:
     torch._dynamo.reset()
     model = with_open_gates(tiny(patches)).train()
     for module in model.modules():
@@ -218,8 +264,12 @@ def test_switching_it_leaves_names_keys_and_features(tiny: Any, images: Tensor) 
     keys, modules = list(model.state_dict()), [name for name, _ in model.named_modules()]
     features = model.get_stage_outputs(images)
     model.set_grad_checkpointing()
-    assert list(model.state_dict()) == keys and [name for name, _ in model.named_modules()] == modules
-    assert all(torch.equal(a, b) for a, b in zip(features, model.get_stage_outputs(images), strict=True))
+    assert (
+        list(model.state_dict()) == keys and [name for name, _ in model.named_modules()] == modules
+    )
+    assert all(
+        torch.equal(a, b) for a, b in zip(features, model.get_stage_outputs(images), strict=True)
+    )
     model.set_grad_checkpointing(False)
     assert not any("forward" in module.__dict__ for module in model.modules())
 

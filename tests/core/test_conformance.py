@@ -1,4 +1,6 @@
-"""The conformance kit: every seeded defect is caught by the right check alone, and its healthy twin passes all."""
+"""The conformance kit: every seeded defect is caught by the right check alone, and its healthy twin
+passes all.
+"""
 
 from __future__ import annotations
 
@@ -35,14 +37,24 @@ def run(plugin: Any, **arguments: Any) -> tuple[dict[str, str], dict[str, str]]:
     return failed, skipped
 
 
-@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: f"{defect.thing.kind}: {defect.what}")
+@pytest.mark.parametrize(
+    "defect", DEFECTS, ids=lambda defect: f"{defect.thing.kind}: {defect.what}"
+)
 def test_a_defect_is_caught_by_the_right_check_alone(defect: Defect) -> None:
     skip = {} if defect.caught_by in SLOW else dict.fromkeys(SLOW, "left to the sweep")
-    failed, _ = run(plugin_of(defect.thing), params={"thing": defect.params} if defect.params else None, skip=skip)
+    failed, _ = run(
+        plugin_of(defect.thing),
+        params={"thing": defect.params} if defect.params else None,
+        skip=skip,
+    )
     assert list(failed) == [defect.caught_by], failed
     message = failed[defect.caught_by]
     assert defect.says in message
-    assert re.match(rf"{defect.caught_by}: {defect.thing.kind} 'lab:thing': expected .*, saw .*; .*\.$", message, re.S), message
+    assert re.match(
+        rf"{defect.caught_by}: {defect.thing.kind} 'lab:thing': expected .*, saw .*; .*\.$",
+        message,
+        re.S,
+    ), message
 
 
 @pytest.mark.parametrize("spec", HEALTHY, ids=lambda spec: spec.kind)

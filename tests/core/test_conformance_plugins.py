@@ -1,4 +1,6 @@
-"""The conformance kit's checks of registration modules, and how authors run the kit, skip checks and give parameters."""
+"""The conformance kit's checks of registration modules, and how authors run the kit, skip checks
+and give parameters.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,13 @@ from tvc_core import (
     UnknownNameError,
     hookimpl,
 )
-from tvc_core.testing import Check, ConformanceError, check_plugin, checks_of, parametrize_with_checks
+from tvc_core.testing import (
+    Check,
+    ConformanceError,
+    check_plugin,
+    checks_of,
+    parametrize_with_checks,
+)
 from tvc_core.testing.conformance import all_checks
 
 from .conftest import plugin_of
@@ -50,7 +58,9 @@ def plugin_checks(given: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("what", modules.DEFECTS)
-def test_a_defective_module_is_caught_by_the_right_check_alone(what: str, fake_distribution: Install) -> None:
+def test_a_defective_module_is_caught_by_the_right_check_alone(
+    what: str, fake_distribution: Install
+) -> None:
     source, caught_by, says = modules.DEFECTS[what]
     fake_distribution("acme-broken", source)
     failed = plugin_checks("acme_broken_plugin")
@@ -59,19 +69,30 @@ def test_a_defective_module_is_caught_by_the_right_check_alone(what: str, fake_d
     assert says in failed[caught_by]
 
 
-def test_the_healthy_module_passes_under_the_name_of_its_distribution(fake_distribution: Install) -> None:
+def test_the_healthy_module_passes_under_the_name_of_its_distribution(
+    fake_distribution: Install,
+) -> None:
     fake_distribution("acme-healthy", modules.HEALTHY)
     assert plugin_checks("acme_healthy_plugin") == {}
-    assert "block 'acme-healthy:gate'" in {check.thing for check in checks_of("acme_healthy_plugin")}
+    assert "block 'acme-healthy:gate'" in {
+        check.thing for check in checks_of("acme_healthy_plugin")
+    }
     module = sys.modules["acme_healthy_plugin"]
-    assert plugin_checks(module) == {} and len(checks_of(module)) == len(checks_of("acme_healthy_plugin"))
+    assert plugin_checks(module) == {} and len(checks_of(module)) == len(
+        checks_of("acme_healthy_plugin")
+    )
 
 
-def test_a_module_that_takes_its_time_is_caught(fake_distribution: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_module_that_takes_its_time_is_caught(
+    fake_distribution: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("tvc_core.testing.plugin_checks.MOST_SECONDS", 0.0)
     fake_distribution("acme-slow", modules.HEALTHY)
     failed = plugin_checks("acme_slow_plugin")
-    assert list(failed) == ["plugin_light_import"] and "takes at most 0 s, saw 0." in failed["plugin_light_import"]
+    assert (
+        list(failed) == ["plugin_light_import"]
+        and "takes at most 0 s, saw 0." in failed["plugin_light_import"]
+    )
 
 
 def test_a_module_without_a_file_skips_what_needs_one() -> None:
@@ -86,7 +107,7 @@ def test_a_module_without_a_file_skips_what_needs_one() -> None:
     assert len(reasons) == 2 and all("no module file" in reason for reason in reasons)
 
 
-# -- how it is run -----------------------------------------------------------------------------------------------------
+# -- how it is run ---------------------------------------------------------------------------------
 
 
 def local(**blocks: type[nn.Module]) -> LocalPlugin:
@@ -129,12 +150,18 @@ def test_what_fails_from_some_call_on_is_never_reported_as_skipped_alone(calls: 
 
 def test_check_plugin_returns_what_passed_and_why_the_rest_did_not_run() -> None:
     report = check_plugin(local(good=Healthy), skip={"block_exports": "the exporter is not there"})
-    assert {check.name for check in report.passed} >= {"block_gradients", "block_compiles", "plugin_hooks"}
+    assert {check.name for check in report.passed} >= {
+        "block_gradients",
+        "block_compiles",
+        "plugin_hooks",
+    }
     skipped = {check.name: reason for check, reason in report.skipped}
     assert "skipped by the author: the exporter is not there" in skipped["block_exports"]
     assert "gated=True" in skipped["block_gated"]
     assert len(report.passed) + len(report.skipped) == len(checks_of(local(good=Healthy)))
-    assert str(report).startswith(f"{len(report.passed)} checks passed, {len(report.skipped)} skipped\nskipped  ")
+    assert str(report).startswith(
+        f"{len(report.passed)} checks passed, {len(report.skipped)} skipped\nskipped  "
+    )
 
 
 def test_parameters_are_given_by_name() -> None:
@@ -150,7 +177,10 @@ def test_parameters_are_given_by_name() -> None:
 def test_a_name_of_two_kinds_needs_its_kind() -> None:
     plugin = local(same=Healthy)
     plugin.initializer(name="same")(lambda module: None)
-    with pytest.raises(ParameterError, match=r"'same' is the name of 2 things: write 'block same' or 'initializer same'"):
+    with pytest.raises(
+        ParameterError,
+        match=r"'same' is the name of 2 things: write 'block same' or 'initializer same'",
+    ):
         checks_of(plugin, params={"same": {}})
 
 
@@ -158,22 +188,33 @@ def test_a_name_of_two_kinds_needs_its_kind() -> None:
     ("arguments", "message"),
     [
         ({"params": {"goood": {}}}, r"params: the plugin offers no 'goood'\. Did you mean 'good'"),
-        ({"skip": {"block_export": "slow"}}, r"skip: there is no check 'block_export'\. Did you mean 'block_exports'"),
+        (
+            {"skip": {"block_export": "slow"}},
+            r"skip: there is no check 'block_export'\. Did you mean 'block_exports'",
+        ),
         ({"skip": {"block_exports": " "}}, "needs a reason"),
         ({"skip": {"good": {"block_exports": None}}}, "needs a reason"),
         ({"skip": {"bad": {"block_exports": "slow"}}}, "the plugin offers no 'bad'"),
     ],
 )
-def test_what_is_not_there_cannot_be_skipped_or_given_parameters(arguments: dict[str, Any], message: str) -> None:
+def test_what_is_not_there_cannot_be_skipped_or_given_parameters(
+    arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ParameterError, match=message):
         checks_of(local(good=Healthy), **arguments)
 
 
 def test_a_check_is_skipped_for_one_thing_alone() -> None:
-    checks = checks_of(local(good=Healthy, idle=Unused), skip={"idle": {"block_gradients": "learns nothing on purpose"}})
+    checks = checks_of(
+        local(good=Healthy, idle=Unused),
+        skip={"idle": {"block_gradients": "learns nothing on purpose"}},
+    )
     good, idle = only("block_gradients", checks)
     good()
-    with pytest.raises(SkipTest, match="block_gradients of block 'acme:idle' is skipped by the author: learns nothing"):
+    with pytest.raises(
+        SkipTest,
+        match="block_gradients of block 'acme:idle' is skipped by the author: learns nothing",
+    ):
         idle()
 
 
@@ -185,7 +226,10 @@ def test_a_factory_that_leaves_the_process_is_a_failure_like_others() -> None:
     plugin = LocalPlugin("acme")
     plugin.block(leaves)
     made, *others = (check for check in checks_of(plugin) if check.name.startswith("block_"))
-    with pytest.raises(ConformanceError, match=r"block_made: block 'acme:leaves': expected .* SystemExit: no license"):
+    with pytest.raises(
+        ConformanceError,
+        match=r"block_made: block 'acme:leaves': expected .* SystemExit: no license",
+    ):
         made()
     for check in others:
         with pytest.raises(SkipTest, match="needs block_made"):
@@ -200,7 +244,9 @@ def test_a_check_that_needs_another_says_which_one_fails() -> None:
 
 def test_a_plugin_that_cannot_be_imported_has_the_plugins_checks_alone() -> None:
     checks = checks_of("no_such_module_anywhere")
-    assert {check.name for check in checks} == {name for kind, name, _ in all_checks() if kind == "plugin"}
+    assert {check.name for check in checks} == {
+        name for kind, name, _ in all_checks() if kind == "plugin"
+    }
 
 
 def test_every_check_says_which_defect_it_catches_and_names_are_unique() -> None:
@@ -213,7 +259,11 @@ def test_every_check_says_which_defect_it_catches_and_names_are_unique() -> None
 
 def test_the_documentation_lists_every_check_with_what_it_catches() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "plugin-authors" / "conformance.md"
-    rows = re.findall(r"^\| `((?:plugin|block|backbone|operation|initializer)_\w+)` \| (.+) \|$", page.read_text(), flags=re.M)
+    rows = re.findall(
+        r"^\| `((?:plugin|block|backbone|operation|initializer)_\w+)` \| (.+) \|$",
+        page.read_text(),
+        flags=re.M,
+    )
     assert rows == [(name, catches) for _, name, catches in all_checks()]
 
 
@@ -247,28 +297,60 @@ def members() -> list[str]:
 def describe(member: str) -> BackboneSpec:
     if member != "small":
         raise UnknownNameError(f"no {member}")
-    parts: dict[str, Any] = {"stem": ("stem",), "stages": ("layer1", "layer2"), "head": "fc", "min_size": 8}
+    parts: dict[str, Any] = {
+        "stem": ("stem",),
+        "stages": ("layer1", "layer2"),
+        "head": "fc",
+        "min_size": 8,
+    }
     return BackboneSpec(name="zoo/small", factory=build_backbone, options={"width": 8}, **parts)
 
 
-def test_three_lines_make_one_pytest_test_of_each_check(tmp_path: Path, fake_distribution: Install) -> None:
-    fake_distribution("acme-three", modules.HEALTHY.replace('"torch.nn.init:ones_"', '"tvc_core.testing.hosts:Mix"'))
+def test_three_lines_make_one_pytest_test_of_each_check(
+    tmp_path: Path, fake_distribution: Install
+) -> None:
+    fake_distribution(
+        "acme-three",
+        modules.HEALTHY.replace('"torch.nn.init:ones_"', '"tvc_core.testing.hosts:Mix"'),
+    )
     (tmp_path / "test_acme.py").write_text(
         "from tvc_core.testing import parametrize_with_checks\n\n"
         "@parametrize_with_checks('acme_three_plugin', skip={'block_exports': 'too slow here'})\n"
         "def test_conformance(check):\n    check()\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-rsf", "-p", "no:cacheprovider", "test_acme.py", "-k", "exports or runs"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-rsf",
+        "-p",
+        "no:cacheprovider",
+        "test_acme.py",
+        "-k",
+        "exports or runs",
+    ]
     environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False)
-    assert "FAILED test_acme.py::test_conformance[ones-initializer_runs]" in done.stdout, done.stdout + done.stderr
-    assert "block_exports of block 'acme-three:gate' is skipped by the author: too slow here" in done.stdout
-    assert done.stdout.count("FAILED ") == 1 and "expected that it takes a convolution" in done.stdout
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, check=False
+    )
+    assert "FAILED test_acme.py::test_conformance[ones-initializer_runs]" in done.stdout, (
+        done.stdout + done.stderr
+    )
+    assert (
+        "block_exports of block 'acme-three:gate' is skipped by the author: too slow here"
+        in done.stdout
+    )
+    assert (
+        done.stdout.count("FAILED ") == 1 and "expected that it takes a convolution" in done.stdout
+    )
 
 
 def test_the_decorator_names_its_tests() -> None:
     mark = parametrize_with_checks(plugin_of(BlockSpec(name="good", factory=Healthy)))
-    assert "good-block_gradients" in mark.kwargs["ids"] and "plugin-plugin_hooks" in mark.kwargs["ids"]
+    assert (
+        "good-block_gradients" in mark.kwargs["ids"] and "plugin-plugin_hooks" in mark.kwargs["ids"]
+    )
 
 
 def test_the_kit_imports_neither_torch_nor_pytest_until_it_runs() -> None:

@@ -23,16 +23,25 @@ from tvc_core import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
 
-HEADER = "from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, hookimpl\nTVC_API = (1, 0)\n"
+HEADER = (
+    "from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, "
+    "hookimpl\nTVC_API = (1, 0)\n"
+)
 GATE = "BlockSpec(name='gate', factory='acme.gate:Gate')"
 
 
 def blocks(*names: str) -> str:
     """Return the source of a sound plugin that offers these blocks."""
-    return HEADER + hook("return [" + ", ".join(f"BlockSpec(name={name!r}, factory='acme:{name}')" for name in names) + "]")
+    return HEADER + hook(
+        "return ["
+        + ", ".join(f"BlockSpec(name={name!r}, factory='acme:{name}')" for name in names)
+        + "]"
+    )
 
 
-def hook(body: str, name: str = "tvc_blocks", decorator: str = "@hookimpl", arguments: str = "") -> str:
+def hook(
+    body: str, name: str = "tvc_blocks", decorator: str = "@hookimpl", arguments: str = ""
+) -> str:
     """Return the source of a hook implementation."""
     return f"{decorator}\ndef {name}({arguments}):\n    {body}\n"
 
@@ -51,18 +60,30 @@ ZOO = {
         "failed",
         "ModuleNotFoundError: No module named 'module_that_is_not_there'",
     ),
-    "name error": (HEADER + "undefined_name", "failed", "NameError: name 'undefined_name' is not defined"),
+    "name error": (
+        HEADER + "undefined_name",
+        "failed",
+        "NameError: name 'undefined_name' is not defined",
+    ),
     "SystemExit": ("raise SystemExit('licence expired')", "failed", "SystemExit: licence expired"),
     "SystemExit in a hook": (HEADER + hook("raise SystemExit(3)"), "failed", "SystemExit: 3"),
     "GeneratorExit": ("raise GeneratorExit", "failed", "GeneratorExit"),
-    "AssertionError": (HEADER + "assert 1 == 2, 'arithmetic'", "failed", "AssertionError: arithmetic"),
+    "AssertionError": (
+        HEADER + "assert 1 == 2, 'arithmetic'",
+        "failed",
+        "AssertionError: arithmetic",
+    ),
     "an error that cannot be printed": (
         "class Bad(Exception):\n    def __str__(self): raise RuntimeError\nraise Bad",
         "failed",
         "Bad: (its message cannot be printed)",
     ),
     "syntax error": ("def tvc_blocks(:", "failed", "SyntaxError: invalid syntax"),
-    "endless recursion": (HEADER + hook("return tvc_blocks()"), "failed", "RecursionError: maximum recursion depth exceeded"),
+    "endless recursion": (
+        HEADER + hook("return tvc_blocks()"),
+        "failed",
+        "RecursionError: maximum recursion depth exceeded",
+    ),
     "misspelt hook": (
         HEADER + hook(f"return [{GATE}]", name="tvc_block"),
         "failed",
@@ -83,24 +104,52 @@ ZOO = {
         "failed",
         "Did you mean 'tvc_backbones'",
     ),
-    "hook with an argument": (HEADER + hook(f"return [{GATE}]", arguments="registry"), "failed", "{'registry'}"),
+    "hook with an argument": (
+        HEADER + hook(f"return [{GATE}]", arguments="registry"),
+        "failed",
+        "{'registry'}",
+    ),
     "no hook at all": (HEADER, "failed", "implements none of the hooks"),
-    "hook that returns None": (HEADER + hook(f"[{GATE}]"), "failed", "tvc_blocks returned NoneType, not a list of BlockSpec"),
+    "hook that returns None": (
+        HEADER + hook(f"[{GATE}]"),
+        "failed",
+        "tvc_blocks returned NoneType, not a list of BlockSpec",
+    ),
     "hook that returns one spec": (
         HEADER + hook(f"return {GATE}"),
         "failed",
         "tvc_blocks returned BlockSpec, not a list of BlockSpec",
     ),
-    "hook that returns a dict": (HEADER + hook(f"return {{'gate': {GATE}}}"), "failed", "tvc_blocks returned dict, not a list"),
-    "hook that returns text": (HEADER + hook("return 'gate'"), "failed", "tvc_blocks returned str, not a list of BlockSpec"),
-    "list of names": (HEADER + hook("return ['gate']"), "failed", "tvc_blocks returned 'gate' in its list, not a BlockSpec"),
+    "hook that returns a dict": (
+        HEADER + hook(f"return {{'gate': {GATE}}}"),
+        "failed",
+        "tvc_blocks returned dict, not a list",
+    ),
+    "hook that returns text": (
+        HEADER + hook("return 'gate'"),
+        "failed",
+        "tvc_blocks returned str, not a list of BlockSpec",
+    ),
+    "list of names": (
+        HEADER + hook("return ['gate']"),
+        "failed",
+        "tvc_blocks returned 'gate' in its list, not a BlockSpec",
+    ),
     "spec of another kind": (
         HEADER + hook("return [PatchOpSpec(name='gate', factory='a:b')]"),
         "failed",
         "in its list, not a BlockSpec",
     ),
-    "generator hook": (HEADER + hook(f"yield {GATE}"), "failed", "tvc_blocks returned generator, not a list of BlockSpec"),
-    "generator that raises": (HEADER + hook("raise OSError('disk')\n    yield"), "failed", "tvc_blocks returned generator"),
+    "generator hook": (
+        HEADER + hook(f"yield {GATE}"),
+        "failed",
+        "tvc_blocks returned generator, not a list of BlockSpec",
+    ),
+    "generator that raises": (
+        HEADER + hook("raise OSError('disk')\n    yield"),
+        "failed",
+        "tvc_blocks returned generator",
+    ),
     "hook that raises": (HEADER + hook("raise OSError('no disk')"), "failed", "OSError: no disk"),
     "bad spec": (
         HEADER + hook("return [BlockSpec(name='Gate', factory='a:b')]"),
@@ -112,17 +161,33 @@ ZOO = {
         "failed",
         "unexpected keyword argument 'nam'",
     ),
-    "the same name twice": (HEADER + hook(f"return [{GATE}, {GATE}]"), "failed", "offers the block 'gate' twice"),
+    "the same name twice": (
+        HEADER + hook(f"return [{GATE}, {GATE}]"),
+        "failed",
+        "offers the block 'gate' twice",
+    ),
     "a name of the core's": (
         HEADER + hook("return [PatchOpSpec(name='wrap', factory='a:b')]", name="tvc_patch_ops"),
         "failed",
         "offers the patch op 'wrap', a name of tvc-core's own; choose another",
     ),
-    "no TVC_API": (blocks("gate").replace("TVC_API = (1, 0)", ""), "failed", "TVC_API is None; a plugin module states"),
+    "no TVC_API": (
+        blocks("gate").replace("TVC_API = (1, 0)", ""),
+        "failed",
+        "TVC_API is None; a plugin module states",
+    ),
     "TVC_API as text": (blocks("gate").replace("(1, 0)", "'1.0'"), "failed", "TVC_API is '1.0'"),
     "TVC_API as a number": (blocks("gate").replace("(1, 0)", "1.0"), "failed", "TVC_API is 1.0"),
-    "TVC_API of three parts": (blocks("gate").replace("(1, 0)", "(1, 0, 0)"), "failed", "TVC_API is (1, 0, 0)"),
-    "TVC_API of booleans": (blocks("gate").replace("(1, 0)", "(True, False)"), "failed", "TVC_API is (True, False)"),
+    "TVC_API of three parts": (
+        blocks("gate").replace("(1, 0)", "(1, 0, 0)"),
+        "failed",
+        "TVC_API is (1, 0, 0)",
+    ),
+    "TVC_API of booleans": (
+        blocks("gate").replace("(1, 0)", "(True, False)"),
+        "failed",
+        "TVC_API is (True, False)",
+    ),
     "API from the future": (
         blocks("gate").replace("(1, 0)", "(2, 0)"),
         "incompatible",
@@ -174,12 +239,16 @@ def test_a_failed_plugin_keeps_its_original_traceback(install: Install) -> None:
 
 def test_an_unknown_name_mentions_the_plugins_that_could_not_be_loaded(install: Install) -> None:
     install("acme-blocks", "raise OSError('disk')")
-    with pytest.raises(UnknownNameError, match="Nothing of acme-blocks could be loaded; 'tvc plugins' says why"):
+    with pytest.raises(
+        UnknownNameError, match="Nothing of acme-blocks could be loaded; 'tvc plugins' says why"
+    ):
         Registry().resolve(BlockSpec, "acme_gate")
 
 
 @pytest.mark.parametrize(
-    "source", ["raise KeyboardInterrupt", HEADER + hook("raise KeyboardInterrupt")], ids=["import", "hook"]
+    "source",
+    ["raise KeyboardInterrupt", HEADER + hook("raise KeyboardInterrupt")],
+    ids=["import", "hook"],
 )
 def test_a_plugin_that_raises_the_users_interrupt_is_faulty(install: Install, source: str) -> None:
     install("bad", source)
@@ -195,7 +264,9 @@ def test_a_later_hook_that_fails_takes_the_whole_plugin_with_it(install: Install
 
 
 @pytest.mark.parametrize("value", ["", "::", "1-2:3", "two words"])
-def test_an_entry_point_that_is_no_reference_is_a_failed_plugin(install: Install, value: str) -> None:
+def test_an_entry_point_that_is_no_reference_is_a_failed_plugin(
+    install: Install, value: str
+) -> None:
     install("good", blocks("gate"))
     info = install("bad", blocks("other"))
     (info / "entry_points.txt").write_text(f"[tvc.plugins]\nbad = {value}\n")
@@ -221,10 +292,17 @@ def test_an_entry_point_without_its_attribute_is_a_failed_plugin(install: Instal
 
 @pytest.mark.parametrize(
     ("file", "content"),
-    [("METADATA", b"Version: 1.0\n"), ("METADATA", None), ("METADATA", b"\xff\xfe\x00"), ("entry_points.txt", b"\xff\xfe\x00")],
+    [
+        ("METADATA", b"Version: 1.0\n"),
+        ("METADATA", None),
+        ("METADATA", b"\xff\xfe\x00"),
+        ("entry_points.txt", b"\xff\xfe\x00"),
+    ],
     ids=["no name", "no metadata", "metadata not text", "entry points not text"],
 )
-def test_broken_metadata_is_a_failed_plugin_that_names_the_folder(install: Install, file: str, content: bytes | None) -> None:
+def test_broken_metadata_is_a_failed_plugin_that_names_the_folder(
+    install: Install, file: str, content: bytes | None
+) -> None:
     install("aa-good", blocks("first"))
     info = install("broken", blocks("gate"))
     install("zz-good", blocks("last"))
@@ -232,7 +310,8 @@ def test_broken_metadata_is_a_failed_plugin_that_names_the_folder(install: Insta
     if content is not None:
         (info / file).write_bytes(content)
     with pytest.warns(
-        RegistryWarning, match=r"broken 1\.0 \(failed\) .*its metadata in .*broken-1\.0\.dist-info cannot be read"
+        RegistryWarning,
+        match=r"broken 1\.0 \(failed\) .*its metadata in .*broken-1\.0\.dist-info cannot be read",
     ):
         registry = Registry()
     assert info_of(registry, "broken").status == "failed"
@@ -248,7 +327,9 @@ def test_one_entry_point_name_in_two_distributions_loads_both(install: Install) 
 
 def test_an_entry_point_that_is_listed_twice_is_loaded_once(install: Install) -> None:
     info = install("twice", blocks("gate"))
-    (info / "entry_points.txt").write_text("[tvc.plugins]\none = twice_plugin\ntwo = twice_plugin\n")
+    (info / "entry_points.txt").write_text(
+        "[tvc.plugins]\none = twice_plugin\ntwo = twice_plugin\n"
+    )
     registry = Registry()
     assert registry.names(BlockSpec) == ["gate"]
     assert info_of(registry, "twice").status == "active"
@@ -257,7 +338,9 @@ def test_an_entry_point_that_is_listed_twice_is_loaded_once(install: Install) ->
 def test_two_modules_of_one_distribution_share_its_owner(install: Install) -> None:
     info = install("acme", blocks("gate"))
     (info.parent / "acme_more_plugin.py").write_text(blocks("other"))
-    (info / "entry_points.txt").write_text("[tvc.plugins]\none = acme_plugin\ntwo = acme_more_plugin\n")
+    (info / "entry_points.txt").write_text(
+        "[tvc.plugins]\none = acme_plugin\ntwo = acme_more_plugin\n"
+    )
     registry = Registry()
     assert [offer.qualified for offer in registry.all(BlockSpec)] == ["acme:gate", "acme:other"]
 
@@ -265,11 +348,15 @@ def test_two_modules_of_one_distribution_share_its_owner(install: Install) -> No
 def test_two_modules_of_one_distribution_with_one_name_both_fail(install: Install) -> None:
     info = install("acme", blocks("gate"))
     (info.parent / "acme_more_plugin.py").write_text(blocks("gate", "other"))
-    (info / "entry_points.txt").write_text("[tvc.plugins]\none = acme_plugin\ntwo = acme_more_plugin\n")
+    (info / "entry_points.txt").write_text(
+        "[tvc.plugins]\none = acme_plugin\ntwo = acme_more_plugin\n"
+    )
     registry = Registry()
     assert registry.names(BlockSpec) == []
     errors = {info.error for info in registry.plugins if info.owner == "acme"}
-    assert errors == {"offers the block 'gate', which another module of the distribution offers, too"}
+    assert errors == {
+        "offers the block 'gate', which another module of the distribution offers, too"
+    }
 
 
 def test_the_owner_is_the_normalized_name_of_the_distribution(install: Install) -> None:
@@ -280,10 +367,12 @@ def test_the_owner_is_the_normalized_name_of_the_distribution(install: Install) 
     assert info_of(registry, "acme-blocks-extra").version == "2.5"
 
 
-# -- clashes -----------------------------------------------------------------------------------------------------------
+# -- clashes ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("order", [("alpha", "beta"), ("beta", "alpha")], ids=["alpha first", "beta first"])
+@pytest.mark.parametrize(
+    "order", [("alpha", "beta"), ("beta", "alpha")], ids=["alpha first", "beta first"]
+)
 class TestClash:
     @pytest.fixture(autouse=True)
     def both(self, install: Install, order: tuple[str, str]) -> None:
@@ -318,18 +407,17 @@ class TestClash:
     def test_prefer_leaves_the_other_under_its_qualified_name(self) -> None:
         registry = Registry(prefer="beta")
         assert registry.names(BlockSpec) == ["alpha:gate", "gate", "own_alpha", "own_beta"]
-        assert {registry.resolve(BlockSpec, name).qualified for name in registry.names(BlockSpec)} == {
-            "alpha:gate",
-            "beta:gate",
-            "alpha:own_alpha",
-            "beta:own_beta",
-        }
+        assert {
+            registry.resolve(BlockSpec, name).qualified for name in registry.names(BlockSpec)
+        } == {"alpha:gate", "beta:gate", "alpha:own_alpha", "beta:own_beta"}
 
 
-# -- the environment ---------------------------------------------------------------------------------------------------
+# -- the environment -------------------------------------------------------------------------------
 
 
-def test_a_disabled_plugin_is_listed_but_not_imported(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disabled_plugin_is_listed_but_not_imported(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("good", blocks("gate"))
     install("acme-blocks", blocks("other"))
     monkeypatch.setenv("TVC_DISABLE", " Acme_Blocks ,")
@@ -339,13 +427,17 @@ def test_a_disabled_plugin_is_listed_but_not_imported(install: Install, monkeypa
     assert "acme_blocks_plugin" not in sys.modules and "good_plugin" in sys.modules
 
 
-def test_only_excludes_all_others_without_importing_them(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_excludes_all_others_without_importing_them(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("good", blocks("gate"))
     install("acme-blocks", blocks("other"))
     monkeypatch.setenv("TVC_ONLY", "good")
     registry = Registry()
     assert registry.names(BlockSpec) == ["gate"]
-    assert registry.names(PatchOpSpec) == ["inject", "replace", "wrap"], "the core is not a plugin that one can do without"
+    assert registry.names(PatchOpSpec) == ["inject", "replace", "wrap"], (
+        "the core is not a plugin that one can do without"
+    )
     assert "acme_blocks_plugin" not in sys.modules
 
 
@@ -357,21 +449,29 @@ def test_disable_wins_over_only(install: Install, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("variable", ["TVC_ONLY", "TVC_DISABLE"])
-def test_an_empty_variable_excludes_nobody(install: Install, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_an_empty_variable_excludes_nobody(
+    install: Install, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     install("good", blocks("gate"))
     monkeypatch.setenv(variable, " ")
     assert Registry().names(BlockSpec) == ["gate"]
 
 
 @pytest.mark.parametrize("variable", ["TVC_ONLY", "TVC_DISABLE"])
-def test_a_misspelt_owner_warns_with_the_near_one(install: Install, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+def test_a_misspelt_owner_warns_with_the_near_one(
+    install: Install, monkeypatch: pytest.MonkeyPatch, variable: str
+) -> None:
     install("acme-blocks", blocks("gate"))
     monkeypatch.setenv(variable, "acme-block")
-    with pytest.warns(RegistryWarning, match=f"{variable} names 'acme-block'.*Did you mean 'acme-blocks'"):
+    with pytest.warns(
+        RegistryWarning, match=f"{variable} names 'acme-block'.*Did you mean 'acme-blocks'"
+    ):
         Registry()
 
 
-def test_only_the_core_is_a_way_to_switch_all_plugins_off(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_core_is_a_way_to_switch_all_plugins_off(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("good", blocks("gate"))
     monkeypatch.setenv("TVC_ONLY", "tvc-core")
     with warnings.catch_warnings():
@@ -379,18 +479,24 @@ def test_only_the_core_is_a_way_to_switch_all_plugins_off(install: Install, monk
         assert Registry().names(BlockSpec) == []
 
 
-def test_disabling_the_core_warns_because_it_has_no_effect(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_disabling_the_core_warns_because_it_has_no_effect(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TVC_DISABLE", "tvc-core")
     with pytest.warns(RegistryWarning, match="TVC_DISABLE names 'tvc-core'"):
         assert Registry().names(PatchOpSpec) == ["inject", "replace", "wrap"]
 
 
-def test_strict_turns_every_faulty_plugin_into_one_error(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strict_turns_every_faulty_plugin_into_one_error(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("good", blocks("gate"))
     install("broken", "raise OSError('disk')")
     install("newer", blocks("other").replace("(1, 0)", "(2, 0)"))
     monkeypatch.setenv("TVC_STRICT", "1")
-    with pytest.raises(PluginError, match=r"2 of 3 plugins are faulty: broken: OSError: disk; newer: written for"):
+    with pytest.raises(
+        PluginError, match=r"2 of 3 plugins are faulty: broken: OSError: disk; newer: written for"
+    ):
         Registry()
 
 

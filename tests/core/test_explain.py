@@ -26,7 +26,11 @@ def test_patches_are_told_with_block_parameters_place_and_start(tiny: Any) -> No
     first = line_of(report, "layer2: inject")
     assert "lab:conv(kernel_size=5) -> layer2" in first and "identity start, gate now 0" in first
     second = line_of(report, "layer3: wrap")
-    assert "layer3 -> lab:gate" in second and "patches.layer3.gate" in second and "published start" in second
+    assert (
+        "layer3 -> lab:gate" in second
+        and "patches.layer3.gate" in second
+        and "published start" in second
+    )
     assert "patches: 2" in report
 
 
@@ -39,7 +43,9 @@ def test_a_gate_that_has_learned_is_read_from_the_model(tiny: Any) -> None:
 
 def test_the_step_0_difference_is_the_one_that_a_user_would_measure(tiny: Any, plain: Any) -> None:
     exact = tiny({"layer3": {"wrap": "gate"}})
-    assert "largest logit difference to the unpatched backbone 0 (image 1x3x64x96)" in exact.explain()
+    assert (
+        "largest logit difference to the unpatched backbone 0 (image 1x3x64x96)" in exact.explain()
+    )
     torch.manual_seed(0)
     model = tiny({"layer3": {"wrap": {"type": "gate", "init": "paper"}}}).eval()
     x = torch.randn((1, 3, 64, 96), generator=torch.Generator().manual_seed(0))
@@ -50,21 +56,33 @@ def test_the_step_0_difference_is_the_one_that_a_user_would_measure(tiny: Any, p
 
 
 def test_a_replacement_names_both_classes(tiny: Any) -> None:
-    assert "replace Conv2d by lab:conv, now ConvNorm" in tiny({"layer3.0.conv": {"replace": "conv"}}).explain()
+    assert (
+        "replace Conv2d by lab:conv, now ConvNorm"
+        in tiny({"layer3.0.conv": {"replace": "conv"}}).explain()
+    )
 
 
 def test_a_second_build_without_patches_reports_none(tiny: Any) -> None:
     tiny({"layer3": {"wrap": "gate"}})
     model = tiny()
-    assert "patches: none" in model.explain() and "gate" not in model.explain() and model.patch_records == ()
+    assert (
+        "patches: none" in model.explain()
+        and "gate" not in model.explain()
+        and model.patch_records == ()
+    )
 
 
-def test_a_patch_that_was_taken_out_of_the_tree_is_told_as_running_unsaved(tiny: Any, images: Tensor) -> None:
+def test_a_patch_that_was_taken_out_of_the_tree_is_told_as_running_unsaved(
+    tiny: Any, images: Tensor
+) -> None:
     model = tiny({"layer3": {"wrap": "gate"}})
     del model.patches.layer3
     report = model.explain()
     assert "no longer in the model (was patches.layer3.gate)" in report
-    assert "layer3: runs a block after it that is not in the model's tree, so it is not saved" in report
+    assert (
+        "layer3: runs a block after it that is not in the model's tree, so it is not saved"
+        in report
+    )
 
 
 def test_a_patch_whose_hook_is_gone_is_told_as_never_run(tiny: Any) -> None:
@@ -78,7 +96,10 @@ def test_a_patch_that_was_removed_altogether_is_told_as_gone(tiny: Any) -> None:
     model.layer3._forward_hooks.clear()
     del model.patches
     report = model.explain()
-    assert "no longer in the model (was patches.layer3.gate)" in report and "runs a block" not in report
+    assert (
+        "no longer in the model (was patches.layer3.gate)" in report
+        and "runs a block" not in report
+    )
 
 
 def test_head_and_table_are_read_from_the_model(tiny: Any) -> None:
@@ -104,10 +125,12 @@ def test_a_skipped_hash_comparison_is_told(builder: HybridBuilder, made_up: Any)
     assert "weights: IMAGENET1K_V1, file hash not compared (TVC_VERIFY_WEIGHTS=0)" in report
 
 
-# -- preprocessing ------------------------------------------------------------------------------------------------------
+# -- preprocessing ---------------------------------------------------------------------------------
 
 
-def test_a_model_without_weights_gives_the_default_preprocessing_and_says_so(builder: HybridBuilder) -> None:
+def test_a_model_without_weights_gives_the_default_preprocessing_and_says_so(
+    builder: HybridBuilder,
+) -> None:
     import torchvision
 
     model = builder.from_backbone("resnet18", None)

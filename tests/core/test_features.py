@@ -41,10 +41,14 @@ def overwrites(spec: BackboneSpec, *, weights: Any) -> nn.Module:
     return Overwrites()
 
 
-OVERWRITES = BackboneSpec(name="overwrites", factory=overwrites, stem=("stem",), stages=("stage",), head="head")
+OVERWRITES = BackboneSpec(
+    name="overwrites", factory=overwrites, stem=("stem",), stages=("stage",), head="head"
+)
 
 
-def test_features_are_what_the_stage_returned_not_what_became_of_it(lab: Any, images: Tensor) -> None:
+def test_features_are_what_the_stage_returned_not_what_became_of_it(
+    lab: Any, images: Tensor
+) -> None:
     model = lab(OVERWRITES).from_backbone("overwrites", None).eval()
     stem = model.stem(images)
     stage = model.stage(stem.clamp(min=0))
@@ -63,12 +67,16 @@ def test_a_way_to_the_head_with_a_relu_on_it_is_found(lab: Any, images: Tensor) 
 
         return Net()
 
-    spec = BackboneSpec(name="dense", factory=densenet_like, stem=("relu", "stem"), stages=("stage",), head="head")
+    spec = BackboneSpec(
+        name="dense", factory=densenet_like, stem=("relu", "stem"), stages=("stage",), head="head"
+    )
     model = lab(spec).from_backbone("dense", None).eval()
     assert torch.equal(model.forward_head(model.forward_features(images)), model(images))
 
 
-def test_an_unknown_way_to_the_head_is_an_error_not_a_wrong_result(lab: Any, images: Tensor) -> None:
+def test_an_unknown_way_to_the_head_is_an_error_not_a_wrong_result(
+    lab: Any, images: Tensor
+) -> None:
     class Maximum(Overwrites):
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.relu(self.stage(self.stem(x))).amax((2, 3)))
@@ -80,14 +88,20 @@ def test_an_unknown_way_to_the_head_is_an_error_not_a_wrong_result(lab: Any, ima
         model.forward_head(model.forward_features(images))
 
 
-@pytest.mark.parametrize("packed", [lambda x: SimpleNamespace(map=x), lambda x: {"map": x}, lambda x: x])
-def test_whatever_a_head_raises_for_a_plain_map_the_network_is_built(lab: Any, images: Tensor, packed: Any) -> None:
+@pytest.mark.parametrize(
+    "packed", [lambda x: SimpleNamespace(map=x), lambda x: {"map": x}, lambda x: x]
+)
+def test_whatever_a_head_raises_for_a_plain_map_the_network_is_built(
+    lab: Any, images: Tensor, packed: Any
+) -> None:
     class Reads(nn.Linear):
         def forward(self, given: Any) -> Any:
             if isinstance(given, Tensor):
                 return (super().forward(given.amax((2, 3))),)
             assert isinstance(given, (dict, SimpleNamespace))
-            return super().forward((given["map"] if isinstance(given, dict) else given.map).mean((2, 3)))
+            return super().forward(
+                (given["map"] if isinstance(given, dict) else given.map).mean((2, 3))
+            )
 
     class Packs(Overwrites):
         def __init__(self) -> None:
@@ -136,12 +150,24 @@ def open_gates(model: nn.Module) -> None:
     ("name", "patches"),
     [
         ("resnet18", {"layer4": {"wrap": "se"}, "avgpool": {"wrap": "se"}}),
-        ("mobilenet_v3_small", {"features": {"wrap": "cbam_block"}, "features.12": {"wrap": "eca"}}),
+        (
+            "mobilenet_v3_small",
+            {"features": {"wrap": "cbam_block"}, "features.12": {"wrap": "eca"}},
+        ),
         ("mobilenet_v2", {"features": [{"wrap": "se"}, {"inject": "spatial_attention"}]}),
-        ("convnext_tiny", {"features": {"wrap": "se"}, "features.7": {"wrap": "se"}, "features.7.2": {"wrap": "se"}}),
+        (
+            "convnext_tiny",
+            {
+                "features": {"wrap": "se"},
+                "features.7": {"wrap": "se"},
+                "features.7.2": {"wrap": "se"},
+            },
+        ),
     ],
 )
-def test_features_and_head_include_patches_that_have_learned(builder: HybridBuilder, name: str, patches: Any) -> None:
+def test_features_and_head_include_patches_that_have_learned(
+    builder: HybridBuilder, name: str, patches: Any
+) -> None:
     model = builder.from_backbone(name, None, patches).eval()
     before = model(x64())
     open_gates(model)
@@ -161,9 +187,18 @@ def test_a_patch_that_the_way_would_miss_makes_it_unknown(lab: Any) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.tail(self.stage(self.stem(x)))
 
-    spec = BackboneSpec(name="nested", factory=lambda spec, weights: Nested(), stem=("stem",), stages=("stage",), head="tail.2")
+    spec = BackboneSpec(
+        name="nested",
+        factory=lambda spec, weights: Nested(),
+        stem=("stem",),
+        stages=("stage",),
+        head="tail.2",
+    )
     patches = {"tail": {"inject": {"type": "gate", "position": "before"}}}
-    plain, patched = lab(spec).from_backbone("nested", None), lab(spec).from_backbone("nested", None, patches)
+    plain, patched = (
+        lab(spec).from_backbone("nested", None),
+        lab(spec).from_backbone("nested", None, patches),
+    )
     x = x64()
     assert torch.equal(plain.forward_head(plain.forward_features(x)), plain(x))
     with pytest.raises(BackboneError, match=r"'stage' to 'tail\.2' is unknown"):
@@ -180,7 +215,12 @@ def test_features_include_the_patches_of_their_stage(tiny: Any, images: Tensor) 
     before = model.get_stage_outputs(images)
     open_gates(model)
     after = model.get_stage_outputs(images)
-    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [True, True, False, False]
+    assert [torch.equal(a, b) for a, b in zip(before, after, strict=True)] == [
+        True,
+        True,
+        False,
+        False,
+    ]
 
 
 def test_features_carry_gradients_when_gradients_are_on(tiny: Any, images: Tensor) -> None:
@@ -227,7 +267,9 @@ def test_a_stage_that_returns_no_tensor_is_refused(lab: Any) -> None:
             return self.head(self.stage(self.pair(self.stem(x))[0]).mean((2, 3)))
 
     stem = ("relu", "stem", "pair")
-    spec = BackboneSpec(name="net", factory=lambda spec, weights: Net(), stem=stem, stages=("stage",), head="head")
+    spec = BackboneSpec(
+        name="net", factory=lambda spec, weights: Net(), stem=stem, stages=("stage",), head="head"
+    )
     with pytest.raises(BackboneError, match=r"the stem .'pair'. returned no tensor"):
         lab(spec).from_backbone("net", None)
 
@@ -238,12 +280,18 @@ def test_features_compile_in_one_graph(tiny: Any, images: Tensor, grad: bool) ->
     model = tiny({"layer2": {"wrap": "gate"}}).eval()
     open_gates(model)
     with torch.set_grad_enabled(grad):
-        compiled = torch.compile(lambda x: model.get_stage_outputs(x), fullgraph=True, backend="aot_eager")
+        compiled = torch.compile(
+            lambda x: model.get_stage_outputs(x), fullgraph=True, backend="aot_eager"
+        )
         for _ in range(2):
             found = compiled(images)
             for a, b in zip(found, model.get_stage_outputs(images), strict=True):
                 torch.testing.assert_close(a, b)
-        features = torch.compile(lambda x: model.forward_head(model.forward_features(x)), fullgraph=True, backend="aot_eager")
+        features = torch.compile(
+            lambda x: model.forward_head(model.forward_features(x)),
+            fullgraph=True,
+            backend="aot_eager",
+        )
         torch.testing.assert_close(features(images), model(images))
 
 

@@ -16,7 +16,10 @@ from torch import Tensor, nn
 from tvc_core import BlockSpec, HybridBuilder, HybridModel, UnknownNameError, WeightsError
 
 PATCHES = {
-    "layer2": [{"wrap": "gate"}, {"inject": {"type": "conv", "position": "before", "params": {"kernel_size": 5}}}],
+    "layer2": [
+        {"wrap": "gate"},
+        {"inject": {"type": "conv", "position": "before", "params": {"kernel_size": 5}}},
+    ],
     "layer3.0.conv": {"replace": "conv"},
 }
 
@@ -40,14 +43,24 @@ def assert_same(a: HybridModel, b: HybridModel, images: Tensor) -> None:
     x, y = a.state_dict(), b.state_dict()
     assert list(x) == list(y)
     assert [k for k in x if x[k].dtype != y[k].dtype or bits(x[k]) != bits(y[k])] == []
-    assert [(n, p.requires_grad) for n, p in a.named_parameters()] == [(n, p.requires_grad) for n, p in b.named_parameters()]
-    assert a.class_names == b.class_names and a.freeze_state() == b.freeze_state() and a.explain() == b.explain()
+    assert [(n, p.requires_grad) for n, p in a.named_parameters()] == [
+        (n, p.requires_grad) for n, p in b.named_parameters()
+    ]
+    assert (
+        a.class_names == b.class_names
+        and a.freeze_state() == b.freeze_state()
+        and a.explain() == b.explain()
+    )
     modes = [module.training for module in a.modules()]
     a.eval(), b.eval()
     dtype = next(a.parameters()).dtype
     assert torch.equal(a(images.to(dtype)), b(images.to(dtype)))
     a.train(), b.train()
-    assert [module.training for module in a.modules()] == [module.training for module in b.modules()] == modes
+    assert (
+        [module.training for module in a.modules()]
+        == [module.training for module in b.modules()]
+        == modes
+    )
 
 
 def disturb(model: HybridModel) -> HybridModel:
@@ -72,13 +85,17 @@ def disturb(model: HybridModel) -> HybridModel:
         {"options": {"num_classes": 11}},
     ],
 )
-def test_a_saved_model_is_read_back_bit_for_bit(tiny: Any, reload: Any, images: Tensor, arguments: Any) -> None:
+def test_a_saved_model_is_read_back_bit_for_bit(
+    tiny: Any, reload: Any, images: Tensor, arguments: Any
+) -> None:
     model = disturb(tiny(**arguments))
     assert_same(model, reload(model), images)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_the_type_of_a_model_is_kept(tiny: Any, reload: Any, images: Tensor, dtype: torch.dtype) -> None:
+def test_the_type_of_a_model_is_kept(
+    tiny: Any, reload: Any, images: Tensor, dtype: torch.dtype
+) -> None:
     model = disturb(tiny(PATCHES)).to(dtype)
     assert_same(model, reload(model), images)
 
@@ -101,20 +118,26 @@ def test_memory_format_and_shared_memory_do_not_matter(tiny: Any, reload: Any) -
     model = disturb(tiny()).to(memory_format=torch.channels_last)
     model.layer1.norm.weight = model.layer1.norm.bias  # one tensor under two names
     found, expected = reload(model).state_dict(), model.state_dict()
-    assert found.keys() == expected.keys() and all(bits(found[name]) == bits(expected[name]) for name in found)
+    assert found.keys() == expected.keys() and all(
+        bits(found[name]) == bits(expected[name]) for name in found
+    )
 
 
 def test_a_model_read_back_is_a_fresh_build_in_training_mode(tiny: Any, reload: Any) -> None:
     assert all(module.training for module in reload(tiny().eval()).modules())
 
 
-def test_reading_needs_no_weight_file(builder: HybridBuilder, made_up: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_reading_needs_no_weight_file(
+    builder: HybridBuilder, made_up: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     files = made_up("mobilenet_v3_small")
     model = builder.from_backbone("mobilenet_v3_small", num_classes=3)
     model.save(tmp_path / "m.safetensors")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "nothing"))
     again = HybridModel.load(tmp_path / "m.safetensors")
-    assert next(iter(files.values())).exists() and torch.equal(again.classifier[3].weight, model.classifier[3].weight)
+    assert next(iter(files.values())).exists() and torch.equal(
+        again.classifier[3].weight, model.classifier[3].weight
+    )
     assert "file hash not compared" in again.explain() and again.recipe.weights == "IMAGENET1K_V1"
 
 
@@ -126,13 +149,16 @@ def test_any_reader_of_safetensors_gets_the_tensors(tiny: Any, tmp_path: Path) -
 
 
 def test_a_file_that_needs_a_missing_plugin_names_it(tiny: Any, lab: Any, tmp_path: Path) -> None:
-    model = tiny({"layer2": {"wrap": "extra"}}, BlockSpec(name="extra", factory=lambda in_channels: nn.Identity()))
+    model = tiny(
+        {"layer2": {"wrap": "extra"}},
+        BlockSpec(name="extra", factory=lambda in_channels: nn.Identity()),
+    )
     model.save(tmp_path / "m.safetensors")
     with pytest.raises(UnknownNameError, match="lab:extra"):
         HybridModel.load(tmp_path / "m.safetensors", lab().registry)
 
 
-# -- damage -------------------------------------------------------------------------------------------------------------
+# -- damage ----------------------------------------------------------------------------------------
 
 
 def load_bytes(data: bytes, folder: Path, registry: Any) -> HybridModel:
@@ -144,9 +170,18 @@ def test_every_truncation_is_refused(tiny: Any, lab: Any, tmp_path: Path) -> Non
     tiny(PATCHES, num_classes=3).save(tmp_path / "m.safetensors")
     data, registry = (tmp_path / "m.safetensors").read_bytes(), lab().registry
     header = 8 + int.from_bytes(data[:8], "little")
-    lengths = {0, 1, 7, 8, 9, header - 1, header, header + 1, len(data) - 1, *range(0, len(data), len(data) // 60)} - {
-        len(data)
-    }
+    lengths = {
+        0,
+        1,
+        7,
+        8,
+        9,
+        header - 1,
+        header,
+        header + 1,
+        len(data) - 1,
+        *range(0, len(data), len(data) // 60),
+    } - {len(data)}
     for length in sorted(lengths):
         with pytest.raises(WeightsError, match=r"damaged\.safetensors"):
             load_bytes(data[:length], tmp_path, registry)
@@ -154,13 +189,24 @@ def test_every_truncation_is_refused(tiny: Any, lab: Any, tmp_path: Path) -> Non
         load_bytes(data + b"\0", tmp_path, registry)
 
 
-def test_no_flipped_bit_gives_another_model(tiny: Any, lab: Any, tmp_path: Path, images: Tensor) -> None:
-    model = disturb(tiny({"layer2": {"wrap": "gate"}}, num_classes=3, class_names=["a", "b", "c"], freeze_backbone=True))
+def test_no_flipped_bit_gives_another_model(
+    tiny: Any, lab: Any, tmp_path: Path, images: Tensor
+) -> None:
+    model = disturb(
+        tiny(
+            {"layer2": {"wrap": "gate"}},
+            num_classes=3,
+            class_names=["a", "b", "c"],
+            freeze_backbone=True,
+        )
+    )
     model.save(tmp_path / "m.safetensors")
     data, registry = (tmp_path / "m.safetensors").read_bytes(), lab().registry
     header = 8 + int.from_bytes(data[:8], "little")
     rng = random.Random(0)
-    places = [rng.randrange(header) for _ in range(400)] + [rng.randrange(header, len(data)) for _ in range(100)]
+    places = [rng.randrange(header) for _ in range(400)] + [
+        rng.randrange(header, len(data)) for _ in range(100)
+    ]
     refused = 0
     for place in places:
         flipped = bytearray(data)
@@ -186,8 +232,12 @@ def test_no_flipped_bit_gives_another_model(tiny: Any, lab: Any, tmp_path: Path,
         ({"tvc": '{"format": NaN, "x": "\\ud800"}'}, "damaged"),
     ],
 )
-def test_a_foreign_file_is_refused_and_says_what_it_is(tmp_path: Path, metadata: Any, message: str) -> None:
-    safetensors.torch.save_file({"fc.weight": torch.zeros(2, 2)}, tmp_path / "m.safetensors", metadata=metadata)
+def test_a_foreign_file_is_refused_and_says_what_it_is(
+    tmp_path: Path, metadata: Any, message: str
+) -> None:
+    safetensors.torch.save_file(
+        {"fc.weight": torch.zeros(2, 2)}, tmp_path / "m.safetensors", metadata=metadata
+    )
     with pytest.raises(WeightsError, match=message):
         HybridModel.load(tmp_path / "m.safetensors")
 
@@ -200,7 +250,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
             HybridModel.load(tmp_path / name)
 
 
-# -- writing ------------------------------------------------------------------------------------------------------------
+# -- writing ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("place", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.chmod"])
@@ -219,10 +269,14 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         patched.setattr(place, fails)
         with pytest.raises(WeightsError, match="No space left on device"):
             disturb(model).save(path)
-    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == ["m.safetensors"]
+    assert path.read_bytes() == before and [entry.name for entry in tmp_path.iterdir()] == [
+        "m.safetensors"
+    ]
 
 
-def test_an_interrupted_write_leaves_nothing_behind(tiny: Any, tmp_path: Path, monkeypatch: Any) -> None:
+def test_an_interrupted_write_leaves_nothing_behind(
+    tiny: Any, tmp_path: Path, monkeypatch: Any
+) -> None:
     def interrupted(*args: Any) -> None:
         raise KeyboardInterrupt
 
@@ -255,7 +309,9 @@ def test_a_folder_that_is_not_there_is_a_weights_error(tiny: Any, tmp_path: Path
         tiny().save(tmp_path)
 
 
-def test_a_value_that_no_file_can_hold_is_refused_before_anything_is_written(builder: HybridBuilder, tmp_path: Path) -> None:
+def test_a_value_that_no_file_can_hold_is_refused_before_anything_is_written(
+    builder: HybridBuilder, tmp_path: Path
+) -> None:
     model = builder.from_backbone("resnet18", None, options={"norm_layer": nn.InstanceNorm2d})
     with pytest.raises(WeightsError, match="JSON"):
         model.save(tmp_path / "m.safetensors")

@@ -1,4 +1,6 @@
-"""Parameter groups: every trainable parameter once, rates by depth, weight decay where it belongs."""
+"""Parameter groups: every trainable parameter once, rates by depth, weight decay where it
+belongs.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def by_name(model: nn.Module, groups: list[dict[str, Any]]) -> dict[str, dict[st
     return dict(found)
 
 
-def by_timm(model: nn.Module, layer_decay: float, weight_decay: float) -> dict[str, tuple[float, float]]:
+def by_timm(
+    model: nn.Module, layer_decay: float, weight_decay: float
+) -> dict[str, tuple[float, float]]:
     """Return (rate, weight decay) of every parameter as timm groups a model of its own."""
     optim = pytest.importorskip("timm.optim")
     without = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()  # type: ignore[operator]
@@ -37,14 +41,20 @@ def by_timm(model: nn.Module, layer_decay: float, weight_decay: float) -> dict[s
 
 
 @pytest.mark.parametrize("by", ["stage", "block"])
-@pytest.mark.parametrize("frozen", [{}, {"freeze_backbone": True}, {"freeze_backbone": True, "unfreeze_stages": [1, 2]}])
+@pytest.mark.parametrize(
+    "frozen", [{}, {"freeze_backbone": True}, {"freeze_backbone": True, "unfreeze_stages": [1, 2]}]
+)
 def test_complete_and_disjoint_after_any_patch(tiny: Any, frozen: Any, by: str) -> None:
     model = tiny(PATCHES, **frozen)
     found = by_name(model, param_groups(model, 0.1, layer_decay=0.5, by=by))
-    assert set(found) == {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert set(found) == {
+        name for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
 
 
-def test_rates_fall_with_the_distance_from_the_head_and_what_is_new_has_the_full_one(tiny: Any) -> None:
+def test_rates_fall_with_the_distance_from_the_head_and_what_is_new_has_the_full_one(
+    tiny: Any,
+) -> None:
     model = tiny(PATCHES)
     found = by_name(model, param_groups(model, 0.1, layer_decay=0.5))
     fresh = ("patches.", "layer3.1.conv.", "fc.")
@@ -52,7 +62,9 @@ def test_rates_fall_with_the_distance_from_the_head_and_what_is_new_has_the_full
     for name, group in found.items():
         distance = 0 if name.startswith(fresh) else distances[name.partition(".")[0]]
         assert group["lr"] == pytest.approx(0.1 * 0.5**distance), name
-        assert name.startswith(("patches.", "layer3.1.conv.")) == group["name"].startswith("new"), name
+        assert name.startswith(("patches.", "layer3.1.conv.")) == group["name"].startswith("new"), (
+            name
+        )
 
 
 @pytest.mark.parametrize("by", ["stage", "block"])
@@ -68,35 +80,54 @@ def sweep(*names: str) -> list[Any]:
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet18", "mobilenet_v3_small", *sweep("swin_t", "convnext_tiny", "vgg11_bn", "densenet121")]
+    "name",
+    [
+        "resnet18",
+        "mobilenet_v3_small",
+        *sweep("swin_t", "convnext_tiny", "vgg11_bn", "densenet121"),
+    ],
 )
 def test_rates_are_monotone_in_depth(builder: HybridBuilder, name: str) -> None:
     model = builder.from_backbone(name, None)
     for by in ("stage", "block"):
         found = by_name(model, param_groups(model, 1.0, layer_decay=0.9, by=by))
-        rates = [found[parameter]["lr"] for parameter, _ in model.named_parameters()]  # registered in order of execution
+        # registered in order of execution
+        rates = [found[parameter]["lr"] for parameter, _ in model.named_parameters()]
         assert rates == sorted(rates) and len(set(rates)) >= len(model.stage_info) + 2
 
 
 def test_without_layer_decay_there_is_one_rate(tiny: Any) -> None:
     groups = param_groups(tiny(PATCHES), 0.3)
-    assert {group["lr"] for group in groups} == {0.3} and {group["weight_decay"] for group in groups} == {0.0, 0.01}
+    assert {group["lr"] for group in groups} == {0.3} and {
+        group["weight_decay"] for group in groups
+    } == {0.0, 0.01}
 
 
 def test_by_block_is_timms_grouping_of_resnet50(builder: HybridBuilder) -> None:
-    """torchvision's resnet50 and timm's have equal names, so rate and decay of each parameter can be compared."""
+    """torchvision's resnet50 and timm's have equal names, so rate and decay of each parameter can
+    be compared.
+    """
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         theirs = by_timm(timm.create_model("resnet50"), 0.75, 0.05)
     model = builder.from_backbone("resnet50", None)
-    found = by_name(model, param_groups(model, 1.0, layer_decay=0.75, weight_decay=0.05, by="block"))
+    found = by_name(
+        model, param_groups(model, 1.0, layer_decay=0.75, weight_decay=0.05, by="block")
+    )
     assert found.keys() == theirs.keys()
     assert {n: (pytest.approx(g["lr"]), g["weight_decay"]) for n, g in found.items()} == theirs
 
 
-@pytest.mark.parametrize(("ours", "theirs"), [("vit_b_32", "vit_base_patch32_224"), ("swin_t", "swin_tiny_patch4_window7_224")])
-def test_by_block_is_timms_grouping_of_transformers(builder: HybridBuilder, ours: str, theirs: str) -> None:
-    """Names differ, so the parameters at each rate and decay are counted, without the last norm: timm's head has it."""
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [("vit_b_32", "vit_base_patch32_224"), ("swin_t", "swin_tiny_patch4_window7_224")],
+)
+def test_by_block_is_timms_grouping_of_transformers(
+    builder: HybridBuilder, ours: str, theirs: str
+) -> None:
+    """Names differ, so the parameters at each rate and decay are counted, without the last norm:
+    timm's head has it.
+    """
     timm = pytest.importorskip("timm")
     with torch.device("meta"):
         other = timm.create_model(theirs)
@@ -106,11 +137,16 @@ def test_by_block_is_timms_grouping_of_transformers(builder: HybridBuilder, ours
     counts: list[dict[Any, int]] = []
     for network, placed, last in (
         (other, expected, "norm."),
-        (model, {n: (g["lr"], g["weight_decay"]) for n, g in found.items()}, ("encoder.ln.", "norm.")),
+        (
+            model,
+            {n: (g["lr"], g["weight_decay"]) for n, g in found.items()},
+            ("encoder.ln.", "norm."),
+        ),
     ):
         count: dict[Any, int] = {}
         for name, parameter in network.named_parameters():
-            # torchvision's Swin has the pooling of patches in front of a stage's blocks as a layer of its own
+            # torchvision's Swin has the pooling of patches in front of a stage's blocks as a layer
+            # of its own
             if not name.startswith(last) and (ours != "swin_t" or placed[name][1] == 0):
                 key = placed[name] if ours != "swin_t" else placed[name][1]
                 count[key] = count.get(key, 0) + parameter.numel()
@@ -119,19 +155,34 @@ def test_by_block_is_timms_grouping_of_transformers(builder: HybridBuilder, ours
 
 
 def decaying(model: nn.Module) -> set[str]:
-    return {name for name, group in by_name(model, param_groups(model, 1.0)).items() if group["weight_decay"]}
+    return {
+        name
+        for name, group in by_name(model, param_groups(model, 1.0)).items()
+        if group["weight_decay"]
+    }
 
 
 def reference(network: nn.Module) -> set[str]:
     """Return the parameters that decay, from the types of their layers."""
     matrices = (nn.Conv2d, nn.Linear)
-    found = {f"{path}.weight" for path, module in network.named_modules() if isinstance(module, matrices)}
-    found |= {f"{p}.in_proj_weight" for p, module in network.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    found = {
+        f"{path}.weight" for path, module in network.named_modules() if isinstance(module, matrices)
+    }
+    found |= {
+        f"{p}.in_proj_weight"
+        for p, module in network.named_modules()
+        if isinstance(module, nn.MultiheadAttention)
+    }
     return {name for name in found if ".cpb_mlp." not in name}
 
 
-@pytest.mark.parametrize("name", ["swin_v2_t", "efficientnet_b0", *sweep("convnext_tiny", "vit_b_32", "swin_t", "maxvit_t")])
-def test_only_weights_of_convolutions_and_linear_layers_decay(builder: HybridBuilder, name: str) -> None:
+@pytest.mark.parametrize(
+    "name",
+    ["swin_v2_t", "efficientnet_b0", *sweep("convnext_tiny", "vit_b_32", "swin_t", "maxvit_t")],
+)
+def test_only_weights_of_convolutions_and_linear_layers_decay(
+    builder: HybridBuilder, name: str
+) -> None:
     network = torchvision.models.get_model(name, weights=None)
     assert decaying(builder.from_backbone(name, None)) == reference(network)
 
@@ -147,7 +198,9 @@ def test_gates_of_patches_and_norms_inside_do_not_decay(tiny: Any) -> None:
 
 
 def test_a_binary_head_decays(tiny: Any) -> None:
-    """Its weight [1, C] has one long axis, as a factor for each channel has; but it is a layer's weight."""
+    """Its weight [1, C] has one long axis, as a factor for each channel has; but it is a layer's
+    weight.
+    """
     model = tiny(num_classes=1)
     assert "fc.weight" in decaying(model)
 
@@ -160,31 +213,49 @@ def test_groups_work_in_an_optimizer_and_move_each_layer_at_its_rate(tiny: Any) 
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    moved = {name: float((p.detach() - before[name]).abs().max()) for name, p in model.named_parameters()}
+    moved = {
+        name: float((p.detach() - before[name]).abs().max()) for name, p in model.named_parameters()
+    }
     for name, group in by_name(model, groups).items():
-        assert moved[name] == pytest.approx(group["lr"], rel=1e-3), name  # Adam's first step is its rate
+        # Adam's first step is its rate
+        assert moved[name] == pytest.approx(group["lr"], rel=1e-3), name
     assert [group["name"] for group in optimizer.param_groups][:2] == ["stem", "stem, no decay"]
     optimizer.load_state_dict(optimizer.state_dict())
-    assert [group["name"] for group in optimizer.state_dict()["param_groups"]][-1] == "new, no decay"
+    assert [group["name"] for group in optimizer.state_dict()["param_groups"]][
+        -1
+    ] == "new, no decay"
 
 
 def test_auxiliary_heads_have_the_full_rate_and_are_no_layers(builder: HybridBuilder) -> None:
-    model = builder.from_backbone("googlenet", None, options={"aux_logits": True, "init_weights": False})
+    model = builder.from_backbone(
+        "googlenet", None, options={"aux_logits": True, "init_weights": False}
+    )
     for by, layers in (("stage", 5), ("block", 11)):
         found = by_name(model, param_groups(model, 1.0, layer_decay=0.5, by=by))
-        assert {g["lr"] for n, g in found.items() if n.startswith(("aux1.", "aux2.", "fc."))} == {1.0}
+        assert {g["lr"] for n, g in found.items() if n.startswith(("aux1.", "aux2.", "fc."))} == {
+            1.0
+        }
         assert min(g["lr"] for g in found.values()) == 0.5 ** (layers - 1)
 
 
 def test_layers_without_parameters_count_for_nothing(lab: Any) -> None:
     def build(spec: BackboneSpec, *, weights: Any) -> nn.Module:
         head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 7))
-        layers = [nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3)]
+        layers = [
+            nn.Conv2d(3, 8, 3),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 8, 3),
+            nn.BatchNorm2d(8),
+            nn.ReLU(),
+            nn.Conv2d(8, 8, 3),
+        ]
         network = nn.Sequential(*layers)
         network.add_module("head", head)
         return network
 
-    spec = BackboneSpec(name="layers", factory=build, stem=("0",), stages=(("1", "2", "3", "4", "5"),), head="head")
+    spec = BackboneSpec(
+        name="layers", factory=build, stem=("0",), stages=(("1", "2", "3", "4", "5"),), head="head"
+    )
     model = lab(spec).from_backbone("layers", None)
     found = by_name(model, param_groups(model, 1.0, layer_decay=0.5, by="block"))
     assert {name.partition(".")[0]: group["lr"] for name, group in found.items()} == {
@@ -213,8 +284,12 @@ def test_what_is_out_of_range_is_refused(tiny: Any, wrong: Any, text: str) -> No
         param_groups(tiny(), **{"lr": 0.1, **wrong})
 
 
-def test_other_models_and_models_without_anything_to_train_are_refused(tiny: Any, plain: Any) -> None:
-    with pytest.raises(ParameterError, match=r"not Tiny; of a wrapped one, what is inside: ddp\.module"):
+def test_other_models_and_models_without_anything_to_train_are_refused(
+    tiny: Any, plain: Any
+) -> None:
+    with pytest.raises(
+        ParameterError, match=r"not Tiny; of a wrapped one, what is inside: ddp\.module"
+    ):
         param_groups(plain(), 0.1)
     model = tiny()
     model.freeze_backbone(head="none")

@@ -23,9 +23,18 @@ def roots(names: set[str]) -> set[str]:
     return {name.partition(".")[0] for name in names}
 
 
-def steps(network: nn.Module, model: nn.Module, images: Tensor, optimizer: torch.optim.Optimizer | None = None) -> None:
-    """Three steps with everything that could move a frozen tensor: momentum, weight decay, stale gradients."""
-    optimizer = optimizer or torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
+def steps(
+    network: nn.Module,
+    model: nn.Module,
+    images: Tensor,
+    optimizer: torch.optim.Optimizer | None = None,
+) -> None:
+    """Three steps with everything that could move a frozen tensor: momentum, weight decay, stale
+    gradients.
+    """
+    optimizer = optimizer or torch.optim.SGD(
+        model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1
+    )
     for _ in range(3):
         optimizer.zero_grad()
         nn.functional.cross_entropy(network(images), torch.arange(len(images)) % 7).backward()
@@ -33,7 +42,9 @@ def steps(network: nn.Module, model: nn.Module, images: Tensor, optimizer: torch
 
 
 def moved(model: nn.Module, before: dict[str, Tensor]) -> set[str]:
-    return {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    return {
+        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
+    }
 
 
 def state(model: nn.Module) -> dict[str, Tensor]:
@@ -43,14 +54,20 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 PATCHES = {"layer1": {"wrap": "gate"}, "layer3.0": {"wrap": "conv"}}
 
 
-# -- what is trainable --------------------------------------------------------------------------------------------------
+# -- what is trainable -----------------------------------------------------------------------------
 
 
 def test_exactly_the_head_and_new_blocks_are_trainable(tiny: Any) -> None:
     model = tiny(PATCHES, freeze_backbone=True)
-    expected = {"fc.weight", "fc.bias", *(name for name, _ in model.named_parameters() if name.startswith("patches."))}
+    expected = {
+        "fc.weight",
+        "fc.bias",
+        *(name for name, _ in model.named_parameters() if name.startswith("patches.")),
+    }
     assert trainable(model) == expected and len(expected) > 6
-    assert model.count_parameters(trainable_only=True) == sum(dict(model.named_parameters())[n].numel() for n in expected)
+    assert model.count_parameters(trainable_only=True) == sum(
+        dict(model.named_parameters())[n].numel() for n in expected
+    )
 
 
 def test_resnets_frozen_count_is_that_of_its_head(builder: HybridBuilder) -> None:
@@ -67,7 +84,10 @@ def test_a_replacement_in_a_frozen_stage_learns_since_it_is_new(tiny: Any, image
     steps(model, model, images)
     assert {name for name in moved(model, before) if not name.startswith("fc.")} == {
         *new,
-        *(f"layer3.0.conv.norm.{buffer}" for buffer in ("running_mean", "running_var", "num_batches_tracked")),
+        *(
+            f"layer3.0.conv.norm.{buffer}"
+            for buffer in ("running_mean", "running_var", "num_batches_tracked")
+        ),
     }
     model.freeze_backbone(freeze_patches=True)
     assert trainable(model) == {"fc.weight", "fc.bias"} and not model.layer3[0].conv.norm.training
@@ -81,8 +101,12 @@ def test_freeze_patches_freezes_those_in_frozen_parts_only(tiny: Any) -> None:
     assert not model.patches.layer1.gate.training and model.patches.layer3.training
 
 
-@pytest.mark.parametrize(("head", "expected"), [("all", {"0", "3"}), ("last", {"3"}), ("none", set())])
-def test_what_of_the_head_is_trainable_is_chosen(builder: HybridBuilder, head: str, expected: set[str]) -> None:
+@pytest.mark.parametrize(
+    ("head", "expected"), [("all", {"0", "3"}), ("last", {"3"}), ("none", set())]
+)
+def test_what_of_the_head_is_trainable_is_chosen(
+    builder: HybridBuilder, head: str, expected: set[str]
+) -> None:
     model = builder.from_backbone("mobilenet_v3_small", None, num_classes=4)
     model.freeze_backbone(head=head)
     assert {name.split(".")[1] for name in trainable(model)} == expected
@@ -130,7 +154,9 @@ def test_freezing_again_starts_anew(tiny: Any) -> None:
 
 
 def test_stage_9_is_an_error_that_lists_the_stages(tiny: Any) -> None:
-    with pytest.raises(StageError, match=r"no stage 9: the 3 stages are 0: layer1, 1: layer2, 2: layer3"):
+    with pytest.raises(
+        StageError, match=r"no stage 9: the 3 stages are 0: layer1, 1: layer2, 2: layer3"
+    ):
         tiny(freeze_backbone=True, unfreeze_stages=[9])
     model = tiny(freeze_backbone=True, unfreeze_stages=[1])
     before = trainable(model)
@@ -139,7 +165,7 @@ def test_stage_9_is_an_error_that_lists_the_stages(tiny: Any) -> None:
     assert trainable(model) == before and model.freeze_state()["stages"] == [0, 2]
 
 
-# -- frozen is frozen ---------------------------------------------------------------------------------------------------
+# -- frozen is frozen ------------------------------------------------------------------------------
 
 
 def copied(model: Any) -> tuple[nn.Module, Any]:
@@ -161,14 +187,17 @@ def wrapped(model: Any) -> tuple[nn.Module, Any]:
 
 def toggled(model: Any) -> tuple[nn.Module, Any]:
     model.eval()
-    model.requires_grad_(model.training)  # what some loops do around an evaluation, here without effect on the end
+    # what some loops do around an evaluation, here without effect on the end
+    model.requires_grad_(model.training)
     model.load_freeze_state(model.freeze_state())
     model.train()
     return model, model
 
 
 @pytest.mark.parametrize("way", [lambda m: (m.train(), m), copied, pickled, wrapped, toggled])
-def test_three_steps_leave_every_frozen_tensor_and_buffer_as_it_was(tiny: Any, images: Tensor, way: Any) -> None:
+def test_three_steps_leave_every_frozen_tensor_and_buffer_as_it_was(
+    tiny: Any, images: Tensor, way: Any
+) -> None:
     network, model = way(tiny(PATCHES, freeze_backbone=True, unfreeze_stages=[1]).train())
     before = state(model)
     steps(network, model, images)
@@ -197,16 +226,24 @@ def test_dropout_of_frozen_parts_is_off_and_of_thawed_ones_on(tiny: Any) -> None
 
 def test_stochastic_depth_of_frozen_parts_is_off(builder: HybridBuilder) -> None:
     model = builder.from_backbone(
-        "efficientnet_b0", None, options={"stochastic_depth_prob": 0.9}, dropout=0.0, freeze_backbone=True
+        "efficientnet_b0",
+        None,
+        options={"stochastic_depth_prob": 0.9},
+        dropout=0.0,
+        freeze_backbone=True,
     )
     x = torch.randn(2, 3, 64, 64)
     assert any(isinstance(module, torchvision.ops.StochasticDepth) for module in model.modules())
-    assert torch.equal(model.train()(x), model.train()(x)) and torch.equal(model.train()(x), model.eval()(x))
+    assert torch.equal(model.train()(x), model.train()(x)) and torch.equal(
+        model.train()(x), model.eval()(x)
+    )
 
 
 def test_new_blocks_in_frozen_parts_are_in_training_mode(tiny: Any) -> None:
     model = tiny(PATCHES, freeze_backbone=True).train()
-    assert model.patches.layer3.training and all(module.training for module in model.patches.modules())
+    assert model.patches.layer3.training and all(
+        module.training for module in model.patches.modules()
+    )
     assert not any(module.training for module in model.layer3.modules())
 
 
@@ -215,7 +252,9 @@ def test_evaluation_reaches_everything_and_training_returns(tiny: Any) -> None:
     model.eval()
     assert not any(module.training for module in model.modules())
     model.train()
-    assert model.training and model.layer2.training and model.fc.training and not model.layer1.training
+    assert (
+        model.training and model.layer2.training and model.fc.training and not model.layer1.training
+    )
     model.unfreeze_all()
     assert all(module.training for module in model.modules())
 
@@ -226,9 +265,17 @@ def test_thawing_in_evaluation_mode_does_not_start_training(tiny: Any) -> None:
     assert not any(module.training for module in model.modules())
 
 
-def test_norms_before_the_heads_last_layer_are_held_when_only_that_learns(lab: Any, images: Tensor) -> None:
+def test_norms_before_the_heads_last_layer_are_held_when_only_that_learns(
+    lab: Any, images: Tensor
+) -> None:
     def build(spec: BackboneSpec, *, weights: Any) -> nn.Module:
-        head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 8), nn.BatchNorm1d(8), nn.Linear(8, 7))
+        head = nn.Sequential(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 8),
+            nn.BatchNorm1d(8),
+            nn.Linear(8, 7),
+        )
         network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3))
         network.add_module("head", head)
         return network
@@ -241,7 +288,7 @@ def test_norms_before_the_heads_last_layer_are_held_when_only_that_learns(lab: A
     assert moved(model, before) == {"head.4.weight", "head.4.bias"}
 
 
-# -- normalization layers of frozen parts --------------------------------------------------------------------------------
+# -- normalization layers of frozen parts ----------------------------------------------------------
 
 STATISTICS = {"running_mean", "running_var", "num_batches_tracked"}
 
@@ -260,7 +307,11 @@ def test_what_norms_of_frozen_parts_do_is_chosen(
     before = state(model)
     steps(network, model, images)
     changed = {name for name in moved(model, before) if not name.startswith(("layer2.", "fc."))}
-    norms = {path for path, m in model.named_modules() if isinstance(m, nn.BatchNorm2d) and not path.startswith("layer2")}
+    norms = {
+        path
+        for path, m in model.named_modules()
+        if isinstance(m, nn.BatchNorm2d) and not path.startswith("layer2")
+    }
     assert changed == {f"{path}.{name}" for path in norms for name in moving} and len(norms) == 4
     assert not model.layer1.conv.training and not model.layer1.drop.training
     assert model.layer1.norm.training == (normalization == "train")
@@ -268,15 +319,25 @@ def test_what_norms_of_frozen_parts_do_is_chosen(
 
 
 @pytest.mark.parametrize("normalization", ["eval", "train"])
-def test_the_choice_for_norms_leaves_head_and_blocks_alone(builder: HybridBuilder, tiny: Any, normalization: str) -> None:
+def test_the_choice_for_norms_leaves_head_and_blocks_alone(
+    builder: HybridBuilder, tiny: Any, normalization: str
+) -> None:
     model = builder.from_backbone("convnext_tiny", None)  # its head has a LayerNorm
     model.freeze_backbone(head="none", normalization=normalization)
-    norms = {path for path, m in model.named_modules() if isinstance(m, nn.LayerNorm) and not path.startswith("classifier")}
+    norms = {
+        path
+        for path, m in model.named_modules()
+        if isinstance(m, nn.LayerNorm) and not path.startswith("classifier")
+    }
     assert trainable(model) == {f"{path}.{name}" for path in norms for name in ("weight", "bias")}
     model = tiny({"layer1": {"wrap": "conv"}, "layer3.0.norm": {"replace": "conv"}})
     model.freeze_backbone(freeze_patches=True, normalization=normalization)
-    assert not {name for name in trainable(model) if name.startswith(("patches.", "layer3.0.norm."))}
-    assert not any(m.training for m in model.patches.layer1.modules() if not isinstance(m, type(model.patches)))
+    assert not {
+        name for name in trainable(model) if name.startswith(("patches.", "layer3.0.norm."))
+    }
+    assert not any(
+        m.training for m in model.patches.layer1.modules() if not isinstance(m, type(model.patches))
+    )
     assert not any(m.training for m in model.layer3[0].norm.modules())
 
 
@@ -291,14 +352,21 @@ def test_an_unknown_choice_for_norms_changes_nothing(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("normalization", ["frozen", "eval", "train"])
-def test_the_choice_for_norms_is_in_files(tiny: Any, lab: Any, tmp_path: Any, normalization: str) -> None:
+def test_the_choice_for_norms_is_in_files(
+    tiny: Any, lab: Any, tmp_path: Any, normalization: str
+) -> None:
     model = tiny()
     model.freeze_backbone(unfreeze_stages=[2], normalization=normalization)
     model.save(tmp_path / "model.safetensors")
     other = HybridModel.load(tmp_path / "model.safetensors", lab().registry)
-    assert other.freeze_state() == model.freeze_state() and other.freeze_state()["normalization"] == normalization
+    assert (
+        other.freeze_state() == model.freeze_state()
+        and other.freeze_state()["normalization"] == normalization
+    )
     assert trainable(other) == trainable(model)
-    assert [m.training for m in other.train().modules()] == [m.training for m in model.train().modules()]
+    assert [m.training for m in other.train().modules()] == [
+        m.training for m in model.train().modules()
+    ]
 
 
 def test_a_state_from_before_there_was_the_choice_loads_as_frozen(tiny: Any) -> None:
@@ -309,7 +377,7 @@ def test_a_state_from_before_there_was_the_choice_loads_as_frozen(tiny: Any) -> 
     assert other.freeze_state() == model.freeze_state() and trainable(other) == trainable(model)
 
 
-# -- the state ----------------------------------------------------------------------------------------------------------
+# -- the state -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -363,5 +431,9 @@ def test_a_recipe_freezes_as_the_method_does(tiny: Any) -> None:
     how = {"head": "last", "freeze_patches": True, "normalization": "eval"}
     model, by_hand = tiny(freeze_backbone=how, unfreeze_stages=[-1]), tiny()
     by_hand.freeze_backbone(unfreeze_stages=[-1], **how)
-    assert model.freeze_state() == by_hand.freeze_state() != tiny(freeze_backbone=True, unfreeze_stages=[-1]).freeze_state()
+    assert (
+        model.freeze_state()
+        == by_hand.freeze_state()
+        != tiny(freeze_backbone=True, unfreeze_stages=[-1]).freeze_state()
+    )
     assert model.recipe.freeze_backbone == how

@@ -21,7 +21,11 @@ def test_only_the_last_layer_of_resnets_head_is_new(builder: HybridBuilder) -> N
     model = builder.from_backbone("resnet18", None, num_classes=5)
     assert (model.fc.in_features, model.fc.out_features, model.num_classes) == (512, 5, 5)
     assert list(model.state_dict()) == list(reference.state_dict())
-    changed = [key for key, value in model.state_dict().items() if not torch.equal(value, reference.state_dict()[key])]
+    changed = [
+        key
+        for key, value in model.state_dict().items()
+        if not torch.equal(value, reference.state_dict()[key])
+    ]
     assert changed == ["fc.weight", "fc.bias"]
 
 
@@ -31,7 +35,9 @@ def test_the_linear_layer_before_mobilenets_last_stays(builder: HybridBuilder) -
     torch.manual_seed(0)
     model = builder.from_backbone("mobilenet_v3_small", None, num_classes=5)
     assert torch.equal(model.classifier[0].weight, reference.classifier[0].weight)
-    assert [type(layer) for layer in model.classifier] == [type(layer) for layer in reference.classifier]
+    assert [type(layer) for layer in model.classifier] == [
+        type(layer) for layer in reference.classifier
+    ]
     assert model.get_classifier() is model.classifier[3] and model.classifier[3].out_features == 5
 
 
@@ -100,11 +106,15 @@ def test_a_convolution_may_be_the_last_layer(lab: Any, images: Tensor) -> None:
         network = nn.Sequential()
         network.add_module("stem", nn.Conv2d(3, 8, 3, 2, 1))
         network.add_module("body", nn.Conv2d(8, 8, 3, 2, 1))
-        head = nn.Sequential(nn.Dropout(), nn.Conv2d(8, 9, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        head = nn.Sequential(
+            nn.Dropout(), nn.Conv2d(8, 9, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
         network.add_module("classifier", head)
         return network
 
-    spec = BackboneSpec(name="squeeze", factory=build, stem=("stem",), stages=("body",), head="classifier")
+    spec = BackboneSpec(
+        name="squeeze", factory=build, stem=("stem",), stages=("body",), head="classifier"
+    )
     model = lab(spec).from_backbone("squeeze", None, num_classes=4, dropout=0.1)
     assert model(images).shape == (4, 4) and model.classifier[0].p == 0.1 and model.num_classes == 4
 
@@ -113,7 +123,9 @@ def test_a_new_layer_has_the_old_ones_type_device_mode_and_bias(tiny: Any) -> No
     model = tiny().to(torch.bfloat16).eval()
     model.fc = nn.Linear(32, 7, bias=False, dtype=torch.bfloat16).eval()
     model.reset_classifier(3)
-    assert model.fc.weight.dtype == torch.bfloat16 and model.fc.bias is None and not model.fc.training
+    assert (
+        model.fc.weight.dtype == torch.bfloat16 and model.fc.bias is None and not model.fc.training
+    )
 
 
 @pytest.mark.parametrize("wrong", [-1, True, 2.0, "3"])
@@ -124,7 +136,9 @@ def test_a_wrong_number_of_classes_changes_nothing(tiny: Any, wrong: Any) -> Non
     layer = model.fc
     with pytest.raises(HeadError, match="num_classes"):
         model.reset_classifier(wrong, dropout=0.3)
-    assert model.fc is layer and not layer._forward_pre_hooks and model.class_names == tuple("abcdefg")
+    assert (
+        model.fc is layer and not layer._forward_pre_hooks and model.class_names == tuple("abcdefg")
+    )
 
 
 @pytest.mark.parametrize("wrong", [-0.1, 1, 1.0, True, "0.5", float("nan")])
@@ -139,7 +153,11 @@ def test_a_wrong_dropout_changes_nothing(tiny: Any, wrong: Any) -> None:
 
 
 def test_a_block_after_the_last_layer_forbids_another_width(tiny: Any) -> None:
-    dense = BlockSpec(name="dense", factory=lambda in_channels: nn.Linear(in_channels, in_channels), layouts=("NC",))
+    dense = BlockSpec(
+        name="dense",
+        factory=lambda in_channels: nn.Linear(in_channels, in_channels),
+        layouts=("NC",),
+    )
     model = tiny({"fc": {"wrap": "dense"}}, dense)
     with pytest.raises(HeadError, match="'fc' was made for 7 outputs"):
         model.reset_classifier(3)
@@ -148,9 +166,17 @@ def test_a_block_after_the_last_layer_forbids_another_width(tiny: Any) -> None:
         tiny({"fc": {"wrap": "dense"}}, dense, num_classes=3)
 
 
-def test_a_block_before_the_last_layer_stays_when_that_is_exchanged(tiny: Any, images: Tensor) -> None:
-    dense = BlockSpec(name="dense", factory=lambda in_channels: nn.Linear(in_channels, in_channels), layouts=("NC",))
-    model = tiny({"fc": {"inject": {"type": "dense", "position": "before"}}}, dense, num_classes=3).eval()
+def test_a_block_before_the_last_layer_stays_when_that_is_exchanged(
+    tiny: Any, images: Tensor
+) -> None:
+    dense = BlockSpec(
+        name="dense",
+        factory=lambda in_channels: nn.Linear(in_channels, in_channels),
+        layouts=("NC",),
+    )
+    model = tiny(
+        {"fc": {"inject": {"type": "dense", "position": "before"}}}, dense, num_classes=3
+    ).eval()
     model.reset_classifier(5)
     before = model(images)
     with torch.no_grad():
@@ -169,7 +195,7 @@ def test_a_head_without_a_layer_says_so(lab: Any) -> None:
         lab(spec).from_backbone("headless", None, num_classes=3)
 
 
-# -- class names --------------------------------------------------------------------------------------------------------
+# -- class names -----------------------------------------------------------------------------------
 
 
 def test_class_names_fit_the_head_or_are_refused(tiny: Any) -> None:

@@ -27,7 +27,11 @@ from tvc_core import (
     hookimpl,
 )
 
-PATCHES = {"layer1": {"wrap": "gate"}, "layer2.conv": {"wrap": "conv"}, "layer3": {"inject": "gate"}}
+PATCHES = {
+    "layer1": {"wrap": "gate"},
+    "layer2.conv": {"wrap": "conv"},
+    "layer3": {"inject": "gate"},
+}
 
 
 def open_gates(model: nn.Module) -> Any:
@@ -44,10 +48,12 @@ def patched(tiny: Any) -> Any:
     return open_gates(tiny(PATCHES)).eval()
 
 
-# -- what it is ---------------------------------------------------------------------------------------------------------
+# -- what it is ------------------------------------------------------------------------------------
 
 
-def test_a_hybrid_is_an_instance_of_its_backbones_class(builder: HybridBuilder, patched: Any) -> None:
+def test_a_hybrid_is_an_instance_of_its_backbones_class(
+    builder: HybridBuilder, patched: Any
+) -> None:
     model = builder.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}})
     assert isinstance(model, torchvision.models.ResNet) and isinstance(model, HybridModel)
     assert type(model).__name__ == "HybridResNet"
@@ -62,7 +68,7 @@ def test_two_builders_do_not_see_each_others_names(lab: Any) -> None:
         other.from_backbone("tiny", None, {"layer1": {"wrap": "mine"}})
 
 
-# -- copies -------------------------------------------------------------------------------------------------------------
+# -- copies ----------------------------------------------------------------------------------------
 
 
 def saved_whole(model: nn.Module) -> Any:
@@ -85,11 +91,17 @@ def test_a_copy_is_equal_and_independent(patched: Any, images: Tensor, way: Any)
         for parameter in other.parameters():
             parameter.zero_()
     assert torch.equal(patched(images), expected) and not torch.equal(other(images), expected)
-    assert all(torch.equal(a, b) for a, b in zip(features, patched.get_stage_outputs(images), strict=True))
-    assert not any(torch.equal(a, b) for a, b in zip(features, other.get_stage_outputs(images), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(features, patched.get_stage_outputs(images), strict=True)
+    )
+    assert not any(
+        torch.equal(a, b) for a, b in zip(features, other.get_stage_outputs(images), strict=True)
+    )
     other.reset_classifier(2)
     other.freeze_backbone()
-    assert patched.num_classes == 7 and all(parameter.requires_grad for parameter in patched.parameters())
+    assert patched.num_classes == 7 and all(
+        parameter.requires_grad for parameter in patched.parameters()
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -108,7 +120,7 @@ def test_the_state_dict_round_trip(patched: Any, tiny: Any, images: Tensor) -> N
     assert torch.equal(other(images), patched(images))
 
 
-# -- tools --------------------------------------------------------------------------------------------------------------
+# -- tools -----------------------------------------------------------------------------------------
 
 
 def test_tracing_gives_the_same_outputs(patched: Any, images: Tensor) -> None:
@@ -131,7 +143,9 @@ def test_one_graph_holds_the_whole_forward_pass(patched: Any, images: Tensor) ->
 
 
 @pytest.mark.parametrize("strict", [True, False])
-def test_export_with_a_dynamic_batch_has_the_patches(patched: Any, images: Tensor, strict: bool) -> None:
+def test_export_with_a_dynamic_batch_has_the_patches(
+    patched: Any, images: Tensor, strict: bool
+) -> None:
     batch = torch.export.Dim("batch", min=2)
     program = torch.export.export(patched, (images,), dynamic_shapes=({0: batch},), strict=strict)
     more = torch.cat([images, images])
@@ -141,7 +155,9 @@ def test_export_with_a_dynamic_batch_has_the_patches(patched: Any, images: Tenso
 @pytest.fixture
 def process_group(tmp_path: Path) -> Iterator[None]:
     """A process group of one."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
     yield
     torch.distributed.destroy_process_group()
 
@@ -158,7 +174,11 @@ def test_under_ddp_training_works_and_thawing_is_refused(tiny: Any, images: Tens
     assert torch.equal(model.fc.weight.grad, other.fc.weight.grad)
     layer, state = model.fc, model.freeze_state()
     trainable = [parameter.requires_grad for parameter in model.parameters()]
-    for change in (model.unfreeze_all, lambda: model.freeze_backbone([2]), lambda: model.reset_classifier(3, dropout=0.5)):
+    for change in (
+        model.unfreeze_all,
+        lambda: model.freeze_backbone([2]),
+        lambda: model.reset_classifier(3, dropout=0.5),
+    ):
         with pytest.raises(FreezeError, match="DistributedDataParallel"):
             change()
     assert model.fc is layer and model.freeze_state() == state
@@ -182,10 +202,12 @@ def test_fsdp2_shards_a_hybrid(tiny: Any, images: Tensor) -> None:
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))
     torch.testing.assert_close(model(images), expected)
     model(images).sum().backward()
-    assert list(model.state_dict()) == keys and all(parameter.grad is not None for parameter in model.parameters())
+    assert list(model.state_dict()) == keys and all(
+        parameter.grad is not None for parameter in model.parameters()
+    )
 
 
-# -- backbones whose own methods have the hybrid's names ------------------------------------------------------------------
+# -- backbones whose own methods have the hybrid's names -------------------------------------------
 
 
 def from_timm(spec: BackboneSpec, *, weights: Any, **options: Any) -> nn.Module:
@@ -198,7 +220,9 @@ def stages(prefix: str, count: int) -> tuple[str, ...]:
 
 
 class Timm:
-    """timm's networks, whose forward calls self.forward_features, and which have children `stages` and `head`."""
+    """timm's networks, whose forward calls self.forward_features, and which have children `stages`
+    and `head`.
+    """
 
     TVC_OWNER = "timm-lab"
 
@@ -249,19 +273,30 @@ TIMM = {
 
 @pytest.fixture
 def timms() -> HybridBuilder:
-    """timm's networks and the installed attention blocks, without the installed backbone of the same name."""
+    """timm's networks and the installed attention blocks, without the installed backbone of the
+    same name.
+    """
     return HybridBuilder(registry=Registry([Timm()], prefer=("timm-lab",)))
 
 
 @pytest.fixture(params=list(TIMM))
-def timm_model(request: pytest.FixtureRequest, timms: HybridBuilder) -> tuple[str, Any, Any, Tensor]:
+def timm_model(
+    request: pytest.FixtureRequest, timms: HybridBuilder
+) -> tuple[str, Any, Any, Tensor]:
     """Name, hybrid, timm's own network with equal weights, and images."""
     path, _, side = TIMM[request.param]
-    model: Any = timms.from_backbone(request.param, None, {path: {"wrap": "se"}} if path else None).eval()
+    model: Any = timms.from_backbone(
+        request.param, None, {path: {"wrap": "se"}} if path else None
+    ).eval()
     reference = timm.create_model(request.param, pretrained=False, num_classes=11).eval()
     missing, unexpected = reference.load_state_dict(model.state_dict(), strict=False)
     assert missing == [] and all(name.startswith("patches.") for name in unexpected)
-    return request.param, model, reference, torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0))
+    return (
+        request.param,
+        model,
+        reference,
+        torch.randn(2, 3, side, side, generator=torch.Generator().manual_seed(0)),
+    )
 
 
 def test_timms_networks_give_their_own_outputs(timm_model: Any) -> None:
@@ -277,7 +312,8 @@ def test_timms_networks_have_the_hybrids_methods(timm_model: Any) -> None:
     as_map = {
         "NCHW": lambda: own,
         "NHWC": lambda: own.permute(0, 3, 1, 2),
-        "NLC": lambda: own[:, 1:].transpose(1, 2).unflatten(2, (last.shape[2], last.shape[3])),  # without the class token
+        # without the class token
+        "NLC": lambda: own[:, 1:].transpose(1, 2).unflatten(2, (last.shape[2], last.shape[3])),
     }
     assert torch.equal(last, as_map[model.stage_info[-1].layout]())
     if name != "swin_tiny_patch4_window7_224":
@@ -295,7 +331,9 @@ def test_timms_networks_have_the_hybrids_methods(timm_model: Any) -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_of_timms_networks_are_independent(timms: HybridBuilder, way: Any) -> None:
-    model = open_gates(timms.from_backbone("convnext_atto", None, {"stages.1": {"wrap": "se"}})).eval()
+    model = open_gates(
+        timms.from_backbone("convnext_atto", None, {"stages.1": {"wrap": "se"}})
+    ).eval()
     x = torch.randn(2, 3, 64, 64)
     other = way(model)
     expected = model(x)
@@ -314,8 +352,12 @@ def test_timms_networks_compile_export_and_train(timms: HybridBuilder) -> None:
     x = torch.randn(2, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
-    program = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
-    torch.testing.assert_close(program.module()(x[:1].repeat(3, 1, 1, 1)), model(x[:1].repeat(3, 1, 1, 1)))
+    program = torch.export.export(
+        model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},)
+    )
+    torch.testing.assert_close(
+        program.module()(x[:1].repeat(3, 1, 1, 1)), model(x[:1].repeat(3, 1, 1, 1))
+    )
     model.set_grad_checkpointing()
     model.train()(x).sum().backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
@@ -338,9 +380,14 @@ def test_unlike_networks_do_not_share_one_limit_of_compilations(lab: Any) -> Non
         class Net(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.stem, self.stage, self.fc = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1), nn.Linear(4, number)
+                self.stem, self.stage, self.fc = (
+                    nn.Conv2d(3, 4, 1),
+                    nn.Conv2d(4, 4, 1),
+                    nn.Linear(4, number),
+                )
 
-            def forward_features(self, x: Tensor) -> Tensor:  # a name of the hybrid's, so forward runs on a view
+            # a name of the hybrid's, so forward runs on a view
+            def forward_features(self, x: Tensor) -> Tensor:
                 return self.stage(self.stem(x))
 
             def forward(self, x: Tensor) -> Tensor:
@@ -351,7 +398,8 @@ def test_unlike_networks_do_not_share_one_limit_of_compilations(lab: Any) -> Non
 
     torch._dynamo.reset()
     x = torch.ones(1, 3, 32, 32)
-    with torch._dynamo.config.patch(recompile_limit=3):  # torch's own limit is not the same in every process
+    # torch's own limit is not the same in every process
+    with torch._dynamo.config.patch(recompile_limit=3):
         for number in range(2, 7):
             model = lab().from_module(network_class(number)(), "stem", ["stage"], "fc").eval()
             assert torch.compile(model, fullgraph=True, backend="eager")(x).shape == (1, number)

@@ -13,13 +13,31 @@ import tvc_core
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "tvc_core"
-PLUGINS = sorted(folder for folder in (ROOT / "plugins").iterdir() if (folder / "pyproject.toml").is_file())
+PLUGINS = sorted(
+    folder for folder in (ROOT / "plugins").iterdir() if (folder / "pyproject.toml").is_file()
+)
 FIRST_PARTY = sorted(
-    {package.name for plugin in PLUGINS for package in plugin.iterdir() if (package / "__init__.py").is_file()} - {"tests"}
+    {
+        package.name
+        for plugin in PLUGINS
+        for package in plugin.iterdir()
+        if (package / "__init__.py").is_file()
+    }
+    - {"tests"}
 )
 HEAVY = {"torch", "torchvision", "numpy", "PIL", "safetensors", "timm"}
 LIGHT_CORE = [
-    *(CORE / name for name in ("__init__.py", "specs.py", "errors.py", "hookspecs.py", "builtin.py", "builder.py")),
+    *(
+        CORE / name
+        for name in (
+            "__init__.py",
+            "specs.py",
+            "errors.py",
+            "hookspecs.py",
+            "builtin.py",
+            "builder.py",
+        )
+    ),
     *sorted((CORE / "registry").rglob("*.py")),
     *sorted((CORE / "recipe").rglob("*.py")),
 ]
@@ -37,23 +55,31 @@ LAYERS = {
     "weights": {"weights", "surgery", "recipe", "registry"},
     "model": {"model", "weights", "surgery", "recipe", "registry"},
 }
-"""The folders of the core that each folder may import from; the modules beside the folders are below."""
+"""The folders of the core that each folder may import from; the modules beside the folders are
+below.
+"""
 LIGHT_MODULES = {"errors", "specs", "hookspecs", "builtin"}
 
 
 def modules(tree: ast.AST, package: str = "") -> Iterator[tuple[str, str, int]]:
-    """Yield (module, name, line) of every import in a tree; relative ones are resolved in `package`."""
+    """Yield (module, name, line) of every import in a tree; relative ones are resolved in
+    `package`.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from ((alias.name, "", node.lineno) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            base = (
+                package.split(".")[: len(package.split(".")) - node.level + 1] if node.level else []
+            )
             module = ".".join([*base, *([node.module] if node.module else [])])
             yield from ((module, alias.name, node.lineno) for alias in node.names)
 
 
 def at_import(tree: ast.Module) -> ast.Module:
-    """Return what of a module runs when it is imported: no function bodies, nothing under TYPE_CHECKING."""
+    """Return what of a module runs when it is imported: no function bodies, nothing under
+    TYPE_CHECKING.
+    """
 
     class Strip(ast.NodeTransformer):
         def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
@@ -78,7 +104,9 @@ def parse(file: Path) -> ast.Module:
 
 
 def heavy_imports(tree: ast.Module) -> list[str]:
-    return [module for module, _, _ in modules(at_import(tree)) if module.partition(".")[0] in HEAVY]
+    return [
+        module for module, _, _ in modules(at_import(tree)) if module.partition(".")[0] in HEAVY
+    ]
 
 
 def foreign_names(tree: ast.Module, allowed: Iterable[str]) -> list[str]:
@@ -90,7 +118,11 @@ def foreign_names(tree: ast.Module, allowed: Iterable[str]) -> list[str]:
         if module.partition(".")[0] in ("tvc_core", *FIRST_PARTY):
             wrong.append(f"{module}:{name}")
     for node in ast.walk(tree):  # import tvc_core; tvc_core.registry
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "tvc_core":
+        if (
+            isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name)
+            and node.value.id == "tvc_core"
+        ):
             wrong += [f"tvc_core.{node.attr}"] * (node.attr not in allowed)
     return wrong
 
@@ -106,12 +138,24 @@ def core_imports(file: Path, tree: ast.Module) -> set[str]:
 
 
 def module_changes(tree: ast.AST) -> list[str]:
-    """Return the places where code puts a module into a network: `_modules`, add_module, setattr, register_module."""
+    """Return the places where code puts a module into a network: `_modules`, add_module, setattr,
+    register_module.
+    """
     found = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Call):
-            name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
-            if name in ("add_module", "register_module", "setattr", "set_submodule", "append_module"):
+            name = (
+                node.func.attr
+                if isinstance(node.func, ast.Attribute)
+                else getattr(node.func, "id", "")
+            )
+            if name in (
+                "add_module",
+                "register_module",
+                "setattr",
+                "set_submodule",
+                "append_module",
+            ):
                 found.append(f"{name} in line {node.lineno}")
         targets = (
             getattr(node, "targets", [getattr(node, "target", None)])
@@ -128,35 +172,46 @@ def module_changes(tree: ast.AST) -> list[str]:
     return found
 
 
-# -- the core knows no plugin ------------------------------------------------------------------------------------------
+# -- the core knows no plugin ----------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE)))
+@pytest.mark.parametrize(
+    "file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE))
+)
 def test_the_core_imports_no_plugin(file: Path) -> None:
-    assert not [module for module, _, _ in modules(parse(file)) if module.partition(".")[0] in FIRST_PARTY]
+    assert not [
+        module for module, _, _ in modules(parse(file)) if module.partition(".")[0] in FIRST_PARTY
+    ]
 
 
-@pytest.mark.parametrize("file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE)))
+@pytest.mark.parametrize(
+    "file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE))
+)
 def test_the_core_names_no_plugin_in_code(file: Path) -> None:
     if file == CORE / "registry" / "hints.py":
         pytest.skip("the table of hints is data")
     tree = parse(file)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
-    names = {*(plugin.name for plugin in PLUGINS), *FIRST_PARTY} - {"tvc_blocks"}  # a hook has that name, too
+    # a hook has that name, too
+    names = {*(plugin.name for plugin in PLUGINS), *FIRST_PARTY} - {"tvc_blocks"}
     found = [
         (node.lineno, node.value)
         for node in ast.walk(tree)
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in docstrings
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and id(node) not in docstrings
         if any(name in node.value for name in names)
     ]
     assert not found
 
 
 def test_the_hints_are_data_only() -> None:
-    assert {module for module, _, _ in modules(parse(CORE / "registry" / "hints.py"))} == {"__future__"}
+    assert {module for module, _, _ in modules(parse(CORE / "registry" / "hints.py"))} == {
+        "__future__"
+    }
 
 
-# -- a plugin knows the public core and nobody else --------------------------------------------------------------------
+# -- a plugin knows the public core and nobody else ------------------------------------------------
 
 ALL = {*tvc_core.__all__, "__all__", "*"}  # the star stands for __all__
 
@@ -167,7 +222,11 @@ def test_a_plugin_imports_only_the_cores_public_names_and_no_other_plugin(plugin
     own = {package.name for package in plugin.iterdir() if (package / "__init__.py").is_file()}
     assert files
     for file in files:
-        wrong = [what for what in foreign_names(parse(file), ALL) if what.partition(":")[0].partition(".")[0] not in own]
+        wrong = [
+            what
+            for what in foreign_names(parse(file), ALL)
+            if what.partition(":")[0].partition(".")[0] not in own
+        ]
         assert not wrong, f"{file.relative_to(ROOT)} takes {wrong}"
 
 
@@ -175,7 +234,11 @@ def test_a_plugin_imports_only_the_cores_public_names_and_no_other_plugin(plugin
 def test_a_plugins_tests_import_the_public_core_and_its_testing_tools(plugin: Path) -> None:
     own = {package.name for package in plugin.iterdir() if (package / "__init__.py").is_file()}
     for file in plugin.glob("tests/**/*.py"):
-        wrong = [what for what in foreign_names(parse(file), ALL) if what.partition(":")[0].partition(".")[0] not in own]
+        wrong = [
+            what
+            for what in foreign_names(parse(file), ALL)
+            if what.partition(":")[0].partition(".")[0] not in own
+        ]
         assert not [what for what in wrong if not what.startswith("tvc_core.testing:")], file
 
 
@@ -194,10 +257,12 @@ def test_the_rule_for_plugins_catches(code: str) -> None:
     assert foreign_names(ast.parse(code), ALL)
 
 
-# -- what must be light, is --------------------------------------------------------------------------------------------
+# -- what must be light, is ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("file", [*LIGHT_CORE, *LIGHT_PLUGINS], ids=lambda file: str(file.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "file", [*LIGHT_CORE, *LIGHT_PLUGINS], ids=lambda file: str(file.relative_to(ROOT))
+)
 def test_a_light_module_imports_nothing_heavy(file: Path) -> None:
     assert not heavy_imports(parse(file))
 
@@ -207,7 +272,8 @@ def test_a_registration_module_states_its_api_as_a_literal(file: Path) -> None:
     values = [
         node.value
         for node in parse(file).body
-        if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["TVC_API"]
+        if isinstance(node, ast.Assign)
+        and [ast.unparse(target) for target in node.targets] == ["TVC_API"]
     ]
     assert len(values) == 1 and ast.literal_eval(values[0]) == tvc_core.API_VERSION
 
@@ -235,7 +301,7 @@ def test_the_rule_for_light_modules_tells_one_from_the_other(code: str, heavy: b
     assert bool(heavy_imports(ast.parse(code))) is heavy
 
 
-# -- layers ------------------------------------------------------------------------------------------------------------
+# -- layers ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("folder", LAYERS)
@@ -243,13 +309,21 @@ def test_a_layer_of_the_core_imports_only_from_below(folder: str) -> None:
     allowed = LAYERS[folder] | LIGHT_MODULES
     for file in sorted((CORE / folder).rglob("*.py")):
         wrong = core_imports(file, at_import(parse(file))) - allowed
-        assert not wrong, f"{file.relative_to(ROOT)} imports {sorted(wrong)} of the core when it is imported"
+        assert not wrong, (
+            f"{file.relative_to(ROOT)} imports {sorted(wrong)} of the core when it is imported"
+        )
 
 
 @pytest.mark.parametrize("folder", ["registry", "recipe"])
 def test_the_light_layers_import_nothing_from_above_even_inside_functions(folder: str) -> None:
     for file in sorted((CORE / folder).rglob("*.py")):
-        assert not core_imports(file, parse(file)) & {"surgery", "model", "weights", "assemble", "builder"}, file.name
+        assert not core_imports(file, parse(file)) & {
+            "surgery",
+            "model",
+            "weights",
+            "assemble",
+            "builder",
+        }, file.name
 
 
 def test_specs_and_errors_stand_on_the_standard_library_alone() -> None:
@@ -270,12 +344,16 @@ def test_the_rule_for_layers_sees_relative_imports() -> None:
     assert core_imports(file, ast.parse("from . import sites")) == {"surgery"}
 
 
-# -- one file changes networks -----------------------------------------------------------------------------------------
+# -- one file changes networks ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "file",
-    [file for folder in ("surgery", "model", "weights") for file in sorted((CORE / folder).rglob("*.py"))]
+    [
+        file
+        for folder in ("surgery", "model", "weights")
+        for file in sorted((CORE / folder).rglob("*.py"))
+    ]
     + [CORE / "assemble.py"],
     ids=lambda file: str(file.relative_to(CORE)),
 )
@@ -286,7 +364,13 @@ def test_only_patches_puts_modules_into_a_network(file: Path) -> None:
 
 @pytest.mark.parametrize(
     "code",
-    ["m._modules['a'] = x", "del m._modules['a']", "m.add_module('a', x)", "setattr(m, 'a', x)", "m.set_submodule('a', x)"],
+    [
+        "m._modules['a'] = x",
+        "del m._modules['a']",
+        "m.add_module('a', x)",
+        "setattr(m, 'a', x)",
+        "m.set_submodule('a', x)",
+    ],
 )
 def test_the_rule_for_changes_catches(code: str) -> None:
     assert module_changes(ast.parse(code))

@@ -86,7 +86,9 @@ def test_all_four_kinds_can_be_decorated_and_used_in_one_build() -> None:
     assert [name for name, _ in model.named_parameters() if name.endswith("scale")] == [
         f"patches.layer2.channel_scale{number}.block.scale" for number in ("", "_2", "_3")
     ]
-    assert model.get_parameter("patches.layer2.channel_scale.block.scale").unique().tolist() == [0.25]
+    assert model.get_parameter("patches.layer2.channel_scale.block.scale").unique().tolist() == [
+        0.25
+    ]
     assert model.step0_difference == 0.0
 
 
@@ -106,9 +108,14 @@ def test_name_and_summary_come_from_the_class_or_function() -> None:
 def test_a_name_twice_is_an_error_unless_it_is_to_be_replaced() -> None:
     plugin = LocalPlugin("notebook")
     plugin.block(name="gate")(ChannelScale)
-    with pytest.raises(PluginError, match=r"LocalPlugin\('notebook'\) offers the block 'gate' already: .*replace=True"):
+    with pytest.raises(
+        PluginError,
+        match=r"LocalPlugin\('notebook'\) offers the block 'gate' already: .*replace=True",
+    ):
         plugin.block(name="gate")(Gate)
-    assert isinstance(alone(plugin).create_block("gate", 4), ChannelScale), "the plugin is as it was"
+    assert isinstance(alone(plugin).create_block("gate", 4), ChannelScale), (
+        "the plugin is as it was"
+    )
     plugin.block(name="gate", replace=True)(Gate)
     assert isinstance(alone(plugin).create_block("gate", 4), Gate)
     plugin.initializer(name="gate")(lambda module: None)  # another kind has names of its own
@@ -130,7 +137,9 @@ def test_an_owner_that_cannot_stand_in_a_name_is_refused(owner: Any) -> None:
         LocalPlugin(owner)
 
 
-@pytest.mark.parametrize("arguments", [{"name": "My Gate"}, {"layouts": ("NCWH",)}, {"category": 3}])
+@pytest.mark.parametrize(
+    "arguments", [{"name": "My Gate"}, {"layouts": ("NCWH",)}, {"category": 3}]
+)
 def test_a_wrong_value_is_refused_where_it_is_written(arguments: dict[str, Any]) -> None:
     plugin = LocalPlugin("notebook")
     with pytest.raises(PluginError, match=r"LocalPlugin\('notebook'\): BlockSpec"):
@@ -146,7 +155,9 @@ def test_a_decorator_above_something_else_says_so() -> None:
 def test_a_saved_model_needs_the_plugin_again(tmp_path: Path) -> None:
     plugin = LocalPlugin("notebook")
     plugin.block(gated=True)(ChannelScale)
-    plugin.backbone(stem="stem", stages=["layer1", "layer2", "layer3"], head="fc", min_size=8)(tiny_net)
+    plugin.backbone(stem="stem", stages=["layer1", "layer2", "layer3"], head="fc", min_size=8)(
+        tiny_net
+    )
     builder = alone(plugin)
     model = builder.from_backbone("tiny_net", None, {"layer2": {"wrap": "channel_scale"}})
     model.save(tmp_path / "model.safetensors")
@@ -160,9 +171,11 @@ def test_a_saved_model_needs_the_plugin_again(tmp_path: Path) -> None:
 
 def test_decorating_imports_no_torch() -> None:
     code = (
-        "import sys\nfrom tvc_core import HybridBuilder, LocalPlugin\nplugin = LocalPlugin('notebook')\n"
+        "import sys\nfrom tvc_core import HybridBuilder, LocalPlugin\nplugin = "
+        "LocalPlugin('notebook')\n"
         "@plugin.initializer\ndef fill(module): pass\n"
-        "assert 'fill' in HybridBuilder(plugins=[plugin]).list_initializers()\nassert 'torch' not in sys.modules"
+        "assert 'fill' in HybridBuilder(plugins=[plugin]).list_initializers()\nassert 'torch' not "
+        "in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -171,7 +184,9 @@ def test_specs_are_added_all_or_none() -> None:
     plugin, gate = filled(), BlockSpec(name="gate", factory=Gate)
     before = Registry([plugin], installed=False).plugins
     for wrong in (Gate, BlockSpec(name="channel_scale", factory=Gate)):
-        with pytest.raises(PluginError, match=r"offers specs|offers the block 'channel_scale' already"):
+        with pytest.raises(
+            PluginError, match=r"offers specs|offers the block 'channel_scale' already"
+        ):
             plugin.add(gate, wrong)  # type: ignore[arg-type]
     assert Registry([plugin], installed=False).plugins == before
     family = BackboneFamilySpec(name="nets", factory="acme:describe", members="acme:names")

@@ -1,4 +1,6 @@
-"""Networks that are not torchvision's: timm's and plain ones get the same services, or stay as they were."""
+"""Networks that are not torchvision's: timm's and plain ones get the same services, or stay as they
+were.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,29 @@ Own = tuple[Callable[[], nn.Module], dict[str, Any]]
 
 def sequential() -> nn.Sequential:
     def stage(i: int, o: int) -> nn.Sequential:
-        return nn.Sequential(nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU(inplace=True), nn.Dropout2d(0.1))
+        return nn.Sequential(
+            nn.Conv2d(i, o, 3, 2, 1), nn.BatchNorm2d(o), nn.ReLU(inplace=True), nn.Dropout2d(0.1)
+        )
 
-    return nn.Sequential(stage(3, 8), stage(8, 16), stage(16, 24), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 11))
+    return nn.Sequential(
+        stage(3, 8),
+        stage(8, 16),
+        stage(16, 24),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(24, 11),
+    )
 
 
 def swin() -> nn.Module:
     return timm.models.swin_transformer.SwinTransformer(
-        img_size=64, patch_size=4, window_size=4, embed_dim=16, depths=(1, 1, 1), num_heads=(1, 2, 4), num_classes=11
+        img_size=64,
+        patch_size=4,
+        window_size=4,
+        embed_dim=16,
+        depths=(1, 1, 1),
+        num_heads=(1, 2, 4),
+        num_classes=11,
     )
 
 
@@ -104,33 +121,50 @@ def state_of(network: nn.Module) -> Any:
     """Everything of a network and of torch's random state that a failed build could change."""
     return (
         [
-            (name, type(m), m.training, sorted(m.__dict__), [list(v) for v in m.__dict__.values() if isinstance(v, dict)])
+            (
+                name,
+                type(m),
+                m.training,
+                sorted(m.__dict__),
+                [list(v) for v in m.__dict__.values() if isinstance(v, dict)],
+            )
             for name, m in network.named_modules()
         ],
-        [(n, id(p), p.requires_grad, p.shape, p.detach().double().sum().item()) for n, p in network.named_parameters()],
+        [
+            (n, id(p), p.requires_grad, p.shape, p.detach().double().sum().item())
+            for n, p in network.named_parameters()
+        ],
         [(n, id(b), b.double().sum().item()) for n, b in network.named_buffers()],
         [(n, m.p) for n, m in network.named_modules() if isinstance(m, nn.Dropout)],
         torch.get_rng_state().tolist(),
     )
 
 
-def test_a_network_of_ones_own_keeps_type_names_and_outputs(builder: HybridBuilder, own: Own, x: Tensor) -> None:
+def test_a_network_of_ones_own_keeps_type_names_and_outputs(
+    builder: HybridBuilder, own: Own, x: Tensor
+) -> None:
     make, about = own
     plain = make()
     model = builder.from_module(make(), **about)
     assert isinstance(model, type(plain)) and isinstance(model, HybridModel)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert torch.equal(model(x), plain(x))
-    assert sum(part.num_parameters for part in model.parts()) == sum(p.numel() for p in plain.parameters())
+    assert sum(part.num_parameters for part in model.parts()) == sum(
+        p.numel() for p in plain.parameters()
+    )
 
 
-def test_its_patches_start_as_the_identity_and_have_an_effect(builder: HybridBuilder, own: Own, x: Tensor) -> None:
+def test_its_patches_start_as_the_identity_and_have_an_effect(
+    builder: HybridBuilder, own: Own, x: Tensor
+) -> None:
     make, about = own
     stages = [stage if isinstance(stage, str) else stage[0] for stage in about["stages"]]
     model = builder.from_module(make(), **about, patches={path: {"wrap": "se"} for path in stages})
     want = make()(x)
     assert torch.equal(model(x), want) and model.step0_difference == 0
-    assert set(make().state_dict()) == {key for key in model.state_dict() if not key.startswith("patches.")}
+    assert set(make().state_dict()) == {
+        key for key in model.state_dict() if not key.startswith("patches.")
+    }
     for path in stages:
         alpha = model.get_parameter(f"patches.{path}.se.alpha")
         with torch.no_grad():
@@ -139,23 +173,31 @@ def test_its_patches_start_as_the_identity_and_have_an_effect(builder: HybridBui
             alpha.zero_()
 
 
-def test_its_head_changes_and_its_stages_thaw_one_by_one(builder: HybridBuilder, own: Own, x: Tensor) -> None:
+def test_its_head_changes_and_its_stages_thaw_one_by_one(
+    builder: HybridBuilder, own: Own, x: Tensor
+) -> None:
     make, about = own
     model = builder.from_module(make(), **about, num_classes=5, freeze_backbone=True)
     assert model(x).shape == (2, 5) and model.num_classes == 5
     counts = []
     for number in range(len(about["stages"]) + 1):
-        model.freeze_backbone(unfreeze_stages=list(range(len(about["stages"])))[len(about["stages"]) - number :])
+        model.freeze_backbone(
+            unfreeze_stages=list(range(len(about["stages"])))[len(about["stages"]) - number :]
+        )
         counts.append(model.count_parameters(trainable_only=True))
     assert counts == sorted(set(counts)) and counts[-1] < model.count_parameters()
 
 
-def test_its_features_are_the_outputs_of_its_stages(builder: HybridBuilder, own: Own, x: Tensor) -> None:
+def test_its_features_are_the_outputs_of_its_stages(
+    builder: HybridBuilder, own: Own, x: Tensor
+) -> None:
     make, about = own
     plain, seen = make(), {}
     for index, stage in enumerate(about["stages"]):
         last = stage if isinstance(stage, str) else stage[-1]
-        plain.get_submodule(last).register_forward_hook(lambda m, a, out, i=index: seen.update({i: out.detach().clone()}))
+        plain.get_submodule(last).register_forward_hook(
+            lambda m, a, out, i=index: seen.update({i: out.detach().clone()})
+        )
     plain(x)
     model = builder.from_module(make(), **about)
     for index, found in enumerate(model.get_stage_outputs(x)[1:]):
@@ -170,18 +212,28 @@ def test_its_features_are_the_outputs_of_its_stages(builder: HybridBuilder, own:
     assert torch.equal(model.forward_head(model.forward_features(x)), model(x))
 
 
-def test_it_is_copied_pickled_and_read_back_from_a_file(builder: HybridBuilder, own: Own, x: Tensor, tmp_path: Path) -> None:
+def test_it_is_copied_pickled_and_read_back_from_a_file(
+    builder: HybridBuilder, own: Own, x: Tensor, tmp_path: Path
+) -> None:
     make, about = own
     first = about["stages"][0] if isinstance(about["stages"][0], str) else about["stages"][0][0]
     model = builder.from_module(
-        make(), **about, patches={first: {"wrap": "eca"}}, num_classes=3, freeze_backbone=True, name="mine"
+        make(),
+        **about,
+        patches={first: {"wrap": "eca"}},
+        num_classes=3,
+        freeze_backbone=True,
+        name="mine",
     )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
     want = model.eval()(x)
     assert torch.equal(copy.deepcopy(model)(x), want)
-    assert len(pickle.dumps(model)) < 1.3 * sum(t.numel() * t.element_size() for t in model.state_dict().values()) + 500_000
+    assert (
+        len(pickle.dumps(model))
+        < 1.3 * sum(t.numel() * t.element_size() for t in model.state_dict().values()) + 500_000
+    )
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), want)
     path = tmp_path / "own.safetensors"
     model.save(path)
@@ -203,13 +255,18 @@ def test_it_is_copied_pickled_and_read_back_from_a_file(builder: HybridBuilder, 
         ({"num_channels": 4}, BackboneError),
         ({"num_classes": -1}, RecipeError),
         ({"class_names": ["a"]}, HeadError),
-        ({"num_classes": 5, "dropout": 0.5, "freeze_backbone": True, "unfreeze_stages": [7]}, StageError),
+        (
+            {"num_classes": 5, "freeze_backbone": True, "unfreeze_stages": [7]},
+            StageError,
+        ),
         ({"patches": {"layer9": {"wrap": "se"}}}, TargetError),
         ({"patches": {"layer1": {"wrap": "nonsense"}}}, UnknownNameError),
         ({"patches": {"layer2": {"wrap": "se"}, "layer1": {"replace": NARROW}}}, PatchError),
     ],
 )  # fmt: skip
-def test_a_network_is_as_it_was_when_the_build_fails(builder: HybridBuilder, change: Any, error: type[TvcError]) -> None:
+def test_a_network_is_as_it_was_when_the_build_fails(
+    builder: HybridBuilder, change: Any, error: type[TvcError]
+) -> None:
     make, about = NETWORKS["resnet"]
     network = make()
     network.layer1.eval()
@@ -233,7 +290,13 @@ def test_what_fails_late_is_undone(builder: HybridBuilder, monkeypatch: pytest.M
     monkeypatch.setattr(HybridModel, "freeze_backbone", fail)
     with pytest.raises(StageError, match="late"):
         builder.from_module(
-            network, **about, patches={"1": {"wrap": "se"}}, num_classes=3, dropout=0.1, freeze_backbone=True, in_channels=5
+            network,
+            **about,
+            patches={"1": {"wrap": "se"}},
+            num_classes=3,
+            dropout=0.1,
+            freeze_backbone=True,
+            in_channels=5,
         )
     assert state_of(network) == before
 
@@ -256,7 +319,9 @@ def test_nobody_can_rebuild_or_prepare_images_for_it_but_its_maker(builder: Hybr
         builder.build(model.recipe)
 
 
-def test_loading_needs_a_module_that_fits_and_leaves_others_alone(builder: HybridBuilder, tmp_path: Path) -> None:
+def test_loading_needs_a_module_that_fits_and_leaves_others_alone(
+    builder: HybridBuilder, tmp_path: Path
+) -> None:
     make, about = NETWORKS["resnet"]
     path = tmp_path / "own.safetensors"
     builder.from_module(make(), **about).save(path)
@@ -265,7 +330,11 @@ def test_loading_needs_a_module_that_fits_and_leaves_others_alone(builder: Hybri
     wrong: list[tuple[nn.Module, type[TvcError], str]] = [
         (sequential(), BackboneError, "made from timm.models.resnet.ResNet"),
         (timm.create_model("resnet14t", num_classes=11), WeightsError, "does not fit"),
-        (timm.create_model("resnet10t", num_classes=11, in_chans=1), BackboneError, "no forward pass with 3 channels"),
+        (
+            timm.create_model("resnet10t", num_classes=11, in_chans=1),
+            BackboneError,
+            "no forward pass with 3 channels",
+        ),
     ]
     for network, error, text in wrong:
         before = state_of(network)
@@ -282,8 +351,15 @@ class WithAuxiliary(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.one, self.two = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1)
-        self.aux, self.fc = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 11)), nn.Linear(16, 11)
+        self.stem, self.one, self.two = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Conv2d(8, 8, 3, 2, 1),
+            nn.Conv2d(8, 16, 3, 2, 1),
+        )
+        self.aux, self.fc = (
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 11)),
+            nn.Linear(16, 11),
+        )
 
     def forward(self, x: Tensor) -> Any:
         one = self.one(self.stem(x))
@@ -291,11 +367,20 @@ class WithAuxiliary(nn.Module):
         return (logits, self.aux(one)) if self.training else logits
 
 
-AUXILIARY: dict[str, Any] = {"stem": "stem", "stages": ["one", "two"], "head": "fc", "auxiliary": {"aux": 0}}
+AUXILIARY: dict[str, Any] = {
+    "stem": "stem",
+    "stages": ["one", "two"],
+    "head": "fc",
+    "auxiliary": {"aux": 0},
+}
 
 
-def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(builder: HybridBuilder, tmp_path: Path) -> None:
-    model = builder.from_module(WithAuxiliary(), **AUXILIARY, num_classes=3, patches={"one": {"wrap": "se"}})
+def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(
+    builder: HybridBuilder, tmp_path: Path
+) -> None:
+    model = builder.from_module(
+        WithAuxiliary(), **AUXILIARY, num_classes=3, patches={"one": {"wrap": "se"}}
+    )
     x = torch.randn(2, 3, 64, 64)
     assert [tuple(logits.shape) for logits in model.train()(x)] == [(2, 3), (2, 3)]
     model.freeze_backbone()
@@ -310,32 +395,53 @@ def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(builder: Hy
 
 @pytest.mark.parametrize(
     ("auxiliary", "said"),
-    [(None, "together lack aux.2"), ({"aus": 0}, "no auxiliary head 'aus'"), ({"aux": 2}, "not a mapping of paths to stage")],
+    [
+        (None, "together lack aux.2"),
+        ({"aus": 0}, "no auxiliary head 'aus'"),
+        ({"aux": 2}, "not a mapping of paths to stage"),
+    ],
 )
-def test_an_auxiliary_head_that_does_not_fit_is_refused(builder: HybridBuilder, auxiliary: Any, said: str) -> None:
+def test_an_auxiliary_head_that_does_not_fit_is_refused(
+    builder: HybridBuilder, auxiliary: Any, said: str
+) -> None:
     with pytest.raises(BackboneError, match=said):
         builder.from_module(WithAuxiliary(), **{**AUXILIARY, "auxiliary": auxiliary})
 
 
 class Encoder(nn.Module):
-    """Two of torch's encoder layers, which in eval mode take a fused path that rounds otherwise, unless they have hooks."""
+    """Two of torch's encoder layers, which in eval mode take a fused path that rounds otherwise,
+    unless they have hooks.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.embed = nn.Conv2d(3, 16, 8, 8)
         self.positions = nn.Parameter(torch.randn(1, 16, 16))
-        self.layers = nn.Sequential(*(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True) for _ in "12"))
+        self.layers = nn.Sequential(
+            *(
+                nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+                for _ in "12"
+            )
+        )
         self.fc = nn.Linear(16, 5)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.layers(self.embed(x).flatten(2).transpose(1, 2) + self.positions).mean(1))
+        return self.fc(
+            self.layers(self.embed(x).flatten(2).transpose(1, 2) + self.positions).mean(1)
+        )
 
 
 def test_torchs_fused_encoder_layers_can_be_patched(builder: HybridBuilder) -> None:
     for seed in range(4):  # the difference in rounding is not seen for each
         torch.manual_seed(seed)
-        parts: dict[str, Any] = {"stem": ("positions", "embed"), "stages": ("layers.0", "layers.1"), "head": "fc"}
+        parts: dict[str, Any] = {
+            "stem": ("positions", "embed"),
+            "stages": ("layers.0", "layers.1"),
+            "head": "fc",
+        }
         size: dict[str, Any] = {"min_size": 32, "fixed_size": True}
-        model = builder.from_module(Encoder(), **parts, patches={"layers.0": {"wrap": "se"}}, **size)
+        model = builder.from_module(
+            Encoder(), **parts, patches={"layers.0": {"wrap": "se"}}, **size
+        )
         assert model.step0_difference == 0.0
     assert torch.backends.mha.get_fastpath_enabled()

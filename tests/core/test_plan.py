@@ -45,11 +45,16 @@ class Acme:
 
     @hookimpl
     def tvc_blocks(self) -> list[BlockSpec]:
-        return [BlockSpec(name="gate", factory="acme:Gate"), BlockSpec(name="shared", factory="acme:Shared")]
+        return [
+            BlockSpec(name="gate", factory="acme:Gate"),
+            BlockSpec(name="shared", factory="acme:Shared"),
+        ]
 
     @hookimpl
     def tvc_patch_ops(self) -> list[PatchOpSpec]:
-        return [PatchOpSpec(name="drop", factory="acme:drop", takes_block=False, options={"rate": 0.1})]
+        return [
+            PatchOpSpec(name="drop", factory="acme:drop", takes_block=False, options={"rate": 0.1})
+        ]
 
     @hookimpl
     def tvc_initializers(self) -> list[InitializerSpec]:
@@ -72,10 +77,16 @@ def plan(registry: Registry, patches: Any = None, **more: Any) -> Plan:
 
 
 def test_every_name_is_bound_to_its_owner_and_the_recipe_is_qualified(registry: Registry) -> None:
-    made = plan(registry, {"layer1": {"wrap": {"type": "gate", "init": "orthogonal"}}, "fc": {"drop": {"rate": 0.5}}})
+    made = plan(
+        registry,
+        {"layer1": {"wrap": {"type": "gate", "init": "orthogonal"}}, "fc": {"drop": {"rate": 0.5}}},
+    )
     assert made.backbone.qualified == made.recipe.backbone == "acme:net"
     wrap, drop = made.patches
-    assert (wrap.op.qualified, wrap.block and wrap.block.qualified) == ("tvc-core:wrap", "acme:gate")
+    assert (wrap.op.qualified, wrap.block and wrap.block.qualified) == (
+        "tvc-core:wrap",
+        "acme:gate",
+    )
     assert wrap.init is not None and wrap.init.qualified == "acme:orthogonal"
     assert (drop.op.qualified, drop.block, drop.init) == ("acme:drop", None, None)
     assert [(p.op, p.block, p.init) for p in made.recipe.patches] == [
@@ -98,12 +109,15 @@ def test_a_qualified_recipe_gives_the_same_plan_whoever_comes_later(registry: Re
 
     crowded = Registry([Acme(), Newcomer()], installed=False)
     again = make_plan(Recipe.from_mapping(written), crowded)
-    assert (again.backbone.owner, again.patches[0].block and again.patches[0].block.owner) == ("acme", "acme")
+    assert (again.backbone.owner, again.patches[0].block and again.patches[0].block.owner) == (
+        "acme",
+        "acme",
+    )
     with pytest.raises(AmbiguousNameError):
         plan(crowded, {"layer1": {"wrap": "gate"}})
 
 
-# -- weights -----------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 Net_Weights = enum.Enum("Net_Weights", {"IMAGENET1K_V1": 1, "DEFAULT": 1, "IMAGENET1K_V2": 2})
 
@@ -120,13 +134,17 @@ Net_Weights = enum.Enum("Net_Weights", {"IMAGENET1K_V1": 1, "DEFAULT": 1, "IMAGE
     ],
     ids=str,
 )
-def test_weights_are_bound_to_the_set_of_that_name(registry: Registry, given: Any, bound: str | None) -> None:
+def test_weights_are_bound_to_the_set_of_that_name(
+    registry: Registry, given: Any, bound: str | None
+) -> None:
     made = plan(registry, weights=given)
     assert (made.weights.name if made.weights else None) == made.recipe.weights == bound
 
 
 @pytest.mark.parametrize(
-    "given", ["IMAGENET1K_V3", "imagenet1k_v1", enum.Enum("Other", {"IMAGENET1K_V3": 1}).IMAGENET1K_V3], ids=str
+    "given",
+    ["IMAGENET1K_V3", "imagenet1k_v1", enum.Enum("Other", {"IMAGENET1K_V3": 1}).IMAGENET1K_V3],
+    ids=str,
 )  # type: ignore[attr-defined]
 def test_unknown_weights_say_which_there_are(registry: Registry, given: Any) -> None:
     with pytest.raises(UnknownNameError) as caught:
@@ -142,19 +160,29 @@ def test_unknown_weights_say_which_there_are(registry: Registry, given: Any) -> 
 
 
 def test_default_weights_of_an_untrained_backbone_are_an_error(registry: Registry) -> None:
-    with pytest.raises(UnknownNameError, match="'acme:untrained' has no pretrained weights: pass weights=None"):
+    with pytest.raises(
+        UnknownNameError, match="'acme:untrained' has no pretrained weights: pass weights=None"
+    ):
         plan(registry, backbone="untrained")
     assert plan(registry, backbone="untrained", weights=None).weights is None
 
 
-# -- wrong names, each with its place ----------------------------------------------------------------------------------
+# -- wrong names, each with its place --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("patches", "error", "said"),
     [
-        ({"x": {"wrp": "gate"}}, UnknownNameError, "arguments, x.wrp: Unknown patch op 'wrp'. Did you mean 'wrap'"),
-        ({"x": {"wrap": "gat"}}, UnknownNameError, "arguments, x.wrap: Unknown block 'gat'. Did you mean 'gate'"),
+        (
+            {"x": {"wrp": "gate"}},
+            UnknownNameError,
+            "arguments, x.wrp: Unknown patch op 'wrp'. Did you mean 'wrap'",
+        ),
+        (
+            {"x": {"wrap": "gat"}},
+            UnknownNameError,
+            "arguments, x.wrap: Unknown block 'gat'. Did you mean 'gate'",
+        ),
         ({"x": {"wrap": "wrap"}}, UnknownNameError, "There is the patch op 'wrap'."),
         (
             {"x": {"wrap": {"type": "gate", "init": "orthogonl"}}},
@@ -162,7 +190,11 @@ def test_default_weights_of_an_untrained_backbone_are_an_error(registry: Registr
             "Unknown initializer 'orthogonl'. Did you mean 'orthogonal'",
         ),
         ({"x": {"wrap": "shared"}}, AmbiguousNameError, "write 'acme:shared' or 'rival:shared'"),
-        ({"x": {"wrap": None}}, RecipeError, "wrap needs a block: write {'wrap': 'se'}, or give 'type'"),
+        (
+            {"x": {"wrap": None}},
+            RecipeError,
+            "wrap needs a block: write {'wrap': 'se'}, or give 'type'",
+        ),
         ({"x": {"wrap": {"params": {"a": 1}}}}, RecipeError, "wrap needs a block"),
         (
             {"x": {"wrap": {"type": "gate", "parms": {}}}},
@@ -170,24 +202,50 @@ def test_default_weights_of_an_untrained_backbone_are_an_error(registry: Registr
             "unknown key 'parms' of tvc-core:wrap. Did you mean 'params'",
         ),
         ({"x": {"wrap": {"type": "gate", "parms": None}}}, RecipeError, "unknown key 'parms'"),
-        ({"x": {"wrap": {"type": "gate", "place": "before"}}}, RecipeError, "unknown key 'place' of tvc-core:wrap"),
-        ({"x": {"inject": {"type": "gate", "postion": "before"}}}, RecipeError, "Did you mean 'position'"),
-        ({"x": {"drop": "gate"}}, RecipeError, "unknown key 'type' of acme:drop. It takes: name, rate"),
-        ({"x": {"drop": {"rate": 0.5, "init": "zero"}}}, RecipeError, "unknown key 'init' of acme:drop"),
-        ({"x": {"drop": {"params": {"rate": 0.5}}}}, RecipeError, "unknown key 'params' of acme:drop"),
+        (
+            {"x": {"wrap": {"type": "gate", "place": "before"}}},
+            RecipeError,
+            "unknown key 'place' of tvc-core:wrap",
+        ),
+        (
+            {"x": {"inject": {"type": "gate", "postion": "before"}}},
+            RecipeError,
+            "Did you mean 'position'",
+        ),
+        (
+            {"x": {"drop": "gate"}},
+            RecipeError,
+            "unknown key 'type' of acme:drop. It takes: name, rate",
+        ),
+        (
+            {"x": {"drop": {"rate": 0.5, "init": "zero"}}},
+            RecipeError,
+            "unknown key 'init' of acme:drop",
+        ),
+        (
+            {"x": {"drop": {"params": {"rate": 0.5}}}},
+            RecipeError,
+            "unknown key 'params' of acme:drop",
+        ),
     ],
     ids=str,
 )
-def test_a_wrong_name_or_key_in_a_patch_stops_here(registry: Registry, patches: Any, error: type[TvcError], said: str) -> None:
+def test_a_wrong_name_or_key_in_a_patch_stops_here(
+    registry: Registry, patches: Any, error: type[TvcError], said: str
+) -> None:
     with pytest.raises(error) as caught:
         plan(registry, patches)
     assert type(caught.value) is error and said in str(caught.value)
     assert str(caught.value).startswith("arguments, x.")
 
 
-def test_a_wrong_name_in_a_file_is_named_by_file_and_line(registry: Registry, tmp_path: Path) -> None:
+def test_a_wrong_name_in_a_file_is_named_by_file_and_line(
+    registry: Registry, tmp_path: Path
+) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text("backbone:\n  name: net\n  patches:\n    layer1:\n      wrap:\n        type: gat\n")
+    path.write_text(
+        "backbone:\n  name: net\n  patches:\n    layer1:\n      wrap:\n        type: gat\n"
+    )
     with pytest.raises(UnknownNameError) as caught:
         make_plan(load_recipe(path), registry)
     assert str(caught.value).startswith(f"{path}, line 5: Unknown block 'gat'.")
@@ -217,16 +275,20 @@ def test_an_unknown_option_of_the_backbone_says_which_it_takes(registry: Registr
     ],
     ids=str,
 )
-def test_a_recipe_that_was_made_by_hand_is_checked_as_any_other(registry: Registry, values: Any, said: str) -> None:
+def test_a_recipe_that_was_made_by_hand_is_checked_as_any_other(
+    registry: Registry, values: Any, said: str
+) -> None:
     with pytest.raises(RecipeError, match=said):
         make_plan(Recipe(backbone="net", **values), registry)
 
 
-# -- what a plan is ----------------------------------------------------------------------------------------------------
+# -- what a plan is --------------------------------------------------------------------------------
 
 
 def test_making_a_plan_changes_neither_the_recipe_nor_the_registry(registry: Registry) -> None:
-    recipe = make_recipe(backbone="net", patches={"layer1": {"wrap": {"type": "gate", "params": {"reduction": 4}}}})
+    recipe = make_recipe(
+        backbone="net", patches={"layer1": {"wrap": {"type": "gate", "params": {"reduction": 4}}}}
+    )
     before = copy.deepcopy(recipe)
     names = registry.names(BlockSpec)
     first, second = make_plan(recipe, registry), make_plan(recipe, registry)
@@ -234,15 +296,27 @@ def test_making_a_plan_changes_neither_the_recipe_nor_the_registry(registry: Reg
 
 
 def test_a_plan_survives_pickle_and_deepcopy(registry: Registry) -> None:
-    made = plan(registry, {"layer1": {"wrap": {"type": "gate", "init": "zero"}}}, options={"width": 2.0}, weights="DEFAULT")
+    made = plan(
+        registry,
+        {"layer1": {"wrap": {"type": "gate", "init": "zero"}}},
+        options={"width": 2.0},
+        weights="DEFAULT",
+    )
     for twin in (pickle.loads(pickle.dumps(made)), copy.deepcopy(made)):
         assert twin == made
-        assert twin.backbone.qualified == "acme:net" and twin.backbone.spec.options == {"width": 1.0, "progress": True}
+        assert twin.backbone.qualified == "acme:net" and twin.backbone.spec.options == {
+            "width": 1.0,
+            "progress": True,
+        }
         assert twin.patches[0].block.qualified == "acme:gate"
 
 
-def test_nothing_but_a_tvc_error_escapes_from_planning_seeded_malformed_recipes(tmp_path: Path) -> None:
-    from_file = importlib.util.spec_from_file_location("mutants", Path(__file__).with_name("test_yaml.py"))
+def test_nothing_but_a_tvc_error_escapes_from_planning_seeded_malformed_recipes(
+    tmp_path: Path,
+) -> None:
+    from_file = importlib.util.spec_from_file_location(
+        "mutants", Path(__file__).with_name("test_yaml.py")
+    )
     assert from_file is not None and from_file.loader is not None
     mutants = importlib.util.module_from_spec(from_file)
     from_file.loader.exec_module(mutants)
@@ -270,7 +344,10 @@ def test_nothing_but_a_tvc_error_escapes_from_planning_seeded_malformed_recipes(
 def test_what_only_a_registry_knows_is_named_by_file_and_line(
     registry: Registry, tmp_path: Path, line: int, old: str, new: str, said: str
 ) -> None:
-    text = "backbone:\n  name: net\n  weights: IMAGENET1K_V1\n  options:\n    width: 2.0\n  image_size: null\n"
+    text = (
+        "backbone:\n  name: net\n  weights: IMAGENET1K_V1\n  options:\n    width: 2.0\n  "
+        "image_size: null\n"
+    )
     path = tmp_path / "recipe.yaml"
     path.write_text(text, encoding="utf-8")
     assert make_plan(load_recipe(path), registry).options == {"width": 2.0}

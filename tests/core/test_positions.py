@@ -34,13 +34,15 @@ def set_gates(model: HybridModel, value: float) -> None:
                 parameter.fill_(value)
 
 
-# -- parallel -----------------------------------------------------------------------------------------------------------
+# -- parallel --------------------------------------------------------------------------------------
 
 BESIDE = {"type": "conv", "position": "parallel", "params": {"channels": 16, "stride": 2}}
 
 
 @pytest.mark.parametrize("value", [0.0, 0.3])
-def test_a_block_beside_a_target_is_added(tiny: Any, plain: Any, images: Tensor, value: float) -> None:
+def test_a_block_beside_a_target_is_added(
+    tiny: Any, plain: Any, images: Tensor, value: float
+) -> None:
     model, reference = tiny({"layer2": {"inject": BESIDE}}).eval(), plain().eval()
     set_gates(model, value)
     block = model.patches.layer2.conv_2.block
@@ -60,8 +62,12 @@ def test_the_published_start_adds_the_block_itself(tiny: Any, images: Tensor) ->
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_an_in_place_target_does_not_overwrite_what_the_block_reads(tiny: Any, images: Tensor, training: bool) -> None:
-    model = tiny({"layer1.relu": {"inject": {"type": "scale", "position": "parallel"}}}, SCALE).train(training)
+def test_an_in_place_target_does_not_overwrite_what_the_block_reads(
+    tiny: Any, images: Tensor, training: bool
+) -> None:
+    model = tiny(
+        {"layer1.relu": {"inject": {"type": "scale", "position": "parallel"}}}, SCALE
+    ).train(training)
     set_gates(model, 1.0)
     x = torch.randn(2, 8, 5, 5)
     assert torch.equal(model.layer1.relu(x.clone()), torch.relu(x) + x)
@@ -70,7 +76,9 @@ def test_an_in_place_target_does_not_overwrite_what_the_block_reads(tiny: Any, i
 
 def test_a_shape_that_does_not_fit_is_refused_with_what_would(tiny: Any) -> None:
     for params in ({}, {"channels": 16}, {"stride": 2}):
-        with pytest.raises(PatchError, match=r"parallel to 'layer2' turns \[1, 8.*gives, \[1, 16.*would fit") as error:
+        with pytest.raises(
+            PatchError, match=r"parallel to 'layer2' turns \[1, 8.*gives, \[1, 16.*would fit"
+        ) as error:
             tiny({"layer2": {"inject": {**BESIDE, "params": params}}})
         for name, value in {"channels": 16, "stride": 2}.items():
             assert (f"{name}={value}" in str(error.value)) == (name not in params)
@@ -78,15 +86,25 @@ def test_a_shape_that_does_not_fit_is_refused_with_what_would(tiny: Any) -> None
 
 def test_one_channel_is_not_spread_over_all(tiny: Any) -> None:
     with pytest.raises(PatchError, match=r"into \[1, 1, .*channels=8 would fit"):
-        tiny({"layer1": {"inject": {"type": "conv", "position": "parallel", "params": {"channels": 1}}}})
+        tiny(
+            {
+                "layer1": {
+                    "inject": {"type": "conv", "position": "parallel", "params": {"channels": 1}}
+                }
+            }
+        )
 
 
 def test_a_target_that_changes_the_layout_has_nothing_beside_it(builder: HybridBuilder) -> None:
     with pytest.raises(TargetError, match=r"parallel to 'features.0.1'.*NCHW.*NHWC"):
-        builder.from_backbone("swin_t", None, {"features.0.1": {"inject": {"type": "se", "position": "parallel"}}})
+        builder.from_backbone(
+            "swin_t", None, {"features.0.1": {"inject": {"type": "se", "position": "parallel"}}}
+        )
 
 
-def test_beside_a_linear_layer_on_channels_last_maps_widths_are_compared(builder: HybridBuilder) -> None:
+def test_beside_a_linear_layer_on_channels_last_maps_widths_are_compared(
+    builder: HybridBuilder,
+) -> None:
     block = {"type": "se", "position": "parallel"}
     with pytest.raises(PatchError, match=r"parallel to .*\[1, 96, .*\[1, 384, "):
         builder.from_backbone("convnext_tiny", None, {"features.1.0.block.3": {"inject": block}})
@@ -98,7 +116,10 @@ def test_beside_tokens_the_class_token_is_a_map_of_one_pixel(builder: HybridBuil
     model = builder.from_backbone("vit_b_16", None, {target: {"inject": block}}).eval()
     assert model.step0_difference == 0.0
     set_gates(model, 1.0)
-    layer, se = model.get_submodule(target), model.get_submodule(model.patch_records[0].paths[0]).block
+    layer, se = (
+        model.get_submodule(target),
+        model.get_submodule(model.patch_records[0].paths[0]).block,
+    )
     x = torch.randn(1, 197, 768)
     grid = x[:, 1:].transpose(1, 2).reshape(1, 768, 14, 14)
     token = x[:, :1].transpose(1, 2).reshape(1, 768, 1, 1)
@@ -119,41 +140,62 @@ def test_beside_survives_copies_and_an_early_end(tiny: Any, images: Tensor, carr
 
 
 def test_beside_can_be_exported(tiny: Any, images: Tensor) -> None:
-    model = tiny({"layer2": {"inject": BESIDE}, "layer1.relu": {"inject": {"type": "conv", "position": "parallel"}}}).eval()
+    model = tiny(
+        {
+            "layer2": {"inject": BESIDE},
+            "layer1.relu": {"inject": {"type": "conv", "position": "parallel"}},
+        }
+    ).eval()
     set_gates(model, 0.5)
     exported = torch.export.export(model, (images,))
     torch.testing.assert_close(exported.module()(images), model(images))
 
 
 def test_the_head_does_not_change_its_width_under_a_block_beside_it(tiny: Any) -> None:
-    dense = BlockSpec(name="dense", factory=lambda in_channels: nn.Linear(in_channels, 7), layouts=("NC",))
+    dense = BlockSpec(
+        name="dense", factory=lambda in_channels: nn.Linear(in_channels, 7), layouts=("NC",)
+    )
     patches = {"fc": {"inject": {"type": "dense", "position": "parallel"}}}
     with pytest.raises(HeadError, match="the block parallel to 'fc' was made for 7 outputs"):
         tiny(patches, dense, num_classes=3)
 
 
-# -- branch -------------------------------------------------------------------------------------------------------------
+# -- branch ----------------------------------------------------------------------------------------
 
 
 def squeeze_excite_in_branches(depth: int) -> dict[str, Any]:
-    """SE in every block of ResNet-18 or -50, with the hidden width that timm gives it: C / 16, rounded to 8."""
+    """SE in every block of ResNet-18 or -50, with the hidden width that timm gives it: C / 16,
+    rounded to 8.
+    """
     layers, expansion = {18: ([2, 2, 2, 2], 1), 50: ([3, 4, 6, 3], 4)}[depth]
     patches: dict[str, Any] = {}
     for stage, blocks in enumerate(layers):
         hidden = timm.layers.make_divisible(64 * 2**stage * expansion / 16, 8)
-        params = {"type": "se", "params": {"hidden_channels": hidden}, "init": "paper", "position": "branch"}
+        params = {
+            "type": "se",
+            "params": {"hidden_channels": hidden},
+            "init": "paper",
+            "position": "branch",
+        }
         patches |= {f"layer{stage + 1}.{index}": {"wrap": params} for index in range(blocks)}
     return patches
 
 
 @pytest.mark.parametrize("depth", [18, 50])
 def test_se_in_the_branches_of_resnet_is_timms_seresnet(builder: HybridBuilder, depth: int) -> None:
-    model = builder.from_backbone(f"resnet{depth}", None, squeeze_excite_in_branches(depth)).double().eval()
+    model = (
+        builder.from_backbone(f"resnet{depth}", None, squeeze_excite_in_branches(depth))
+        .double()
+        .eval()
+    )
     reference = timm.create_model(f"seresnet{depth}").double().eval()
     spread_statistics(reference)
     end = {18: "bn2", 50: "bn3"}[depth]
     theirs = reference.state_dict()
-    names = {name: name.replace("patches.", "").replace(f".{end}.se.block.", ".se.") for name in model.state_dict()}
+    names = {
+        name: name.replace("patches.", "").replace(f".{end}.se.block.", ".se.")
+        for name in model.state_dict()
+    }
     assert sorted(names.values()) == sorted(theirs)
     model.load_state_dict({name: theirs[other] for name, other in names.items()})
     x = torch.randn(2, 3, 96, 128, dtype=torch.float64)
@@ -182,8 +224,12 @@ class CBAMBottleneck(torchvision.models.resnet.Bottleneck):
         return torch.relu(out + (x if self.downsample is None else self.downsample(x)))
 
 
-def test_cbam_in_the_branches_of_resnet50_is_a_hand_written_cbam_resnet(builder: HybridBuilder) -> None:
-    patches = {"layer*.*": {"inject": {"type": "cbam_block", "init": "paper", "position": "branch"}}}
+def test_cbam_in_the_branches_of_resnet50_is_a_hand_written_cbam_resnet(
+    builder: HybridBuilder,
+) -> None:
+    patches = {
+        "layer*.*": {"inject": {"type": "cbam_block", "init": "paper", "position": "branch"}}
+    }
     model = builder.from_backbone("resnet50", None, patches).double().eval()
     reference = torchvision.models.ResNet(CBAMBottleneck, [3, 4, 6, 3])
     for block in reference.modules():
@@ -192,7 +238,10 @@ def test_cbam_in_the_branches_of_resnet50_is_a_hand_written_cbam_resnet(builder:
     reference = reference.double().eval()
     spread_statistics(reference)
     theirs = reference.state_dict()
-    names = {n: n.replace("patches.", "").replace(".bn3.cbam_block.block.", ".cbam.") for n in model.state_dict()}
+    names = {
+        n: n.replace("patches.", "").replace(".bn3.cbam_block.block.", ".cbam.")
+        for n in model.state_dict()
+    }
     assert sorted(names.values()) == sorted(theirs)
     model.load_state_dict({name: theirs[other] for name, other in names.items()})
     x = torch.randn(2, 3, 96, 128, dtype=torch.float64)
@@ -221,12 +270,17 @@ def test_every_known_block_has_a_case(builder: HybridBuilder) -> None:
 
 
 @pytest.mark.parametrize("backbone", CASES)
-def test_a_patch_in_a_branch_leaves_the_shortcut_alone(builder: HybridBuilder, backbone: str) -> None:
+def test_a_patch_in_a_branch_leaves_the_shortcut_alone(
+    builder: HybridBuilder, backbone: str
+) -> None:
     target = CASES[backbone]
     block = {"type": "se", "position": "branch", "init": "paper"}
     model = builder.from_backbone(backbone, None, {target: {"wrap": block}}).eval()
     residual = model.get_submodule(target)
-    assert BRANCHES[f"{type(residual).__module__}.{type(residual).__qualname__}"] in model.patch_records[0].paths[0]
+    assert (
+        BRANCHES[f"{type(residual).__module__}.{type(residual).__qualname__}"]
+        in model.patch_records[0].paths[0]
+    )
     seen: list[Tensor] = []
     handle = residual.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     side = model._tvc.probe_shape[2:]
@@ -242,7 +296,9 @@ def test_a_patch_in_a_branch_leaves_the_shortcut_alone(builder: HybridBuilder, b
 
 
 def shortcut_of(block: Any, x: Tensor) -> Tensor:
-    """What a residual block gives where its (last) branch is zero, written down from torchvision's source."""
+    """What a residual block gives where its (last) branch is zero, written down from torchvision's
+    source.
+    """
     name = f"{type(block).__module__.rpartition('.')[2]}.{type(block).__name__}"
     if name.startswith("resnet."):
         return torch.relu(x if block.downsample is None else block.downsample(x))
@@ -261,17 +317,36 @@ def shortcut_of(block: Any, x: Tensor) -> Tensor:
 
 
 def test_a_container_of_blocks_is_refused_with_the_pattern_for_all(builder: HybridBuilder) -> None:
-    with pytest.raises(TargetError, match=r"'layer1' \(Sequential\) is none but has 2: layer1.0, layer1.1.*'layer1\.\*'"):
-        builder.from_backbone("resnet18", None, {"layer1": {"wrap": {"type": "se", "position": "branch"}}})
-    builder.from_backbone("resnet18", None, {"layer1.*": {"wrap": {"type": "se", "position": "branch"}}})
+    with pytest.raises(
+        TargetError,
+        match=r"'layer1' \(Sequential\) is none but has 2: layer1.0, layer1.1.*'layer1\.\*'",
+    ):
+        builder.from_backbone(
+            "resnet18", None, {"layer1": {"wrap": {"type": "se", "position": "branch"}}}
+        )
+    builder.from_backbone(
+        "resnet18", None, {"layer1.*": {"wrap": {"type": "se", "position": "branch"}}}
+    )
 
 
 @pytest.mark.parametrize(
-    ("backbone", "target"), [("resnet18", "conv1"), ("shufflenet_v2_x0_5", "stage2.0"), ("densenet121", "features.denseblock1")]
+    ("backbone", "target"),
+    [
+        ("resnet18", "conv1"),
+        ("shufflenet_v2_x0_5", "stage2.0"),
+        ("densenet121", "features.denseblock1"),
+    ],
 )
-def test_an_unknown_block_is_refused_with_the_known_ones(builder: HybridBuilder, backbone: str, target: str) -> None:
-    with pytest.raises(TargetError, match=r"none that tvc knows.*BasicBlock \(resnet\).*MBConv \(maxvit\).*tvc_branch"):
-        builder.from_backbone(backbone, None, {target: {"wrap": {"type": "se", "position": "branch"}}})
+def test_an_unknown_block_is_refused_with_the_known_ones(
+    builder: HybridBuilder, backbone: str, target: str
+) -> None:
+    with pytest.raises(
+        TargetError,
+        match=r"none that tvc knows.*BasicBlock \(resnet\).*MBConv \(maxvit\).*tvc_branch",
+    ):
+        builder.from_backbone(
+            backbone, None, {target: {"wrap": {"type": "se", "position": "branch"}}}
+        )
 
 
 class Residual(nn.Module):
@@ -279,7 +354,9 @@ class Residual(nn.Module):
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(in_channels, in_channels, 3, 1, 1), nn.BatchNorm2d(in_channels))
+        self.body = nn.Sequential(
+            nn.Conv2d(in_channels, in_channels, 3, 1, 1), nn.BatchNorm2d(in_channels)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.body(x)
@@ -288,14 +365,22 @@ class Residual(nn.Module):
 class Residuals(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.layer1, self.fc = nn.Conv2d(3, 8, 3), nn.Sequential(Residual(8), Residual(8)), nn.Linear(8, 5)
+        self.stem, self.layer1, self.fc = (
+            nn.Conv2d(3, 8, 3),
+            nn.Sequential(Residual(8), Residual(8)),
+            nn.Linear(8, 5),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.layer1(self.stem(x)).mean((2, 3)))
 
 
 RESIDUALS = BackboneSpec(
-    name="residuals", factory=lambda spec, *, weights: Residuals(), stem=("stem",), stages=("layer1",), head="fc"
+    name="residuals",
+    factory=lambda spec, *, weights: Residuals(),
+    stem=("stem",),
+    stages=("layer1",),
+    head="fc",
 )
 
 
@@ -311,8 +396,12 @@ def test_a_class_declares_its_own_branch(lab: Any) -> None:
 
 def test_a_wrong_declaration_is_refused(lab: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Residual, "tvc_branch", "body.7")
-    with pytest.raises(TargetError, match=r"branch of 'layer1.0' \(Residual\) is said to end at 'body.7'"):
-        lab(RESIDUALS).from_backbone("residuals", None, {"layer1.0": {"wrap": {"type": "gate", "position": "branch"}}})
+    with pytest.raises(
+        TargetError, match=r"branch of 'layer1.0' \(Residual\) is said to end at 'body.7'"
+    ):
+        lab(RESIDUALS).from_backbone(
+            "residuals", None, {"layer1.0": {"wrap": {"type": "gate", "position": "branch"}}}
+        )
 
 
 def test_a_subclass_with_another_forward_is_not_known(lab: Any) -> None:
@@ -326,7 +415,7 @@ def test_a_subclass_with_another_forward_is_not_known(lab: Any) -> None:
     assert branch_of(Other(8, 8)) is None and branch_of(Same(8, 8)) == "bn2"
 
 
-# -- several, conflicts, others' operations -----------------------------------------------------------------------------
+# -- several, conflicts, others' operations --------------------------------------------------------
 
 
 def scale(in_channels: int, factor: float = 1.0, shift: float = 0.0) -> nn.Module:
@@ -345,7 +434,9 @@ def steps(*positions: tuple[str, float, float]) -> list[dict[str, Any]]:
     made = []
     for position, factor, shift in positions:
         params = {"factor": factor, "shift": shift}
-        made.append({"inject": {"type": "scale", "position": position, "params": params, "init": "paper"}})
+        made.append(
+            {"inject": {"type": "scale", "position": position, "params": params, "init": "paper"}}
+        )
     return made
 
 
@@ -369,12 +460,22 @@ def test_a_branch_and_its_end_are_one_place(lab: Any) -> None:
     def made(first: str, second: str) -> Any:
         one = {"type": "scale", "params": {"factor": 2.0}, "init": "paper"}
         other = {"type": "scale", "params": {"shift": 3.0}, "init": "paper"}
-        at = {"layer1.0": {"wrap": {**one, "position": "branch"}}, "layer1.0.body.1": {"wrap": other}}
-        return lab(RESIDUALS, SCALE).from_backbone("residuals", None, {key: at[key] for key in (first, second)}).eval()
+        at = {
+            "layer1.0": {"wrap": {**one, "position": "branch"}},
+            "layer1.0.body.1": {"wrap": other},
+        }
+        return (
+            lab(RESIDUALS, SCALE)
+            .from_backbone("residuals", None, {key: at[key] for key in (first, second)})
+            .eval()
+        )
 
     x = torch.randn(1, 8, 6, 6)
     order = ("layer1.0", "layer1.0.body.1")
-    for model, expected in ((made(*order), lambda y: 2 * y + 3), (made(*order[::-1]), lambda y: 2 * (y + 3))):
+    for model, expected in (
+        (made(*order), lambda y: 2 * y + 3),
+        (made(*order[::-1]), lambda y: 2 * (y + 3)),
+    ):
         end = model.layer1[0].body[1]
         torch.testing.assert_close(end(x), expected(nn.BatchNorm2d.forward(end, x)))
 
@@ -384,15 +485,24 @@ def test_replacing_the_end_of_a_branch_that_has_a_patch_is_a_conflict(lab: Any) 
         "layer1.0": {"wrap": {"type": "gate", "position": "branch"}},
         "layer1.0.body.1": {"replace": "scale"},
     }
-    with pytest.raises(PatchError, match=r"replaces 'layer1.0.body.1' and would lose the earlier patch at 'layer1.0'"):
+    with pytest.raises(
+        PatchError,
+        match=r"replaces 'layer1.0.body.1' and would lose the earlier patch at 'layer1.0'",
+    ):
         lab(RESIDUALS, SCALE).from_backbone("residuals", None, patches)
     turned = dict(reversed(patches.items()))
-    assert lab(RESIDUALS, SCALE).from_backbone("residuals", None, turned).patch_records[1].op == "tvc-core:wrap"
+    assert (
+        lab(RESIDUALS, SCALE).from_backbone("residuals", None, turned).patch_records[1].op
+        == "tvc-core:wrap"
+    )
 
 
 def test_a_given_name_in_a_branch_is_never_changed(lab: Any) -> None:
     named = {"type": "gate", "name": "attention"}
-    patches = {"layer1.0": {"wrap": {**named, "position": "branch"}}, "layer1.0.body.1": {"wrap": named}}
+    patches = {
+        "layer1.0": {"wrap": {**named, "position": "branch"}},
+        "layer1.0.body.1": {"wrap": named},
+    }
     for order in (patches, dict(reversed(patches.items()))):
         with pytest.raises(PatchError, match=r"the name 'attention' is taken at 'layer1.0.body.1'"):
             lab(RESIDUALS).from_backbone("residuals", None, order)
@@ -413,6 +523,11 @@ def test_others_operations_have_the_same_positions(lab: Any) -> None:
 
 
 def test_an_unknown_position_is_refused_with_what_there_is(tiny: Any) -> None:
-    for op, there_are in (("inject", "'after', 'before', 'parallel' or 'branch'"), ("wrap", "'after' or 'branch'")):
-        with pytest.raises(ParameterError, match=f"{op} takes the position {there_are}, not 'paralel'"):
+    for op, there_are in (
+        ("inject", "'after', 'before', 'parallel' or 'branch'"),
+        ("wrap", "'after' or 'branch'"),
+    ):
+        with pytest.raises(
+            ParameterError, match=f"{op} takes the position {there_are}, not 'paralel'"
+        ):
             tiny({"layer1": {op: {"type": "gate", "position": "paralel"}}})

@@ -33,7 +33,9 @@ from tvc_core import (
 class ConvBnAct(nn.Sequential):
     """As the block of that name: `channels` is its output width."""
 
-    def __init__(self, in_channels: int, channels: int = 64, kernel_size: int = 3, stride: int = 1) -> None:
+    def __init__(
+        self, in_channels: int, channels: int = 64, kernel_size: int = 3, stride: int = 1
+    ) -> None:
         conv = nn.Conv2d(in_channels, channels, kernel_size, stride, kernel_size // 2, bias=False)
         super().__init__(conv, nn.BatchNorm2d(channels), nn.ReLU())
 
@@ -120,15 +122,20 @@ def resnets() -> HybridBuilder:
     return HybridBuilder(registry=Registry([Blocks()]))
 
 
-# -- replace ------------------------------------------------------------------------------------------------------------
+# -- replace ---------------------------------------------------------------------------------------
 
 
-def test_a_replacement_that_does_not_fit_names_the_parameter_that_would(resnets: HybridBuilder) -> None:
+def test_a_replacement_that_does_not_fit_names_the_parameter_that_would(
+    resnets: HybridBuilder,
+) -> None:
     patches = {"layer1": {"replace": {"type": "cba", "params": {"channels": 64}}}}
     with pytest.raises(PatchError, match=r"Shape mismatch.*64.*256.*channels=256 would fit"):
         resnets.from_torchvision("resnet50", None, patches)
     model = resnets.from_torchvision("resnet18", None, patches)
-    assert isinstance(model.layer1, ConvBnAct) and model(torch.randn(1, 3, 64, 64)).shape == (1, 1000)
+    assert isinstance(model.layer1, ConvBnAct) and model(torch.randn(1, 3, 64, 64)).shape == (
+        1,
+        1000,
+    )
 
 
 def test_what_would_fit_may_need_a_stride(resnets: HybridBuilder) -> None:
@@ -139,16 +146,32 @@ def test_what_would_fit_may_need_a_stride(resnets: HybridBuilder) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError, AttributeError, NotImplementedError])
-def test_whatever_a_network_raises_after_a_replacement_is_told_with_the_shapes(lab: Any, error: type[Exception]) -> None:
+def test_whatever_a_network_raises_after_a_replacement_is_told_with_the_shapes(
+    lab: Any, error: type[Exception]
+) -> None:
     class Looks(nn.Conv2d):
         def forward(self, x: Tensor) -> Tensor:
             if x.shape[1] != 8:
                 raise error("8 channels are all it knows")
             return super().forward(x)
 
-    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), Looks(8, 8, 1), nn.AdaptiveAvgPool2d(1), nn.Conv2d(8, 5, 1))
-    with pytest.raises(PatchError, match=r"Shape mismatch.*8 channels are all it knows.*channels=8 would fit"):
-        lab().from_module(network, "0", ["1", "2"], "4", {"1": {"replace": {"type": "conv", "params": {"channels": 16}}}})
+    network = nn.Sequential(
+        nn.Conv2d(3, 8, 1),
+        nn.Conv2d(8, 8, 1),
+        Looks(8, 8, 1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(8, 5, 1),
+    )
+    with pytest.raises(
+        PatchError, match=r"Shape mismatch.*8 channels are all it knows.*channels=8 would fit"
+    ):
+        lab().from_module(
+            network,
+            "0",
+            ["1", "2"],
+            "4",
+            {"1": {"replace": {"type": "conv", "params": {"channels": 16}}}},
+        )
 
 
 def test_looking_for_what_would_fit_makes_no_huge_block(tiny: Any) -> None:
@@ -164,27 +187,47 @@ def test_looking_for_what_would_fit_makes_no_huge_block(tiny: Any) -> None:
     assert len(sizes) > 1 and max(sizes) == 32 * 4 * 9
 
 
-def test_a_replacement_may_change_the_size_where_what_follows_accepts_it(resnets: HybridBuilder) -> None:
+def test_a_replacement_may_change_the_size_where_what_follows_accepts_it(
+    resnets: HybridBuilder,
+) -> None:
     model = resnets.from_torchvision("resnet18", None, {"maxpool": {"replace": "cba"}})
     assert [stage.stride for stage in model.stage_info] == [2, 4, 8, 16]
-    assert [f.shape[-1] for f in model.get_stage_outputs(torch.randn(1, 3, 64, 64))] == [32, 32, 16, 8, 4]
+    assert [f.shape[-1] for f in model.get_stage_outputs(torch.randn(1, 3, 64, 64))] == [
+        32,
+        32,
+        16,
+        8,
+        4,
+    ]
 
 
-def test_a_wrap_after_a_replacement_sees_its_width_not_the_originals(lab: Any, images: Tensor) -> None:
+def test_a_wrap_after_a_replacement_sees_its_width_not_the_originals(
+    lab: Any, images: Tensor
+) -> None:
     class Flexible(nn.Module):
         """Works for any width of its middle."""
 
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.middle, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 1), nn.Linear(1, 3)
+            self.stem, self.middle, self.head = (
+                nn.Conv2d(3, 8, 3, 2, 1),
+                nn.Conv2d(8, 8, 1),
+                nn.Linear(1, 3),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             return self.head(self.middle(self.stem(x)).mean((1, 2, 3))[:, None])
 
     spec = BackboneSpec(
-        name="flexible", factory=lambda spec, weights: Flexible(), stem=("stem",), stages=("middle",), head="head"
+        name="flexible",
+        factory=lambda spec, weights: Flexible(),
+        stem=("stem",),
+        stages=("middle",),
+        head="head",
     )
-    patches = {"middle": [{"replace": {"type": "conv", "params": {"channels": 20}}}, {"wrap": "gate"}]}
+    patches = {
+        "middle": [{"replace": {"type": "conv", "params": {"channels": 20}}}, {"wrap": "gate"}]
+    }
     model = lab(spec).from_backbone("flexible", None, patches)
     assert model.patches.middle.gate.block.fc.in_channels == 20
     assert model.stage_info[0].channels == 20 and model(images).shape == (4, 3)
@@ -195,7 +238,7 @@ def test_a_replacement_takes_no_name_since_it_has_its_targets(tiny: Any) -> None
         tiny({"layer3.0.conv": {"replace": {"type": "conv", "name": "mine"}}})
 
 
-# -- conflicts ----------------------------------------------------------------------------------------------------------
+# -- conflicts -------------------------------------------------------------------------------------
 
 CONV16 = {"type": "conv", "params": {"channels": 16, "stride": 2}}
 
@@ -204,10 +247,22 @@ CONV16 = {"type": "conv", "params": {"channels": 16, "stride": 2}}
     ("patches", "message"),
     [
         ({"layer2": [{"replace": CONV16}, {"replace": CONV16}]}, "'layer2' is replaced twice"),
-        ({"layer2": [{"wrap": "gate"}, {"replace": CONV16}]}, "would lose the earlier patch at 'layer2'; replace first"),
-        ({"layer2": {"replace": CONV16}, "layer2.conv": {"wrap": "gate"}}, "'layer2.conv' is inside 'layer2'"),
-        ({"layer2.conv": {"wrap": "gate"}, "layer2": {"replace": CONV16}}, "would lose the earlier patch at 'layer2.conv'"),
-        ({"layer3.0.conv": {"replace": "conv"}, "layer3": {"replace": CONV16}}, "earlier patch at 'layer3.0.conv'"),
+        (
+            {"layer2": [{"wrap": "gate"}, {"replace": CONV16}]},
+            "would lose the earlier patch at 'layer2'; replace first",
+        ),
+        (
+            {"layer2": {"replace": CONV16}, "layer2.conv": {"wrap": "gate"}},
+            "'layer2.conv' is inside 'layer2'",
+        ),
+        (
+            {"layer2.conv": {"wrap": "gate"}, "layer2": {"replace": CONV16}},
+            "would lose the earlier patch at 'layer2.conv'",
+        ),
+        (
+            {"layer3.0.conv": {"replace": "conv"}, "layer3": {"replace": CONV16}},
+            "earlier patch at 'layer3.0.conv'",
+        ),
     ],
 )
 def test_patches_in_conflict_are_refused(tiny: Any, patches: Any, message: str) -> None:
@@ -225,10 +280,12 @@ def test_replacing_and_then_wrapping_one_target_does_both(tiny: Any, images: Ten
 
 
 def test_targets_with_equal_beginnings_are_not_inside_one_another(tiny: Any) -> None:
-    tiny({"layer3.0": {"replace": "conv"}, "layer3.1": {"wrap": "gate"}, "layer2": {"wrap": "gate"}})
+    tiny(
+        {"layer3.0": {"replace": "conv"}, "layer3.1": {"wrap": "gate"}, "layer2": {"wrap": "gate"}}
+    )
 
 
-# -- blocks that do not fit ---------------------------------------------------------------------------------------------
+# -- blocks that do not fit ------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("init", [None, "paper"])
@@ -244,7 +301,9 @@ def test_a_block_that_fails_in_the_network_is_a_patch_error(tiny: Any, init: str
 
 
 def test_a_block_whose_wrong_shape_would_broadcast_is_refused(tiny: Any) -> None:
-    with pytest.raises(PatchError, match=r"turns \[1, 16, \d+, \d+\] into \[1, 1, \d+, \d+\] at 'layer2'"):
+    with pytest.raises(
+        PatchError, match=r"turns \[1, 16, \d+, \d+\] into \[1, 1, \d+, \d+\] at 'layer2'"
+    ):
         tiny({"layer2": {"wrap": "one"}}, block("one", OneChannel))
 
 
@@ -269,7 +328,9 @@ def test_a_block_that_is_not_finite_cannot_claim_to_start_as_the_identity(tiny: 
 
 
 def test_a_misspelt_parameter_gets_the_right_one(tiny: Any) -> None:
-    with pytest.raises(ParameterError, match=r"unknown parameter 'chanels'.*Did you mean 'channels'.*kernel_size"):
+    with pytest.raises(
+        ParameterError, match=r"unknown parameter 'chanels'.*Did you mean 'channels'.*kernel_size"
+    ):
         tiny({"layer2": {"wrap": {"type": "conv", "params": {"chanels": 3}}}})
 
 
@@ -279,12 +340,17 @@ def test_in_channels_is_the_cores_to_give(tiny: Any) -> None:
 
 
 @pytest.mark.parametrize("error", [KeyError, AttributeError, OSError, ZeroDivisionError])
-def test_whatever_a_blocks_constructor_raises_is_told_with_its_parameters(tiny: Any, error: type[Exception]) -> None:
+def test_whatever_a_blocks_constructor_raises_is_told_with_its_parameters(
+    tiny: Any, error: type[Exception]
+) -> None:
     def broken(in_channels: int, activation: str = "relu") -> nn.Module:
         raise error(activation)
 
     with pytest.raises(ParameterError, match=f"lab:broken.*activation='tanh'.*{error.__name__}"):
-        tiny({"layer2": {"wrap": {"type": "broken", "params": {"activation": "tanh"}}}}, block("broken", broken))
+        tiny(
+            {"layer2": {"wrap": {"type": "broken", "params": {"activation": "tanh"}}}},
+            block("broken", broken),
+        )
 
 
 def test_a_block_factory_that_makes_no_module_is_a_fault_of_its_plugin(tiny: Any) -> None:
@@ -292,7 +358,7 @@ def test_a_block_factory_that_makes_no_module_is_a_fault_of_its_plugin(tiny: Any
         tiny({"layer2": {"wrap": "none"}}, block("none", lambda in_channels: None))
 
 
-# -- operations of others -----------------------------------------------------------------------------------------------
+# -- operations of others --------------------------------------------------------------------------
 
 
 def nothing(target: Any) -> nn.Module:
@@ -331,19 +397,25 @@ def test_an_operation_that_changes_nothing_is_an_error(tiny: Any) -> None:
         tiny({"layer2": {"nothing": None}}, op)
 
 
-def test_an_operation_without_a_block_takes_its_options(tiny: Any, plain: Any, images: Tensor) -> None:
+def test_an_operation_without_a_block_takes_its_options(
+    tiny: Any, plain: Any, images: Tensor
+) -> None:
     model = tiny({"layer2": {"smooth": {"size": 5}}}, SMOOTH).eval()
     assert model.patches.layer2.smooth.block.kernel_size == 5
     assert torch.equal(model(images), plain().eval()(images))
 
 
-@pytest.mark.parametrize(("written", "message"), [({"sise": 5}, "size"), ({"type": "gate"}, "type"), ("gate", "type")])
+@pytest.mark.parametrize(
+    ("written", "message"), [({"sise": 5}, "size"), ({"type": "gate"}, "type"), ("gate", "type")]
+)
 def test_an_operation_refuses_what_it_does_not_take(tiny: Any, written: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         tiny({"layer2": {"smooth": written}}, SMOOTH)
 
 
-def test_an_operation_may_insert_twice_and_wrap_a_gated_block_in_another_module(tiny: Any, plain: Any, images: Tensor) -> None:
+def test_an_operation_may_insert_twice_and_wrap_a_gated_block_in_another_module(
+    tiny: Any, plain: Any, images: Tensor
+) -> None:
     model = tiny({"layer2": {"twice": "gate"}}, PatchOpSpec(name="twice", factory=twice)).eval()
     assert model.patch_records[0].paths == ("patches.layer2.gate", "patches.layer2.gate_2")
     assert torch.equal(model(images), plain().eval()(images))
@@ -356,7 +428,9 @@ def test_an_operation_that_returns_no_module_is_a_fault_of_its_plugin(tiny: Any)
         tiny({"layer2": {"lost": None}}, op)
 
 
-def test_a_replacement_that_holds_the_original_keeps_its_weights(tiny: Any, plain: Any, images: Tensor) -> None:
+def test_a_replacement_that_holds_the_original_keeps_its_weights(
+    tiny: Any, plain: Any, images: Tensor
+) -> None:
     def around(target: Any, block: Any) -> nn.Module:
         return Doubled(target.module)
 
@@ -365,7 +439,9 @@ def test_a_replacement_that_holds_the_original_keeps_its_weights(tiny: Any, plai
             nn.init.ones_(parameter)
 
     specs = (PatchOpSpec(name="around", factory=around), InitializerSpec(name="ones", factory=ones))
-    model = tiny({"layer2": {"around": {"type": "gate", "init": "ones"}}}, *specs, freeze_backbone=True)
+    model = tiny(
+        {"layer2": {"around": {"type": "gate", "init": "ones"}}}, *specs, freeze_backbone=True
+    )
     assert torch.equal(model.layer2.inner.conv.weight, plain().layer2.conv.weight)
     assert model.layer2.scale.weight.eq(1).all()
     trainable = {name for name, p in model.named_parameters() if p.requires_grad}
@@ -387,32 +463,60 @@ def test_an_unknown_position_gets_the_right_one(tiny: Any) -> None:
         tiny({"layer2": {"inject": {"type": "gate", "position": "befor"}}})
 
 
-# -- all or nothing -----------------------------------------------------------------------------------------------------
+# -- all or nothing --------------------------------------------------------------------------------
 
 
 def fingerprint(network: nn.Module) -> Any:
     return (
         type(network),
         [(name, id(module), module.training) for name, module in network.named_modules()],
-        [(name, id(tensor), tensor._version, tensor.requires_grad) for name, tensor in network.named_parameters()],
+        [
+            (name, id(tensor), tensor._version, tensor.requires_grad)
+            for name, tensor in network.named_parameters()
+        ],
         {name: tensor.clone() for name, tensor in network.named_buffers()},
-        [list(module._forward_hooks) + list(module._forward_pre_hooks) for module in network.modules()],
+        [
+            list(module._forward_hooks) + list(module._forward_pre_hooks)
+            for module in network.modules()
+        ],
         sorted(network.__dict__),
     )
 
 
 BAD = {
     "target": ({"patches": {"layer1": {"wrap": "gate"}, "layer9": {"wrap": "gate"}}}, TargetError),
-    "shape": ({"patches": {"layer1": {"wrap": "gate"}, "layer2": {"replace": "conv"}, "layer3": {"wrap": "one"}}}, PatchError),
+    "shape": (
+        {
+            "patches": {
+                "layer1": {"wrap": "gate"},
+                "layer2": {"replace": "conv"},
+                "layer3": {"wrap": "one"},
+            }
+        },
+        PatchError,
+    ),
     "later": ({"patches": {"layer1": {"wrap": "gate"}, "layer2": {"wrap": "later"}}}, PatchError),
     "proof": ({"patches": {"layer1": {"wrap": "gate"}, "layer2": {"wrap": "bad"}}}, PatchError),
     "parameter": (
-        {"patches": {"layer1": {"wrap": "gate"}, "layer2": {"wrap": {"type": "conv", "params": {"x": 1}}}}},
+        {
+            "patches": {
+                "layer1": {"wrap": "gate"},
+                "layer2": {"wrap": {"type": "conv", "params": {"x": 1}}},
+            }
+        },
         ParameterError,
     ),
-    "stage": ({"patches": {"layer1": {"wrap": "gate"}}, "freeze_backbone": True, "unfreeze_stages": [9]}, StageError),
+    "stage": (
+        {"patches": {"layer1": {"wrap": "gate"}}, "freeze_backbone": True, "unfreeze_stages": [9]},
+        StageError,
+    ),
     "names": (
-        {"patches": {"layer1": {"wrap": "gate"}}, "num_classes": None, "class_names": ["a", "b"], "dropout": 0.5},
+        {
+            "patches": {"layer1": {"wrap": "gate"}},
+            "num_classes": None,
+            "class_names": ["a", "b"],
+            "dropout": 0.5,
+        },
         HeadError,
     ),
     "width": ({"patches": {"fc": {"wrap": "dense"}}, "num_classes": 3}, HeadError),
@@ -424,9 +528,15 @@ def test_a_failed_build_leaves_no_trace(lab: Any, plain: Any, case: str) -> None
     network = plain()
     dense = block("dense", lambda in_channels: nn.Linear(in_channels, in_channels), layouts=("NC",))
     given = BackboneSpec(
-        name="given", factory=lambda spec, weights: network, stem=("stem",), stages=("layer1", "layer2", "layer3"), head="fc"
+        name="given",
+        factory=lambda spec, weights: network,
+        stem=("stem",),
+        stages=("layer1", "layer2", "layer3"),
+        head="fc",
     )
-    builder = lab(given, dense, block("one", OneChannel), block("later", FailsLater), block("bad", NotFinite))
+    builder = lab(
+        given, dense, block("one", OneChannel), block("later", FailsLater), block("bad", NotFinite)
+    )
     arguments, error = BAD[case]
     before, random, environment = fingerprint(network), torch.get_rng_state(), dict(os.environ)
     with pytest.raises(error) as caught:
@@ -441,7 +551,11 @@ def test_a_failed_build_leaves_no_trace(lab: Any, plain: Any, case: str) -> None
 def test_a_factory_that_gives_the_same_network_twice_is_refused(lab: Any, plain: Any) -> None:
     network = plain()
     given = BackboneSpec(
-        name="given", factory=lambda spec, weights: network, stem=("stem",), stages=("layer1", "layer2", "layer3"), head="fc"
+        name="given",
+        factory=lambda spec, weights: network,
+        stem=("stem",),
+        stages=("layer1", "layer2", "layer3"),
+        head="fc",
     )
     builder = lab(given)
     builder.from_backbone("given", None)

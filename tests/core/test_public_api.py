@@ -1,4 +1,5 @@
-"""What users and plugins may rely on, held by a list: a change of it is a change of public_api.txt, for everybody to see.
+"""What users and plugins may rely on, held by a list: a change of it is a change of public_api.txt,
+for everybody to see.
 
 `python tests/core/test_public_api.py` writes the list.
 """
@@ -38,13 +39,27 @@ def listing() -> str:
 def described(name: str, value: Any) -> Iterator[str]:
     """Yield the lines of one public thing."""
     if not inspect.isclass(value):
-        yield f"{name}{signature(value)}" if inspect.isroutine(value) else f"{name}: {type(value).__name__}"
+        yield (
+            f"{name}{signature(value)}"
+            if inspect.isroutine(value)
+            else f"{name}: {type(value).__name__}"
+        )
         return
-    bases = [base.__name__ for base in value.__bases__ if base is not object and not base.__name__.startswith("_")]
+    bases = [
+        base.__name__
+        for base in value.__bases__
+        if base is not object and not base.__name__.startswith("_")
+    ]
     yield f"class {name}({', '.join(bases)})"
     fields = dataclasses.fields(value) if dataclasses.is_dataclass(value) else ()
-    yield from (f"    {field.name}: {field.type}{default(field)}" for field in fields if not field.name.startswith("_"))
-    if not fields and any("__init__" in vars(base) for base in value.__mro__ if base.__module__.startswith("tvc_core")):
+    yield from (
+        f"    {field.name}: {field.type}{default(field)}"
+        for field in fields
+        if not field.name.startswith("_")
+    )
+    if not fields and any(
+        "__init__" in vars(base) for base in value.__mro__ if base.__module__.startswith("tvc_core")
+    ):
         yield f"    __init__{signature(value.__init__)}"
     for member in sorted(members(value)):
         found = inspect.getattr_static(value, member)
@@ -55,13 +70,19 @@ def described(name: str, value: Any) -> Iterator[str]:
             yield f"    {member}{signature(found.__func__)}  ({type(found).__name__})"
         elif callable(getattr(value, member)) and member not in {field.name for field in fields}:
             on_class = isinstance(found, _Listing)  # the registry is not the caller's to give
-            yield f"    {member}{signature(found.function, skip=1) if on_class else signature(found)}"
+            yield (
+                f"    {member}{signature(found.function, skip=1) if on_class else signature(found)}"
+            )
 
 
 def members(value: type) -> set[str]:
     """Return the public names that a class and its bases in tvc define."""
     return {
-        member for base in value.__mro__ if base.__module__.startswith("tvc_core") for member in vars(base) if member[0] != "_"
+        member
+        for base in value.__mro__
+        if base.__module__.startswith("tvc_core")
+        for member in vars(base)
+        if member[0] != "_"
     }
 
 
@@ -69,7 +90,8 @@ def signature(value: Any, skip: int = 0) -> str:
     """Return parameters, without the first `skip`, and result, annotations as they are written."""
     found = inspect.signature(value)
     parameters = [
-        p if p.annotation is p.empty else p.replace(annotation=_Text(p.annotation)) for p in [*found.parameters.values()][skip:]
+        p if p.annotation is p.empty else p.replace(annotation=_Text(p.annotation))
+        for p in [*found.parameters.values()][skip:]
     ]
     result = found.return_annotation
     plain = found.replace(parameters=parameters, return_annotation=inspect.Signature.empty)
@@ -104,11 +126,15 @@ def unannotated(name: str, value: Any) -> list[str]:
     if inspect.isclass(value):
         for member in {"__init__", *members(value)} & set(dir(value)):
             found = inspect.getattr_static(value, member)
-            functions[f"{name}.{member}"] = getattr(found, "__func__", getattr(found, "fget", found))
+            functions[f"{name}.{member}"] = getattr(
+                found, "__func__", getattr(found, "fget", found)
+            )
     lacking = []
     for where, function in functions.items():
         if inspect.isfunction(function) and function.__module__.startswith("tvc_core"):
-            parameters = [p for p in inspect.signature(function).parameters if p not in ("self", "cls")]
+            parameters = [
+                p for p in inspect.signature(function).parameters if p not in ("self", "cls")
+            ]
             hints: Mapping[str, Any] = function.__annotations__
             lacking += [f"{where}: {p}" for p in [*parameters, "return"] if p not in hints]
     return lacking
@@ -116,7 +142,11 @@ def unannotated(name: str, value: Any) -> list[str]:
 
 def test_the_public_api_is_the_listed_one() -> None:
     there, listed = listing(), FILE.read_text(encoding="utf-8")
-    diff = "\n".join(difflib.unified_diff(listed.splitlines(), there.splitlines(), "listed", "in the code", lineterm="", n=1))
+    diff = "\n".join(
+        difflib.unified_diff(
+            listed.splitlines(), there.splitlines(), "listed", "in the code", lineterm="", n=1
+        )
+    )
     assert there == listed, (
         f"The public API changed. Where that is wanted, say it in tvc_core/CHANGELOG.md and run "
         f"`python tests/core/test_public_api.py`:\n{diff}"

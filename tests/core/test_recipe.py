@@ -60,14 +60,23 @@ def wrong(**arguments: Any) -> str:
     return str(caught.value)
 
 
-# -- the same thing in three forms -------------------------------------------------------------------------------------
+# -- the same thing in three forms -----------------------------------------------------------------
 
 
 def test_the_guides_recipe_is_read_as_it_is_written(path: Path) -> None:
     path.write_text(GUIDE)
     recipe = load_recipe(path)
-    assert (recipe.name, recipe.backbone, recipe.weights) == ("ResNet50-SE-Custom", "resnet50", "IMAGENET1K_V2")
-    assert (recipe.num_classes, recipe.dropout, recipe.freeze_backbone, recipe.unfreeze_stages) == (100, 0.3, False, None)
+    assert (recipe.name, recipe.backbone, recipe.weights) == (
+        "ResNet50-SE-Custom",
+        "resnet50",
+        "IMAGENET1K_V2",
+    )
+    assert (recipe.num_classes, recipe.dropout, recipe.freeze_backbone, recipe.unfreeze_stages) == (
+        100,
+        0.3,
+        False,
+        None,
+    )
     assert [(p.target, p.op, p.block, dict(p.params)) for p in recipe.patches] == [
         ("layer3", "wrap", "se", {"reduction": 16}),
         ("layer4", "wrap", "cbam_block", {}),
@@ -79,24 +88,36 @@ def test_yaml_a_mapping_and_arguments_give_equal_recipes(path: Path) -> None:
     arguments = {
         "backbone": "resnet50",
         "weights": "IMAGENET1K_V2",
-        "patches": {"layer3": {"wrap": {"type": "se", "params": {"reduction": 16}}}, "layer4": {"wrap": "cbam_block"}},
+        "patches": {
+            "layer3": {"wrap": {"type": "se", "params": {"reduction": 16}}},
+            "layer4": {"wrap": "cbam_block"},
+        },
         "num_classes": 100,
         "dropout": 0.3,
         "name": "ResNet50-SE-Custom",
     }
-    assert load_recipe(path) == Recipe.from_mapping(yaml.safe_load(GUIDE)) == make_recipe(**arguments)
+    assert (
+        load_recipe(path) == Recipe.from_mapping(yaml.safe_load(GUIDE)) == make_recipe(**arguments)
+    )
 
 
 def test_the_short_forms_are_the_full_forms() -> None:
     short = Recipe.from_mapping({"backbone": "resnet18"})
-    assert short == Recipe.from_mapping({"backbone": {"name": "resnet18", "weights": "DEFAULT"}, "head": None})
+    assert short == Recipe.from_mapping(
+        {"backbone": {"name": "resnet18", "weights": "DEFAULT"}, "head": None}
+    )
     one = make_recipe(backbone="r", patches={"layer1": {"wrap": "se"}})
     assert one == make_recipe(backbone="r", patches={"layer1": {"wrap": {"type": "se"}}})
-    assert one == make_recipe(backbone="r", patches={"layer1": [{"wrap": {"type": "se", "params": None}}]})
+    assert one == make_recipe(
+        backbone="r", patches={"layer1": [{"wrap": {"type": "se", "params": None}}]}
+    )
 
 
 def test_patches_keep_the_order_in_which_they_are_written() -> None:
-    written = {"b": [{"wrap": "se"}, {"inject": "eca"}, {"wrap": "se"}], "a": {"wrap": "se", "inject": "eca"}}
+    written = {
+        "b": [{"wrap": "se"}, {"inject": "eca"}, {"wrap": "se"}],
+        "a": {"wrap": "se", "inject": "eca"},
+    }
     patches = make_recipe(backbone="r", patches=written).patches
     assert [(p.target, p.op) for p in patches] == [
         ("b", "wrap"),
@@ -108,23 +129,37 @@ def test_patches_keep_the_order_in_which_they_are_written() -> None:
 
 
 def test_what_a_patch_says_beside_the_known_keys_are_options_of_the_operation() -> None:
-    (patch,) = make_recipe(backbone="r", patches={"x": {"inject": {"type": "se", "position": "before"}}}).patches
+    (patch,) = make_recipe(
+        backbone="r", patches={"x": {"inject": {"type": "se", "position": "before"}}}
+    ).patches
     assert (patch.block, dict(patch.options)) == ("se", {"position": "before"})
 
 
 def test_where_a_patch_was_written_is_no_part_of_what_it_is() -> None:
-    assert PatchEntry(target="a", op="wrap", where="x.yaml, line 3") == PatchEntry(target="a", op="wrap")
+    assert PatchEntry(target="a", op="wrap", where="x.yaml, line 3") == PatchEntry(
+        target="a", op="wrap"
+    )
 
 
 def test_weights_may_be_none_a_name_or_a_member_of_an_enum() -> None:
     weights = enum.Enum("Net_Weights", {"IMAGENET1K_V1": 1})
     for given in (None, "DEFAULT", "IMAGENET1K_V1", weights.IMAGENET1K_V1):
         assert make_recipe(backbone="r", weights=given).weights is given
-    assert make_recipe(backbone="r", weights=weights.IMAGENET1K_V1).to_mapping()["backbone"]["weights"] == "IMAGENET1K_V1"
+    assert (
+        make_recipe(backbone="r", weights=weights.IMAGENET1K_V1).to_mapping()["backbone"]["weights"]
+        == "IMAGENET1K_V1"
+    )
 
 
 @pytest.mark.parametrize(
-    "text", ["backbone: r\nhead:\n", "\ufeffbackbone: r\n", "---\nbackbone: r\n...\n", "{backbone: r}", "backbone: r\r\n"]
+    "text",
+    [
+        "backbone: r\nhead:\n",
+        "\ufeffbackbone: r\n",
+        "---\nbackbone: r\n...\n",
+        "{backbone: r}",
+        "backbone: r\r\n",
+    ],
 )
 def test_harmless_ways_of_writing_are_accepted(path: Path, text: str) -> None:
     path.write_bytes(text.encode())
@@ -132,7 +167,8 @@ def test_harmless_ways_of_writing_are_accepted(path: Path, text: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "value"), [("1e-5", 1e-5), ("1.5e3", 1500.0), ("-2E+4", -2e4), ("3", 3), ("1_000", 1000), ("0.5", 0.5)]
+    ("text", "value"),
+    [("1e-5", 1e-5), ("1.5e3", 1500.0), ("-2E+4", -2e4), ("3", 3), ("1_000", 1000), ("0.5", 0.5)],
 )
 def test_numbers_are_read_as_people_write_them(path: Path, text: str, value: float) -> None:
     path.write_text(f"backbone: {{name: r, options: {{eps: {text}}}}}")
@@ -140,23 +176,31 @@ def test_numbers_are_read_as_people_write_them(path: Path, text: str, value: flo
     assert (type(read), read) == (type(value), value)
 
 
-# -- wrong, by arguments -----------------------------------------------------------------------------------------------
+# -- wrong, by arguments ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "value", [-1, True, False, 1.0, "10", "ten", math.nan, [10], 10**12, 10**5000, {}, b"3"], ids=lambda v: type(v).__name__
+    "value",
+    [-1, True, False, 1.0, "10", "ten", math.nan, [10], 10**12, 10**5000, {}, b"3"],
+    ids=lambda v: type(v).__name__,
 )
 def test_num_classes_is_a_whole_number_in_range(value: Any) -> None:
     message = wrong(num_classes=value)
-    assert message.startswith("arguments: num_classes is a whole number from 0 (no classifier) to 10,000,000, not ")
+    assert message.startswith(
+        "arguments: num_classes is a whole number from 0 (no classifier) to 10,000,000, not "
+    )
     assert len(message) < 300
 
 
 @pytest.mark.parametrize(
-    "value", [1.0, 1, -0.1, math.nan, math.inf, -math.inf, True, "0.3", "1e-1", [0.3], 10**5000], ids=lambda v: type(v).__name__
+    "value",
+    [1.0, 1, -0.1, math.nan, math.inf, -math.inf, True, "0.3", "1e-1", [0.3], 10**5000],
+    ids=lambda v: type(v).__name__,
 )
 def test_dropout_is_a_probability_below_one(value: Any) -> None:
-    assert wrong(dropout=value).startswith("arguments: dropout is a probability from 0 to below 1, not ")
+    assert wrong(dropout=value).startswith(
+        "arguments: dropout is a probability from 0 to below 1, not "
+    )
 
 
 @pytest.mark.parametrize("value", [0, 0.0, 0.999])
@@ -167,7 +211,10 @@ def test_dropout_zero_is_a_probability(value: float) -> None:
 @pytest.mark.parametrize("value", [1, 0, "true", None, []])
 def test_freeze_backbone_is_true_or_false(value: Any) -> None:
     keys = "a mapping with the keys head, freeze_patches, normalization"
-    assert wrong(freeze_backbone=value) == f"arguments: freeze_backbone is true or false, or {keys}, not {value!r}"
+    assert (
+        wrong(freeze_backbone=value)
+        == f"arguments: freeze_backbone is true or false, or {keys}, not {value!r}"
+    )
 
 
 @pytest.mark.parametrize(
@@ -189,13 +236,18 @@ def test_a_mapping_of_what_to_freeze_has_the_methods_arguments(value: Any, said:
 
 
 def test_a_mapping_of_what_to_freeze_is_kept_and_written() -> None:
-    data = {"backbone": {"name": "r", "weights": None}, "freeze_backbone": {"head": "last", "normalization": "eval"}}
+    data = {
+        "backbone": {"name": "r", "weights": None},
+        "freeze_backbone": {"head": "last", "normalization": "eval"},
+    }
     recipe = Recipe.from_mapping({**data, "unfreeze_stages": [1]})
     assert recipe.freeze_backbone == {"head": "last", "normalization": "eval"}
     assert recipe.to_mapping() == {**data, "unfreeze_stages": [1]}
 
 
-@pytest.mark.parametrize("value", [3, "3", [True], ["layer3"], [1.0], {2: 3}, {2, 3}, [None]], ids=str)
+@pytest.mark.parametrize(
+    "value", [3, "3", [True], ["layer3"], [1.0], {2: 3}, {2, 3}, [None]], ids=str
+)
 def test_unfreeze_stages_is_a_list_of_numbers(value: Any) -> None:
     assert wrong(freeze_backbone=True, unfreeze_stages=value).startswith(
         "arguments: unfreeze_stages is a list of stage numbers"
@@ -209,13 +261,18 @@ def test_unfreeze_stages_needs_a_frozen_backbone(stages: Any, more: dict[str, An
     assert "set freeze_backbone=True, or leave unfreeze_stages out" in message
 
 
-@pytest.mark.parametrize("value", [3, "cat", ["cat", 3], ["cat", "cat"], {"cat": 1}, [None]], ids=str)
+@pytest.mark.parametrize(
+    "value", [3, "cat", ["cat", 3], ["cat", "cat"], {"cat": 1}, [None]], ids=str
+)
 def test_class_names_are_different_names(value: Any) -> None:
     assert "class_names is a list of different names" in wrong(class_names=value)
 
 
 def test_class_names_are_as_many_as_classes() -> None:
-    assert wrong(class_names=["cat", "dog"], num_classes=3) == "arguments: class_names has 2 names for num_classes 3"
+    assert (
+        wrong(class_names=["cat", "dog"], num_classes=3)
+        == "arguments: class_names has 2 names for num_classes 3"
+    )
 
 
 @pytest.mark.parametrize("value", [None, "", "  ", 3, ["r"], True])
@@ -228,7 +285,9 @@ def test_weights_are_a_name_a_member_or_none(value: Any) -> None:
     assert wrong(weights=value).startswith("arguments: weights is a name such as")
 
 
-@pytest.mark.parametrize("value", [3, "width", ["width"], {3: 1}, {"not a name": 1}, {"": 1}], ids=str)
+@pytest.mark.parametrize(
+    "value", [3, "width", ["width"], {3: 1}, {"not a name": 1}, {"": 1}], ids=str
+)
 def test_options_are_a_mapping_of_argument_names(value: Any) -> None:
     assert "options is a mapping of option names to values" in wrong(options=value)
 
@@ -238,7 +297,10 @@ def test_options_are_a_mapping_of_argument_names(value: Any) -> None:
     [
         ("se", "patches is a mapping of targets to operations"),
         ([("layer3", "se")], "patches is a mapping"),
-        ({"layer3": "se"}, "arguments, layer3: a patch is an operation and its block, such as {'wrap': 'se'}"),
+        (
+            {"layer3": "se"},
+            "arguments, layer3: a patch is an operation and its block, such as {'wrap': 'se'}",
+        ),
         ({"layer3": None}, "arguments, layer3: a patch is"),
         ({"layer3": {}}, "arguments, layer3: a patch is"),
         ({"layer3": []}, "arguments, layer3: a patch is"),
@@ -247,16 +309,31 @@ def test_options_are_a_mapping_of_argument_names(value: Any) -> None:
         ({3: {"wrap": "se"}}, "a patch target is the path of a module, not 3"),
         ({"": {"wrap": "se"}}, "a patch target is the path of a module, not ''"),
         ({"layer3": {3: "se"}}, "a patch operation is a name such as 'wrap', not 3"),
-        ({"layer3": {"wrap": ["se"]}}, "arguments, layer3.wrap: wrap takes the name of a block, or a mapping"),
+        (
+            {"layer3": {"wrap": ["se"]}},
+            "arguments, layer3.wrap: wrap takes the name of a block, or a mapping",
+        ),
         ({"layer3": {"wrap": 16}}, "not 16"),
         ({"layer3": {"wrap": ""}}, "wrap takes the name of a block, or a mapping"),
         ({"layer3": {"wrap": True}}, "not True"),
         ({"layer3": {"wrap": {"type": 3}}}, "arguments, layer3.wrap.type: type is a name, not 3"),
         ({"layer3": {"wrap": {"type": "se", "init": True}}}, "init is a name, not True"),
-        ({"layer3": {"wrap": {"type": "se", "params": 16}}}, "params is a mapping of parameter names to values, not 16"),
-        ({"layer3": {"wrap": {"type": "se", "params": {16: 1}}}}, "params is a mapping of parameter names"),
-        ({"layer3": {"wrap": {"type": "se", "name": "a.b"}}}, "name is one part of a path, letters, digits and '_', not 'a.b'"),
-        ({"layer3": {"wrap": {"type": "se", "not a key": 1}}}, "wrap takes the name of a block, or a mapping"),
+        (
+            {"layer3": {"wrap": {"type": "se", "params": 16}}},
+            "params is a mapping of parameter names to values, not 16",
+        ),
+        (
+            {"layer3": {"wrap": {"type": "se", "params": {16: 1}}}},
+            "params is a mapping of parameter names",
+        ),
+        (
+            {"layer3": {"wrap": {"type": "se", "name": "a.b"}}},
+            "name is one part of a path, letters, digits and '_', not 'a.b'",
+        ),
+        (
+            {"layer3": {"wrap": {"type": "se", "not a key": 1}}},
+            "wrap takes the name of a block, or a mapping",
+        ),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -264,31 +341,79 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
     assert said in wrong(patches=patches)
 
 
-# -- wrong, by file ----------------------------------------------------------------------------------------------------
+# -- wrong, by file --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
-        ("head:", "heads:", "recipe.yaml, line 16: unknown key 'heads' in a recipe. Did you mean 'head'"),
-        ("backbone:", "backbones:", "recipe.yaml, line 4: unknown key 'backbones' in a recipe. Did you mean 'backbone'"),
-        ("  weights:", "  weight:", "recipe.yaml, line 6: unknown key 'weight' in 'backbone'. Did you mean 'weights'"),
+        (
+            "head:",
+            "heads:",
+            "recipe.yaml, line 16: unknown key 'heads' in a recipe. Did you mean 'head'",
+        ),
+        (
+            "backbone:",
+            "backbones:",
+            "recipe.yaml, line 4: unknown key 'backbones' in a recipe. Did you mean 'backbone'",
+        ),
+        (
+            "  weights:",
+            "  weight:",
+            "recipe.yaml, line 6: unknown key 'weight' in 'backbone'. Did you mean 'weights'",
+        ),
         (
             "  num_classes:",
             "  num_class:",
             "recipe.yaml, line 17: unknown key 'num_class' in 'head'. Did you mean 'num_classes'",
         ),
-        ("  name: resnet50", "  nam: resnet50", "recipe.yaml, line 5: unknown key 'nam' in 'backbone'. Did you mean 'name'"),
+        (
+            "  name: resnet50",
+            "  nam: resnet50",
+            "recipe.yaml, line 5: unknown key 'nam' in 'backbone'. Did you mean 'name'",
+        ),
         ("  name: resnet50\n", "", "recipe.yaml, line 4: the key 'name' is missing in 'backbone'"),
-        ("num_classes: 100", "num_classes: '100'", "recipe.yaml, line 17: num_classes is a whole number"),
-        ("num_classes: 100", "num_classes: -1", "recipe.yaml, line 17: num_classes is a whole number"),
-        ("num_classes: 100", "num_classes: yes", "recipe.yaml, line 17: num_classes is a whole number"),
-        ("num_classes: 100", "num_classes: 1:40", "recipe.yaml, line 17: YAML reads '1:40' as another number"),
-        ("num_classes: 100", "num_classes: 0100", "recipe.yaml, line 17: YAML reads '0100' as another number"),
-        ("num_classes: 100", "num_classes: 0x" + "f" * 5000, "recipe.yaml, line 17: YAML reads '0xff"),
+        (
+            "num_classes: 100",
+            "num_classes: '100'",
+            "recipe.yaml, line 17: num_classes is a whole number",
+        ),
+        (
+            "num_classes: 100",
+            "num_classes: -1",
+            "recipe.yaml, line 17: num_classes is a whole number",
+        ),
+        (
+            "num_classes: 100",
+            "num_classes: yes",
+            "recipe.yaml, line 17: num_classes is a whole number",
+        ),
+        (
+            "num_classes: 100",
+            "num_classes: 1:40",
+            "recipe.yaml, line 17: YAML reads '1:40' as another number",
+        ),
+        (
+            "num_classes: 100",
+            "num_classes: 0100",
+            "recipe.yaml, line 17: YAML reads '0100' as another number",
+        ),
+        (
+            "num_classes: 100",
+            "num_classes: 0x" + "f" * 5000,
+            "recipe.yaml, line 17: YAML reads '0xff",
+        ),
         ("num_classes: 100", "num_classes: " + "9" * 5000, "recipe.yaml, line 17: the number '999"),
-        ("num_classes: 100", "num_classes: 100000000000000000000", "recipe.yaml, line 17: the number '1000"),
-        ("num_classes: 100", "num_classes: [100]", "recipe.yaml, line 17: num_classes is a whole number"),
+        (
+            "num_classes: 100",
+            "num_classes: 100000000000000000000",
+            "recipe.yaml, line 17: the number '1000",
+        ),
+        (
+            "num_classes: 100",
+            "num_classes: [100]",
+            "recipe.yaml, line 17: num_classes is a whole number",
+        ),
         ("dropout: 0.3", "dropout: .nan", "recipe.yaml, line 18: dropout is a probability"),
         ("dropout: 0.3", "dropout: .inf", "recipe.yaml, line 18: dropout is a probability"),
         ("dropout: 0.3", "dropout: 1.0", "recipe.yaml, line 18: dropout is a probability"),
@@ -297,20 +422,54 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
             "num_classes: 10",
             "line 18: the key 'num_classes' stands here for the second time (first on line 17)",
         ),
-        ("    layer4:", "    layer3:", "line 13: the key 'layer3' stands here for the second time (first on line 8)"),
+        (
+            "    layer4:",
+            "    layer3:",
+            "line 13: the key 'layer3' stands here for the second time (first on line 8)",
+        ),
         ("type: se", "type: [se]", "recipe.yaml, line 10: type is a name, not ['se']"),
-        ("reduction: 16", "16: reduction", "recipe.yaml, line 12: the key '16' reads as 16, not as text; put it in quotes"),
-        ("reduction: 16", "on: 16", "recipe.yaml, line 12: the key 'on' reads as True, not as text; put it in quotes"),
-        ("wrap: cbam_block", "wrap: [cbam_block]", "recipe.yaml, line 14: wrap takes the name of a block"),
-        ("wrap: cbam_block", "- cbam_block", "recipe.yaml, line 14: a patch is an operation and its block"),
-        ("name: ResNet50-SE-Custom", "name: 2024-01-01", "recipe.yaml, line 2: '2024-01-01' is a timestamp in YAML"),
+        (
+            "reduction: 16",
+            "16: reduction",
+            "recipe.yaml, line 12: the key '16' reads as 16, not as text; put it in quotes",
+        ),
+        (
+            "reduction: 16",
+            "on: 16",
+            "recipe.yaml, line 12: the key 'on' reads as True, not as text; put it in quotes",
+        ),
+        (
+            "wrap: cbam_block",
+            "wrap: [cbam_block]",
+            "recipe.yaml, line 14: wrap takes the name of a block",
+        ),
+        (
+            "wrap: cbam_block",
+            "- cbam_block",
+            "recipe.yaml, line 14: a patch is an operation and its block",
+        ),
+        (
+            "name: ResNet50-SE-Custom",
+            "name: 2024-01-01",
+            "recipe.yaml, line 2: '2024-01-01' is a timestamp in YAML",
+        ),
         ("name: ResNet50-SE-Custom", "name: 50", "recipe.yaml, line 2: name is text, not 50"),
-        ("head:", "unfreeze_stages: [3]\nhead:", "recipe.yaml, line 16: unfreeze_stages says what stays trainable"),
-        ("head:", "freeze_backbone: 1\nhead:", "recipe.yaml, line 16: freeze_backbone is true or false, or a mapping with"),
+        (
+            "head:",
+            "unfreeze_stages: [3]\nhead:",
+            "recipe.yaml, line 16: unfreeze_stages says what stays trainable",
+        ),
+        (
+            "head:",
+            "freeze_backbone: 1\nhead:",
+            "recipe.yaml, line 16: freeze_backbone is true or false, or a mapping with",
+        ),
     ],
     ids=lambda value: value.strip()[:30],
 )
-def test_every_mistake_in_a_file_is_named_by_file_and_line(path: Path, old: str, new: str, said: str) -> None:
+def test_every_mistake_in_a_file_is_named_by_file_and_line(
+    path: Path, old: str, new: str, said: str
+) -> None:
     assert GUIDE.count(old) == 1 or old in ("  name: resnet50",)
     assert said in refused(path, GUIDE.replace(old, new))
 
@@ -321,7 +480,9 @@ def test_a_file_that_is_no_mapping_is_told_the_keys(path: Path, text: str) -> No
 
 
 def test_a_file_without_a_backbone_says_what_a_recipe_needs(path: Path) -> None:
-    assert "'backbone' is missing; a recipe needs at least 'backbone: resnet50'" in refused(path, "name: x\n")
+    assert "'backbone' is missing; a recipe needs at least 'backbone: resnet50'" in refused(
+        path, "name: x\n"
+    )
 
 
 def test_files_that_cannot_be_read_are_recipe_errors(tmp_path: Path) -> None:
@@ -330,13 +491,15 @@ def test_files_that_cannot_be_read_are_recipe_errors(tmp_path: Path) -> None:
             load_recipe(path)
 
 
-@pytest.mark.parametrize("given", [3, None, b"backbone: resnet50", ["resnet50"], "backbone: resnet50"], ids=str)
+@pytest.mark.parametrize(
+    "given", [3, None, b"backbone: resnet50", ["resnet50"], "backbone: resnet50"], ids=str
+)
 def test_building_what_is_no_recipe_is_a_recipe_error(given: Any) -> None:
     with pytest.raises(RecipeError):
         HybridBuilder(registry=Registry(installed=False)).build(given)
 
 
-# -- there and back ----------------------------------------------------------------------------------------------------
+# -- there and back --------------------------------------------------------------------------------
 
 WORDS = [
     "resnet50",
@@ -395,20 +558,27 @@ def any_patch(rng: random.Random) -> Any:
         "init": rng.choice([None, "kaiming"]),
         "name": rng.choice([None, "gate"]),
     }
-    return rng.choice([rng.choice(NAMES), full, {**full, **{f"option_{k}": v for k, v in keywords(rng).items()}}])
+    return rng.choice(
+        [rng.choice(NAMES), full, {**full, **{f"option_{k}": v for k, v in keywords(rng).items()}}]
+    )
 
 
 def any_recipe(seed: int) -> dict[str, Any]:
     """Return seeded arguments for a valid recipe."""
     rng = random.Random(seed)
-    steps = [rng.choice([any_step(rng), [any_step(rng) for _ in range(rng.randrange(1, 4))]]) for _ in range(rng.randrange(4))]
+    steps = [
+        rng.choice([any_step(rng), [any_step(rng) for _ in range(rng.randrange(1, 4))]])
+        for _ in range(rng.randrange(4))
+    ]
     classes = rng.choice([None, 1, 3])
     frozen = rng.random() < 0.5
     return {
         "backbone": rng.choice(WORDS[:2]),
         "name": rng.choice([None, "", *WORDS]),
         "weights": rng.choice([None, "DEFAULT", *NAMES]),
-        "patches": {f"layer{index}.{rng.choice(['conv1', '0'])}": step for index, step in enumerate(steps)},
+        "patches": {
+            f"layer{index}.{rng.choice(['conv1', '0'])}": step for index, step in enumerate(steps)
+        },
         "options": keywords(rng),
         "num_classes": classes,
         "dropout": rng.choice([None, 0, 0.3, 0.999999]),
@@ -419,22 +589,33 @@ def any_recipe(seed: int) -> dict[str, Any]:
 
 
 def any_step(rng: random.Random) -> dict[str, Any]:
-    return {op: any_patch(rng) for op in rng.sample(["wrap", "inject", "replace", "acme:twice"], rng.randrange(1, 3))}
+    return {
+        op: any_patch(rng)
+        for op in rng.sample(["wrap", "inject", "replace", "acme:twice"], rng.randrange(1, 3))
+    }
 
 
 @pytest.mark.parametrize("seed", range(50))
-def test_a_valid_recipe_comes_back_equal_from_a_mapping_and_from_yaml(path: Path, seed: int) -> None:
+def test_a_valid_recipe_comes_back_equal_from_a_mapping_and_from_yaml(
+    path: Path, seed: int
+) -> None:
     arguments = any_recipe(seed)
     recipe = make_recipe(**arguments)
     for name in ("backbone", "name", "weights", "num_classes", "dropout", "freeze_backbone"):
-        assert getattr(recipe, name) == arguments[name], "the comparison below would be worth nothing"
+        assert getattr(recipe, name) == arguments[name], (
+            "the comparison below would be worth nothing"
+        )
     assert len(recipe.patches) == sum(
-        len(step) for steps in arguments["patches"].values() for step in ([steps] if isinstance(steps, dict) else steps)
+        len(step)
+        for steps in arguments["patches"].values()
+        for step in ([steps] if isinstance(steps, dict) else steps)
     )
     assert Recipe.from_mapping(recipe.to_mapping()) == recipe
     path.write_text(recipe.to_yaml(), encoding="utf-8")
     assert load_recipe(path) == recipe
-    assert yaml.safe_load(recipe.to_yaml()) == recipe.to_mapping(), "any YAML reader gets the same data"
+    assert yaml.safe_load(recipe.to_yaml()) == recipe.to_mapping(), (
+        "any YAML reader gets the same data"
+    )
 
 
 @pytest.mark.parametrize("seed", range(10))
@@ -444,7 +625,11 @@ def test_a_recipe_survives_pickle_and_deepcopy(seed: int) -> None:
 
 
 def test_a_recipe_is_not_changed_by_its_mapping() -> None:
-    recipe = make_recipe(backbone="r", options={"a": 1}, patches={"x": {"wrap": {"type": "se", "params": {"reduction": 4}}}})
+    recipe = make_recipe(
+        backbone="r",
+        options={"a": 1},
+        patches={"x": {"wrap": {"type": "se", "params": {"reduction": 4}}}},
+    )
     data = recipe.to_mapping()
     data["backbone"]["options"]["a"] = 2
     data["backbone"]["patches"]["x"]["wrap"]["params"]["reduction"] = 8
@@ -458,7 +643,9 @@ def test_a_value_that_yaml_cannot_hold_is_a_recipe_error() -> None:
 
 def test_a_value_that_is_used_often_is_written_out_and_not_as_aliases(path: Path) -> None:
     shared = [1, 2]
-    recipe = make_recipe(backbone="r", options={f"option_{number}": shared for number in range(200)})
+    recipe = make_recipe(
+        backbone="r", options={f"option_{number}": shared for number in range(200)}
+    )
     path.write_text(recipe.to_yaml())
     assert load_recipe(path) == recipe, "200 aliases would be more than a recipe may have"
 

@@ -24,7 +24,10 @@ from tvc_core.errors import near
 from tvc_core.registry import hints
 from tvc_core.specs import Spec
 
-FIRST_PARTY = {file.parent.name for file in (Path(__file__).resolve().parents[2] / "plugins").glob("*/pyproject.toml")}
+FIRST_PARTY = {
+    file.parent.name
+    for file in (Path(__file__).resolve().parents[2] / "plugins").glob("*/pyproject.toml")
+}
 KINDS: tuple[type[Spec], ...] = (BackboneSpec, BlockSpec, PatchOpSpec, InitializerSpec)
 
 
@@ -53,14 +56,16 @@ def unknown(registry: Registry, kind: type[Spec], name: object) -> str:
     return str(caught.value)
 
 
-# -- in-process plugins ------------------------------------------------------------------------------------------------
+# -- in-process plugins ----------------------------------------------------------------------------
 
 
 def test_two_builders_do_not_see_each_others_plugins() -> None:
     one, two = HybridBuilder([plugin("one", "gate")]), HybridBuilder([plugin("two", "door")])
     assert "gate" in one.list_blocks() and "door" not in one.list_blocks()
     assert "door" in two.list_blocks() and "gate" not in two.list_blocks()
-    assert not {"gate", "door"} & set(HybridBuilder.list_blocks()), "the class lists what is installed, nothing else"
+    assert not {"gate", "door"} & set(HybridBuilder.list_blocks()), (
+        "the class lists what is installed, nothing else"
+    )
     with pytest.raises(UnknownNameError, match="Unknown block 'door'"):
         one.create_block("door", 8)
 
@@ -120,7 +125,9 @@ def test_a_faulty_in_process_plugin_is_an_error_at_once() -> None:
         def tvc_block(self) -> list[BlockSpec]:
             return []
 
-    with pytest.raises(PluginError, match=r"'misspelt'.*unknown hook 'tvc_block'.*Did you mean 'tvc_blocks'"):
+    with pytest.raises(
+        PluginError, match=r"'misspelt'.*unknown hook 'tvc_block'.*Did you mean 'tvc_blocks'"
+    ):
         alone(Misspelt())
 
 
@@ -148,7 +155,9 @@ def test_the_first_preferred_owner_wins() -> None:
 
 
 def test_preferring_somebody_who_is_not_there_is_an_error() -> None:
-    with pytest.raises(UnknownNameError, match=r"'alfa', which is not an installed plugin\. Did you mean 'alpha'"):
+    with pytest.raises(
+        UnknownNameError, match=r"'alfa', which is not an installed plugin\. Did you mean 'alpha'"
+    ):
         alone(plugin("alpha", "gate"), prefer=("alfa",))
 
 
@@ -160,18 +169,36 @@ def test_one_name_in_two_kinds_is_no_clash() -> None:
 
 def test_names_are_sorted_as_people_count() -> None:
     names = ["net101", "net18", "net2_b", "net2_a", "a", "net"]
-    assert alone(plugin("lab", *names)).names(BlockSpec) == ["a", "net", "net2_a", "net2_b", "net18", "net101"]
+    assert alone(plugin("lab", *names)).names(BlockSpec) == [
+        "a",
+        "net",
+        "net2_a",
+        "net2_b",
+        "net18",
+        "net101",
+    ]
 
 
 def test_every_listed_name_stands_for_another_thing_and_nothing_is_left_out() -> None:
-    plugins = plugin("alpha", "gate", "a"), plugin("beta", "gate", "b"), plugin("gamma", "gate", "a")
+    plugins = (
+        plugin("alpha", "gate", "a"),
+        plugin("beta", "gate", "b"),
+        plugin("gamma", "gate", "a"),
+    )
     for prefer in ((), ("beta",), ("gamma", "alpha")):
         registry = alone(*plugins, prefer=prefer)
         found = [registry.resolve(BlockSpec, name).qualified for name in registry.names(BlockSpec)]
-        assert sorted(found) == ["alpha:a", "alpha:gate", "beta:b", "beta:gate", "gamma:a", "gamma:gate"]
+        assert sorted(found) == [
+            "alpha:a",
+            "alpha:gate",
+            "beta:b",
+            "beta:gate",
+            "gamma:a",
+            "gamma:gate",
+        ]
 
 
-# -- unknown names -----------------------------------------------------------------------------------------------------
+# -- unknown names ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -201,7 +228,9 @@ def test_the_listing_that_an_error_names_exists() -> None:
 
 @pytest.mark.parametrize("given", [None, 3, ["resnet50"], b"resnet50", True])
 def test_a_name_that_is_no_string_is_an_unknown_name(given: object) -> None:
-    assert f"a name is a string, not {type(given).__name__}" in unknown(alone(), BackboneSpec, given)
+    assert f"a name is a string, not {type(given).__name__}" in unknown(
+        alone(), BackboneSpec, given
+    )
 
 
 @pytest.mark.parametrize("given", ["", ":", "se:", ":wrap", "a:b:wrap", "wrap ", "Wrap"])
@@ -221,24 +250,34 @@ def test_what_only_looks_like_a_name_is_not_resolved(given: str) -> None:
         (BlockSpec, "conv_bn_act", "tvc-blocks"),
     ],
 )
-def test_a_first_party_name_that_is_not_installed_says_how_to_install_it(kind: type[Spec], name: str, owner: str) -> None:
+def test_a_first_party_name_that_is_not_installed_says_how_to_install_it(
+    kind: type[Spec], name: str, owner: str
+) -> None:
     assert f"pip install {owner}" in unknown(alone(), kind, name)
 
 
 def test_a_near_name_in_a_distribution_that_is_not_installed_says_which() -> None:
     message = unknown(alone(), BackboneSpec, "resnet5O")
-    assert "Did you mean 'resnet50'" in message and "resnet50 is in tvc-resnet, which is not installed" in message
+    assert (
+        "Did you mean 'resnet50'" in message
+        and "resnet50 is in tvc-resnet, which is not installed" in message
+    )
 
 
 def test_a_disabled_plugin_is_not_offered_for_installation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TVC_DISABLE", "tvc-resnet")
     message = unknown(Registry(), BackboneSpec, "resnet50")
-    assert "tvc-resnet" in message and "is installed but disabled: by TVC_DISABLE or TVC_ONLY" in message
+    assert (
+        "tvc-resnet" in message
+        and "is installed but disabled: by TVC_DISABLE or TVC_ONLY" in message
+    )
     assert "pip install" not in message
 
 
 def test_a_wrong_owner_is_told_the_right_one() -> None:
-    message = unknown(alone(plugin("alpha", "gate"), plugin("beta", "door")), BlockSpec, "beta:gate")
+    message = unknown(
+        alone(plugin("alpha", "gate"), plugin("beta", "door")), BlockSpec, "beta:gate"
+    )
     assert "'beta' does not offer it; there is alpha:gate" in message
 
 
@@ -251,7 +290,7 @@ def test_a_name_of_another_kind_says_so() -> None:
     assert "There is the patch op 'wrap'." in unknown(alone(), BlockSpec, "wrap")
 
 
-# -- factories ---------------------------------------------------------------------------------------------------------
+# -- factories -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -262,7 +301,9 @@ def test_a_name_of_another_kind_says_so() -> None:
         ("textwrap:dedent.inner", "AttributeError"),
     ],
 )
-def test_a_factory_that_cannot_be_loaded_is_the_distributions_fault(factory: str, reason: str) -> None:
+def test_a_factory_that_cannot_be_loaded_is_the_distributions_fault(
+    factory: str, reason: str
+) -> None:
     class Lab:
         @hookimpl
         def tvc_blocks(self) -> list[BlockSpec]:
@@ -271,7 +312,10 @@ def test_a_factory_that_cannot_be_loaded_is_the_distributions_fault(factory: str
     offer = alone(Lab()).resolve(BlockSpec, "gate")
     with pytest.raises(PluginError) as caught:
         offer.load()
-    assert all(part in str(caught.value) for part in ("'lab:gate'", repr(factory), reason, "fault of the distribution 'lab'"))
+    assert all(
+        part in str(caught.value)
+        for part in ("'lab:gate'", repr(factory), reason, "fault of the distribution 'lab'")
+    )
 
 
 def test_a_factory_may_be_an_attribute_of_an_attribute() -> None:
@@ -285,17 +329,21 @@ def test_a_factory_may_be_an_attribute_of_an_attribute() -> None:
     assert alone(Lab()).resolve(BlockSpec, "gate").load() is textwrap.TextWrapper.wrap
 
 
-# -- hints and words ---------------------------------------------------------------------------------------------------
+# -- hints and words -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_the_hints_are_exactly_what_the_first_party_plugins_offer(kind: type[Spec]) -> None:
-    offered = {offer.spec.name: offer.owner for offer in Registry().all(kind) if offer.owner in FIRST_PARTY}
+    offered = {
+        offer.spec.name: offer.owner for offer in Registry().all(kind) if offer.owner in FIRST_PARTY
+    }
     assert {name: hints.provider(kind.kind, name) for name in hints.known(kind.kind)} == offered
 
 
 def test_the_hints_know_every_first_party_distribution() -> None:
-    offering = {info.owner for info in Registry().plugins if info.owner in FIRST_PARTY and info.specs}
+    offering = {
+        info.owner for info in Registry().plugins if info.owner in FIRST_PARTY and info.specs
+    }
     assert len(offering) >= 6 and hints.distributions() == offering
 
 
@@ -307,7 +355,9 @@ def test_the_hints_know_every_first_party_distribution() -> None:
         ("wrpa", ["inject", "wrap"], "wrap"),
     ],
 )
-def test_near_finds_a_misspelling_whatever_its_case(given: str, names: list[str], best: str) -> None:
+def test_near_finds_a_misspelling_whatever_its_case(
+    given: str, names: list[str], best: str
+) -> None:
     assert near(given, names)[0] == best
 
 

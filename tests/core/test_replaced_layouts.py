@@ -1,4 +1,6 @@
-"""A replacement gets the map as it is, so it must take the layout there: a shape may fit by chance at one image size."""
+"""A replacement gets the map as it is, so it must take the layout there: a shape may fit by chance
+at one image size.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,12 @@ def builder() -> HybridBuilder:
 
 
 def test_a_block_for_maps_is_refused_where_channels_are_last(builder: HybridBuilder) -> None:
-    # the measuring image is 64x96, so the map of 16 channels there is [1, 16, 24, 16]: axis 1 has the size of the channels
-    with pytest.raises(TargetError, match=r"gate cannot take the place of 'stage1\.0\.act' .*\[1, 16, 24, 16\] \(NHWC\)"):
+    # the measuring image is 64x96, so the map of 16 channels there is [1, 16, 24, 16]: axis 1 has
+    # the size of the channels
+    with pytest.raises(
+        TargetError,
+        match=r"gate cannot take the place of 'stage1\.0\.act' .*\[1, 16, 24, 16\] \(NHWC\)",
+    ):
         builder.from_backbone("channels_last", None, {"stage1.0.act": {"replace": "gate"}})
 
 

@@ -16,7 +16,7 @@ from tvc_core.surgery.sites import Probe, locate, probing
 IMAGE = (64, 96)
 
 
-# -- layouts ------------------------------------------------------------------------------------------------------------
+# -- layouts ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,9 @@ IMAGE = (64, 96)
         ((7,), None),
     ],
 )
-def test_the_layout_follows_from_the_axes_that_shrink_like_the_image(shape: tuple[int, ...], layout: str | None) -> None:
+def test_the_layout_follows_from_the_axes_that_shrink_like_the_image(
+    shape: tuple[int, ...], layout: str | None
+) -> None:
     assert layout_of(shape, IMAGE) == layout
 
 
@@ -49,7 +51,9 @@ def test_padded_convolutions_of_any_width_and_stride_are_told_from_their_transpo
     image: tuple[int, int], channels: int, stride: int
 ) -> None:
     x = torch.zeros(1, 1, *image, device="meta")
-    y = nn.functional.conv2d(x, torch.zeros(channels, 1, 3, 3, device="meta"), stride=stride, padding=1)
+    y = nn.functional.conv2d(
+        x, torch.zeros(channels, 1, 3, 3, device="meta"), stride=stride, padding=1
+    )
     height, width = y.shape[2:]
     assert layout_of((1, channels, height, width), image) == "NCHW"
     if abs(channels / width - 1.5) > 0.5:  # else both readings are true
@@ -69,7 +73,13 @@ def test_channels_are_measured_where_attributes_lie(lab: Any) -> None:
             return torch.cat([x, self.conv(x)], 1)
 
     def build(spec: BackboneSpec, *, weights: Any) -> nn.Module:
-        network = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), Lies(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, 3))
+        network = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1),
+            Lies(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(12, 3),
+        )
         network.add_module("head", network._modules.pop("4"))
         return network
 
@@ -89,7 +99,7 @@ def test_stage_info_is_what_a_forward_pass_shows(builder: HybridBuilder) -> None
     ]
 
 
-# -- locating -----------------------------------------------------------------------------------------------------------
+# -- locating --------------------------------------------------------------------------------------
 
 
 def test_an_unknown_path_gets_near_ones() -> None:
@@ -97,7 +107,10 @@ def test_an_unknown_path_gets_near_ones() -> None:
         locate(torchvision.models.resnet18(), "layer5", name="resnet18")
 
 
-@pytest.mark.parametrize("path", ["conv1.weight", "layer1.2", "layer1.", "", ".layer1", "forward", "training", "layer1.-1"])
+@pytest.mark.parametrize(
+    "path",
+    ["conv1.weight", "layer1.2", "layer1.", "", ".layer1", "forward", "training", "layer1.-1"],
+)
 def test_what_is_no_module_is_no_target(path: str) -> None:
     network = torchvision.models.resnet18()
     children = list(network.named_modules())
@@ -106,7 +119,7 @@ def test_what_is_no_module_is_no_target(path: str) -> None:
     assert list(network.named_modules()) == children
 
 
-# -- probing leaves no trace --------------------------------------------------------------------------------------------
+# -- probing leaves no trace -----------------------------------------------------------------------
 
 
 class Restless(nn.Module):
@@ -127,7 +140,9 @@ class Restless(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         self.counter += 1  # in place
         self.total = self.total + torch.rand(())  # another tensor
-        x = nn.functional.batch_norm(self.conv(x), self.norm.running_mean, self.norm.running_var, training=True)
+        x = nn.functional.batch_norm(
+            self.conv(x), self.norm.running_mean, self.norm.running_var, training=True
+        )
         return self.head(x.mean((2, 3)))
 
 
@@ -171,8 +186,12 @@ def test_probing_leaves_no_trace_of_a_pass_that_fails() -> None:
 def test_a_build_changes_no_buffer(tiny: Any, plain: Any) -> None:
     model = tiny({"layer1": {"wrap": "conv"}, "layer2": {"wrap": "gate"}}, dropout=0.5)
     expected = dict(plain().named_buffers())
-    found = {name: buffer for name, buffer in model.named_buffers() if not name.startswith("patches.")}
-    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+    found = {
+        name: buffer for name, buffer in model.named_buffers() if not name.startswith("patches.")
+    }
+    assert found.keys() == expected.keys() and all(
+        torch.equal(found[name], expected[name]) for name in found
+    )
     block = model.get_submodule(model.patch_records[0].paths[0]).block
     assert block.norm.num_batches_tracked == 0 and block.norm.running_var.tolist() == [1.0] * 8
     assert all(module.training for module in model.modules())
@@ -200,7 +219,7 @@ def test_a_network_of_one_size_is_probed_at_that_size() -> None:
     assert Probe.of(Fixed(), BackboneSpec(name="fixed", factory=Fixed)).size == (224, 224)
 
 
-# -- places where nothing can be inserted -------------------------------------------------------------------------------
+# -- places where nothing can be inserted ----------------------------------------------------------
 
 
 class Places(nn.Module):
@@ -247,16 +266,23 @@ PLACES = BackboneSpec(
         ({"never": {"replace": "conv"}}, "never called in a forward pass"),
         ({"pair": {"wrap": "gate"}}, "its output is a tuple"),
         ({"pair": {"inject": {"type": "gate", "position": "before"}}}, "its input is a list"),
-        ({"widths": {"wrap": "gate"}}, r"2 times with different output shapes \[1, 8, 16, 24\], \[1, 16, 16, 24\]"),
+        (
+            {"widths": {"wrap": "gate"}},
+            r"2 times with different output shapes \[1, 8, 16, 24\], \[1, 16, 16, 24\]",
+        ),
     ],
 )
-def test_a_place_where_nothing_can_be_inserted_is_refused_with_what_was_seen(lab: Any, patch: Any, message: str) -> None:
+def test_a_place_where_nothing_can_be_inserted_is_refused_with_what_was_seen(
+    lab: Any, patch: Any, message: str
+) -> None:
     with pytest.raises(TargetError, match=message):
         lab(PLACES).from_backbone("places", None, patch)
 
 
 @pytest.mark.parametrize("place", ["same", "sizes"])
-def test_a_module_called_twice_with_one_width_runs_its_block_twice(lab: Any, images: Tensor, place: str) -> None:
+def test_a_module_called_twice_with_one_width_runs_its_block_twice(
+    lab: Any, images: Tensor, place: str
+) -> None:
     model = lab(PLACES).from_backbone("places", None, {place: {"wrap": "gate"}}).eval()
     runs: list[int] = []
     model.patches.get_submodule(f"{place}.gate").register_forward_hook(lambda *_: runs.append(1))
@@ -264,15 +290,22 @@ def test_a_module_called_twice_with_one_width_runs_its_block_twice(lab: Any, ima
     assert len(runs) == 2
 
 
-def test_the_relu_of_a_bottleneck_is_refused_and_that_of_a_basic_block_is_not(builder: HybridBuilder) -> None:
-    assert builder.from_backbone("resnet18", None, {"layer1.0.relu": {"wrap": "se"}}).step0_difference == 0.0
+def test_the_relu_of_a_bottleneck_is_refused_and_that_of_a_basic_block_is_not(
+    builder: HybridBuilder,
+) -> None:
+    assert (
+        builder.from_backbone("resnet18", None, {"layer1.0.relu": {"wrap": "se"}}).step0_difference
+        == 0.0
+    )
     with pytest.raises(TargetError, match=r"3 times with different output shapes.*64.*64.*256"):
         builder.from_backbone("resnet50", None, {"layer1.0.relu": {"wrap": "se"}})
 
 
 @pytest.mark.parametrize("prefix", [0, 1])
 def test_a_block_on_tokens_leaves_their_order_in_memory(prefix: int) -> None:
-    """Another order changes the rounding of what comes next, and with it the proof that a hybrid starts as its backbone."""
+    """Another order changes the rounding of what comes next, and with it the proof that a hybrid
+    starts as its backbone.
+    """
     adapter = Adapter("NLC", "NCHW", prefix, 2, 3)
     for x in (torch.randn(2, 6 + prefix, 4), torch.randn(2, 4, 6 + prefix).transpose(1, 2)):
         y = adapter.run(lambda map_: map_ * 1, x)
@@ -282,5 +315,7 @@ def test_a_block_on_tokens_leaves_their_order_in_memory(prefix: int) -> None:
 
 @pytest.mark.parametrize("tokens", [6, 8, 13])
 def test_tokens_of_an_image_of_another_size_are_refused(tokens: int) -> None:
-    with pytest.raises(PatchError, match=rf"got {tokens} tokens, .* built for 2x3 of an image's and 1 in front"):
+    with pytest.raises(
+        PatchError, match=rf"got {tokens} tokens, .* built for 2x3 of an image's and 1 in front"
+    ):
         Adapter("NLC", "NCHW", 1, 2, 3).run(nn.Identity(), torch.zeros(1, tokens, 4))

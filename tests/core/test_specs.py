@@ -25,7 +25,13 @@ EXAMPLES: list[Spec | WeightsSpec] = [
         head="fc",
         options={"width": 1.0, "blocks": (2, 2)},
     ),
-    BlockSpec(name="gate", factory="acme.blocks:Gate", category="attention", layouts=("NCHW", "NHWC"), gated=True),
+    BlockSpec(
+        name="gate",
+        factory="acme.blocks:Gate",
+        category="attention",
+        layouts=("NCHW", "NHWC"),
+        gated=True,
+    ),
     PatchOpSpec(name="twice", factory="acme.ops:twice", options={"position": "after"}),
     InitializerSpec(name="orthogonal", factory="acme.init:orthogonal", source="Saxe et al. 2014"),
 ]
@@ -34,9 +40,13 @@ NAMES = [type(example).__name__ for example in EXAMPLES]
 
 @pytest.mark.parametrize("spec", EXAMPLES, ids=NAMES)
 @pytest.mark.parametrize(
-    "twin", [copy.copy, copy.deepcopy, lambda spec: pickle.loads(pickle.dumps(spec))], ids=["copy", "deepcopy", "pickle"]
+    "twin",
+    [copy.copy, copy.deepcopy, lambda spec: pickle.loads(pickle.dumps(spec))],
+    ids=["copy", "deepcopy", "pickle"],
 )
-def test_a_copied_spec_equals_the_original_field_by_field(spec: Any, twin: Callable[[Any], Any]) -> None:
+def test_a_copied_spec_equals_the_original_field_by_field(
+    spec: Any, twin: Callable[[Any], Any]
+) -> None:
     other = twin(spec)
     assert type(other) is type(spec)
     for field in dataclasses.fields(spec):
@@ -49,7 +59,11 @@ def test_every_installed_spec_survives_pickle_and_deepcopy() -> None:
     assert len(offers) > 40
     for offer in offers:
         for twin in (pickle.loads(pickle.dumps(offer)), copy.deepcopy(offer)):
-            assert (twin.owner, twin.spec, twin.qualified) == (offer.owner, offer.spec, offer.qualified)
+            assert (twin.owner, twin.spec, twin.qualified) == (
+                offer.owner,
+                offer.spec,
+                offer.qualified,
+            )
 
 
 @pytest.mark.parametrize("spec", EXAMPLES, ids=NAMES)
@@ -68,7 +82,9 @@ def test_options_are_a_read_only_copy_of_what_was_given() -> None:
 
 
 def test_lists_become_tuples_so_that_nobody_can_append() -> None:
-    spec = BackboneSpec(name="net", factory="a:b", stem=["conv1"], stages=["layer1", ["layer2", "layer3"]])  # type: ignore[arg-type]
+    spec = BackboneSpec(
+        name="net", factory="a:b", stem=["conv1"], stages=["layer1", ["layer2", "layer3"]]
+    )  # type: ignore[arg-type]
     assert spec.stem == ("conv1",)
     assert spec.stages == (("layer1",), ("layer2", "layer3"))
     assert BlockSpec(name="gate", factory="a:b", layouts=["NHWC"]).layouts == ("NHWC",)  # type: ignore[arg-type]
@@ -81,7 +97,17 @@ def test_a_name_that_is_not_lower_case_snake_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "factory", ["acme.blocks", "acme blocks:Gate", ":Gate", "acme:", "acme:Gate()", "acme:a:b", "../acme:b", ""]
+    "factory",
+    [
+        "acme.blocks",
+        "acme blocks:Gate",
+        ":Gate",
+        "acme:",
+        "acme:Gate()",
+        "acme:a:b",
+        "../acme:b",
+        "",
+    ],
 )
 def test_a_factory_string_that_is_not_module_and_attribute_is_refused(factory: str) -> None:
     with pytest.raises(ValueError, match=r"package\.module:attribute"):
@@ -115,8 +141,12 @@ def test_a_factory_string_that_is_not_module_and_attribute_is_refused(factory: s
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else value.__name__,
 )
-def test_a_field_of_the_wrong_type_is_refused_when_the_spec_is_made(kind: type[Spec], wrong: dict[str, Any]) -> None:
-    with pytest.raises(TypeError, match=rf"{kind.__name__} .*({next(iter(wrong))}|tuples of paths)"):
+def test_a_field_of_the_wrong_type_is_refused_when_the_spec_is_made(
+    kind: type[Spec], wrong: dict[str, Any]
+) -> None:
+    with pytest.raises(
+        TypeError, match=rf"{kind.__name__} .*({next(iter(wrong))}|tuples of paths)"
+    ):
         kind(**{"name": "thing", "factory": "a:b", **wrong})
 
 
@@ -133,12 +163,16 @@ def test_an_unknown_layout_is_refused() -> None:
 
 def test_default_weights_must_be_one_of_the_weights() -> None:
     with pytest.raises(ValueError, match=r"default_weights 'V3' is not one of \['V1'\]"):
-        BackboneSpec(name="net", factory="a:b", weights=(WeightsSpec(name="V1"),), default_weights="V3")
+        BackboneSpec(
+            name="net", factory="a:b", weights=(WeightsSpec(name="V1"),), default_weights="V3"
+        )
 
 
 def test_two_weights_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="same weights name twice"):
-        BackboneSpec(name="net", factory="a:b", weights=(WeightsSpec(name="V1"), WeightsSpec(name="V1")))
+        BackboneSpec(
+            name="net", factory="a:b", weights=(WeightsSpec(name="V1"), WeightsSpec(name="V1"))
+        )
 
 
 def test_an_interpolation_that_torchvision_presets_do_not_use_is_refused() -> None:

@@ -1,4 +1,6 @@
-"""Strides after patches that change them: what is stated is by how much real maps are smaller than the image."""
+"""Strides after patches that change them: what is stated is by how much real maps are smaller than
+the image.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def test_strides_are_measured_again_whatever_they_become(
     model = tiny({target: {"replace": block}}).eval()
     with torch.no_grad():
         maps = model.get_stage_outputs(torch.zeros(1, 3, 384, 768))[1:]
-    assert [(384 // each.shape[2], 768 // each.shape[3]) for each in maps] == [(each, each) for each in expected]
+    assert [(384 // each.shape[2], 768 // each.shape[3]) for each in maps] == [
+        (each, each) for each in expected
+    ]
     assert [stage.stride for stage in model.stage_info] == expected
     assert [level.stride for level in model.pyramid_info] == sorted({2, *expected})
 
@@ -35,7 +39,11 @@ def test_a_network_of_one_size_keeps_the_best_guess(lab: Any) -> None:
     class Fixed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.stage, self.head = nn.Conv2d(3, 4, 3, 2, 1), nn.Conv2d(4, 4, 3, 3), nn.Linear(4 * 20 * 20, 5)
+            self.stem, self.stage, self.head = (
+                nn.Conv2d(3, 4, 3, 2, 1),
+                nn.Conv2d(4, 4, 3, 3),
+                nn.Linear(4 * 20 * 20, 5),
+            )
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.head(self.stage(self.stem(x)).flatten(1))

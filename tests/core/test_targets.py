@@ -1,4 +1,6 @@
-"""A target is a path, or a pattern that means several; what it means is compared with regular expressions and by hand."""
+"""A target is a path, or a pattern that means several; what it means is compared with regular
+expressions and by hand.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,13 @@ from tvc_core.surgery.targets import expand
 
 BASIC_BLOCK = ("conv1", "bn1", "relu", "conv2", "bn2")
 BASIC_STAGE = (
-    *("0", *(f"0.{path}" for path in BASIC_BLOCK), "0.downsample", "0.downsample.0", "0.downsample.1"),
+    *(
+        "0",
+        *(f"0.{path}" for path in BASIC_BLOCK),
+        "0.downsample",
+        "0.downsample.0",
+        "0.downsample.1",
+    ),
     *("1", *(f"1.{path}" for path in BASIC_BLOCK)),
 )
 NETWORKS = ("resnet18", "resnet50", "efficientnet_b0", "swin_t", "vit_b_32", "densenet121")
@@ -58,11 +66,16 @@ VECTOR = BlockSpec(name="vector_gate", factory=VectorGate, layouts=("NC",))
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, tuple[nn.Module, Anatomy]]:
-    """torchvision's own networks, without memory for their weights, and the anatomies that the plugins declare."""
+    """torchvision's own networks, without memory for their weights, and the anatomies that the
+    plugins declare.
+    """
     registry = Registry()
     with torch.device("meta"):
         made = {name: torchvision.models.get_model(name, weights=None) for name in NETWORKS}
-    return {name: (net, Anatomy.of(net, registry.resolve(BackboneSpec, name).spec)) for name, net in made.items()}
+    return {
+        name: (net, Anatomy.of(net, registry.resolve(BackboneSpec, name).spec))
+        for name, net in made.items()
+    }
 
 
 @pytest.fixture
@@ -70,7 +83,7 @@ def meant(networks: dict[str, tuple[nn.Module, Anatomy]]) -> Callable[[str, str]
     return lambda name, target: expand(networks[name][0], target, networks[name][1], name)
 
 
-# -- what patterns mean -------------------------------------------------------------------------------------------------
+# -- what patterns mean ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -92,9 +105,17 @@ def meant(networks: dict[str, tuple[nn.Module, Anatomy]]) -> Callable[[str, str]
     ],
 )
 def test_a_glob_means_what_the_regular_expression_means(
-    networks: dict[str, tuple[nn.Module, Anatomy]], meant: Any, name: str, target: str, expression: str
+    networks: dict[str, tuple[nn.Module, Anatomy]],
+    meant: Any,
+    name: str,
+    target: str,
+    expression: str,
 ) -> None:
-    expected = [path for path, _ in networks[name][0].named_modules() if path and re.fullmatch(expression, path)]
+    expected = [
+        path
+        for path, _ in networks[name][0].named_modules()
+        if path and re.fullmatch(expression, path)
+    ]
     assert expected and meant(name, target) == expected
 
 
@@ -140,20 +161,31 @@ def test_of_nested_modules_of_a_type_the_outermost_is_meant(meant: Any) -> None:
         ("resnet18", "-1", ["fc"]),
         ("resnet18", "layer[12].-1.-1", ["layer1.1.bn2", "layer2.1.bn2"]),
         ("resnet50", "stage:*.-1", ["layer1.2", "layer2.3", "layer3.5", "layer4.2"]),
-        ("resnet50", "stage:3.type:Bottleneck.bn3", ["layer4.0.bn3", "layer4.1.bn3", "layer4.2.bn3"]),
+        (
+            "resnet50",
+            "stage:3.type:Bottleneck.bn3",
+            ["layer4.0.bn3", "layer4.1.bn3", "layer4.2.bn3"],
+        ),
         ("efficientnet_b0", "stage:5", ["features.6"]),
         ("efficientnet_b0", "stage:3.-1", ["features.4.2"]),
         ("efficientnet_b0", "stage:-1", ["features.8"]),
         ("swin_t", "stage:*", ["features.1", "features.3", "features.5", "norm"]),
         # the last stage of swin_t ends with a normalization, which is no block
         ("swin_t", "stage:*.-1", ["features.1.1", "features.3.1", "features.5.5", "features.7.1"]),
-        ("vit_b_32", "stage:*", [*(f"encoder.layers.encoder_layer_{index}" for index in (2, 5, 8)), "encoder.ln"]),
+        (
+            "vit_b_32",
+            "stage:*",
+            [*(f"encoder.layers.encoder_layer_{index}" for index in (2, 5, 8)), "encoder.ln"],
+        ),
         ("vit_b_32", "stage:-1.-1", ["encoder.layers.encoder_layer_11"]),
         ("vit_b_32", "stage:1.0.mlp", ["encoder.layers.encoder_layer_3.mlp"]),
         (
             "vit_b_32",
             "stage:-1.type:LayerNorm",
-            [*[f"encoder.layers.encoder_layer_{i}.ln_{j}" for i in (9, 10, 11) for j in (1, 2)], "encoder.ln"],
+            [
+                *[f"encoder.layers.encoder_layer_{i}.ln_{j}" for i in (9, 10, 11) for j in (1, 2)],
+                "encoder.ln",
+            ],
         ),
         ("efficientnet_b0", "stage:-1.*", ["features.7.0"]),
         ("efficientnet_b0", "stage:-1.-1", ["features.7.0"]),
@@ -163,23 +195,41 @@ def test_of_nested_modules_of_a_type_the_outermost_is_meant(meant: Any) -> None:
             ["features.7.0.block.0", "features.7.0.block.1", "features.7.0.block.3", "features.8"],
         ),
         ("densenet121", "stage:1.0", ["features.denseblock2.denselayer1"]),
-        ("densenet121", "stage:1.denselayer1*", [f"features.denseblock2.denselayer{index}" for index in (1, 10, 11, 12)]),
+        (
+            "densenet121",
+            "stage:1.denselayer1*",
+            [f"features.denseblock2.denselayer{index}" for index in (1, 10, 11, 12)],
+        ),
         ("resnet18", "stage:3.**", ["layer4", *(f"layer4.{path}" for path in BASIC_STAGE)]),
-        ("densenet121", "stage:*", [*(f"features.denseblock{index}" for index in (1, 2, 3)), "features.norm5"]),
+        (
+            "densenet121",
+            "stage:*",
+            [*(f"features.denseblock{index}" for index in (1, 2, 3)), "features.norm5"],
+        ),
         (
             "densenet121",
             "stage:*.-1",
-            [f"features.denseblock{block}.denselayer{size}" for block, size in enumerate((6, 12, 24, 16), 1)],
+            [
+                f"features.denseblock{block}.denselayer{size}"
+                for block, size in enumerate((6, 12, 24, 16), 1)
+            ],
         ),
     ],
 )
-def test_stages_and_indices_from_the_end(meant: Any, name: str, target: str, paths: list[str]) -> None:
+def test_stages_and_indices_from_the_end(
+    meant: Any, name: str, target: str, paths: list[str]
+) -> None:
     assert meant(name, target) == paths
 
 
 def test_a_module_with_two_names_is_meant_once(meant: Any) -> None:
     shared = nn.ReLU()
-    network = nn.ModuleDict({"a": nn.ModuleDict({"act": shared}), "b": nn.ModuleDict({"act": shared, "conv": nn.Identity()})})
+    network = nn.ModuleDict(
+        {
+            "a": nn.ModuleDict({"act": shared}),
+            "b": nn.ModuleDict({"act": shared, "conv": nn.Identity()}),
+        }
+    )
     anatomy = Anatomy(stem=("a",), stages=(("b",),), head="b")
     assert expand(network, "*.act", anatomy, "net") == ["a.act"]
     assert expand(network, "b.*", anatomy, "net") == ["b.act", "b.conv"]
@@ -187,7 +237,12 @@ def test_a_module_with_two_names_is_meant_once(meant: Any) -> None:
 
 def test_a_name_that_looks_like_a_pattern_is_the_name() -> None:
     network = nn.ModuleDict(
-        {"a*": nn.Identity(), "ab": nn.Identity(), "-1": nn.ModuleDict({"x": nn.Identity()}), "c": nn.ReLU()}
+        {
+            "a*": nn.Identity(),
+            "ab": nn.Identity(),
+            "-1": nn.ModuleDict({"x": nn.Identity()}),
+            "c": nn.ReLU(),
+        }
     )
     anatomy = Anatomy(stem=("ab",), stages=(("c",),), head="c")
     assert expand(network, "a*", anatomy, "net") == ["a*"]
@@ -204,7 +259,7 @@ def test_in_a_hybrid_a_pattern_means_what_it_means_in_the_backbone(tiny: Any) ->
         expand(patched, "**.gate", anatomy, "tiny")
 
 
-# -- what patterns do not mean ------------------------------------------------------------------------------------------
+# -- what patterns do not mean ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -212,11 +267,15 @@ def test_in_a_hybrid_a_pattern_means_what_it_means_in_the_backbone(tiny: Any) ->
     [
         (
             "layer*.*.bn9",
-            r"no child 'bn9' in layer1\.0, .*only conv1, bn1, conv2.*Near paths: layer4.*'tvc show resnet50' list",
+            r"no child 'bn9' in layer1\.0, .*only conv1, bn1, conv2.*Near paths: layer4.*"
+            r"'tvc show resnet50' list",
         ),
         ("blocks.*", r"no child 'blocks' in resnet50, only conv1"),
         ("layer4.-4", r"no child '-4' in layer4, only 0, 1, 2"),
-        ("type:Botleneck", r"Did you mean 'Bottleneck'\?.*AdaptiveAvgPool2d, BatchNorm2d, Bottleneck"),
+        (
+            "type:Botleneck",
+            r"Did you mean 'Bottleneck'\?.*AdaptiveAvgPool2d, BatchNorm2d, Bottleneck",
+        ),
         ("type:ResNet", r"no module in resnet50 is a ResNet"),
         ("layer1.type:Linear", r"no module in layer1 is a Linear"),
         ("stage:4", r"there is no stage 4: the 4 stages are 0: layer1, .*'stage:\*' is each"),
@@ -224,7 +283,8 @@ def test_in_a_hybrid_a_pattern_means_what_it_means_in_the_backbone(tiny: Any) ->
         ("stage:one", r"there is no stage 'one'"),
         ("stage:" + "1" * 5000, r"there is no stage"),
         ("stage:", r"there is no stage ''"),
-        ("stage:*.3", r"no '3' among the blocks of stage 0, layer1\.0, layer1\.1, layer1\.2\."),  # the other stages have one
+        # the other stages have one
+        ("stage:*.3", r"no '3' among the blocks of stage 0, layer1\.0, layer1\.1, layer1\.2\."),
         ("stage:0.-4", r"no '-4' among the blocks of stage 0"),
         ("stage:0.conv", r"no 'conv' among the blocks of stage 0"),
         ("stage:0.type:Linear", r"no module in layer1 is a Linear"),
@@ -238,20 +298,53 @@ def test_a_pattern_without_a_match_says_what_there_is(meant: Any, target: str, s
 
 
 @pytest.mark.parametrize(
-    "target", ["layer3.foo", "layer5", "layer3.9", "Bottleneck", "layer3.", "layer4.-0", "layer4.-" + "9" * 5000]
+    "target",
+    [
+        "layer3.foo",
+        "layer5",
+        "layer3.9",
+        "Bottleneck",
+        "layer3.",
+        "layer4.-0",
+        "layer4.-" + "9" * 5000,
+    ],
 )
 def test_a_path_stays_a_path(meant: Any, target: str) -> None:
-    with pytest.raises(TargetError, match=rf"Target not found: {re.escape(repr(target))} is not a module of resnet50"):
+    with pytest.raises(
+        TargetError,
+        match=rf"Target not found: {re.escape(repr(target))} is not a module of resnet50",
+    ):
         meant("resnet50", target)
 
 
 LAST_BLOCKS = {
     **dict.fromkeys(("alexnet", "vgg11", "vgg11_bn"), "MaxPool2d"),  # of plain layers, the last one
-    **dict.fromkeys(("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"), "InvertedResidual"),
-    **{"resnet18": "BasicBlock", "resnext50_32x4d": "Bottleneck", "wide_resnet50_2": "Bottleneck", "convnext_tiny": "CNBlock"},
-    **{"efficientnet_b0": "MBConv", "efficientnet_v2_s": "*MBConv", "mnasnet0_5": "_InvertedResidual", "squeezenet1_1": "Fire"},
-    **{"densenet121": "_DenseLayer", "googlenet": "Inception", "inception_v3": "Inception[A-E]", "maxvit_t": "MaxVitLayer"},
-    **{"regnet_x_400mf": "ResBottleneckBlock", "vit_b_32": "EncoderBlock", "swin_t": "SwinTransformerBlock"},
+    **dict.fromkeys(
+        ("mobilenet_v2", "mobilenet_v3_small", "shufflenet_v2_x0_5"), "InvertedResidual"
+    ),
+    **{
+        "resnet18": "BasicBlock",
+        "resnext50_32x4d": "Bottleneck",
+        "wide_resnet50_2": "Bottleneck",
+        "convnext_tiny": "CNBlock",
+    },
+    **{
+        "efficientnet_b0": "MBConv",
+        "efficientnet_v2_s": "*MBConv",
+        "mnasnet0_5": "_InvertedResidual",
+        "squeezenet1_1": "Fire",
+    },
+    **{
+        "densenet121": "_DenseLayer",
+        "googlenet": "Inception",
+        "inception_v3": "Inception[A-E]",
+        "maxvit_t": "MaxVitLayer",
+    },
+    **{
+        "regnet_x_400mf": "ResBottleneckBlock",
+        "vit_b_32": "EncoderBlock",
+        "swin_t": "SwinTransformerBlock",
+    },
     **{"swin_v2_t": "SwinTransformerBlockV2"},
 }
 
@@ -259,18 +352,21 @@ LAST_BLOCKS = {
 @pytest.mark.parametrize("name", LAST_BLOCKS)
 def test_the_last_block_of_each_stage_is_the_last_module_of_its_class_there(name: str) -> None:
     spec = Registry().resolve(BackboneSpec, name).spec
-    with nullcontext() if name.startswith("regnet") else torch.device("meta"):  # RegNet computes its widths with tensors
+    # RegNet computes its widths with tensors
+    with nullcontext() if name.startswith("regnet") else torch.device("meta"):
         options = {"init_weights": False} if "init_weights" in spec.options else {}
         network = torchvision.models.get_model(name, weights=None, **options)
     anatomy = Anatomy.of(network, spec)
     expected = []
     for index, stage in enumerate(spec.stage_paths):
-        kind = "BatchNorm2d" if (name, index) == ("mnasnet0_5", 0) else LAST_BLOCKS[name]  # its first stage has no block
+        # its first stage has no block
+        kind = "BatchNorm2d" if (name, index) == ("mnasnet0_5", 0) else LAST_BLOCKS[name]
         expected.append(
             [
                 path
                 for path, module in network.named_modules()
-                if any(f"{path}.".startswith(f"{start}.") for start in stage) and fnmatch(type(module).__name__, kind)
+                if any(f"{path}.".startswith(f"{start}.") for start in stage)
+                and fnmatch(type(module).__name__, kind)
             ][-1]
         )
     assert expand(network, "stage:*.-1", anatomy, name) == expected
@@ -285,14 +381,20 @@ def test_a_stage_of_somebody_elses_network_has_blocks_too() -> None:
             self.norm = nn.BatchNorm2d(3)
 
     network = nn.ModuleDict(
-        {"stem": nn.Conv2d(3, 3, 1), "stage": Stage(), "plain": nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU())}
+        {
+            "stem": nn.Conv2d(3, 3, 1),
+            "stage": Stage(),
+            "plain": nn.Sequential(nn.Conv2d(3, 3, 1), nn.ReLU()),
+        }
     )
     anatomy = Anatomy(stem=("stem",), stages=(("stage",), ("plain",)), head="stem")
     assert expand(network, "stage:*.-1", anatomy, "net") == ["stage.blocks.2", "plain.1"]
-    assert expand(network, "stage:0.*.bn2", anatomy, "net") == [f"stage.blocks.{index}.bn2" for index in range(3)]
+    assert expand(network, "stage:0.*.bn2", anatomy, "net") == [
+        f"stage.blocks.{index}.bn2" for index in range(3)
+    ]
 
 
-# -- patches at patterns ------------------------------------------------------------------------------------------------
+# -- patches at patterns ---------------------------------------------------------------------------
 
 
 def opened(model: HybridModel) -> HybridModel:
@@ -306,10 +408,20 @@ def opened(model: HybridModel) -> HybridModel:
 
 def test_a_pattern_builds_what_its_paths_written_out_build(tiny: Any, images: Tensor) -> None:
     torch.manual_seed(0)
-    short = tiny({"layer?": {"wrap": "gate"}, "type:Linear": {"inject": {"type": "vector_gate", "position": "after"}}}, VECTOR)
+    short = tiny(
+        {
+            "layer?": {"wrap": "gate"},
+            "type:Linear": {"inject": {"type": "vector_gate", "position": "after"}},
+        },
+        VECTOR,
+    )
     torch.manual_seed(0)
     long = tiny(
-        {**{f"layer{index}": {"wrap": "gate"} for index in (1, 2, 3)}, "fc": {"inject": {"type": "vector_gate"}}}, VECTOR
+        {
+            **{f"layer{index}": {"wrap": "gate"} for index in (1, 2, 3)},
+            "fc": {"inject": {"type": "vector_gate"}},
+        },
+        VECTOR,
     )
     assert [record.target for record in short.patch_records] == ["layer1", "layer2", "layer3", "fc"]
     assert short.patch_records == long.patch_records and short.step0_difference == 0.0
@@ -320,8 +432,16 @@ def test_a_pattern_builds_what_its_paths_written_out_build(tiny: Any, images: Te
 
 
 def test_two_patterns_may_mean_the_same_module(tiny: Any, images: Tensor) -> None:
-    model = tiny({"layer*": {"wrap": "gate"}, "stage:-1": {"wrap": "gate"}, "layer3": {"wrap": "gate"}})
-    assert [record.target for record in model.patch_records] == ["layer1", "layer2", "layer3", "layer3", "layer3"]
+    model = tiny(
+        {"layer*": {"wrap": "gate"}, "stage:-1": {"wrap": "gate"}, "layer3": {"wrap": "gate"}}
+    )
+    assert [record.target for record in model.patch_records] == [
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer3",
+        "layer3",
+    ]
     assert [record.paths[0] for record in model.patch_records][2:] == [
         "patches.layer3.gate",
         "patches.layer3.gate_2",
@@ -329,8 +449,13 @@ def test_two_patterns_may_mean_the_same_module(tiny: Any, images: Tensor) -> Non
     ]
 
 
-def test_the_recipe_keeps_the_pattern_and_rebuilds_the_model(tiny: Any, lab: Any, images: Tensor, tmp_path: Path) -> None:
-    patches = {"**.norm": {"wrap": "gate"}, "stage:*.-1": {"inject": {"type": "gate", "position": "before"}}}
+def test_the_recipe_keeps_the_pattern_and_rebuilds_the_model(
+    tiny: Any, lab: Any, images: Tensor, tmp_path: Path
+) -> None:
+    patches = {
+        "**.norm": {"wrap": "gate"},
+        "stage:*.-1": {"inject": {"type": "gate", "position": "before"}},
+    }
     model = opened(tiny(patches))
     assert len(model.patch_records) > 4
     written = model.recipe.to_mapping()["backbone"]["patches"]
@@ -338,27 +463,44 @@ def test_the_recipe_keeps_the_pattern_and_rebuilds_the_model(tiny: Any, lab: Any
     (tmp_path / "recipe.yaml").write_text(model.recipe.to_yaml())
     assert load_recipe(tmp_path / "recipe.yaml") == model.recipe
     rebuilt = lab().build(tmp_path / "recipe.yaml")
-    assert rebuilt.patch_records == model.patch_records and list(rebuilt.state_dict()) == list(model.state_dict())
+    assert rebuilt.patch_records == model.patch_records and list(rebuilt.state_dict()) == list(
+        model.state_dict()
+    )
     model.save(tmp_path / "model.safetensors")
     loaded = HybridModel.load(tmp_path / "model.safetensors", lab().registry)
-    assert loaded.recipe.patches == model.recipe.patches and loaded.patch_records == model.patch_records
+    assert (
+        loaded.recipe.patches == model.recipe.patches
+        and loaded.patch_records == model.patch_records
+    )
     assert torch.equal(loaded.eval()(images), model(images))
 
 
 def test_a_match_where_nothing_can_be_inserted_is_an_error_that_names_it(tmp_path: Path) -> None:
     builder = HybridBuilder()
-    with pytest.raises(TargetError, match=r"layer4\.1\.\*, here layer4\.1\.relu: nothing can be inserted at 'layer4\.1\.relu'"):
+    with pytest.raises(
+        TargetError,
+        match=r"layer4\.1\.\*, here layer4\.1\.relu: nothing can be inserted at 'layer4\.1\.relu'",
+    ):
         builder.from_torchvision("resnet50", None, {"layer4.1.*": {"wrap": "se"}})
     (tmp_path / "r.yaml").write_text(
-        "backbone:\n  name: resnet18\n  weights: null\n  patches:\n    '*': {wrap: se}\n", encoding="utf-8"
+        "backbone:\n  name: resnet18\n  weights: null\n  patches:\n    '*': {wrap: se}\n",
+        encoding="utf-8",
     )
-    with pytest.raises(TargetError, match=r"r\.yaml, line 5: \*, here fc: se cannot be inserted after 'fc'"):
+    with pytest.raises(
+        TargetError, match=r"r\.yaml, line 5: \*, here fc: se cannot be inserted after 'fc'"
+    ):
         builder.build(tmp_path / "r.yaml")
 
 
 def test_a_pattern_inside_what_is_replaced_is_a_conflict(tiny: Any) -> None:
-    patches = {"layer1": {"replace": {"type": "conv", "params": {"channels": 8}}}, "layer*.conv": {"wrap": "gate"}}
-    with pytest.raises(PatchError, match=r"layer\*\.conv, here layer1\.conv: .*'layer1', which another patch replaces"):
+    patches = {
+        "layer1": {"replace": {"type": "conv", "params": {"channels": 8}}},
+        "layer*.conv": {"wrap": "gate"},
+    }
+    with pytest.raises(
+        PatchError,
+        match=r"layer\*\.conv, here layer1\.conv: .*'layer1', which another patch replaces",
+    ):
         tiny(patches)
 
 
@@ -389,14 +531,22 @@ def test_real_networks_start_as_they_were_with_a_block_at_every_match(
 @pytest.mark.parametrize("key", ["**.bn1", "*.bn1", "*all"])
 def test_yaml_says_that_text_with_a_star_in_front_needs_quotes(tmp_path: Path, key: str) -> None:
     path = tmp_path / "recipe.yaml"
-    path.write_text(f"backbone:\n  name: resnet18\n  patches:\n    {key}: {{wrap: se}}\n", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"line 4: not YAML: .*alias.*; text that begins with '\*' needs quotes"):
+    path.write_text(
+        f"backbone:\n  name: resnet18\n  patches:\n    {key}: {{wrap: se}}\n", encoding="utf-8"
+    )
+    with pytest.raises(
+        RecipeError, match=r"line 4: not YAML: .*alias.*; text that begins with '\*' needs quotes"
+    ):
         load_recipe(path)
 
 
-def test_describe_backbone_lists_what_a_target_means(networks: dict[str, tuple[nn.Module, Anatomy]]) -> None:
+def test_describe_backbone_lists_what_a_target_means(
+    networks: dict[str, tuple[nn.Module, Anatomy]],
+) -> None:
     every = {info.path: info for info in describe_backbone("resnet18", size=64)}
     found = describe_backbone("resnet18", size=64, target="layer[34].*.bn2")
-    assert found == tuple(every[path] for path in ("layer3.0.bn2", "layer3.1.bn2", "layer4.0.bn2", "layer4.1.bn2"))
+    assert found == tuple(
+        every[path] for path in ("layer3.0.bn2", "layer3.1.bn2", "layer4.0.bn2", "layer4.1.bn2")
+    )
     with pytest.raises(TargetError, match=r"Target not found: 'type:Bottleneck'.*BasicBlock"):
         describe_backbone("resnet18", target="type:Bottleneck")

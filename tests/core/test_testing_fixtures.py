@@ -1,4 +1,6 @@
-"""What authors of plugins test with: fake distributions, no discovery, and weights whose hash is compared."""
+"""What authors of plugins test with: fake distributions, no discovery, and weights whose hash is
+compared.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,16 @@ import pytest
 import torch
 from torch import nn
 
-from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, LocalPlugin, PluginError, Registry, WeightsError, read_state_dict
+from tvc_core import (
+    BackboneSpec,
+    BlockSpec,
+    HybridBuilder,
+    LocalPlugin,
+    PluginError,
+    Registry,
+    WeightsError,
+    read_state_dict,
+)
 from tvc_core.testing import cached_weights, fake_distributions, no_discovery, official_weights
 
 from .defects.modules import HEALTHY
@@ -23,7 +34,9 @@ def test_a_fake_distribution_is_installed_inside_and_gone_afterwards(tmp_path: P
         install("acme-passing", HEALTHY, version="2.5")
         registry = Registry()
         assert registry.resolve(BlockSpec, "acme-passing:gate").owner == "acme-passing"
-        assert {info.version for info in registry.plugins if info.owner == "acme-passing"} == {"2.5"}
+        assert {info.version for info in registry.plugins if info.owner == "acme-passing"} == {
+            "2.5"
+        }
         assert "acme_passing_plugin" in sys.modules
     assert sys.path == paths and "acme_passing_plugin" not in sys.modules
     assert "acme-passing" not in {info.owner for info in Registry().plugins}
@@ -41,14 +54,18 @@ def test_no_discovery_knows_what_is_handed_over_and_fails_loudly_for_the_rest() 
     assert "se" in HybridBuilder.list_blocks()
 
 
-def test_cached_weights_have_the_hash_that_their_name_promises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_weights_have_the_hash_that_their_name_promises(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TVC_VERIFY_WEIGHTS", "0")
     tensors = {"weight": torch.randn(3)}
     with cached_weights(tmp_path, tensors, "acme") as file:
         assert "TVC_VERIFY_WEIGHTS" not in os.environ
         assert file.path.parent == Path(torch.hub.get_dir()) / "checkpoints"
         assert file.url.rpartition("/")[2] == file.path.name == f"acme-{file.sha256}.pth"
-        assert torch.equal(read_state_dict(file.path, sha256=file.sha256)["weight"], tensors["weight"])
+        assert torch.equal(
+            read_state_dict(file.path, sha256=file.sha256)["weight"], tensors["weight"]
+        )
         file.path.write_bytes(file.path.read_bytes() + b" ")
         with pytest.raises(WeightsError, match=f"promises {file.sha256}"):
             read_state_dict(file.path, sha256=file.sha256)
@@ -62,7 +79,12 @@ def test_a_plugins_own_url_is_served_from_the_cache(tmp_path: Path) -> None:
     plugin = LocalPlugin("acme")
 
     @plugin.backbone(
-        stem="stem", stages=["layer1", "layer2"], head="fc", min_size=8, weights=[GOOD], default_weights="PHOTOS_V1"
+        stem="stem",
+        stages=["layer1", "layer2"],
+        head="fc",
+        min_size=8,
+        weights=[GOOD],
+        default_weights="PHOTOS_V1",
     )
     def acme_net(spec: BackboneSpec, *, weights: object) -> nn.Module:
         network = Healthy()
@@ -88,7 +110,9 @@ def test_official_names_can_be_served_with_verification_on(tmp_path: Path) -> No
         model = HybridBuilder().from_torchvision("squeezenet1_1")
         assert "not compared" not in model.explain()
         expected = torch.load(files["squeezenet1_1"], weights_only=True)
-        assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+        assert all(
+            torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items()
+        )
         files["squeezenet1_1"].write_bytes(b"damaged")
         with pytest.raises(WeightsError, match="its SHA-256 starts with"):
             HybridBuilder().from_torchvision("squeezenet1_1")

@@ -11,7 +11,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tvc_core import BlockSpec, FreezeError, HeadError, HybridBuilder, HybridModel, PatchError, Recipe, TargetError
+from tvc_core import (
+    BlockSpec,
+    FreezeError,
+    HeadError,
+    HybridBuilder,
+    HybridModel,
+    PatchError,
+    Recipe,
+    TargetError,
+)
 from tvc_core.surgery.patches import PatchHook
 
 BESIDE = {"type": "conv", "position": "parallel", "params": {"channels": 16, "stride": 2}}
@@ -55,20 +64,31 @@ def assert_same_network(model: HybridModel, reference: nn.Module, images: Tensor
     assert torch.equal(model.eval()(images), reference.eval()(images))
 
 
-# -- unpatch ------------------------------------------------------------------------------------------------------------
+# -- unpatch ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "patches", [PATCHES, {"layer2": REPLACE}, {"layer1": {"wrap": "gate"}, "layer2": [REPLACE, {"wrap": "gate"}]}]
+    "patches",
+    [
+        PATCHES,
+        {"layer2": REPLACE},
+        {"layer1": {"wrap": "gate"}, "layer2": [REPLACE, {"wrap": "gate"}]},
+    ],
 )
-def test_unpatch_gives_the_backbone_back(tiny: Any, plain: Any, images: Tensor, patches: Any) -> None:
+def test_unpatch_gives_the_backbone_back(
+    tiny: Any, plain: Any, images: Tensor, patches: Any
+) -> None:
     model = tiny(patches)
     open_gates(model)
     assert not torch.equal(model.eval()(images), plain().eval()(images))
     model.unpatch()
     assert_same_network(model, plain(), images)
     assert not hasattr(model, "patches")
-    assert model.patch_records == () and model.recipe.patches == () and "patches: none" in model.explain()
+    assert (
+        model.patch_records == ()
+        and model.recipe.patches == ()
+        and "patches: none" in model.explain()
+    )
     assert not model._tvc.originals and model.step0_difference == 0.0
 
 
@@ -76,7 +96,11 @@ def test_after_training_it_is_the_trained_backbone(tiny: Any, plain: Any, images
     model = tiny(PATCHES)
     train(model, images)
     assert model.patches.layer2.gate.alpha.item() != 0
-    trained = {name: tensor.clone() for name, tensor in model.state_dict().items() if not name.startswith("patches.")}
+    trained = {
+        name: tensor.clone()
+        for name, tensor in model.state_dict().items()
+        if not name.startswith("patches.")
+    }
     model.unpatch()
     reference = plain()
     reference.load_state_dict(trained)
@@ -89,16 +113,24 @@ def test_one_target_alone(tiny: Any, images: Tensor) -> None:
     for each in (model, expected):
         open_gates(each)
     model.unpatch("layer2")
-    kept = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("patches.")}
+    kept = {
+        name: tensor for name, tensor in model.state_dict().items() if name.startswith("patches.")
+    }
     expected.load_state_dict(kept, strict=False)
     assert_same_network(model, expected, images)
-    assert model.recipe == expected.recipe and [r.target for r in model.patch_records] == ["stem", "layer1", "layer3.0.conv"]
+    assert model.recipe == expected.recipe and [r.target for r in model.patch_records] == [
+        "stem",
+        "layer1",
+        "layer3.0.conv",
+    ]
 
 
 def test_patches_inside_a_wrapped_target_stay(tiny: Any) -> None:
     model = tiny({"layer3": {"wrap": "gate"}, "layer3.0.conv": {"wrap": "gate"}})
     model.unpatch("layer3")
-    assert [name for name, _ in model.patches.named_modules() if name.endswith("gate")] == ["layer3.0.conv.gate"]
+    assert [name for name, _ in model.patches.named_modules() if name.endswith("gate")] == [
+        "layer3.0.conv.gate"
+    ]
 
 
 def test_a_pattern_takes_out_all_that_it_means(tiny: Any, plain: Any, images: Tensor) -> None:
@@ -114,19 +146,27 @@ def test_an_unknown_target_is_refused_with_what_is_patched(tiny: Any) -> None:
     keys = list(model.state_dict())
     for call in (model.unpatch, lambda target: model.without(target).__enter__()):
         for target in ("layer1", "layer9"):
-            with pytest.raises(TargetError, match=f"nothing is patched at '{target}'.*Patched are: layer2"):
+            with pytest.raises(
+                TargetError, match=f"nothing is patched at '{target}'.*Patched are: layer2"
+            ):
                 call(target)
     assert list(model.state_dict()) == keys and model.layer2._forward_hooks
 
 
-def test_unpatch_of_an_unpatched_model_leaves_it_as_it_is(tiny: Any, plain: Any, images: Tensor) -> None:
+def test_unpatch_of_an_unpatched_model_leaves_it_as_it_is(
+    tiny: Any, plain: Any, images: Tensor
+) -> None:
     model = tiny()
     model.unpatch()
     assert_same_network(model, plain(), images)
 
 
-def test_features_and_stages_follow_a_module_that_came_back(tiny: Any, plain: Any, images: Tensor) -> None:
-    model = tiny({"layer3": {"replace": {"type": "conv", "params": {"channels": 32, "stride": 8}}}}).eval()
+def test_features_and_stages_follow_a_module_that_came_back(
+    tiny: Any, plain: Any, images: Tensor
+) -> None:
+    model = tiny(
+        {"layer3": {"replace": {"type": "conv", "params": {"channels": 32, "stride": 8}}}}
+    ).eval()
     assert model.stage_info[2].stride == 32
     model.unpatch("layer3")
     reference = tiny().eval()
@@ -138,7 +178,9 @@ def test_features_and_stages_follow_a_module_that_came_back(tiny: Any, plain: An
 
 
 @pytest.mark.parametrize("carry", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copies_carry_what_was_replaced_and_own_it(tiny: Any, plain: Any, images: Tensor, carry: Any) -> None:
+def test_copies_carry_what_was_replaced_and_own_it(
+    tiny: Any, plain: Any, images: Tensor, carry: Any
+) -> None:
     model = tiny({"layer2": REPLACE})
     copied = carry(model)
     with torch.no_grad():
@@ -161,7 +203,9 @@ def test_a_module_comes_back_in_the_models_type(tiny: Any, plain: Any, images: T
     assert_same_network(model, plain().double(), images.double())
 
 
-@pytest.mark.parametrize("frozen", [{}, {"unfreeze_stages": [1]}, {"unfreeze_stages": [2], "freeze_patches": True}])
+@pytest.mark.parametrize(
+    "frozen", [{}, {"unfreeze_stages": [1]}, {"unfreeze_stages": [2], "freeze_patches": True}]
+)
 def test_what_came_back_is_frozen_where_its_stage_is(tiny: Any, frozen: Any) -> None:
     model, reference = tiny({"layer2": REPLACE, "layer1": {"wrap": "gate"}}), tiny()
     for each in (model, reference):
@@ -170,21 +214,32 @@ def test_what_came_back_is_frozen_where_its_stage_is(tiny: Any, frozen: Any) -> 
     assert [(n, p.requires_grad) for n, p in model.named_parameters()] == [
         (n, p.requires_grad) for n, p in reference.named_parameters()
     ]
-    assert [m.training for m in model.train().modules()] == [m.training for m in reference.train().modules()]
+    assert [m.training for m in model.train().modules()] == [
+        m.training for m in reference.train().modules()
+    ]
 
 
-def test_a_file_of_what_is_left_reads_back(tiny: Any, lab: Any, images: Tensor, tmp_path: Path) -> None:
-    model = tiny({"layer2": [{"wrap": "gate"}], "layer1": {"wrap": "conv"}, "layer3": {"wrap": "gate"}})
+def test_a_file_of_what_is_left_reads_back(
+    tiny: Any, lab: Any, images: Tensor, tmp_path: Path
+) -> None:
+    model = tiny(
+        {"layer2": [{"wrap": "gate"}], "layer1": {"wrap": "conv"}, "layer3": {"wrap": "gate"}}
+    )
     open_gates(model)
     model.unpatch("layer2")
     model.save(tmp_path / "left.safetensors")
     again = HybridModel.load(tmp_path / "left.safetensors", lab().registry)
-    assert torch.equal(again.eval()(images), model.eval()(images)) and again.recipe.patches == model.recipe.patches
+    assert (
+        torch.equal(again.eval()(images), model.eval()(images))
+        and again.recipe.patches == model.recipe.patches
+    )
     rebuilt = Recipe.from_mapping(model.recipe.to_mapping())
     assert rebuilt == model.recipe
 
 
-def test_a_model_from_a_file_says_that_it_lacks_what_was_replaced(tiny: Any, lab: Any, tmp_path: Path) -> None:
+def test_a_model_from_a_file_says_that_it_lacks_what_was_replaced(
+    tiny: Any, lab: Any, tmp_path: Path
+) -> None:
     tiny({"layer2": REPLACE}).save(tmp_path / "replaced.safetensors")
     model = HybridModel.load(tmp_path / "replaced.safetensors", lab().registry)
     with pytest.raises(PatchError, match=r"'layer2' was replaced.*files keep no replaced modules"):
@@ -193,26 +248,45 @@ def test_a_model_from_a_file_says_that_it_lacks_what_was_replaced(tiny: Any, lab
 
 
 def test_a_replaced_last_layer_with_other_classes_is_refused_whole(tiny: Any, plain: Any) -> None:
-    dense = BlockSpec(name="dense", factory=lambda in_channels: nn.Linear(in_channels, 7), layouts=("NC",))
+    dense = BlockSpec(
+        name="dense", factory=lambda in_channels: nn.Linear(in_channels, 7), layouts=("NC",)
+    )
     model = tiny({"layer3": {"wrap": "gate"}, "fc": {"replace": "dense"}}, dense, num_classes=5)
     keys = list(model.state_dict())
     with pytest.raises(HeadError, match=r"'fc'.*7 outputs.*5 now.*reset_classifier\(7\)"):
         model.unpatch()
-    assert list(model.state_dict()) == keys and len(model.patch_records) == 2 and model.patches.layer3.gate.enabled
+    assert (
+        list(model.state_dict()) == keys
+        and len(model.patch_records) == 2
+        and model.patches.layer3.gate.enabled
+    )
     assert any(isinstance(hook, PatchHook) for hook in model.layer3._forward_hooks.values())
     model.reset_classifier(7)
     model.unpatch()
-    assert list(model.state_dict()) == list(plain().state_dict()) and model.fc.weight.equal(plain().fc.weight)
+    assert list(model.state_dict()) == list(plain().state_dict()) and model.fc.weight.equal(
+        plain().fc.weight
+    )
 
 
-def test_a_patch_keeps_its_key_when_the_one_before_it_goes(builder: HybridBuilder, tmp_path: Path) -> None:
-    patches = {"layer1.0": {"wrap": {"type": "se", "position": "branch"}}, "layer1.0.bn2": {"wrap": "se"}}
+def test_a_patch_keeps_its_key_when_the_one_before_it_goes(
+    builder: HybridBuilder, tmp_path: Path
+) -> None:
+    patches = {
+        "layer1.0": {"wrap": {"type": "se", "position": "branch"}},
+        "layer1.0.bn2": {"wrap": "se"},
+    }
     model = builder.from_backbone("resnet18", None, patches)
-    assert [record.paths for record in model.patch_records] == [("patches.layer1.0.bn2.se",), ("patches.layer1.0.bn2.se_2",)]
+    assert [record.paths for record in model.patch_records] == [
+        ("patches.layer1.0.bn2.se",),
+        ("patches.layer1.0.bn2.se_2",),
+    ]
     model.unpatch("layer1.0")
     model.save(tmp_path / "left.safetensors")
     again = HybridModel.load(tmp_path / "left.safetensors")
-    assert list(again.state_dict()) == list(model.state_dict()) and again.recipe.patches[0].name == "se_2"
+    assert (
+        list(again.state_dict()) == list(model.state_dict())
+        and again.recipe.patches[0].name == "se_2"
+    )
 
 
 def test_unpatch_is_refused_under_ddp(tiny: Any, images: Tensor) -> None:
@@ -230,7 +304,7 @@ def test_unpatch_is_refused_under_ddp(tiny: Any, images: Tensor) -> None:
         torch.distributed.destroy_process_group()
 
 
-# -- without ------------------------------------------------------------------------------------------------------------
+# -- without ---------------------------------------------------------------------------------------
 
 
 def test_without_switches_off_and_on(tiny: Any, plain: Any, images: Tensor) -> None:
@@ -284,12 +358,15 @@ def test_a_copy_made_inside_is_on(tiny: Any, images: Tensor) -> None:
 def test_a_replacement_cannot_be_switched_off(tiny: Any) -> None:
     model = tiny({"layer2": REPLACE, "layer1": {"wrap": "gate"}})
     for target in (None, "layer2"):
-        with pytest.raises(PatchError, match=r"layer2 was replaced.*Use unpatch"), model.without(target):
+        with (
+            pytest.raises(PatchError, match=r"layer2 was replaced.*Use unpatch"),
+            model.without(target),
+        ):
             pass
     assert model.patches.layer1.gate.enabled
 
 
-# -- compiled -----------------------------------------------------------------------------------------------------------
+# -- compiled --------------------------------------------------------------------------------------
 
 
 def test_a_compiled_model_follows_without(tiny: Any, plain: Any, images: Tensor) -> None:
@@ -303,8 +380,12 @@ def test_a_compiled_model_follows_without(tiny: Any, plain: Any, images: Tensor)
     assert not torch.allclose(on, off)
 
 
-@pytest.mark.parametrize("patches", [PATCHES, {"layer2": REPLACE}, {"layer2": REPLACE, "layer1": {"wrap": "gate"}}])
-def test_a_compiled_model_follows_unpatch(tiny: Any, plain: Any, images: Tensor, patches: Any) -> None:
+@pytest.mark.parametrize(
+    "patches", [PATCHES, {"layer2": REPLACE}, {"layer2": REPLACE, "layer1": {"wrap": "gate"}}]
+)
+def test_a_compiled_model_follows_unpatch(
+    tiny: Any, plain: Any, images: Tensor, patches: Any
+) -> None:
     model = tiny(patches).eval()
     open_gates(model)
     fast, off = compiled(model), plain().eval()(images)
@@ -313,7 +394,9 @@ def test_a_compiled_model_follows_unpatch(tiny: Any, plain: Any, images: Tensor,
     torch.testing.assert_close(fast(images), off)
 
 
-def test_a_model_compiled_in_place_follows_and_is_not_compiled_for_a_look(tiny: Any, images: Tensor) -> None:
+def test_a_model_compiled_in_place_follows_and_is_not_compiled_for_a_look(
+    tiny: Any, images: Tensor
+) -> None:
     graphs: list[Any] = []
 
     def backend(graph: Any, _: Any) -> Any:
@@ -332,8 +415,12 @@ def test_a_model_compiled_in_place_follows_and_is_not_compiled_for_a_look(tiny: 
     assert torch.equal(model(images), other(images)) and len(graphs) == 2
 
 
-def test_a_compiled_model_follows_a_module_of_the_same_type(tiny: Any, plain: Any, images: Tensor) -> None:
-    model = tiny({"layer1.norm": {"replace": "norm"}}, BlockSpec(name="norm", factory=nn.BatchNorm2d)).eval()
+def test_a_compiled_model_follows_a_module_of_the_same_type(
+    tiny: Any, plain: Any, images: Tensor
+) -> None:
+    model = tiny(
+        {"layer1.norm": {"replace": "norm"}}, BlockSpec(name="norm", factory=nn.BatchNorm2d)
+    ).eval()
     fast, off = compiled(model), plain().eval()(images)
     assert not torch.allclose(fast(images), off)
     model.unpatch()

@@ -1,4 +1,6 @@
-"""Weight files: the hash comes first, nothing is run, and what torchvision's builders do around a load is kept."""
+"""Weight files: the hash comes first, nothing is run, and what torchvision's builders do around a
+load is kept.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +33,14 @@ class Exploit:
         return (os.mkdir, (str(self.mark),))
 
 
-def test_a_made_up_file_under_an_official_name_is_refused(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_made_up_file_under_an_official_name_is_refused(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_up("resnet18")
     monkeypatch.delenv("TVC_VERIFY_WEIGHTS")
     with pytest.raises(
-        WeightsError, match=r"SHA-256 starts with [0-9a-f]{8}, its name promises f37072fd.*TVC_VERIFY_WEIGHTS=0"
+        WeightsError,
+        match=r"SHA-256 starts with [0-9a-f]{8}, its name promises f37072fd.*TVC_VERIFY_WEIGHTS=0",
     ):
         HybridBuilder().from_torchvision("resnet18")
 
@@ -51,14 +56,18 @@ def test_a_file_with_the_hash_in_its_name_is_accepted(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["1", "", "true", "no"])
-def test_only_0_switches_the_comparison_off(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_only_0_switches_the_comparison_off(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
     made_up("resnet18")
     monkeypatch.setenv("TVC_VERIFY_WEIGHTS", value)
     with pytest.raises(WeightsError, match="SHA-256"):
         HybridBuilder().from_torchvision("resnet18")
 
 
-def test_the_switch_warns_once_a_process_and_explain_shows_it(made_up: MadeUp, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_switch_warns_once_a_process_and_explain_shows_it(
+    made_up: MadeUp, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_up("resnet18")
     monkeypatch.setattr(files, "_warned", False)
     with warnings.catch_warnings(record=True) as caught:
@@ -104,7 +113,9 @@ def test_every_truncation_of_a_cached_file_is_refused(made_up: MadeUp) -> None:
         ({"a": torch.eye(2).to_sparse()}, "sparse"),
     ],
 )
-def test_what_is_no_state_dict_is_refused_with_advice(tmp_path: Path, content: object, message: str) -> None:
+def test_what_is_no_state_dict_is_refused_with_advice(
+    tmp_path: Path, content: object, message: str
+) -> None:
     torch.save(content, tmp_path / "file.pt")
     with pytest.raises(WeightsError, match=message):
         read_state_dict(tmp_path / "file.pt")
@@ -138,7 +149,9 @@ def test_a_file_of_the_right_kind_and_another_network_is_refused(made_up: MadeUp
         large.write_bytes(content)
 
 
-def test_a_failed_download_says_where_the_file_would_go(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_says_where_the_file_would_go(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
 
     def unreachable(url: str, dst: str, hash_prefix: str | None, progress: bool) -> None:
@@ -146,13 +159,20 @@ def test_a_failed_download_says_where_the_file_would_go(tmp_path: Path, monkeypa
         raise OSError("no route")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", unreachable)
-    with pytest.raises(WeightsError, match=r"resnet18-f37072fd.pth cannot be downloaded.*weights=None"):
+    with pytest.raises(
+        WeightsError, match=r"resnet18-f37072fd.pth cannot be downloaded.*weights=None"
+    ):
         HybridBuilder().from_torchvision("resnet18")
 
 
 @pytest.mark.parametrize(
     "given",
-    ["IMAGENET1K_V1", "DEFAULT", "ResNet18_Weights.IMAGENET1K_V1", torchvision.models.ResNet18_Weights.DEFAULT],
+    [
+        "IMAGENET1K_V1",
+        "DEFAULT",
+        "ResNet18_Weights.IMAGENET1K_V1",
+        torchvision.models.ResNet18_Weights.DEFAULT,
+    ],
 )
 def test_weights_are_named_as_torchvision_names_them(made_up: MadeUp, given: object) -> None:
     (file,) = made_up("resnet18").values()
@@ -162,7 +182,12 @@ def test_weights_are_named_as_torchvision_names_them(made_up: MadeUp, given: obj
 
 
 @pytest.mark.parametrize(
-    "given", [torchvision.models.ResNet50_Weights.IMAGENET1K_V1, "ResNet50_Weights.IMAGENET1K_V1", "imagenet1k_v1"]
+    "given",
+    [
+        torchvision.models.ResNet50_Weights.IMAGENET1K_V1,
+        "ResNet50_Weights.IMAGENET1K_V1",
+        "imagenet1k_v1",
+    ],
 )
 def test_weights_of_another_network_or_misspelt_ones_are_refused(given: object) -> None:
     with pytest.raises(TvcError, match="IMAGENET1K_V1"):
@@ -170,14 +195,20 @@ def test_weights_of_another_network_or_misspelt_ones_are_refused(given: object) 
 
 
 def test_every_weights_spec_says_what_torchvision_says(builder: HybridBuilder) -> None:
-    """Name, preprocessing, class count, default: torchvision's own table is the second derivation."""
+    """Name, preprocessing, class count, default: torchvision's own table is the second
+    derivation.
+    """
     from tvc_core import BackboneSpec
 
-    offers = [offer for offer in builder.registry.all(BackboneSpec) if offer.spec.origin == "torchvision"]
+    offers = [
+        offer for offer in builder.registry.all(BackboneSpec) if offer.spec.origin == "torchvision"
+    ]
     assert len(offers) >= 28
     for offer in offers:
         members = torchvision.models.get_model_weights(offer.spec.name)
-        assert {weights.name for weights in offer.spec.weights} == set(members.__members__) - {"DEFAULT"}
+        assert {weights.name for weights in offer.spec.weights} == set(members.__members__) - {
+            "DEFAULT"
+        }
         assert offer.spec.default_weights == members.DEFAULT.name
         for weights in offer.spec.weights:
             member = find_member(offer.spec, weights)
@@ -186,7 +217,8 @@ def test_every_weights_spec_says_what_torchvision_says(builder: HybridBuilder) -
             assert weights.num_classes == (len(categories) if categories else None)
             assert list(class_names_of(weights) or ()) == (categories or [])
         smallest = min(member.meta["min_size"][0] for member in members)
-        swin = offer.spec.family == "swin"  # says the size it was trained at, and pads whatever it gets
+        # says the size it was trained at, and pads whatever it gets
+        swin = offer.spec.family == "swin"
         assert offer.spec.min_size >= (1 if swin else smallest)
 
 
@@ -194,16 +226,27 @@ def test_options_are_those_that_torchvisions_builders_take(builder: HybridBuilde
     """Every declared option is accepted with its declared default, and changes nothing then."""
     from tvc_core import BackboneSpec
 
-    for name in ("resnet18", "efficientnet_b0", "convnext_tiny", "mobilenet_v2", "mobilenet_v3_small"):
+    for name in (
+        "resnet18",
+        "efficientnet_b0",
+        "convnext_tiny",
+        "mobilenet_v2",
+        "mobilenet_v3_small",
+    ):
         spec = builder.registry.resolve(BackboneSpec, name).spec
         options = {key: value for key, value in spec.options.items() if value is not None}
         torch.manual_seed(0)
         with_options = builder.from_torchvision(name, None, options=options)
         torch.manual_seed(0)
         own = torchvision.models.get_model(name, weights=None)
-        assert str([type(m) for m in with_options.modules()][1:]) == str([type(m) for m in own.modules()][1:])
+        assert str([type(m) for m in with_options.modules()][1:]) == str(
+            [type(m) for m in own.modules()][1:]
+        )
         assert all(
-            torch.equal(a, b) for a, b in zip(with_options.state_dict().values(), own.state_dict().values(), strict=True)
+            torch.equal(a, b)
+            for a, b in zip(
+                with_options.state_dict().values(), own.state_dict().values(), strict=True
+            )
         )
         dropouts = [[m.p for m in net.modules() if hasattr(m, "p")] for net in (with_options, own)]
         assert dropouts[0] == dropouts[1]

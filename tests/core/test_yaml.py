@@ -1,4 +1,6 @@
-"""Hostile recipe files: limits before construction, seeded mutations, and an audit of what reading does."""
+"""Hostile recipe files: limits before construction, seeded mutations, and an audit of what reading
+does.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ def path(tmp_path: Path) -> Path:
 
 
 def refused(path: Path, content: str | bytes) -> str:
-    path.write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
+    path.write_bytes(
+        content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass")
+    )
     with pytest.raises(RecipeError) as caught:
         load_recipe(path)
     message = str(caught.value)
@@ -61,7 +65,10 @@ def chain(levels: int, width: int) -> str:
 
 LIMITS = {
     "a byte too many": ("#" * 1_000_001, "larger than the 1,000,000 bytes"),
-    "too many entries": ("".join(f"k{n}: 1\n" for n in range(5001)), "more than the 10,000 entries"),
+    "too many entries": (
+        "".join(f"k{n}: 1\n" for n in range(5001)),
+        "more than the 10,000 entries",
+    ),
     "too deep in flow": ("a: " + "[" * 51, "line 1: nested deeper than the 50 levels"),
     "too deep in blocks": ("- " * 51 + "x", "nested deeper than the 50 levels"),
     "too many brackets": ("[" * 999_999, "nested deeper than the 50 levels"),
@@ -73,12 +80,24 @@ LIMITS = {
     "a mapping that holds itself": ("a: &a {b: *a}", "nested deeper than the 50 levels"),
     "a key that holds itself": ("&a {? *a : 1}", "nested deeper than the 50 levels"),
     "a merge key": ("a: &a {x: 1}\nb: {<<: *a}", "line 2: merge keys ('<<') are not allowed"),
-    "a list of merge keys": ("a: &a {x: 1}\nb: {<<: [*a, *a]}", "line 2: merge keys ('<<') are not allowed"),
-    "two documents": ("backbone: r\n---\nbackbone: r\n", "line 2: not YAML: expected a single document"),
+    "a list of merge keys": (
+        "a: &a {x: 1}\nb: {<<: [*a, *a]}",
+        "line 2: merge keys ('<<') are not allowed",
+    ),
+    "two documents": (
+        "backbone: r\n---\nbackbone: r\n",
+        "line 2: not YAML: expected a single document",
+    ),
     "an undefined alias": ("a: *nobody", "line 1: not YAML: found undefined alias 'nobody'"),
     "a NUL byte": ("a: b\nb: \0", "line 2: not YAML: the character 0x0000 is not allowed"),
-    "a control character": ("a: b\nb: \x1b[2J", "line 2: not YAML: the character 0x001b is not allowed"),
-    "half a surrogate pair, escaped": ('a: "\\ud800"', "line 1: '\\ud800' has half of a surrogate pair"),
+    "a control character": (
+        "a: b\nb: \x1b[2J",
+        "line 2: not YAML: the character 0x001b is not allowed",
+    ),
+    "half a surrogate pair, escaped": (
+        'a: "\\ud800"',
+        "line 1: '\\ud800' has half of a surrogate pair",
+    ),
     "bytes that are no UTF-8": (b"a: b\nb: \xff", "line 2: the recipe is not UTF-8 text (byte 8)"),
     "UTF-16": ("backbone: r\n".encode("utf-16"), "line 1: the recipe is not UTF-8 text (byte 0)"),
     "an escape beyond Unicode": ('a: "\\U00110000"', "not YAML"),
@@ -89,14 +108,20 @@ LIMITS = {
     "a tab as indentation": ("a:\n\tb: 1", "line 2: not YAML"),
     "an open quote": ('a: "b', "line 1: not YAML"),
     "an open list": ("a: [1, 2", "line 1: not YAML"),
-    "a timestamp": ("a: 2001-12-14t21:59:43.10-05:00", "is a timestamp in YAML, which recipes do not have; put it in quotes"),
+    "a timestamp": (
+        "a: 2001-12-14t21:59:43.10-05:00",
+        "is a timestamp in YAML, which recipes do not have; put it in quotes",
+    ),
     "an equals sign": ("a: =", "'=' is a value in YAML"),
     "a number as key": ("1: a", "line 1: the key '1' reads as 1, not as text; put it in quotes"),
     "a truth value as key": ("on: a", "the key 'on' reads as True"),
     "null as key": ("~: a", "the key '~' reads as None"),
     "a list as key": ("? [a, b]\n: 1", "reads as ['a', 'b'], not as text"),
     "a number of 5,000 digits": ("a: " + "9" * 5000, "line 1: the number '999"),
-    "a number beyond 64 bits": ("a: 9223372036854775808", "line 1: the number '9223372036854775808' is too large"),
+    "a number beyond 64 bits": (
+        "a: 9223372036854775808",
+        "line 1: the number '9223372036854775808' is too large",
+    ),
     "a hexadecimal of 36,000 bits": ("a: 0x" + "f" * 9000, "line 1: YAML reads '0xfff"),
     "an octal": ("a: 010", "line 1: YAML reads '010' as another number"),
     "a sexagesimal": ("a: 190:20:30", "YAML reads '190:20:30' as another number"),
@@ -185,7 +210,7 @@ def test_every_value_has_its_line() -> None:
     assert (lines["b",], lines["b", 0], lines["b", 1], lines["b", 1, "c"]) == (2, 3, 4, 4)
 
 
-# -- seeded mutations --------------------------------------------------------------------------------------------------
+# -- seeded mutations ------------------------------------------------------------------------------
 
 JUNK = [
     "",
@@ -243,7 +268,9 @@ def mutate_text(rng: random.Random) -> bytes:
     for _ in range(rng.randrange(1, 4)):
         start = rng.randrange(len(text) + 1)
         end = min(len(text), start + rng.choice([0, 0, 1, 1, 2, 5, 20, 100]))
-        middle = rng.choice([rng.choice(JUNK), text[end : end + 30], text[start:end] * 2, text[start:end][::-1]])
+        middle = rng.choice(
+            [rng.choice(JUNK), text[end : end + 30], text[start:end] * 2, text[start:end][::-1]]
+        )
         text = text[:start] + middle + text[end:]
     content = text.encode("utf-8", "surrogatepass")
     if rng.random() < 0.1:
@@ -253,7 +280,9 @@ def mutate_text(rng: random.Random) -> bytes:
 
 
 def mutate_structure(rng: random.Random) -> bytes:
-    """Return the valid recipe with seeded lines taken out, doubled, moved, indented or with other values and keys."""
+    """Return the valid recipe with seeded lines taken out, doubled, moved, indented or with other
+    values and keys.
+    """
     lines = VALID.splitlines()
     for _ in range(rng.randrange(1, 4)):
         place = rng.randrange(len(lines))
@@ -288,7 +317,9 @@ def mutant(seed: int) -> bytes:
 
 
 @pytest.mark.parametrize("start", range(0, 500, 50))
-def test_nothing_but_a_recipe_error_escapes_from_seeded_malformed_recipes(path: Path, start: int) -> None:
+def test_nothing_but_a_recipe_error_escapes_from_seeded_malformed_recipes(
+    path: Path, start: int
+) -> None:
     errors = 0
     for seed in range(start, start + 50):
         path.write_bytes(mutant(seed))
@@ -306,7 +337,7 @@ def test_the_recipe_that_is_mutated_is_valid(path: Path) -> None:
     assert len(load_recipe(path).patches) == 3
 
 
-# -- what reading does to the world ------------------------------------------------------------------------------------
+# -- what reading does to the world ----------------------------------------------------------------
 
 AUDIT = """
 import pathlib, random, sys
@@ -331,9 +362,13 @@ def hook(event, arguments):
             seen.append((event, arguments))
         if str(arguments[0]) not in allowed:
             seen.append((event, arguments))
-    elif event.split(".")[0] in ("socket", "subprocess", "os", "shutil", "ctypes", "urllib", "tempfile", "pty"):
+    elif event.split(".")[0] in (
+        "socket", "subprocess", "os", "shutil", "ctypes", "urllib", "tempfile", "pty"
+    ):
         seen.append((event, arguments))
-    elif event in ("import", "exec", "compile", "code.__new__", "marshal.loads", "pickle.find_class"):
+    elif event in (
+        "import", "exec", "compile", "code.__new__", "marshal.loads", "pickle.find_class"
+    ):
         seen.append((event, arguments))
 
 allowed = {str(file) for file in files}
@@ -356,7 +391,9 @@ def audit(folder: Path, defect: str) -> str:
     for seed in range(500):
         (folder / f"{seed}.yaml").write_bytes(mutant(seed))
     (folder / "tags.yaml").write_text('backbone: !!python/object/apply:os.system ["touch pwned"]\n')
-    (folder / "module.yaml").write_text("backbone: {name: 'antigravity:fly', options: {factory: 'colorsys:rgb_to_hsv'}}\n")
+    (folder / "module.yaml").write_text(
+        "backbone: {name: 'antigravity:fly', options: {factory: 'colorsys:rgb_to_hsv'}}\n"
+    )
     (folder / "valid.yml").write_text(VALID)
     command = [sys.executable, "-c", AUDIT, str(Path(__file__).parent), str(folder), defect]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
@@ -364,7 +401,9 @@ def audit(folder: Path, defect: str) -> str:
     return done.stdout.strip()
 
 
-def test_reading_malformed_recipes_imports_writes_connects_and_starts_nothing(tmp_path: Path) -> None:
+def test_reading_malformed_recipes_imports_writes_connects_and_starts_nothing(
+    tmp_path: Path,
+) -> None:
     count, refused, rest = audit(tmp_path, "none").split(maxsplit=2)
     assert int(count) == 502 and int(refused) > 250
     assert rest == "[] []"

@@ -1,4 +1,6 @@
-"""The pages for authors of plugins say what the code does: fields, calls of factories, hooks, and what a template writes."""
+"""The pages for authors of plugins say what the code does: fields, calls of factories, hooks, and
+what a template writes.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,7 @@ def signatures(page: str) -> list[str]:
     return found
 
 
-# -- fields and hooks -------------------------------------------------------------------------------------------------
+# -- fields and hooks ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -66,8 +68,12 @@ def test_the_fields_of_a_page_are_those_of_the_spec(page: str) -> None:
 
 
 def test_every_hook_has_a_page_and_the_tutorial_lists_them() -> None:
-    assert {f"tvc_{page.removesuffix('.md').replace('patch-operations', 'patch_ops')}" for page in PAGES} == set(HOOKS)
-    for hook, page in re.findall(r"^\| `(\w+)` \|.*\]\((\w[\w-]*\.md)\) \|$", text_of("first-plugin.md"), re.MULTILINE):
+    assert {
+        f"tvc_{page.removesuffix('.md').replace('patch-operations', 'patch_ops')}" for page in PAGES
+    } == set(HOOKS)
+    for hook, page in re.findall(
+        r"^\| `(\w+)` \|.*\]\((\w[\w-]*\.md)\) \|$", text_of("first-plugin.md"), re.MULTILINE
+    ):
         assert HOOKS[hook] is PAGES[page] and f"`{hook}`" in text_of(page)
 
 
@@ -80,14 +86,19 @@ def test_hooks_in_the_documentation_take_the_arguments_of_the_code_and_return_it
             if hook == "tvc_block":  # the FAQ's misspelt one
                 continue
             declared = inspect.signature(getattr(hookspecs, hook))
-            wanted, offered = list(declared.parameters), re.findall(r"\w+Spec", declared.return_annotation)
-            assert [name for name in arguments.split(", ") if name and name != "self"] == wanted, page
+            wanted, offered = (
+                list(declared.parameters),
+                re.findall(r"\w+Spec", declared.return_annotation),
+            )
+            assert [name for name in arguments.split(", ") if name and name != "self"] == wanted, (
+                page
+            )
             assert not result or set(result.split(" | ")) <= set(offered), page
             shown += 1
     assert shown >= len(HOOKS)
 
 
-# -- factories --------------------------------------------------------------------------------------------------------
+# -- factories -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -97,19 +108,29 @@ def test_the_spec_and_its_page_give_one_call_of_the_factory(page: str) -> None:
 
 
 def with_signature(signature: str, answer: Callable[[dict[str, Any]], Any]) -> Callable[..., Any]:
-    """Return a function with exactly the parameters that a page shows; it hands on what it is called with."""
+    """Return a function with exactly the parameters that a page shows; it hands on what it is
+    called with.
+    """
     names: dict[str, Any] = {"answer": answer}
     exec(f"def factory{signature}: return answer(locals())", names)
     return names["factory"]
 
 
 def test_factories_are_called_as_the_pages_show() -> None:
-    """Factories with the documented parameters, and no others, serve a build that uses all four kinds."""
+    """Factories with the documented parameters, and no others, serve a build that uses all four
+    kinds.
+    """
     seen: dict[str, dict[str, Any]] = {}
 
     def network(given: dict[str, Any]) -> nn.Module:
         seen["backbone"] = given
-        return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2))
+        return nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(8, 2),
+        )
 
     def block(given: dict[str, Any]) -> nn.Module:
         seen["block"] = given
@@ -130,7 +151,8 @@ def test_factories_are_called_as_the_pages_show() -> None:
             nn.init.constant_(parameter, 0.5)
 
     with_block, without_block = (
-        with_signature(s, f) for s, f in zip(signatures("patch-operations.md"), (operation, bare), strict=True)
+        with_signature(s, f)
+        for s, f in zip(signatures("patch-operations.md"), (operation, bare), strict=True)
     )
     (build,) = (with_signature(s, network) for s in signatures("backbones.md"))
     (make,) = (with_signature(s, block) for s in signatures("blocks.md"))
@@ -152,7 +174,9 @@ def test_factories_are_called_as_the_pages_show() -> None:
         def tvc_patch_ops(self) -> list[PatchOpSpec]:
             return [
                 PatchOpSpec(name="put", factory=with_block, options={"side": "x"}),
-                PatchOpSpec(name="soften", factory=without_block, takes_block=False, options={"side": "x"}),
+                PatchOpSpec(
+                    name="soften", factory=without_block, takes_block=False, options={"side": "x"}
+                ),
             ]
 
         @hookimpl
@@ -168,23 +192,33 @@ def test_factories_are_called_as_the_pages_show() -> None:
     assert isinstance(seen["backbone"]["spec"], BackboneSpec)
     assert (seen["backbone"]["weights"], seen["backbone"]["options"]) == (None, {"width": 7})
     assert (seen["block"]["in_channels"], seen["block"]["params"]) == (8, {"depth": 3})
-    assert isinstance(seen["operation"]["target"], Target) and seen["operation"]["options"] == {"side": "y"}
-    assert seen["bare"]["options"] == {"side": "z"} and isinstance(model.get_submodule("1"), nn.SiLU)
+    assert isinstance(seen["operation"]["target"], Target) and seen["operation"]["options"] == {
+        "side": "y"
+    }
+    assert seen["bare"]["options"] == {"side": "z"} and isinstance(
+        model.get_submodule("1"), nn.SiLU
+    )
     weight = dict(model.named_parameters())["patches.0.mix.block.weight"]
     assert torch.equal(weight, torch.full_like(weight, 0.5))
 
 
-# -- the tutorial -----------------------------------------------------------------------------------------------------
+# -- the tutorial ----------------------------------------------------------------------------------
 
 
 def test_the_tutorial_shows_what_the_template_writes(tmp_path: Path) -> None:
     new_plugin = pytest.importorskip("tvc_cli.new_plugin")
     new_plugin.write_plugin("acme-blocks", "block", tmp_path)
     shown = re.findall(
-        r"^```(?:python|yaml)\n# file: (acme-blocks/\S+)\n(.*?)^```$", text_of("first-plugin.md"), re.MULTILINE | re.DOTALL
+        r"^```(?:python|yaml)\n# file: (acme-blocks/\S+)\n(.*?)^```$",
+        text_of("first-plugin.md"),
+        re.MULTILINE | re.DOTALL,
     )
     assert len(shown) == 4
     for name, text in shown:
-        assert (tmp_path / name).read_text(encoding="utf-8") == text, f"first-plugin.md shows another {name}"
+        assert (tmp_path / name).read_text(encoding="utf-8") == text, (
+            f"first-plugin.md shows another {name}"
+        )
     assert text_of("first-plugin.md").count('acme-blocks = "acme_blocks.plugin"') == 1
-    assert 'acme-blocks = "acme_blocks.plugin"' in (tmp_path / "acme-blocks" / "pyproject.toml").read_text(encoding="utf-8")
+    assert 'acme-blocks = "acme_blocks.plugin"' in (
+        tmp_path / "acme-blocks" / "pyproject.toml"
+    ).read_text(encoding="utf-8")

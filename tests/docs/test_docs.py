@@ -1,4 +1,6 @@
-"""The documentation is true: code runs, output is what is shown, links lead somewhere, tables are the code's."""
+"""The documentation is true: code runs, output is what is shown, links lead somewhere, tables are
+the code's.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ FAQ = ROOT / "docs" / "faq.md"
 FAQS = [FAQ, ROOT / "docs" / "plugin-authors" / "faq.md"]
 
 INFO_STRINGS = {
-    "python": "run in the page's namespace, or written to a file where its first line is '# file: NAME'",
+    "python": "run in the page's namespace, or written to a file where its first line is '# file: "
+    "NAME'",
     "python no-run": "not run; its first line is a comment that says why",
     "yaml": "written to a file where its first line is '# file: NAME'",
     "toml": "written to a file where its first line is '# file: NAME'",
@@ -39,9 +42,15 @@ INFO_STRINGS = {
     "text": "not run",
     "text output": "compared with what the Python block before it printed",
 }
-SMALL = {"resnet18", "resnet34", "resnet50", "mobilenet_v3_small", "efficientnet_b0", "convnext_tiny", "efficientnet_lite0"} | {
-    "swin_t"
-}
+SMALL = {
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "convnext_tiny",
+    "efficientnet_lite0",
+} | {"swin_t"}
 """Networks that code blocks may name: others take too long to build on a small machine."""
 
 
@@ -92,12 +101,14 @@ def prose_of(page: Path) -> str:
     return re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S)
 
 
-# -- code -------------------------------------------------------------------------------------------------------------
+# -- code ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working directory, on sys.path; afterwards environment, modules and random state are what they were."""
+    """An empty working directory, on sys.path; afterwards environment, modules and random state are
+    what they were.
+    """
     folder = tmp_path / "desk"
     folder.mkdir()
     monkeypatch.chdir(folder)
@@ -119,22 +130,36 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def supply_weights(desk: Path, made_up: Callable[..., object], monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], None]:
-    """Return a function under which a page's downloads of official files give random checkpoints, made when asked for."""
+def supply_weights(
+    desk: Path, made_up: Callable[..., object], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[Path], None]:
+    """Return a function under which a page's downloads of official files give random checkpoints,
+    made when asked for.
+    """
 
     def supply(page: Path) -> None:
         code = "\n".join(b.text for b in blocks_of(page) if b.info in ("python", "yaml", "console"))
-        specs = [offer.spec for offer in Registry().all(BackboneSpec) if re.search(rf"\b{offer.spec.name}\b", code)]
+        specs = [
+            offer.spec
+            for offer in Registry().all(BackboneSpec)
+            if re.search(rf"\b{offer.spec.name}\b", code)
+        ]
         names = {spec.name for spec in specs}
-        assert names <= SMALL, f"{page_id(page)}: use a small network in code that runs, not {sorted(names - SMALL)}"
+        assert names <= SMALL, (
+            f"{page_id(page)}: use a small network in code that runs, not {sorted(names - SMALL)}"
+        )
         members = {
-            torchvision.models.get_model_weights(spec.name)[weights.name].url: f"{spec.name}:{weights.name}"
+            torchvision.models.get_model_weights(spec.name)[
+                weights.name
+            ].url: f"{spec.name}:{weights.name}"
             for spec in specs
             if spec.origin == "torchvision"
             for weights in spec.weights
         }
         if members:
-            monkeypatch.setattr(torch.hub, "download_url_to_file", lambda url, *_, **__: made_up(members[url]))
+            monkeypatch.setattr(
+                torch.hub, "download_url_to_file", lambda url, *_, **__: made_up(members[url])
+            )
             made_up()
 
     return supply
@@ -157,7 +182,8 @@ def run_python(block: Block, namespace: dict[str, object]) -> str:
 
 
 def tidy(text: str) -> list[str]:
-    text = text.replace(", file hash not compared (TVC_VERIFY_WEIGHTS=0)", "")  # the tests' checkpoints are made up
+    # the tests' checkpoints are made up
+    text = text.replace(", file hash not compared (TVC_VERIFY_WEIGHTS=0)", "")
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
@@ -172,11 +198,15 @@ def run_page(page: Path) -> dict[int, str]:
         if block.info == "python":
             last = printed[block.line] = run_python(block, namespace)
         elif block.info == "text output":
-            assert tidy(last) == tidy(block.text), f"{block.where}: the block before it printed\n{last}"
+            assert tidy(last) == tidy(block.text), (
+                f"{block.where}: the block before it printed\n{last}"
+            )
     return printed
 
 
-@pytest.mark.parametrize("page", [page for page in with_blocks("python") if page not in FAQS], ids=page_id)
+@pytest.mark.parametrize(
+    "page", [page for page in with_blocks("python") if page not in FAQS], ids=page_id
+)
 def test_python_blocks_run(page: Path, supply_weights: Callable[[Path], None]) -> None:
     supply_weights(page)
     run_page(page)
@@ -205,13 +235,17 @@ def test_console_blocks_run(page: Path, supply_weights: Callable[[Path], None]) 
                 settings[name] = value
             assert words[0] == "tvc", f"{block.where}: a console block runs tvc only: {line}"
             result = CliRunner().invoke(tvc, words[1:], env=settings)
-            assert result.exit_code == 0, f"{block.where}: {line}\n{result.output}{result.exception!r}"
+            assert result.exit_code == 0, (
+                f"{block.where}: {line}\n{result.output}{result.exception!r}"
+            )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_block_has_a_known_kind(page: Path) -> None:
     for block in blocks_of(page):
-        assert block.info in INFO_STRINGS, f"{block.where}: {block.info!r} is none of {sorted(INFO_STRINGS)}"
+        assert block.info in INFO_STRINGS, (
+            f"{block.where}: {block.info!r} is none of {sorted(INFO_STRINGS)}"
+        )
         if block.info == "python no-run":
             reason = re.match(r"# not run: \w+", block.text)
             assert reason, f"{block.where}: the first line is a comment '# not run: REASON'"
@@ -228,11 +262,15 @@ def test_a_wrong_block_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         run_page(page)
 
 
-# -- links, names, tables ---------------------------------------------------------------------------------------------
+# -- links, names, tables --------------------------------------------------------------------------
 
 
 def anchors_of(page: Path) -> set[str]:
-    titles = re.findall(r"^#+ (.+)$", re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S), flags=re.M)
+    titles = re.findall(
+        r"^#+ (.+)$",
+        re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.S),
+        flags=re.M,
+    )
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
@@ -256,7 +294,11 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
             continue
         reached.add(page)
         links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", prose_of(page))]
-        todo += [(page.parent / link).resolve() for link in links if link and not re.match(r"[a-z]+:", link)]
+        todo += [
+            (page.parent / link).resolve()
+            for link in links
+            if link and not re.match(r"[a-z]+:", link)
+        ]
     assert not set(PAGES) - reached
 
 
@@ -271,8 +313,11 @@ def generator() -> object:
 def test_the_reference_is_up_to_date() -> None:
     made = generator().pages()
     folder = ROOT / "docs" / "reference"
-    assert sorted([*made, "sweep.md"]) == sorted(path.name for path in folder.iterdir())  # `make sweep` writes that one
-    stale = [name for name, text in made.items() if (folder / name).read_text(encoding="utf-8") != text]
+    # `make sweep` writes that one
+    assert sorted([*made, "sweep.md"]) == sorted(path.name for path in folder.iterdir())
+    stale = [
+        name for name, text in made.items() if (folder / name).read_text(encoding="utf-8") != text
+    ]
     assert not stale, f"run `make docs`, or python docs/generate.py: {stale}"
 
 
@@ -283,10 +328,18 @@ def test_every_public_name_is_documented() -> None:
 
 def test_hooks_in_the_documentation_are_those_of_the_code() -> None:
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    packages = {path.name for path in (ROOT / "plugins").glob("*/tvc_*")} | {"tvc_core", "tvc_patches"}
+    packages = {path.name for path in (ROOT / "plugins").glob("*/tvc_*")} | {
+        "tvc_core",
+        "tvc_patches",
+    }
     declared = {name for name in vars(hookspecs) if name.startswith("tvc_")}
-    # tvc_block is the FAQ's misspelt hook, tvc_branch the attribute of a block that declares its branch
-    named = set(re.findall(r"\btvc_[a-z_]+", text)) - (packages - declared) - {"tvc_block", "tvc_branch"}
+    # tvc_block is the FAQ's misspelt hook, tvc_branch the attribute of a block that declares its
+    # branch
+    named = (
+        set(re.findall(r"\btvc_[a-z_]+", text))
+        - (packages - declared)
+        - {"tvc_block", "tvc_branch"}
+    )
     assert named == declared == set(HOOKS)
 
 
@@ -309,7 +362,7 @@ def test_make_targets_in_the_documentation_exist() -> None:
             assert target in targets, f"{page_id(page)}: make {target}"
 
 
-# -- the FAQ ----------------------------------------------------------------------------------------------------------
+# -- the FAQ ---------------------------------------------------------------------------------------
 
 
 def faq_sections(faq: Path) -> dict[str, list[Block]]:
@@ -335,7 +388,9 @@ def literals() -> str:
     for path in [*(ROOT / "tvc_core").rglob("*.py"), *(ROOT / "plugins").glob("*/tvc_*/*.py")]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.JoinedStr):
-                found.append("".join(v.value if isinstance(v, ast.Constant) else "..." for v in node.values))
+                found.append(
+                    "".join(v.value if isinstance(v, ast.Constant) else "..." for v in node.values)
+                )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
     return "\n".join(found)
@@ -351,13 +406,18 @@ def test_faq_headings_are_error_texts(faq: Path, supply_weights: Callable[[Path]
         shown = "".join(printed.get(block.line, "") for block in blocks)
         text = shown if shown else source
         lost = [piece for piece in pieces(heading) if piece not in text]
-        assert not lost, f"{heading!r}: {lost} is not in {'what its code prints' if shown else 'any string of the code'}"
+        assert not lost, (
+            f"{heading!r}: {lost} is not in "
+            f"{'what its code prints' if shown else 'any string of the code'}"
+        )
 
 
 def test_every_error_class_stands_in_the_faq() -> None:
     text = FAQ.read_text(encoding="utf-8")
     errors = [
-        n for n in tvc_core.__all__ if isinstance(getattr(tvc_core, n), type) and issubclass(getattr(tvc_core, n), TvcError)
+        n
+        for n in tvc_core.__all__
+        if isinstance(getattr(tvc_core, n), type) and issubclass(getattr(tvc_core, n), TvcError)
     ]
     assert [name for name in errors if name not in text] == []
 
@@ -365,11 +425,16 @@ def test_every_error_class_stands_in_the_faq() -> None:
 @pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
 def test_faq_failed_plugin(fake_distribution: Callable[..., Path]) -> None:
     fake_distribution("acme-blocks", "raise ImportError('no module named acme')")
-    with pytest.raises(TvcError, match=r"acme-blocks 1\.0 is installed but failed: ImportError: no module named acme"):
+    with pytest.raises(
+        TvcError,
+        match=r"acme-blocks 1\.0 is installed but failed: ImportError: no module named acme",
+    ):
         HybridBuilder().create_block("acme-blocks:gate", 8)
 
 
-def test_faq_wrong_hash(made_up: Callable[..., dict[str, Path]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faq_wrong_hash(
+    made_up: Callable[..., dict[str, Path]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     made_up("resnet18")
     monkeypatch.setenv("TVC_VERIFY_WEIGHTS", "1")
     with pytest.raises(WeightsError, match="its SHA-256 starts with"):
@@ -378,13 +443,19 @@ def test_faq_wrong_hash(made_up: Callable[..., dict[str, Path]], monkeypatch: py
 
 def test_faq_no_download(desk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    with pytest.raises(WeightsError, match=r"cannot be downloaded from .*: no route to host\. Put the file into"):
+    with pytest.raises(
+        WeightsError, match=r"cannot be downloaded from .*: no route to host\. Put the file into"
+    ):
         HybridBuilder().from_torchvision("resnet18")
 
 
 def test_replicas_of_data_parallel_would_share_patches() -> None:
-    """Why the FAQ says that nn.DataParallel is not supported: a replica's hooks run the original's blocks."""
+    """Why the FAQ says that nn.DataParallel is not supported: a replica's hooks run the original's
+    blocks.
+    """
     model = HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}})
     replica = model._replicate_for_data_parallel()
     hooks = list(replica._modules["layer3"]._forward_hooks.values())
-    assert any(getattr(hook, "patch", None) is model.get_submodule("patches.layer3.se") for hook in hooks)
+    assert any(
+        getattr(hook, "patch", None) is model.get_submodule("patches.layer3.se") for hook in hooks
+    )

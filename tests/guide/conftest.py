@@ -10,7 +10,9 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread: with a busy neighbor, two threads on two cores wait for each other ten times as long."""
+    """Run torch on one thread: with a busy neighbor, two threads on two cores wait for each other
+    ten times as long.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

@@ -20,7 +20,9 @@ SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in TEST
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """Return a function that runs an example with arguments, without network, and returns what it printed."""
+    """Return a function that runs an example with arguments, without network, and returns what it
+    printed.
+    """
 
     def refuse(url: str, *_: object, **__: object) -> None:
         raise AssertionError(f"an example wanted to download {url}")
@@ -40,7 +42,9 @@ def lite() -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    assert {path.name for path in SCRIPTS} == set(re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text(encoding="utf-8")))
+    assert {path.name for path in SCRIPTS} == set(
+        re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text(encoding="utf-8"))
+    )
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=lambda path: path.name)
@@ -55,7 +59,11 @@ def test_attention(run: Callable[..., str]) -> None:
     out = run("attention.py", "--backbone", "resnet18")
     assert "layer3 -> tvc-attention:se" in out
     assert "layer4 -> tvc-attention:cbam_block" in out
-    rows = {row[0]: row[1:] for line in out.partition("published start\n")[2].splitlines() if len(row := line.split()) == 4}
+    rows = {
+        row[0]: row[1:]
+        for line in out.partition("published start\n")[2].splitlines()
+        if len(row := line.split()) == 4
+    }
     assert {"se", "cbam_block", "eca", "channel_attention", "spatial_attention"} <= set(rows)
     assert all(float(identity) == 0 < float(published) for _, identity, published in rows.values())
     assert rows["se"][0] == f"{2 * 512 * 32 + 32 + 512:,}"  # Hu et al. 2018, section 4, with biases
@@ -64,8 +72,17 @@ def test_attention(run: Callable[..., str]) -> None:
 
 def test_patch_operations(run: Callable[..., str]) -> None:
     out = run("patch_operations.py")
-    titles = ["wrap: ", "inject: ", "inject before: ", "deep inside: ", "two on one layer", "replace: "]
-    texts = {title: part for part in out.split("\n\n") for title in titles if part.startswith(title)}
+    titles = [
+        "wrap: ",
+        "inject: ",
+        "inject before: ",
+        "deep inside: ",
+        "two on one layer",
+        "replace: ",
+    ]
+    texts = {
+        title: part for part in out.split("\n\n") for title in titles if part.startswith(title)
+    }
     assert list(texts) == titles
     for title in titles[:5]:
         assert "122 of 122 keep their names, 0 are new" in texts[title]
@@ -81,14 +98,24 @@ def test_patch_operations(run: Callable[..., str]) -> None:
 def test_fine_tuning(run: Callable[..., str], lite: None) -> None:
     out = run("fine_tuning.py", "--steps", "3", "--batch", "8", "--side", "48")
     lines = [line for line in out.splitlines() if "->" in line]
-    rows = [re.fullmatch(r"(.+?) +([\d,]+) +[\d.]+% +(\d+) +(\d+) +[\d.]+ -> [\d.]+", line).groups() for line in lines]
+    rows = [
+        re.fullmatch(r"(.+?) +([\d,]+) +[\d.]+% +(\d+) +(\d+) +[\d.]+ -> [\d.]+", line).groups()
+        for line in lines
+    ]
     phases, sizes, moved, frozen_moved = zip(*rows, strict=True)
-    assert phases == ("frozen: head and new blocks", "last stage thawed", "last two stages thawed", "everything")
+    assert phases == (
+        "frozen: head and new blocks",
+        "last stage thawed",
+        "last two stages thawed",
+        "everything",
+    )
     counts = [int(size.replace(",", "")) for size in sizes]
-    se, head = 2 * 320 * 20 + 20 + 320 + 1, 1280 * 3 + 3  # two layers, biases and the gate; three classes
+    # two layers, biases and the gate; three classes
+    se, head = 2 * 320 * 20 + 20 + 320 + 1, 1280 * 3 + 3
     assert counts[0] == se + head
     assert counts == sorted(set(counts))
-    assert int(moved[0]) == 2 + 4 + 1  # the last layer, the block's two layers and the gate: all of them learn
+    # the last layer, the block's two layers and the gate: all of them learn
+    assert int(moved[0]) == 2 + 4 + 1
     assert frozen_moved == ("0",) * 4
 
 
@@ -111,17 +138,29 @@ def test_weights(run: Callable[..., str]) -> None:
 def test_features(run: Callable[..., str]) -> None:
     out = run("features.py")
     shapes = [
-        [int(size) for size in found.split(", ")] for found in re.findall(r"^features\[\d\].*\[([\d, ]+)\]$", out, re.MULTILINE)
+        [int(size) for size in found.split(", ")]
+        for found in re.findall(r"^features\[\d\].*\[([\d, ]+)\]$", out, re.MULTILINE)
     ]
-    assert shapes == [[1, 64, 56, 56], [1, 256, 56, 56], [1, 512, 28, 28], [1, 1024, 14, 14], [1, 2048, 7, 7]]
+    assert shapes == [
+        [1, 64, 56, 56],
+        [1, 256, 56, 56],
+        [1, 512, 28, 28],
+        [1, 1024, 14, 14],
+        [1, 2048, 7, 7],
+    ]
     assert "  P3 [1, 256, 7, 7]" in out
     assert "equals forward(x): True" in out
 
 
 def test_detection(run: Callable[..., str]) -> None:
     out = run("detection.py", "--steps", "30")
-    assert "levels: stage 0 (stride 4), stage 1 (stride 8), stage 2 (stride 16), stage 3 (stride 32)" in out
-    first, last = map(float, re.search(r"first and last 7 steps: ([\d.]+) -> ([\d.]+)", out).groups())
+    assert (
+        "levels: stage 0 (stride 4), stage 1 (stride 8), stage 2 (stride 16), stage 3 (stride 32)"
+        in out
+    )
+    first, last = map(
+        float, re.search(r"first and last 7 steps: ([\d.]+) -> ([\d.]+)", out).groups()
+    )
     assert last < 0.95 * first
     assert re.search(r"frozen parameters that moved: 0 of [1-9]\d", out)
     assert "a new image has 3 rectangles" in out
@@ -138,6 +177,8 @@ def test_recipe(run: Callable[..., str]) -> None:
     assert "Did you mean 'patches'?" in out
 
 
-def test_a_recipe_takes_its_own_weights_when_asked(run: Callable[..., str], made_up: Callable[..., object]) -> None:
+def test_a_recipe_takes_its_own_weights_when_asked(
+    run: Callable[..., str], made_up: Callable[..., object]
+) -> None:
     made_up("resnet50:IMAGENET1K_V2")
     assert "weights: IMAGENET1K_V2" in run("recipe.py", "--weights", "recipe")

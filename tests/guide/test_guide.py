@@ -1,7 +1,7 @@
 """The user's guide: every code block runs as written, and what its sentences promise holds.
 
-The guide lies beside the project, not in it; the blocks are read from there at run time. The tests of its promises need
-no guide: they say each promise in code.
+The guide lies beside the project, not in it; the blocks are read from there at run time. The tests
+of its promises need no guide: they say each promise in code.
 """
 
 from __future__ import annotations
@@ -52,12 +52,12 @@ FILES = {
         "efficientnet_b4:IMAGENET1K_V1",
         "convnext_tiny:IMAGENET1K_V1",
         "mobilenet_v3_large:IMAGENET1K_V1",
-    ],
+    ]
 }
 """Official weight files that a section of the guide opens; the others open resnet50's."""
 
 
-# -- the guide's blocks -------------------------------------------------------------------------------------------
+# -- the guide's blocks ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,12 @@ def read_blocks(text: str) -> list[Block]:
     blocks: list[Block] = []
     for number, line in enumerate(lines):
         below = lines[number + 1] if number + 1 < len(lines) else ""
-        if line.strip() and not line.startswith(" ") and re.fullmatch(r"([=\-^~])\1{2,}", below) and len(below) >= len(line):
+        if (
+            line.strip()
+            and not line.startswith(" ")
+            and re.fullmatch(r"([=\-^~])\1{2,}", below)
+            and len(below) >= len(line)
+        ):
             if below[0] not in marks:
                 marks.append(below[0])
             headings[marks.index(below[0]) :] = [line.strip()]
@@ -88,18 +93,29 @@ def read_blocks(text: str) -> list[Block]:
                 if inner.strip() and not inner.startswith(" "):
                     break
                 body.append(inner)
-            blocks.append(Block(tuple(headings), found.group(1), textwrap.dedent("\n".join(body)).strip("\n"), number + 1))
+            blocks.append(
+                Block(
+                    tuple(headings),
+                    found.group(1),
+                    textwrap.dedent("\n".join(body)).strip("\n"),
+                    number + 1,
+                )
+            )
     return blocks
 
 
 def sections() -> list[Any]:
     """Return the guide's sections, each with its blocks, as parameters."""
     if not GUIDE.exists():
-        return [pytest.param(None, marks=pytest.mark.skip(reason="the guide is not beside the project"))]
+        return [
+            pytest.param(None, marks=pytest.mark.skip(reason="the guide is not beside the project"))
+        ]
     found: dict[str, list[Block]] = {}
     for block in read_blocks(GUIDE.read_text(encoding="utf-8")):
         found.setdefault(block.headings[1], []).append(block)
-    return [pytest.param(blocks, id=title.lower().replace(" ", "-")) for title, blocks in found.items()]
+    return [
+        pytest.param(blocks, id=title.lower().replace(" ", "-")) for title, blocks in found.items()
+    ]
 
 
 class LeaveOut(ast.NodeTransformer):
@@ -107,14 +123,22 @@ class LeaveOut(ast.NodeTransformer):
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)
-        node.args = [arg for arg in node.args if not (isinstance(arg, ast.Constant) and arg.value is ...)]
+        node.args = [
+            arg for arg in node.args if not (isinstance(arg, ast.Constant) and arg.value is ...)
+        ]
         return node
 
 
 def names_needed(source: str, known: dict[str, Any]) -> list[str]:
-    """Return the names that a block reads and neither it, nor a block before it, nor Python defines."""
+    """Return the names that a block reads and neither it, nor a block before it, nor Python
+    defines.
+    """
     symbols = symtable.symtable(source, "block", "exec").get_symbols()
-    free = [s.get_name() for s in symbols if s.is_referenced() and not s.is_assigned() and not s.is_imported()]
+    free = [
+        s.get_name()
+        for s in symbols
+        if s.is_referenced() and not s.is_assigned() and not s.is_imported()
+    ]
     return [name for name in free if name not in known and not hasattr(builtins, name)]
 
 
@@ -124,22 +148,32 @@ def supplied() -> dict[str, Callable[[], Any]]:
     return {
         "builder": HybridBuilder,
         "torch": lambda: torch,
-        "model": lambda: HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}}, 10),
+        "model": lambda: HybridBuilder().from_torchvision(
+            "resnet18", None, {"layer3": {"wrap": "se"}}, 10
+        ),
         "checkpoint_state_dict": lambda: resnet18(weights=None).state_dict(),
         "pretrained_model": lambda: resnet18(weights=None),
-        "custom_model": lambda: HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}}, 10),
+        "custom_model": lambda: HybridBuilder().from_torchvision(
+            "resnet18", None, {"layer3": {"wrap": "se"}}, 10
+        ),
     }
 
 
 def checked(build: Callable[..., HybridModel]) -> Callable[..., HybridModel]:
-    """Return `from_torchvision` with a look at every model that it builds: torchvision's network with the asked head."""
+    """Return `from_torchvision` with a look at every model that it builds: torchvision's network
+    with the asked head.
+    """
 
     def from_torchvision(self: HybridBuilder, name: str, *args: Any, **kwargs: Any) -> HybridModel:
         model = build(self, name, *args, **kwargs)
         with torch.device("meta"):
             network = torchvision.models.get_model(name, weights=None)
         assert isinstance(model, type(network))
-        found = {key: value.shape for key, value in model.state_dict().items() if not key.startswith("patches.")}
+        found = {
+            key: value.shape
+            for key, value in model.state_dict().items()
+            if not key.startswith("patches.")
+        }
         if not any(record.replaced for record in model.patch_records):
             assert list(found) == list(network.state_dict())
         assert {shape[0] for key, shape in list(found.items())[-2:]} == {model.num_classes}
@@ -189,7 +223,8 @@ def test_the_blocks_of_a_section_run(
     if "Fine-tuning Strategies" in blocks[0].headings:
         assert "Trainable: 20,490\n" in printed  # 2048 inputs and a bias for each of 10 classes
     if "Weight Utilities" in blocks[0].headings:
-        assert printed.startswith("loaded 120 of 127 tensors")  # resnet18 has 122; fc's two differ, se has four and a gate
+        # resnet18 has 122; fc's two differ, se has four and a gate
+        assert printed.startswith("loaded 120 of 127 tensors")
 
 
 @pytest.mark.skipif(not GUIDE.exists(), reason="the guide is not beside the project")
@@ -200,17 +235,27 @@ def test_no_block_of_the_guide_is_overlooked() -> None:
     assert all(len(block.headings) >= 2 and block.text for block in blocks)
     indented = [line for line in text.splitlines() if line.startswith("   ") and line.strip()]
     troubles = text.partition("Troubleshooting\n")[2].count("\n   ")
-    assert sum(len([line for line in block.text.splitlines() if line.strip()]) for block in blocks) == len(indented) - troubles
+    assert (
+        sum(len([line for line in block.text.splitlines() if line.strip()]) for block in blocks)
+        == len(indented) - troubles
+    )
 
 
 def test_the_parser_keeps_headings_languages_and_dots() -> None:
-    text = "Title\n=====\n\nOne\n---\n\n.. code-block:: python\n\n   f(a, ...)\n\n   g()\n\nTwo\n---\n\nA\n^\n^^^\n"
+    text = (
+        "Title\n=====\n\nOne\n---\n\n.. code-block:: python\n\n   f(a, ...)\n\n   "
+        "g()\n\nTwo\n---\n\nA\n^\n^^^\n"
+    )
     (block,) = read_blocks(text)
-    assert (block.headings, block.language, block.text) == (("Title", "One"), "python", "f(a, ...)\n\ng()")
+    assert (block.headings, block.language, block.text) == (
+        ("Title", "One"),
+        "python",
+        "f(a, ...)\n\ng()",
+    )
     assert ast.unparse(LeaveOut().visit(ast.parse(block.text))) == "f(a)\ng()"
 
 
-# -- getting started and attention --------------------------------------------------------------------------------
+# -- getting started and attention -----------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -221,10 +266,14 @@ def official(torch_home: Path) -> Iterator[dict[str, Tensor]]:
 
 
 @pytest.fixture
-def resnet50(official: dict[str, Tensor], offline: None, made_up: Callable[..., Any]) -> Callable[..., HybridModel]:
+def resnet50(
+    official: dict[str, Tensor], offline: None, made_up: Callable[..., Any]
+) -> Callable[..., HybridModel]:
     """Return a function that builds resnet50 from the made-up official file."""
     made_up("resnet50:IMAGENET1K_V2")
-    return lambda **arguments: HybridBuilder().from_torchvision("resnet50", weights="IMAGENET1K_V2", **arguments)
+    return lambda **arguments: HybridBuilder().from_torchvision(
+        "resnet50", weights="IMAGENET1K_V2", **arguments
+    )
 
 
 def image(size: int = 64, batch: int = 2) -> Tensor:
@@ -235,16 +284,25 @@ def trainable(model: nn.Module) -> set[str]:
     return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def test_only_the_head_changes(resnet50: Callable[..., HybridModel], official: dict[str, Tensor]) -> None:
+def test_only_the_head_changes(
+    resnet50: Callable[..., HybridModel], official: dict[str, Tensor]
+) -> None:
     model = resnet50(num_classes=10)
     assert model.eval()(image()).shape == (2, 10)
     own = model.state_dict()
     assert list(own) == list(official)
-    assert [key for key in own if not torch.equal(own[key], official[key])] == ["fc.weight", "fc.bias"]
+    assert [key for key in own if not torch.equal(own[key], official[key])] == [
+        "fc.weight",
+        "fc.bias",
+    ]
 
 
-def test_attention_keeps_every_pretrained_tensor(resnet50: Callable[..., HybridModel], official: dict[str, Tensor]) -> None:
-    model = resnet50(patches={"layer3": {"wrap": "se"}, "layer4": {"wrap": "cbam_block"}}, num_classes=100)
+def test_attention_keeps_every_pretrained_tensor(
+    resnet50: Callable[..., HybridModel], official: dict[str, Tensor]
+) -> None:
+    model = resnet50(
+        patches={"layer3": {"wrap": "se"}, "layer4": {"wrap": "cbam_block"}}, num_classes=100
+    )
     own = model.state_dict()
     kept = [key for key in official if not key.startswith("fc.")]
     assert all(torch.equal(own[key], official[key]) for key in kept)
@@ -262,9 +320,17 @@ def test_the_available_attention_blocks() -> None:
 @pytest.mark.parametrize("operation", ["wrap", "inject"])
 @pytest.mark.parametrize("block", ATTENTION)
 def test_every_attention_block_goes_behind_a_layer(operation: str, block: str) -> None:
-    model = HybridBuilder().from_torchvision("resnet18", None, {"layer3": {operation: {"type": block, "init": "paper"}}}).eval()
+    model = (
+        HybridBuilder()
+        .from_torchvision(
+            "resnet18", None, {"layer3": {operation: {"type": block, "init": "paper"}}}
+        )
+        .eval()
+    )
     plain = torchvision.models.resnet18(weights=None).eval()
-    plain.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith("patches.")})
+    plain.load_state_dict(
+        {key: value for key, value in model.state_dict().items() if not key.startswith("patches.")}
+    )
     inserted = model.get_submodule(model.patch_records[0].paths[0])
     with torch.no_grad():
         x = plain.layer2(plain.layer1(plain.maxpool(plain.relu(plain.bn1(plain.conv1(image()))))))
@@ -275,13 +341,17 @@ def test_every_attention_block_goes_behind_a_layer(operation: str, block: str) -
     assert not torch.equal(wanted, original)
 
 
-# -- patch operations ---------------------------------------------------------------------------------------------
+# -- patch operations ------------------------------------------------------------------------------
 
 
 def test_wrap_takes_the_parameters_of_its_block() -> None:
     patches = {"layer3": {"wrap": {"type": "se", "params": {"reduction": 16}}}}
     model = HybridBuilder().from_torchvision("resnet50", None, patches)
-    widths = [tuple(layer.weight.shape[:2]) for layer in model.patches.modules() if isinstance(layer, nn.Conv2d)]
+    widths = [
+        tuple(layer.weight.shape[:2])
+        for layer in model.patches.modules()
+        if isinstance(layer, nn.Conv2d)
+    ]
     assert widths == [(64, 1024), (1024, 64)]
 
 
@@ -291,7 +361,9 @@ def test_replace_puts_the_block_in_the_place_of_the_layer() -> None:
     layers = [layer for layer in model.layer1.modules() if not layer._modules]
     assert [type(layer) for layer in layers[:2]] == [nn.Conv2d, nn.BatchNorm2d]
     assert layers[0].weight.shape[:2] == (64, 64)
-    assert not any(isinstance(layer, torchvision.models.resnet.BasicBlock) for layer in model.layer1.modules())
+    assert not any(
+        isinstance(layer, torchvision.models.resnet.BasicBlock) for layer in model.layer1.modules()
+    )
     assert "patches" not in dict(model.named_children())
     with torch.no_grad():
         stem, first, *_ = model.eval().get_stage_outputs(image())
@@ -303,30 +375,44 @@ def test_replace_on_a_wider_network_says_what_would_fit() -> None:
     with pytest.raises(PatchError, match=r"Shape mismatch.*channels=256 would fit"):
         HybridBuilder().from_torchvision("resnet50", None, patches)
     patches["layer1"]["replace"]["params"]["channels"] = 256
-    assert HybridBuilder().from_torchvision("resnet50", None, patches).eval()(image()).shape == (2, 1000)
+    assert HybridBuilder().from_torchvision("resnet50", None, patches).eval()(image()).shape == (
+        2,
+        1000,
+    )
 
 
-# -- fine-tuning --------------------------------------------------------------------------------------------------
+# -- fine-tuning -----------------------------------------------------------------------------------
 
 
-def test_a_frozen_backbone_trains_only_its_head(resnet50: Callable[..., HybridModel], official: dict[str, Tensor]) -> None:
+def test_a_frozen_backbone_trains_only_its_head(
+    resnet50: Callable[..., HybridModel], official: dict[str, Tensor]
+) -> None:
     model = resnet50(num_classes=10, freeze_backbone=True).train()
     assert trainable(model) == {"fc.weight", "fc.bias"}
     assert model.count_parameters(trainable_only=True) == 2048 * 10 + 10
-    assert model.count_parameters() == 25_557_032 - (2048 * 1000 + 1000) + 2048 * 10 + 10  # torchvision's documented size
+    # torchvision's documented size
+    assert model.count_parameters() == 25_557_032 - (2048 * 1000 + 1000) + 2048 * 10 + 10
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, weight_decay=0.1)
     nn.functional.cross_entropy(model(image()), torch.tensor([0, 1])).backward()
     fc = model.fc.weight.clone()
     optimizer.step()
     own = model.state_dict()
     assert not torch.equal(own["fc.weight"], fc)
-    assert all(torch.equal(own[key], official[key]) for key in official if not key.startswith("fc."))
+    assert all(
+        torch.equal(own[key], official[key]) for key in official if not key.startswith("fc.")
+    )
 
 
-def test_partial_unfreezing_trains_the_last_two_layers(resnet50: Callable[..., HybridModel]) -> None:
+def test_partial_unfreezing_trains_the_last_two_layers(
+    resnet50: Callable[..., HybridModel],
+) -> None:
     model = resnet50(num_classes=10, freeze_backbone=True, unfreeze_stages=[2, 3])
     assert {name.partition(".")[0] for name in trainable(model)} == {"layer3", "layer4", "fc"}
-    wanted = {name for name, _ in model.named_parameters() if name.startswith(("layer3.", "layer4.", "fc."))}
+    wanted = {
+        name
+        for name, _ in model.named_parameters()
+        if name.startswith(("layer3.", "layer4.", "fc."))
+    }
     assert trainable(model) == wanted
 
 
@@ -335,13 +421,15 @@ def test_progressive_unfreezing(resnet50: Callable[..., HybridModel]) -> None:
     head = {"fc.weight", "fc.bias"}
     assert trainable(model) == head
     model.freeze_backbone(unfreeze_stages=[3])
-    assert trainable(model) == head | {name for name, _ in model.named_parameters() if name.startswith("layer4.")}
+    assert trainable(model) == head | {
+        name for name, _ in model.named_parameters() if name.startswith("layer4.")
+    }
     model.unfreeze_all()
     assert trainable(model) == {name for name, _ in model.named_parameters()}
     assert all(module.training for module in model.train().modules())
 
 
-# -- backbones ----------------------------------------------------------------------------------------------------
+# -- backbones -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -368,7 +456,9 @@ def test_efficientnet_is_patched_by_its_own_names() -> None:
     patches = {"features.5": {"wrap": {"type": "eca", "init": "paper"}}}
     model = HybridBuilder().from_torchvision("efficientnet_b0", None, patches).eval()
     plain = torchvision.models.efficientnet_b0(weights=None).eval()
-    plain.load_state_dict({key: value for key, value in model.state_dict().items() if not key.startswith("patches.")})
+    plain.load_state_dict(
+        {key: value for key, value in model.state_dict().items() if not key.startswith("patches.")}
+    )
     (path,) = model.patch_records[0].paths
     with torch.no_grad():
         wanted = plain.features[6:](model.get_submodule(path).block(plain.features[:6](image())))
@@ -376,7 +466,14 @@ def test_efficientnet_is_patched_by_its_own_names() -> None:
 
 
 def test_every_backbone_that_the_guide_names_is_there() -> None:
-    named = {"resnet18", "resnet50", "resnet101", "wide_resnet50_2", "efficientnet_b0", "efficientnet_b4"}
+    named = {
+        "resnet18",
+        "resnet50",
+        "resnet101",
+        "wide_resnet50_2",
+        "efficientnet_b0",
+        "efficientnet_b4",
+    }
     assert named | {"convnext_tiny", "mobilenet_v3_large"} <= set(HybridBuilder.list_backbones())
 
 
@@ -386,7 +483,7 @@ def test_weights_say_the_resolution_of_their_training() -> None:
     assert Registry().resolve(BackboneSpec, "resnet50").spec.default_weights == "IMAGENET1K_V2"
 
 
-# -- weight utilities ---------------------------------------------------------------------------------------------
+# -- weight utilities ------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -398,10 +495,15 @@ def custom() -> HybridModel:
 def checkpoint() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(2)
     own = torchvision.models.resnet18(weights=None).state_dict()
-    return {key: torch.rand(value.shape, generator=generator).to(value.dtype) for key, value in own.items()}
+    return {
+        key: torch.rand(value.shape, generator=generator).to(value.dtype)
+        for key, value in own.items()
+    }
 
 
-def test_partial_load_loads_what_fits_and_reports_the_rest(custom: HybridModel, checkpoint: dict[str, Tensor]) -> None:
+def test_partial_load_loads_what_fits_and_reports_the_rest(
+    custom: HybridModel, checkpoint: dict[str, Tensor]
+) -> None:
     torch.manual_seed(0)
     report = partial_load(custom, checkpoint, ignore_mismatch=True, init_new_layers="kaiming")
     own = custom.state_dict()
@@ -417,7 +519,9 @@ def test_partial_load_loads_what_fits_and_reports_the_rest(custom: HybridModel, 
     assert own["patches.layer3.se.alpha"].item() == 0
 
 
-def test_the_summary_names_what_a_reader_wants_to_know(custom: HybridModel, checkpoint: dict[str, Tensor]) -> None:
+def test_the_summary_names_what_a_reader_wants_to_know(
+    custom: HybridModel, checkpoint: dict[str, Tensor]
+) -> None:
     checkpoint["aux.weight"] = torch.zeros(3)
     report = partial_load(custom, checkpoint, ignore_mismatch=True, init_new_layers="kaiming")
     first, *rest = report.summary().splitlines()
@@ -430,7 +534,8 @@ def test_the_summary_names_what_a_reader_wants_to_know(custom: HybridModel, chec
 
 
 def test_transfer_leaves_the_classifier_alone(custom: HybridModel) -> None:
-    pretrained = torchvision.models.resnet18(weights=None, num_classes=10)  # would fit, so that only the pattern keeps it out
+    # would fit, so that only the pattern keeps it out
+    pretrained = torchvision.models.resnet18(weights=None, num_classes=10)
     fc = custom.fc.weight.clone()
     transfer_weights(source=pretrained, target=custom, exclude_patterns=["fc", "classifier"])
     own, given = custom.state_dict(), pretrained.state_dict()
@@ -441,17 +546,21 @@ def test_transfer_leaves_the_classifier_alone(custom: HybridModel) -> None:
 
 def test_transfer_excludes_layers_and_not_letters() -> None:
     patches = {"features.5": {"wrap": "se"}}
-    source, target = (HybridBuilder().from_torchvision("mobilenet_v3_small", None, patches) for _ in range(2))
+    source, target = (
+        HybridBuilder().from_torchvision("mobilenet_v3_small", None, patches) for _ in range(2)
+    )
     report = transfer_weights(source=source, target=target, exclude_patterns=["fc", "classifier"])
     assert {key.partition(".")[0] for key in report.excluded} == {"classifier"}
     assert "patches.features.5.se.block.fc1.weight" in report.loaded
     assert report.unmatched_patterns == ("fc",)
 
 
-# -- features -----------------------------------------------------------------------------------------------------
+# -- features --------------------------------------------------------------------------------------
 
 
-def test_five_features_of_resnet50(resnet50: Callable[..., HybridModel], official: dict[str, Tensor]) -> None:
+def test_five_features_of_resnet50(
+    resnet50: Callable[..., HybridModel], official: dict[str, Tensor]
+) -> None:
     model = resnet50().eval()
     plain = torchvision.models.resnet50(weights=None).eval()
     plain.load_state_dict(official)
@@ -477,29 +586,41 @@ def test_five_features_of_resnet50(resnet50: Callable[..., HybridModel], officia
 
 
 def test_features_include_the_patches() -> None:
-    model = HybridBuilder().from_torchvision("resnet18", None, {"layer4": {"wrap": {"type": "se", "init": "paper"}}}).eval()
+    model = (
+        HybridBuilder()
+        .from_torchvision("resnet18", None, {"layer4": {"wrap": {"type": "se", "init": "paper"}}})
+        .eval()
+    )
     with torch.no_grad():
         outside = model.get_stage_outputs(image())
-        inside = model.get_submodule("patches.layer4.se").block(nn.Sequential.forward(model.layer4, outside[3]))
+        inside = model.get_submodule("patches.layer4.se").block(
+            nn.Sequential.forward(model.layer4, outside[3])
+        )
     assert torch.equal(outside[4], inside)
 
 
-# -- recipes ------------------------------------------------------------------------------------------------------
+# -- recipes ---------------------------------------------------------------------------------------
 
 
-def test_the_yaml_recipe(official: dict[str, Tensor], made_up: Callable[..., Any], offline: None) -> None:
+def test_the_yaml_recipe(
+    official: dict[str, Tensor], made_up: Callable[..., Any], offline: None
+) -> None:
     made_up("resnet50:IMAGENET1K_V2")
     model = load_yaml_recipe(RECIPE)
     assert model.recipe.name == yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["name"]
     own = model.state_dict()
-    assert all(torch.equal(own[key], official[key]) for key in official if not key.startswith("fc."))
+    assert all(
+        torch.equal(own[key], official[key]) for key in official if not key.startswith("fc.")
+    )
     assert own["fc.weight"].shape == (100, 2048)
     assert own["patches.layer3.se.block.fc1.weight"].shape == (1024 // 16, 1024, 1, 1)
     assert own["patches.layer4.cbam_block.block.channel.fc1.weight"].shape[1] == 2048
 
 
 def test_the_dropout_of_the_recipe_acts_on_the_head_in_training_only() -> None:
-    recipe = replace(Recipe.from_mapping(yaml.safe_load(RECIPE.read_text(encoding="utf-8"))), weights=None)
+    recipe = replace(
+        Recipe.from_mapping(yaml.safe_load(RECIPE.read_text(encoding="utf-8"))), weights=None
+    )
     model = HybridBuilder().build(recipe)
     seen: list[Tensor] = []
     model.fc.register_forward_hook(lambda _, args, output: seen.append(args[0]))
@@ -514,7 +635,11 @@ def test_the_dropout_of_the_recipe_acts_on_the_head_in_training_only() -> None:
 
 @pytest.mark.skipif(not GUIDE.exists(), reason="the guide is not beside the project")
 def test_the_example_recipe_is_of_the_guides_kind() -> None:
-    (block,) = [block for block in read_blocks(GUIDE.read_text(encoding="utf-8")) if block.language == "yaml"]
+    (block,) = [
+        block
+        for block in read_blocks(GUIDE.read_text(encoding="utf-8"))
+        if block.language == "yaml"
+    ]
     written, ours = yaml.safe_load(block.text), yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     assert {**ours, "name": written["name"]} == written
 
@@ -522,10 +647,13 @@ def test_the_example_recipe_is_of_the_guides_kind() -> None:
 def test_the_import_name_of_the_guide_carries_the_core() -> None:
     import tvc_core
 
-    assert all(getattr(torchvision_customizer, name) is getattr(tvc_core, name) for name in tvc_core.__all__)
+    assert all(
+        getattr(torchvision_customizer, name) is getattr(tvc_core, name)
+        for name in tvc_core.__all__
+    )
 
 
-# -- troubleshooting ----------------------------------------------------------------------------------------------
+# -- troubleshooting -------------------------------------------------------------------------------
 
 
 def test_unknown_backbone() -> None:
@@ -536,12 +664,27 @@ def test_unknown_backbone() -> None:
 
 
 def test_target_not_found() -> None:
-    with pytest.raises(TargetError, match=r"Target not found: 'layer_3'.*layer3.*named_children\(\)"):
+    with pytest.raises(
+        TargetError, match=r"Target not found: 'layer_3'.*layer3.*named_children\(\)"
+    ):
         HybridBuilder().from_torchvision("resnet18", None, {"layer_3": {"wrap": "se"}})
-    names = [name for name, _ in HybridBuilder().from_torchvision("resnet18", None).named_children()]
-    patches = {name: {"wrap": "spatial_attention"} for name in names if name not in ("avgpool", "fc")}
+    names = [
+        name for name, _ in HybridBuilder().from_torchvision("resnet18", None).named_children()
+    ]
+    patches = {
+        name: {"wrap": "spatial_attention"} for name in names if name not in ("avgpool", "fc")
+    }
     records = HybridBuilder().from_torchvision("resnet18", None, patches).patch_records
-    assert [record.target for record in records] == ["conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3", "layer4"]
+    assert [record.target for record in records] == [
+        "conv1",
+        "bn1",
+        "relu",
+        "maxpool",
+        "layer1",
+        "layer2",
+        "layer3",
+        "layer4",
+    ]
 
 
 def test_shape_mismatch(custom: HybridModel, checkpoint: dict[str, Tensor]) -> None:
@@ -553,7 +696,9 @@ def test_shape_mismatch(custom: HybridModel, checkpoint: dict[str, Tensor]) -> N
 
 
 def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients() -> None:
-    model = HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}}, 10).train()
+    model = (
+        HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}}, 10).train()
+    )
 
     def step() -> tuple[int, dict[str, Tensor]]:
         model.zero_grad()
@@ -566,7 +711,9 @@ def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients() -> Non
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             loss = model(image()).square().sum()
         loss.backward()
-        return sum(kept.values()), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+        return sum(kept.values()), {
+            name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None
+        }
 
     everything, wanted = step()
     model.set_grad_checkpointing()

@@ -1,4 +1,6 @@
-"""The README of each distribution, which is its page in a package index: its Python runs, its tables are what the code says."""
+"""The README of each distribution, which is its page in a package index: its Python runs, its
+tables are what the code says.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,11 @@ def python_blocks(text: str) -> list[str]:
 def offered(owner: str, kind: type[Spec]) -> list[Any]:
     """Return what a distribution offers, in the order in which its plugin lists it."""
     return [
-        offer for info in Registry().plugins if info.owner == owner for offer in Registry().all(kind) if offer.owner == owner
+        offer
+        for info in Registry().plugins
+        if info.owner == owner
+        for offer in Registry().all(kind)
+        if offer.owner == owner
     ]
 
 
@@ -35,19 +41,37 @@ def table(owner: str) -> str:
     """Return the Markdown table of what a distribution offers."""
     rows: list[tuple[str, ...]] = []
     if backbones := offered(owner, BackboneSpec):
-        rows.append(("backbone", "pretrained weights", "image [pixels]", "stages", "head", "source"))
+        rows.append(
+            ("backbone", "pretrained weights", "image [pixels]", "stages", "head", "source")
+        )
         for name in HybridBuilder.list_backbones(plugin=owner):
             spec = next(offer.spec for offer in backbones if offer.spec.name == name)
-            weights = [f"`{w.name}`" + (" (default)" if w.name == spec.default_weights else "") for w in spec.weights]
+            weights = [
+                f"`{w.name}`" + (" (default)" if w.name == spec.default_weights else "")
+                for w in spec.weights
+            ]
             pixels = {str(w.crop_size): None for w in spec.weights}
-            row = ", ".join(weights), ", ".join(pixels), str(len(spec.stage_paths)), f"`{spec.head}`", spec.source
+            row = (
+                ", ".join(weights),
+                ", ".join(pixels),
+                str(len(spec.stage_paths)),
+                f"`{spec.head}`",
+                spec.source,
+            )
             rows.append((f"`{name}`", *row))
     if blocks := offered(owner, BlockSpec):
         rows.append(("block", "what it does", "parameters", "source"))
         for offer in sorted(blocks, key=lambda offer: offer.spec.name):
             parameters = list(inspect.signature(offer.load()).parameters.values())[1:]
             takes = ", ".join(f"`{p.name}={p.default!r}`" for p in parameters) or "none"
-            rows.append((f"`{offer.spec.name}`", offer.spec.summary, takes.replace("'", '"'), offer.spec.source))
+            rows.append(
+                (
+                    f"`{offer.spec.name}`",
+                    offer.spec.summary,
+                    takes.replace("'", '"'),
+                    offer.spec.source,
+                )
+            )
     rows.insert(1, ("---",) * len(rows[0]))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
@@ -59,7 +83,9 @@ def test_every_distribution_has_a_readme_with_the_name_that_pip_installs() -> No
         assert text.startswith(f"# {name}\n")
         assert re.search(rf"pip install '?{name}", text), path
         links = re.findall(r"\]\(([^)\s]+)\)", text)
-        assert all(link.startswith("https://") for link in links), f"{path}: an index has no files for relative links {links}"
+        assert all(link.startswith("https://") for link in links), (
+            f"{path}: an index has no files for relative links {links}"
+        )
     assert len(READMES) == len(list(PLUGINS.glob("*/pyproject.toml"))) + 1
 
 
@@ -89,7 +115,15 @@ def test_the_python_of_a_readme_runs(
 
 
 @pytest.mark.parametrize(
-    "owner", ["tvc-resnet", "tvc-efficientnet", "tvc-convnext", "tvc-mobilenet", "tvc-attention", "tvc-blocks"]
+    "owner",
+    [
+        "tvc-resnet",
+        "tvc-efficientnet",
+        "tvc-convnext",
+        "tvc-mobilenet",
+        "tvc-attention",
+        "tvc-blocks",
+    ],
 )
 def test_the_table_of_a_readme_is_what_the_plugin_offers(owner: str) -> None:
     wanted = table(owner)
@@ -99,9 +133,16 @@ def test_the_table_of_a_readme_is_what_the_plugin_offers(owner: str) -> None:
 
 
 def test_the_table_of_tvc_all_is_what_it_requires() -> None:
-    rows = re.findall(r"^\| `([\w-]+)` \|", (PLUGINS / "tvc-all" / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(
+        r"^\| `([\w-]+)` \|",
+        (PLUGINS / "tvc-all" / "README.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
     requires = (
-        (PLUGINS / "tvc-all" / "pyproject.toml").read_text(encoding="utf-8").partition("dependencies = [")[2].partition("\n")[0]
+        (PLUGINS / "tvc-all" / "pyproject.toml")
+        .read_text(encoding="utf-8")
+        .partition("dependencies = [")[2]
+        .partition("\n")[0]
     )
     assert rows == re.findall(r'"(tvc-\w+)', requires)
 
@@ -110,7 +151,11 @@ def test_what_the_table_says_of_the_weights_is_torchvisions() -> None:
     for offer in Registry().all(BackboneSpec):
         if offer.spec.origin == "torchvision":
             members = torchvision.models.get_model_weights(offer.spec.name)
-            row = next(line for line in table(offer.owner).splitlines() if line.startswith(f"| `{offer.spec.name}` |"))
+            row = next(
+                line
+                for line in table(offer.owner).splitlines()
+                if line.startswith(f"| `{offer.spec.name}` |")
+            )
             assert re.findall(r"`(IMAGENET\w+)`", row) == [member.name for member in members]
             assert f"`{members['DEFAULT'].name}` (default)" in row
 

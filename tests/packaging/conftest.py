@@ -15,7 +15,9 @@ from distributions import FOLDERS, Built, Environment, build, by_name
 def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
     """Build every distribution: an sdist, the wheel of that sdist, and a wheel of the tree."""
     out, tree, sources = (tmp_path_factory.mktemp(name) for name in ("dist", "tree", "sources"))
-    build([(kind, folder, to) for folder in FOLDERS for kind, to in (("sdist", out), ("wheel", tree))])
+    build(
+        [(kind, folder, to) for folder in FOLDERS for kind, to in (("sdist", out), ("wheel", tree))]
+    )
     for sdist in out.glob("*.tar.gz"):
         with tarfile.open(sdist) as archive:
             archive.extractall(sources, filter="data")

@@ -30,14 +30,18 @@ def name_of(folder: Path) -> str:
 
 def metadata_of(wheel: Path) -> Message:
     with zipfile.ZipFile(wheel) as archive:
-        return email.message_from_bytes(archive.read(next(f for f in archive.namelist() if f.endswith("dist-info/METADATA"))))
+        return email.message_from_bytes(
+            archive.read(next(f for f in archive.namelist() if f.endswith("dist-info/METADATA")))
+        )
 
 
 each = pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 
 
 @each
-def test_a_wheel_has_one_package_its_license_and_its_types_and_nothing_else(folder: Path, built: Built) -> None:
+def test_a_wheel_has_one_package_its_license_and_its_types_and_nothing_else(
+    folder: Path, built: Built
+) -> None:
     name = name_of(folder)
     with zipfile.ZipFile(built.wheels[name]) as archive:
         files = archive.namelist()
@@ -60,8 +64,18 @@ def test_an_sdist_has_what_a_build_and_a_reader_need(folder: Path, built: Built)
     with tarfile.open(built.sdists[name_of(folder)]) as archive:
         files = {name.partition("/")[2] for name in archive.getnames()}
     package = "tvc_core/" if folder == ROOT else ""
-    assert {"pyproject.toml", "PKG-INFO", "LICENSE", f"{package}README.md", f"{package}CHANGELOG.md"} <= files
-    assert not [file for file in files if "__pycache__" in file or file.startswith(("plugins/", "tests/", "docs/"))]
+    assert {
+        "pyproject.toml",
+        "PKG-INFO",
+        "LICENSE",
+        f"{package}README.md",
+        f"{package}CHANGELOG.md",
+    } <= files
+    assert not [
+        file
+        for file in files
+        if "__pycache__" in file or file.startswith(("plugins/", "tests/", "docs/"))
+    ]
 
 
 def test_twine_finds_nothing_to_complain_about(built: Built) -> None:
@@ -84,8 +98,14 @@ def test_the_metadata_say_what_it_is_for_whom_and_where(folder: Path, built: Bui
     assert found["Requires-Python"] == ">=3.10"
     assert len(found["Keywords"].split(",")) >= 3
     classifiers = found.get_all("Classifier", [])
-    assert {*PYTHONS, "Typing :: Typed", "Topic :: Scientific/Engineering :: Image Recognition"} <= set(classifiers)
-    assert not [text for text in classifiers if text.startswith("License ::")], "the license expression says it"
+    assert {
+        *PYTHONS,
+        "Typing :: Typed",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+    } <= set(classifiers)
+    assert not [text for text in classifiers if text.startswith("License ::")], (
+        "the license expression says it"
+    )
 
 
 @each
@@ -96,11 +116,22 @@ def test_the_classifiers_are_known_to_the_index(folder: Path, built: Built) -> N
 
 @each
 def test_the_links_are_the_projects_own(folder: Path, built: Built) -> None:
-    """Nobody's address is invented: `.example` is reserved, and one command replaces it before the first upload."""
+    """Nobody's address is invented: `.example` is reserved, and one command replaces it before the
+    first upload.
+    """
     name = name_of(folder)
-    links = dict(text.split(", ") for text in metadata_of(built.wheels[name]).get_all("Project-URL", []))
-    root = dict(text.split(", ") for text in metadata_of(built.wheels["tvc-core"]).get_all("Project-URL", []))["Homepage"]
-    assert root.startswith("https://") and root.endswith("/") and (root == HOME or ".example" not in root)
+    links = dict(
+        text.split(", ") for text in metadata_of(built.wheels[name]).get_all("Project-URL", [])
+    )
+    root = dict(
+        text.split(", ")
+        for text in metadata_of(built.wheels["tvc-core"]).get_all("Project-URL", [])
+    )["Homepage"]
+    assert (
+        root.startswith("https://")
+        and root.endswith("/")
+        and (root == HOME or ".example" not in root)
+    )
     assert links == {
         "Homepage": root,
         "Documentation": f"{root}docs/",
@@ -112,7 +143,9 @@ def test_the_links_are_the_projects_own(folder: Path, built: Built) -> None:
 @each
 def test_the_newest_version_of_the_changelog_is_the_version(folder: Path, built: Built) -> None:
     name, version = name_of(folder), metadata_of(built.wheels[name_of(folder)])["Version"]
-    text = (folder / ("tvc_core/CHANGELOG.md" if folder == ROOT else "CHANGELOG.md")).read_text(encoding="utf-8")
+    text = (folder / ("tvc_core/CHANGELOG.md" if folder == ROOT else "CHANGELOG.md")).read_text(
+        encoding="utf-8"
+    )
     assert text.startswith(f"# Changelog of {name}\n")
     assert re.findall(r"^## (.+)$", text, re.MULTILINE)[0] == version
 
@@ -122,13 +155,17 @@ def test_the_core_says_its_own_version(built: Built) -> None:
 
 
 @each
-def test_what_is_required_of_ours_has_a_lower_bound_that_exists_and_knows_the_plugin_api(folder: Path, built: Built) -> None:
+def test_what_is_required_of_ours_has_a_lower_bound_that_exists_and_knows_the_plugin_api(
+    folder: Path, built: Built
+) -> None:
     versions = {name: metadata_of(wheel)["Version"] for name, wheel in built.wheels.items()}
     required = metadata_of(built.wheels[name_of(folder)]).get_all("Requires-Dist", [])
     ours = [line for line in required if line.startswith("tvc-")]
     assert (folder == ROOT) is (not ours)
     for line in ours:
-        name, bound = re.fullmatch(r"(tvc-\w+)(?:\[\w+\])?>=([\d.]+)(?:; extra == '\w+')?", line).groups()
+        name, bound = re.fullmatch(
+            r"(tvc-\w+)(?:\[\w+\])?>=([\d.]+)(?:; extra == '\w+')?", line
+        ).groups()
         assert tuple(map(int, bound.split("."))) <= tuple(map(int, versions[name].split("."))), line
     for module in folder.glob("tvc_*/plugin.py"):
         text = module.read_text(encoding="utf-8")
@@ -137,10 +174,23 @@ def test_what_is_required_of_ours_has_a_lower_bound_that_exists_and_knows_the_pl
 
 
 def test_the_core_requires_its_six_and_no_more(built: Built) -> None:
-    required = {line.split(">")[0] for line in metadata_of(built.wheels["tvc-core"]).get_all("Requires-Dist", [])}
-    assert required == {"torch", "torchvision", "pluggy", "pyyaml", "importlib-metadata", "safetensors"}
+    required = {
+        line.split(">")[0]
+        for line in metadata_of(built.wheels["tvc-core"]).get_all("Requires-Dist", [])
+    }
+    assert required == {
+        "torch",
+        "torchvision",
+        "pluggy",
+        "pyyaml",
+        "importlib-metadata",
+        "safetensors",
+    }
 
 
 def test_tvc_all_requires_all_others_or_has_them_as_extras(built: Built) -> None:
-    required = {re.match(r"[\w-]+", line)[0] for line in metadata_of(built.wheels["tvc-all"]).get_all("Requires-Dist", [])}
+    required = {
+        re.match(r"[\w-]+", line)[0]
+        for line in metadata_of(built.wheels["tvc-all"]).get_all("Requires-Dist", [])
+    }
     assert required == set(built.wheels) - {"tvc-all"}

@@ -1,4 +1,6 @@
-"""From nothing to a conformance-tested, installed plugin that a recipe uses: as a new user does it, without the source tree."""
+"""From nothing to a conformance-tested, installed plugin that a recipe uses: as a new user does it,
+without the source tree.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +32,23 @@ class Desk:
         self.environment.pip(*arguments)
 
     def pytest(self, *arguments: str) -> str:
-        return self.environment.command(self.environment.python, "-m", "pytest", *arguments, cwd=self.folder)
+        return self.environment.command(
+            self.environment.python, "-m", "pytest", *arguments, cwd=self.folder
+        )
 
     def tvc(self, *arguments: str) -> str:
-        return self.environment.command(self.environment.folder / "bin" / "tvc", *arguments, cwd=self.folder)
+        return self.environment.command(
+            self.environment.folder / "bin" / "tvc", *arguments, cwd=self.folder
+        )
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Desk]:
     folder, wheels = tmp_path_factory.mktemp("user"), tmp_path_factory.mktemp("wheels")
-    sources = [ROOT, *(ROOT / "plugins" / name for name in ("tvc-cli", "tvc-attention", "tvc-resnet"))]
+    sources = [
+        ROOT,
+        *(ROOT / "plugins" / name for name in ("tvc-cli", "tvc-attention", "tvc-resnet")),
+    ]
     build([("wheel", source, wheels) for source in sources])
     environment = Environment(folder)
     environment.install(*wheels.glob("*.whl"))
@@ -55,7 +64,13 @@ def piece_of(kind: str, recipe: dict[str, Any]) -> str:
     [(op, patch)] = next(iter(backbone["patches"].values())).items()
     if kind == "op":
         return op
-    return patch["init"] if kind == "initializer" else patch if isinstance(patch, str) else patch["type"]
+    return (
+        patch["init"]
+        if kind == "initializer"
+        else patch
+        if isinstance(patch, str)
+        else patch["type"]
+    )
 
 
 def test_a_new_block_is_tested_installed_and_used_in_a_recipe_by_a_few_commands(desk: Desk) -> None:
@@ -69,7 +84,9 @@ def test_a_new_block_is_tested_installed_and_used_in_a_recipe_by_a_few_commands(
 
 
 def test_the_names_that_are_taken_are_those_of_the_projects_distributions() -> None:
-    assert sorted(FIRST_PARTY) == sorted(folder.name if folder != ROOT else "tvc-core" for folder in FOLDERS)
+    assert sorted(FIRST_PARTY) == sorted(
+        folder.name if folder != ROOT else "tvc-core" for folder in FOLDERS
+    )
 
 
 @pytest.mark.sweep
@@ -83,7 +100,8 @@ def test_a_new_plugin_of_each_kind_works_from_its_wheel(desk: Desk, kind: str) -
     assert len(files) == 2
     desk.environment.command(sys.executable, "-m", "twine", "check", "--strict", *files)
     desk.environment.install(*dist.glob("*.whl"))
-    shutil.rmtree(folder / f"zeta_{kind}")  # what is tested and built from now on is what the wheel has
+    # what is tested and built from now on is what the wheel has
+    shutil.rmtree(folder / f"zeta_{kind}")
     tested = desk.pytest(name)
     assert " passed" in tested and "failed" not in tested
     built = json.loads(desk.tvc("build", f"{name}/recipe.yaml", "--json"))

@@ -1,4 +1,6 @@
-"""`mypy --strict` knows all types of a user's program from the installed wheels, and notices when annotations go missing."""
+"""`mypy --strict` knows all types of a user's program from the installed wheels, and notices when
+annotations go missing.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,19 @@ def test_a_users_typed_program(environment: Environment, wheels: dict[str, Path]
     program = Path(shutil.copy(PROGRAM, environment.folder / "program.py"))
 
     def mypy() -> str:
-        command = [sys.executable, "-m", "mypy", "--strict", "--python-executable", str(environment.python), program.name]
+        command = [
+            sys.executable,
+            "-m",
+            "mypy",
+            "--strict",
+            "--python-executable",
+            str(environment.python),
+            program.name,
+        ]
         command += ["--config-file", "", "--cache-dir", str(environment.folder / "cache")]
-        done = subprocess.run(command, cwd=environment.folder, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=environment.folder, capture_output=True, text=True, check=False
+        )
         assert done.stderr == ""
         return done.stdout
 
@@ -32,7 +44,9 @@ def test_a_users_typed_program(environment: Environment, wheels: dict[str, Path]
     builder = environment.site / "tvc_core" / "builder.py"
     text = builder.read_text(encoding="utf-8")
     start = text.index("    def build(self, recipe")
-    builder.write_text(text[:start] + text[start:].replace(") -> HybridModel:", "):", 1), encoding="utf-8")
+    builder.write_text(
+        text[:start] + text[start:].replace(") -> HybridModel:", "):", 1), encoding="utf-8"
+    )
     assert 'Expression is of type "Any", not "HybridModel"  [assert-type]' in mypy()
     builder.write_text(text, encoding="utf-8")
 

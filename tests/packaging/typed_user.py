@@ -1,4 +1,6 @@
-"""What a user's typed program does with tvc; `mypy --strict` must know the type of everything in it."""
+"""What a user's typed program does with tvc; `mypy --strict` must know the type of everything in
+it.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,15 @@ def tvc_blocks() -> list[BlockSpec]:
 
 @hookimpl
 def tvc_backbones() -> list[BackboneSpec]:
-    return [BackboneSpec(name="net", factory=build, stem=("conv1",), stages=("layer1", ("layer2", "norm")), head="fc")]
+    return [
+        BackboneSpec(
+            name="net",
+            factory=build,
+            stem=("conv1",),
+            stages=("layer1", ("layer2", "norm")),
+            head="fc",
+        )
+    ]
 
 
 @hookimpl
@@ -72,7 +82,9 @@ def main(path: Path) -> None:
     assert_type(HybridBuilder.list_backbones("resnet*", origin="torchvision"), list[str])
     assert_type(builder.list_blocks(category="attention"), list[str])
     patches = {"layer3": {"wrap": "se"}}
-    model = builder.from_torchvision("resnet18", weights=None, patches=patches, num_classes=10, freeze_backbone=True)
+    model = builder.from_torchvision(
+        "resnet18", weights=None, patches=patches, num_classes=10, freeze_backbone=True
+    )
     assert_type(model, HybridModel)
     assert_type(builder.build(path), HybridModel)
     assert_type(load_yaml_recipe(path), HybridModel)

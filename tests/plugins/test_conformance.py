@@ -1,4 +1,6 @@
-"""All first-party plugins pass the conformance kit. `make test` runs small backbones; the sweep runs them all."""
+"""All first-party plugins pass the conformance kit. `make test` runs small backbones; the sweep
+runs them all.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +12,23 @@ import pytest
 from tvc_core.testing import Check, checks_of
 
 ROOT = Path(__file__).resolve().parents[2]
-MODULES = sorted(f"{file.parent.name}.plugin" for file in (ROOT / "plugins").glob("*/tvc_*/plugin.py"))
+MODULES = sorted(
+    f"{file.parent.name}.plugin" for file in (ROOT / "plugins").glob("*/tvc_*/plugin.py")
+)
 SMALL = ("squeezenet1_1", "mobilenet_v3_small")
 LARGE = ("vit_h_14", "vit_l_16", "vit_l_32", "regnet_y_128gf", "regnet_y_32gf")
 
 
 def cases() -> list[Any]:
-    """Return every check of every plugin; those of a backbone stay together, so that one worker has it in its memory."""
+    """Return every check of every plugin; those of a backbone stay together, so that one worker has
+    it in its memory.
+    """
     found = []
     for module in ("tvc_core.builtin", "tvc_core.testing.kit", *MODULES):
         for check in checks_of(module):
-            found.append(pytest.param(check, id=f"{module.partition('.')[0]}-{check.id}", marks=marks(check)))
+            found.append(
+                pytest.param(check, id=f"{module.partition('.')[0]}-{check.id}", marks=marks(check))
+            )
     return found
 
 
@@ -30,7 +38,11 @@ def marks(check: Check) -> list[pytest.MarkDecorator]:
     name = check.id.partition("-")[0]
     if name in SMALL or "tvc-kit" in check.thing:
         return []
-    return [pytest.mark.sweep, pytest.mark.timeout(3600), pytest.mark.xdist_group("large" if name in LARGE else name)]
+    return [
+        pytest.mark.sweep,
+        pytest.mark.timeout(3600),
+        pytest.mark.xdist_group("large" if name in LARGE else name),
+    ]
 
 
 def test_there_is_a_plugin_to_check_in_every_distribution_that_offers_one() -> None:

@@ -1,4 +1,6 @@
-"""Every option that a first-party backbone declares is one that its builder takes, with the declared default."""
+"""Every option that a first-party backbone declares is one that its builder takes, with the
+declared default.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,9 @@ OFFERS = [offer for offer in Registry().all(BackboneSpec) if offer.owner.startsw
 @pytest.mark.parametrize("offer", OFFERS, ids=lambda offer: offer.spec.name)
 def test_the_builder_takes_all_declared_options(offer: Named[BackboneSpec]) -> None:
     if offer.spec.family == "regnet":
-        pytest.skip("torchvision's RegNets do not build on the meta device; the conformance kit's sweep has them")
+        pytest.skip(
+            "torchvision's RegNets do not build on the meta device; the conformance kit's sweep "
+            "has them"
+        )
     with torch.device("meta"):
         offer.load()(offer.spec, weights=None, **offer.spec.options)

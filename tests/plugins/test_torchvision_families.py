@@ -1,4 +1,6 @@
-"""Every classifier of torchvision keeps the two promises. `make test` runs a small one of each family, `make sweep` all."""
+"""Every classifier of torchvision keeps the two promises. `make test` runs a small one of each
+family, `make sweep` all.
+"""
 
 from __future__ import annotations
 
@@ -19,27 +21,53 @@ from torch import Tensor, nn
 from tvc_core import BackboneSpec, HybridBuilder, HybridModel, Registry, WeightsSpec
 
 SMALLEST = (
-    *("resnet18", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small", "alexnet", "vgg11", "squeezenet1_1", "densenet121"),
-    *("googlenet", "inception_v3", "mnasnet0_5", "shufflenet_v2_x0_5", "regnet_x_400mf", "vit_b_32", "swin_t", "maxvit_t"),
+    *(
+        "resnet18",
+        "efficientnet_b0",
+        "convnext_tiny",
+        "mobilenet_v3_small",
+        "alexnet",
+        "vgg11",
+        "squeezenet1_1",
+        "densenet121",
+    ),
+    *(
+        "googlenet",
+        "inception_v3",
+        "mnasnet0_5",
+        "shufflenet_v2_x0_5",
+        "regnet_x_400mf",
+        "vit_b_32",
+        "swin_t",
+        "maxvit_t",
+    ),
 )
 QUICK = ("logits", "keys", "head", "stages", "features", "se", "eca", "cbam_block", "freeze")
 BLOCKS = ("se", "eca", "cbam_block")
 
-NAMES = [offer.spec.name for offer in Registry().all(BackboneSpec) if offer.spec.origin == "torchvision"]
+NAMES = [
+    offer.spec.name for offer in Registry().all(BackboneSpec) if offer.spec.origin == "torchvision"
+]
 LARGE = ("vit_h_14", "vit_l_16", "vit_l_32", "regnet_y_128gf")
 UNPADDED = ("alexnet", "squeezenet", "inception")
 """Families with layers that cut borders off, so that a map is not exactly side / stride."""
 
 
 def marks(name: str) -> list[pytest.MarkDecorator]:
-    """Return the marks of a swept backbone: the largest run one after the other, since two at once need too much memory."""
+    """Return the marks of a swept backbone: the largest run one after the other, since two at once
+    need too much memory.
+    """
     group = [pytest.mark.xdist_group("large")] if name in LARGE else []
     return [pytest.mark.sweep, pytest.mark.timeout(3600), *group]
 
 
 @pytest.fixture
-def official(made_up: Callable[..., dict[str, Path]], request: pytest.FixtureRequest) -> Iterator[str]:
-    """Name of a backbone whose made-up official file is there during the test, and deleted after it if it is a big one."""
+def official(
+    made_up: Callable[..., dict[str, Path]], request: pytest.FixtureRequest
+) -> Iterator[str]:
+    """Name of a backbone whose made-up official file is there during the test, and deleted after it
+    if it is a big one.
+    """
     name = request.param
     files = made_up(f"{name}:{chosen_weights(name).name}")
     yield name
@@ -54,7 +82,9 @@ def spec_of(name: str) -> BackboneSpec:
 
 
 def chosen_weights(name: str) -> WeightsSpec:
-    """Return the default weights, or those for the smallest image where a network accepts one size only."""
+    """Return the default weights, or those for the smallest image where a network accepts one size
+    only.
+    """
     spec = spec_of(name)
     default = spec.find_weights(spec.default_weights or "")
     assert default is not None
@@ -63,19 +93,28 @@ def chosen_weights(name: str) -> WeightsSpec:
 
 def images(height: int, width: int | None = None, count: int = 2, seed: int = 0) -> Tensor:
     """Return images [count, 3, height, width]."""
-    return torch.randn(count, 3, height, width or height, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(
+        count, 3, height, width or height, generator=torch.Generator().manual_seed(seed)
+    )
 
 
 def torchvisions_own(name: str) -> nn.Module:
-    """Return torchvision's network with the tensors of the made-up official file; made without drawing random ones first."""
+    """Return torchvision's network with the tensors of the made-up official file; made without
+    drawing random ones first.
+    """
     trained = chosen_weights(name)
     url = torchvision.models.get_model_weights(name)[trained.name].url
     file = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
-    options = {**trained.options, **({"init_weights": False} if "init_weights" in spec_of(name).options else {})}
-    with nullcontext() if name.startswith("regnet") else torch.device("meta"):  # RegNet computes its widths with tensors
+    options = {
+        **trained.options,
+        **({"init_weights": False} if "init_weights" in spec_of(name).options else {}),
+    }
+    # RegNet computes its widths with tensors
+    with nullcontext() if name.startswith("regnet") else torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None, **options)
     tensors = torch.load(file, weights_only=True)
-    for key in tensors.keys() - model.state_dict().keys():  # pretrained, auxiliary heads are dropped
+    # pretrained, auxiliary heads are dropped
+    for key in tensors.keys() - model.state_dict().keys():
         del tensors[key]
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_()
@@ -100,7 +139,9 @@ class Network:
     @cached_property
     def model(self) -> HybridModel:
         """The hybrid with three blocks at every stage, in eval mode, all gates closed."""
-        patches = {paths[-1]: [{"wrap": block} for block in BLOCKS] for paths in self.spec.stage_paths}
+        patches = {
+            paths[-1]: [{"wrap": block} for block in BLOCKS] for paths in self.spec.stage_paths
+        }
         return self.build(patches=patches).eval()
 
     def build(self, **arguments: object) -> HybridModel:
@@ -113,13 +154,15 @@ class Network:
                 self.model.get_submodule(record.paths[0]).alpha.fill_(alpha)
 
 
-# -- the checks, in the order of the table's columns --------------------------------------------------------------------
+# -- the checks, in the order of the table's columns -----------------------------------------------
 
 
 def check_logits(network: Network) -> None:
     plain = network.build().eval()
     with torch.no_grad():
-        assert torch.equal(plain(network.x), network.expected), "an unpatched hybrid is not torchvision's network"
+        assert torch.equal(plain(network.x), network.expected), (
+            "an unpatched hybrid is not torchvision's network"
+        )
         features = plain.forward_features(network.x)
         assert torch.equal(plain.forward_head(features), network.expected), (
             "forward_head(forward_features(x)) is not forward(x)"
@@ -139,26 +182,47 @@ def check_keys(network: Network) -> None:
 
 def check_head(network: Network) -> None:
     own = network.own.state_dict()
-    layers = [path for path, layer in network.own.named_modules() if isinstance(layer, (nn.Linear, nn.Conv2d))]
-    new = [layers[-1], *(path for path in ("aux1.fc2", "aux2.fc2", "AuxLogits.fc") if path in layers)]
+    layers = [
+        path
+        for path, layer in network.own.named_modules()
+        if isinstance(layer, (nn.Linear, nn.Conv2d))
+    ]
+    new = [
+        layers[-1],
+        *(path for path in ("aux1.fc2", "aux2.fc2", "AuxLogits.fc") if path in layers),
+    ]
     model = network.build(num_classes=7, freeze_backbone=True)
     state = model.state_dict()
     assert list(state) == list(own)
     for key, value in own.items():
         if key.rpartition(".")[0] in new:
-            assert state[key].shape == (7, *value.shape[1:]), f"{key} has the shape {list(state[key].shape)}"
+            assert state[key].shape == (7, *value.shape[1:]), (
+                f"{key} has the shape {list(state[key].shape)}"
+            )
         else:
             assert torch.equal(state[key], value), f"{key} is not the pretrained one"
     before = {path: model.get_submodule(path).weight.detach().clone() for path in new}
-    step(model, torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1), network, classes=7)
-    assert all(not torch.equal(model.get_submodule(path).weight, weight) for path, weight in before.items())
+    step(
+        model,
+        torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1),
+        network,
+        classes=7,
+    )
+    assert all(
+        not torch.equal(model.get_submodule(path).weight, weight) for path, weight in before.items()
+    )
     with torch.no_grad():
         assert model.eval()(network.x).shape == (2, 7)
 
 
 def check_stages(network: Network) -> None:
     spec, model = network.spec, network.model
-    paths = [*spec.stem, *(path for stage in spec.stage_paths for path in stage), *spec.auxiliary, spec.head]
+    paths = [
+        *spec.stem,
+        *(path for stage in spec.stage_paths for path in stage),
+        *spec.auxiliary,
+        spec.head,
+    ]
     for name, _ in (*model.named_parameters(), *model.named_buffers()):
         owners = [path for path in paths if name == path or name.startswith(f"{path}.")]
         assert name.startswith("patches.") or len(owners) == 1, f"{name} belongs to {owners}"
@@ -167,14 +231,20 @@ def check_stages(network: Network) -> None:
     for first in range(count, -1, -1):
         model.freeze_backbone(unfreeze_stages=list(range(first, count)))
         thawed = [path for stage in spec.stage_paths[first:] for path in stage]
-        thawed += [path for path, stage in spec.auxiliary.items() if stage >= first]  # learns with the stage that it is for
+        # learns with the stage that it is for
+        thawed += [path for path, stage in spec.auxiliary.items() if stage >= first]
         for name, parameter in model.named_parameters():
-            inside = any(name == path or name.startswith(f"{path}.") for path in (*thawed, spec.head, "patches"))
+            inside = any(
+                name == path or name.startswith(f"{path}.")
+                for path in (*thawed, spec.head, "patches")
+            )
             assert parameter.requires_grad == inside, f"{name} with the stages from {first} thawed"
         counts.append(model.count_parameters(trainable_only=True))
     model.unfreeze_all()
     counts.append(model.count_parameters(trainable_only=True))
-    assert counts == sorted(set(counts)), "thawing one more stage does not strictly increase what is trainable"
+    assert counts == sorted(set(counts)), (
+        "thawing one more stage does not strictly increase what is trainable"
+    )
     assert counts[-1] == model.count_parameters()
 
 
@@ -182,30 +252,48 @@ def check_stages(network: Network) -> None:
 def check_features(network: Network) -> None:
     model, spec = network.model, network.spec
     side = network.side
-    sizes = [(side, side)] if spec.fixed_size else [(side, side), (side, side + 64), (side + 96, side + 32)]
+    sizes = (
+        [(side, side)]
+        if spec.fixed_size
+        else [(side, side), (side, side + 64), (side + 96, side + 32)]
+    )
     for height, width in sizes:
         x = images(height, width, count=1, seed=height + width)
         features = model.get_stage_outputs(x)
         expected = maps_of_torchvisions(network, x)
         assert len(features) == len(expected) == len(model.stage_info) + 1
         for found, wanted in zip(features, expected, strict=True):
-            assert torch.equal(found, wanted), f"a map {list(found.shape)} is not torchvision's {list(wanted.shape)}"
+            assert torch.equal(found, wanted), (
+                f"a map {list(found.shape)} is not torchvision's {list(wanted.shape)}"
+            )
         for info in model.stage_info:
             feature = features[info.index + 1]
             assert feature.shape[1] == info.channels
             for image, found in zip((height, width), feature.shape[2:], strict=True):
                 if spec.family in UNPADDED:
-                    assert abs(found - image / info.stride) <= 3, "layers without padding cut off more than the border"
+                    assert abs(found - image / info.stride) <= 3, (
+                        "layers without padding cut off more than the border"
+                    )
                 else:
-                    assert found * info.stride == image, f"stage {info.index}: {image} become {found}, stride {info.stride}"
+                    assert found * info.stride == image, (
+                        f"stage {info.index}: {image} become {found}, stride {info.stride}"
+                    )
 
 
 def maps_of_torchvisions(network: Network, x: Tensor) -> list[Tensor]:
-    """Return what stem and stages of torchvision's network return, copied before anything can overwrite it, as [N, C, H, W]."""
+    """Return what stem and stages of torchvision's network return, copied before anything can
+    overwrite it, as [N, C, H, W].
+    """
     maps: list[Tensor] = []
     modules = dict(network.own.named_modules())
-    last = [[path for path in paths if path in modules][-1] for paths in (network.spec.stem, *network.spec.stage_paths)]
-    handles = [modules[path].register_forward_hook(lambda _, args, output: maps.append(output.clone())) for path in last]
+    last = [
+        [path for path in paths if path in modules][-1]
+        for paths in (network.spec.stem, *network.spec.stage_paths)
+    ]
+    handles = [
+        modules[path].register_forward_hook(lambda _, args, output: maps.append(output.clone()))
+        for path in last
+    ]
     network.own(x)
     for handle in handles:
         handle.remove()
@@ -213,7 +301,9 @@ def maps_of_torchvisions(network: Network, x: Tensor) -> list[Tensor]:
         return [found.permute(0, 3, 1, 2) for found in maps]
     if network.spec.family == "vit":  # behind the class token, row after row
         tokens = [found[:, 1:].transpose(1, 2) for found in maps]
-        return [found.reshape(*found.shape[:2], *[round(found.shape[2] ** 0.5)] * 2) for found in tokens]
+        return [
+            found.reshape(*found.shape[:2], *[round(found.shape[2] ** 0.5)] * 2) for found in tokens
+        ]
     return maps
 
 
@@ -221,10 +311,14 @@ def check_block(block: str) -> Callable[[Network], None]:
     @torch.no_grad()
     def check(network: Network) -> None:
         model, x = network.model, network.x[:1]
-        assert torch.equal(model(network.x), network.expected), "the patched hybrid does not start as its backbone"
+        assert torch.equal(model(network.x), network.expected), (
+            "the patched hybrid does not start as its backbone"
+        )
         assert model.step0_difference == 0.0
         start = model(x)
-        records = [record for record in model.patch_records if record.block == f"tvc-attention:{block}"]
+        records = [
+            record for record in model.patch_records if record.block == f"tvc-attention:{block}"
+        ]
         assert len(records) == len(model.stage_info)
         for record in records:
             (path,) = record.paths
@@ -239,7 +333,9 @@ def check_block(block: str) -> Callable[[Network], None]:
             kept = [parameter.clone() for parameter in patch.block.parameters()]
             for parameter in patch.block.parameters():
                 parameter.add_(0.5)
-            assert not torch.equal(model(x), opened), f"perturbing the parameters of {path} changes nothing"
+            assert not torch.equal(model(x), opened), (
+                f"perturbing the parameters of {path} changes nothing"
+            )
             for parameter, value in zip(patch.block.parameters(), kept, strict=True):
                 parameter.copy_(value)
             patch.alpha.zero_()
@@ -264,7 +360,9 @@ def check_compile(network: Network) -> None:
 @torch.no_grad()
 def check_export(network: Network) -> None:
     network.open(0.5)
-    program = torch.export.export(network.model, (network.x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},))
+    program = torch.export.export(
+        network.model, (network.x,), dynamic_shapes=({0: torch.export.Dim("batch", min=1, max=64)},)
+    )
     x = images(network.side, count=3, seed=1)
     same(program.module()(x), network.model(x), "exported, with another batch size,")
     network.open(0.0)
@@ -281,20 +379,27 @@ def check_pickle(network: Network) -> None:
     model = network.model
     network.open(0.5)
     model.freeze_backbone(unfreeze_stages=[-1])
-    expected, frozen = model(network.x), {name for name, p in model.named_parameters() if not p.requires_grad}
+    expected, frozen = (
+        model(network.x),
+        {name for name, p in model.named_parameters() if not p.requires_grad},
+    )
     modes = [path for path, module in model.train().named_modules() if module.training]
     model.eval()
     for copied in (lambda: pickle.loads(pickle.dumps(model)), lambda: copy.deepcopy(model)):
         other = copied()
         state, theirs = model.state_dict(), other.state_dict()
-        assert list(state) == list(theirs) and all(torch.equal(state[key], theirs[key]) for key in state)
+        assert list(state) == list(theirs) and all(
+            torch.equal(state[key], theirs[key]) for key in state
+        )
         assert torch.equal(other(network.x), expected)
         assert other.patch_records == model.patch_records and other.stage_info == model.stage_info
         assert other.freeze_state() == model.freeze_state()
         assert {name for name, p in other.named_parameters() if not p.requires_grad} == frozen
         assert [path for path, module in other.train().named_modules() if module.training] == modes
         other.get_submodule(other.patch_records[0].paths[0]).alpha.zero_()
-        assert not torch.equal(other.eval()(network.x), expected), "the copy's hook runs somebody else's patch"
+        assert not torch.equal(other.eval()(network.x), expected), (
+            "the copy's hook runs somebody else's patch"
+        )
         assert torch.equal(model(network.x), expected), "the copy shares tensors with the model"
         del other, theirs
         gc.collect()
@@ -318,11 +423,19 @@ def check_freeze(network: Network) -> None:
     for name in before:
         if not name.startswith(learns):
             assert torch.equal(after[name], before[name]), f"the frozen {name} moved"
-    assert all(not torch.equal(after[name], before[name]) for name in trainable if name.endswith("alpha"))
+    assert all(
+        not torch.equal(after[name], before[name]) for name in trainable if name.endswith("alpha")
+    )
     model.unfreeze_all()
 
 
-def step(model: HybridModel, optimizer: torch.optim.Optimizer, network: Network, classes: int = 1000, seed: int = 0) -> None:
+def step(
+    model: HybridModel,
+    optimizer: torch.optim.Optimizer,
+    network: Network,
+    classes: int = 1000,
+    seed: int = 0,
+) -> None:
     model.train()
     optimizer.zero_grad()
     output = model(images(network.training_side, seed=seed))
@@ -361,7 +474,7 @@ def failures(network: Network, checks: tuple[str, ...]) -> dict[str, str]:
     return found
 
 
-# -- the tests ----------------------------------------------------------------------------------------------------------
+# -- the tests -------------------------------------------------------------------------------------
 
 
 def test_every_classifier_of_the_installed_torchvision_has_a_plugin() -> None:
@@ -374,8 +487,12 @@ def test_a_small_member_of_each_family_keeps_the_promises(official: str) -> None
     assert failures(Network(official), QUICK) == {}
 
 
-@pytest.mark.parametrize("official", [pytest.param(name, marks=marks(name)) for name in NAMES], indirect=True)
-def test_a_backbone_keeps_the_promises(official: str, record_property: Callable[[str, object], None]) -> None:
+@pytest.mark.parametrize(
+    "official", [pytest.param(name, marks=marks(name)) for name in NAMES], indirect=True
+)
+def test_a_backbone_keeps_the_promises(
+    official: str, record_property: Callable[[str, object], None]
+) -> None:
     """One test for each backbone, since building the large ones is what takes the time."""
     network = Network(official)
     found = failures(network, tuple(CHECKS))
@@ -393,7 +510,14 @@ def test_the_committed_table_has_every_classifier_and_no_failed_cell() -> None:
     rows = table_of("classifiers")
     assert sorted(row["backbone"].strip("`") for row in rows) == sorted(NAMES)
     assert [*FUNCTIONS] == [*CHECKS] == list(rows[0])[3:]
-    failed = [f"{row['backbone']}: {check} is {row[check]!r}" for row in rows for check in CHECKS if row[check] != "yes"]
+    failed = [
+        f"{row['backbone']}: {check} is {row[check]!r}"
+        for row in rows
+        for check in CHECKS
+        if row[check] != "yes"
+    ]
     assert not failed
     stages = {name: len(spec_of(name).stage_paths) for name in NAMES}
-    assert all(int(row["patches"]) == len(BLOCKS) * stages[row["backbone"].strip("`")] for row in rows)
+    assert all(
+        int(row["patches"]) == len(BLOCKS) * stages[row["backbone"].strip("`")] for row in rows
+    )

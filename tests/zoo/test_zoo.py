@@ -1,4 +1,6 @@
-"""The zoo: whatever is installed besides, the commands work, builds have the same bits, and the culprit is named once."""
+"""The zoo: whatever is installed besides, the commands work, builds have the same bits, and the
+culprit is named once.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ TIMEOUT = "1.5"
 """What a beast may take [s]; those that hang take it whole."""
 
 STOPS_TORCH = "entry_points_not_text"
-"""Torch reads all entry points when it is imported, and fails itself: nobody can build beside this one."""
+"""Torch reads all entry points when it is imported, and fails itself: nobody can build beside this
+one.
+"""
 
 RECIPE = "backbone: {name: resnet18, weights: null, patches: {layer3: {wrap: se}}}\n"
 BUILD = """
@@ -37,22 +41,39 @@ print(digest.hexdigest())
 """
 
 
-def process(folder: Path | None, *command: str, only: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
-    """Run Python with the plugins of a folder and those that a build needs; standard input stays open and says nothing."""
+def process(
+    folder: Path | None, *command: str, only: Iterable[str] = ()
+) -> subprocess.CompletedProcess[str]:
+    """Run Python with the plugins of a folder and those that a build needs; standard input stays
+    open and says nothing.
+    """
     owners = ",".join([SOUND, *only])
     path = os.pathsep.join([str(folder)] if folder else [])
-    ours = {"PYTHONPATH": path, "TVC_ONLY": owners, "TVC_IMPORT_TIMEOUT": TIMEOUT, "OMP_NUM_THREADS": "1"}
+    ours = {
+        "PYTHONPATH": path,
+        "TVC_ONLY": owners,
+        "TVC_IMPORT_TIMEOUT": TIMEOUT,
+        "OMP_NUM_THREADS": "1",
+    }
     environment = {**os.environ, **ours}
     waits, says_nothing = os.pipe()
     try:
         return subprocess.run(
-            [sys.executable, *command], env=environment, stdin=waits, capture_output=True, text=True, timeout=400, check=False
+            [sys.executable, *command],
+            env=environment,
+            stdin=waits,
+            capture_output=True,
+            text=True,
+            timeout=400,
+            check=False,
         )
     finally:
         os.close(waits), os.close(says_nothing)
 
 
-def tvc(folder: Path | None, *arguments: str, only: Iterable[str] = ()) -> subprocess.CompletedProcess[str]:
+def tvc(
+    folder: Path | None, *arguments: str, only: Iterable[str] = ()
+) -> subprocess.CompletedProcess[str]:
     done = process(folder, "-m", "tvc_cli", *arguments, only=only)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
@@ -85,7 +106,9 @@ def everybody(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def everybody_beside_torch(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return _folder_with({name: beast for name, beast in ALL.items() if name != STOPS_TORCH}, tmp_path_factory)
+    return _folder_with(
+        {name: beast for name, beast in ALL.items() if name != STOPS_TORCH}, tmp_path_factory
+    )
 
 
 def _folder_with(beasts: dict[str, Beast], tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -106,16 +129,21 @@ def everybody_but(*slow: str) -> list[str]:
     return [owner_of(name) for name, beast in ALL.items() if not beast.slow or name in slow]
 
 
-# -- each ---------------------------------------------------------------------------------------------------------
+# -- each ------------------------------------------------------------------------------------------
 
 
 def _each() -> list[Any]:
     kept = ("loops", "hook_sleeps")  # of those that take seconds, a few are enough for every day
-    return [pytest.param(name, marks=[pytest.mark.sweep] if ALL[name].slow and name not in kept else []) for name in ALL]
+    return [
+        pytest.param(name, marks=[pytest.mark.sweep] if ALL[name].slow and name not in kept else [])
+        for name in ALL
+    ]
 
 
 @pytest.mark.parametrize("name", _each())
-def test_the_listing_stays_what_it_is_and_names_the_culprit_once(tmp_path: Path, alone: set[str], name: str) -> None:
+def test_the_listing_stays_what_it_is_and_names_the_culprit_once(
+    tmp_path: Path, alone: set[str], name: str
+) -> None:
     release(tmp_path, name, ALL[name])
     done = tvc(tmp_path, "list", "--json", only=[owner_of(name)])
     assert names_in(done) == alone
@@ -140,7 +168,7 @@ def test_every_command_and_a_build_work_with_each(tmp_path: Path, built: str, na
     assert lines_that_name(owner_of(name), done.stderr) == (name in BEASTS)
 
 
-# -- all at once --------------------------------------------------------------------------------------------------
+# -- all at once -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -157,30 +185,49 @@ def test_the_digest_of_a_build_can_change(built: str) -> None:
 
 
 def test_there_are_at_least_thirty() -> None:
-    assert len(BEASTS) >= 60 and {beast.status for beast in BEASTS.values()} == {"failed", "incompatible", "active"}
+    assert len(BEASTS) >= 60 and {beast.status for beast in BEASTS.values()} == {
+        "failed",
+        "incompatible",
+        "active",
+    }
 
 
-def test_with_all_at_once_the_listing_works_and_every_culprit_is_named_once(everybody: Path, alone: set[str]) -> None:
+def test_with_all_at_once_the_listing_works_and_every_culprit_is_named_once(
+    everybody: Path, alone: set[str]
+) -> None:
     done = tvc(everybody, "list", "--json", only=everybody_but("sleeps", "stubborn"))
     assert names_in(done) == alone
-    named = {name: lines_that_name(owner_of(name), done.stderr) for name in ALL if not ALL[name].slow}
+    named = {
+        name: lines_that_name(owner_of(name), done.stderr) for name in ALL if not ALL[name].slow
+    }
     assert named == {name: int(name in BEASTS) for name in named}
 
 
-def test_with_all_at_once_the_table_of_plugins_has_each_and_nothing_besides(everybody: Path) -> None:
+def test_with_all_at_once_the_table_of_plugins_has_each_and_nothing_besides(
+    everybody: Path,
+) -> None:
     only = everybody_but("loops", "hook_sleeps", "seeds_numpy")
     done = tvc(everybody, "plugins", "--json", only=only)
     found = json.loads(done.stdout)
     for name, beast in ALL.items():
         if owner_of(name) in only:
             check_facts(found, name, beast)
-    assert {fact["plugin"] for fact in found if fact["plugin"].startswith("beast")} == {owner_of(name) for name in ALL}
+    assert {fact["plugin"] for fact in found if fact["plugin"].startswith("beast")} == {
+        owner_of(name) for name in ALL
+    }
     assert sum(fact["plugin"] == owner_of("hook_raises") for fact in found) == 1
     assert "warning" not in done.stderr
 
 
-def test_with_all_at_once_a_build_has_the_same_bits(everybody_beside_torch: Path, built: str) -> None:
-    done = process(everybody_beside_torch, "-c", BUILD, only=everybody_but("waits", "seeds_torch", "sets_dtype", "sets_device"))
+def test_with_all_at_once_a_build_has_the_same_bits(
+    everybody_beside_torch: Path, built: str
+) -> None:
+    done = process(
+        everybody_beside_torch,
+        "-c",
+        BUILD,
+        only=everybody_but("waits", "seeds_torch", "sets_dtype", "sets_device"),
+    )
     assert done.returncode == 0, done.stderr
     assert built in done.stdout
 
@@ -190,7 +237,9 @@ def test_with_all_at_once_a_recipe_is_built(everybody_beside_torch: Path, tmp_pa
     only = everybody_but("sleeps", "loops")
     done = tvc(everybody_beside_torch, "build", str(tmp_path / "recipe.yaml"), "--json", only=only)
     assert "layer3" in json.loads(done.stdout)["explain"]
-    named = {name: lines_that_name(owner_of(name), done.stderr) for name in ALL if owner_of(name) in only}
+    named = {
+        name: lines_that_name(owner_of(name), done.stderr) for name in ALL if owner_of(name) in only
+    }
     del named[STOPS_TORCH]
     assert named == {name: int(name in BEASTS) for name in named}
 
@@ -202,7 +251,8 @@ def test_with_really_all_at_once_everything_works(
     only = [owner_of(name) for name in ALL]
     assert names_in(tvc(everybody_beside_torch, "list", "--json", only=only)) == alone
     found = json.loads(tvc(everybody_beside_torch, "plugins", "--json", only=only).stdout)
-    lost_in_another = {"seeds_torch", "sets_dtype", "sets_device", "stops_gradients"}  # one of them brings torch along
+    # one of them brings torch along
+    lost_in_another = {"seeds_torch", "sets_dtype", "sets_device", "stops_gradients"}
     for name, beast in ALL.items():
         if name not in {STOPS_TORCH, *lost_in_another}:
             check_facts(found, name, beast)

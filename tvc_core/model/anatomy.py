@@ -27,7 +27,8 @@ class StageInfo:
     """One stage as it was measured in the patched network.
 
     Args:
-        index: the number that `unfreeze_stages` takes; the stage's map is `get_stage_outputs(x)[index + 1]`.
+        index: the number that `unfreeze_stages` takes; the stage's map is
+            `get_stage_outputs(x)[index + 1]`.
         module: path of the stage's last module, whose output is the stage's map.
         paths: paths of all its modules, in order of execution.
         channels: channels of its map [channels].
@@ -68,7 +69,8 @@ class Anatomy:
         stem: paths from the input to the first stage.
         stages: paths of each stage.
         head: path of the classifier.
-        auxiliary: paths of the auxiliary heads that the network has, each with the stage that it branches from.
+        auxiliary: paths of the auxiliary heads that the network has, each with the stage that it
+            branches from.
         neck: paths between pooling and the classifier, which count to the head.
     """
 
@@ -83,27 +85,43 @@ class Anatomy:
         """Return the anatomy that a spec declares, checked against the network.
 
         Raises:
-            BackboneError: a path is not there, is in two parts, or a parameter or buffer is in none.
+            BackboneError: a path is not there, is in two parts, or a parameter or buffer is in
+                none.
         """
         modules = dict(network.named_modules())
-        auxiliary = tuple((path, stage) for path, stage in spec.auxiliary.items() if path in modules)
-        anatomy = Anatomy(stem=spec.stem, stages=spec.stage_paths, head=spec.head, auxiliary=auxiliary, neck=spec.neck)
+        auxiliary = tuple(
+            (path, stage) for path, stage in spec.auxiliary.items() if path in modules
+        )
+        anatomy = Anatomy(
+            stem=spec.stem,
+            stages=spec.stage_paths,
+            head=spec.head,
+            auxiliary=auxiliary,
+            neck=spec.neck,
+        )
         tensors = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
         fault = f"the backbone {spec.name!r} does not look as its spec says: "
         paths = [path for _, path in anatomy.items()]
         for path in paths:
             if path not in modules and path not in tensors:
-                raise BackboneError(f"{fault}it has no {path!r}; its children are {listing(network._modules)}")
+                raise BackboneError(
+                    f"{fault}it has no {path!r}; its children are {listing(network._modules)}"
+                )
             if paths.count(path) > 1 or any(path.startswith(f"{other}.") for other in paths):
                 raise BackboneError(f"{fault}{path!r} belongs to two parts")
         for part, declared in ((STEM, (anatomy.stem,)), ("stages", anatomy.stages)):
             if not declared or any(not paths or paths[-1] not in modules for paths in declared):
-                raise BackboneError(f"{fault}{part} is {list(declared)}; each ends with a module, whose output is its map")
+                raise BackboneError(
+                    f"{fault}{part} is {list(declared)}; each ends with a module, whose output is "
+                    "its map"
+                )
         if spec.head not in modules:
             raise BackboneError(f"{fault}its head {spec.head!r} is not a module")
         lost = sorted(name for name in tensors if anatomy.part_of(name) is None)
         if lost:
-            raise BackboneError(f"{fault}stem, stages and head together lack {listing(lost, most=5)}")
+            raise BackboneError(
+                f"{fault}stem, stages and head together lack {listing(lost, most=5)}"
+            )
         return anatomy
 
     def items(self) -> Iterator[tuple[str, str]]:
@@ -111,7 +129,9 @@ class Anatomy:
         yield from ((STEM, path) for path in self.stem)
         for index, stage in enumerate(self.stages):
             yield from ((stage_name(index), path) for path in stage)
-            yield from ((stage_name(index), path) for path, branch in self.auxiliary if branch == index)
+            yield from (
+                (stage_name(index), path) for path, branch in self.auxiliary if branch == index
+            )
         yield from ((HEAD, path) for path in self.neck)
         yield HEAD, self.head
 
@@ -127,12 +147,19 @@ class Anatomy:
 
     @property
     def taps(self) -> list[str]:
-        """Paths of the modules whose outputs are the features: the stem's last and each stage's last."""
+        """Paths of the modules whose outputs are the features: the stem's last and each stage's
+        last.
+        """
         return [paths[-1] for paths in (self.stem, *self.stages)]
 
     def part_of(self, name: str) -> str | None:
-        """Return the part that a module's or parameter's dotted name belongs to; None for what has no part."""
-        return next((part for part, path in self.items() if name == path or name.startswith(f"{path}.")), None)
+        """Return the part that a module's or parameter's dotted name belongs to; None for what has
+        no part.
+        """
+        return next(
+            (part for part, path in self.items() if name == path or name.startswith(f"{path}.")),
+            None,
+        )
 
     def modules(self, network: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
         """Yield (path, module) of a part's modules; its direct parameters are no modules."""
@@ -147,20 +174,33 @@ class Anatomy:
             StageError: a stage that is not there.
         """
         count = len(self.stages)
-        numbers: list[Any] = list(given) if isinstance(given, (list, tuple, set, frozenset, range)) else [given]
+        numbers: list[Any] = (
+            list(given) if isinstance(given, (list, tuple, set, frozenset, range)) else [given]
+        )
         for number in numbers:
-            if isinstance(number, bool) or not isinstance(number, int) or not -count <= number < count:
-                names = ", ".join(f"{index}: {'+'.join(paths)}" for index, paths in enumerate(self.stages))
-                raise StageError(f"there is no stage {number!r}: the {count} stages are {names}; -1 is the last")
+            if (
+                isinstance(number, bool)
+                or not isinstance(number, int)
+                or not -count <= number < count
+            ):
+                names = ", ".join(
+                    f"{index}: {'+'.join(paths)}" for index, paths in enumerate(self.stages)
+                )
+                raise StageError(
+                    f"there is no stage {number!r}: the {count} stages are {names}; -1 is the last"
+                )
         return sorted({number % count for number in numbers})
 
     def feature_indices(self, given: object) -> list[int]:
-        """Return the indices of features (0 is the stem, i + 1 is stage i) for stage numbers and "stem", in the given order.
+        """Return the indices of features (0 is the stem, i + 1 is stage i) for stage numbers and
+        "stem", in the given order.
 
         Raises:
             StageError: a stage that is not there, or nothing.
         """
         numbers: list[Any] = list(given) if isinstance(given, (list, tuple, range)) else [given]
         if not numbers:
-            raise StageError('no stage is asked for: give stage numbers, "stem", or None for stem and all stages')
+            raise StageError(
+                'no stage is asked for: give stage numbers, "stem", or None for stem and all stages'
+            )
         return [0 if number == STEM else self.stage_indices([number])[0] + 1 for number in numbers]

@@ -1,4 +1,6 @@
-"""What is really frozen, and what a piece of training really moved: read from the model, not from what was asked for."""
+"""What is really frozen, and what a piece of training really moved: read from the model, not from
+what was asked for.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from ..surgery.patches import PatchTree
 from .freezing import held_modules, part_of_parameter, wanted_grads
 from .hybrid import HybridModel
 
-__all__ = ["AuditReport", "FreezeReport", "NormalizationReport", "PartReport", "audit", "freeze_report"]
+__all__ = [
+    "AuditReport",
+    "FreezeReport",
+    "NormalizationReport",
+    "PartReport",
+    "audit",
+    "freeze_report",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +59,8 @@ class PartReport:
         num_training: those in training mode now.
         num_training_after_train: those in training mode after `model.train()`.
         normalizations: its normalization layers.
-        unexpected: parameters whose `requires_grad` is not what the freeze state says: changed by hand.
+        unexpected: parameters whose `requires_grad` is not what the freeze state says: changed by
+            hand.
     """
 
     name: str
@@ -64,7 +74,9 @@ class PartReport:
 
     @property
     def frozen_normalizations(self) -> tuple[NormalizationReport, ...]:
-        """The normalization layers of which nothing moves in training: no scale, no shift, no statistics."""
+        """The normalization layers of which nothing moves in training: no scale, no shift, no
+        statistics.
+        """
         return tuple(
             norm
             for norm in self.normalizations
@@ -85,19 +97,28 @@ class FreezeReport:
     training: bool
 
     def __str__(self) -> str:
-        lines = [f"{'part':<10} {'parameters':>12} {'trainable':>12}  normalization layers now / modules after train()"]
+        lines = [
+            f"{'part':<10} {'parameters':>12} {'trainable':>12}  normalization layers now / "
+            "modules after train()"
+        ]
         for part in self.parts:
             lines.append(
-                f"{part.name:<10} {part.num_parameters:>12,} {part.num_trainable:>12,}  {_norms(part.normalizations)} / "
+                f"{part.name:<10} {part.num_parameters:>12,} {part.num_trainable:>12,}  "
+                f"{_norms(part.normalizations)} / "
                 + _modes(part.num_training_after_train, part.num_modules)
             )
         lines += [
-            f"{part.name}: changed by hand, not as the freeze state says: {listing(part.unexpected, most=4)}"
+            f"{part.name}: changed by hand, not as the freeze state says: "
+            f"{listing(part.unexpected, most=4)}"
             for part in self.parts
             if part.unexpected
         ]
         for part in self.parts:
-            moved = [norm.path for norm in part.normalizations if norm.training and not norm.training_after_train]
+            moved = [
+                norm.path
+                for norm in part.normalizations
+                if norm.training and not norm.training_after_train
+            ]
             if moved:
                 text = "in training mode now, set by hand; model.train() puts it back"
                 lines.append(f"{part.name}: {text}: {listing(moved, most=4)}")
@@ -136,10 +157,16 @@ def freeze_report(model: HybridModel) -> FreezeReport:
             PartReport(
                 name=part,
                 num_parameters=sum(parameter.numel() for parameter in parameters[part].values()),
-                num_trainable=sum(parameter.numel() for parameter in parameters[part].values() if parameter.requires_grad),
+                num_trainable=sum(
+                    parameter.numel()
+                    for parameter in parameters[part].values()
+                    if parameter.requires_grad
+                ),
                 num_modules=len(modules[part]),
                 num_training=sum(module.training for module in modules[part].values()),
-                num_training_after_train=sum(id(module) not in held for module in modules[part].values()),
+                num_training_after_train=sum(
+                    id(module) not in held for module in modules[part].values()
+                ),
                 normalizations=tuple(
                     NormalizationReport(
                         path=path,
@@ -151,7 +178,9 @@ def freeze_report(model: HybridModel) -> FreezeReport:
                     for path, module in modules[part].items()
                     if is_normalization(module)
                 ),
-                unexpected=tuple(name for name, p in parameters[part].items() if p.requires_grad != wanted[name]),
+                unexpected=tuple(
+                    name for name, p in parameters[part].items() if p.requires_grad != wanted[name]
+                ),
             )
             for part in anatomy.parts
         ),
@@ -190,8 +219,10 @@ class AuditReport:
         return "\n".join(
             [
                 f"frozen and moved: {_some(self.moved)} of {self.num_frozen}",
-                f"trainable without gradient: {_some(self.without_gradient)} of {self.num_trainable}",
-                f"trainable and not in the optimizer: {_some(self.not_in_optimizer)} of {self.num_trainable}",
+                f"trainable without gradient: {_some(self.without_gradient)} of "
+                f"{self.num_trainable}",
+                f"trainable and not in the optimizer: {_some(self.not_in_optimizer)} of "
+                f"{self.num_trainable}",
             ]
         )
 
@@ -202,10 +233,12 @@ def _some(names: tuple[str, ...]) -> str:
 
 @contextmanager
 def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[AuditReport]:
-    """Watch some steps of training, and afterwards tell what moved or was left out against the intent.
+    """Watch some steps of training, and afterwards tell what moved or was left out against the
+    intent.
 
-    Frozen are parameters that do not require gradients when the context begins, the buffers of the modules that `model.train()`
-    leaves in eval mode, and those of normalizations that are frozen by hand. Keeps a copy of them meanwhile.
+    Frozen are parameters that do not require gradients when the context begins, the buffers of the
+    modules that `model.train()` leaves in eval mode, and those of normalizations that are frozen by
+    hand. Keeps a copy of them meanwhile.
 
     Args:
         model: a hybrid, the one inside where it is wrapped or compiled.
@@ -221,14 +254,19 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
     """
     if not isinstance(model, HybridModel):
         raise ParameterError(
-            f"audit takes a model that HybridBuilder made, not {type(model).__name__}; of a wrapped one, what is inside: "
+            f"audit takes a model that HybridBuilder made, not {type(model).__name__}; of a "
+            "wrapped one, what is inside: "
             "ddp.module, compiled._orig_mod"
         )
     if not isinstance(getattr(optimizer, "param_groups", None), list):
-        raise ParameterError(f"audit takes a torch optimizer, which has param_groups, not {type(optimizer).__name__}")
+        raise ParameterError(
+            f"audit takes a torch optimizer, which has param_groups, not {type(optimizer).__name__}"
+        )
     report = AuditReport()
     frozen = {name: tensor.detach().clone() for name, tensor in _frozen_tensors(model)}
-    trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    trainable = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
     reached: set[str] = set()
     hooks = [
         parameter.register_post_accumulate_grad_hook(lambda _, name=name: reached.add(name))  # type: ignore[misc]
@@ -239,12 +277,21 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
     finally:
         for hook in hooks:
             hook.remove()
-    now = {name: tensor.detach() for name, tensor in (*model.named_parameters(), *model.named_buffers())}
+    now = {
+        name: tensor.detach()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     learning = {**trainable, **{name: p for name, p in model.named_parameters() if p.requires_grad}}
-    report.moved = tuple(name for name, before in frozen.items() if name not in now or not _same_bits(before, now[name]))
+    report.moved = tuple(
+        name
+        for name, before in frozen.items()
+        if name not in now or not _same_bits(before, now[name])
+    )
     report.without_gradient = tuple(name for name in trainable if name not in reached)
-    report.not_in_optimizer = tuple(name for name, parameter in learning.items() if id(parameter) not in known)
+    report.not_in_optimizer = tuple(
+        name for name, parameter in learning.items() if id(parameter) not in known
+    )
     report.num_frozen, report.num_trainable = len(frozen), len(learning)
     report.finished = True
     if strict and not report.ok:
@@ -253,8 +300,14 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
 
 def _frozen_tensors(model: HybridModel) -> Iterator[tuple[str, Tensor]]:
     facts = model._tvc
-    yield from ((name, parameter) for name, parameter in model.named_parameters() if not parameter.requires_grad)
-    held = {id(module) for module in held_modules(model, facts.anatomy, facts.freeze, facts.new_modules)}
+    yield from (
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    )
+    held = {
+        id(module) for module in held_modules(model, facts.anatomy, facts.freeze, facts.new_modules)
+    }
     for path, module in model.named_modules():
         by_hand = is_normalization(module) and _none_trainable(module.parameters())
         if id(module) in held or by_hand:

@@ -1,7 +1,9 @@
-"""Gradient checkpointing by stage: activations are computed again in the backward pass instead of being kept.
+"""Gradient checkpointing by stage: activations are computed again in the backward pass instead of
+being kept.
 
-Chen et al. 2016, arXiv:1604.06174. Recomputing would move the running statistics of normalizations a second time, so
-the second pass works on copies of the buffers of a stage and of the blocks inserted in it.
+Chen et al. 2016, arXiv:1604.06174. Recomputing would move the running statistics of normalizations
+a second time, so the second pass works on copies of the buffers of a stage and of the blocks
+inserted in it.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ __all__ = ["Checkpointed", "CheckpointedRuns", "set_checkpointing"]
 
 
 class Checkpointed:
-    """A picklable stand-in for a module's `forward` that keeps no activations while gradients are recorded."""
+    """A picklable stand-in for a module's `forward` that keeps no activations while gradients are
+    recorded.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
@@ -32,9 +36,11 @@ class Checkpointed:
 
 
 class CheckpointedRuns:
-    """A picklable stand-in for the `forward` of an nn.Sequential that keeps no activations inside runs of its layers.
+    """A picklable stand-in for the `forward` of an nn.Sequential that keeps no activations inside
+    runs of its layers.
 
-    So a stage that is no module, but some layers of a long sequence (VGG's), is checkpointed as a whole.
+    So a stage that is no module, but some layers of a long sequence (VGG's), is checkpointed as a
+    whole.
     """
 
     def __init__(self, module: nn.Sequential) -> None:
@@ -62,31 +68,53 @@ def _run(layers: Iterable[nn.Module], x: Any) -> Any:
     return x
 
 
-def _recomputed(function: Callable[..., Any], modules: list[nn.Module], *args: Any, **kwargs: Any) -> Any:
-    """Call a function that runs some modules; they keep no activations while gradients are recorded.
+def _recomputed(
+    function: Callable[..., Any], modules: list[nn.Module], *args: Any, **kwargs: Any
+) -> Any:
+    """Call a function that runs some modules; they keep no activations while gradients are
+    recorded.
 
-    Where nothing needs a gradient, as in a frozen stem, nothing would be kept anyway, but checkpointing keeps the input.
+    Where nothing needs a gradient, as in a frozen stem, nothing would be kept anyway, but
+    checkpointing keeps the input.
     """
     if not torch.is_grad_enabled() or not _needs_gradients(modules, (*args, *kwargs.values())):
         return function(*args, **kwargs)
-    if torch.compiler.is_compiling():  # a compiled second pass writes no buffers, nor what a parallel patch keeps for the end
-        if any(position == "parallel" for module in modules for _, position, _ in installed_patches(module)):
+    # a compiled second pass writes no buffers, nor what a parallel patch keeps for the end
+    if torch.compiler.is_compiling():
+        if any(
+            position == "parallel"
+            for module in modules
+            for _, position, _ in installed_patches(module)
+        ):
             return function(*args, **kwargs)
         return checkpoint(function, *args, use_reentrant=False, **kwargs)
     return checkpoint(
-        function, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), _spare_buffers(modules)), **kwargs
+        function,
+        *args,
+        use_reentrant=False,
+        context_fn=lambda: (nullcontext(), _spare_buffers(modules)),
+        **kwargs,
     )
 
 
 def _needs_gradients(modules: list[nn.Module], given: tuple[Any, ...]) -> bool:
     tensors = (tensor for tensor in given if isinstance(tensor, Tensor))
-    parameters = (parameter for module in _all_modules(modules) for parameter in module.parameters(recurse=False))
+    parameters = (
+        parameter
+        for module in _all_modules(modules)
+        for parameter in module.parameters(recurse=False)
+    )
     return any(tensor.requires_grad for tensor in (*tensors, *parameters))
 
 
 def _all_modules(roots: list[nn.Module]) -> list[nn.Module]:
     """Return modules with all that they contain, and the blocks that their hooks run."""
-    inserted = [module for root in roots for _, _, patch in installed_patches(root) for module in patch.modules()]
+    inserted = [
+        module
+        for root in roots
+        for _, _, patch in installed_patches(root)
+        for module in patch.modules()
+    ]
     return [*(module for root in roots for module in root.modules()), *inserted]
 
 
@@ -106,13 +134,15 @@ def _spare_buffers(roots: list[nn.Module]) -> Iterator[None]:
 def set_checkpointing(network: nn.Module, paths: Iterable[str], enable: bool) -> None:
     """Switch checkpointing of one part on or off. Names, keys and hooks stay.
 
-    A module with children is checkpointed alone. Layers of one nn.Sequential that follow each other are checkpointed
-    together. A layer alone needs its input for the backward pass either way, so it is left out; so is one in front of a run
-    that overwrites its input in place, since the input is what the second pass starts from.
+    A module with children is checkpointed alone. Layers of one nn.Sequential that follow each other
+    are checkpointed together. A layer alone needs its input for the backward pass either way, so it
+    is left out; so is one in front of a run that overwrites its input in place, since the input is
+    what the second pass starts from.
 
     Args:
         network: the root.
-        paths: of the part's modules, in order of execution; names that are no modules are passed over.
+        paths: of the part's modules, in order of execution; names that are no modules are passed
+            over.
         enable: on or off.
     """
     modules = dict(network.named_modules())
@@ -140,15 +170,23 @@ def _switch(module: nn.Module, forward: Callable[..., Any] | None) -> None:
         module.__dict__["forward"] = forward
 
 
-def _runs(modules: dict[str, nn.Module], single: list[str]) -> Iterator[tuple[nn.Sequential, tuple[str, ...]]]:
+def _runs(
+    modules: dict[str, nn.Module], single: list[str]
+) -> Iterator[tuple[nn.Sequential, tuple[str, ...]]]:
     """Yield (parent, names of children) for layers that follow each other in an nn.Sequential."""
     for parent_path, paths in groupby(single, key=lambda path: path.rpartition(".")[0]):
         parent = modules[parent_path]
-        if not parent_path or not isinstance(parent, nn.Sequential) or type(parent).forward is not nn.Sequential.forward:
+        if (
+            not parent_path
+            or not isinstance(parent, nn.Sequential)
+            or type(parent).forward is not nn.Sequential.forward
+        ):
             continue
         order = list(parent._modules)
         names = [path.rpartition(".")[2] for path in paths]
-        for _, group in groupby(enumerate(names), key=lambda entry: order.index(entry[1]) - entry[0]):
+        for _, group in groupby(
+            enumerate(names), key=lambda entry: order.index(entry[1]) - entry[0]
+        ):
             run = [name for _, name in group]
             while run and getattr(parent._modules[run[0]], "inplace", False):
                 run.pop(0)

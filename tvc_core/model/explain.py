@@ -34,13 +34,18 @@ def explain(model: HybridModel) -> str:
         f"weights: {weights}",
     ]
     if plan.options:
-        lines.append("options: " + ", ".join(f"{name}={value!r}" for name, value in plan.options.items()))
+        lines.append(
+            "options: " + ", ".join(f"{name}={value!r}" for name, value in plan.options.items())
+        )
     if facts.input is not None:
         lines.append("input: " + _input_line(facts.input))
     lines += _patch_lines(model)
     path, layer = last_layer(model, anatomy.head)
     dropout = dropout_of(model, anatomy.head)
-    lines.append(f"head: {path} ({type(layer).__name__}), {num_classes_of(layer)} classes, dropout {dropout or 0.0:g}")
+    lines.append(
+        f"head: {path} ({type(layer).__name__}), {num_classes_of(layer)} classes, dropout "
+        f"{dropout or 0.0:g}"
+    )
     lines.append(_table(model.parts()))
     return "\n".join(lines)
 
@@ -51,21 +56,27 @@ def transforms(plan: Plan) -> nn.Module:
     weights = plan.weights
     if plan.backbone.owner == OWN:
         raise BackboneError(
-            f"the model was made from a module of your own ({spec.name}), so only you know how its images were prepared"
+            f"the model was made from a module of your own ({spec.name}), so only you know how its "
+            "images were prepared"
         )
     if weights is None:
         if spec.default_weights is None:
             raise BackboneError(
-                f"{plan.backbone.qualified} has no pretrained weights, so nothing says how to prepare images for it"
+                f"{plan.backbone.qualified} has no pretrained weights, so nothing says how to "
+                "prepare images for it"
             )
         weights = spec.find_weights(spec.default_weights)
         assert weights is not None
         message = (
-            f"the model has no pretrained weights; transforms() gives the preprocessing of the default weights, {weights.name}"
+            "the model has no pretrained weights; transforms() gives the preprocessing of "
+            f"the default weights, {weights.name}"
         )
         warnings.warn(message, UserWarning, stacklevel=3)
     if (channels := plan.recipe.in_channels or spec.num_channels) != len(weights.mean):
-        known = f"mean {weights.mean}, standard deviation {weights.std}, crop {weights.crop_size} pixels"
+        known = (
+            f"mean {weights.mean}, standard deviation {weights.std}, crop {weights.crop_size} "
+            "pixels"
+        )
         raise BackboneError(
             f"the model takes {channels} channels, and the preprocessing of {weights.name} knows "
             f"{len(weights.mean)} ({known}): prepare the images yourself"
@@ -77,12 +88,17 @@ def transforms(plan: Plan) -> nn.Module:
 
 def _input_line(record: InputRecord) -> str:
     policy = record.policy if isinstance(record.policy, str) else ", ".join(map(str, record.policy))
-    return f"{record.channels} channels at {record.path}, whose weights follow from those for {record.before} by {policy}"
+    return (
+        f"{record.channels} channels at {record.path}, whose weights follow from those for "
+        f"{record.before} by {policy}"
+    )
 
 
 def _patch_lines(model: HybridModel) -> list[str]:
     facts = model._tvc
-    present = {id(patch): (target, position) for target, position, patch in installed_patches(model)}
+    present = {
+        id(patch): (target, position) for target, position, patch in installed_patches(model)
+    }
     modules = dict(model.named_modules())
     inside = {id(module) for module in modules.values()}
     lines: list[str] = []
@@ -92,7 +108,10 @@ def _patch_lines(model: HybridModel) -> list[str]:
         params = ", ".join(f"{name}={value!r}" for name, value in record.params.items())
         block = f"{record.block or 'its own module'}{f'({params})' if params else ''}"
         if record.replaced is not None:
-            lines.append(f"  {what} {record.replaced} by {block}, now {type(modules.get(record.target)).__name__}")
+            lines.append(
+                f"  {what} {record.replaced} by {block}, now "
+                f"{type(modules.get(record.target)).__name__}"
+            )
             continue
         for path in record.paths:
             patch = modules.get(path)
@@ -100,28 +119,45 @@ def _patch_lines(model: HybridModel) -> list[str]:
                 lines.append(f"  {what} {block}: no longer in the model (was {path})")
                 continue
             if id(patch) not in present:
-                lines.append(f"  {what} {block}: at {path}, but never run: its hook on {record.target} is gone")
+                lines.append(
+                    f"  {what} {block}: at {path}, but never run: its hook on {record.target} is "
+                    "gone"
+                )
                 continue
             known.add(id(patch))
             place, position = present[id(patch)]
-            order = {"before": f"{block} -> {place}", "parallel": f"{place} + {block}"}.get(position, f"{place} -> {block}")
+            order = {"before": f"{block} -> {place}", "parallel": f"{place} + {block}"}.get(
+                position, f"{place} -> {block}"
+            )
             if not patch.enabled:
                 order += ", switched off"
             gate = getattr(patch, "alpha", None)
-            start = "published start" if gate is None else f"identity start, gate now {gate.item():.3g}"
+            start = (
+                "published start" if gate is None else f"identity start, gate now {gate.item():.3g}"
+            )
             lines.append(f"  {what}, {order}, at {path}, {start}")
     for identity, (target, position) in present.items():
         if identity not in known:
-            where = "that no record explains" if identity in inside else "that is not in the model's tree, so it is not saved"
+            where = (
+                "that no record explains"
+                if identity in inside
+                else "that is not in the model's tree, so it is not saved"
+            )
             lines.append(f"  {target}: runs a block {position} it {where}")
     if not lines:
         return ["patches: none"]
     shape = "x".join(str(size) for size in facts.probe_shape)
-    difference = f"step 0: largest logit difference to the unpatched backbone {facts.step0_difference:g} (image {shape})"
+    difference = (
+        "step 0: largest logit difference to the unpatched backbone "
+        f"{facts.step0_difference:g} (image {shape})"
+    )
     return [f"patches: {len(lines)}", *lines, difference]
 
 
 def _table(parts: Sequence[PartInfo]) -> str:
     lines = [f"{'part':<10} {'parameters':>12} {'trainable':>12}  modules"]
-    lines += [f"{p.name:<10} {p.num_parameters:>12,} {p.num_trainable:>12,}  {' '.join(p.paths)}" for p in parts]
+    lines += [
+        f"{p.name:<10} {p.num_parameters:>12,} {p.num_trainable:>12,}  {' '.join(p.paths)}"
+        for p in parts
+    ]
     return "\n".join(lines)

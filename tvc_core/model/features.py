@@ -1,7 +1,8 @@
 """Read the maps of stem and stages from the live network, and run the head on the last one.
 
-Taps are placed once, when the hybrid is built, and read a flag: a hook that is registered inside a call fails under
-torch.compile and torch.export, and one that is added after torch.compile is ignored without a word.
+Taps are placed once, when the hybrid is built, and read a flag: a hook that is registered inside a
+call fails under torch.compile and torch.export, and one that is added after torch.compile is
+ignored without a word.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class _Stop(Exception):  # noqa: N818  no error: it ends a pass that has nothing
 
 
 class Taps:
-    """Picks up the maps of stem and stages, and what the head's last layer gets, while a forward pass runs.
+    """Picks up the maps of stem and stages, and what the head's last layer gets, while a forward
+    pass runs.
 
     Args:
         network: the root.
@@ -45,7 +47,9 @@ class Taps:
         self.stop = False
         """End the pass as soon as all of them are there."""
         self.repeated = False
-        """A tap was seen to run more than once in one pass: its last map counts, so no pass may end early."""
+        """A tap was seen to run more than once in one pass: its last map counts, so no pass may end
+        early.
+        """
         self.maps: dict[int, Tensor] = {}
         self.place(network, layer)
 
@@ -60,7 +64,12 @@ class Taps:
         network.get_submodule(layer).register_forward_hook(_Tap(self, PRE_LOGITS))
 
     def collect(
-        self, run: Callable[[Tensor], Any], x: Tensor, wanted: Sequence[int] | None = None, *, within: nn.Module | None = None
+        self,
+        run: Callable[[Tensor], Any],
+        x: Tensor,
+        wanted: Sequence[int] | None = None,
+        *,
+        within: nn.Module | None = None,
     ) -> dict[int, Tensor]:
         """Run a network and return features by index.
 
@@ -68,13 +77,15 @@ class Taps:
             run: the network, or a function that runs it.
             x: its input.
             wanted: indices of the features; None for those of stem and all stages.
-            within: the root, if the pass may end where the last wanted feature is there. It runs whole all the same under
-                torch.export without Dynamo (strict=False), which knows no exceptions, and where somebody's forward hook
-                (FSDP's is one) waits for the end of a module that would be left.
+            within: the root, if the pass may end where the last wanted feature is there. It runs
+                whole all the same under torch.export without Dynamo (strict=False), which knows no
+                exceptions, and where somebody's forward hook (FSDP's is one) waits for the end of a
+                module that would be left.
         """
         self.maps = {}
         self.wanted = tuple(range(len(self.paths))) if wanted is None else tuple(wanted)
-        # asked in this order, since torch 2.11's Dynamo says of every compilation that it is an export
+        # asked in this order, since torch 2.11's Dynamo says of every compilation that it is an
+        # export
         knows_exceptions = torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting()
         self.stop = within is not None and knows_exceptions and self._may_leave(within)
         try:
@@ -87,13 +98,17 @@ class Taps:
             self.maps = {}
 
     def _may_leave(self, network: nn.Module) -> bool:
-        """Tell whether nobody waits for the end of the modules around the wanted taps; a wrapped one waits itself."""
+        """Tell whether nobody waits for the end of the modules around the wanted taps; a wrapped
+        one waits itself.
+        """
         if self.repeated or _global_forward_hooks:
             return False
         for index in self.wanted:
             module: nn.Module | None = network
             for name in self.paths[index].split("."):
-                if module is None or not all(_is_after(hook) for hook in module._forward_hooks.values()):
+                if module is None or not all(
+                    _is_after(hook) for hook in module._forward_hooks.values()
+                ):
                     return False
                 module = module._modules.get(name)
             hooks = [] if module is None else list(module._forward_hooks.values())
@@ -108,7 +123,9 @@ class Taps:
 
 
 class _Tap:
-    """A picklable forward hook that hands one module's output, or the input of the head's last layer, to the taps."""
+    """A picklable forward hook that hands one module's output, or the input of the head's last
+    layer, to the taps.
+    """
 
     def __init__(self, taps: Taps, index: int) -> None:
         self.taps = taps
@@ -127,18 +144,21 @@ class _Tap:
 
 
 def _is_after(hook: Any) -> bool:
-    """Tell whether a hook is ours, and keeps nothing from the beginning of its module for the end: a parallel patch does."""
+    """Tell whether a hook is ours, and keeps nothing from the beginning of its module for the end:
+    a parallel patch does.
+    """
     return isinstance(hook, _Tap) or (isinstance(hook, PatchHook) and hook.position == "after")
 
 
 @dataclass(frozen=True)
 class Bridge:
-    """The way from the last stage's map to the logits, as steps that were seen to reproduce them bit for bit.
+    """The way from the last stage's map to the logits, as steps that were seen to reproduce them
+    bit for bit.
 
     Args:
-        steps: "patches:PATH" runs the blocks inserted after a module around the last stage, "child:NAME" calls a child of the
-            root; "pool", "mean", "flatten", "relu", "first_token" and "token_mean" are
-            functions. Between them, "head" runs the head.
+        steps: "patches:PATH" runs the blocks inserted after a module around the last stage,
+            "child:NAME" calls a child of the root; "pool", "mean", "flatten", "relu", "first_token"
+            and "token_mean" are functions. Between them, "head" runs the head.
     """
 
     steps: tuple[str, ...]
@@ -152,7 +172,11 @@ class Bridge:
                 x = child(x)
             elif step.startswith("patches:"):
                 for hook in network.get_submodule(step[8:])._forward_hooks.values():
-                    if isinstance(hook, PatchHook) and hook.position == "after" and hook.patch.enabled:
+                    if (
+                        isinstance(hook, PatchHook)
+                        and hook.position == "after"
+                        and hook.patch.enabled
+                    ):
                         x = hook.patch(x)
             elif step == "head":
                 x = network.get_submodule(head)(x)
@@ -172,7 +196,8 @@ class Bridge:
 
 
 def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
-    """Return the way from a network's last stage to its head, found by running it once; None if no known way fits.
+    """Return the way from a network's last stage to its head, found by running it once; None if no
+    known way fits.
 
     Args:
         network: the root.
@@ -186,7 +211,9 @@ def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridg
 
 @contextmanager
 def _gates_open(network: nn.Module) -> Iterator[None]:
-    """Open the gates of all patches for a look: closed, a way that leaves a patch out would look right."""
+    """Open the gates of all patches for a look: closed, a way that leaves a patch out would look
+    right.
+    """
     gates = [patch.alpha for _, _, patch in installed_patches(network) if patch.alpha is not None]
     kept = [gate.detach().clone() for gate in gates]
     with torch.no_grad():
@@ -201,7 +228,9 @@ def _gates_open(network: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _head_open(network: nn.Module, head: str) -> Iterator[None]:
-    """Give a last layer of zeros (a fresh ViT's) other weights for a look: with zeros, every way gives the same logits."""
+    """Give a last layer of zeros (a fresh ViT's) other weights for a look: with zeros, every way
+    gives the same logits.
+    """
     weight = getattr(last_layer(network, head)[1], "weight", None)
     if not isinstance(weight, Tensor) or weight.is_meta or bool(weight.any()):
         yield
@@ -224,9 +253,17 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
         return lambda *_: seen["between"].append(f"child:{name}")
 
     outside = (head.partition(".")[0], last.partition(".")[0], *CONTAINERS)
-    children = {name: child for name, child in network._modules.items() if child is not None and name not in outside}
-    hooks: list[Callable[[], Any]] = [lambda: network.get_submodule(last).register_forward_hook(at_last)]
-    hooks += [partial(child.register_forward_hook, at_child(name)) for name, child in children.items()]
+    children = {
+        name: child
+        for name, child in network._modules.items()
+        if child is not None and name not in outside
+    }
+    hooks: list[Callable[[], Any]] = [
+        lambda: network.get_submodule(last).register_forward_hook(at_last)
+    ]
+    hooks += [
+        partial(child.register_forward_hook, at_child(name)) for name, child in children.items()
+    ]
     logits = probe.run(network, hooks)
     if not isinstance(seen["map"], Tensor):
         return None
@@ -244,7 +281,8 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
         ("first_token",),
         ("token_mean",),
     ]
-    for behind in ((), ("flatten",)):  # a head without a classifier gives back what it gets: it is to get the vector
+    # a head without a classifier gives back what it gets: it is to get the vector
+    for behind in ((), ("flatten",)):
         for way in ways:
             bridge = Bridge((*first, *way, "head", *behind))
             try:
@@ -252,7 +290,11 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
                     found = bridge(network, head, seen["map"].clone())
             except Exception:  # somebody's head may raise whatever it likes for what it never gets
                 continue
-            if isinstance(found, Tensor) and found.shape == logits.shape and (found.is_meta or _equal(found, logits)):
+            if (
+                isinstance(found, Tensor)
+                and found.shape == logits.shape
+                and (found.is_meta or _equal(found, logits))
+            ):
                 return bridge
     return None
 

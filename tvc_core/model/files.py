@@ -1,9 +1,11 @@
-"""One file for a whole model: tensors in safetensors format, and the recipe, freeze state and class names beside them.
+"""One file for a whole model: tensors in safetensors format, and the recipe, freeze state and class
+names beside them.
 
-The file's metadata has one entry "tvc": a JSON object with the format version, the recipe with qualified names, the freeze
-state, the class names, the step-0 difference, whether the hash of the pretrained weights had been compared, and the SHA-256
-of all of these and of every tensor's name, type, shape and bytes. A reader MUST refuse a file whose hash differs, and MUST
-NOT import anything that the file names.
+The file's metadata has one entry "tvc": a JSON object with the format version, the recipe with
+qualified names, the freeze state, the class names, the step-0 difference, whether the hash of the
+pretrained weights had been compared, and the SHA-256 of all of these and of every tensor's name,
+type, shape and bytes. A reader MUST refuse a file whose hash differs, and MUST NOT import anything
+that the file names.
 """
 
 from __future__ import annotations
@@ -36,11 +38,15 @@ __all__ = ["load", "save"]
 FORMAT = 1
 _KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
 _OWN_KEY = "module"
-"""Only in files of models that were made from somebody's own module: what `from_module` was told about it."""
+"""Only in files of models that were made from somebody's own module: what `from_module` was told
+about it.
+"""
 
 
 def save(model: HybridModel, path: Path) -> None:
-    """Write a model, whole or not at all: into a file beside it first, which then takes its place."""
+    """Write a model, whole or not at all: into a file beside it first, which then takes its
+    place.
+    """
     facts = model._tvc
     recipe = facts.plan.recipe.to_mapping()
     head: dict[str, Any] = {"num_classes": model.num_classes}
@@ -59,17 +65,23 @@ def save(model: HybridModel, path: Path) -> None:
     }
     if facts.plan.backbone.owner == OWN:
         content[_OWN_KEY] = described(facts.plan.backbone.spec, model)
-    tensors = {name: t.detach().to("cpu").contiguous().clone() for name, t in model.state_dict().items()}
+    tensors = {
+        name: t.detach().to("cpu").contiguous().clone() for name, t in model.state_dict().items()
+    }
     try:
         content["sha256"] = _digest(content, tensors)
         metadata = {"tvc": json.dumps(content, allow_nan=False)}
     except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: the recipe has a value that cannot be written as JSON: {error}") from error
+        raise WeightsError(
+            f"{path}: the recipe has a value that cannot be written as JSON: {error}"
+        ) from error
     data = safetensors.torch.save(tensors, metadata=metadata)
     _write(path, data)
 
 
-def load(path: Path, registry: Registry | None = None, module: nn.Module | None = None) -> HybridModel:
+def load(
+    path: Path, registry: Registry | None = None, module: nn.Module | None = None
+) -> HybridModel:
     """Read a model that `save` wrote."""
     tensors, content = _read(path)
     _check_module(path, content, module)
@@ -81,15 +93,23 @@ def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | No
     own = content.get(_OWN_KEY)
     if own is not None and module is None:
         raise WeightsError(
-            f"{path}: made from a module of somebody's own ({own.get('type')}), which no file can rebuild: make a new one and "
+            f"{path}: made from a module of somebody's own ({own.get('type')}), which no file can "
+            "rebuild: make a new one and "
             f"pass it: HybridModel.load({str(path)!r}, module=network)"
         )
     if own is None and module is not None:
-        raise WeightsError(f"{path}: rebuilds its own backbone, {content['recipe']['backbone']['name']}; leave module out")
+        raise WeightsError(
+            f"{path}: rebuilds its own backbone, {content['recipe']['backbone']['name']}; leave "
+            "module out"
+        )
 
 
 def _load(
-    path: Path, registry: Registry, module: nn.Module | None, tensors: dict[str, Tensor], content: dict[str, Any]
+    path: Path,
+    registry: Registry,
+    module: nn.Module | None,
+    tensors: dict[str, Tensor],
+    content: dict[str, Any],
 ) -> HybridModel:
     from ..assemble import assemble
 
@@ -103,15 +123,18 @@ def _load(
     if own.keys() != tensors.keys():
         lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
         raise WeightsError(
-            f"{path}: does not fit its own recipe: lacks {listing(lost, most=4)}; has also {listing(extra, most=4)}"
+            f"{path}: does not fit its own recipe: lacks {listing(lost, most=4)}; has also "
+            f"{listing(extra, most=4)}"
         )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
             raise WeightsError(
-                f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives {list(tensor.shape)}"
+                f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives "
+                f"{list(tensor.shape)}"
             )
     assign = any(own[name].dtype != tensors[name].dtype for name in own)
-    own.update(tensors)  # keeps the metadata of the state dict, without which MNASNet refuses to load
+    # keeps the metadata of the state dict, without which MNASNet refuses to load
+    own.update(tensors)
     model.load_state_dict(own, assign=assign)
     try:
         model.class_names = content["class_names"]
@@ -119,7 +142,10 @@ def _load(
     except (FreezeError, HeadError, StageError) as error:
         raise WeightsError(f"{path}: {error}") from error
     model._tvc.originals = {}  # their weights are not in the file
-    model._tvc.step0_difference, model._tvc.verified = float(content["step0_difference"]), bool(content["verified"])
+    model._tvc.step0_difference, model._tvc.verified = (
+        float(content["step0_difference"]),
+        bool(content["verified"]),
+    )
     return model
 
 
@@ -127,23 +153,34 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         data = path.read_bytes()
     except OSError as error:
-        raise WeightsError(f"{path}: the model cannot be read: {error.strerror or error}") from error
+        raise WeightsError(
+            f"{path}: the model cannot be read: {error.strerror or error}"
+        ) from error
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {}).get("tvc")
         content = json.loads(text) if text is not None else None
     except Exception as error:  # a damaged file raises nearly anything
-        raise WeightsError(f"{path}: not a model that HybridModel.save wrote, or damaged: {error}") from error
+        raise WeightsError(
+            f"{path}: not a model that HybridModel.save wrote, or damaged: {error}"
+        ) from error
     if content is None:
         raise WeightsError(
-            f"{path}: holds tensors but no recipe: HybridModel.save did not write it. Build the model, then use partial_load."
+            f"{path}: holds tensors but no recipe: HybridModel.save did not write it. Build the "
+            "model, then use partial_load."
         )
-    if not isinstance(content, dict) or set(content) - {_OWN_KEY} != set(_KEYS) or content["format"] != FORMAT:
+    if (
+        not isinstance(content, dict)
+        or set(content) - {_OWN_KEY} != set(_KEYS)
+        or content["format"] != FORMAT
+    ):
         given = content.get("format") if isinstance(content, dict) else None
         raise WeightsError(f"{path}: damaged, or of another format than {FORMAT}: {given!r}")
     if content.pop("sha256") != _digest(content, tensors):
-        raise WeightsError(f"{path}: damaged: its content does not have the hash that it was written with")
+        raise WeightsError(
+            f"{path}: damaged: its content does not have the hash that it was written with"
+        )
     return tensors, content
 
 
@@ -152,13 +189,17 @@ def _digest(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
+        digest.update(
+            tensor.reshape(-1).view(torch.uint8).numpy().tobytes() if tensor.numel() else b""
+        )
     return digest.hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        with tempfile.NamedTemporaryFile(
+            dir=path.parent, prefix=f".{path.name}.", delete=False
+        ) as file:
             temporary = Path(file.name)
             try:
                 file.write(data)
@@ -170,8 +211,11 @@ def _write(path: Path, data: bytes) -> None:
                 temporary.unlink(missing_ok=True)
                 raise
     except OSError as error:
-        raise WeightsError(f"{path}: the model cannot be written: {error.strerror or error}") from error
-    with suppress(OSError):  # the file is whole and in its place; not every file system can sync a folder
+        raise WeightsError(
+            f"{path}: the model cannot be written: {error.strerror or error}"
+        ) from error
+    # the file is whole and in its place; not every file system can sync a folder
+    with suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)

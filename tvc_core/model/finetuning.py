@@ -1,4 +1,6 @@
-"""Parameter groups for an optimizer: rates that fall with the distance from the head, and weight decay where it belongs."""
+"""Parameter groups for an optimizer: rates that fall with the distance from the head, and weight
+decay where it belongs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ __all__ = ["param_groups"]
 
 BY_CHOICES = ("stage", "block")
 _POSITIONS = re.compile(r"(token|pos_embed|position)[^.]*$|(^|\.)cpb_mlp\.")
-"""Class tokens, position embeddings and Swin's tables of them, the network that makes Swin v2's included."""
+"""Class tokens, position embeddings and Swin's tables of them, the network that makes Swin v2's
+included.
+"""
 
 
 def param_groups(
@@ -28,24 +32,28 @@ def param_groups(
     weight_decay: float = 0.01,
     by: str = "stage",
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters in groups for an optimizer: each once, from the stem to the head.
+    """Return the trainable parameters in groups for an optimizer: each once, from the stem to the
+    head.
 
-    A layer has the rate lr * layer_decay ** (its distance from the head). The head, auxiliary heads, inserted blocks and
-    modules that patches put in the place of others are new, so they have the full rate wherever they are. Weight decay is for
-    the weights of convolutions, linear layers and their like, not for normalizations, biases, gates, factors for each channel,
-    class tokens and position embeddings.
+    A layer has the rate lr * layer_decay ** (its distance from the head). The head, auxiliary
+    heads, inserted blocks and modules that patches put in the place of others are new, so they have
+    the full rate wherever they are. Weight decay is for the weights of convolutions, linear layers
+    and their like, not for normalizations, biases, gates, factors for each channel, class tokens
+    and position embeddings.
 
     Args:
         model: a hybrid. Frozen parameters are left out, so call it again after thawing.
         lr: rate of the head.
-        layer_decay: factor above 0, at most 1, from one layer to the one before it; None for one rate.
+        layer_decay: factor above 0, at most 1, from one layer to the one before it; None for one
+            rate.
         weight_decay: of the groups that have it; 0.01 is that of torch.optim.AdamW.
-        by: what a layer is: "stage" (stem, each stage, head) or "block" (stem, each block of a stage, head), for factors such
-            as 0.75 that are given for each block of a network (Clark et al. 2020, arXiv:2003.10555; Bao et al. 2021,
-            arXiv:2106.08254).
+        by: what a layer is: "stage" (stem, each stage, head) or "block" (stem, each block of a
+            stage, head), for factors such as 0.75 that are given for each block of a network (Clark
+            et al. 2020, arXiv:2003.10555; Bao et al. 2021, arXiv:2106.08254).
 
     Returns:
-        Groups with the keys `params`, `lr`, `weight_decay` and `name`, such as "stage 2", "stage 2, no decay" or "new".
+        Groups with the keys `params`, `lr`, `weight_decay` and `name`, such as "stage 2", "stage 2,
+        no decay" or "new".
 
     Raises:
         ParameterError: `model` is no hybrid, or a value is out of range.
@@ -62,7 +70,12 @@ def param_groups(
     groups: dict[str, dict[str, Any]] = {}
     for layer in (*names, "new"):
         for name, decay in ((layer, weight_decay), (f"{layer}, no decay", 0.0)):
-            groups[name] = {"params": [], "lr": rates.get(layer, lr), "weight_decay": decay, "name": name}
+            groups[name] = {
+                "params": [],
+                "lr": rates.get(layer, lr),
+                "weight_decay": decay,
+                "name": name,
+            }
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
@@ -73,17 +86,24 @@ def param_groups(
         elif inserted or part is None or owner in new:
             layer = "new"
         else:
-            layer = next(layer for layer, path in layers if name == path or name.startswith(f"{path}."))
+            layer = next(
+                layer for layer, path in layers if name == path or name.startswith(f"{path}.")
+            )
         decays = _decays(name, parameter, modules[owner])
         groups[layer if decays else f"{layer}, no decay"]["params"].append(parameter)
     found = [group for group in groups.values() if group["params"]]
     if not found:
-        raise FreezeError("nothing of the model is trainable, so an optimizer has nothing to do; thaw some of it first")
+        raise FreezeError(
+            "nothing of the model is trainable, so an optimizer has nothing to do; thaw some of it "
+            "first"
+        )
     return found
 
 
 def _layers(anatomy: Anatomy, modules: dict[str, nn.Module], by: str) -> Iterator[tuple[str, str]]:
-    """Yield (layer, path) in order of execution. A layer has one or several paths; auxiliary heads are no layers."""
+    """Yield (layer, path) in order of execution. A layer has one or several paths; auxiliary heads
+    are no layers.
+    """
     auxiliary = {path for path, _ in anatomy.auxiliary}
     for part in anatomy.parts:
         paths = [path for found, path in anatomy.items() if found == part and path not in auxiliary]
@@ -99,7 +119,9 @@ def _layers(anatomy: Anatomy, modules: dict[str, nn.Module], by: str) -> Iterato
 
 
 def _blocks(modules: dict[str, nn.Module], path: str) -> list[str]:
-    """Return the paths of the blocks in a module: the children of a sequence of modules that have children themselves."""
+    """Return the paths of the blocks in a module: the children of a sequence of modules that have
+    children themselves.
+    """
     module = modules.get(path)
     if isinstance(module, nn.Sequential) and any(child._modules for child in module.children()):
         return [f"{path}.{name}" for name in module._modules]
@@ -107,7 +129,9 @@ def _blocks(modules: dict[str, nn.Module], path: str) -> list[str]:
 
 
 def _has_matrix(module: nn.Module | None) -> bool:
-    """Tell whether a module makes a block; a normalization, activation or pooling layer belongs to its neighbor."""
+    """Tell whether a module makes a block; a normalization, activation or pooling layer belongs to
+    its neighbor.
+    """
     return module is not None and any(p.ndim >= 2 for p in module.parameters())
 
 
@@ -115,25 +139,36 @@ def _decays(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
     if parameter.ndim < 2 or is_normalization(owner) or _POSITIONS.search(name):
         return False
     leaf = name.rpartition(".")[2]
-    # of what is no layer's weight, a factor for each channel (ConvNeXt's layer_scale [C, 1, 1]) is like a 1-D parameter
-    return "bias" not in leaf and ("weight" in leaf or sum(size > 1 for size in parameter.shape) > 1)
+    # of what is no layer's weight, a factor for each channel (ConvNeXt's layer_scale [C, 1, 1]) is
+    # like a 1-D parameter
+    return "bias" not in leaf and (
+        "weight" in leaf or sum(size > 1 for size in parameter.shape) > 1
+    )
 
 
-def _check(model: object, lr: object, layer_decay: object, weight_decay: object, by: object) -> None:
+def _check(
+    model: object, lr: object, layer_decay: object, weight_decay: object, by: object
+) -> None:
     if not isinstance(model, HybridModel):
         raise ParameterError(
-            f"param_groups takes a model that HybridBuilder made, not {type(model).__name__}; of a wrapped one, what is "
+            f"param_groups takes a model that HybridBuilder made, not {type(model).__name__}; of a "
+            "wrapped one, what is "
             "inside: ddp.module, compiled._orig_mod"
         )
     if not _is_number(lr) or not 0 < lr < float("inf"):  # type: ignore[operator]
         raise ParameterError(f"lr is a number above 0, not {shown(lr)}")
     if layer_decay is not None and (not _is_number(layer_decay) or not 0 < layer_decay <= 1):  # type: ignore[operator]
-        raise ParameterError(f"layer_decay is a number above 0 and at most 1, or None for one rate, not {shown(layer_decay)}")
+        raise ParameterError(
+            "layer_decay is a number above 0 and at most 1, or None for one rate, not "
+            f"{shown(layer_decay)}"
+        )
     if not _is_number(weight_decay) or not 0 <= weight_decay < float("inf"):  # type: ignore[operator]
         raise ParameterError(f"weight_decay is a number of at least 0, not {shown(weight_decay)}")
     if by not in BY_CHOICES:
         hint = did_you_mean(str(by), BY_CHOICES)
-        raise ParameterError(f"by says what a layer is: {listing(BY_CHOICES)}, not {shown(by)}.{hint}")
+        raise ParameterError(
+            f"by says what a layer is: {listing(BY_CHOICES)}, not {shown(by)}.{hint}"
+        )
 
 
 def _is_number(value: object) -> bool:

@@ -1,7 +1,8 @@
-"""Frozen means frozen: no gradients, no moving statistics, no dropout or drop-path, whatever `train()` is called with.
+"""Frozen means frozen: no gradients, no moving statistics, no dropout or drop-path, whatever
+`train()` is called with.
 
-The state is kept by part (stem, stages, head, patches), so that it survives train(), deepcopy and pickle; a plain state
-dict does not carry it.
+The state is kept by part (stem, stages, head, patches), so that it survives train(), deepcopy and
+pickle; a plain state dict does not carry it.
 """
 
 from __future__ import annotations
@@ -20,7 +21,15 @@ from ..surgery.initializers import is_normalization
 from ..surgery.patches import CONTAINERS, PatchTree
 from .anatomy import HEAD, STEM, Anatomy, stage_name
 
-__all__ = ["FreezeState", "apply_freeze", "held_modules", "hold_modes", "part_of_parameter", "refuse_under_ddp", "wanted_grads"]
+__all__ = [
+    "FreezeState",
+    "apply_freeze",
+    "held_modules",
+    "hold_modes",
+    "part_of_parameter",
+    "refuse_under_ddp",
+    "wanted_grads",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +41,9 @@ class FreezeState:
         stages: indices of the frozen stages.
         head: what of the head is trainable: "all", "last" (its last layer) or "none".
         patches: inserted blocks in frozen parts are frozen with them.
-        normalization: what the normalization layers of a frozen stem and frozen stages do: "frozen" (scale and shift fixed,
-            running statistics fixed), "eval" (scale and shift learn, statistics fixed) or "train" (both move).
+        normalization: what the normalization layers of a frozen stem and frozen stages do: "frozen"
+            (scale and shift fixed, running statistics fixed), "eval" (scale and shift learn,
+            statistics fixed) or "train" (both move).
     """
 
     stem: bool = False
@@ -53,7 +63,8 @@ class FreezeState:
 
     @staticmethod
     def from_data(data: Mapping[str, Any], anatomy: Anatomy) -> FreezeState:
-        """Return the state that `as_data` wrote. States from before there was a choice have no `normalization`: "frozen".
+        """Return the state that `as_data` wrote. States from before there was a choice have no
+        `normalization`: "frozen".
 
         Raises:
             FreezeError: unknown keys or values of the wrong kind.
@@ -63,7 +74,9 @@ class FreezeState:
         if isinstance(data, Mapping):
             data = {"normalization": "frozen", **data}
         if not isinstance(data, Mapping) or set(data) != set(fields):
-            raise FreezeError(f"a freeze state is a mapping with the keys {listing(fields)}, not {data!r}")
+            raise FreezeError(
+                f"a freeze state is a mapping with the keys {listing(fields)}, not {data!r}"
+            )
         if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
             raise FreezeError(f"stem and patches of a freeze state are true or false, not {data!r}")
         check_head(data["head"])
@@ -79,7 +92,9 @@ def check_head(head: object) -> None:
     """
     if head not in HEAD_CHOICES:
         hint = did_you_mean(str(head), HEAD_CHOICES)
-        raise FreezeError(f"head says what of the head is trainable: {listing(HEAD_CHOICES)}, not {head!r}.{hint}")
+        raise FreezeError(
+            f"head says what of the head is trainable: {listing(HEAD_CHOICES)}, not {head!r}.{hint}"
+        )
 
 
 def check_normalization(normalization: object) -> None:
@@ -91,7 +106,8 @@ def check_normalization(normalization: object) -> None:
     if normalization not in NORMALIZATION_CHOICES:
         hint = did_you_mean(str(normalization), NORMALIZATION_CHOICES)
         raise FreezeError(
-            f"normalization says what the normalization layers of frozen parts do: {listing(NORMALIZATION_CHOICES)}, "
+            "normalization says what the normalization layers of frozen parts do: "
+            f"{listing(NORMALIZATION_CHOICES)}, "
             f"not {normalization!r}.{hint}"
         )
 
@@ -99,7 +115,8 @@ def check_normalization(normalization: object) -> None:
 def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
     """Return the part that a parameter belongs to, and whether it is in an inserted block.
 
-    A block at a module of no part (the pooling layer between the last stage and the head) counts to the head.
+    A block at a module of no part (the pooling layer between the last stage and the head) counts to
+    the head.
     """
     root, _, rest = name.partition(".")
     if root in CONTAINERS and anatomy.part_of(name) is None:
@@ -107,20 +124,28 @@ def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
     return anatomy.part_of(name), False
 
 
-def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> None:
+def apply_freeze(
+    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
+) -> None:
     """Set `requires_grad` of every parameter, and hold the modes of frozen modules.
 
     Args:
         network: the hybrid.
         anatomy: its parts.
         state: what is to be frozen.
-        new: paths of modules that patches put in the place of others; frozen where inserted blocks are.
+        new: paths of modules that patches put in the place of others; frozen where inserted blocks
+            are.
 
     Raises:
-        FreezeError: the network runs under DistributedDataParallel, and the set of trainable parameters would change.
+        FreezeError: the network runs under DistributedDataParallel, and the set of trainable
+            parameters would change.
     """
     wanted = wanted_grads(network, anatomy, state, new)
-    changes = [name for name, parameter in network.named_parameters() if parameter.requires_grad != wanted[name]]
+    changes = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad != wanted[name]
+    ]
     if changes:
         refuse_under_ddp(network, changes)
     for name, parameter in network.named_parameters():
@@ -128,7 +153,9 @@ def apply_freeze(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: 
     hold_modes(network, anatomy, state, new)
 
 
-def wanted_grads(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> dict[str, bool]:
+def wanted_grads(
+    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
+) -> dict[str, bool]:
     """Return for every parameter whether the state lets it learn."""
     frozen = state.frozen_parts()
     last, _ = last_layer(network, anatomy.head)
@@ -147,7 +174,9 @@ def wanted_grads(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: 
     return wanted
 
 
-def hold_modes(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> None:
+def hold_modes(
+    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
+) -> None:
     """Put frozen modules in eval mode and all others in the network's own mode."""
     mode = network.training
     for module in network.modules():
@@ -158,13 +187,20 @@ def hold_modes(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Co
         module.training = False
 
 
-def held_modules(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()) -> Iterator[nn.Module]:
+def held_modules(
+    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
+) -> Iterator[nn.Module]:
     """Yield the modules that `train()` leaves in eval mode."""
     frozen = state.frozen_parts()
     for part in sorted(frozen):
         for root_path, root in anatomy.modules(network, part):
             for path, module in root.named_modules(prefix=root_path):
-                if part != HEAD and path not in new and state.normalization == "train" and is_normalization(module):
+                if (
+                    part != HEAD
+                    and path not in new
+                    and state.normalization == "train"
+                    and is_normalization(module)
+                ):
                     continue
                 if path not in new or state.patches or part == HEAD:
                     yield module
@@ -183,12 +219,14 @@ def held_modules(network: nn.Module, anatomy: Anatomy, state: FreezeState, new: 
 
 
 def refuse_under_ddp(
-    network: nn.Module, changes: list[str], harm: str = "would not average the gradients of what is new or thawed now"
+    network: nn.Module,
+    changes: list[str],
+    harm: str = "would not average the gradients of what is new or thawed now",
 ) -> None:
     """Refuse to change what is trainable while DistributedDataParallel holds the network.
 
-    Its reducer knows the trainable parameters of the moment it was made: a parameter thawed later gets gradients that no
-    one averages, and the replicas drift apart without an error.
+    Its reducer knows the trainable parameters of the moment it was made: a parameter thawed later
+    gets gradients that no one averages, and the replicas drift apart without an error.
 
     Raises:
         FreezeError: a DistributedDataParallel holds the network.
@@ -201,8 +239,12 @@ def refuse_under_ddp(
 
     gc.collect()
     for found in gc.get_objects():
-        if issubclass(type(found), DistributedDataParallel) and any(module is network for module in found.modules()):
+        if issubclass(type(found), DistributedDataParallel) and any(
+            module is network for module in found.modules()
+        ):
             raise FreezeError(
-                f"the model is wrapped in DistributedDataParallel, which {harm} ({listing(changes, most=3)}). "
-                "Change it before wrapping: keep ddp.module, delete the wrapper, change, wrap again."
+                f"the model is wrapped in DistributedDataParallel, which {harm} "
+                f"({listing(changes, most=3)}). "
+                "Change it before wrapping: keep ddp.module, delete the wrapper, change, wrap "
+                "again."
             )

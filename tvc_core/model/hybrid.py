@@ -82,41 +82,54 @@ class Facts:
 
     @property
     def new_modules(self) -> frozenset[str]:
-        """Paths of the modules that patches put in the place of others, and of the auxiliary heads' new last layers."""
-        return frozenset((*self.new_layers, *(path for record in self.records for path in record.new)))
+        """Paths of the modules that patches put in the place of others, and of the auxiliary heads'
+        new last layers.
+        """
+        return frozenset(
+            (*self.new_layers, *(path for record in self.records for path in record.new))
+        )
 
 
 class HybridModel(nn.Module):
-    """A patched backbone. `HybridBuilder` makes them; they are instances of their backbone's class, too.
+    """A patched backbone. `HybridBuilder` makes them; they are instances of their backbone's class,
+    too.
 
-    `forward` is the backbone's own. Every inserted module lives under the child `patches`; all other names and
-    state-dict keys are the backbone's. Stage i is what `get_stage_outputs(x)[i + 1]` returns, since feature 0 is the stem's.
+    `forward` is the backbone's own. Every inserted module lives under the child `patches`; all
+    other names and state-dict keys are the backbone's. Stage i is what `get_stage_outputs(x)[i +
+    1]` returns, since feature 0 is the stem's.
     """
 
     _tvc: Facts
 
-    # -- features -------------------------------------------------------------------------------------------------
+    # -- features ----------------------------------------------------------------------------------
 
-    def get_stage_outputs(self, x: Tensor, stages: Sequence[int | str] | int | str | None = None) -> list[Tensor]:
-        """Return the maps of stem and stages from one forward pass, as lateral inputs of a feature pyramid.
+    def get_stage_outputs(
+        self, x: Tensor, stages: Sequence[int | str] | int | str | None = None
+    ) -> list[Tensor]:
+        """Return the maps of stem and stages from one forward pass, as lateral inputs of a feature
+        pyramid.
 
-        What comes after the last of them is not computed, except under torch.export, and where a forward hook of somebody
-        else's waits for the end of a module that would be left, or of all modules.
+        What comes after the last of them is not computed, except under torch.export, and where a
+        forward hook of somebody else's waits for the end of a module that would be left, or of all
+        modules.
 
         Args:
             x: images [N, C, H, W].
-            stages: only these: stage numbers as `unfreeze_stages` takes them (-1 is the last), and "stem".
+            stages: only these: stage numbers as `unfreeze_stages` takes them (-1 is the last), and
+                "stem".
 
         Returns:
-            The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i] whatever the layout inside (of tokens, those
-            of the image; ViT's class token is left out), patches included. Entry i + 1 is stage i; with `stages`, entry i is
-            what its entry i names.
+            The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i] whatever the layout
+            inside (of tokens, those of the image; ViT's class token is left out), patches included.
+            Entry i + 1 is stage i; with `stages`, entry i is what its entry i names.
 
         Raises:
             StageError: a stage that is not there, or an empty list; nothing was computed.
         """
         facts = self._tvc
-        wanted = range(len(facts.readers)) if stages is None else facts.anatomy.feature_indices(stages)
+        wanted = (
+            range(len(facts.readers)) if stages is None else facts.anatomy.feature_indices(stages)
+        )
         maps = facts.taps.collect(self, x, sorted(set(wanted)), within=self)
         return [facts.readers[index](maps[index], x) for index in wanted]
 
@@ -130,17 +143,20 @@ class HybridModel(nn.Module):
         return self._tvc.taps.collect(self, x, [last], within=self)[last]
 
     def pyramid(self, x: Tensor) -> OrderedDict[str, Tensor]:
-        """Return one map for each stride, the last one of it, finest first; of a ViT this is one map.
+        """Return one map for each stride, the last one of it, finest first; of a ViT this is one
+        map.
 
-        Keys are "0", "1", ..., as torchvision's FeaturePyramidNetwork and detectors have them; `pyramid_info` says which
-        stage, how many channels and which stride each has.
+        Keys are "0", "1", ..., as torchvision's FeaturePyramidNetwork and detectors have them;
+        `pyramid_info` says which stage, how many channels and which stride each has.
 
         Args:
             x: images [N, C, H, W].
         """
         facts = self._tvc
         maps = facts.taps.collect(self, x, [level.index for level in facts.levels], within=self)
-        return OrderedDict((level.name, facts.readers[level.index](maps[level.index], x)) for level in facts.levels)
+        return OrderedDict(
+            (level.name, facts.readers[level.index](maps[level.index], x)) for level in facts.levels
+        )
 
     @property
     def pyramid_info(self) -> tuple[LevelInfo, ...]:
@@ -148,20 +164,24 @@ class HybridModel(nn.Module):
         return self._tvc.levels
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits [N, num_classes] for what `forward_features` returned; together they equal `forward`.
+        """Return the logits [N, num_classes] for what `forward_features` returned; together they
+        equal `forward`.
 
         Args:
             features: the last stage's map in the backbone's own layout.
-            pre_logits: return what the head's last layer gets instead; of most backbones [N, C], pooled.
+            pre_logits: return what the head's last layer gets instead; of most backbones [N, C],
+                pooled.
 
         Raises:
-            BackboneError: this backbone does something between its last stage and its head that tvc does not know, or its
-                last layer was exchanged by hand, so that nothing reads what it gets.
+            BackboneError: this backbone does something between its last stage and its head that tvc
+                does not know, or its last layer was exchanged by hand, so that nothing reads what
+                it gets.
         """
         facts = self._tvc
         if facts.bridge is None:
             raise BackboneError(
-                f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to {facts.anatomy.head!r} is "
+                f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to "
+                f"{facts.anatomy.head!r} is "
                 "unknown, so forward_head cannot reproduce it; use forward"
             )
         bridge, head = facts.bridge, facts.anatomy.head
@@ -170,18 +190,23 @@ class HybridModel(nn.Module):
         maps = facts.taps.collect(lambda x: bridge(self, head, x), features, [PRE_LOGITS])
         if PRE_LOGITS not in maps:
             raise BackboneError(
-                f"the last layer of {head!r} is not the one that tvc knows: it was exchanged by hand. "
+                f"the last layer of {head!r} is not the one that tvc knows: it was exchanged by "
+                "hand. "
                 "Exchange it by reset_classifier(num_classes), which keeps what reads its input"
             )
         return maps[PRE_LOGITS]
 
     @property
     def stage_info(self) -> tuple[StageInfo, ...]:
-        """What was measured of each stage after patching: entry i describes stage i, feature i + 1."""
+        """What was measured of each stage after patching: entry i describes stage i,
+        feature i + 1.
+        """
         return self._tvc.stages
 
     def parts(self) -> tuple[PartInfo, ...]:
-        """Return stem, stages and head with their parameter counts as they are now. Together they are the model."""
+        """Return stem, stages and head with their parameter counts as they are now. Together they
+        are the model.
+        """
         anatomy = self._tvc.anatomy
         counts = {part: [0, 0] for part in anatomy.parts}
         for name, parameter in self.named_parameters():
@@ -189,13 +214,16 @@ class HybridModel(nn.Module):
             if part is not None:
                 counts[part][0] += parameter.numel()
                 counts[part][1] += parameter.numel() if parameter.requires_grad else 0
-        paths = {part: tuple(path for found, path in anatomy.items() if found == part) for part in anatomy.parts}
+        paths = {
+            part: tuple(path for found, path in anatomy.items() if found == part)
+            for part in anatomy.parts
+        }
         return tuple(
             PartInfo(name=part, paths=paths[part], num_parameters=total, num_trainable=trainable)
             for part, (total, trainable) in counts.items()
         )
 
-    # -- freezing -------------------------------------------------------------------------------------------------
+    # -- freezing ----------------------------------------------------------------------------------
 
     def freeze_backbone(
         self,
@@ -204,20 +232,24 @@ class HybridModel(nn.Module):
         freeze_patches: bool = False,
         normalization: str = "frozen",
     ) -> None:
-        """Freeze stem and stages: no gradients, no moving statistics, no dropout or drop-path, until thawed.
+        """Freeze stem and stages: no gradients, no moving statistics, no dropout or drop-path,
+        until thawed.
 
         Calling it again sets the state anew, so stages that are not named are frozen.
 
         Args:
-            unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers count from the end.
+            unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers
+                count from the end.
             head: what of the head is trainable: "all", "last" (only its last layer) or "none".
             freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
-            normalization: what the backbone's normalization layers in frozen parts do: "frozen" (nothing moves), "eval" (scale
-                and shift learn, running statistics are fixed) or "train" (scale and shift learn, statistics move).
+            normalization: what the backbone's normalization layers in frozen parts do: "frozen"
+                (nothing moves), "eval" (scale and shift learn, running statistics are fixed) or
+                "train" (scale and shift learn, statistics move).
 
         Raises:
             StageError: a stage that is not there.
-            FreezeError: another value for `head` or `normalization`, or the model is wrapped in DistributedDataParallel.
+            FreezeError: another value for `head` or `normalization`, or the model is wrapped in
+                DistributedDataParallel.
         """
         anatomy = self._tvc.anatomy
         freezing.check_head(head)
@@ -225,7 +257,13 @@ class HybridModel(nn.Module):
         thawed = anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
         frozen = tuple(index for index in range(len(anatomy.stages)) if index not in thawed)
         self._set_freeze(
-            FreezeState(stem=True, stages=frozen, head=head, patches=bool(freeze_patches), normalization=normalization)
+            FreezeState(
+                stem=True,
+                stages=frozen,
+                head=head,
+                patches=bool(freeze_patches),
+                normalization=normalization,
+            )
         )
 
     def unfreeze_all(self) -> None:
@@ -237,7 +275,9 @@ class HybridModel(nn.Module):
         self._set_freeze(FreezeState())
 
     def freeze_state(self) -> dict[str, Any]:
-        """Return what is frozen as plain data, for a training loop's own checkpoint. `save` includes it."""
+        """Return what is frozen as plain data, for a training loop's own checkpoint. `save`
+        includes it.
+        """
         return self._tvc.freeze.as_data()
 
     def load_freeze_state(self, state: Mapping[str, Any]) -> None:
@@ -250,7 +290,9 @@ class HybridModel(nn.Module):
         self._set_freeze(FreezeState.from_data(state, self._tvc.anatomy))
 
     def freeze_report(self) -> FreezeReport:
-        """Return what is frozen, by part, read from the parameters and modules as they are now. It prints as a table."""
+        """Return what is frozen, by part, read from the parameters and modules as they are now. It
+        prints as a table.
+        """
         from .auditing import freeze_report
 
         return freeze_report(self)
@@ -274,16 +316,19 @@ class HybridModel(nn.Module):
         """
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 
-    def set_grad_checkpointing(self, enable: bool = True, stages: Sequence[int] | int | None = None) -> None:
+    def set_grad_checkpointing(
+        self, enable: bool = True, stages: Sequence[int] | int | None = None
+    ) -> None:
         """Compute the activations of stages again in the backward pass instead of keeping them.
 
-        Gradients and running statistics are those of training without it. Costs about one more forward pass. A compiled model
-        keeps the activations of a stage that has a patch in the position "parallel".
+        Gradients and running statistics are those of training without it. Costs about one more
+        forward pass. A compiled model keeps the activations of a stage that has a patch in the
+        position "parallel".
 
         Args:
             enable: on or off.
-            stages: the stages to switch, negative numbers count from the end; the others stay as they are. None: stem and
-                all stages.
+            stages: the stages to switch, negative numbers count from the end; the others stay as
+                they are. None: stem and all stages.
 
         Raises:
             StageError: a stage that is not there; nothing has changed.
@@ -291,19 +336,23 @@ class HybridModel(nn.Module):
         anatomy = self._tvc.anatomy
         every = [part for part in anatomy.parts if part != HEAD]
         for part in every if stages is None else map(stage_name, anatomy.stage_indices(stages)):
-            set_checkpointing(self, [path for found, path in anatomy.items() if found == part], enable)
+            set_checkpointing(
+                self, [path for found, path in anatomy.items() if found == part], enable
+            )
 
-    # -- head -----------------------------------------------------------------------------------------------------
+    # -- head --------------------------------------------------------------------------------------
 
     def get_classifier(self) -> nn.Module:
         """Return the head's last layer, which gives the logits."""
         return last_layer(self, self._tvc.anatomy.head)[1]
 
     def reset_classifier(self, num_classes: int, dropout: float | None = None) -> None:
-        """Give the head a new last layer; the pretrained layers before it stay. Class names are forgotten.
+        """Give the head a new last layer; the pretrained layers before it stay. Class names are
+        forgotten.
 
         Args:
-            num_classes: outputs of the new layer; 0 puts an identity there, so that the model returns pooled features.
+            num_classes: outputs of the new layer; 0 puts an identity there, so that the model
+                returns pooled features.
             dropout: probability of the head's dropout; None leaves it.
 
         Raises:
@@ -327,7 +376,9 @@ class HybridModel(nn.Module):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """One name for each output; ImageNet's for a pretrained head, None where nobody gave any. `save` keeps them."""
+        """One name for each output; ImageNet's for a pretrained head, None where nobody gave any.
+        `save` keeps them.
+        """
         return self._tvc.class_names
 
     @class_names.setter
@@ -337,16 +388,18 @@ class HybridModel(nn.Module):
             check_class_names(names, self.num_classes)
         self._tvc.class_names = names
 
-    # -- patches --------------------------------------------------------------------------------------------------
+    # -- patches -----------------------------------------------------------------------------------
 
     def unpatch(self, target: str | None = None) -> None:
-        """Take patches out: inserted blocks go, replaced modules come back, and all else is as it is now.
+        """Take patches out: inserted blocks go, replaced modules come back, and all else is as it
+        is now.
 
-        Of a replaced module the weights come back as they were when it was replaced. An optimizer has to be made anew.
-        Compiled models follow; exported programs are what they were.
+        Of a replaced module the weights come back as they were when it was replaced. An optimizer
+        has to be made anew. Compiled models follow; exported programs are what they were.
 
         Args:
-            target: what was patched, as the recipe has it or as a pattern; None takes all patches out.
+            target: what was patched, as the recipe has it or as a pattern; None takes all patches
+                out.
 
         Raises:
             TargetError: nothing is patched there.
@@ -359,12 +412,15 @@ class HybridModel(nn.Module):
         unpatch(self, target)
 
     def without(self, target: str | None = None) -> AbstractContextManager[HybridModel]:
-        """Return a context in which inserted blocks are switched off: `with model.without("layer3"): ...`.
+        """Return a context in which inserted blocks are switched off: `with
+        model.without("layer3"): ...`.
 
-        Contexts may be nested. Compiled models follow; a copy or pickle made inside has its patches on.
+        Contexts may be nested. Compiled models follow; a copy or pickle made inside has its patches
+        on.
 
         Args:
-            target: what was patched, as the recipe has it or as a pattern; None switches all patches off.
+            target: what was patched, as the recipe has it or as a pattern; None switches all
+                patches off.
 
         Raises:
             TargetError: nothing is patched there.
@@ -374,11 +430,13 @@ class HybridModel(nn.Module):
 
         return without(self, target)
 
-    # -- what it is -----------------------------------------------------------------------------------------------
+    # -- what it is --------------------------------------------------------------------------------
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that this model was built from, with qualified names; without the patches that were taken out."""
+        """The recipe that this model was built from, with qualified names; without the patches that
+        were taken out.
+        """
         return self._tvc.plan.recipe
 
     @property
@@ -388,7 +446,9 @@ class HybridModel(nn.Module):
 
     @property
     def step0_difference(self) -> float:
-        """Largest absolute difference of a logit to the unpatched backbone, measured when the model was built."""
+        """Largest absolute difference of a logit to the unpatched backbone, measured when the model
+        was built.
+        """
         return self._tvc.step0_difference
 
     def explain(self) -> str:
@@ -398,21 +458,25 @@ class HybridModel(nn.Module):
         return explain(self)
 
     def transforms(self) -> nn.Module:
-        """Return the preprocessing of the model's weights, torchvision's module: PIL image or tensor to [C, H, W].
+        """Return the preprocessing of the model's weights, torchvision's module: PIL image or
+        tensor to [C, H, W].
 
-        A model without pretrained weights gets that of the backbone's default weights, with a warning that says so.
+        A model without pretrained weights gets that of the backbone's default weights, with a
+        warning that says so.
 
         Raises:
-            BackboneError: the backbone has no pretrained weights, so nothing says how its images were prepared.
+            BackboneError: the backbone has no pretrained weights, so nothing says how its images
+                were prepared.
         """
         from .explain import transforms
 
         return transforms(self._tvc.plan)
 
-    # -- files ----------------------------------------------------------------------------------------------------
+    # -- files -------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
-        """Write tensors, recipe, freeze state and class names to one .safetensors file, whole or not at all.
+        """Write tensors, recipe, freeze state and class names to one .safetensors file, whole or
+        not at all.
 
         Raises:
             WeightsError: the file cannot be written; what was there before is still there.
@@ -422,16 +486,21 @@ class HybridModel(nn.Module):
         save(self, Path(path))
 
     @staticmethod
-    def load(path: str | Path, registry: Registry | None = None, *, module: nn.Module | None = None) -> HybridModel:
-        """Read a model that `save` wrote. Nothing in the file is run; its names are looked up in the registry.
+    def load(
+        path: str | Path, registry: Registry | None = None, *, module: nn.Module | None = None
+    ) -> HybridModel:
+        """Read a model that `save` wrote. Nothing in the file is run; its names are looked up in
+        the registry.
 
         Args:
             path: the file.
             registry: where names are looked up; by default what is installed.
-            module: for a model that `HybridBuilder.from_module` made: a new network of the same kind, which becomes the model.
+            module: for a model that `HybridBuilder.from_module` made: a new network of the same
+                kind, which becomes the model.
 
         Raises:
-            WeightsError: the file is damaged, was not written by `save`, or needs a module (or does not, and one was given).
+            WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
+                not, and one was given).
             UnknownNameError: it needs a plugin that is not installed.
         """
         from .files import load
@@ -439,7 +508,8 @@ class HybridModel(nn.Module):
         return load(Path(path), registry, module)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # the class of a hybrid is made at run time, so a pickle names the backbone's class and makes it again
+        # the class of a hybrid is made at run time, so a pickle names the backbone's class and
+        # makes it again
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         _, _, state, *rest = reduced
         base, delegates = type(self)._tvc_base, type(self)._tvc_delegates  # type: ignore[attr-defined]
@@ -452,7 +522,9 @@ _PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_
 
 
 def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tuple[str, ...]:
-    """Give the head and every auxiliary head a new last layer, and return the paths of the auxiliary ones' layers."""
+    """Give the head and every auxiliary head a new last layer, and return the paths of the
+    auxiliary ones' layers.
+    """
     for head in anatomy.heads:
         set_num_classes(network, head, num_classes)
     return tuple(last_layer(network, head)[0] for head, _ in anatomy.auxiliary)
@@ -465,15 +537,18 @@ def check_class_names(names: Sequence[object], num_classes: int) -> None:
         HeadError: their number is not that of the outputs, or one is no text.
     """
     if len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise HeadError(f"class_names has {len(names)} entries; the head has {num_classes} outputs, each needs a name")
+        raise HeadError(
+            f"class_names has {len(names)} entries; the head has {num_classes} outputs, each needs "
+            "a name"
+        )
 
 
 def become_hybrid(network: nn.Module, facts: Facts) -> HybridModel:
     """Turn a network into a hybrid, in place.
 
-    The network's own forward must never reach a method of the hybrid: timm's models call `self.forward_features`. Where a
-    name of the hybrid's is also one of the network's, forward runs on a view: an object of the network's class
-    that has the same `__dict__`.
+    The network's own forward must never reach a method of the hybrid: timm's models call
+    `self.forward_features`. Where a name of the hybrid's is also one of the network's, forward runs
+    on a view: an object of the network's class that has the same `__dict__`.
     """
     base = type(network)
     names = {*network.__dict__, *network._modules, *network._parameters, *network._buffers}
@@ -487,7 +562,9 @@ def become_hybrid(network: nn.Module, facts: Facts) -> HybridModel:
     return model
 
 
-def _new_hybrid(base: type[nn.Module], delegates: bool, attributes: dict[str, Any] | None = None) -> HybridModel:
+def _new_hybrid(
+    base: type[nn.Module], delegates: bool, attributes: dict[str, Any] | None = None
+) -> HybridModel:
     cls = _hybrid_class(base, delegates)
     model: HybridModel = cls.__new__(cls)
     if attributes is not None:
@@ -525,7 +602,8 @@ def _forward_on_view(base: type[nn.Module]) -> Callable[..., Any]:
         return self.__dict__[_VIEW].forward(*args, **kwargs)
 
     forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # torch.export reads it
-    # Dynamo counts compilations by code object, and these of unlike networks should not count together
+    # Dynamo counts compilations by code object, and these of unlike networks should not count
+    # together
     forward.__code__ = forward.__code__.replace(co_name=f"forward_of_{base.__name__}")
     forward.__qualname__, forward.__doc__ = f"{base.__name__}.forward", base.forward.__doc__
     return forward

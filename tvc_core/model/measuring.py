@@ -1,4 +1,6 @@
-"""What is measured of a patched network in one forward pass: which patches run, and the maps of stem, stages and levels."""
+"""What is measured of a patched network in one forward pass: which patches run, and the maps of
+stem, stages and levels.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,15 @@ __all__ = ["measure"]
 def measure(
     network: nn.Module, anatomy: Anatomy, taps: Taps, records: tuple[PatchRecord, ...], probe: Probe
 ) -> tuple[torch.Tensor, tuple[MapReader, ...], tuple[StageInfo, ...], tuple[LevelInfo, ...]]:
-    """Run the patched network once and return the logits, and what was seen of stem, stages and levels."""
+    """Run the patched network once and return the logits, and what was seen of stem, stages and
+    levels.
+    """
     logits, maps = _run_patched(network, anatomy, taps, records, probe)
 
     def maps_at(size: tuple[int, int]) -> list[Shape]:
-        image = torch.randn((*probe.image.shape[:2], *size), generator=torch.Generator().manual_seed(0)).to(probe.image)
+        image = torch.randn(
+            (*probe.image.shape[:2], *size), generator=torch.Generator().manual_seed(0)
+        ).to(probe.image)
         seen = taps.collect(lambda x: Probe(x).run(network), image)
         return [tuple(seen[index].shape) for index in range(len(maps))]
 
@@ -42,7 +48,9 @@ def measure(
 def _run_patched(
     network: nn.Module, anatomy: Anatomy, taps: Taps, records: tuple[PatchRecord, ...], probe: Probe
 ) -> tuple[torch.Tensor, list[Shape]]:
-    """Run the patched network once: every patch must run. Return the logits and the shapes of stem and stages."""
+    """Run the patched network once: every patch must run. Return the logits and the shapes of stem
+    and stages.
+    """
     ran: set[str] = set()
     homes = [(record, path) for record in records for path in record.paths]
 
@@ -57,14 +65,19 @@ def _run_patched(
         raise
     except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
         targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
-        raise PatchError(f"the network fails with the patches at {targets}: {said(error)[:300]}") from error
+        raise PatchError(
+            f"the network fails with the patches at {targets}: {said(error)[:300]}"
+        ) from error
     for index, path in enumerate(anatomy.taps):
         if index not in maps:
             part = "the stem" if index == 0 else f"stage {index - 1}"
             raise BackboneError(f"{part} ({path!r}) returned no tensor in a forward pass")
     for record, path in homes:
         if path not in ran:
-            raise PatchError(f"{record.target}: the patch {path!r} never ran in a forward pass; choose a target that is called")
+            raise PatchError(
+                f"{record.target}: the patch {path!r} never ran in a forward pass; choose a target "
+                "that is called"
+            )
     return outputs[0], [tuple(maps[index].shape) for index in range(len(anatomy.taps))]
 
 
@@ -74,7 +87,9 @@ def _reader(shape: Shape, probe: Probe) -> MapReader:
     return MapReader(layout, grid[0], probe.size[0] // grid[1]) if grid else MapReader(layout)
 
 
-def _stage_info(index: int, paths: tuple[str, ...], shape: Shape, stride: int, probe: Probe) -> StageInfo:
+def _stage_info(
+    index: int, paths: tuple[str, ...], shape: Shape, stride: int, probe: Probe
+) -> StageInfo:
     layout = layout_of(shape, probe.size)
     return StageInfo(
         index=index,

@@ -1,4 +1,6 @@
-"""A network that a user hands over, described as a backbone: from there on it is built as any other."""
+"""A network that a user hands over, described as a backbone: from there on it is built as any
+other.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,19 @@ __all__ = ["described", "own_backbone"]
 
 
 class Handover:
-    """A backbone's factory that gives a module away, once: a pickle or copy of the hybrid does not hold it twice."""
+    """A backbone's factory that gives a module away, once: a pickle or copy of the hybrid does not
+    hold it twice.
+    """
 
     def __init__(self, module: nn.Module) -> None:
         self.module: nn.Module | None = module
 
     def __call__(self, spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
         if self.module is None:
-            raise BackboneError(f"{OWN}:{spec.name} is a network of somebody's own: only whoever made it can make another")
+            raise BackboneError(
+                f"{OWN}:{spec.name} is a network of somebody's own: only whoever made it can make "
+                "another"
+            )
         module, self.module = self.module, None
         return module
 
@@ -62,12 +69,23 @@ def own_backbone(
     if not isinstance(module, nn.Module):
         raise BackboneError(f"from_module takes a network, an nn.Module, not {shown(module)}")
     if hasattr(module, "_tvc_base"):
-        raise BackboneError("from_module takes a plain network, and this one is a hybrid already: make a new network")
+        raise BackboneError(
+            "from_module takes a plain network, and this one is a hybrid already: make a new "
+            "network"
+        )
     if type and type.rpartition(".")[2] != module.__class__.__qualname__.rpartition(".")[2]:
-        raise BackboneError(f"the saved model was made from {type}, not from {_type_name(module)}: pass a module of that class")
+        raise BackboneError(
+            f"the saved model was made from {type}, not from {_type_name(module)}: pass a module "
+            "of that class"
+        )
     if isinstance(stages, str) or not isinstance(stages, Sequence) or not stages:
-        raise BackboneError(f"stages is a list with a path, or a list of paths, for each stage, not {shown(stages)}")
-    short = re.sub(r"[^a-z0-9_]", "_", module.__class__.__name__.lower()).lstrip("_0123456789") or "network"
+        raise BackboneError(
+            f"stages is a list with a path, or a list of paths, for each stage, not {shown(stages)}"
+        )
+    short = (
+        re.sub(r"[^a-z0-9_]", "_", module.__class__.__name__.lower()).lstrip("_0123456789")
+        or "network"
+    )
     try:
         spec = BackboneSpec(
             name=short if name is None else name,
@@ -82,16 +100,20 @@ def own_backbone(
         )
     except (TypeError, ValueError) as error:
         raise BackboneError(f"from_module: {error}") from error
-    for path in spec.auxiliary:  # which a plugin's spec may name although the network was built without it
+    # which a plugin's spec may name although the network was built without it
+    for path in spec.auxiliary:
         if not has_module(module, path):
             raise BackboneError(
-                f"from_module: there is no auxiliary head {path!r}; its children are {listing(module._modules)}"
+                f"from_module: there is no auxiliary head {path!r}; its children are "
+                f"{listing(module._modules)}"
             )
     return Named(OWN, spec)
 
 
 def described(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
-    """Return what `own_backbone` needs to describe another module of the same kind, as plain data."""
+    """Return what `own_backbone` needs to describe another module of the same kind, as
+    plain data.
+    """
     return {
         "type": _type_name(network),
         "name": spec.name,

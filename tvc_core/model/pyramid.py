@@ -32,7 +32,8 @@ class LevelInfo:
 
 
 def levels_of(features: Iterable[StageInfo]) -> tuple[LevelInfo, ...]:
-    """Return the levels of a pyramid, finest first; a feature that is no map (a vector, say) is none.
+    """Return the levels of a pyramid, finest first; a feature that is no map (a vector, say) is
+    none.
 
     Args:
         features: what was measured of the stem (its index is -1) and the stages.

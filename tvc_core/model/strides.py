@@ -11,25 +11,33 @@ __all__ = ["strides_of"]
 Size = tuple[int, int]
 
 MORE = 6
-"""A larger image is larger by so many of the largest stride that was guessed: a multiple of three times it, too."""
+"""A larger image is larger by so many of the largest stride that was guessed: a multiple of three
+times it, too.
+"""
 
 
-def strides_of(shapes: Sequence[Shape], image: Size, measure_at: Callable[[Size], Sequence[Shape]]) -> list[int]:
+def strides_of(
+    shapes: Sequence[Shape], image: Size, measure_at: Callable[[Size], Sequence[Shape]]
+) -> list[int]:
     """Return the stride of each map [pixels].
 
-    A small image leaves a doubt: 64x96 pixels are one row and two columns for a stride of 64, but for one of 32 without
-    padding, too. Where the maps are not exactly the image divided by the strides, a second, larger image decides.
+    A small image leaves a doubt: 64x96 pixels are one row and two columns for a stride of 64, but
+    for one of 32 without padding, too. Where the maps are not exactly the image divided by the
+    strides, a second, larger image decides.
 
     Args:
         shapes: of the maps of one image.
         image: height and width of that image [pixels].
-        measure_at: returns the shapes of the maps of an image of another height and width; may raise, since a network may
-            accept no other size.
+        measure_at: returns the shapes of the maps of an image of another height and width; may
+            raise, since a network may accept no other size.
     """
     layouts = [layout_of(shape, image) for shape in shapes]
     grids = [_grid(shape, layout, image) for shape, layout in zip(shapes, layouts, strict=True)]
     strides = [_guess(grid, image) for grid in grids]
-    if all((rows * stride, columns * stride) == image for (rows, columns), stride in zip(grids, strides, strict=True)):
+    if all(
+        (rows * stride, columns * stride) == image
+        for (rows, columns), stride in zip(grids, strides, strict=True)
+    ):
         return strides
     more = MORE * max(strides)
     larger = (image[0] + more, image[1] + more)
@@ -57,5 +65,6 @@ def _grid(shape: Shape, layout: str | None, image: Size) -> Size:
 
 def _guess(grid: Size, image: Size) -> int:
     (rows, columns), (height, width) = grid, image
-    # layers without padding cut borders off, which falls out of the difference between the two sides
+    # layers without padding cut borders off, which falls out of the difference between the two
+    # sides
     return round((width - height) / (columns - rows) if columns > rows else height / rows)

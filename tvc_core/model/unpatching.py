@@ -1,8 +1,9 @@
 """Take patches out of a hybrid, for good or for a while.
 
-A patch that is switched off or taken out also loses its flag, which compiled graphs guard on: they are made again. A module
-that was replaced is kept beside the network, in the hybrid's facts: it is in no state dict and in no file of `save`, but
-deepcopy and pickle carry it. It costs the memory of its weights, on the device where the model was built.
+A patch that is switched off or taken out also loses its flag, which compiled graphs guard on: they
+are made again. A module that was replaced is kept beside the network, in the hybrid's facts: it is
+in no state dict and in no file of `save`, but deepcopy and pickle carry it. It costs the memory of
+its weights, on the device where the model was built.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ def unpatch(model: HybridModel, target: str | None = None) -> None:
     for path in restored:
         if path not in facts.originals:
             raise PatchError(
-                f"{path!r} was replaced, and what stood there is not known: files keep no replaced modules. Build the backbone "
+                f"{path!r} was replaced, and what stood there is not known: files keep no replaced "
+                "modules. Build the backbone "
                 "anew with HybridBuilder"
             )
     paths = [path for record in chosen for path in record.paths]
@@ -59,7 +61,8 @@ def unpatch(model: HybridModel, target: str | None = None) -> None:
             path, layer = last_layer(model, facts.anatomy.head)
             if (old := num_classes_of(layer)) != classes:
                 raise HeadError(
-                    f"the {path!r} that was replaced had {old} outputs, and the head has {classes} now: call "
+                    f"the {path!r} that was replaced had {old} outputs, and the head has {classes} "
+                    "now: call "
                     f"reset_classifier({old}) before unpatch, then reset_classifier({classes})"
                 )
             if restored:
@@ -85,8 +88,10 @@ def without(model: HybridModel, target: str | None = None) -> Iterator[HybridMod
     replaced = [record.target for record in chosen if record.replaced is not None]
     if replaced:
         raise PatchError(
-            f"{listing(replaced)} was replaced, and a replacement cannot be switched off: what stood there is kept apart, "
-            "untrained, on no device of the model's. Use unpatch, on a copy.deepcopy of the model if it is to stay patched"
+            f"{listing(replaced)} was replaced, and a replacement cannot be switched off: what "
+            "stood there is kept apart, "
+            "untrained, on no device of the model's. Use unpatch, on a copy.deepcopy of the model "
+            "if it is to stay patched"
         )
     patches = _patches(model, chosen)
     for patch in patches:
@@ -99,7 +104,9 @@ def without(model: HybridModel, target: str | None = None) -> Iterator[HybridMod
 
 
 def _chosen(model: HybridModel, target: str | None) -> list[PatchRecord]:
-    """Return the records of the patches at a target, which may be a pattern; of all where it is None."""
+    """Return the records of the patches at a target, which may be a pattern; of all where it is
+    None.
+    """
     facts = model._tvc
     if target is None:
         return list(facts.records)
@@ -109,7 +116,10 @@ def _chosen(model: HybridModel, target: str | None) -> list[PatchRecord]:
     chosen = [record for record in facts.records if record.target in paths]
     if not chosen:
         targets = list(dict.fromkeys(record.target for record in facts.records))
-        raise TargetError(f"nothing is patched at {target!r}.{did_you_mean(target, targets)} Patched are: {listing(targets)}")
+        raise TargetError(
+            f"nothing is patched at {target!r}.{did_you_mean(target, targets)} Patched are: "
+            f"{listing(targets)}"
+        )
     return chosen
 
 
@@ -128,17 +138,30 @@ def _patches(model: HybridModel, records: list[PatchRecord]) -> list[Patch]:
 def _forget(model: HybridModel, chosen: list[PatchRecord]) -> None:
     """Let records, plan and recipe say what is left."""
     facts = model._tvc
-    left = [(record, plan) for record, plan in zip(facts.records, facts.patches, strict=True) if record not in chosen]
-    facts.records, facts.patches = tuple(record for record, _ in left), tuple(plan for _, plan in left)
+    left = [
+        (record, plan)
+        for record, plan in zip(facts.records, facts.patches, strict=True)
+        if record not in chosen
+    ]
+    facts.records, facts.patches = (
+        tuple(record for record, _ in left),
+        tuple(plan for _, plan in left),
+    )
     recipe = replace(facts.plan.recipe, patches=tuple(_entries(model, left)))
     facts.plan = replace(facts.plan, patches=facts.patches, recipe=recipe)
-    facts.originals = {path: module for path, module in facts.originals.items() if path in {r.target for r in facts.records}}
+    facts.originals = {
+        path: module
+        for path, module in facts.originals.items()
+        if path in {r.target for r in facts.records}
+    }
     if all(record.starts_as_identity for record in facts.records):
         facts.step0_difference = 0.0
 
 
 def _entries(model: HybridModel, left: list[tuple[PatchRecord, PatchPlan]]) -> Iterator[PatchEntry]:
-    """Yield patches as a recipe has them. One that got a number since a patch that is gone had its name keeps it, as a name."""
+    """Yield patches as a recipe has them. One that got a number since a patch that is gone had its
+    name keeps it, as a name.
+    """
     taken: dict[str, set[str]] = {}
     for record, plan in left:
         entry = qualified_entry(plan)
@@ -157,7 +180,10 @@ def _measure(model: HybridModel) -> None:
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.randn(facts.probe_shape, generator=torch.Generator().manual_seed(0))
     probe = Probe(image.to(dtype=like.dtype, device=like.device))
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())  # by model.compile(): not for a look
+    # by model.compile(): not for a look
+    compiled = any(module._compiled_call_impl is not None for module in model.modules())
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        _, facts.readers, facts.stages, facts.levels = measure(model, facts.anatomy, facts.taps, facts.records, probe)
+        _, facts.readers, facts.stages, facts.levels = measure(
+            model, facts.anatomy, facts.taps, facts.records, probe
+        )
         facts.bridge = find_bridge(model, facts.anatomy.taps[-1], facts.anatomy.head, probe)

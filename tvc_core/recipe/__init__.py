@@ -5,4 +5,13 @@ from __future__ import annotations
 from .plan import PatchPlan, Plan, make_plan, qualified_entry
 from .schema import PatchEntry, Recipe, load_recipe, make_recipe
 
-__all__ = ["PatchEntry", "PatchPlan", "Plan", "Recipe", "load_recipe", "make_plan", "make_recipe", "qualified_entry"]
+__all__ = [
+    "PatchEntry",
+    "PatchPlan",
+    "Plan",
+    "Recipe",
+    "load_recipe",
+    "make_plan",
+    "make_recipe",
+    "qualified_entry",
+]

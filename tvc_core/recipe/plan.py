@@ -1,4 +1,6 @@
-"""Bind every name of a recipe to the spec that it stands for. Unknown and ambiguous names stop here; no torch yet."""
+"""Bind every name of a recipe to the spec that it stands for. Unknown and ambiguous names stop
+here; no torch yet.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ class PatchPlan:
 
     @property
     def name(self) -> str:
-        """The last part of the path under which the block is to live; a number follows where it is taken and not given."""
+        """The last part of the path under which the block is to live; a number follows where it is
+        taken and not given.
+        """
         return self.entry.name or (self.block or self.op).spec.name
 
 
@@ -36,10 +40,12 @@ class Plan:
     """A recipe with every name bound.
 
     Args:
-        recipe: what the user wrote, with qualified names and the weights' own name instead of "DEFAULT".
+        recipe: what the user wrote, with qualified names and the weights' own name instead of
+            "DEFAULT".
         backbone: the network.
         weights: the pretrained set, None for random weights.
-        weights_class: the enum class that the user named with the weights, as in "ResNet50_Weights.IMAGENET1K_V2".
+        weights_class: the enum class that the user named with the weights, as in
+            "ResNet50_Weights.IMAGENET1K_V2".
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
     """
@@ -53,14 +59,18 @@ class Plan:
 
     @property
     def image_side(self) -> int | None:
-        """Side of the image that the options ask for; None where they ask for none, or for one that is not square [pixels]."""
+        """Side of the image that the options ask for; None where they ask for none, or for one that
+        is not square [pixels].
+        """
         size = self.options.get(self.backbone.spec.size_option)
         if isinstance(size, (tuple, list)) and len(set(size)) == 1:
             size = size[0]
         return size if isinstance(size, int) else None
 
 
-def make_plan(recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] | None = None) -> Plan:
+def make_plan(
+    recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] | None = None
+) -> Plan:
     """Bind a recipe's names in a registry.
 
     Args:
@@ -69,10 +79,13 @@ def make_plan(recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] 
         backbone: what the backbone's name stands for, where the registry does not know it.
 
     Raises:
-        UnknownNameError: a backbone, weights set, operation, block or initializer that nobody offers.
+        UnknownNameError: a backbone, weights set, operation, block or initializer that nobody
+            offers.
         AmbiguousNameError: a short name with several owners.
-        RecipeError: an operation without its block, an option that an operation does not take, or a value of the wrong kind.
-        ParameterError: an option that the backbone does not take, or an image size where it has no place.
+        RecipeError: an operation without its block, an option that an operation does not take, or a
+            value of the wrong kind.
+        ParameterError: an option that the backbone does not take, or an image size where it has no
+            place.
     """
     check_recipe(recipe)
     with _placed(recipe, "backbone"):
@@ -91,7 +104,11 @@ def make_plan(recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] 
         patches=tuple(qualified_entry(patch) for patch in patches),
     )
     given = recipe.weights
-    weights_class = type(given).__name__ if isinstance(given, enum.Enum) else str(given or "").rpartition(".")[0] or None
+    weights_class = (
+        type(given).__name__
+        if isinstance(given, enum.Enum)
+        else str(given or "").rpartition(".")[0] or None
+    )
     return Plan(
         recipe=qualified,
         backbone=_taking(backbone, recipe.options),
@@ -108,7 +125,9 @@ def _taking(backbone: Named[BackboneSpec], options: Mapping[str, Any]) -> Named[
     if channels is None:
         return backbone
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise ParameterError(f"{backbone.spec.channels_option} is a number of channels, at least 1, not {channels!r}")
+        raise ParameterError(
+            f"{backbone.spec.channels_option} is a number of channels, at least 1, not {channels!r}"
+        )
     return Named(backbone.owner, replace(backbone.spec, num_channels=channels))
 
 
@@ -128,29 +147,40 @@ def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) ->
         if option not in backbone.spec.options:
             known = listing(backbone.spec.options)
             hint = did_you_mean(option, backbone.spec.options)
-            raise ParameterError(f"Unknown option {option!r} of the backbone {backbone.qualified!r}.{hint} It takes: {known}.")
+            raise ParameterError(
+                f"Unknown option {option!r} of the backbone {backbone.qualified!r}.{hint} It "
+                f"takes: {known}."
+            )
 
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
-    """Return the keyword arguments of the factory: the recipe's options, and its image size under that name."""
+    """Return the keyword arguments of the factory: the recipe's options, and its image size under
+    that name.
+    """
     options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
     if size is None:
         return options
     if (name := spec.size_option) in spec.options:
         if options.setdefault(name, size) != size:
-            raise ParameterError(f"image_size is {size}, and the option {name} is {options[name]}: give one of them")
+            raise ParameterError(
+                f"image_size is {size}, and the option {name} is {options[name]}: give one of them"
+            )
         return options
     if not spec.fixed_size:
         raise ParameterError(
-            f"image_size={size} is not needed: {backbone.qualified} takes images of any size from {spec.min_size} pixels. "
+            f"image_size={size} is not needed: {backbone.qualified} takes images of any size from "
+            f"{spec.min_size} pixels. "
             "Leave image_size out and resize the images."
         )
     sizes = {weights.crop_size for weights in spec.weights} or {spec.min_size}
     other = (
-        " Its option input_size builds it for another size, without pretrained weights." if "input_size" in spec.options else ""
+        " Its option input_size builds it for another size, without pretrained weights."
+        if "input_size" in spec.options
+        else ""
     )
     raise ParameterError(
-        f"image_size={size} cannot be had: {backbone.qualified} takes images of {listing(map(str, sorted(sizes)))} pixels "
+        f"image_size={size} cannot be had: {backbone.qualified} takes images of "
+        f"{listing(map(str, sorted(sizes)))} pixels "
         f"only, since no rule resamples its position weights. Resize the images.{other}"
     )
 
@@ -162,14 +192,18 @@ def _bind_weights(given: Any, backbone: Named[BackboneSpec]) -> WeightsSpec | No
     name = given.name if isinstance(given, enum.Enum) else given.rpartition(".")[2]
     if name == "DEFAULT":
         if spec.default_weights is None:
-            raise UnknownNameError(f"The backbone {backbone.qualified!r} has no pretrained weights: pass weights=None.")
+            raise UnknownNameError(
+                f"The backbone {backbone.qualified!r} has no pretrained weights: pass weights=None."
+            )
         name = spec.default_weights
     found = spec.find_weights(name)
     if found is None:
         names = [weights.name for weights in spec.weights]
         raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of the backbone {backbone.qualified!r}.{did_you_mean(name, names)} "
-            f"It has {listing(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random weights."
+            f"Unknown weights {str(given)!r} of the backbone "
+            f"{backbone.qualified!r}.{did_you_mean(name, names)} "
+            f"It has {listing(names)}; 'DEFAULT' stands for {spec.default_weights}, None for "
+            "random weights."
         )
     return found
 
@@ -186,9 +220,15 @@ def _bind_patch(entry: PatchEntry, registry: Registry) -> PatchPlan:
     for key in [*(key for key, value in given.items() if value is not None), *entry.options]:
         if key not in allowed:
             hint = did_you_mean(key, allowed)
-            raise RecipeError(f"{entry.where}: unknown key {key!r} of {op.qualified}.{hint} It takes: {listing(allowed)}")
+            raise RecipeError(
+                f"{entry.where}: unknown key {key!r} of {op.qualified}.{hint} It takes: "
+                f"{listing(allowed)}"
+            )
     if op.spec.takes_block and block is None:
-        raise RecipeError(f"{entry.where}: {op.spec.name} needs a block: write {{'{op.spec.name}': 'se'}}, or give 'type'")
+        raise RecipeError(
+            f"{entry.where}: {op.spec.name} needs a block: write {{'{op.spec.name}': 'se'}}, or "
+            "give 'type'"
+        )
     return PatchPlan(entry=entry, op=op, block=block, init=init)
 
 

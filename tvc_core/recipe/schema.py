@@ -1,4 +1,6 @@
-"""What a user wrote, as one frozen Recipe: from keyword arguments, a mapping or a YAML file. Names are not resolved here."""
+"""What a user wrote, as one frozen Recipe: from keyword arguments, a mapping or a YAML file. Names
+are not resolved here.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,15 @@ if TYPE_CHECKING:
 __all__ = ["PatchEntry", "Recipe", "check_recipe", "load_recipe", "make_recipe"]
 
 _TOP = ("name", "backbone", "head", "freeze_backbone", "unfreeze_stages")
-_BACKBONE = ("name", "weights", "patches", "options", "in_channels", "in_channels_policy", "image_size")
+_BACKBONE = (
+    "name",
+    "weights",
+    "patches",
+    "options",
+    "in_channels",
+    "in_channels_policy",
+    "image_size",
+)
 _HEAD = ("num_classes", "dropout", "class_names")
 
 _NAMED_LATER = ("backbone", "weights", "options", "image_size")
@@ -27,7 +37,10 @@ _A_PATCH = "a patch is an operation and its block, such as {'wrap': 'se'}"
 
 CHANNEL_POLICIES = ("mean", "repeat", "zero")
 CHANNEL_RULES = ("r", "g", "b", "mean", "zero")
-_POLICY = "'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', 'mean', 'zero' and channel numbers"
+_POLICY = (
+    "'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', "
+    "'mean', 'zero' and channel numbers"
+)
 
 HEAD_CHOICES = ("all", "last", "none")
 NORMALIZATION_CHOICES = ("frozen", "eval", "train")
@@ -36,7 +49,9 @@ _FREEZE: dict[str, tuple[Any, ...]] = {
     "freeze_patches": (True, False),
     "normalization": NORMALIZATION_CHOICES,
 }
-"""What `freeze_backbone` takes in place of true: the keyword arguments of the model's method, and their values."""
+"""What `freeze_backbone` takes in place of true: the keyword arguments of the model's method, and
+their values.
+"""
 
 MAX_SIZE = 100_000
 MAX_CLASSES = 10_000_000
@@ -70,25 +85,31 @@ class PatchEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """A hybrid model written down: the keyword arguments of `HybridBuilder.from_backbone`, and a name.
+    """A hybrid model written down: the keyword arguments of `HybridBuilder.from_backbone`, and a
+    name.
 
     Args:
         backbone: short or qualified name.
         name: free text, what the model is called.
-        weights: name of a pretrained set, "DEFAULT", a torchvision enum member, or None for random weights.
+        weights: name of a pretrained set, "DEFAULT", a torchvision enum member, or None for random
+            weights.
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
-        num_classes: outputs of the head; None keeps the pretrained head, 0 leaves the last layer out.
+        num_classes: outputs of the head; None keeps the pretrained head, 0 leaves the last layer
+            out.
         dropout: probability of the head's dropout; None leaves it.
         class_names: one name for each output.
-        freeze_backbone: freeze stem and stages, new blocks and head stay trainable; or a mapping of `head`, `freeze_patches`
-            and `normalization`, as `HybridModel.freeze_backbone` takes them.
-        unfreeze_stages: stages that stay trainable all the same; negative numbers count from the end.
+        freeze_backbone: freeze stem and stages, new blocks and head stay trainable; or a mapping of
+            `head`, `freeze_patches` and `normalization`, as `HybridModel.freeze_backbone` takes
+            them.
+        unfreeze_stages: stages that stay trainable all the same; negative numbers count from the
+            end.
         in_channels: channels of the images; None keeps what the backbone takes [channels].
-        in_channels_policy: how the first convolution's weights follow from the pretrained ones: "mean" (which None stands
-            for), "repeat", "zero", or one rule a channel.
+        in_channels_policy: how the first convolution's weights follow from the pretrained ones:
+            "mean" (which None stands for), "repeat", "zero", or one rule a channel.
         image_size: side of the images, for a backbone that is built for one size [pixels].
-        lines: file and line of backbone, weights, options and image size, for errors; empty where there is no file.
+        lines: file and line of backbone, weights, options and image size, for errors; empty where
+            there is no file.
     """
 
     backbone: str
@@ -138,7 +159,9 @@ class Recipe:
         if head:
             data["head"] = head
         if self.freeze_backbone:
-            data["freeze_backbone"] = self.freeze_backbone if self.freeze_backbone is True else dict(self.freeze_backbone)
+            data["freeze_backbone"] = (
+                self.freeze_backbone if self.freeze_backbone is True else dict(self.freeze_backbone)
+            )
         if self.unfreeze_stages is not None:
             data["unfreeze_stages"] = list(self.unfreeze_stages)
         return data
@@ -158,7 +181,8 @@ def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe from a YAML file.
 
     Raises:
-        RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names file and line.
+        RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
+            file and line.
     """
     from .yaml_text import read_yaml  # see Recipe.to_yaml
 
@@ -173,12 +197,19 @@ def make_recipe(**arguments: Any) -> Recipe:
 
 
 def check_recipe(recipe: Recipe) -> None:
-    """Refuse a recipe that was made as `Recipe(...)` with values that no mapping or file may have."""
+    """Refuse a recipe that was made as `Recipe(...)` with values that no mapping or file
+    may have.
+    """
     values = {entry.name: getattr(recipe, entry.name) for entry in fields(recipe)}
     patches, _ = values.pop("patches"), values.pop("lines")
     make_recipe(**values)
-    if not isinstance(patches, tuple) or not all(isinstance(patch, PatchEntry) for patch in patches):
-        raise RecipeError(f"patches is a tuple of PatchEntry, not {shown(patches)}; Recipe.from_mapping takes the written form")
+    if not isinstance(patches, tuple) or not all(
+        isinstance(patch, PatchEntry) for patch in patches
+    ):
+        raise RecipeError(
+            f"patches is a tuple of PatchEntry, not {shown(patches)}; Recipe.from_mapping takes "
+            "the written form"
+        )
 
 
 @dataclass(frozen=True)
@@ -194,7 +225,14 @@ class _Where:
 
     def __str__(self) -> str:
         if self.lines is not None:
-            known = next((self.path[:n] for n in range(len(self.path), -1, -1) if self.path[:n] in self.lines), ())
+            known = next(
+                (
+                    self.path[:n]
+                    for n in range(len(self.path), -1, -1)
+                    if self.path[:n] in self.lines
+                ),
+                (),
+            )
             return f"{self.source}, line {self.lines.get(known, 1)}"
         return f"{self.source}, {self.dotted}" if self.path else self.source
 
@@ -209,26 +247,46 @@ class _Where:
         """Return `data` as a mapping that has no other keys than `keys`."""
         name = f"'{self.dotted}'" if self.path else "a recipe"
         if not isinstance(data, Mapping):
-            raise self.error(f"{name} is a mapping with the keys {listing(keys)}, not {shown(data)}")
+            raise self.error(
+                f"{name} is a mapping with the keys {listing(keys)}, not {shown(data)}"
+            )
         for key in data:
             if key not in keys:
                 hint = did_you_mean(str(key), keys)
-                raise (self / key).error(f"unknown key {shown(key)} in {name}.{hint} The keys are {listing(keys)}")
+                raise (self / key).error(
+                    f"unknown key {shown(key)} in {name}.{hint} The keys are {listing(keys)}"
+                )
         return data
 
 
 def _parse(data: Any, where: _Where) -> Recipe:
     top = where.section(data, _TOP)
     if "backbone" not in top:
-        raise where.error("the key 'backbone' is missing; a recipe needs at least 'backbone: resnet50'")
+        raise where.error(
+            "the key 'backbone' is missing; a recipe needs at least 'backbone: resnet50'"
+        )
     at = where / "backbone"
-    backbone = {"name": top["backbone"]} if isinstance(top["backbone"], str) else at.section(top["backbone"], _BACKBONE)
+    backbone = (
+        {"name": top["backbone"]}
+        if isinstance(top["backbone"], str)
+        else at.section(top["backbone"], _BACKBONE)
+    )
     if "name" not in backbone:
-        raise at.error("the key 'name' is missing in 'backbone'; it names the network, such as resnet50")
+        raise at.error(
+            "the key 'name' is missing in 'backbone'; it names the network, such as resnet50"
+        )
     at_head = where / "head"
     head = at_head.section(top["head"], _HEAD) if top.get("head") is not None else {}
-    flat = {"backbone": backbone["name"], **{key: backbone[key] for key in _BACKBONE[1:] if key in backbone}, **head}
-    places = {"backbone": at / "name", **{key: at / key for key in _BACKBONE[1:]}, **{key: at_head / key for key in _HEAD}}
+    flat = {
+        "backbone": backbone["name"],
+        **{key: backbone[key] for key in _BACKBONE[1:] if key in backbone},
+        **head,
+    }
+    places = {
+        "backbone": at / "name",
+        **{key: at / key for key in _BACKBONE[1:]},
+        **{key: at_head / key for key in _HEAD},
+    }
     for key in ("name", "freeze_backbone", "unfreeze_stages"):
         places[key] = where / key
         if key in top:
@@ -250,7 +308,8 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         raise places["backbone"].error("backbone is the name of a backbone, not None")
     weights = take(
         "weights", "DEFAULT", lambda v: v is None or isinstance(v, enum.Enum) or _is_name(v),
-        "a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null for random weights",
+        "a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null for "
+        "random weights",
     )  # fmt: skip
     options = take("options", None, _is_keywords, "a mapping of option names to values")
     sizes = f"a whole number from 1 to {MAX_SIZE:,}"
@@ -261,18 +320,29 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
             "in_channels_policy is given without in_channels; say how many channels there are"
         )
     if isinstance(policy, (list, tuple)) and len(policy) != in_channels:
-        raise places["in_channels_policy"].error(f"in_channels_policy has {len(policy)} rules for in_channels {in_channels}")
+        raise places["in_channels_policy"].error(
+            f"in_channels_policy has {len(policy)} rules for in_channels {in_channels}"
+        )
     image_size = take("image_size", None, lambda v: _is_count(v) and 1 <= v <= MAX_SIZE, sizes)
     names = take("class_names", None, _is_name_list, "a list of different names")
-    num_classes = take("num_classes", None, lambda v: _is_count(v) and 0 <= v <= MAX_CLASSES, _CLASSES)
+    num_classes = take(
+        "num_classes", None, lambda v: _is_count(v) and 0 <= v <= MAX_CLASSES, _CLASSES
+    )
     if names is not None and num_classes is not None and len(names) != num_classes:
-        raise places["class_names"].error(f"class_names has {len(names)} names for num_classes {num_classes}")
-    dropout = take("dropout", None, lambda v: _is_number(v) and 0 <= v < 1, "a probability from 0 to below 1")
+        raise places["class_names"].error(
+            f"class_names has {len(names)} names for num_classes {num_classes}"
+        )
+    dropout = take(
+        "dropout", None, lambda v: _is_number(v) and 0 <= v < 1, "a probability from 0 to below 1"
+    )
     freeze = _parse_freeze(flat.get("freeze_backbone", False), places.get("freeze_backbone", where))
-    stages = take("unfreeze_stages", None, _is_stage_list, "a list of stage numbers, such as [2, 3]")
+    stages = take(
+        "unfreeze_stages", None, _is_stage_list, "a list of stage numbers, such as [2, 3]"
+    )
     if stages is not None and not freeze:
         raise places["unfreeze_stages"].error(
-            "unfreeze_stages says what stays trainable in a frozen backbone, but freeze_backbone is not true; "
+            "unfreeze_stages says what stays trainable in a frozen backbone, but freeze_backbone "
+            "is not true; "
             "set freeze_backbone=True, or leave unfreeze_stages out"
         )
     return Recipe(
@@ -289,7 +359,11 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         in_channels=in_channels,
         in_channels_policy=tuple(policy) if isinstance(policy, list) else policy,
         image_size=image_size,
-        lines={key: str(place) for key, place in places.items() if place.lines is not None and key in _NAMED_LATER},
+        lines={
+            key: str(place)
+            for key, place in places.items()
+            if place.lines is not None and key in _NAMED_LATER
+        },
     )
 
 
@@ -297,11 +371,23 @@ def _parse_freeze(data: Any, where: _Where) -> bool | dict[str, Any]:
     if isinstance(data, bool):
         return data
     if not isinstance(data, Mapping) or not data:
-        raise where.error(f"freeze_backbone is true or false, or a mapping with the keys {listing(_FREEZE)}, not {shown(data)}")
+        raise where.error(
+            f"freeze_backbone is true or false, or a mapping with the keys {listing(_FREEZE)}, not "
+            f"{shown(data)}"
+        )
     for key, value in where.section(data, list(_FREEZE)).items():
-        if not any(value is choice or (isinstance(value, str) and value == choice) for choice in _FREEZE[key]):
-            hint = did_you_mean(value, _FREEZE[key]) if isinstance(value, str) and key != "freeze_patches" else ""
-            raise (where / key).error(f"{key} is {' or '.join(map(repr, _FREEZE[key]))}, not {shown(value)}.{hint}")
+        if not any(
+            value is choice or (isinstance(value, str) and value == choice)
+            for choice in _FREEZE[key]
+        ):
+            hint = (
+                did_you_mean(value, _FREEZE[key])
+                if isinstance(value, str) and key != "freeze_patches"
+                else ""
+            )
+            raise (where / key).error(
+                f"{key} is {' or '.join(map(repr, _FREEZE[key]))}, not {shown(value)}.{hint}"
+            )
     return dict(data)
 
 
@@ -310,7 +396,8 @@ def _parse_patches(data: Any, where: _Where) -> tuple[PatchEntry, ...]:
         return ()
     if not isinstance(data, Mapping):
         raise where.error(
-            f"patches is a mapping of targets to operations, such as {{'layer3': {{'wrap': 'se'}}}}, not {shown(data)}"
+            "patches is a mapping of targets to operations, such as {'layer3': {'wrap': "
+            f"'se'}}}}, not {shown(data)}"
         )
     entries: list[PatchEntry] = []
     for target, written in data.items():
@@ -338,16 +425,21 @@ def _parse_patch(target: str, op: Any, value: Any, where: _Where) -> PatchEntry:
         value = {}
     if not isinstance(value, Mapping) or not _is_keywords(value):
         raise where.error(
-            f"{op} takes the name of a block, or a mapping with the keys {listing(PATCH_KEYS)}, not {shown(value)}"
+            f"{op} takes the name of a block, or a mapping with the keys {listing(PATCH_KEYS)}, "
+            f"not {shown(value)}"
         )
     for key in ("type", "init", "name"):
         if value.get(key) is not None and not _is_name(value[key]):
             raise (where / key).error(f"{key} is a name, not {shown(value[key])}")
     if value.get("name") is not None and not value["name"].isidentifier():
-        raise (where / "name").error(f"name is one part of a path, letters, digits and '_', not {shown(value['name'])}")
+        raise (where / "name").error(
+            f"name is one part of a path, letters, digits and '_', not {shown(value['name'])}"
+        )
     params = value.get("params")
     if params is not None and not _is_keywords(params):
-        raise (where / "params").error(f"params is a mapping of parameter names to values, not {shown(params)}")
+        raise (where / "params").error(
+            f"params is a mapping of parameter names to values, not {shown(params)}"
+        )
     return PatchEntry(
         target=target,
         op=op,
@@ -363,7 +455,12 @@ def _parse_patch(target: str, op: Any, value: Any, where: _Where) -> PatchEntry:
 def _patches_as_data(patches: Iterable[PatchEntry]) -> dict[str, Any]:
     steps: dict[str, list[dict[str, Any]]] = {}
     for entry in patches:
-        full: dict[str, Any] = {"type": entry.block, "params": dict(entry.params), "init": entry.init, "name": entry.name}
+        full: dict[str, Any] = {
+            "type": entry.block,
+            "params": dict(entry.params),
+            "init": entry.init,
+            "name": entry.name,
+        }
         full = {key: value for key, value in full.items() if value is not None and value != {}}
         steps.setdefault(entry.target, []).append({entry.op: {**full, **entry.options}})
     return {target: found[0] if len(found) == 1 else found for target, found in steps.items()}
@@ -382,7 +479,9 @@ def _is_number(value: Any) -> bool:
 
 
 def _is_keywords(value: Any) -> bool:
-    return isinstance(value, Mapping) and all(isinstance(key, str) and key.isidentifier() for key in value)
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and key.isidentifier() for key in value
+    )
 
 
 def _is_stage_list(value: Any) -> bool:
@@ -390,12 +489,18 @@ def _is_stage_list(value: Any) -> bool:
 
 
 def _is_name_list(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value) and len(set(value)) == len(value)
+    return (
+        isinstance(value, (list, tuple))
+        and all(isinstance(item, str) for item in value)
+        and len(set(value)) == len(value)
+    )
 
 
 def _is_channel_policy(value: Any) -> bool:
     if isinstance(value, (list, tuple)):
-        return bool(value) and all(rule in CHANNEL_RULES if isinstance(rule, str) else _is_index(rule) for rule in value)
+        return bool(value) and all(
+            rule in CHANNEL_RULES if isinstance(rule, str) else _is_index(rule) for rule in value
+        )
     return isinstance(value, str) and value in CHANNEL_POLICIES
 
 

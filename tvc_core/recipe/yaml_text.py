@@ -1,7 +1,9 @@
-"""Read YAML text into plain data and the line of every value, within limits that are checked before construction.
+"""Read YAML text into plain data and the line of every value, within limits that are checked before
+construction.
 
-PyYAML's safe loader runs no code, but it has no limits: a few hundred bytes of aliases or merge keys can take seconds
-or all memory, and of two equal keys the last one wins without a word. Here both are errors.
+PyYAML's safe loader runs no code, but it has no limits: a few hundred bytes of aliases or merge
+keys can take seconds or all memory, and of two equal keys the last one wins without a word. Here
+both are errors.
 """
 
 from __future__ import annotations
@@ -17,9 +19,18 @@ from ..errors import RecipeError, shown
 __all__ = ["Lines", "parse_yaml", "read_yaml", "write_yaml"]
 
 Lines = dict[tuple[Any, ...], int]
-"""The line [1-based] of each value, by its path from the root; a mapping's key has the path of its value."""
+"""The line [1-based] of each value, by its path from the root; a mapping's key has the path of its
+value.
+"""
 
-MAX_BYTES, MAX_EVENTS, MAX_DEPTH, MAX_ALIASES, MAX_VALUES, MAX_SCALAR = 1_000_000, 10_000, 50, 100, 10_000, 10_000
+MAX_BYTES, MAX_EVENTS, MAX_DEPTH, MAX_ALIASES, MAX_VALUES, MAX_SCALAR = (
+    1_000_000,
+    10_000,
+    50,
+    100,
+    10_000,
+    10_000,
+)
 MAX_INTEGER = 2**63 - 1
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
@@ -31,7 +42,9 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what `_Loader` reads: text that looks like such a number gets quotes; nothing is written as an alias."""
+    """Writes what `_Loader` reads: text that looks like such a number gets quotes; nothing is
+    written as an alias.
+    """
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
@@ -52,7 +65,9 @@ def write_yaml(data: Any) -> str:
         return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     except (yaml.YAMLError, RecursionError) as error:
         reason = " ".join(str(part) for part in error.args) or type(error).__name__
-        raise RecipeError(f"the recipe has a value that cannot be written as YAML: {reason[:200]}") from error
+        raise RecipeError(
+            f"the recipe has a value that cannot be written as YAML: {reason[:200]}"
+        ) from error
 
 
 def read_yaml(path: Path) -> tuple[Any, Lines]:
@@ -73,11 +88,15 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
         return parse_yaml(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(f"{path}, line {line}: the recipe is not UTF-8 text (byte {error.start})") from error
+        raise RecipeError(
+            f"{path}, line {line}: the recipe is not UTF-8 text (byte {error.start})"
+        ) from error
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
-    """Return the content of YAML text and the line of each of its values; `name` is what errors call it."""
+    """Return the content of YAML text and the line of each of its values; `name` is what errors
+    call it.
+    """
     try:
         _check_limits(text, name)
         root = yaml.compose(text, Loader=_Loader)
@@ -90,14 +109,19 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         problem = "; ".join(part for part in (error.context, error.problem) if part)
         if "alias" in problem:  # a pattern of targets such as **.bn3
             problem += "; text that begins with '*' needs quotes"
-        raise RecipeError(f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML: {problem}") from error
+        raise RecipeError(
+            f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML: {problem}"
+        ) from error
     except yaml.reader.ReaderError as error:
         line = text.count("\n", 0, error.position) + 1
         character = f"{error.character:#06x}"
-        raise RecipeError(f"{name}, line {line}: not YAML: the character {character} is not allowed") from error
+        raise RecipeError(
+            f"{name}, line {line}: not YAML: the character {character} is not allowed"
+        ) from error
     except RecipeError:
         raise
-    except Exception as error:  # PyYAML lets through what Python's own conversions raise, on a code point too large, say
+    except Exception as error:
+        # PyYAML lets through what Python's own conversions raise, on a code point too large, say
         raise RecipeError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
@@ -105,19 +129,29 @@ def _check_limits(text: str, name: str) -> None:
     depth = aliases = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         where = f"{name}, line {event.start_mark.line + 1}" if event.start_mark else name
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
+            event, yaml.CollectionEndEvent
+        )
         aliases += isinstance(event, yaml.AliasEvent)
         if count > MAX_EVENTS:
-            raise RecipeError(f"{where}: more than the {MAX_EVENTS:,} entries that a recipe may have")
+            raise RecipeError(
+                f"{where}: more than the {MAX_EVENTS:,} entries that a recipe may have"
+            )
         if depth > MAX_DEPTH:
-            raise RecipeError(f"{where}: nested deeper than the {MAX_DEPTH} levels that a recipe may have")
+            raise RecipeError(
+                f"{where}: nested deeper than the {MAX_DEPTH} levels that a recipe may have"
+            )
         if aliases > MAX_ALIASES:
-            raise RecipeError(f"{where}: more than the {MAX_ALIASES} aliases that a recipe may have")
+            raise RecipeError(
+                f"{where}: more than the {MAX_ALIASES} aliases that a recipe may have"
+            )
         tag = getattr(event, "tag", None)
         if tag is not None:
             raise RecipeError(f"{where}: tags ({shown(tag)}) are not allowed in recipes")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
-            raise RecipeError(f"{where}: a value longer than the {MAX_SCALAR:,} characters that it may have")
+            raise RecipeError(
+                f"{where}: a value longer than the {MAX_SCALAR:,} characters that it may have"
+            )
 
 
 class _Walk:
@@ -133,25 +167,43 @@ class _Walk:
         self.lines.setdefault(path, line)
         self.values += 1
         if self.values > MAX_VALUES:
-            raise RecipeError(f"{where}: its aliases expand to more than the {MAX_VALUES:,} values that a recipe may have")
+            raise RecipeError(
+                f"{where}: its aliases expand to more than the {MAX_VALUES:,} values that a recipe "
+                "may have"
+            )
         if depth > MAX_DEPTH:
-            raise RecipeError(f"{where}: nested deeper than the {MAX_DEPTH} levels that a recipe may have")
+            raise RecipeError(
+                f"{where}: nested deeper than the {MAX_DEPTH} levels that a recipe may have"
+            )
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
-            return [self.value(child, (*path, index), depth + 1) for index, child in enumerate(node.value)]
+            return [
+                self.value(child, (*path, index), depth + 1)
+                for index, child in enumerate(node.value)
+            ]
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
             return self.mapping(node, path, depth)
         if node.tag not in _SCALARS or not isinstance(node, yaml.ScalarNode):
             kind = node.tag.rpartition(":")[2]
-            raise RecipeError(f"{where}: {shown(node.value)} is a {kind} in YAML, which recipes do not have; put it in quotes")
+            raise RecipeError(
+                f"{where}: {shown(node.value)} is a {kind} in YAML, which recipes do not have; put "
+                "it in quotes"
+            )
         octal_or_so = node.tag.endswith(":int") and not _DECIMAL.fullmatch(node.value)
-        if octal_or_so or (node.tag.endswith(":float") and ":" in node.value):  # 010 is 8, and 1:30 is 90
-            raise RecipeError(f"{where}: YAML reads {shown(node.value)} as another number; write it in decimal digits")
-        too_long = len(node.value) > 40 and node.tag.endswith(":int")  # Python refuses to convert 4,300 digits and more
+        # 010 is 8, and 1:30 is 90
+        if octal_or_so or (node.tag.endswith(":float") and ":" in node.value):
+            raise RecipeError(
+                f"{where}: YAML reads {shown(node.value)} as another number; write it in decimal "
+                "digits"
+            )
+        # Python refuses to convert 4,300 digits and more
+        too_long = len(node.value) > 40 and node.tag.endswith(":int")
         value = None if too_long else self.scalars.construct_object(node)
         if too_long or (isinstance(value, int) and abs(value) > MAX_INTEGER):
             raise RecipeError(f"{where}: the number {shown(node.value)} is too large")
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise RecipeError(f"{where}: {shown(value)} has half of a surrogate pair, which is no character")
+            raise RecipeError(
+                f"{where}: {shown(value)} has half of a surrogate pair, which is no character"
+            )
         return value
 
     def mapping(self, node: yaml.MappingNode, path: tuple[Any, ...], depth: int) -> dict[str, Any]:
@@ -162,11 +214,19 @@ class _Walk:
                 raise RecipeError(f"{where}: merge keys ('<<') are not allowed in recipes")
             key = self.value(key_node, (*path, None), depth + 1)
             if not isinstance(key, str):
-                written = shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
-                raise RecipeError(f"{where}: the key {written} reads as {shown(key)}, not as text; put it in quotes")
+                written = (
+                    shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
+                )
+                raise RecipeError(
+                    f"{where}: the key {written} reads as {shown(key)}, not as text; put it in "
+                    "quotes"
+                )
             if key in found:
                 first = self.lines[(*path, key)]
-                raise RecipeError(f"{where}: the key {shown(key)} stands here for the second time (first on line {first})")
+                raise RecipeError(
+                    f"{where}: the key {shown(key)} stands here for the second time (first on line "
+                    f"{first})"
+                )
             self.lines[(*path, key)] = key_node.start_mark.line + 1
             found[key] = self.value(value_node, (*path, key), depth + 1)
         return found

@@ -1,4 +1,6 @@
-"""What is installed under which name: the only place where a name becomes a spec. Imports no torch."""
+"""What is installed under which name: the only place where a name becomes a spec. Imports
+no torch.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,15 @@ from collections.abc import Iterable
 from typing import Any, TypeVar
 
 from .. import builtin
-from ..errors import AmbiguousNameError, PluginError, UnknownNameError, did_you_mean, listing, near, said
+from ..errors import (
+    AmbiguousNameError,
+    PluginError,
+    UnknownNameError,
+    did_you_mean,
+    listing,
+    near,
+    said,
+)
 from ..specs import (
     OWN,
     BackboneFamilySpec,
@@ -87,7 +97,8 @@ class Named(tuple[str, S]):
             ) from error
         if not callable(found):
             raise PluginError(
-                f"{self.spec.kind} {self.qualified!r}: its factory {factory!r} is of type {type(found).__name__}, which cannot "
+                f"{self.spec.kind} {self.qualified!r}: its factory {factory!r} is of type "
+                f"{type(found).__name__}, which cannot "
                 f"be called. This is a fault of the distribution {self.owner!r}."
             )
         return found
@@ -102,11 +113,14 @@ class Registry:
         prefer: owners that win a short name which several offer, first one first.
 
     Raises:
-        PluginError: an in-process plugin is faulty, two have one owner, or TVC_STRICT=1 and an installed one is faulty.
+        PluginError: an in-process plugin is faulty, two have one owner, or TVC_STRICT=1 and an
+            installed one is faulty.
         UnknownNameError: `prefer` names an owner that is not there.
     """
 
-    def __init__(self, plugins: Iterable[Any] = (), *, installed: bool = True, prefer: Iterable[str] = ()) -> None:
+    def __init__(
+        self, plugins: Iterable[Any] = (), *, installed: bool = True, prefer: Iterable[str] = ()
+    ) -> None:
         core = core_plugin(builtin)
         reserved = frozenset((spec.kind, spec.name) for spec in core.specs)
         infos = [core]
@@ -115,15 +129,22 @@ class Registry:
         for plugin in plugins:
             info = local_plugin(plugin, reserved)
             if any(info.owner == other.owner for other in infos):
-                raise PluginError(f"two plugins have the owner {info.owner!r}; give one another TVC_OWNER")
+                raise PluginError(
+                    f"two plugins have the owner {info.owner!r}; give one another TVC_OWNER"
+                )
             infos.append(info)
-        self.plugins: tuple[PluginInfo, ...] = tuple(sorted(infos, key=lambda info: (info.owner, info.module)))
+        self.plugins: tuple[PluginInfo, ...] = tuple(
+            sorted(infos, key=lambda info: (info.owner, info.module))
+        )
         owners = {info.owner for info in infos}
-        self.prefer = tuple(normalize(owner) for owner in ([prefer] if isinstance(prefer, str) else prefer))
+        self.prefer = tuple(
+            normalize(owner) for owner in ([prefer] if isinstance(prefer, str) else prefer)
+        )
         for owner in self.prefer:
             if owner not in owners:
                 raise UnknownNameError(
-                    f"prefer names {owner!r}, which is not an installed plugin.{did_you_mean(owner, owners)}"
+                    f"prefer names {owner!r}, which is not an installed "
+                    f"plugin.{did_you_mean(owner, owners)}"
                 )
         self._table: dict[tuple[str, str], list[Named[Any]]] = {}
         for info in self.plugins:
@@ -133,7 +154,9 @@ class Registry:
         self._members: dict[tuple[str, str], tuple[str, ...]] = {}
 
     def names(self, kind: type[Spec]) -> list[str]:
-        """Return a name for everything of a kind, naturally sorted; what the short name does not stand for is qualified."""
+        """Return a name for everything of a kind, naturally sorted; what the short name does not
+        stand for is qualified.
+        """
         return [self.label(offer) for offer in self.all(kind)]
 
     def label(self, offer: Named[Any]) -> str:
@@ -143,11 +166,20 @@ class Registry:
             kind, name = BackboneFamilySpec.kind, name.partition("/")[0]
         offers = self._table[kind, name]
         means = offers[0] if len(offers) == 1 else self._preferred(offers)
-        return offer.spec.name if means is not None and offer.owner == means.owner else offer.qualified
+        return (
+            offer.spec.name if means is not None and offer.owner == means.owner else offer.qualified
+        )
 
     def all(self, kind: type[S]) -> list[Named[S]]:
-        """Return everything of a kind with its owner, sorted by name, then owner; of families not the members."""
-        found = [offer for (table_kind, _), offers in self._table.items() if table_kind == kind.kind for offer in offers]
+        """Return everything of a kind with its owner, sorted by name, then owner; of families not
+        the members.
+        """
+        found = [
+            offer
+            for (table_kind, _), offers in self._table.items()
+            if table_kind == kind.kind
+            for offer in offers
+        ]
         return sorted(found, key=lambda offer: (_natural(offer.spec.name), offer.owner))
 
     def members(self, family: Named[BackboneFamilySpec], pattern: str | None = None) -> list[str]:
@@ -155,28 +187,38 @@ class Registry:
 
         Args:
             family: one of `all(BackboneFamilySpec)`.
-            pattern: shell-style pattern for a name, the part of it behind the slash, or the qualified name.
+            pattern: shell-style pattern for a name, the part of it behind the slash, or the
+                qualified name.
 
         Raises:
             PluginError: the family cannot list them.
         """
         owner, name = family.owner, family.spec.name
         short = self.label(family)
-        found = [member for member in self._all_members(family) if families.matches(pattern, owner, name, member)]
+        found = [
+            member
+            for member in self._all_members(family)
+            if families.matches(pattern, owner, name, member)
+        ]
         return [f"{short}/{member}" for member in sorted(found, key=_natural)]
 
     def resolve(self, kind: type[S], name: object) -> Named[S]:
-        """Return the spec that a short name ("se") or a qualified name ("tvc-attention:se") stands for.
+        """Return the spec that a short name ("se") or a qualified name ("tvc-attention:se") stands
+        for.
 
-        The member of a family ("acme/net") is described by the family, once, which may import torch.
+        The member of a family ("acme/net") is described by the family, once, which may import
+        torch.
 
         Raises:
             UnknownNameError: nobody offers it. The message has near names and who would provide it.
-            AmbiguousNameError: several plugins offer the short name, and `prefer` does not settle it.
+            AmbiguousNameError: several plugins offer the short name, and `prefer` does not settle
+                it.
             PluginError: a family fails to describe its member.
         """
         if not isinstance(name, str):
-            raise UnknownNameError(f"Unknown {kind.kind} {name!r}: a name is a string, not {type(name).__name__}.")
+            raise UnknownNameError(
+                f"Unknown {kind.kind} {name!r}: a name is a string, not {type(name).__name__}."
+            )
         owner, qualified, short = name.rpartition(":")
         if issubclass(kind, BackboneSpec) and "/" in short:
             return self._resolve_member(name, normalize(owner), short)  # type: ignore[return-value]
@@ -184,7 +226,9 @@ class Registry:
         if qualified:
             offers = [offer for offer in offers if offer.owner == normalize(owner)]
         if not offers:
-            raise UnknownNameError(f"Unknown {kind.kind} {name!r}. {self._advice(kind, normalize(owner), short)}")
+            raise UnknownNameError(
+                f"Unknown {kind.kind} {name!r}. {self._advice(kind, normalize(owner), short)}"
+            )
         if len(offers) == 1:
             return offers[0]
         preferred = self._preferred(offers)
@@ -202,12 +246,15 @@ class Registry:
         offers = [offer for offer in offers if not owner or offer.owner == owner]
         if not offers:
             advice = self._advice(BackboneFamilySpec, owner, family)
-            raise UnknownNameError(f"Unknown backbone {name!r}: there is no family {family!r}. {advice}")
+            raise UnknownNameError(
+                f"Unknown backbone {name!r}: there is no family {family!r}. {advice}"
+            )
         chosen = offers[0] if len(offers) == 1 else self._preferred(offers)
         if chosen is None:
             choices = " or ".join(repr(f"{offer.qualified}/{member}") for offer in offers)
             raise AmbiguousNameError(
-                f"The backbone {name!r} is of a family that {len(offers)} plugins offer: write {choices}, "
+                f"The backbone {name!r} is of a family that {len(offers)} plugins offer: write "
+                f"{choices}, "
                 f"or build with HybridBuilder(prefer=({offers[0].owner!r},))."
             )
         key = chosen.owner, short
@@ -215,7 +262,9 @@ class Registry:
             try:
                 spec = families.describe(family, chosen.owner, chosen.load(), member)
             except UnknownNameError as error:
-                raise families.unknown_member(name, self.label(chosen), error, self._all_members(chosen)) from error
+                raise families.unknown_member(
+                    name, self.label(chosen), error, self._all_members(chosen)
+                ) from error
             self._described[key] = Named(chosen.owner, spec)
         return self._described[key]
 
@@ -223,7 +272,9 @@ class Registry:
         owner, spec = family
         key = owner, spec.name
         if key not in self._members:
-            self._members[key] = families.check_members(spec.name, owner, family._load(spec.members))
+            self._members[key] = families.check_members(
+                spec.name, owner, family._load(spec.members)
+            )
         return self._members[key]
 
     def _preferred(self, offers: list[Named[S]]) -> Named[S] | None:
@@ -233,7 +284,10 @@ class Registry:
     def _advice(self, kind: type[Spec], owner: str, short: str) -> str:
         """Return what to do about a name that nobody offers; `owner` is empty for a short name."""
         if owner == normalize(OWN):
-            return "It is a network of somebody's own, which no recipe builds: make it and use HybridBuilder.from_module."
+            return (
+                "It is a network of somebody's own, which no recipe builds: make it and use "
+                "HybridBuilder.from_module."
+            )
         provider = hints.provider(kind.kind, short)
         known = {info.owner: info for info in self.plugins}
         if provider and provider not in known and owner in ("", provider):
@@ -241,22 +295,38 @@ class Registry:
         info = known.get(owner or provider or "")
         if info is not None and info.status != "active":
             why = info.error or "by TVC_DISABLE or TVC_ONLY"
-            return f"{info.owner} {info.version} is installed but {info.status}: {why}. 'tvc plugins' shows all plugins."
+            return (
+                f"{info.owner} {info.version} is installed but {info.status}: {why}. 'tvc "
+                "plugins' shows all plugins."
+            )
         offers = [offer.qualified for offer in self._table.get((kind.kind, short), [])]
         if offers:
             return f"{owner!r} does not offer it; there is {listing(offers)}."
         parts = []
         if owner and info is None:
             first_party = owner in hints.distributions()
-            parts.append(f"{owner} is not installed: pip install {owner}." if first_party else f"There is no plugin {owner!r}.")
+            parts.append(
+                f"{owner} is not installed: pip install {owner}."
+                if first_party
+                else f"There is no plugin {owner!r}."
+            )
             parts.append("" if first_party else did_you_mean(owner, known).strip())
         others = sorted({table_kind for table_kind, name in self._table if name == short})
         parts += [f"There is the {other} {short!r}." for other in others]
         names = self.names(kind)
-        installable = {name: hints.provider(kind.kind, name) for name in hints.known(kind.kind) if name not in names}
+        installable = {
+            name: hints.provider(kind.kind, name)
+            for name in hints.known(kind.kind)
+            if name not in names
+        }
         parts.append(did_you_mean(short, [*names, *installable]).strip())
-        parts += [f"{name} is in {installable[name]}, which is not installed." for name in near(short, installable, most=1)]
-        parts.append(f"Installed are {len(names)}: {listing(names)}. {_LISTED_BY[kind]} lists them.")
+        parts += [
+            f"{name} is in {installable[name]}, which is not installed."
+            for name in near(short, installable, most=1)
+        ]
+        parts.append(
+            f"Installed are {len(names)}: {listing(names)}. {_LISTED_BY[kind]} lists them."
+        )
         faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
         if faulty:
             parts.append(f"Nothing of {listing(faulty)} could be loaded; 'tvc plugins' says why.")
@@ -265,4 +335,8 @@ class Registry:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which resnet18 comes before resnet101."""
-    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name) if part]
+    return [
+        (0, int(part), "") if part.isdigit() else (1, 0, part)
+        for part in re.split(r"(\d+)", name)
+        if part
+    ]

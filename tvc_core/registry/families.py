@@ -1,4 +1,6 @@
-"""Open-ended names: "family/member" becomes a backbone when it is used. Only what describes a member may import torch."""
+"""Open-ended names: "family/member" becomes a backbone when it is used. Only what describes a
+member may import torch.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,8 @@ def describe(family: str, owner: str, factory: Callable[[str], Any], member: str
 
     Raises:
         PluginError: it fails, or returns something else than the member's spec.
-        TvcError: what the family itself raises on purpose: UnknownNameError where there is no such member, BackboneError where
-            there is one that it cannot offer.
+        TvcError: what the family itself raises on purpose: UnknownNameError where there is no such
+            member, BackboneError where there is one that it cannot offer.
     """
     name, fault = f"{family}/{member}", f"This is a fault of the distribution {owner!r}."
     try:
@@ -33,12 +35,19 @@ def describe(family: str, owner: str, factory: Callable[[str], Any], member: str
         raise
     except BaseException as error:  # a plugin may raise SystemExit or worse
         raise PluginError(
-            f"backbone {owner}:{name}: its family cannot describe it: {type(error).__name__}: {error}. {fault}"
+            f"backbone {owner}:{name}: its family cannot describe it: {type(error).__name__}: "
+            f"{error}. {fault}"
         ) from error
     if not isinstance(spec, BackboneSpec):
-        raise PluginError(f"backbone {owner}:{name}: its family returned {type(spec).__name__}, not a BackboneSpec. {fault}")
+        raise PluginError(
+            f"backbone {owner}:{name}: its family returned {type(spec).__name__}, not a "
+            f"BackboneSpec. {fault}"
+        )
     if spec.name != name:
-        raise PluginError(f"backbone {owner}:{name}: its family returned the description of {spec.name!r}. {fault}")
+        raise PluginError(
+            f"backbone {owner}:{name}: its family returned the description of {spec.name!r}. "
+            f"{fault}"
+        )
     return spec
 
 
@@ -56,25 +65,36 @@ def check_members(family: str, owner: str, members: Callable[[], Any]) -> tuple[
         raise
     except BaseException as error:  # a plugin may raise SystemExit or worse
         raise PluginError(
-            f"backbone family {owner}:{family}: its members cannot be listed: {type(error).__name__}: {error}. {fault}"
+            f"backbone family {owner}:{family}: its members cannot be listed: "
+            f"{type(error).__name__}: {error}. {fault}"
         ) from error
     if names is None or not all(isinstance(name, str) for name in names):
-        raise PluginError(f"backbone family {owner}:{family}: its members are no list of names. {fault}")
+        raise PluginError(
+            f"backbone family {owner}:{family}: its members are no list of names. {fault}"
+        )
     return names
 
 
 def matches(pattern: str | None, owner: str, family: str, member: str) -> bool:
-    """Tell whether a shell-style pattern means a member: "net*", "family/net*" or "owner:family/net*"."""
+    """Tell whether a shell-style pattern means a member: "net*", "family/net*" or
+    "owner:family/net*".
+    """
     name = f"{family}/{member}"
-    return pattern is None or any(fnmatchcase(each, pattern) for each in (name, member, f"{owner}:{name}"))
+    return pattern is None or any(
+        fnmatchcase(each, pattern) for each in (name, member, f"{owner}:{name}")
+    )
 
 
-def unknown_member(name: str, family: str, said: object, members: tuple[str, ...]) -> UnknownNameError:
+def unknown_member(
+    name: str, family: str, said: object, members: tuple[str, ...]
+) -> UnknownNameError:
     """Return the error for a member that its family does not know, with what the family `said`."""
     reason = " ".join(str(said).split()).rstrip(".") or f"the family {family!r} has no such member"
     names = [f"{family}/{member}" for member in members]
     near = "" if "?" in reason else did_you_mean(f"{family}/{name.partition('/')[2]}", names)
     return UnknownNameError(
-        f"Unknown backbone {name!r}: {reason}{'' if reason.endswith('?') else '.'}{near} The family has {len(members)} "
-        f"members: {listing(members, most=4)}. HybridBuilder.list_backbones('{family}/*') lists them."
+        f"Unknown backbone {name!r}: {reason}{'' if reason.endswith('?') else '.'}{near} The "
+        f"family has {len(members)} "
+        f"members: {listing(members, most=4)}. HybridBuilder.list_backbones('{family}/*') lists "
+        "them."
     )

@@ -1,7 +1,9 @@
-"""Run a plugin's code so that it can hang without holding up anybody, and leave the process as it was.
+"""Run a plugin's code so that it can hang without holding up anybody, and leave the process as it
+was.
 
-The code runs in a thread, and the caller waits for it. Nothing else ends a wait that the plugin has begun: a signal belongs
-to the user, and a process could not hand over what was imported (docs/explanation/architecture.md, "The hook layer").
+The code runs in a thread, and the caller waits for it. Nothing else ends a wait that the plugin has
+begun: a signal belongs to the user, and a process could not hand over what was imported
+(docs/explanation/architecture.md, "The hook layer").
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ DEFAULT_TIMEOUT = 10.0
 """What a plugin's import and hooks may take together [s]."""
 
 _LOADING = threading.Lock()
-"""Held while plugins are loaded: two threads must not look at what the process shares at the same time."""
+"""Held while plugins are loaded: two threads must not look at what the process shares at the same
+time.
+"""
 
 _THREAD = threading.local()
 """`loading` is true in a thread while it runs a plugin's code."""
@@ -68,7 +72,8 @@ class _Worker(threading.Thread):
     def abandon(self, package: str) -> str:
         """Leave it to itself, and end it as soon as it runs Python code; return where it is.
 
-        In the middle of an import of another package it goes on: half of that would be left for everybody.
+        In the middle of an import of another package it goes on: half of that would be left for
+            everybody.
         """
         import ctypes
 
@@ -76,7 +81,9 @@ class _Worker(threading.Thread):
         frame = sys._current_frames().get(self.ident or 0)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
         if self.imports() <= {package}:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(self.ident or 0), ctypes.py_object(SystemExit))
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(
+                ctypes.c_ulong(self.ident or 0), ctypes.py_object(SystemExit)
+            )
         return stack
 
 
@@ -116,7 +123,8 @@ class Guard:
         local: tuple[str, ...] = ()
         start = time.perf_counter()
         try:
-            if _is_being_imported(package) and package not in _HUNG:  # the caller holds the lock that a thread would wait for
+            # the caller holds the lock that a thread would wait for
+            if _is_being_imported(package) and package not in _HUNG:
                 result, local = self._watching_thread(action)
             else:
                 result, local = self._in_thread(lambda: self._watching_thread(action), package)
@@ -130,7 +138,9 @@ class Guard:
         return Run(result, changes, seconds, hung)
 
     def _watching_thread(self, action: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
-        """Run an action; return its result, and in words what it changed of what every thread has of its own."""
+        """Run an action; return its result, and in words what it changed of what every thread has
+        of its own.
+        """
         assert self._quiet is not None
         self._quiet.thread = threading.get_ident()
         before = State(local=True)
@@ -145,7 +155,8 @@ class Guard:
         if self._worker is None:
             self._worker = _Worker()
             self._worker.start()
-        worker, self._worker = self._worker, None  # until it comes back it is nobody's, whatever ends the wait
+        # until it comes back it is nobody's, whatever ends the wait
+        worker, self._worker = self._worker, None
         worker.jobs.put(job)
         try:
             result, error = self._wait(worker)
@@ -160,7 +171,9 @@ class Guard:
         return result
 
     def _wait(self, worker: _Worker) -> tuple[Any, BaseException | None]:
-        """Wait for a result; ten times as long while torch is imported, which is slow but must not be left half done."""
+        """Wait for a result; ten times as long while torch is imported, which is slow but must not
+        be left half done.
+        """
         for _ in range(9):
             try:
                 return worker.results.get(timeout=self.seconds)
@@ -170,7 +183,9 @@ class Guard:
         return worker.results.get(timeout=self.seconds)
 
     def close(self) -> None:
-        """Give everything back. The thread ends, since a process with several has trouble with forks."""
+        """Give everything back. The thread ends, since a process with several has trouble with
+        forks.
+        """
         if self._worker is not None:
             self._worker.jobs.put(None)
             self._worker.join()
@@ -187,7 +202,10 @@ def guarding() -> Iterator[Guard]:
         PluginError: a plugin asks for one while it is loaded.
     """
     if getattr(_THREAD, "loading", False):
-        raise PluginError("a plugin is being loaded, and what is installed is not known yet: make the registry later")
+        raise PluginError(
+            "a plugin is being loaded, and what is installed is not known yet: make the registry "
+            "later"
+        )
     guard = Guard(import_timeout())
     try:
         yield guard
@@ -205,7 +223,10 @@ def import_timeout() -> float:
     except ValueError:
         seconds = math.nan
     if not seconds > 0:
-        message = f"TVC_IMPORT_TIMEOUT is {text!r}, not a number of seconds above 0; {DEFAULT_TIMEOUT:g} is used"
+        message = (
+            f"TVC_IMPORT_TIMEOUT is {text!r}, not a number of seconds above 0; "
+            f"{DEFAULT_TIMEOUT:g} is used"
+        )
         warnings.warn(message, RegistryWarning, stacklevel=2)
         return DEFAULT_TIMEOUT
     return min(seconds, threading.TIMEOUT_MAX)

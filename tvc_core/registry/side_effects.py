@@ -1,7 +1,8 @@
 """See what loading a plugin changes for everybody, and put it back.
 
-Looks only at what is loaded already and imports nothing heavy: a look takes some ten microseconds, so that listing names
-stays fast. What a plugin does to torch in the very import in which it brings torch along is held against fresh torch.
+Looks only at what is loaded already and imports nothing heavy: a look takes some ten microseconds,
+so that listing names stays fast. What a plugin does to torch in the very import in which it brings
+torch along is held against fresh torch.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ class _Watched:
         module: it is looked at where this module is loaded.
         read: returns its value, given the module.
         write: puts a value back, given the module and the value.
-        fresh: returns the value that it has just after the module's import; None where that is not known.
+        fresh: returns the value that it has just after the module's import; None where that is not
+            known.
         same: compares two values.
         local: every thread has its own.
     """
@@ -65,7 +67,9 @@ class _Watched:
         module = sys.modules.get(self.module)
         try:
             return self.read(module) if module is not None else _UNKNOWN
-        except Exception:  # another thread is in the middle of its import, or somebody has put another object there
+        except Exception:
+            # another thread is in the middle of its import, or somebody has put another object
+            # there
             return _UNKNOWN
 
     def at_first(self) -> Any:
@@ -77,7 +81,13 @@ class _Watched:
 
 def _attribute(words: str, module: str, name: str) -> _Watched:
     """Watch an attribute by its identity."""
-    return _Watched(words, module, lambda m: getattr(m, name), lambda m, value: setattr(m, name, value), same=operator.is_)
+    return _Watched(
+        words,
+        module,
+        lambda m: getattr(m, name),
+        lambda m, value: setattr(m, name, value),
+        same=operator.is_,
+    )
 
 
 def _pair(words: str, module: str, name: str, fresh: Any = _UNKNOWN) -> _Watched:
@@ -100,13 +110,17 @@ def _write_environment(_: Any, before: Mapping[str, str]) -> None:
 
 
 def _write_finders(module: Any, before: tuple[Any, ...]) -> None:
-    module.meta_path[:] = [*before, *(finder for finder in module.meta_path if finder not in before)]
+    module.meta_path[:] = [
+        *before,
+        *(finder for finder in module.meta_path if finder not in before),
+    ]
 
 
 def _write_filters(module: Any, before: tuple[list[Any], tuple[Any, ...]]) -> None:
     module.filters = before[0]
     module.filters[:] = before[1]
-    with warnings.catch_warnings():  # leaving it tells the warnings module that its filters have changed
+    # leaving it tells the warnings module that its filters have changed
+    with warnings.catch_warnings():
         pass
 
 
@@ -121,13 +135,16 @@ def _same_numpy_state(one: Any, other: Any) -> bool:
 
 
 def _fresh_numpy_state(module: Any) -> Any:
-    """Return numpy's state, or one from the system's entropy, as numpy itself starts, if somebody has seeded it."""
+    """Return numpy's state, or one from the system's entropy, as numpy itself starts, if somebody
+    has seeded it.
+    """
     seeded = module.mtrand._rand._bit_generator.seed_seq is None
     return (module.RandomState() if seeded else module).get_state()
 
 
 def _fresh_torch_state(module: Any) -> Any:
-    """Return torch's state, or one from the system's entropy, as torch itself starts, if somebody has seeded it.
+    """Return torch's state, or one from the system's entropy, as torch itself starts, if somebody
+    has seeded it.
 
     torch draws its first seed from 64 bits of entropy. Seeds that people write are smaller by far.
     """
@@ -140,7 +157,8 @@ def _fresh_torch_state(module: Any) -> Any:
 
 def _write_torch_state(module: Any, before: Any) -> None:
     module.default_generator.set_state(before)
-    if not module.cuda.is_initialized():  # manual_seed has queued its seed for the GPUs; the last one in the queue counts
+    # manual_seed has queued its seed for the GPUs; the last one in the queue counts
+    if not module.cuda.is_initialized():
         module.cuda.manual_seed_all(module.initial_seed())
 
 
@@ -157,13 +175,19 @@ _WATCHED = (
     _Watched("working directory", "os", lambda m: m.getcwd(), lambda m, value: m.chdir(value)),
     _attribute("os.environ", "os", "environ"),
     _Watched("environment variables", "os", lambda m: dict(m.environ), _write_environment),
-    _Watched("sys.path", "sys", lambda m: list(m.path), lambda m, value: operator.setitem(m.path, slice(None), value)),
+    _Watched(
+        "sys.path",
+        "sys",
+        lambda m: list(m.path),
+        lambda m, value: operator.setitem(m.path, slice(None), value),
+    ),
     _Watched(
         "sys.meta_path",
         "sys",
         lambda m: tuple(m.meta_path),
         _write_finders,
-        same=lambda before, after: after[: len(before)] == before,  # whoever comes last takes nothing from others
+        # whoever comes last takes nothing from others
+        same=lambda before, after: after[: len(before)] == before,
     ),
     _attribute("sys.stderr", "sys", "stderr"),
     _attribute("sys.excepthook", "sys", "excepthook"),
@@ -183,7 +207,9 @@ _WATCHED = (
         fresh=lambda _: 0.0,
         same=lambda before, after: before > 0 or after == 0,  # the user's own may go off meanwhile
     ),
-    _Watched("warnings filters", "warnings", lambda m: (m.filters, tuple(m.filters)), _write_filters),
+    _Watched(
+        "warnings filters", "warnings", lambda m: (m.filters, tuple(m.filters)), _write_filters
+    ),
     _attribute("warnings display", "warnings", "showwarning"),
     _Watched(
         "logging of the root",
@@ -200,8 +226,18 @@ _WATCHED = (
         fresh=lambda _: None,
     ),
     _pair("default timeout of sockets", "socket", "defaulttimeout", fresh=None),
-    _Watched("locale", "_locale", lambda m: m.setlocale(m.LC_ALL, None), lambda m, value: m.setlocale(m.LC_ALL, value)),
-    _Watched("random seed of Python", "random", lambda _: random.getstate(), lambda _, value: random.setstate(value)),
+    _Watched(
+        "locale",
+        "_locale",
+        lambda m: m.setlocale(m.LC_ALL, None),
+        lambda m, value: m.setlocale(m.LC_ALL, value),
+    ),
+    _Watched(
+        "random seed of Python",
+        "random",
+        lambda _: random.getstate(),
+        lambda _, value: random.setstate(value),
+    ),
     _Watched(
         "random seed of numpy",
         "numpy.random",
@@ -228,25 +264,40 @@ _WATCHED = (
     _Watched(
         "deterministic algorithms of torch",
         "torch",
-        lambda m: (m.are_deterministic_algorithms_enabled(), m.is_deterministic_algorithms_warn_only_enabled()),
+        lambda m: (
+            m.are_deterministic_algorithms_enabled(),
+            m.is_deterministic_algorithms_warn_only_enabled(),
+        ),
         lambda m, value: m.use_deterministic_algorithms(value[0], warn_only=value[1]),
         fresh=lambda m: (False, False),
     ),
     _Watched(
         "cuDNN flags of torch",
         "torch",
-        lambda m: tuple(getattr(m.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")),
-        lambda m, value: m.backends.cudnn.set_flags(_enabled=value[0], _benchmark=value[1], _deterministic=value[2]),
+        lambda m: tuple(
+            getattr(m.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")
+        ),
+        lambda m, value: m.backends.cudnn.set_flags(
+            _enabled=value[0], _benchmark=value[1], _deterministic=value[2]
+        ),
         fresh=lambda m: (True, False, False),
     ),
     _Watched(
         "CPU kernels and attention kernels of torch",
         "torch",
-        lambda m: (m.backends.mkldnn.enabled, *(getattr(m.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION)),
+        lambda m: (
+            m.backends.mkldnn.enabled,
+            *(getattr(m.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION),
+        ),
         _write_kernels,
         fresh=lambda m: (True,) * (1 + len(_ATTENTION)),
     ),
-    _pair("precision of matrix products of torch", "torch", "_float32_matmul_precision", fresh="highest"),
+    _pair(
+        "precision of matrix products of torch",
+        "torch",
+        "_float32_matmul_precision",
+        fresh="highest",
+    ),
     _Watched(
         "number of threads of torch",
         "torch",
@@ -286,7 +337,9 @@ class State:
         self.heavy = set() if local else {name for name in _HEAVY if name in sys.modules}
 
     def put_back(self) -> tuple[tuple[str, ...], State]:
-        """Make everything as it was here; return in words what was not, and the state that there is then."""
+        """Make everything as it was here; return in words what was not, and the state that there is
+        then.
+        """
         now = State(local=self.local)
         changes: list[str] = []
         for entry, after in now.values.items():
@@ -295,10 +348,15 @@ class State:
                 before = entry.at_first()
             if before is _UNKNOWN or after is _UNKNOWN or entry.same(before, after):
                 continue
-            with contextlib.suppress(Exception):  # a folder that is gone cannot be the working directory again
+            # a folder that is gone cannot be the working directory again
+            with contextlib.suppress(Exception):
                 entry.write(sys.modules[entry.module], before)
             keyed = type(after) is dict and entry.same is operator.eq
-            names = sorted(key for key in {*before, *after} if before.get(key) != after.get(key)) if keyed else []
+            names = (
+                sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+                if keyed
+                else []
+            )
             changes.append(f"{entry.words} ({listing(names, most=4)})" if names else entry.words)
         heavy = sorted(now.heavy - self.heavy)
         changes += [f"import of {listing(heavy)}"] if heavy else []
@@ -306,17 +364,20 @@ class State:
 
 
 class Quiet:
-    """Keeps from plugins what they must not touch while they are loaded: the standard streams and signal handlers.
+    """Keeps from plugins what they must not touch while they are loaded: the standard streams and
+    signal handlers.
 
-    Handlers can be set in the main thread only, and plugins are loaded in another. So that a plugin that sets one can be
-    loaded all the same, `signal.signal` does nothing meanwhile.
+    Handlers can be set in the main thread only, and plugins are loaded in another. So that a plugin
+    that sets one can be loaded all the same, `signal.signal` does nothing meanwhile.
     """
 
     def __init__(self) -> None:
         import signal
 
         self.thread = 0
-        """The thread that runs a plugin's code. What others print goes where it would go otherwise."""
+        """The thread that runs a plugin's code. What others print goes where it would go
+        otherwise.
+        """
         self._signal, self._set = signal, signal.signal
         self._streams = {name: getattr(sys, name) for name in _STREAMS}
         self._on = True
@@ -337,7 +398,9 @@ class Quiet:
         self._signal.signal = self._set
 
     def changes(self) -> tuple[str, ...]:
-        """Return in words what a plugin tried since the last call; what it printed goes to stderr."""
+        """Return in words what a plugin tried since the last call; what it printed goes to
+        stderr.
+        """
         replaced = sys.stdout is not self.stdout
         text = ""
         try:
@@ -365,7 +428,9 @@ class Quiet:
         self.signals = 0
         self._printed.read_already = True
         self._printed = _Bytes(self)
-        self.stdout = io.TextIOWrapper(self._printed, encoding="utf-8", errors="backslashreplace", write_through=True)
+        self.stdout = io.TextIOWrapper(
+            self._printed, encoding="utf-8", errors="backslashreplace", write_through=True
+        )
         sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
 
     def _note_signal(self, number: Any, handler: Any) -> Any:
@@ -379,7 +444,9 @@ _STREAMS = ("stdout", "__stdout__", "stdin", "__stdin__", "stderr", "__stderr__"
 
 
 class _Bytes(io.BytesIO):
-    """What a plugin prints; once it was read, what a plugin that kept its stream prints goes to stderr at once."""
+    """What a plugin prints; once it was read, what a plugin that kept its stream prints goes to
+    stderr at once.
+    """
 
     read_already = False
 

@@ -16,7 +16,9 @@ __all__ = ["call_factory", "create_block", "parameters_of"]
 
 
 def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] | None:
-    """Return a factory's keyword parameters and defaults after the first `skip`; None where it takes any keyword."""
+    """Return a factory's keyword parameters and defaults after the first `skip`; None where it
+    takes any keyword.
+    """
     parameters = list(inspect.signature(factory).parameters.values())
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
@@ -38,22 +40,30 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
         for name in params:
             if name not in takes:
                 raise ParameterError(
-                    f"{what}: unknown parameter {name!r}.{did_you_mean(name, takes)} It takes: {listing(takes)}."
+                    f"{what}: unknown parameter {name!r}.{did_you_mean(name, takes)} It takes: "
+                    f"{listing(takes)}."
                 )
         missing = [name for name, default in takes.items() if default is ... and name not in params]
         if missing:
-            raise ParameterError(f"{what}: the parameter {listing(missing)} must be given. It takes: {listing(takes)}.")
+            raise ParameterError(
+                f"{what}: the parameter {listing(missing)} must be given. It takes: "
+                f"{listing(takes)}."
+            )
     try:
         return factory(*positional, **params)
     except TvcError:
         raise
     except Exception as error:  # somebody's factory may raise whatever it likes
         given = ", ".join(f"{name}={value!r}" for name, value in params.items())
-        raise ParameterError(f"{what} cannot be made with {given or 'its defaults'}: {said(error)}") from error
+        raise ParameterError(
+            f"{what} cannot be made with {given or 'its defaults'}: {said(error)}"
+        ) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit or worse
-        raise PluginError(f"{what} raised {said(error)}. This is a fault of the distribution {named.owner!r}.") from error
+        raise PluginError(
+            f"{what} raised {said(error)}. This is a fault of the distribution {named.owner!r}."
+        ) from error
 
 
 def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str, Any]) -> nn.Module:
@@ -64,8 +74,14 @@ def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str,
         PluginError: the factory cannot be loaded, or does not return a module.
     """
     if isinstance(in_channels, bool) or not isinstance(in_channels, int) or in_channels < 1:
-        raise ParameterError(f"block {block.qualified!r}: in_channels is a whole number of at least 1, not {in_channels!r}")
+        raise ParameterError(
+            f"block {block.qualified!r}: in_channels is a whole number of at least 1, not "
+            f"{in_channels!r}"
+        )
     module = call_factory(block, (in_channels,), params)
     if not isinstance(module, nn.Module):
-        raise PluginError(f"block {block.qualified!r}: its factory returned {type(module).__name__}, not an nn.Module")
+        raise PluginError(
+            f"block {block.qualified!r}: its factory returned {type(module).__name__}, not an "
+            "nn.Module"
+        )
     return module

@@ -21,16 +21,18 @@ BRANCHES = {
     "torchvision.models.swin_transformer.SwinTransformerBlockV2": "norm2",
     "torchvision.models.vision_transformer.EncoderBlock": "mlp",
 }
-"""Class of a block -> path in it of the module whose output is the end of its branch: what follows is layer scale,
-stochastic depth and the addition. Of the two branches of a transformer's block it is the last, the MLP's. A class is in it
-with its module: timm has a `BasicBlock`, and ShuffleNet an `InvertedResidual`, that compute something else."""
+"""Class of a block -> path in it of the module whose output is the end of its branch: what follows
+is layer scale, stochastic depth and the addition. Of the two branches of a transformer's block it
+is the last, the MLP's. A class is in it with its module: timm has a `BasicBlock`, and ShuffleNet an
+`InvertedResidual`, that compute something else."""
 
 
 def branch_of(module: nn.Module) -> str | None:
-    """Return the path of the end of a block's branch, relative to the block; None for what is no known block.
+    """Return the path of the end of a block's branch, relative to the block; None for what is no
+    known block.
 
-    A class or block of one's own says it by an attribute, `tvc_branch = "bn2"`. A subclass of a known block is known as long
-    as it has the same forward.
+    A class or block of one's own says it by an attribute, `tvc_branch = "bn2"`. A subclass of a
+    known block is known as long as it has the same forward.
     """
     declared = getattr(module, "tvc_branch", None)
     if isinstance(declared, str):

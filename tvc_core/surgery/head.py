@@ -1,4 +1,6 @@
-"""The head's last layer and its dropout: exchanged in place, so that every name and every layer before it stays."""
+"""The head's last layer and its dropout: exchanged in place, so that every name and every layer
+before it stays.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +28,11 @@ __all__ = [
 
 
 class HeadDropout:
-    """A picklable forward pre-hook: dropout on the input of the head's last layer, in training mode only.
+    """A picklable forward pre-hook: dropout on the input of the head's last layer, in training mode
+    only.
 
-    A layer of its own would rename the last one (`fc.weight` to `fc.1.weight`), and `model.fc.in_features` would fail.
+    A layer of its own would rename the last one (`fc.weight` to `fc.1.weight`), and
+    `model.fc.in_features` would fail.
     """
 
     def __init__(self, p: float) -> None:
@@ -39,9 +43,11 @@ class HeadDropout:
 
 
 class NoClassifier(nn.Identity):
-    """Stands where the last layer of a head was: the network returns what that layer got, and has no classes.
+    """Stands where the last layer of a head was: the network returns what that layer got, and has
+    no classes.
 
-    A factory whose network is built without a classifier puts it there, too, so that the head can be given one later.
+    A factory whose network is built without a classifier puts it there, too, so that the head can
+    be given one later.
 
     Args:
         layer: what it stands for; a new last layer has its kind and its input width.
@@ -62,9 +68,14 @@ def last_layer(network: nn.Module, head: str) -> tuple[str, Layer]:
         HeadError: there is no linear or convolutional layer in the head.
     """
     root = network.get_submodule(head)
-    layers = [(path, layer) for path, layer in root.named_modules(prefix=head) if isinstance(layer, Layer)]
+    layers = [
+        (path, layer) for path, layer in root.named_modules(prefix=head) if isinstance(layer, Layer)
+    ]
     if not layers:
-        raise HeadError(f"the head {head!r} ({type(root).__name__}) has no linear or convolutional layer to exchange")
+        raise HeadError(
+            f"the head {head!r} ({type(root).__name__}) has no linear or convolutional layer to "
+            "exchange"
+        )
     return layers[-1]
 
 
@@ -76,23 +87,29 @@ def num_classes_of(layer: Layer) -> int:
 
 
 def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
-    """Give the head a new last layer with `num_classes` outputs and torch's default start; the layers before it stay.
+    """Give the head a new last layer with `num_classes` outputs and torch's default start; the
+    layers before it stay.
 
     With 0 outputs a `NoClassifier` takes its place. The last layer's hooks (the dropout
     of `set_dropout`, patches) and device, dtype and mode go over to the new one.
 
     Raises:
-        HeadError: `num_classes` is no whole number of at least 0, the head has no layer to exchange, or a block
-            inserted after that layer has its width.
+        HeadError: `num_classes` is no whole number of at least 0, the head has no layer to
+            exchange, or a block inserted after that layer has its width.
     """
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise HeadError(f"num_classes is a whole number of at least 0, not {num_classes!r}")
     path, old = last_layer(network, head)
     for target, position, _ in installed_patches(network):
-        if position != "before" and f"{path}.".startswith(f"{target}.") and num_classes != num_classes_of(old):
+        if (
+            position != "before"
+            and f"{path}.".startswith(f"{target}.")
+            and num_classes != num_classes_of(old)
+        ):
             where = "after" if position == "after" else "parallel to"
             raise HeadError(
-                f"the block {where} {target!r} was made for {num_classes_of(old)} outputs, so the head cannot change to "
+                f"the block {where} {target!r} was made for {num_classes_of(old)} outputs, so the "
+                "head cannot change to "
                 f"{num_classes}; insert it before the last layer, or keep the number of classes"
             )
     like = next(
@@ -110,13 +127,16 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
 
 
 def set_dropout(network: nn.Module, head: str, p: float) -> None:
-    """Set the probability of the head's last dropout; a head without one gets it before its last layer.
+    """Set the probability of the head's last dropout; a head without one gets it before its last
+    layer.
 
     Raises:
         HeadError: `p` is no probability from 0 to below 1.
     """
     check_dropout(p)
-    dropouts = [module for module in network.get_submodule(head).modules() if isinstance(module, nn.Dropout)]
+    dropouts = [
+        module for module in network.get_submodule(head).modules() if isinstance(module, nn.Dropout)
+    ]
     if dropouts:
         dropouts[-1].p = float(p)
         return
@@ -140,7 +160,11 @@ def check_dropout(p: object) -> None:
 
 def dropout_of(network: nn.Module, head: str) -> float | None:
     """Return the probability of the head's last dropout, None where there is none."""
-    dropouts = [module.p for module in network.get_submodule(head).modules() if isinstance(module, nn.Dropout)]
+    dropouts = [
+        module.p
+        for module in network.get_submodule(head).modules()
+        if isinstance(module, nn.Dropout)
+    ]
     hooks = last_layer(network, head)[1]._forward_pre_hooks.values()
     added = [hook.p for hook in hooks if isinstance(hook, HeadDropout)]
     found = added or dropouts
@@ -148,7 +172,9 @@ def dropout_of(network: nn.Module, head: str) -> float | None:
 
 
 def _maker(layer: nn.Linear | nn.Conv2d) -> partial[Any]:
-    """Return what makes a layer of the same kind and input width: `make(outputs, device=, dtype=)`."""
+    """Return what makes a layer of the same kind and input width: `make(outputs, device=,
+    dtype=)`.
+    """
     if isinstance(layer, nn.Linear):
         return partial(nn.Linear, layer.in_features, bias=layer.bias is not None)
     shape = {"kernel_size": layer.kernel_size, "stride": layer.stride, "padding": layer.padding}

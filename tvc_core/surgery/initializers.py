@@ -1,4 +1,5 @@
-"""The core's initializers. Each fills parameters by their role: weights of layers, biases, scales of normalizations.
+"""The core's initializers. Each fills parameters by their role: weights of layers, biases, scales
+of normalizations.
 
 The gate of a `Patch` is no one's to fill: it is the proof that a patch starts as the identity.
 """
@@ -18,15 +19,18 @@ __all__ = ["identity", "is_normalization", "kaiming", "paper", "xavier", "zero"]
 def identity(module: nn.Module) -> None:
     """Start as the identity.
 
-    A `Patch` is the identity by its gate, and its block keeps the start that its constructor gave it. In other modules
-    square convolutions and linear layers become the identity, biases 0, normalizations scale by 1; layers that are not
-    square keep their start.
+    A `Patch` is the identity by its gate, and its block keeps the start that its constructor gave
+    it. In other modules square convolutions and linear layers become the identity, biases 0,
+    normalizations scale by 1; layers that are not square keep their start.
     """
     if isinstance(module, Patch):
         return
     with torch.no_grad():
         for layer, weight in _layers(module):
-            if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and layer.in_channels == layer.out_channels:
+            if (
+                isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))
+                and layer.in_channels == layer.out_channels
+            ):
                 nn.init.dirac_(weight, groups=layer.groups)
             elif isinstance(layer, nn.Linear) and layer.in_features == layer.out_features:
                 nn.init.eye_(weight)
@@ -40,22 +44,32 @@ def paper(module: nn.Module) -> None:
 
 
 def kaiming(module: nn.Module) -> None:
-    """Fill weights from a normal distribution of variance 2 / fan_out (He et al. 2015, section 2.2)."""
-    _fill(module, lambda weight: nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu"))
+    """Fill weights from a normal distribution of variance 2 / fan_out (He et al. 2015, section
+    2.2).
+    """
+    _fill(
+        module, lambda weight: nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+    )
 
 
 def xavier(module: nn.Module) -> None:
-    """Fill weights from a uniform distribution of variance 2 / (fan_in + fan_out) (Glorot and Bengio 2010, 4.2.1)."""
+    """Fill weights from a uniform distribution of variance 2 / (fan_in + fan_out) (Glorot and
+    Bengio 2010, 4.2.1).
+    """
     _fill(module, nn.init.xavier_uniform_)
 
 
 def zero(module: nn.Module) -> None:
-    """Fill weights and biases with 0; normalizations scale by 1, since a scale of 0 would cut the network."""
+    """Fill weights and biases with 0; normalizations scale by 1, since a scale of 0 would cut the
+    network.
+    """
     _fill(module, nn.init.zeros_)
 
 
 def is_normalization(module: nn.Module) -> bool:
-    """Tell whether a module normalizes: then its weight is a scale around 1, and it may have running statistics."""
+    """Tell whether a module normalizes: then its weight is a scale around 1, and it may have
+    running statistics.
+    """
     name = type(module).__name__.lower()
     leaf = not module._modules and hasattr(module, "eps")
     return isinstance(module, nn.modules.batchnorm._NormBase) or ("norm" in name and leaf)
@@ -68,7 +82,9 @@ def _fill(module: nn.Module, fill_weight: Callable[[Tensor], Tensor]) -> None:
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
-    """Yield modules and their weights that multiply: of convolutions, linear layers and their like."""
+    """Yield modules and their weights that multiply: of convolutions, linear layers and
+    their like.
+    """
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not is_normalization(layer):

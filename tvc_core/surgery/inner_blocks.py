@@ -1,4 +1,6 @@
-"""The blocks that a network's stage is made of, which no declaration names: found by how its modules are nested."""
+"""The blocks that a network's stage is made of, which no declaration names: found by how its
+modules are nested.
+"""
 
 from __future__ import annotations
 
@@ -17,17 +19,24 @@ Found = dict[str, nn.Module]
 def inner_blocks(modules: Found) -> Found:
     """Return the blocks of a stage by their paths, in order.
 
-    A sequence (nn.Sequential, ModuleList, ModuleDict) of modules that have parts is a sequence of blocks, also where it is
-    the only one in a module of its own; a sequence of layers, such as a convolution with its normalization, is none. So:
+    A sequence (nn.Sequential, ModuleList, ModuleDict) of modules that have parts is a sequence of
+    blocks, also where it is the only one in a module of its own; a sequence of layers, such as a
+    convolution with its normalization, is none. So:
 
-    - in ResNet, EfficientNet, ConvNeXt, DenseNet, Swin, ...: what is in the stage's sequences of blocks
-    - where there are none, as in MobileNet, GoogLeNet and ViT: the stage's modules that have parts and are no sequences
+    - in ResNet, EfficientNet, ConvNeXt, DenseNet, Swin, ...: what is in the stage's sequences of
+      blocks
+    - where there are none, as in MobileNet, GoogLeNet and ViT: the stage's modules that have parts
+      and are no sequences
     - of plain layers, as in VGG: the layers
 
     Args:
         modules: the stage's modules by their paths, in order of execution.
     """
-    inside = {path: block for start, module in modules.items() for path, block in _in_sequences(start, module).items()}
+    inside = {
+        path: block
+        for start, module in modules.items()
+        for path, block in _in_sequences(start, module).items()
+    }
     if inside:
         return inside
     if whole := {path: module for path, module in modules.items() if _is_block(module)}:
@@ -40,16 +49,28 @@ def inner_blocks(modules: Found) -> Found:
 
 
 def _in_sequences(path: str, module: nn.Module) -> Found:
-    """Return the blocks in a sequence of blocks, or in the only one within a module that is none itself."""
+    """Return the blocks in a sequence of blocks, or in the only one within a module that is none
+    itself.
+    """
     parts = {f"{path}.{name}": part for name, part in _parts(module).items()}
     if not _is_sequence(module):
         if branch_of(module) is not None:
             return {}
-        held = [(name, part) for name, part in parts.items() if _is_sequence(part) and _all_blocks(_parts(part).values())]
+        held = [
+            (name, part)
+            for name, part in parts.items()
+            if _is_sequence(part) and _all_blocks(_parts(part).values())
+        ]
         return _in_sequences(*held[0]) if len(held) == 1 else {}
     found: Found = {}
     for name, part in parts.items():
-        found |= _in_sequences(name, part) if _is_sequence(part) else {name: part} if _is_block(part) else {}
+        found |= (
+            _in_sequences(name, part)
+            if _is_sequence(part)
+            else {name: part}
+            if _is_block(part)
+            else {}
+        )
     return found
 
 
@@ -67,4 +88,8 @@ def _all_blocks(modules: Iterable[nn.Module]) -> bool:
 
 
 def _parts(module: nn.Module) -> Found:
-    return {name: part for name, part in module._modules.items() if part is not None and not isinstance(part, PatchTree)}
+    return {
+        name: part
+        for name, part in module._modules.items()
+        if part is not None and not isinstance(part, PatchTree)
+    }

@@ -1,7 +1,9 @@
-"""Make a network take images of another number of channels: the weights of its first layer follow from the pretrained ones.
+"""Make a network take images of another number of channels: the weights of its first layer follow
+from the pretrained ones.
 
-New channel j gets sum over c of A[j, c] times the pretrained weights of channel c, where A has the rules as rows and every
-column of A is scaled to the sum 1. So an image whose channels are all equal gives what it gave before, whatever the rules.
+New channel j gets sum over c of A[j, c] times the pretrained weights of channel c, where A has the
+rules as rows and every column of A is scaled to the sum 1. So an image whose channels are all equal
+gives what it gave before, whatever the rules.
 """
 
 from __future__ import annotations
@@ -41,17 +43,20 @@ class InputRecord:
 
 
 def mixing(policy: Policy, channels: int, before: int) -> Tensor:
-    """Return the matrix [channels, before] that makes new channels' weights out of the old channels'.
+    """Return the matrix [channels, before] that makes new channels' weights out of the old
+    channels'.
 
     Args:
-        policy: "mean": every new channel gets the mean; "repeat": the old channels in turn, or, where there are fewer new
-            ones, each the sum of those that fall to it; "zero": the old channels, then zeros; or one rule a channel: "r",
-            "g", "b" or a number for an old channel, "mean", "zero".
+        policy: "mean": every new channel gets the mean; "repeat": the old channels in turn, or,
+            where there are fewer new ones, each the sum of those that fall to it; "zero": the old
+            channels, then zeros; or one rule a channel: "r", "g", "b" or a number for an old
+            channel, "mean", "zero".
         channels: new channels.
         before: old channels.
 
     Raises:
-        ParameterError: a rule names a channel that is not there, or an old channel is used by no rule.
+        ParameterError: a rule names a channel that is not there, or an old channel is used by no
+            rule.
     """
     rows = torch.zeros(channels, before, dtype=torch.float64)
     if policy == "mean":
@@ -60,24 +65,35 @@ def mixing(policy: Policy, channels: int, before: int) -> Tensor:
         for index in range(max(channels, before)):
             rows[index % channels, index % before] = 1
     else:
-        rules = list(policy) if not isinstance(policy, str) else [*range(before)][:channels] + ["zero"] * (channels - before)
+        rules = (
+            list(policy)
+            if not isinstance(policy, str)
+            else [*range(before)][:channels] + ["zero"] * (channels - before)
+        )
         for row, rule in zip(rows, rules, strict=True):
             _fill(row, rule, before)
     sums = rows.sum(0)
-    unused = [_NAMES[index] if before == 3 else str(index) for index in range(before) if not sums[index]]
+    unused = [
+        _NAMES[index] if before == 3 else str(index) for index in range(before) if not sums[index]
+    ]
     if unused:
         raise ParameterError(
-            f"in_channels_policy {_shown(policy)} for {channels} channels uses the pretrained channel {listing(unused)} "
-            "nowhere, so the network would not compute what it was trained for; 'mean' and 'repeat' use all"
+            f"in_channels_policy {_shown(policy)} for {channels} channels uses the pretrained "
+            f"channel {listing(unused)} "
+            "nowhere, so the network would not compute what it was trained for; 'mean' and "
+            "'repeat' use all"
         )
     return rows / sums
 
 
-def change_input(network: nn.Module, probe: Probe, channels: int, policy: Policy) -> tuple[InputRecord, Probe]:
-    """Give the first layer weights for another number of channels, in place, and return what was done and a new probe.
+def change_input(
+    network: nn.Module, probe: Probe, channels: int, policy: Policy
+) -> tuple[InputRecord, Probe]:
+    """Give the first layer weights for another number of channels, in place, and return what was
+    done and a new probe.
 
-    The layer is found by running the network: it is the only one with weights that gets the image itself. Its name, class,
-    hooks and bias stay.
+    The layer is found by running the network: it is the only one with weights that gets the image
+    itself. Its name, class, hooks and bias stay.
 
     Args:
         network: the network; the caller undoes the change where this raises.
@@ -86,8 +102,8 @@ def change_input(network: nn.Module, probe: Probe, channels: int, policy: Policy
         policy: as for `mixing`.
 
     Raises:
-        BackboneError: the first layer is no plain convolution, does not get the image itself, or the network does
-            not give for equal channels what it gave before.
+        BackboneError: the first layer is no plain convolution, does not get the image itself, or
+            the network does not give for equal channels what it gave before.
         ParameterError: the policy does not fit.
     """
     path = _first_layer(network, probe)
@@ -95,14 +111,17 @@ def change_input(network: nn.Module, probe: Probe, channels: int, policy: Policy
     before = probe.image.shape[1]
     if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.in_channels != before:
         raise BackboneError(
-            f"in_channels cannot change: the layer that takes the image, {path!r}, is {layer}, not a convolution over all "
+            f"in_channels cannot change: the layer that takes the image, {path!r}, is {layer}, not "
+            "a convolution over all "
             f"of its {before} channels"
         )
     gray = probe.image.mean(1, keepdim=True)
     wanted = Probe(gray.expand(-1, before, -1, -1)).run(network)
     mix = mixing(policy, channels, before)
     with torch.no_grad():
-        weight = torch.einsum("nc,ochw->onhw", mix.to(layer.weight.device), layer.weight.double()).to(layer.weight.dtype)
+        weight = torch.einsum(
+            "nc,ochw->onhw", mix.to(layer.weight.device), layer.weight.double()
+        ).to(layer.weight.dtype)
     layer.weight = nn.Parameter(weight.contiguous(), requires_grad=layer.weight.requires_grad)
     layer.in_channels = channels
     try:
@@ -114,16 +133,23 @@ def change_input(network: nn.Module, probe: Probe, channels: int, policy: Policy
         ) from error
     near = torch.finfo(found.dtype).eps ** 0.5
     size = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
-    if not found.is_meta and not torch.allclose(found, wanted, rtol=0, atol=near * size, equal_nan=True):
+    if not found.is_meta and not torch.allclose(
+        found, wanted, rtol=0, atol=near * size, equal_nan=True
+    ):
         difference = float((found - wanted).abs().max())
         raise BackboneError(
-            f"in_channels cannot change: for an image of {channels} equal channels the network differs by {difference:.3g} "
-            f"from what it gave for {before}, so it does more with the channels than the convolution {path!r}"
+            f"in_channels cannot change: for an image of {channels} equal channels the network "
+            f"differs by {difference:.3g} "
+            f"from what it gave for {before}, so it does more with the channels than the "
+            f"convolution {path!r}"
         )
     generator = torch.Generator().manual_seed(0)
     image = torch.randn((1, channels, *probe.size), generator=generator).to(probe.image)
     record = InputRecord(
-        path=path, channels=channels, before=before, policy=policy if isinstance(policy, str) else tuple(policy)
+        path=path,
+        channels=channels,
+        before=before,
+        policy=policy if isinstance(policy, str) else tuple(policy),
     )
     return record, Probe(image, probe.tries)
 
@@ -137,7 +163,11 @@ def _first_layer(network: nn.Module, probe: Probe) -> str:
         def before(_: nn.Module, args: tuple[object, ...]) -> None:
             x = args[0] if args else None
             order.append(path)
-            if isinstance(x, Tensor) and x.shape == probe.image.shape and torch.equal(x, probe.image):
+            if (
+                isinstance(x, Tensor)
+                and x.shape == probe.image.shape
+                and torch.equal(x, probe.image)
+            ):
                 takers.append(path)
 
         return module.register_forward_pre_hook(before)
@@ -157,15 +187,21 @@ def _first_layer(network: nn.Module, probe: Probe) -> str:
     if len(dict.fromkeys(takers)) == 1:
         return takers[0]
     if takers:
-        raise BackboneError(f"in_channels cannot change: the image goes into several layers: {listing(dict.fromkeys(takers))}")
+        raise BackboneError(
+            "in_channels cannot change: the image goes into several layers: "
+            f"{listing(dict.fromkeys(takers))}"
+        )
     first = f"its first layer with weights, {order[0]!r}," if order else "a layer with weights"
     hint = (
-        " channel by channel (transform_input). Build it with options={'transform_input': False}, and scale images to mean 0.5 "
+        " channel by channel (transform_input). Build it with options={'transform_input': False}, "
+        "and scale images to mean 0.5 "
         "and standard deviation 0.5 yourself."
         if getattr(network, "transform_input", False)
         else ". Do that outside, where it can know all channels."
     )
-    raise BackboneError(f"in_channels cannot change: the network changes the image before {first} gets it{hint}")
+    raise BackboneError(
+        f"in_channels cannot change: the network changes the image before {first} gets it{hint}"
+    )
 
 
 def _fill(row: Tensor, rule: str | int, before: int) -> None:
@@ -176,7 +212,8 @@ def _fill(row: Tensor, rule: str | int, before: int) -> None:
         if index >= before or (isinstance(rule, str) and before != 3):
             known = "'r', 'g', 'b', " if before == 3 else ""
             raise ParameterError(
-                f"in_channels_policy has the rule {rule!r}; the pretrained network takes {before} channels: the rules are "
+                f"in_channels_policy has the rule {rule!r}; the pretrained network takes {before} "
+                "channels: the rules are "
                 f"{known}0 to {before - 1}, 'mean' and 'zero'"
             )
         row[index] = 1

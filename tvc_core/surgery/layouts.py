@@ -1,4 +1,6 @@
-"""Tensor layouts: which axis of a measured shape is which, and how a block sees a map in the layout that it takes."""
+"""Tensor layouts: which axis of a measured shape is which, and how a block sees a map in the layout
+that it takes.
+"""
 
 from __future__ import annotations
 
@@ -16,18 +18,24 @@ __all__ = ["Adapter", "Shape", "channels_of", "find_adapter", "grid_of", "layout
 Shape = tuple[int, ...]
 
 MOST_CUT = 2.5
-"""How far borders that are cut off may change the ratio of a small map's sides: Inception makes 3x1 of 144x96."""
+"""How far borders that are cut off may change the ratio of a small map's sides: Inception makes 3x1
+of 144x96.
+"""
 
 MOST_PREFIX = 8
-"""Most tokens that may stand in front of those of the image: ViT has one, the class token; others have registers, too."""
+"""Most tokens that may stand in front of those of the image: ViT has one, the class token; others
+have registers, too.
+"""
 
 
 def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
-    """Return the layout of what one image became: NCHW, NHWC, NLC, NC, or None where it is none of these.
+    """Return the layout of what one image became: NCHW, NHWC, NLC, NC, or None where it is none of
+    these.
 
-    In a map the two axes are spatial that shrank alike from the image's height and width: by one stride, up to rounding; where
-    layers without padding cut borders off, the pair whose ratio is nearer to the image's. What does not keep the image as its
-    only entry of the first axis (windows of attention, tokens in front) has no layout.
+    In a map the two axes are spatial that shrank alike from the image's height and width: by one
+    stride, up to rounding; where layers without padding cut borders off, the pair whose ratio is
+    nearer to the image's. What does not keep the image as its only entry of the first axis (windows
+    of attention, tokens in front) has no layout.
     """
     if not shape or shape[0] != 1 or len(shape) not in (2, 3, 4):
         return None
@@ -41,7 +49,10 @@ def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
         return "NHWC"
     if image[0] == image[1]:
         return None
-    errors = [abs(math.log(height * image[1] / (width * image[0]))) for height, width in (shape[2:], shape[1:3])]
+    errors = [
+        abs(math.log(height * image[1] / (width * image[0])))
+        for height, width in (shape[2:], shape[1:3])
+    ]
     if min(errors) > math.log(MOST_CUT):
         return None
     return "NCHW" if errors[0] <= errors[1] else "NHWC"
@@ -60,7 +71,9 @@ def channels_of(shape: Shape, layout: str | None) -> int:
 
 
 def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
-    """Return (prefix, height, width): so many tokens in front, then those of a grid over the image; None if nothing fits."""
+    """Return (prefix, height, width): so many tokens in front, then those of a grid over the image;
+    None if nothing fits.
+    """
     for prefix in range(MOST_PREFIX + 1):
         for stride in range(1, min(image) + 1):
             height, width = image[0] // stride, image[1] // stride
@@ -71,10 +84,12 @@ def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
 
 @dataclass(frozen=True)
 class Adapter:
-    """Shows a block a map in the layout that the block takes, and gives the result back in the map's own.
+    """Shows a block a map in the layout that the block takes, and gives the result back in the
+    map's own.
 
-    The tokens of the image are one map; each token in front of them (ViT's class token) is a map of one pixel of its own. If
-    they passed by, a block behind the last attention would change nothing, since ViT classifies by the class token alone.
+    The tokens of the image are one map; each token in front of them (ViT's class token) is a map of
+    one pixel of its own. If they passed by, a block behind the last attention would change nothing,
+    since ViT classifies by the class token alone.
 
     Args:
         site: layout of the map, "NCHW", "NHWC" or "NLC".
@@ -98,16 +113,24 @@ class Adapter:
             return block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
         if x.shape[1] != self.prefix + self.height * self.width:
             raise PatchError(
-                f"a block got {x.shape[1]} tokens, and the model was built for {self.height}x{self.width} of an image's and "
-                f"{self.prefix} in front of them: with blocks on tokens it takes images of the one size that it was built for"
+                f"a block got {x.shape[1]} tokens, and the model was built for "
+                f"{self.height}x{self.width} of an image's and "
+                f"{self.prefix} in front of them: with blocks on tokens it takes images of the one "
+                "size that it was built for"
             )
         behind = self._run_tokens(block, x[:, self.prefix :], self.height, self.width)
         if not self.prefix:
-            return behind  # not copied: another order in memory would change the rounding of what comes next
+            # not copied: another order in memory would change the rounding of what comes next
+            return behind
         front = x[:, : self.prefix].reshape(-1, 1, x.shape[2])
-        return torch.cat([self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), behind], dim=1)
+        return torch.cat(
+            [self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), behind],
+            dim=1,
+        )
 
-    def _run_tokens(self, block: Callable[[Tensor], Tensor], tokens: Tensor, height: int, width: int) -> Tensor:
+    def _run_tokens(
+        self, block: Callable[[Tensor], Tensor], tokens: Tensor, height: int, width: int
+    ) -> Tensor:
         x = tokens.reshape(tokens.shape[0], height, width, tokens.shape[2])
         y = block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1) if self.block == "NCHW" else block(x)
         return y.flatten(1, 2)
@@ -124,8 +147,12 @@ class Adapter:
         return seen[0]
 
 
-def find_adapter(shape: Shape, layout: str, takes: tuple[str, ...], image: tuple[int, int]) -> Adapter | str | None:
-    """Return how a block that takes some layouts sees a map: an adapter, None if it takes the map as it is, or why not."""
+def find_adapter(
+    shape: Shape, layout: str, takes: tuple[str, ...], image: tuple[int, int]
+) -> Adapter | str | None:
+    """Return how a block that takes some layouts sees a map: an adapter, None if it takes the map
+    as it is, or why not.
+    """
     if layout in takes:
         return None
     wanted = next((name for name in ("NCHW", "NHWC") if name in takes), None)
@@ -135,5 +162,8 @@ def find_adapter(shape: Shape, layout: str, takes: tuple[str, ...], image: tuple
         return Adapter(layout, wanted)
     grid = grid_of(shape[1], image)
     if grid is None:
-        return f"takes {' or '.join(takes)}, and {shape[1]} tokens are no grid over an image of {image[0]}x{image[1]}"
+        return (
+            f"takes {' or '.join(takes)}, and {shape[1]} tokens are no grid over an image of "
+            f"{image[0]}x{image[1]}"
+        )
     return Adapter(layout, wanted, *grid)

@@ -37,14 +37,15 @@ class Insertion:
 
 @dataclass
 class Target:
-    """Where an operation acts, with what was measured there. Operations declare; the core checks and then inserts.
+    """Where an operation acts, with what was measured there. Operations declare; the core checks
+    and then inserts.
 
     Args:
         module: what stands at the target now.
         site: its path and the shapes seen there.
         block_spec: description of the user's block; None for an operation without one.
-        branch_end: the same for the module whose output is the end of the target's residual branch; None where the
-            target is no block with a known branch.
+        branch_end: the same for the module whose output is the end of the target's residual branch;
+            None where the target is no block with a known branch.
     """
 
     module: nn.Module
@@ -86,7 +87,8 @@ class Target:
         self._insert(block, "before", "input", self.site)
 
     def parallel(self, block: nn.Module) -> None:
-        """Insert a block beside the target: its result for the target's input is added to the target's output.
+        """Insert a block beside the target: its result for the target's input is added to the
+        target's output.
 
         Raises:
             TargetError: input and output have different layouts, or different numbers of tokens.
@@ -95,13 +97,16 @@ class Target:
         shapes = self.site.shape("input"), self.site.shape("output")
         if before != after or (before == "NLC" and shapes[0][1] != shapes[1][1]):
             raise TargetError(
-                f"nothing can be added parallel to {self.path!r} ({self.site.type_name}): it turns {list(shapes[0])} "
-                f"({before}) into {list(shapes[1])} ({after}), and a block keeps the layout and the tokens."
+                f"nothing can be added parallel to {self.path!r} ({self.site.type_name}): it turns "
+                f"{list(shapes[0])} "
+                f"({before}) into {list(shapes[1])} ({after}), and a block keeps the layout and "
+                "the tokens."
             )
         self._insert(block, "parallel", "input", self.site)
 
     def branch(self, block: nn.Module) -> None:
-        """Insert a block at the end of the target's residual branch, before the addition, starting as the identity.
+        """Insert a block at the end of the target's residual branch, before the addition, starting
+        as the identity.
 
         Raises:
             TargetError: the target is no block with a known branch.
@@ -111,23 +116,33 @@ class Target:
     def _branch(self) -> Site:
         if self.branch_end is not None:
             return self.branch_end
-        what = f"the position 'branch' is inside one residual block, and {self.path!r} ({type(self.module).__name__}) is"
+        what = (
+            f"the position 'branch' is inside one residual block, and {self.path!r} "
+            f"({type(self.module).__name__}) is"
+        )
         end = branch_of(self.module)
         if end is not None:
             raise TargetError(
-                f"the branch of {self.path!r} ({type(self.module).__name__}) is said to end at {end!r}, and nothing was "
+                f"the branch of {self.path!r} ({type(self.module).__name__}) is said to end at "
+                f"{end!r}, and nothing was "
                 "measured there: its class declares it wrong, or another patch put the block there."
             )
-        inside = [path for path, module in self.module.named_modules(prefix=self.path) if branch_of(module) is not None]
+        inside = [
+            path
+            for path, module in self.module.named_modules(prefix=self.path)
+            if branch_of(module) is not None
+        ]
         if inside:
             parents = list(dict.fromkeys(path.rpartition(".")[0] for path in inside))
             patterns = [f"'{parent}.*'" for parent in parents]
             raise TargetError(
-                f"{what} none but has {len(inside)}: {listing(inside, most=4)}. Patch one, or all by the pattern "
+                f"{what} none but has {len(inside)}: {listing(inside, most=4)}. Patch one, or all "
+                "by the pattern "
                 f"{listing(patterns, most=3)}."
             )
         raise TargetError(
-            f"{what} none that tvc knows. It knows torchvision's {listing(known_blocks(), most=20)}; another class says where "
+            f"{what} none that tvc knows. It knows torchvision's "
+            f"{listing(known_blocks(), most=20)}; another class says where "
             "its branch ends by an attribute, such as tvc_branch = 'bn2'."
         )
 
@@ -139,18 +154,23 @@ class Target:
             name = self.block_spec.name if self.block_spec else type(block).__name__
             where = "parallel to" if position == "parallel" else position
             raise TargetError(
-                f"{name} cannot be inserted {where} {site.path!r} ({site.type_name}): the {side} there is "
+                f"{name} cannot be inserted {where} {site.path!r} ({site.type_name}): the {side} "
+                "there is "
                 f"{list(site.shape(side))} ({layout}), and {name} {adapter}."
             )
         gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
-        self.insertions.append(Insertion(Patch(block, gated=gated, adapter=adapter), position, site))
+        self.insertions.append(
+            Insertion(Patch(block, gated=gated, adapter=adapter), position, site)
+        )
 
 
 def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
-    """Make a block the last part of the target: original -> block. It is frozen and addressed with the target.
+    """Make a block the last part of the target: original -> block. It is frozen and addressed with
+    the target.
 
     Raises:
-        ParameterError: `position` is neither "after" nor "branch" (of a residual block: before the addition).
+        ParameterError: `position` is neither "after" nor "branch" (of a residual block: before the
+            addition).
     """
     return _put(target, block, "wrap", position, ("after", "branch"))
 
@@ -161,8 +181,8 @@ def inject(target: Target, block: BlockMaker, position: str = "after") -> nn.Mod
     Args:
         target: where.
         block: makes the block.
-        position: "after" (original -> block), "before" (block -> original), "parallel" (original + block), or "branch" (the
-            end of a residual block's branch, before the addition).
+        position: "after" (original -> block), "before" (block -> original), "parallel" (original +
+            block), or "branch" (the end of a residual block's branch, before the addition).
 
     Raises:
         ParameterError: another `position`.
@@ -170,11 +190,16 @@ def inject(target: Target, block: BlockMaker, position: str = "after") -> nn.Mod
     return _put(target, block, "inject", position, ("after", "before", "parallel", "branch"))
 
 
-def _put(target: Target, block: BlockMaker, op: str, position: str, positions: tuple[str, ...]) -> nn.Module:
+def _put(
+    target: Target, block: BlockMaker, op: str, position: str, positions: tuple[str, ...]
+) -> nn.Module:
     if position not in positions:
         hint = did_you_mean(str(position), positions)
         names = [repr(name) for name in positions]
-        raise ParameterError(f"{op} takes the position {', '.join(names[:-1])} or {names[-1]}, not {position!r}.{hint}")
+        raise ParameterError(
+            f"{op} takes the position {', '.join(names[:-1])} or {names[-1]}, not "
+            f"{position!r}.{hint}"
+        )
     if position == "after":
         target.after(block(target.out_channels))
     elif position == "branch":
@@ -187,16 +212,20 @@ def _put(target: Target, block: BlockMaker, op: str, position: str, positions: t
 
 
 def replace(target: Target, block: BlockMaker) -> nn.Module:
-    """Put a block in the target's place. The target's weights are gone, and the network's function changes.
+    """Put a block in the target's place. The target's weights are gone, and the network's function
+    changes.
 
     Raises:
-        TargetError: the block does not take the layout there. At one image size its shape may fit by chance.
+        TargetError: the block does not take the layout there. At one image size its shape may fit
+            by chance.
     """
     layout = target.site.layout("input")
     if target.block_spec is not None and layout not in target.block_spec.layouts:
         name = target.block_spec.name
         raise TargetError(
-            f"{name} cannot take the place of {target.path!r} ({target.site.type_name}): the input there is "
-            f"{list(target.site.shape('input'))} ({layout}), and {name} takes {' or '.join(target.block_spec.layouts)}."
+            f"{name} cannot take the place of {target.path!r} ({target.site.type_name}): the input "
+            "there is "
+            f"{list(target.site.shape('input'))} ({layout}), and {name} takes "
+            f"{' or '.join(target.block_spec.layouts)}."
         )
     return block(target.in_channels)

@@ -1,8 +1,9 @@
 """What an inserted module is, and the only code that changes a network's modules.
 
-The network's own tree stays as it is. Every inserted module lives under one child of the root, in a tree that mirrors the
-targets' paths (`patches.layer3.se.block...`), and the target calls it through a forward hook that refers to it. So
-names, state-dict keys and types of the original do not change, whatever is inserted.
+The network's own tree stays as it is. Every inserted module lives under one child of the root, in a
+tree that mirrors the targets' paths (`patches.layer3.se.block...`), and the target calls it through
+a forward hook that refers to it. So names, state-dict keys and types of the original do not change,
+whatever is inserted.
 """
 
 from __future__ import annotations
@@ -31,16 +32,19 @@ __all__ = [
 ]
 
 CONTAINERS = ("patches", "tvc_patches")
-"""Names of the root's child that holds the patches; the second where the network has a `patches` of its own."""
+"""Names of the root's child that holds the patches; the second where the network has a `patches` of
+its own.
+"""
 
 
 class Patch(nn.Module):
     """An inserted block and the gate by which it starts as the identity.
 
-    For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with `a` (`alpha`, shape
-    [1]) zero at first: exactly x, whatever the block's weights. The optimizer moves `a` first, and through it the block.
-    Maps a tensor to the same layout and dtype; the shape is kept while there is a gate. Given the target's output, too (the
-    position "parallel"), computes output + a * block(x).
+    For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with
+    `a` (`alpha`, shape [1]) zero at first: exactly x, whatever the block's weights. The optimizer
+    moves `a` first, and through it the block. Maps a tensor to the same layout and dtype; the shape
+    is kept while there is a gate. Given the target's output, too (the position "parallel"),
+    computes output + a * block(x).
 
     Args:
         block: the inserted module.
@@ -50,7 +54,9 @@ class Patch(nn.Module):
 
     alpha: nn.Parameter | None
 
-    def __init__(self, block: nn.Module, *, gated: bool = False, adapter: Adapter | None = None) -> None:
+    def __init__(
+        self, block: nn.Module, *, gated: bool = False, adapter: Adapter | None = None
+    ) -> None:
         super().__init__()
         self.block = block
         self.gated = gated
@@ -84,7 +90,8 @@ class Patch(nn.Module):
         if self.gated:
             gate: Tensor = self.block.gate(x)  # type: ignore[operator]
             return x * (1 + a * (gate.to(x.dtype) - 1))
-        # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow, and 0 * inf is nan
+        # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow,
+        # and 0 * inf is nan
         return x + (a * self.block(x).to(x.dtype) - a * x)
 
     def _add(self, x: Tensor, output: Tensor) -> Tensor:
@@ -93,7 +100,8 @@ class Patch(nn.Module):
         return output + (y if self.alpha is None else self.alpha.to(output.dtype) * y)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "enabled": True, "num_off": 0}  # nobody would switch a copy on again
+        # nobody would switch a copy on again
+        return {**self.__dict__, "enabled": True, "num_off": 0}
 
     def extra_repr(self) -> str:
         return "" if self.alpha is not None else "start=paper"
@@ -102,7 +110,8 @@ class Patch(nn.Module):
 class PatchTree(nn.Module):
     """A node of the tree that mirrors the targets' paths.
 
-    Its forward is the identity, so that a root nn.Sequential, which runs all its children, may hold one.
+    Its forward is the identity, so that a root nn.Sequential, which runs all its children, may hold
+    one.
     """
 
     def forward(self, x: Any) -> Any:
@@ -110,9 +119,11 @@ class PatchTree(nn.Module):
 
 
 class PatchHook:
-    """What makes a target run a patch: a picklable forward hook, a pre-hook where `position` is "before".
+    """What makes a target run a patch: a picklable forward hook, a pre-hook where `position` is
+    "before".
 
-    For "parallel" it is both: the target's input is copied before the target runs, which may overwrite it in place.
+    For "parallel" it is both: the target's input is copied before the target runs, which may
+    overwrite it in place.
     """
 
     def __init__(self, patch: Patch, position: str) -> None:
@@ -143,7 +154,8 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
     Args:
         network: the root.
         path: dotted path of the target.
-        name: wanted last part of the patch's path. Where the target has a child of that name, or a patch, a number follows.
+        name: wanted last part of the patch's path. Where the target has a child of that name, or a
+            patch, a number follows.
         patch: the patch.
         position: "after", "before" or "parallel".
     """
@@ -166,9 +178,12 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
 
 
 def free_name(name: str, target: nn.Module, taken: Container[str]) -> str:
-    """Return a name for a patch at a target, with a number where the target has such a child, or the name is taken."""
+    """Return a name for a patch at a target, with a number where the target has such a child, or
+    the name is taken.
+    """
     number, leaf, empty = 1, name, PatchTree()
-    while leaf in target._modules or leaf in taken or hasattr(empty, leaf):  # an attribute of nn.Module such as `half`
+    # an attribute of nn.Module such as `half`
+    while leaf in target._modules or leaf in taken or hasattr(empty, leaf):
         number += 1
         leaf = f"{name}_{number}"
     return leaf
@@ -191,17 +206,23 @@ def detach(network: nn.Module, home: str) -> None:
 
 
 def give_back(network: nn.Module, path: str, original: nn.Module) -> None:
-    """Put a replaced module back, with the device, type, mode and hooks that its replacement has now."""
+    """Put a replaced module back, with the device, type, mode and hooks that its replacement has
+    now.
+    """
     replacement = network.get_submodule(path)
     tensors = (*replacement.parameters(), *replacement.buffers(), *network.parameters())
-    if (like := next((tensor for tensor in tensors if tensor.is_floating_point()), None)) is not None:
+    if (
+        like := next((tensor for tensor in tensors if tensor.is_floating_point()), None)
+    ) is not None:
         original.to(device=like.device, dtype=like.dtype)
     original.train(network.training)
     for found, wanted in (
         (replacement._forward_pre_hooks, original._forward_pre_hooks),
         (replacement._forward_hooks, original._forward_hooks),
     ):
-        wanted.update({number: hook for number, hook in found.items() if not isinstance(hook, PatchHook)})
+        wanted.update(
+            {number: hook for number, hook in found.items() if not isinstance(hook, PatchHook)}
+        )
     set_module(network, path, original)
 
 
@@ -218,22 +239,31 @@ def _container(network: nn.Module) -> tuple[nn.Module, str]:
 
 
 def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
-    """Yield (target's path, position, patch) for every patch that runs in a network, in order of the targets."""
+    """Yield (target's path, position, patch) for every patch that runs in a network, in order of
+    the targets.
+    """
     for path, module in network.named_modules():
-        for hook in dict.fromkeys((*module._forward_pre_hooks.values(), *module._forward_hooks.values())):
+        for hook in dict.fromkeys(
+            (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        ):
             if isinstance(hook, PatchHook):
                 yield path, hook.position, hook.patch
 
 
 @contextmanager
 def undoing(network: nn.Module) -> Iterator[None]:
-    """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs inside raises."""
+    """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs
+    inside raises.
+    """
     modules = list(network.modules())
     classes = [(module, type(module)) for module in modules]
     kept: list[tuple[Any, dict[Any, Any]]] = [
         (registry, dict(registry))
         for module in modules
-        for registry in (module.__dict__, *(value for value in module.__dict__.values() if isinstance(value, dict)))
+        for registry in (
+            module.__dict__,
+            *(value for value in module.__dict__.values() if isinstance(value, dict)),
+        )
     ]
     trainable = [(parameter, parameter.requires_grad) for parameter in network.parameters()]
     try:

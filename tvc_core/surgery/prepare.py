@@ -1,4 +1,6 @@
-"""Prepare patches: locate, measure, make and try every one, before anything in the network is touched."""
+"""Prepare patches: locate, measure, make and try every one, before anything in the network is
+touched.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,14 @@ class Prepared:
     replacement: nn.Module | None
 
 
-def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, probe: Probe, name: str) -> list[Prepared]:
-    """Return every patch checked and ready, in the order of the plan; a pattern becomes one patch for each module.
+def prepare(
+    network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, probe: Probe, name: str
+) -> list[Prepared]:
+    """Return every patch checked and ready, in the order of the plan; a pattern becomes one patch
+    for each module.
 
-    Patches are made in that order, and each sees the network as the replacements before it leave it.
+    Patches are made in that order, and each sees the network as the replacements before it leave
+    it.
 
     Args:
         network: the network; unchanged afterwards.
@@ -62,8 +68,12 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, 
     """
     patches = [each for patch in patches for each in _expanded(patch, network, anatomy, name)]
     targets = list(dict.fromkeys(patch.entry.target for patch in patches))
-    ends = {path: f"{path}.{end}" for path in targets if (end := branch_of(network.get_submodule(path)))}
-    paths = list(dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end)))))
+    ends = {
+        path: f"{path}.{end}" for path in targets if (end := branch_of(network.get_submodule(path)))
+    }
+    paths = list(
+        dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
+    )
     sites: dict[str, Site] = {}
     logits: torch.Tensor | None = None
     stand_ins: dict[str, nn.Module] = {}
@@ -77,11 +87,18 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, 
                 sites, logits = probe.sites(network, paths, stand_ins)
             module = stand_ins.get(path, network.get_submodule(path))
             branch_end = sites.get(ends.get(path, "")) if path not in stand_ins else None
-            target = Target(module, sites[path], patch.block.spec if patch.block else None, branch_end)
+            target = Target(
+                module, sites[path], patch.block.spec if patch.block else None, branch_end
+            )
             prepared = _apply(patch, target, probe)
             for insertion in prepared.insertions:
                 place = insertion.site.path
-                _take_name(patch, place, stand_ins.get(place, network.get_submodule(place)), names.setdefault(place, set()))
+                _take_name(
+                    patch,
+                    place,
+                    stand_ins.get(place, network.get_submodule(place)),
+                    names.setdefault(place, set()),
+                )
             if prepared.replacement is not None:
                 assert logits is not None
                 _check_replacement(prepared, ready)
@@ -93,14 +110,19 @@ def prepare(network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, 
 
 
 def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str) -> list[PatchPlan]:
-    """Return the patch once for each module that its target means; errors begin with the pattern and the path."""
+    """Return the patch once for each module that its target means; errors begin with the pattern
+    and the path.
+    """
     entry = patch.entry
     with _about(patch):
         paths = expand(network, entry.target, anatomy, name)
     if paths == [entry.target]:
         return [patch]
     where = f"{entry.where}: {entry.target}" if entry.where else entry.target
-    return [replace(patch, entry=replace(entry, target=path, where=f"{where}, here {path}")) for path in paths]
+    return [
+        replace(patch, entry=replace(entry, target=path, where=f"{where}, here {path}"))
+        for path in paths
+    ]
 
 
 @contextmanager
@@ -114,11 +136,15 @@ def _about(patch: PatchPlan) -> Iterator[None]:
 
 
 def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) -> None:
-    """Reserve the name under which a block will live where its hook goes; one that the user gave is never changed."""
+    """Reserve the name under which a block will live where its hook goes; one that the user gave is
+    never changed.
+    """
     given = patch.entry.name
     name = free_name(patch.name, module, taken)
     if given is not None and name != given:
-        raise PatchError(f"the name {given!r} is taken at {path!r}; choose another, or leave it out")
+        raise PatchError(
+            f"the name {given!r} is taken at {path!r}; choose another, or leave it out"
+        )
     taken.add(name)
 
 
@@ -128,7 +154,10 @@ def _check_inside(patch: PatchPlan, ready: Iterable[Prepared]) -> None:
     for other in ready:
         if other.replacement is not None and path.startswith(f"{other.site.path}."):
             replaced = other.site.path
-            raise PatchError(f"{path!r} is inside {replaced!r}, which another patch replaces; patch {replaced!r} instead")
+            raise PatchError(
+                f"{path!r} is inside {replaced!r}, which another patch replaces; patch "
+                f"{replaced!r} instead"
+            )
 
 
 def _check_replacement(prepared: Prepared, ready: Iterable[Prepared]) -> None:
@@ -141,7 +170,8 @@ def _check_replacement(prepared: Prepared, ready: Iterable[Prepared]) -> None:
         places = (earlier, *(insertion.site.path for insertion in other.insertions))
         if any(f"{place}.".startswith(f"{path}.") for place in places):
             raise PatchError(
-                f"it replaces {path!r} and would lose the earlier patch at {earlier!r}; replace first, then patch {path!r}"
+                f"it replaces {path!r} and would lose the earlier patch at {earlier!r}; replace "
+                f"first, then patch {path!r}"
             )
 
 
@@ -151,19 +181,28 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
 
     def make(in_channels: int) -> nn.Module:
         assert block is not None
-        return create_block(block, in_channels, patch.entry.params).to(device=probe.image.device, dtype=probe.image.dtype)
+        return create_block(block, in_channels, patch.entry.params).to(
+            device=probe.image.device, dtype=probe.image.dtype
+        )
 
     positional = (target, make) if patch.op.spec.takes_block else (target,)
     result = call_factory(patch.op, positional, patch.entry.options)
     if not isinstance(result, nn.Module):
-        raise PluginError(f"patch op {patch.op.qualified!r} returned {type(result).__name__}, not what stands at the target")
+        raise PluginError(
+            f"patch op {patch.op.qualified!r} returned {type(result).__name__}, not what stands at "
+            "the target"
+        )
     replacement = None if result is module else result
     if replacement is None and not target.insertions:
         raise PluginError(
-            f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without effect is an error"
+            f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without "
+            "effect is an error"
         )
     if patch.entry.name is not None and not target.insertions:
-        raise PatchError(f"the name {patch.entry.name!r} is for an inserted block, and {patch.op.qualified} inserts none here")
+        raise PatchError(
+            f"the name {patch.entry.name!r} is for an inserted block, and {patch.op.qualified} "
+            "inserts none here"
+        )
     for insertion in target.insertions:
         _initialize(patch, insertion.patch)
         _try_insertion(patch, insertion, probe)
@@ -171,7 +210,9 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         with _keeping(module):
             _initialize(patch, replacement)
         replacement.train(module.training)
-    return Prepared(plan=patch, site=site, insertions=tuple(target.insertions), replacement=replacement)
+    return Prepared(
+        plan=patch, site=site, insertions=tuple(target.insertions), replacement=replacement
+    )
 
 
 def _initialize(patch: PatchPlan, module: nn.Module) -> None:
@@ -180,13 +221,18 @@ def _initialize(patch: PatchPlan, module: nn.Module) -> None:
     call_factory(patch.init, (module,), {})
     if isinstance(module, Patch) and module.alpha is not None:
         with torch.no_grad():
-            module.alpha.zero_()  # an initializer fills whatever it finds; the gate is not its to fill
+            # an initializer fills whatever it finds; the gate is not its to fill
+            module.alpha.zero_()
 
 
 @contextmanager
 def _keeping(module: nn.Module) -> Iterator[None]:
-    """Keep the tensors of a module that may be part of its own replacement: initializers fill new ones only."""
-    kept = [(tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())]
+    """Keep the tensors of a module that may be part of its own replacement: initializers fill new
+    ones only.
+    """
+    kept = [
+        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
+    ]
     yield
     with torch.no_grad():
         for tensor, before in kept:
@@ -198,27 +244,34 @@ def _try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None
     """Run an inserted block on every measured shape."""
     site = insertion.site
     if insertion.position == "parallel":
-        for before, after in dict.fromkeys(zip(site.every("input"), site.every("output"), strict=True)):
+        for before, after in dict.fromkeys(
+            zip(site.every("input"), site.every("output"), strict=True)
+        ):
             _try_beside(before, after, patch, insertion, probe)
     else:
         for shape in site.shapes("input" if insertion.position == "before" else "output"):
             _try_on(shape, patch, insertion, site, probe)
 
 
-def _try_beside(before: Shape, after: Shape, patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
+def _try_beside(
+    before: Shape, after: Shape, patch: PatchPlan, insertion: Insertion, probe: Probe
+) -> None:
     path, block = insertion.site.path, _block_name(patch, insertion.patch.block)
     seen, wanted = _seen_by_block(before, insertion.patch), _seen_by_block(after, insertion.patch)
     found = _output_shape(insertion.patch.block, seen, probe, f"the block {block!r}")
     if found != wanted:
         raise PatchError(
-            f"Shape mismatch: {block} parallel to {path!r} turns {list(seen)} into {list(found)}, and it is added to what "
+            f"Shape mismatch: {block} parallel to {path!r} turns {list(seen)} into {list(found)}, "
+            "and it is added to what "
             f"{path!r} gives, {list(wanted)}.{_what_fits(patch, seen, wanted, probe)}"
         )
 
 
 def _try_on(shape: Shape, patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
     block = _block_name(patch, insertion.patch.block)
-    found = _output_shape(insertion.patch.block, _seen_by_block(shape, insertion.patch), probe, f"the block {block!r}")
+    found = _output_shape(
+        insertion.patch.block, _seen_by_block(shape, insertion.patch), probe, f"the block {block!r}"
+    )
     fits = (
         found == _seen_by_block(shape, insertion.patch)
         and _output_shape(insertion.patch, shape, probe, f"the block {block!r}") == shape
@@ -226,13 +279,18 @@ def _try_on(shape: Shape, patch: PatchPlan, insertion: Insertion, site: Site, pr
     if insertion.patch.alpha is not None and not fits:
         fit = _what_fits(patch, shape, shape, probe)
         raise PatchError(
-            f"Shape mismatch: {block} turns {list(shape)} into {list(found)} at {site.path!r}, but a block that starts as the "
+            f"Shape mismatch: {block} turns {list(shape)} into {list(found)} at {site.path!r}, but "
+            "a block that starts as the "
             f"identity keeps the shape.{fit} Use 'replace' for a block that changes it."
         )
 
 
 def _try_replacement(
-    network: nn.Module, prepared: Prepared, stand_ins: Mapping[str, nn.Module], logits: torch.Tensor, probe: Probe
+    network: nn.Module,
+    prepared: Prepared,
+    stand_ins: Mapping[str, nn.Module],
+    logits: torch.Tensor,
+    probe: Probe,
 ) -> None:
     """Run the network once with the replacement answering in the target's place."""
     patch, site = prepared.plan, prepared.site
@@ -243,19 +301,25 @@ def _try_replacement(
     try:
         _, output = probe.sites(network, [], stand_ins)
         problem = (
-            "" if output.shape == logits.shape else f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
+            ""
+            if output.shape == logits.shape
+            else f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
         )
     except Exception as error:  # somebody's forward pass may raise whatever it likes
         problem = " ".join(str(error).split())[:200]
     if problem:
         fit = _what_fits(patch, before, after, probe)
         raise PatchError(
-            f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns {list(before)} into "
-            f"{list(found)}; the original gives {list(after)}, and what follows does not accept that: {problem}.{fit}"
+            f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns "
+            f"{list(before)} into "
+            f"{list(found)}; the original gives {list(after)}, and what follows does not accept "
+            f"that: {problem}.{fit}"
         )
 
 
-def _output_shape(module: nn.Module, shape: Shape, probe: Probe, name: str, device: str | None = None) -> Shape:
+def _output_shape(
+    module: nn.Module, shape: Shape, probe: Probe, name: str, device: str | None = None
+) -> Shape:
     x = torch.zeros(shape, dtype=probe.image.dtype, device=device or probe.image.device)
     try:
         with probing(module):
@@ -279,12 +343,20 @@ def _seen_by_block(shape: Shape, patch: Patch) -> Shape:
 
 
 def _what_fits(patch: PatchPlan, before: Shape, after: Shape, probe: Probe) -> str:
-    """Return a sentence naming the parameters with which the block would give the wanted shape, found by trying."""
+    """Return a sentence naming the parameters with which the block would give the wanted shape,
+    found by trying.
+    """
     if patch.block is None:
         return ""
     takes = parameters_of(patch.block.load(), skip=1) or dict.fromkeys(patch.entry.params)
-    in_channels, out_channels = (channels_of(shape, layout_of(shape, probe.size)) for shape in (before, after))
-    counts = [name for name in takes if _is_count(patch.entry.params.get(name, takes[name])) or takes[name] is None]
+    in_channels, out_channels = (
+        channels_of(shape, layout_of(shape, probe.size)) for shape in (before, after)
+    )
+    counts = [
+        name
+        for name in takes
+        if _is_count(patch.entry.params.get(name, takes[name])) or takes[name] is None
+    ]
     changes: list[dict[str, Any]] = [{name: out_channels} for name in counts]
     if len(after) == 4 and after[2] and before[2] // after[2] != 1 and "stride" in takes:
         stride = {"stride": before[2] // after[2]}
@@ -300,7 +372,9 @@ def _what_fits(patch: PatchPlan, before: Shape, after: Shape, probe: Probe) -> s
         except TvcError:
             continue
         if fits:
-            return f" {' and '.join(f'{name}={value}' for name, value in change.items())} would fit."
+            return (
+                f" {' and '.join(f'{name}={value}' for name, value in change.items())} would fit."
+            )
     return ""
 
 

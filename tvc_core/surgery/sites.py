@@ -1,4 +1,6 @@
-"""Find out what flows where, by running the network once: channels, layouts and sizes are measured, never guessed."""
+"""Find out what flows where, by running the network once: channels, layouts and sizes are measured,
+never guessed.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,29 @@ from ..errors import BackboneError, TargetError, listing, near, said
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 
-__all__ = ["Call", "Probe", "Site", "first_tensor", "find_module", "has_module", "locate", "probing", "same_kernels"]
+__all__ = [
+    "Call",
+    "Probe",
+    "Site",
+    "first_tensor",
+    "find_module",
+    "has_module",
+    "locate",
+    "probing",
+    "same_kernels",
+]
 
 PROBE_SIZE = 64
-"""Height of the image that is sent through a network to measure it [pixels]; its width is half as much again."""
+"""Height of the image that is sent through a network to measure it [pixels]; its width is half as
+much again.
+"""
 
 
 @dataclass(frozen=True)
 class Call:
-    """One call of a module: the shape of its first input and of its output, None where that is no single tensor."""
+    """One call of a module: the shape of its first input and of its output, None where that is no
+    single tensor.
+    """
 
     input: Shape | None
     output: Shape | None
@@ -50,11 +66,13 @@ class Site:
         """Return the shape at "input" or "output".
 
         Raises:
-            TargetError: the module never ran, what flows there is no single tensor, or the calls differ.
+            TargetError: the module never ran, what flows there is no single tensor, or the calls
+                differ.
         """
         if not self.calls:
             raise TargetError(
-                f"nothing can be inserted at {self.path!r} ({self.type_name}): it is never called in a forward pass, "
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): it is never called "
+                "in a forward pass, "
                 "so a block there would never run. Choose a module that is called."
             )
         shapes = [getattr(call, side) for call in self.calls]
@@ -62,13 +80,19 @@ class Site:
         if None in shapes:
             kind = kinds[shapes.index(None)]
             raise TargetError(
-                f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} is a {kind}, not a single tensor."
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} is a "
+                f"{kind}, not a single tensor."
             )
-        layouts = {(layout_of(shape, self.image), channels_of(shape, layout_of(shape, self.image))) for shape in shapes}
+        layouts = {
+            (layout_of(shape, self.image), channels_of(shape, layout_of(shape, self.image)))
+            for shape in shapes
+        }
         if len(layouts) > 1:
             raise TargetError(
-                f"nothing can be inserted at {self.path!r} ({self.type_name}): it runs {len(shapes)} times with different "
-                f"{side} shapes {', '.join(str(list(shape)) for shape in shapes)}. Choose a module that sees one width."
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): it runs "
+                f"{len(shapes)} times with different "
+                f"{side} shapes {', '.join(str(list(shape)) for shape in shapes)}. Choose a module "
+                "that sees one width."
             )
         return shapes[0]
 
@@ -99,8 +123,10 @@ class Site:
         layout = layout_of(shape, self.image)
         if layout is None:
             raise TargetError(
-                f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} has the shape {list(shape)}, "
-                "which for one image is no map [N, C, H, W] or [N, H, W, C], token list [N, L, C] or vector [N, C]."
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} has the "
+                f"shape {list(shape)}, "
+                "which for one image is no map [N, C, H, W] or [N, H, W, C], token list [N, L, C] "
+                "or vector [N, C]."
             )
         return layout
 
@@ -122,7 +148,8 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
         close = near(path, paths)
         hint = f" Near paths: {', '.join(close)}." if close else ""
         raise TargetError(
-            f"Target not found: {path!r} is not a module of {name}.{hint} Its children are {listing(children)}; "
+            f"Target not found: {path!r} is not a module of {name}.{hint} Its children are "
+            f"{listing(children)}; "
             f"model.named_children() and 'tvc show {name}' list them."
         )
     return module
@@ -143,7 +170,9 @@ def has_module(network: nn.Module, path: str) -> bool:
 
 @contextmanager
 def same_kernels() -> Iterator[None]:
-    """Let torch's attention compute alike with and without hooks: its fused path, for modules without any, rounds otherwise."""
+    """Let torch's attention compute alike with and without hooks: its fused path, for modules
+    without any, rounds otherwise.
+    """
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -154,7 +183,9 @@ def same_kernels() -> Iterator[None]:
 
 @contextmanager
 def probing(*networks: nn.Module) -> Iterator[None]:
-    """Run networks in eval mode for a look: afterwards mode, buffers and random state are what they were."""
+    """Run networks in eval mode for a look: afterwards mode, buffers and random state are what they
+    were.
+    """
     modes = {module: module.training for network in networks for module in network.modules()}
     buffers = [
         (module, name, buffer, buffer.clone())
@@ -162,7 +193,14 @@ def probing(*networks: nn.Module) -> Iterator[None]:
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
-    devices = sorted({p.device.index for network in networks for p in network.parameters() if p.device.type == "cuda"})
+    devices = sorted(
+        {
+            p.device.index
+            for network in networks
+            for p in network.parameters()
+            if p.device.type == "cuda"
+        }
+    )
     with torch.random.fork_rng(devices=devices), torch.no_grad(), same_kernels():
         try:
             for module in modes:
@@ -193,8 +231,11 @@ class Probe:
     tries: list[str] = field(default_factory=list)
 
     @staticmethod
-    def of(network: nn.Module, spec: BackboneSpec, size: int | None = None, likely: int | None = None) -> Probe:
-        """Return a probe that the network accepts: small and not square if it can be, else of a size it was trained with.
+    def of(
+        network: nn.Module, spec: BackboneSpec, size: int | None = None, likely: int | None = None
+    ) -> Probe:
+        """Return a probe that the network accepts: small and not square if it can be, else of a
+        size it was trained with.
 
         Args:
             network: the network to run.
@@ -206,27 +247,43 @@ class Probe:
             BackboneError: the network's forward pass fails for every size that was tried.
         """
         small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
-        crops = [*([likely] if likely else []), *(weights.crop_size for weights in reversed(spec.weights)), 224, spec.min_size]
-        wide = small + 32 * -(-small // 64)  # about half as wide again, and a difference that every stride up to 32 divides
-        sizes = [(size, size)] if size else [(small, wide), (small, small), *((crop, crop) for crop in crops)]
+        crops = [
+            *([likely] if likely else []),
+            *(weights.crop_size for weights in reversed(spec.weights)),
+            224,
+            spec.min_size,
+        ]
+        # about half as wide again, and a difference that every stride up to 32 divides
+        wide = small + 32 * -(-small // 64)
+        sizes = (
+            [(size, size)]
+            if size
+            else [(small, wide), (small, small), *((crop, crop) for crop in crops)]
+        )
         if spec.fixed_size and not size:
             sizes = [(crop, crop) for crop in crops]
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):
             generator = torch.Generator().manual_seed(0)
-            image = torch.randn((1, spec.num_channels, height, width), generator=generator, dtype=torch.float32)
+            image = torch.randn(
+                (1, spec.num_channels, height, width), generator=generator, dtype=torch.float32
+            )
             image = image.to(dtype=like.dtype, device=like.device)
             try:
                 with probing(network):
                     network(image)
             except KeyboardInterrupt:
                 raise
-            except BaseException as error:  # a network may raise whatever it likes for a size that it does not accept
+            except BaseException as error:
+                # a network may raise whatever it likes for a size that it does not accept
                 tries.append(f"{height}x{width}: {said(error)}")
                 continue
             return Probe(image, tries)
-        raise BackboneError(f"{spec.name}: no forward pass with {spec.num_channels} channels succeeds: {'; '.join(tries)}")
+        raise BackboneError(
+            f"{spec.name}: no forward pass with {spec.num_channels} channels succeeds: "
+            f"{'; '.join(tries)}"
+        )
 
     @property
     def size(self) -> tuple[int, int]:
@@ -234,7 +291,10 @@ class Probe:
         return (self.image.shape[2], self.image.shape[3])
 
     def run(
-        self, network: nn.Module, hooks: Iterable[Callable[[], Any]] = (), others: Iterable[nn.Module] = ()
+        self,
+        network: nn.Module,
+        hooks: Iterable[Callable[[], Any]] = (),
+        others: Iterable[nn.Module] = (),
     ) -> torch.Tensor:
         """Return the network's output in eval mode.
 
@@ -249,18 +309,23 @@ class Probe:
             return first_tensor(network(self.image))
 
     def sites(
-        self, network: nn.Module, paths: Iterable[str], stand_ins: Mapping[str, nn.Module] | None = None
+        self,
+        network: nn.Module,
+        paths: Iterable[str],
+        stand_ins: Mapping[str, nn.Module] | None = None,
     ) -> tuple[dict[str, Site], torch.Tensor]:
         """Measure modules in one forward pass, and return their sites and the network's output.
 
         Args:
             network: the network to run.
             paths: the modules to watch.
-            stand_ins: modules that answer in place of the ones at these paths, as a replacement would.
+            stand_ins: modules that answer in place of the ones at these paths, as a replacement
+                would.
         """
         modules = {path: network.get_submodule(path) for path in paths}
         calls: dict[str, list[Call]] = {path: [] for path in modules}
-        inputs: dict[str, list[Any]] = {path: [] for path in modules}  # read before an in-place module overwrites them
+        # read before an in-place module overwrites them
+        inputs: dict[str, list[Any]] = {path: [] for path in modules}
 
         def watch(path: str, module: nn.Module) -> list[Callable[[], Any]]:
             def before(_: nn.Module, args: Any) -> None:
@@ -271,7 +336,10 @@ class Probe:
                 seen, seen_kind = inputs[path].pop()
                 calls[path].append(Call(seen, shape, seen_kind, kind))
 
-            return [lambda: module.register_forward_pre_hook(before), lambda: module.register_forward_hook(after)]
+            return [
+                lambda: module.register_forward_pre_hook(before),
+                lambda: module.register_forward_hook(after),
+            ]
 
         hooks: list[Callable[[], Any]] = []
         for path, stand_in in (stand_ins or {}).items():
@@ -280,7 +348,12 @@ class Probe:
             hooks += watch(path, module)
         output = self.run(network, hooks, (stand_ins or {}).values())
         found = {
-            path: Site(path=path, type_name=type(module).__name__, calls=tuple(calls[path]), image=self.size)
+            path: Site(
+                path=path,
+                type_name=type(module).__name__,
+                calls=tuple(calls[path]),
+                image=self.size,
+            )
             for path, module in modules.items()
         }
         return found, output
@@ -288,11 +361,14 @@ class Probe:
 
 def _answering(module: nn.Module, stand_in: nn.Module) -> list[Callable[[], Any]]:
     kept: list[Any] = []  # copies, since the module may overwrite its input
-    inside: list[bool] = []  # not empty while the stand-in runs, which may call the module that it stands for
+    # not empty while the stand-in runs, which may call the module that it stands for
+    inside: list[bool] = []
 
     def before(_: nn.Module, args: Any) -> None:
         if not inside:
-            kept.append(tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args))
+            kept.append(
+                tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
+            )
 
     def after(_: nn.Module, args: Any, output: Any) -> Any:
         if inside:
@@ -303,11 +379,16 @@ def _answering(module: nn.Module, stand_in: nn.Module) -> list[Callable[[], Any]
         finally:
             inside.pop()
 
-    return [lambda: module.register_forward_pre_hook(before), lambda: module.register_forward_hook(after)]
+    return [
+        lambda: module.register_forward_pre_hook(before),
+        lambda: module.register_forward_hook(after),
+    ]
 
 
 def first_tensor(output: Any) -> torch.Tensor:
-    """Return the logits of a network's output, which may be a tuple or mapping with auxiliary outputs."""
+    """Return the logits of a network's output, which may be a tuple or mapping with auxiliary
+    outputs.
+    """
     if isinstance(output, torch.Tensor):
         return output
     items = list(output.values()) if isinstance(output, Mapping) else list(output)
@@ -315,4 +396,8 @@ def first_tensor(output: Any) -> torch.Tensor:
 
 
 def _shape_and_kind(value: Any) -> tuple[Shape | None, str]:
-    return (tuple(value.shape), "Tensor") if isinstance(value, torch.Tensor) else (None, type(value).__name__)
+    return (
+        (tuple(value.shape), "Tensor")
+        if isinstance(value, torch.Tensor)
+        else (None, type(value).__name__)
+    )

@@ -35,10 +35,11 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     - `**`: any number of parts, also none
     - `-1`: the last child by order, `-2` the one before it
     - `type:Bottleneck`: every module of this class within, but not those inside another one of them
-    - in front, `stage:2`: the last path of this stage, whose output is the stage's map. Negative numbers count from the
-      end; `stage:*` is each stage, and each must give a module.
-    - behind it, `stage:2.0` and `stage:2.-1`: the first and the last of the blocks that the stage is made of (see
-      `inner_blocks`); a name with `*`: those whose last part matches; `type:Conv2d` and `**`: all that is in the stage
+    - in front, `stage:2`: the last path of this stage, whose output is the stage's map. Negative
+      numbers count from the end; `stage:*` is each stage, and each must give a module.
+    - behind it, `stage:2.0` and `stage:2.-1`: the first and the last of the blocks that the stage
+      is made of (see `inner_blocks`); a name with `*`: those whose last part matches; `type:Conv2d`
+      and `**`: all that is in the stage
 
     Args:
         network: the network.
@@ -60,7 +61,11 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     found: Found = {}
     for start in starts:
         for part in parts:
-            within = {_join(path, sub): module for path, base in start.items() for sub, module in _within(base, part)}
+            within = {
+                _join(path, sub): module
+                for path, base in start.items()
+                for sub, module in _within(base, part)
+            }
             if not within:
                 raise _nothing(network, target, start, part, name)
             start = within
@@ -76,7 +81,9 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
 def is_pattern(target: str) -> bool:
     """Return whether a target can mean other modules than the one at this path."""
     return any(
-        part.startswith((_STAGE, _TYPE)) or _FROM_END.fullmatch(part) or any(letter in part for letter in "*?[")
+        part.startswith((_STAGE, _TYPE))
+        or _FROM_END.fullmatch(part)
+        or any(letter in part for letter in "*?[")
         for part in target.split(".")
     )
 
@@ -93,7 +100,9 @@ def _within(base: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
     elif _FROM_END.fullmatch(part):
         yield from list(children.items())[::-1][-int(part) - 1 : -int(part)]
     else:
-        yield from ((child, module) for child, module in children.items() if fnmatchcase(child, part))
+        yield from (
+            (child, module) for child, module in children.items() if fnmatchcase(child, part)
+        )
 
 
 def _everything(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -103,12 +112,16 @@ def _everything(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _outermost(modules: Found, type_name: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (path, module) of a class among modules and what they contain, but not those inside another one of them."""
+    """Yield (path, module) of a class among modules and what they contain, but not those inside
+    another one of them.
+    """
     for path, module in modules.items():
         if fnmatchcase(type(module).__name__, type_name):
             yield path, module
         else:
-            yield from ((_join(path, sub), inner) for sub, inner in _outermost(_children(module), type_name))
+            yield from (
+                (_join(path, sub), inner) for sub, inner in _outermost(_children(module), type_name)
+            )
 
 
 def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list[Found]:
@@ -116,17 +129,40 @@ def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> lis
     first, *others = target.split(".")
     number = first.removeprefix(_STAGE)
     try:
-        given = range(len(anatomy.stages)) if number == "*" else int(number) if re.fullmatch("-?[0-9]{1,4}", number) else number
+        given = (
+            range(len(anatomy.stages))
+            if number == "*"
+            else int(number)
+            if re.fullmatch("-?[0-9]{1,4}", number)
+            else number
+        )
         indices = anatomy.stage_indices(given)
     except StageError as error:
-        raise TargetError(f"Target not found: {target!r} means no module of {name}: {error}; 'stage:*' is each") from error
+        raise TargetError(
+            f"Target not found: {target!r} means no module of {name}: {error}; 'stage:*' is each"
+        ) from error
     starts: list[Found] = []
     for index in indices:
-        modules = {path: module for path in anatomy.stages[index] if (module := find_module(network, path)) is not None}
+        modules = {
+            path: module
+            for path in anatomy.stages[index]
+            if (module := find_module(network, path)) is not None
+        }
         blocks = inner_blocks(modules)
-        start = dict(_in_stage(modules, blocks, others[0])) if others else dict([list(modules.items())[-1]])
+        start = (
+            dict(_in_stage(modules, blocks, others[0]))
+            if others
+            else dict([list(modules.items())[-1]])
+        )
         if not start:
-            raise _nothing(network, target, modules, others[0], name, f"among the blocks of stage {index}, {listing(blocks)}.")
+            raise _nothing(
+                network,
+                target,
+                modules,
+                others[0],
+                name,
+                f"among the blocks of stage {index}, {listing(blocks)}.",
+            )
         starts.append(start)
     return starts
 
@@ -142,34 +178,54 @@ def _in_stage(modules: Found, blocks: Found, part: str) -> Iterator[tuple[str, n
     elif part.startswith(_TYPE):
         yield from _outermost(modules, part.removeprefix(_TYPE))
     else:
-        yield from ((path, block) for path, block in blocks.items() if fnmatchcase(path.rpartition(".")[2], part))
+        yield from (
+            (path, block)
+            for path, block in blocks.items()
+            if fnmatchcase(path.rpartition(".")[2], part)
+        )
 
 
-def _nothing(network: nn.Module, target: str, start: Found, part: str, name: str, among: str | None = None) -> TargetError:
+def _nothing(
+    network: nn.Module, target: str, start: Found, part: str, name: str, among: str | None = None
+) -> TargetError:
     """Say from where on nothing matched, and what there is."""
     where = listing((path or name for path in start), most=3)
     if part.startswith(_TYPE):
         wanted = part.removeprefix(_TYPE)
-        types = sorted({type(module).__name__ for base in start.values() for module in list(base.modules())[1:]})
+        types = sorted(
+            {
+                type(module).__name__
+                for base in start.values()
+                for module in list(base.modules())[1:]
+            }
+        )
         reason = (
-            f"no module in {where} is a {wanted}.{did_you_mean(wanted, types)} The types there are {listing(types, most=30)}."
+            f"no module in {where} is a {wanted}.{did_you_mean(wanted, types)} The types "
+            f"there are {listing(types, most=30)}."
         )
     else:
         children = dict.fromkeys(child for base in start.values() for child in _children(base))
         reason = (
-            f"there is no {part!r} {among}" if among else f"there is no child {part!r} in {where}, only {listing(children)}."
+            f"there is no {part!r} {among}"
+            if among
+            else f"there is no child {part!r} in {where}, only {listing(children)}."
         )
     close = near(target, (path for path, _ in network.named_modules() if path))
     hint = f" Near paths: {', '.join(close)}." if close else ""
     return TargetError(
-        f"Target not found: {target!r} matches no module of {name}: {reason}{hint} model.named_modules() and "
+        f"Target not found: {target!r} matches no module of {name}: {reason}{hint} "
+        "model.named_modules() and "
         f"'tvc show {name}' list all."
     )
 
 
 def _children(module: nn.Module) -> Found:
     """Return a module's children by name, without the patches that a hybrid has."""
-    return {child: found for child, found in module._modules.items() if found is not None and not isinstance(found, PatchTree)}
+    return {
+        child: found
+        for child, found in module._modules.items()
+        if found is not None and not isinstance(found, PatchTree)
+    }
 
 
 def _join(path: str, sub: str) -> str:

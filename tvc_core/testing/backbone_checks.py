@@ -39,32 +39,49 @@ __all__ = ["BASIC", "CHECKS"]
 
 
 def backbone_built(backbone: Subject) -> None:
-    """The factory fails without weights, returns no new nn.Module, or the network puts out no logits [N, classes]."""
+    """The factory fails without weights, returns no new nn.Module, or the network puts out no
+    logits [N, classes].
+    """
     try:
         network = _plain(backbone)
     except Exception as error:  # somebody's factory may raise whatever it likes
-        do = "let the factory be build(spec, *, weights, **options), and weights=None give random weights"
+        do = (
+            "let the factory be build(spec, *, weights, **options), and weights=None give random "
+            "weights"
+        )
         raise Fault("a network from the factory with weights=None", said(error), do) from error
     if not isinstance(network, nn.Module) or isinstance(network, HybridModel):
-        raise Fault("a plain nn.Module from the factory", type(network).__name__, "return the network itself")
+        raise Fault(
+            "a plain nn.Module from the factory",
+            type(network).__name__,
+            "return the network itself",
+        )
     network.eval()
     logits = _forward(network, _images(backbone, network))
     if logits.ndim != 2 or not logits.isfinite().all():
-        seen = f"the shape {list(logits.shape)}" if logits.ndim != 2 else "values that are not finite"
+        seen = (
+            f"the shape {list(logits.shape)}" if logits.ndim != 2 else "values that are not finite"
+        )
         raise Fault("finite logits [N, classes]", seen, "let the head flatten and classify")
 
 
 def backbone_partition(backbone: Subject) -> None:
-    """Stem, stages and head of the spec are not there, overlap, or leave parameters out: freezing would miss them."""
+    """Stem, stages and head of the spec are not there, overlap, or leave parameters out: freezing
+    would miss them.
+    """
     try:
         Anatomy.of(_plain(backbone), _spec(backbone))
     except BackboneError as error:
         seen = str(error).rpartition("its spec says: ")[2]
-        raise Fault("that stem, stages and head partition the parameters", seen, "correct the spec's paths") from error
+        raise Fault(
+            "that stem, stages and head partition the parameters", seen, "correct the spec's paths"
+        ) from error
 
 
 def backbone_order(backbone: Subject) -> None:
-    """Parts are listed in another order than the one in which they run, so that stage i is not what users count."""
+    """Parts are listed in another order than the one in which they run, so that stage i is not what
+    users count.
+    """
     network, spec = _plain(backbone).eval(), _spec(backbone)
     ended: list[str] = []
     kinds: dict[str, type] = {}
@@ -76,41 +93,81 @@ def backbone_order(backbone: Subject) -> None:
 
         return end
 
-    handles = [module.register_forward_hook(note(path)) for path, module in network.named_modules() if path]
+    handles = [
+        module.register_forward_hook(note(path)) for path, module in network.named_modules() if path
+    ]
     _forward(network, _images(backbone, network))
     for handle in handles:
         handle.remove()
-    paths = [path for paths in (spec.stem, *spec.stage_paths, (spec.head,)) for path in paths if has_module(network, path)]
-    do = "list the paths in order of execution, and let each stage end with the module that returns its map"
+    paths = [
+        path
+        for paths in (spec.stem, *spec.stage_paths, (spec.head,))
+        for path in paths
+        if has_module(network, path)
+    ]
+    do = (
+        "list the paths in order of execution, and let each stage end with the module that "
+        "returns its map"
+    )
     latest, latest_path = -1, ""
     for path in paths:
-        own = [index for index, name in enumerate(ended) if name == path or name.startswith(f"{path}.")]
+        own = [
+            index for index, name in enumerate(ended) if name == path or name.startswith(f"{path}.")
+        ]
         if not own:
             if any(True for _ in network.get_submodule(path).parameters()):
-                raise Fault("that every path of the spec runs in a forward pass", f"that {path!r} never does", do)
+                raise Fault(
+                    "that every path of the spec runs in a forward pass",
+                    f"that {path!r} never does",
+                    do,
+                )
             continue
         if own[0] < latest:
-            raise Fault(f"that {path!r} runs after {latest_path!r}, as the spec lists them", "that it runs before", do)
+            raise Fault(
+                f"that {path!r} runs after {latest_path!r}, as the spec lists them",
+                "that it runs before",
+                do,
+            )
         latest, latest_path = own[0], path
     taps = [paths[-1] for paths in (spec.stem, *spec.stage_paths)]
     after = [*spec.stage_paths, (spec.head,)]
     for tap, following in zip(taps, after, strict=True):
         if tap not in ended:
-            raise Fault(f"that {tap!r} is called, since its output is the map of its part", "that it never is", do)
+            raise Fault(
+                f"that {tap!r} is called, since its output is the map of its part",
+                "that it never is",
+                do,
+            )
         if not issubclass(kinds[tap], Tensor):
-            raise Fault(f"one tensor from {tap!r}, the map of its part", f"a {kinds[tap].__name__}", do)
-        starts = [index for index, name in enumerate(ended) for path in following if f"{name}.".startswith(f"{path}.")]
+            raise Fault(
+                f"one tensor from {tap!r}, the map of its part", f"a {kinds[tap].__name__}", do
+            )
+        starts = [
+            index
+            for index, name in enumerate(ended)
+            for path in following
+            if f"{name}.".startswith(f"{path}.")
+        ]
         if starts and starts[0] < ended.index(tap):
-            raise Fault(f"that {tap!r} has ended before {following[0]!r} begins", "that it ends later", do)
+            raise Fault(
+                f"that {tap!r} has ended before {following[0]!r} begins", "that it ends later", do
+            )
 
 
 def backbone_stages(backbone: Subject) -> None:
-    """The maps of the stages are not what stages have: a layout that tvc knows, and strides that do not shrink."""
+    """The maps of the stages are not what stages have: a layout that tvc knows, and strides that do
+    not shrink.
+    """
     model = _hybrid(backbone)
-    do = "let each stage end with a module that returns one map [N, C, H, W], [N, H, W, C] or [N, tokens, C]"
+    do = (
+        "let each stage end with a module that returns one map [N, C, H, W], [N, H, W, C] or [N, "
+        "tokens, C]"
+    )
     for info in model.stage_info:
         if info.layout not in ("NCHW", "NHWC", "NLC"):
-            raise Fault(f"a map from stage {info.index} ({info.module!r})", f"the layout {info.layout}", do)
+            raise Fault(
+                f"a map from stage {info.index} ({info.module!r})", f"the layout {info.layout}", do
+            )
     strides = [info.stride for info in model.stage_info]
     if strides != sorted(strides):
         raise Fault("strides that grow from stage to stage", f"{strides}", do)
@@ -123,15 +180,23 @@ def backbone_stages(backbone: Subject) -> None:
         for info, found in zip(model.stage_info, maps, strict=True):
             # layers without padding cut off borders, up to four pixels of the map
             wrong = [
-                side for side, given in zip(found.shape[2:], x.shape[2:], strict=True) if abs(side - given / info.stride) > 4
+                side
+                for side, given in zip(found.shape[2:], x.shape[2:], strict=True)
+                if abs(side - given / info.stride) > 4
             ]
             if found.shape[1] != info.channels or wrong:
-                wanted = f"{info.channels} channels and stride {info.stride} at stage {info.index} for {list(x.shape)}"
+                wanted = (
+                    f"{info.channels} channels and stride {info.stride} at stage "
+                    f"{info.index} "
+                    f"for {list(x.shape)}"
+                )
                 raise Fault(wanted, f"a map {list(found.shape)}", do)
 
 
 def backbone_last_stage(backbone: Subject) -> None:
-    """The last stage has the pooling in it, so that its map has no places left for detection or attention."""
+    """The last stage has the pooling in it, so that its map has no places left for detection or
+    attention.
+    """
     model = _hybrid(backbone)
     sizes = []
     for x in _other_images(backbone, model):
@@ -139,11 +204,17 @@ def backbone_last_stage(backbone: Subject) -> None:
             sizes.append(tuple(model.get_stage_outputs(x)[-1].shape[2:]))
     if all(size == (1, 1) for size in sizes) or (len(sizes) > 1 and len(set(sizes)) == 1):
         do = "let the last stage end where pooling begins; pooling belongs to no part"
-        raise Fault("a map that grows with the image from the last stage", f"maps of {sizes[-1]} pixels for all", do)
+        raise Fault(
+            "a map that grows with the image from the last stage",
+            f"maps of {sizes[-1]} pixels for all",
+            do,
+        )
 
 
 def backbone_sizes(backbone: Subject) -> None:
-    """The network fails on an image that its spec allows, or takes sizes that the spec rules out by fixed_size."""
+    """The network fails on an image that its spec allows, or takes sizes that the spec rules out by
+    fixed_size.
+    """
     network, spec = _plain(backbone).eval(), _spec(backbone)
     if spec.fixed_size:
         side = Probe.of(network, spec, likely=_size_option(backbone)).size[0]
@@ -153,7 +224,9 @@ def backbone_sizes(backbone: Subject) -> None:
             except Exception:  # it is to fail, with whatever error
                 continue
             do = "leave fixed_size out of the spec"
-            raise Fault(f"that no other size than {side} is taken (fixed_size=True)", f"that {other} is", do)
+            raise Fault(
+                f"that no other size than {side} is taken (fixed_size=True)", f"that {other} is", do
+            )
         return
     side = spec.min_size
     do = "state the smallest side in min_size, or fixed_size=True where only one is possible"
@@ -162,38 +235,64 @@ def backbone_sizes(backbone: Subject) -> None:
         try:
             logits = _forward(network, x)
         except Exception as error:  # somebody's forward pass may raise whatever it likes
-            raise Fault(f"that images {list(x.shape)} are taken (min_size={side})", said(error), do) from error
+            raise Fault(
+                f"that images {list(x.shape)} are taken (min_size={side})", said(error), do
+            ) from error
         if not logits.isfinite().all():
             raise Fault(f"finite logits for images {list(x.shape)}", "others", do)
 
 
 def backbone_weights(backbone: Subject) -> None:
-    """The declared weights have preprocessing that cannot be, no default, or options that the backbone does not have."""
+    """The declared weights have preprocessing that cannot be, no default, or options that the
+    backbone does not have.
+    """
     spec = _spec(backbone)
     if not spec.weights:
         raise SkipTest("its spec declares no weights")
     if spec.default_weights is None:
-        raise Fault("a default among the weights", "none", 'set default_weights, which weights="DEFAULT" stands for')
+        raise Fault(
+            "a default among the weights",
+            "none",
+            'set default_weights, which weights="DEFAULT" stands for',
+        )
     for weights in spec.weights:
         what, do = f"of the weights {weights.name!r}", "write what the weights were trained with"
         if not len(weights.mean) == len(weights.std) == spec.num_channels:
             seen = f"{len(weights.mean)} and {len(weights.std)}"
             raise Fault(f"mean and std for {spec.num_channels} channels {what}", seen, do)
-        if not all(-1 <= mean <= 1 for mean in weights.mean) or not all(0 < std <= 1 for std in weights.std):
+        if not all(-1 <= mean <= 1 for mean in weights.mean) or not all(
+            0 < std <= 1 for std in weights.std
+        ):
             seen = f"mean {weights.mean} and std {weights.std}"
-            raise Fault(f"mean and std {what} for images scaled to [0, 1]", seen, "divide values for 0 to 255 by 255")
+            raise Fault(
+                f"mean and std {what} for images scaled to [0, 1]",
+                seen,
+                "divide values for 0 to 255 by 255",
+            )
         if not 0 < weights.crop_size <= weights.resize_size:
-            raise Fault(f"a crop that fits into the resized image {what}", f"{weights.crop_size} of {weights.resize_size}", do)
+            raise Fault(
+                f"a crop that fits into the resized image {what}",
+                f"{weights.crop_size} of {weights.resize_size}",
+                do,
+            )
         if weights.crop_size < spec.min_size and not spec.fixed_size:
-            raise Fault(f"a crop of at least min_size={spec.min_size} {what}", str(weights.crop_size), do)
+            raise Fault(
+                f"a crop of at least min_size={spec.min_size} {what}", str(weights.crop_size), do
+            )
         if unknown := sorted(set(weights.options) - set(spec.options)):
-            raise Fault(f"options {what} that the backbone has", listing(unknown), "declare them in the spec's options")
+            raise Fault(
+                f"options {what} that the backbone has",
+                listing(unknown),
+                "declare them in the spec's options",
+            )
         if weights.options:
             try:
                 _plain(backbone, **weights.options)
             except Exception as error:  # somebody's factory may raise whatever it likes
                 seen = said(error)
-                raise Fault(f"that the backbone can be built with the options {what}", seen, "correct them") from error
+                raise Fault(
+                    f"that the backbone can be built with the options {what}", seen, "correct them"
+                ) from error
 
 
 def backbone_loads_weights(backbone: Subject) -> None:
@@ -205,22 +304,31 @@ def backbone_loads_weights(backbone: Subject) -> None:
     with _no_network():
         try:
             network = _plain(backbone, weights)
-        except Exception:  # nothing can be downloaded here, so an error of any kind shows that it tried
+        except Exception:
+            # nothing can be downloaded here, so an error of any kind shows that it tried
             return
     with torch.random.fork_rng(devices=[]):
         fresh = _plain(backbone, **weights.options)
     before, after = snapshot(fresh), named_tensors(network)
     if all(name in after and torch.equal(tensor, after[name]) for name, tensor in before.items()):
         do = "load them, with tvc_core.read_state_dict, or raise WeightsError"
-        raise Fault(f"the tensors of {weights.name!r}, or an error where they cannot be had", "the random start", do)
+        raise Fault(
+            f"the tensors of {weights.name!r}, or an error where they cannot be had",
+            "the random start",
+            do,
+        )
     classes = _forward(network.eval(), _images(backbone, network)).shape[1]
     if weights.num_classes not in (None, classes):
         do = "correct num_classes, or None for weights without a classifier"
-        raise Fault(f"num_classes={weights.num_classes} logits with {weights.name!r}", str(classes), do)
+        raise Fault(
+            f"num_classes={weights.num_classes} logits with {weights.name!r}", str(classes), do
+        )
 
 
 def backbone_head(backbone: Subject) -> None:
-    """The head cannot get another number of classes, or what else is in the network changes with it."""
+    """The head cannot get another number of classes, or what else is in the network changes with
+    it.
+    """
     network = _plain(backbone)
     try:
         last_layer(network, _spec(backbone).head)
@@ -233,7 +341,9 @@ def backbone_head(backbone: Subject) -> None:
     if list(logits.shape) != [2, 5]:
         raise Fault("logits [2, 5] with 5 classes", f"{list(logits.shape)}", do)
     if lost := sorted(network.state_dict().keys() ^ model.state_dict().keys()):
-        raise Fault("the same keys with another head", f"differences at {listing(lost, most=4)}", do)
+        raise Fault(
+            "the same keys with another head", f"differences at {listing(lost, most=4)}", do
+        )
 
 
 def backbone_options(backbone: Subject) -> None:
@@ -242,21 +352,34 @@ def backbone_options(backbone: Subject) -> None:
     if not options:
         raise SkipTest("its spec declares no options")
     plain = _plain(backbone)
-    do = "let the spec's options and the factory's keyword arguments have the same names and defaults"
+    do = (
+        "let the spec's options and the factory's keyword arguments have the same names and "
+        "defaults"
+    )
     try:
         given = _plain(backbone, **options)
     except Exception as error:  # somebody's factory may raise whatever it likes
-        raise Fault(f"that the options {listing(map(repr, options))} are taken", said(error), do) from error
+        raise Fault(
+            f"that the options {listing(map(repr, options))} are taken", said(error), do
+        ) from error
     if _shapes(plain) != _shapes(given):
         names = sorted(name for name, _ in _shapes(plain) ^ _shapes(given))
-        raise Fault("the same network with all options at their declared defaults", f"others at {listing(names, most=4)}", do)
+        raise Fault(
+            "the same network with all options at their declared defaults",
+            f"others at {listing(names, most=4)}",
+            do,
+        )
     x = _images(backbone, plain.eval())
     if not torch.equal(_forward(plain, x), _forward(given.eval(), x)):
-        raise Fault("the same network with all options at their declared defaults", "other logits", do)
+        raise Fault(
+            "the same network with all options at their declared defaults", "other logits", do
+        )
 
 
 def backbone_state_dict(backbone: Subject) -> None:
-    """Names of tensors differ from build to build, or what decides the output is not in the state dict."""
+    """Names of tensors differ from build to build, or what decides the output is not in the state
+    dict.
+    """
     one, two = _plain(backbone).eval(), _plain(backbone, seed=SEED + 1).eval()
     do = "make the same modules for the same options, and register tensors as parameters or buffers"
     if list(one.state_dict()) != list(two.state_dict()):
@@ -272,31 +395,58 @@ def backbone_independent(backbone: Subject) -> None:
     """Two networks share modules or tensors: training one changes the other."""
     one, two = _plain(backbone), _plain(backbone)
     modules = {id(module) for module in one.modules()}
-    shared = [path or "the network itself" for path, module in two.named_modules() if id(module) in modules]
+    shared = [
+        path or "the network itself"
+        for path, module in two.named_modules()
+        if id(module) in modules
+    ]
     pointers = {tensor.data_ptr() for tensor in named_tensors(one).values() if tensor.numel()}
-    shared += [name for name, tensor in named_tensors(two).items() if tensor.numel() and tensor.data_ptr() in pointers]
+    shared += [
+        name
+        for name, tensor in named_tensors(two).items()
+        if tensor.numel() and tensor.data_ptr() in pointers
+    ]
     if shared:
-        do = "make a new network at every call of the factory, without caches and module-level layers"
-        raise Fault("two networks without anything in common", f"shared: {listing(shared, most=4)}", do)
+        do = (
+            "make a new network at every call of the factory, without caches and module-level "
+            "layers"
+        )
+        raise Fault(
+            "two networks without anything in common", f"shared: {listing(shared, most=4)}", do
+        )
 
 
 def backbone_seeded(backbone: Subject) -> None:
-    """The start does not follow torch's seed, or the factory or a forward pass sets the seed for everybody."""
+    """The start does not follow torch's seed, or the factory or a forward pass sets the seed for
+    everybody.
+    """
     one, two = _plain(backbone), _plain(backbone)
     if changed := changed_names(snapshot(one), two):
         do = "take random numbers from torch's default generator"
-        raise Fault("the same start under the same seed", f"differences at {listing(changed, most=4)}", do)
+        raise Fault(
+            "the same start under the same seed", f"differences at {listing(changed, most=4)}", do
+        )
     x = _images(backbone, one.eval())
-    made, run = leaves_seed(lambda: _plain(backbone, seed=None)), leaves_seed(lambda: _forward(one, x))
+    made, run = (
+        leaves_seed(lambda: _plain(backbone, seed=None)),
+        leaves_seed(lambda: _forward(one, x)),
+    )
     if not (made and run):
         what = "a forward pass" if made else "the factory"
-        do = "never call torch.manual_seed in it; torch.random.fork_rng makes random numbers of your own"
-        raise Fault(f"that {what} leaves the seed alone", "the same random state after different seeds", do)
+        do = (
+            "never call torch.manual_seed in it; torch.random.fork_rng makes random numbers of "
+            "your own"
+        )
+        raise Fault(
+            f"that {what} leaves the seed alone", "the same random state after different seeds", do
+        )
 
 
 @same_kernels()
 def backbone_features(backbone: Subject) -> None:
-    """What lies between the last stage and the head cannot be told, so that forward_head does not reproduce forward."""
+    """What lies between the last stage and the head cannot be told, so that forward_head does not
+    reproduce forward.
+    """
     model = _hybrid(backbone)
     x = _images(backbone, model)
     with torch.no_grad():
@@ -312,34 +462,55 @@ def backbone_features(backbone: Subject) -> None:
 
 @same_kernels()
 def backbone_patches(backbone: Subject) -> None:
-    """At some stage a block cannot be inserted, does not start as the identity, or has no effect."""
+    """At some stage a block cannot be inserted, does not start as the identity, or has no
+    effect.
+    """
     plain = _hybrid(backbone)
     x = _images(backbone, plain)
     expected = _forward(plain, x)
-    do = "let each stage end with a module that is called once and whose output alone goes on to the next"
+    do = (
+        "let each stage end with a module that is called once and whose output alone goes on to "
+        "the next"
+    )
     for info in plain.stage_info:
         try:
             model = _hybrid(backbone, {info.module: {"wrap": "tvc-kit:gate"}})
         except TvcError as error:
-            raise Fault(f"that a block can be inserted at stage {info.index} ({info.module!r})", said(error), do) from error
+            raise Fault(
+                f"that a block can be inserted at stage {info.index} ({info.module!r})",
+                said(error),
+                do,
+            ) from error
         if not torch.equal(_forward(model, x), expected):
-            raise Fault(f"that the patch at stage {info.index} ({info.module!r}) starts as the identity", "other logits", do)
+            raise Fault(
+                f"that the patch at stage {info.index} ({info.module!r}) starts as the identity",
+                "other logits",
+                do,
+            )
         for _, _, patch in installed_patches(model):
             with torch.no_grad():
                 assert patch.alpha is not None
                 patch.alpha.fill_(1.0)
         if torch.equal(_forward(model, x), expected):
-            raise Fault(f"other logits with the patch at stage {info.index} ({info.module!r}) open", "the same", do)
+            raise Fault(
+                f"other logits with the patch at stage {info.index} ({info.module!r}) open",
+                "the same",
+                do,
+            )
 
 
 def backbone_freeze(backbone: Subject) -> None:
-    """Something outside of the head moves in training while it is frozen: a buffer that forward writes whatever the mode."""
+    """Something outside of the head moves in training while it is frozen: a buffer that forward
+    writes whatever the mode.
+    """
     model = _hybrid(backbone)
     model.freeze_backbone()
     model.train()
     anatomy = model._tvc.anatomy
     size = _training_side(backbone, model)
-    before = {name: tensor for name, tensor in snapshot(model).items() if anatomy.part_of(name) != HEAD}
+    before = {
+        name: tensor for name, tensor in snapshot(model).items() if anatomy.part_of(name) != HEAD
+    }
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.1)
     with torch.random.fork_rng(devices=[]):
         for step in range(2):
@@ -350,11 +521,15 @@ def backbone_freeze(backbone: Subject) -> None:
     after = named_tensors(model)
     if moved := [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]:
         do = "write into buffers only while their module trains, as BatchNorm does"
-        raise Fault("that nothing frozen moves in training", f"changes of {listing(moved, most=4)}", do)
+        raise Fault(
+            "that nothing frozen moves in training", f"changes of {listing(moved, most=4)}", do
+        )
 
 
 def backbone_deterministic(backbone: Subject) -> None:
-    """In eval mode two passes differ, the images of a batch are not independent, or the input is written to."""
+    """In eval mode two passes differ, the images of a batch are not independent, or the input is
+    written to.
+    """
     network = _plain(backbone).eval()
     x = _images(backbone, network)
     before, tensors = x.clone(), snapshot(network)
@@ -367,9 +542,13 @@ def backbone_deterministic(backbone: Subject) -> None:
     if not close(first, alone, 1e-4):
         raise Fault("the same logits for an image alone and in a batch", "different ones", do)
     after = named_tensors(network)
-    if not torch.equal(x, before) or any(not torch.equal(tensor, after[name]) for name, tensor in tensors.items()):
+    if not torch.equal(x, before) or any(
+        not torch.equal(tensor, after[name]) for name, tensor in tensors.items()
+    ):
         do = "use no in-place operation on the input, and update buffers in training mode only"
-        raise Fault("that a pass in eval mode changes nothing", "another input or other buffers", do)
+        raise Fault(
+            "that a pass in eval mode changes nothing", "another input or other buffers", do
+        )
 
 
 def backbone_pickle(backbone: Subject) -> None:
@@ -411,31 +590,49 @@ def _spec(backbone: Subject) -> BackboneSpec:
     return spec
 
 
-def _plain(backbone: Subject, weights: WeightsSpec | None = None, *, seed: int | None = SEED, **options: Any) -> nn.Module:
-    """Return a new network of the factory, made under a seed; None takes torch's state as it is and moves it on."""
+def _plain(
+    backbone: Subject,
+    weights: WeightsSpec | None = None,
+    *,
+    seed: int | None = SEED,
+    **options: Any,
+) -> nn.Module:
+    """Return a new network of the factory, made under a seed; None takes torch's state as it is and
+    moves it on.
+    """
     factory = backbone.named.load()
     with torch.random.fork_rng(devices=[], enabled=seed is not None):
         if seed is not None:
             torch.manual_seed(seed)
-        network: nn.Module = factory(_spec(backbone), weights=weights, **{**options, **backbone.params})
+        network: nn.Module = factory(
+            _spec(backbone), weights=weights, **{**options, **backbone.params}
+        )
     _enliven(network)
     return network
 
 
-def _hybrid(backbone: Subject, patches: dict[str, Any] | None = None, num_classes: int | None = None) -> HybridModel:
+def _hybrid(
+    backbone: Subject, patches: dict[str, Any] | None = None, num_classes: int | None = None
+) -> HybridModel:
     """Return a hybrid in eval mode, with random weights made under a seed."""
     builder = HybridBuilder(registry=backbone.registry)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        model = builder.from_backbone(backbone.named.qualified, None, patches, num_classes, options=dict(backbone.params))
+        model = builder.from_backbone(
+            backbone.named.qualified, None, patches, num_classes, options=dict(backbone.params)
+        )
     _enliven(model)
     return model.eval()  # type: ignore[return-value]
 
 
 def _enliven(network: Any) -> None:
-    """Fill linear layers that start at zero, as ViT's head does: behind them everything looks the same."""
+    """Fill linear layers that start at zero, as ViT's head does: behind them everything looks the
+    same.
+    """
     if isinstance(network, nn.Module):
-        perturb(m.weight for m in network.modules() if isinstance(m, nn.Linear) and not m.weight.any())
+        perturb(
+            m.weight for m in network.modules() if isinstance(m, nn.Linear) and not m.weight.any()
+        )
 
 
 def _forward(network: nn.Module, x: Tensor) -> Tensor:
@@ -458,16 +655,24 @@ def _channels(backbone: Subject) -> int:
 def _side(backbone: Subject, network: nn.Module) -> tuple[int, int]:
     """Return height and width of an image that the network accepts, found out once [pixels]."""
     if "size" not in backbone.memo:
-        backbone.memo["size"] = Probe.of(network, _spec(backbone), likely=_size_option(backbone)).size
+        backbone.memo["size"] = Probe.of(
+            network, _spec(backbone), likely=_size_option(backbone)
+        ).size
     size: tuple[int, int] = backbone.memo["size"]
     return size
 
 
 def _training_side(backbone: Subject, network: nn.Module) -> tuple[int, int]:
-    """Return height and width of an image that the network accepts in training: auxiliary heads may need larger ones."""
-    sizes = [_side(backbone, network), *((weights.crop_size, weights.crop_size) for weights in _spec(backbone).weights)]
+    """Return height and width of an image that the network accepts in training: auxiliary heads may
+    need larger ones.
+    """
+    sizes = [
+        _side(backbone, network),
+        *((weights.crop_size, weights.crop_size) for weights in _spec(backbone).weights),
+    ]
     for size in sizes[:-1]:
-        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):  # what fails for the last one is reported
+        # what fails for the last one is reported
+        with contextlib.suppress(Exception), torch.random.fork_rng(devices=[]):
             _forward(network, image(2, _channels(backbone), *size))
             return size
     return sizes[-1]
@@ -498,7 +703,12 @@ def _no_network() -> Iterator[None]:
         raise OSError("the conformance kit downloads nothing")
 
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        offline = {"TORCH_HOME": folder, "HF_HOME": folder, "HF_HUB_CACHE": folder, "HF_HUB_OFFLINE": "1"}
+        offline = {
+            "TORCH_HOME": folder,
+            "HF_HOME": folder,
+            "HF_HUB_CACHE": folder,
+            "HF_HUB_OFFLINE": "1",
+        }
         stack.enter_context(mock.patch.dict(os.environ, offline))
         stack.enter_context(mock.patch.object(socket, "getaddrinfo", refuse))
         stack.enter_context(mock.patch.object(socket.socket, "connect", refuse))

@@ -42,17 +42,29 @@ REFUSE = "raise ValueError with what it takes where a width or size is impossibl
 
 
 def block_made(block: Subject) -> None:
-    """The factory does not take the width as its one positional argument, needs parameters, or returns no new module."""
+    """The factory does not take the width as its one positional argument, needs parameters, or
+    returns no new module.
+    """
     module = _make(block)
-    if lazy := [name for name, tensor in named_tensors(module).items() if nn.parameter.is_lazy(tensor)]:
+    if lazy := [
+        name for name, tensor in named_tensors(module).items() if nn.parameter.is_lazy(tensor)
+    ]:
         do = "make them in __init__; in_channels is the width"
-        raise Fault("tensors that have a shape from the start", f"none yet at {listing(lazy, most=4)}", do)
+        raise Fault(
+            "tensors that have a shape from the start", f"none yet at {listing(lazy, most=4)}", do
+        )
     if _make(block) is module:
-        raise Fault("a new module from every call of the factory", "the same module twice", "make the module in the factory")
+        raise Fault(
+            "a new module from every call of the factory",
+            "the same module twice",
+            "make the module in the factory",
+        )
 
 
 def block_layouts(block: Subject) -> None:
-    """The block fails on a layout that its spec declares, or returns something else than one tensor of that layout."""
+    """The block fails on a layout that its spec declares, or returns something else than one tensor
+    of that layout.
+    """
     for layout in block.named.spec.layouts:
         module, width = _ready(block)
         x = map_of(layout, width)
@@ -61,24 +73,39 @@ def block_layouts(block: Subject) -> None:
             with torch.no_grad():
                 y = module(x)
         except Exception as error:  # somebody's forward pass may raise whatever it likes
-            raise Fault(f"that it takes {what}", said(error), "correct forward, or the spec's layouts") from error
+            raise Fault(
+                f"that it takes {what}", said(error), "correct forward, or the spec's layouts"
+            ) from error
         if not isinstance(y, Tensor):
-            raise Fault(f"one tensor for {what}", f"a {type(y).__name__}", "return the new map alone")
+            raise Fault(
+                f"one tensor for {what}", f"a {type(y).__name__}", "return the new map alone"
+            )
         if y.ndim != x.ndim or y.shape[0] != x.shape[0]:
-            raise Fault(f"a map of the same layout for {what}", f"the shape {list(y.shape)}", "keep batch and axes")
+            raise Fault(
+                f"a map of the same layout for {what}",
+                f"the shape {list(y.shape)}",
+                "keep batch and axes",
+            )
 
 
 def block_shapes(block: Subject) -> None:
-    """The block fails on odd sizes or widths, or changes the shape though the spec says that it keeps it."""
+    """The block fails on odd sizes or widths, or changes the shape though the spec says that it
+    keeps it.
+    """
     spec, (_, usual) = block.named.spec, _ready(block)
-    do = f"{'keep the shape, or set preserves_shape=False' if spec.preserves_shape else 'take any size'}; {REFUSE}"
+    keep = "keep the shape, or set preserves_shape=False"
+    do = f"{keep if spec.preserves_shape else 'take any size'}; {REFUSE}"
     for width in (usual, *OTHER_WIDTHS):
         try:
             module = seeded_block(block, width).eval()
         except TvcError as error:
             if refuses_clearly(error):
                 continue
-            raise Fault(f"that it is made for {width} channels, or refuses them clearly", said(error), REFUSE) from error
+            raise Fault(
+                f"that it is made for {width} channels, or refuses them clearly",
+                said(error),
+                REFUSE,
+            ) from error
         for layout in spec.layouts:
             for height, side in SIZES if spec.preserves_shape else SIZES[:1] + SIZES[3:]:
                 x = map_of(layout, width, height, side, num=3)
@@ -88,13 +115,19 @@ def block_shapes(block: Subject) -> None:
                 except (ValueError, TvcError):
                     continue
                 except Exception as error:  # somebody's forward pass may raise whatever it likes
-                    raise Fault(f"that it takes {list(x.shape)} ({layout})", said(error), do) from error
+                    raise Fault(
+                        f"that it takes {list(x.shape)} ({layout})", said(error), do
+                    ) from error
                 if spec.preserves_shape and y.shape != x.shape:
-                    raise Fault(f"the shape {list(x.shape)} ({layout}) back", f"{list(y.shape)}", do)
+                    raise Fault(
+                        f"the shape {list(x.shape)} ({layout}) back", f"{list(y.shape)}", do
+                    )
 
 
 def block_gradients(block: Subject) -> None:
-    """A parameter gets no gradient, so that it never learns; or the input gets none, so that nothing before it does."""
+    """A parameter gets no gradient, so that it never learns; or the input gets none, so that
+    nothing before it does.
+    """
     layout, width = block.named.spec.layouts[0], _ready(block)[1]
     names = [name for name, parameter in _make(block).named_parameters() if parameter.requires_grad]
     reached: set[str] = set()
@@ -102,14 +135,18 @@ def block_gradients(block: Subject) -> None:
         module = _make(block).train()
         perturb(module.parameters(), seed)
         x = map_of(layout, width, seed=seed)
-        x = (torch.zeros_like(x) if seed == 0 else x).requires_grad_()  # zero: behind a ReLU a channel may be dead
+        # zero: behind a ReLU a channel may be dead
+        x = (torch.zeros_like(x) if seed == 0 else x).requires_grad_()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             y = module(x)
         if not y.requires_grad:
             continue
         (y * torch.randn(y.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
-        gradients = {"the input": x.grad, **{name: parameter.grad for name, parameter in module.named_parameters()}}
+        gradients = {
+            "the input": x.grad,
+            **{name: parameter.grad for name, parameter in module.named_parameters()},
+        }
         for name, gradient in gradients.items():
             if gradient is not None and not gradient.isfinite().all():
                 what = f"infinite or nan ones at {name}{' for a map of zeros' if seed == 0 else ''}"
@@ -125,11 +162,17 @@ def block_gradients(block: Subject) -> None:
             f"none at {listing(lost, most=6)}",
             "use them in forward without detach, or make constants buffers",
         )
-    raise Fault("a gradient at the input", "none", "do not detach the map, or nothing before the block can learn")
+    raise Fault(
+        "a gradient at the input",
+        "none",
+        "do not detach the map, or nothing before the block can learn",
+    )
 
 
 def block_identity_start(block: Subject) -> None:
-    """Behind the core's gate the block does not start as the identity: it puts out nan, or changes its input."""
+    """Behind the core's gate the block does not start as the identity: it puts out nan, or changes
+    its input.
+    """
     spec = block.named.spec
     module, width = _ready(block)
     for layout in spec.layouts:
@@ -137,9 +180,16 @@ def block_identity_start(block: Subject) -> None:
             raise SkipTest("with these parameters it changes the shape")
         for dtype in (torch.float32, torch.float64, torch.bfloat16, None):
             patch = Patch(_ready(block)[0], gated=spec.gated and hasattr(module, "gate")).train()
-            name = "under autocast to bfloat16" if dtype is None else f"in {str(dtype).removeprefix('torch.')}"
+            name = (
+                "under autocast to bfloat16"
+                if dtype is None
+                else f"in {str(dtype).removeprefix('torch.')}"
+            )
             usual = map_of(layout, width, dtype=dtype or torch.float32)
-            for x, which in ((usual, name), (torch.zeros_like(usual), f"{name}, for a map of zeros")):
+            for x, which in (
+                (usual, name),
+                (torch.zeros_like(usual), f"{name}, for a map of zeros"),
+            ):
                 before = x.clone()
                 with torch.no_grad(), torch.random.fork_rng(devices=[]), _autocast(dtype is None):
                     y = patch.to(dtype or torch.float32)(x)
@@ -171,7 +221,9 @@ def block_gated(block: Subject) -> None:
         except (RuntimeError, TypeError):
             product = torch.empty(0)
         if product.shape != x.shape:
-            seen = f"the shape {list(gate.shape)}" if isinstance(gate, Tensor) else type(gate).__name__
+            seen = (
+                f"the shape {list(gate.shape)}" if isinstance(gate, Tensor) else type(gate).__name__
+            )
             raise Fault(f"a gate that broadcasts over {list(x.shape)} ({layout})", seen, do)
         if not close(y, product):
             difference = float((y - product).abs().max())
@@ -179,7 +231,9 @@ def block_gated(block: Subject) -> None:
 
 
 def block_dtype(block: Subject) -> None:
-    """The result has another type than the map: a constant or a conversion in forward turns bfloat16 into float32."""
+    """The result has another type than the map: a constant or a conversion in forward turns
+    bfloat16 into float32.
+    """
     for dtype in (torch.float64, torch.bfloat16):
         module, x = _ready_and_map(block)
         name = str(dtype).removeprefix("torch.")
@@ -187,7 +241,10 @@ def block_dtype(block: Subject) -> None:
             with torch.no_grad():
                 y = module.to(dtype)(x.to(dtype))
         except Exception as error:  # somebody's forward pass may raise whatever it likes
-            do = "make constants with the type of the map, as x.new_zeros(...) does, and buffers of what it keeps"
+            do = (
+                "make constants with the type of the map, as x.new_zeros(...) does, and buffers "
+                "of what it keeps"
+            )
             raise Fault(f"that it works in {name}", said(error), do) from error
         if y.dtype != dtype:
             do = "convert the result: .to(x.dtype), and make constants with the type of the map"
@@ -195,11 +252,16 @@ def block_dtype(block: Subject) -> None:
 
 
 def block_device(block: Subject) -> None:
-    """The block makes or keeps a tensor on the CPU whatever the map's device; seen on torch's device "meta"."""
+    """The block makes or keeps a tensor on the CPU whatever the map's device; seen on torch's
+    device "meta".
+    """
     module, x = _ready_and_map(block)
     with torch.no_grad():
         expected = module(x).shape
-        do = "make tensors with device=x.device, and keep others as parameters or buffers, which move with the block"
+        do = (
+            "make tensors with device=x.device, and keep others as parameters or buffers, which "
+            "move with the block"
+        )
         try:
             y = module.to("meta")(x.to("meta"))
         except Exception as error:  # somebody's forward pass may raise whatever it likes
@@ -209,7 +271,9 @@ def block_device(block: Subject) -> None:
 
 
 def block_deterministic(block: Subject) -> None:
-    """In eval mode two passes differ, or a pass changes buffers: dropout without `self.training`, moving statistics."""
+    """In eval mode two passes differ, or a pass changes buffers: dropout without `self.training`,
+    moving statistics.
+    """
     module, x = _ready_and_map(block)
     before = snapshot(module)
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -220,7 +284,9 @@ def block_deterministic(block: Subject) -> None:
     changed = changed_names(before, module)
     if changed:
         do = "update statistics in training mode only, and make tensors in __init__"
-        raise Fault("that a pass in eval mode changes nothing", f"changes of {listing(changed)}", do)
+        raise Fault(
+            "that a pass in eval mode changes nothing", f"changes of {listing(changed)}", do
+        )
 
 
 def block_batch_independent(block: Subject) -> None:
@@ -229,25 +295,38 @@ def block_batch_independent(block: Subject) -> None:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         together, alone = module(x), torch.cat([module(x[:1]), module(x[1:])])
     if not close(together, alone):
-        difference = float((together - alone).abs().max()) if together.shape == alone.shape else float("inf")
+        difference = (
+            float((together - alone).abs().max()) if together.shape == alone.shape else float("inf")
+        )
         do = "take means over one image's axes, and running statistics in eval mode"
-        raise Fault("the same for an image alone and in a batch, in eval mode", f"a difference of {difference:.2g}", do)
+        raise Fault(
+            "the same for an image alone and in a batch, in eval mode",
+            f"a difference of {difference:.2g}",
+            do,
+        )
 
 
 def block_input_unchanged(block: Subject) -> None:
-    """The block writes into the map that it got, which others still read, such as the residual connection around it."""
+    """The block writes into the map that it got, which others still read, such as the residual
+    connection around it.
+    """
     for training in (False, True):
         module, x = _ready_and_map(block, training=training)
         before = x.clone()
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             module(x)
         if not torch.equal(x, before):
-            do = "use no in-place operation on the input: x * g instead of x.mul_(g), inplace=False in the first layer"
+            do = (
+                "use no in-place operation on the input: x * g instead of x.mul_(g), "
+                "inplace=False in the first layer"
+            )
             raise Fault("the input as it was", "other values in it", do)
 
 
 def block_state_dict(block: Subject) -> None:
-    """Something that decides the result is not in the state dict, so that a checkpoint does not restore the block."""
+    """Something that decides the result is not in the state dict, so that a checkpoint does not
+    restore the block.
+    """
     module, x = _ready_and_map(block, training=True)
     perturb(module.parameters())
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -267,26 +346,41 @@ def block_state_dict(block: Subject) -> None:
 
 
 def block_pickle(block: Subject) -> None:
-    """pickle or deepcopy fails, loses something or shares tensors; torch.save of the model and data loaders need them."""
+    """pickle or deepcopy fails, loses something or shares tensors; torch.save of the model and data
+    loaders need them.
+    """
     module, x = _ready_and_map(block)
     check_copies(module, x, "the block")
 
 
 def block_independent(block: Subject) -> None:
-    """Two instances share parameters, buffers or modules: a default argument or class attribute is the same for all."""
+    """Two instances share parameters, buffers or modules: a default argument or class attribute is
+    the same for all.
+    """
     width = _ready(block)[1]
     one, two = seeded_block(block, width), seeded_block(block, width)
     modules = {id(module) for module in one.modules()}
     shared = [type(module).__name__ for module in two.modules() if id(module) in modules]
     pointers = {tensor.data_ptr() for tensor in named_tensors(one).values() if tensor.numel()}
-    shared += [name for name, tensor in named_tensors(two).items() if tensor.numel() and tensor.data_ptr() in pointers]
+    shared += [
+        name
+        for name, tensor in named_tensors(two).items()
+        if tensor.numel() and tensor.data_ptr() in pointers
+    ]
     if shared:
-        do = "make modules and tensors in __init__, not in the class, the module or a default argument"
-        raise Fault("two blocks without anything in common", f"shared {listing(shared, most=4)}", do)
+        do = (
+            "make modules and tensors in __init__, not in the class, the module or a default "
+            "argument"
+        )
+        raise Fault(
+            "two blocks without anything in common", f"shared {listing(shared, most=4)}", do
+        )
 
 
 def block_no_hidden_state(block: Subject) -> None:
-    """One instance changes what another computes, by something that the class or the module keeps."""
+    """One instance changes what another computes, by something that the class or the module
+    keeps.
+    """
     width = _ready(block)[1]
     one, two = seeded_block(block, width), seeded_block(block, width)
     x = map_of(block.named.spec.layouts[0], width)
@@ -302,7 +396,9 @@ def block_no_hidden_state(block: Subject) -> None:
 
 
 def block_channels_last(block: Subject) -> None:
-    """The block fails or computes something else for maps in torch's channels_last memory format."""
+    """The block fails or computes something else for maps in torch's channels_last memory
+    format.
+    """
     if "NCHW" not in block.named.spec.layouts:
         raise SkipTest("it takes no [N, C, H, W]")
     module, width = _ready(block)
@@ -311,7 +407,9 @@ def block_channels_last(block: Subject) -> None:
     with torch.no_grad():
         expected = module(x)
         try:
-            y = module.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+            y = module.to(memory_format=torch.channels_last)(
+                x.to(memory_format=torch.channels_last)
+            )
         except Exception as error:  # somebody's forward pass may raise whatever it likes
             raise Fault("that it takes maps in channels_last format", said(error), do) from error
     if not close(y, expected, 1e-4):
@@ -334,7 +432,9 @@ def block_compiles(block: Subject) -> None:
 
 
 def block_exports(block: Subject) -> None:
-    """torch.export cannot make a program of the block for any batch and image size; exporters to ONNX build on it."""
+    """torch.export cannot make a program of the block for any batch and image size; exporters to
+    ONNX build on it.
+    """
     layout = block.named.spec.layouts[0]
     module, width = _ready(block)
     dim = torch.export.Dim
@@ -353,9 +453,13 @@ def block_exports(block: Subject) -> None:
             raise SkipTest(f"it refuses maps of another size: {said(error)}") from error
         try:
             with compiling():
-                y = torch.export.export(module, (x,), dynamic_shapes=(axes[layout],)).module()(other)
+                y = torch.export.export(module, (x,), dynamic_shapes=(axes[layout],)).module()(
+                    other
+                )
         except Exception as error:  # the exporter raises its own errors
-            raise Fault("that torch.export takes it with dynamic shapes", said(error), do) from error
+            raise Fault(
+                "that torch.export takes it with dynamic shapes", said(error), do
+            ) from error
     if not close(y, expected):
         raise Fault("the same result when exported, at another size", "another one", do)
 
@@ -372,24 +476,39 @@ def block_parameters(block: Subject) -> None:
 
 
 def block_seeded(block: Subject) -> None:
-    """The start does not follow torch's seed, or making or running the block sets the seed for everybody."""
+    """The start does not follow torch's seed, or making or running the block sets the seed for
+    everybody.
+    """
     module, x = _ready_and_map(block, training=True)
     width = _ready(block)[1]
     one, two = seeded_block(block, width), seeded_block(block, width)
     changed = changed_names(snapshot(one), two)
     if changed:
         do = "take random numbers from torch's default generator"
-        raise Fault("the same start under the same seed", f"differences at {listing(changed, most=4)}", do)
+        raise Fault(
+            "the same start under the same seed", f"differences at {listing(changed, most=4)}", do
+        )
     for what, run in (
         ("making it", lambda: create_block(block.named, width, block.params)),
         ("a forward pass", lambda: module(x)),
     ):
         if not leaves_seed(run):
             do = "never call torch.manual_seed in a block"
-            raise Fault(f"that {what} leaves the seed alone", "the same random state after different seeds", do)
+            raise Fault(
+                f"that {what} leaves the seed alone",
+                "the same random state after different seeds",
+                do,
+            )
 
 
-BASIC = (block_made, block_independent, block_layouts, block_input_unchanged, block_shapes, block_deterministic)
+BASIC = (
+    block_made,
+    block_independent,
+    block_layouts,
+    block_input_unchanged,
+    block_shapes,
+    block_deterministic,
+)
 """The checks that the others need: without them the others say nothing."""
 
 CHECKS = (
@@ -416,7 +535,9 @@ def _make(block: Subject) -> nn.Module:
 
 
 def _ready(block: Subject) -> tuple[nn.Module, int]:
-    """Return a new block in eval mode, and the width that it was made for: the first of WIDTHS that it takes."""
+    """Return a new block in eval mode, and the width that it was made for: the first of WIDTHS that
+    it takes.
+    """
     refused: Exception | None = None
     for width in WIDTHS:
         try:
@@ -426,8 +547,13 @@ def _ready(block: Subject) -> tuple[nn.Module, int]:
             if not refuses_clearly(error):
                 break
     assert refused is not None
-    do = "let the factory take in_channels as its first argument and give the others defaults, or say params=... for it"
-    raise Fault(f"a module from the factory for {WIDTHS[0]} channels", said(refused), do) from refused
+    do = (
+        "let the factory take in_channels as its first argument and give the others defaults, or "
+        "say params=... for it"
+    )
+    raise Fault(
+        f"a module from the factory for {WIDTHS[0]} channels", said(refused), do
+    ) from refused
 
 
 def _ready_and_map(block: Subject, *, training: bool = False) -> tuple[nn.Module, Tensor]:
@@ -436,9 +562,15 @@ def _ready_and_map(block: Subject, *, training: bool = False) -> tuple[nn.Module
 
 
 def _build_with(block: Subject) -> None:
-    """Build hybrids with the block at the widths of the kit's networks that it takes; the core proves the start."""
+    """Build hybrids with the block at the widths of the kit's networks that it takes; the core
+    proves the start.
+    """
     tokens_only = not {"NCHW", "NHWC"} & set(block.named.spec.layouts)
-    host, paths = ("tvc-kit:tokens", ("layers.0",)) if tokens_only else ("tvc-kit:maps", ("layer3", "layer2", "layer1"))
+    host, paths = (
+        ("tvc-kit:tokens", ("layers.0",))
+        if tokens_only
+        else ("tvc-kit:maps", ("layer3", "layer2", "layer1"))
+    )
     if tokens_only and "NLC" not in block.named.spec.layouts:
         return
     for path in paths:
@@ -446,11 +578,15 @@ def _build_with(block: Subject) -> None:
         try:
             HybridBuilder(registry=block.registry).from_backbone(host, None, patches)
         except ParameterError as error:
-            if not refuses_clearly(error.__cause__ if isinstance(error.__cause__, TvcError) else error):
+            if not refuses_clearly(
+                error.__cause__ if isinstance(error.__cause__, TvcError) else error
+            ):
                 raise
         except TvcError as error:
             do = "let it take maps of one image, in eval mode"
-            raise Fault(f"a hybrid with the block at {path!r} of {host}", said(error), do) from error
+            raise Fault(
+                f"a hybrid with the block at {path!r} of {host}", said(error), do
+            ) from error
 
 
 def _autocast(enabled: bool) -> contextlib.AbstractContextManager[Any]:

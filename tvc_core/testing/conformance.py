@@ -1,6 +1,8 @@
-"""The conformance kit: run checks on what a plugin offers, and say in sentences what is wrong with it.
+"""The conformance kit: run checks on what a plugin offers, and say in sentences what is wrong with
+it.
 
-Each check is a function in one of the modules `*_checks`, which says in its docstring which defect it catches.
+Each check is a function in one of the modules `*_checks`, which says in its docstring which defect
+it catches.
 """
 
 from __future__ import annotations
@@ -16,7 +18,15 @@ from ..registry import Named
 from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec
 from .subjects import Fault, PluginSubject, Subject, open_plugin
 
-__all__ = ["Check", "ConformanceError", "Report", "all_checks", "check_plugin", "checks_of", "parametrize_with_checks"]
+__all__ = [
+    "Check",
+    "ConformanceError",
+    "Report",
+    "all_checks",
+    "check_plugin",
+    "checks_of",
+    "parametrize_with_checks",
+]
 
 Function = Callable[[Any], None]
 Test = TypeVar("Test", bound=Callable[..., Any])
@@ -38,7 +48,8 @@ class ConformanceError(TvcError, AssertionError):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Check:
-    """One check of one thing: call it, and it returns, raises ConformanceError, or raises unittest.SkipTest.
+    """One check of one thing: call it, and it returns, raises ConformanceError, or raises
+    unittest.SkipTest.
 
     Args:
         name: of the check, such as "block_gradients".
@@ -70,13 +81,17 @@ class Check:
         """Run it.
 
         Raises:
-            ConformanceError: the thing fails; the message says what was expected, what was seen and what to do.
-            unittest.SkipTest: the check does not apply, the author skips it, or a check that it needs fails.
+            ConformanceError: the thing fails; the message says what was expected, what was seen and
+                what to do.
+            unittest.SkipTest: the check does not apply, the author skips it, or a check that it
+            needs fails.
         """
         __tracebackhide__ = True  # pytest: the message says it all
         subject = self.subject
         if self.name in subject.skips:
-            raise SkipTest(f"{self.name} of {self.thing} is skipped by the author: {subject.skips[self.name]}")
+            raise SkipTest(
+                f"{self.name} of {self.thing} is skipped by the author: {subject.skips[self.name]}"
+            )
         for name, function in self._basis:
             if name not in subject.skips and not _passes(subject, name, function):
                 raise SkipTest(f"{self.name} of {self.thing} needs {name}, which fails")
@@ -93,7 +108,8 @@ class Check:
         except (Exception, SystemExit) as error:  # somebody's code may raise whatever it likes
             said = " ".join(str(error).split())[:400]
             raise ConformanceError(
-                f"{self.name}: {self.thing}: expected no error, saw {type(error).__name__}: {said}; "
+                f"{self.name}: {self.thing}: expected no error, saw {type(error).__name__}: "
+                f"{said}; "
                 "the traceback shows where it comes from."
             ) from error
 
@@ -130,7 +146,9 @@ class Report:
 
 def all_checks() -> list[tuple[str, str, str]]:
     """Return (kind, name, what it catches) of every check that there is."""
-    return [(kind, check.__name__, _catches(check)) for kind in _MODULES for check in _functions(kind)]
+    return [
+        (kind, check.__name__, _catches(check)) for kind in _MODULES for check in _functions(kind)
+    ]
 
 
 def checks_of(
@@ -142,12 +160,14 @@ def checks_of(
 ) -> list[Check]:
     """Return every check that applies to a plugin and to what it offers, in a fixed order.
 
-    Of a plugin that cannot be imported or registered these are the checks of the plugin alone, one of which fails.
+    Of a plugin that cannot be imported or registered these are the checks of the plugin alone, one
+    of which fails.
 
     Args:
         plugin: the name of its module, the module, or an in-process plugin.
-        params: for what cannot be made without: by name, a block's parameters, or the options of a backbone or operation.
-            Where two kinds have one name, write the kind in front: "block gate".
+        params: for what cannot be made without: by name, a block's parameters, or the options of a
+            backbone or operation. Where two kinds have one name, write the kind in front: "block
+            gate".
         skip: reasons for checks that are not to run: {"block_export": "why"}, or for one thing
             {"gate": {"block_export": "why"}}. They are reported as skipped.
         names: backbones that the plugin offers without listing them.
@@ -199,7 +219,9 @@ def check_plugin(
         except ConformanceError as failure:
             failures.append(str(failure))
     if failures:
-        raise ConformanceError(f"{len(failures)} of {len(checks)} checks fail:\n" + "\n".join(failures))
+        raise ConformanceError(
+            f"{len(failures)} of {len(checks)} checks fail:\n" + "\n".join(failures)
+        )
     return Report(passed=tuple(passed), skipped=tuple(skipped))
 
 
@@ -210,7 +232,8 @@ def parametrize_with_checks(
     skip: Skip | None = None,
     names: Iterable[str] = (),
 ) -> Callable[[Test], Test]:
-    """Return a pytest decorator that makes one test out of each check; the test takes `check` and calls it.
+    """Return a pytest decorator that makes one test out of each check; the test takes `check` and
+    calls it.
 
     Args:
         plugin: as for `checks_of`, as are the others.
@@ -224,7 +247,9 @@ def parametrize_with_checks(
     import pytest
 
     checks = checks_of(plugin, params=params, skip=skip, names=names)
-    decorator: Callable[[Test], Test] = pytest.mark.parametrize("check", checks, ids=[check.id for check in checks])
+    decorator: Callable[[Test], Test] = pytest.mark.parametrize(
+        "check", checks, ids=[check.id for check in checks]
+    )
     return decorator
 
 
@@ -242,7 +267,13 @@ def _checks(subject: PluginSubject | Subject) -> list[Check]:
         before = basic[: basic.index(function)] if function in basic else basic
         basis = tuple((each.__name__, each) for each in before)
         checks.append(
-            Check(name=function.__name__, subject=subject, catches=_catches(function), _function=function, _basis=basis)
+            Check(
+                name=function.__name__,
+                subject=subject,
+                catches=_catches(function),
+                _function=function,
+                _basis=basis,
+            )
         )
     return checks
 
@@ -255,21 +286,30 @@ def _things(subject: PluginSubject, names: Iterable[str]) -> list[Subject]:
     registry = subject.registry
     if registry is None:
         return []
-    offers: list[Named[Any]] = [offer for kind in _KINDS for offer in registry.all(kind) if offer.owner == subject.owner]
+    offers: list[Named[Any]] = [
+        offer for kind in _KINDS for offer in registry.all(kind) if offer.owner == subject.owner
+    ]
     offers += [registry.resolve(BackboneSpec, name) for name in names]
     return [Subject(named=offer, registry=registry) for offer in offers]
 
 
 def _find(things: list[Subject], name: str, argument: str) -> Subject:
-    found = [thing for thing in things if name in (thing.named.spec.name, f"{thing.kind} {thing.named.spec.name}")]
+    found = [
+        thing
+        for thing in things
+        if name in (thing.named.spec.name, f"{thing.kind} {thing.named.spec.name}")
+    ]
     if len(found) == 1:
         return found[0]
     names = [thing.named.spec.name for thing in things]
     if found:
         choices = " or ".join(repr(f"{thing.kind} {name}") for thing in found)
-        raise ParameterError(f"{argument}: {name!r} is the name of {len(found)} things: write {choices}.")
+        raise ParameterError(
+            f"{argument}: {name!r} is the name of {len(found)} things: write {choices}."
+        )
     raise ParameterError(
-        f"{argument}: the plugin offers no {name!r}.{did_you_mean(name, names)} It offers {listing(names, most=30)}."
+        f"{argument}: the plugin offers no {name!r}.{did_you_mean(name, names)} It offers "
+        f"{listing(names, most=30)}."
     )
 
 
@@ -282,9 +322,14 @@ def _skips(skip: Skip, things: list[Subject]) -> tuple[dict[str, str], dict[int,
         reasons = value if isinstance(value, Mapping) else {name: value}
         for check, reason in reasons.items():
             if check not in known:
-                raise ParameterError(f"skip: there is no check {check!r}.{did_you_mean(check, known)}")
+                raise ParameterError(
+                    f"skip: there is no check {check!r}.{did_you_mean(check, known)}"
+                )
             if not isinstance(reason, str) or not reason.strip():
-                raise ParameterError(f"skip: {check!r} needs a reason, a sentence for whoever reads the report, not {reason!r}")
+                raise ParameterError(
+                    f"skip: {check!r} needs a reason, a sentence for whoever reads the report, not "
+                    f"{reason!r}"
+                )
         if isinstance(value, Mapping):
             special[id(_find(things, name, "skip"))] = dict(reasons)
         else:

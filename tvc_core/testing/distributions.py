@@ -17,7 +17,9 @@ from ..registry import Registry
 __all__ = ["fake_distributions", "no_discovery", "write_distribution"]
 
 
-def write_distribution(folder: Path, name: str, source: str, *, version: str = "1.0", group: str = "tvc.plugins") -> Path:
+def write_distribution(
+    folder: Path, name: str, source: str, *, version: str = "1.0", group: str = "tvc.plugins"
+) -> Path:
     """Write a distribution with one plugin module into a folder, which the caller puts on sys.path.
 
     Args:
@@ -34,7 +36,9 @@ def write_distribution(folder: Path, name: str, source: str, *, version: str = "
     info = folder / f"{name.replace('-', '_')}-{version}.dist-info"
     info.mkdir(parents=True)
     (folder / f"{module}.py").write_text(source, encoding="utf-8")
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8")
+    (info / "METADATA").write_text(
+        f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n", encoding="utf-8"
+    )
     (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {module}\n", encoding="utf-8")
     return info
 
@@ -44,10 +48,12 @@ def fake_distributions(folder: Path) -> Iterator[Callable[..., Path]]:
     """Let distributions of a folder count as installed meanwhile.
 
     Args:
-        folder: empty or new; it is on sys.path meanwhile. Afterwards the modules that were imported from it are forgotten.
+        folder: empty or new; it is on sys.path meanwhile. Afterwards the modules that were imported
+            from it are forgotten.
 
     Yields:
-        `write_distribution` for this folder: a function of a name, a source, and `version` or `group`.
+        `write_distribution` for this folder: a function of a name, a source, and `version` or
+        `group`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     sys.path.insert(0, str(folder))
@@ -70,18 +76,22 @@ def fake_distributions(folder: Path) -> Iterator[Callable[..., Path]]:
 
 @contextmanager
 def no_discovery() -> Iterator[Callable[..., Registry]]:
-    """Refuse to look for installed plugins meanwhile, so that a test depends on nothing that happens to be installed.
+    """Refuse to look for installed plugins meanwhile, so that a test depends on nothing that
+    happens to be installed.
 
     Yields:
-        A function that makes a registry of in-process plugins and the core: `make(plugin, prefer=...)`.
+        A function that makes a registry of in-process plugins and the core: `make(plugin,
+        prefer=...)`.
 
     Raises:
-        PluginError: inside, something asks what is installed, as `Registry()` and `HybridBuilder()` do.
+        PluginError: inside, something asks what is installed, as `Registry()` and `HybridBuilder()`
+            do.
     """
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise PluginError(
-            "installed plugins are looked for, and no_discovery refuses that: hand the registry that it yields on, as in "
+            "installed plugins are looked for, and no_discovery refuses that: hand the registry "
+            "that it yields on, as in "
             "HybridBuilder(registry=make(plugin))"
         )
 

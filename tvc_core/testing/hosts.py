@@ -38,7 +38,9 @@ class Maps(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True)
+        )
         self.layer1 = nn.Sequential(Residual(8))
         self.layer2 = nn.Sequential(nn.Conv2d(8, 12, 3, 2, 1), Residual(12))
         self.layer3 = nn.Sequential(nn.Conv2d(12, 16, 3, 2, 1), Residual(16), nn.ReLU(inplace=True))
@@ -47,7 +49,9 @@ class Maps(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        return self.fc(torch.flatten(self.pool(self.layer3(self.layer2(self.layer1(self.stem(x))))), 1))
+        return self.fc(
+            torch.flatten(self.pool(self.layer3(self.layer2(self.layer1(self.stem(x))))), 1)
+        )
 
 
 class Perceptron(nn.Module):
@@ -99,7 +103,9 @@ class ChannelsLast(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the logits."""
-        return self.head(self.norm(self.stage2(self.merge(self.stage1(self.patches_of(x))))).mean((1, 2)))
+        return self.head(
+            self.norm(self.stage2(self.merge(self.stage1(self.patches_of(x))))).mean((1, 2))
+        )
 
 
 class Tokens(nn.Module):
@@ -111,7 +117,8 @@ class Tokens(nn.Module):
         self.positions = nn.Parameter(torch.randn(1, 17, 8))
         self.embed = nn.Conv2d(3, 8, 8, 8)
         self.layers = nn.ModuleList(
-            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)
+            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True, norm_first=True)
+            for _ in range(2)
         )
         self.norm = nn.LayerNorm(8)
         self.head = nn.Linear(8, CLASSES)
@@ -126,7 +133,9 @@ class Tokens(nn.Module):
 
 
 class Gate(nn.Module):
-    """Scale each channel by a sigmoid of all channels' means. Maps [N, C, H, W] to the same shape."""
+    """Scale each channel by a sigmoid of all channels' means. Maps [N, C, H, W] to the same
+    shape.
+    """
 
     def __init__(self, in_channels: int) -> None:
         super().__init__()

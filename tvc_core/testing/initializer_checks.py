@@ -23,40 +23,67 @@ GIVEN = "fill what is in the given module, with torch.no_grad()"
 
 
 def initializer_runs(init: Subject) -> None:
-    """The initializer fails on a layer that blocks may have, or returns something, as if it made a new module."""
+    """The initializer fails on a layer that blocks may have, or returns something, as if it made a
+    new module.
+    """
     for name, module in _samples().items():
         try:
             result = _run(init, module)
         except Exception as error:  # somebody's initializer may raise whatever it likes
-            do = "pass over layers that it does not know, and over parameters with fewer than two axes"
+            do = (
+                "pass over layers that it does not know, and over parameters with fewer than two "
+                "axes"
+            )
             raise Fault(f"that it takes a {name}", said(error), do) from error
         if result is not None:
-            raise Fault("that it returns None", type(result).__name__, "change the module in place and return nothing")
+            raise Fault(
+                "that it returns None",
+                type(result).__name__,
+                "change the module in place and return nothing",
+            )
 
 
 def initializer_in_place(init: Subject) -> None:
-    """Parameters are exchanged for new ones, frozen, or of another type: an optimizer or a tied weight keeps the old ones."""
+    """Parameters are exchanged for new ones, frozen, or of another type: an optimizer or a tied
+    weight keeps the old ones.
+    """
     for dtype in (torch.float32, torch.float64):
         for what, module in _samples().items():
             module.to(dtype)
             before = _identity(module)
             _run(init, module)
             after = _identity(module)
-            changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-            allowed = {"alpha"} if isinstance(module, Patch) else set()  # the core's own way to start without the gate
+            changed = sorted(
+                name for name in before.keys() | after.keys() if before.get(name) != after.get(name)
+            )
+            # the core's own way to start without the gate
+            allowed = {"alpha"} if isinstance(module, Patch) else set()
             if lost := [name for name in changed if name not in allowed]:
-                do = "write into the tensors: nn.init functions, copy_ and fill_; do not assign parameters"
-                raise Fault(f"the same parameters and buffers in a {what}", f"others at {listing(lost, most=4)}", do)
+                do = (
+                    "write into the tensors: nn.init functions, copy_ and fill_; do not assign "
+                    "parameters"
+                )
+                raise Fault(
+                    f"the same parameters and buffers in a {what}",
+                    f"others at {listing(lost, most=4)}",
+                    do,
+                )
 
 
 def initializer_only_given(init: Subject) -> None:
-    """Something else than the given module changes: modules that it saw before, or torch's global settings."""
+    """Something else than the given module changes: modules that it saw before, or torch's global
+    settings.
+    """
     earlier, module = Mix(8), Mix(8)
     _run(init, earlier)
     before, settings, found = snapshot(earlier), _settings(), []
     _run(init, module, SEED + 1, then=lambda: found.append(_settings()))
     if changed := changed_names(before, earlier):
-        raise Fault("that only the given module changes", f"changes of an earlier one: {listing(changed)}", GIVEN)
+        raise Fault(
+            "that only the given module changes",
+            f"changes of an earlier one: {listing(changed)}",
+            GIVEN,
+        )
     if found != [settings]:
         raise Fault("that torch's settings stay", "another default type or gradient mode", GIVEN)
     if module.training is not True:
@@ -72,10 +99,18 @@ def initializer_reproducible(init: Subject) -> None:
             twin = _samples()[what]
             _run(init, twin)
             tensors.append(snapshot(twin))
-        if changed := [name for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])]:
-            raise Fault(f"the same values in a {what} under the same seed", f"differences at {listing(changed)}", do)
+        if changed := [
+            name for name in tensors[0] if not torch.equal(tensors[0][name], tensors[1][name])
+        ]:
+            raise Fault(
+                f"the same values in a {what} under the same seed",
+                f"differences at {listing(changed)}",
+                do,
+            )
         if not leaves_seed(partial(_run, init, module, None)):
-            raise Fault("that it leaves the seed alone", "the same random state after different seeds", do)
+            raise Fault(
+                "that it leaves the seed alone", "the same random state after different seeds", do
+            )
 
 
 def initializer_finite(init: Subject) -> None:
@@ -83,7 +118,10 @@ def initializer_finite(init: Subject) -> None:
     for what, module in _samples().items():
         _run(init, module)
         for name, tensor in named_tensors(module).items():
-            do = "divide by no fan of zero, and leave buffers alone or reset them as their layer does"
+            do = (
+                "divide by no fan of zero, and leave buffers alone or reset them as their layer "
+                "does"
+            )
             if tensor.is_floating_point() and not tensor.isfinite().all():
                 raise Fault(f"finite values in a {what}", f"others in {name}", do)
             if name.endswith("running_var") and not (tensor > 0).all():
@@ -102,8 +140,16 @@ def initializer_in_build(init: Subject) -> None:
             raise Fault("that a patch can be built with it", said(error), GIVEN) from error
         own = maps(model._tvc.plan.backbone.spec, weights=None)
         state = model.state_dict()
-        if changed := [name for name, tensor in own.state_dict().items() if not torch.equal(tensor, state[name])]:
-            raise Fault("the network's own tensors as they were", f"changes of {listing(changed, most=4)}", GIVEN)
+        if changed := [
+            name
+            for name, tensor in own.state_dict().items()
+            if not torch.equal(tensor, state[name])
+        ]:
+            raise Fault(
+                "the network's own tensors as they were",
+                f"changes of {listing(changed, most=4)}",
+                GIVEN,
+            )
 
 
 BASIC = (initializer_runs, initializer_finite)
@@ -136,8 +182,15 @@ def _samples() -> dict[str, nn.Module]:
         }
 
 
-def _run(init: Subject, module: nn.Module, seed: int | None = SEED, then: Callable[[], Any] = lambda: None) -> Any:
-    """Run the initializer under a seed (None: in torch's state as it is), and put torch's settings back."""
+def _run(
+    init: Subject,
+    module: nn.Module,
+    seed: int | None = SEED,
+    then: Callable[[], Any] = lambda: None,
+) -> Any:
+    """Run the initializer under a seed (None: in torch's state as it is), and put torch's settings
+    back.
+    """
     dtype, _ = _settings()
     with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.enable_grad():
         if seed is not None:

@@ -1,4 +1,6 @@
-"""What the conformance kit tries operations and initializers on: three small networks and two blocks. Imports no torch."""
+"""What the conformance kit tries operations and initializers on: three small networks and two
+blocks. Imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -63,5 +65,10 @@ def tvc_blocks() -> list[BlockSpec]:
             layouts=("NCHW",),
             summary="Scale each channel by a gate computed from all channels' means.",
         ),
-        BlockSpec(name="mix", factory=f"{home}:Mix", category="convolution", summary="Convolution and normalization."),
+        BlockSpec(
+            name="mix",
+            factory=f"{home}:Mix",
+            category="convolution",
+            summary="Convolution and normalization.",
+        ),
     ]

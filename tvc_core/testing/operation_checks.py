@@ -1,4 +1,6 @@
-"""Checks of patch operations, each on small networks of three layouts, wherever the operation can be applied."""
+"""Checks of patch operations, each on small networks of three layouts, wherever the operation can
+be applied.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,17 @@ from ..surgery.prepare import prepare
 from ..surgery.sites import Probe, same_kernels
 from .kit import HOSTS
 from .subjects import Fault, Subject
-from .trying import SEED, changed_names, check_copies, image, named_tensors, perturb, refuses_clearly, said, snapshot
+from .trying import (
+    SEED,
+    changed_names,
+    check_copies,
+    image,
+    named_tensors,
+    perturb,
+    refuses_clearly,
+    said,
+    snapshot,
+)
 
 __all__ = ["BASIC", "CHECKS"]
 
@@ -38,12 +50,16 @@ class Place:
 
 
 def operation_applies(op: Subject) -> None:
-    """The operation fails everywhere: its factory's signature is wrong, it returns nothing, or changes nothing."""
+    """The operation fails everywhere: its factory's signature is wrong, it returns nothing, or
+    changes nothing.
+    """
     _places(op)
 
 
 def operation_layouts(op: Subject) -> None:
-    """At a stage of some network (NCHW, NHWC or tokens) the operation crashes, instead of working or refusing clearly."""
+    """At a stage of some network (NCHW, NHWC or tokens) the operation crashes, instead of working
+    or refusing clearly.
+    """
     for host in HOSTS:
         for path in _stages(op, host):
             try:
@@ -51,58 +67,108 @@ def operation_layouts(op: Subject) -> None:
             except TvcError as error:
                 if not _is_refusal(error):
                     do = "raise TargetError or ValueError that says where the operation can be used"
-                    raise Fault(f"that it works or is refused clearly at {Place(host, path)}", said(error), do) from error
+                    raise Fault(
+                        f"that it works or is refused clearly at {Place(host, path)}",
+                        said(error),
+                        do,
+                    ) from error
 
 
 def operation_effect(op: Subject) -> None:
-    """The patch never has an effect: whatever its new parameters learn, the network computes what it computed before."""
+    """The patch never has an effect: whatever its new parameters learn, the network computes what
+    it computed before.
+    """
     for place in _places(op):
         model, plain, x = _build(op, place), _plain(op, place.host), _image(op, place.host)
         for seed in range(5):
             perturb((tensor for _, tensor in _new(model, plain)), seed, 0.5)
-            if not _same_output(model.eval(), plain.eval(), x) or not _same_output(model.train(), plain.train(), x):
+            if not _same_output(model.eval(), plain.eval(), x) or not _same_output(
+                model.train(), plain.train(), x
+            ):
                 break
         else:
-            do = "use the block's result in what the returned module computes, or insert it by target.after(block)"
-            raise Fault(f"another output once the new parameters at {place} have moved", "the same", do)
+            do = (
+                "use the block's result in what the returned module computes, or insert it by "
+                "target.after(block)"
+            )
+            raise Fault(
+                f"another output once the new parameters at {place} have moved", "the same", do
+            )
 
 
 def operation_keys(op: Subject) -> None:
     """Parameters of the network get other names, so that its checkpoints no longer load."""
     for place in _places(op):
         model, plain = _build(op, place), _plain(op, place.host)
-        do = "insert by target.after, before or parallel, which rename nothing, instead of wrapping the target in a new module"
+        do = (
+            "insert by target.after, before or parallel, which rename nothing, instead of "
+            "wrapping the target in a new module"
+        )
         after = model.state_dict()
         replaced = any(record.replaced is not None for record in model.patch_records)
         for name, tensor in plain.state_dict().items():
-            moved = [other for other, value in after.items() if other != name and _same(value, tensor)]
+            moved = [
+                other for other, value in after.items() if other != name and _same(value, tensor)
+            ]
             inside = replaced and name.startswith(f"{place.target}.")
             if name not in after and moved:
-                raise Fault(f"the key {name!r} at {place} as it was", f"the same tensor as {moved[0]!r}", do)
+                raise Fault(
+                    f"the key {name!r} at {place} as it was", f"the same tensor as {moved[0]!r}", do
+                )
             if not inside and (name not in after or not torch.equal(after[name], tensor)):
                 seen = "other values there" if name in after else "no such key"
-                raise Fault(f"the key {name!r}, outside of what is replaced at {place}, as it was", seen, do)
+                raise Fault(
+                    f"the key {name!r}, outside of what is replaced at {place}, as it was", seen, do
+                )
 
 
 def operation_arguments(op: Subject) -> None:
-    """The operation changes the network while it only declares: if a later patch is refused, a ruin is left."""
+    """The operation changes the network while it only declares: if a later patch is refused, a ruin
+    is left.
+    """
     for place in _places(op):
-        recipe = Recipe.from_mapping({"backbone": {"name": place.host, "weights": None, "patches": _patches(op, place)}})
+        recipe = Recipe.from_mapping(
+            {"backbone": {"name": place.host, "weights": None, "patches": _patches(op, place)}}
+        )
         plan = make_plan(recipe, op.registry)
         network = build_backbone(plan)
-        anatomy, probe = Anatomy.of(network, plan.backbone.spec), Probe.of(network, plan.backbone.spec)
-        structure, tensors, params = _structure(network), snapshot(network), copy.deepcopy(dict(op.params))
+        anatomy, probe = (
+            Anatomy.of(network, plan.backbone.spec),
+            Probe.of(network, plan.backbone.spec),
+        )
+        structure, tensors, params = (
+            _structure(network),
+            snapshot(network),
+            copy.deepcopy(dict(op.params)),
+        )
         prepare(network, plan.patches, anatomy, probe, place.host)
-        do = "call target.after, before, parallel or branch, or return a new module, and leave target.module as it is"
+        do = (
+            "call target.after, before, parallel or branch, or return a new module, and leave "
+            "target.module as it is"
+        )
         if (after := _structure(network)) != structure:
-            paths = sorted(path for path in structure.keys() | after.keys() if structure.get(path) != after.get(path))
+            paths = sorted(
+                path
+                for path in structure.keys() | after.keys()
+                if structure.get(path) != after.get(path)
+            )
             raise Fault(
-                f"an untouched network while the patch at {place} is prepared", f"changes at {listing(map(repr, paths))}", do
+                f"an untouched network while the patch at {place} is prepared",
+                f"changes at {listing(map(repr, paths))}",
+                do,
             )
         if changed := changed_names(tensors, network):
-            raise Fault(f"untouched tensors while the patch at {place} is prepared", f"changes of {listing(changed)}", do)
+            raise Fault(
+                f"untouched tensors while the patch at {place} is prepared",
+                f"changes of {listing(changed)}",
+                do,
+            )
         if params != dict(op.params):
-            raise Fault("untouched options", f"{dict(op.params)} instead of {params}", "copy what you change")
+            raise Fault(
+                "untouched options",
+                f"{dict(op.params)} instead of {params}",
+                "copy what you change",
+            )
 
 
 def operation_reversible(op: Subject) -> None:
@@ -111,12 +177,24 @@ def operation_reversible(op: Subject) -> None:
         model, plain, x = _build(op, place), _plain(op, place.host), _image(op, place.host)
         perturb((tensor for _, tensor in _new(model, plain)))
         model.unpatch()
-        do = "insert by the target's methods and keep nothing in the original's modules: no hooks, attributes or new values"
+        do = (
+            "insert by the target's methods and keep nothing in the original's modules: no "
+            "hooks, "
+            "attributes or new values"
+        )
         if list(model.state_dict()) != list(plain.state_dict()):
             names = sorted(model.state_dict().keys() ^ plain.state_dict().keys())
-            raise Fault(f"the network's own keys after unpatch at {place}", f"differences at {listing(names, most=4)}", do)
+            raise Fault(
+                f"the network's own keys after unpatch at {place}",
+                f"differences at {listing(names, most=4)}",
+                do,
+            )
         if changed := changed_names(snapshot(plain), model):
-            raise Fault(f"the network's own tensors after unpatch at {place}", f"differences at {listing(changed, most=4)}", do)
+            raise Fault(
+                f"the network's own tensors after unpatch at {place}",
+                f"differences at {listing(changed, most=4)}",
+                do,
+            )
         with torch.no_grad():
             if not torch.equal(model(x), plain(x)):
                 raise Fault(f"the network's own output after unpatch at {place}", "another", do)
@@ -130,28 +208,49 @@ def operation_reproducible(op: Subject) -> None:
         if list(one.state_dict()) != list(two.state_dict()):
             names = sorted(one.state_dict().keys() ^ two.state_dict().keys())
             raise Fault(
-                f"the same keys from two builds with a patch at {place}", f"differences at {listing(names, most=4)}", do
+                f"the same keys from two builds with a patch at {place}",
+                f"differences at {listing(names, most=4)}",
+                do,
             )
         if changed := changed_names(snapshot(one), two):
-            raise Fault(f"the same tensors from two builds with a patch at {place}", f"differences at {listing(changed)}", do)
+            raise Fault(
+                f"the same tensors from two builds with a patch at {place}",
+                f"differences at {listing(changed)}",
+                do,
+            )
         if not _alike(op, place, one, two):
-            raise Fault(f"the same output from two builds with a patch at {place}, its gate open", "another one", do)
+            raise Fault(
+                f"the same output from two builds with a patch at {place}, its gate open",
+                "another one",
+                do,
+            )
 
 
 def operation_options(op: Subject) -> None:
-    """An option that the spec declares is not taken by the factory, or its default is another one."""
+    """An option that the spec declares is not taken by the factory, or its default is
+    another one.
+    """
     options = dict(op.named.spec.options)
     if not options:
         raise SkipTest("its spec declares no options")
     place = _places(op)[0]
-    do = "let the spec's options and the factory's keyword arguments have the same names and defaults"
+    do = (
+        "let the spec's options and the factory's keyword arguments have the same names and "
+        "defaults"
+    )
     try:
         given = _build(op, place, options)
     except TvcError as error:
-        raise Fault(f"that the declared options {listing(map(repr, options))} are taken", said(error), do) from error
+        raise Fault(
+            f"that the declared options {listing(map(repr, options))} are taken", said(error), do
+        ) from error
     plain = _build(op, place)
     if list(given.state_dict()) != list(plain.state_dict()) or not _alike(op, place, given, plain):
-        raise Fault("the same model with all options at their declared defaults as without", "another one", do)
+        raise Fault(
+            "the same model with all options at their declared defaults as without",
+            "another one",
+            do,
+        )
 
 
 def operation_gradients(op: Subject) -> None:
@@ -163,14 +262,23 @@ def operation_gradients(op: Subject) -> None:
         for seed in range(6):
             perturb((tensor for _, tensor in new), seed)
             model.zero_grad(set_to_none=True)
-            with torch.random.fork_rng(devices=[]):  # what acts in one mode alone, such as dropout, learns in that mode
+            # what acts in one mode alone, such as dropout, learns in that mode
+            with torch.random.fork_rng(devices=[]):
                 logits = model.train(seed % 2 == 1)(_image(op, place.host, seed))
-            (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))).sum().backward()
-            reached |= {name for name, tensor in new if tensor.grad is not None and tensor.grad.any()}
+            (
+                logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(seed))
+            ).sum().backward()
+            reached |= {
+                name for name, tensor in new if tensor.grad is not None and tensor.grad.any()
+            }
         lost = [name for name, _ in new if name not in reached]
         if lost:
             do = "use the block's result without detach"
-            raise Fault(f"a gradient at every new parameter at {place}", f"none at {listing(lost, most=4)}", do)
+            raise Fault(
+                f"a gradient at every new parameter at {place}",
+                f"none at {listing(lost, most=4)}",
+                do,
+            )
 
 
 def operation_pickle(op: Subject) -> None:
@@ -218,7 +326,9 @@ def _plain(op: Subject, host: str) -> nn.Module:
 
 def _image(op: Subject, host: str, seed: int = SEED) -> Tensor:
     side = 32
-    return image(2, op.registry.resolve(BackboneSpec, host).spec.num_channels, side, side, seed=seed)
+    return image(
+        2, op.registry.resolve(BackboneSpec, host).spec.num_channels, side, side, seed=seed
+    )
 
 
 def _stages(op: Subject, host: str) -> list[str]:
@@ -226,14 +336,20 @@ def _stages(op: Subject, host: str) -> list[str]:
 
 
 def _places(op: Subject) -> list[Place]:
-    """Return for each network the first place where the operation can be applied: a stage, or the first module of a class."""
+    """Return for each network the first place where the operation can be applied: a stage, or the
+    first module of a class.
+    """
     if "places" in op.memo:
         places: list[Place] = op.memo["places"]
         return places
     found: list[Place] = []
     errors: list[str] = []
     for host in HOSTS:
-        firsts = {type(module): path for path, module in reversed([*_plain(op, host).named_modules()]) if path}
+        firsts = {
+            type(module): path
+            for path, module in reversed([*_plain(op, host).named_modules()])
+            if path
+        }
         for path in dict.fromkeys((*_stages(op, host), *reversed(firsts.values()))):
             place = Place(host, path)
             try:
@@ -243,8 +359,16 @@ def _places(op: Subject) -> list[Place]:
             except TvcError as error:
                 errors.append(said(error))
     if not found:
-        do = "let the factory be apply(target, block, **options) and insert the block, or return a new module"
-        raise Fault("that it can be applied somewhere", f"{errors[0]} (and {len(errors) - 1} more refusals)", do)
+        do = (
+            "let the factory be apply(target, block, **options) and insert the block, or return "
+            "a "
+            "new module"
+        )
+        raise Fault(
+            "that it can be applied somewhere",
+            f"{errors[0]} (and {len(errors) - 1} more refusals)",
+            do,
+        )
     op.memo["places"] = found
     return found
 
@@ -259,7 +383,9 @@ def _same_output(one: nn.Module, two: nn.Module, x: Tensor) -> bool:
 
 
 def _alike(op: Subject, place: Place, one: HybridModel, two: HybridModel) -> bool:
-    """Tell whether two models with the same keys do the same at the start and once the new parameters have moved."""
+    """Tell whether two models with the same keys do the same at the start and once the new
+    parameters have moved.
+    """
     x, network = _image(op, place.host), _plain(op, place.host)
     if not _same_output(one, two, x):
         return False
@@ -297,7 +423,11 @@ def _structure(network: nn.Module) -> dict[str, Any]:
             tuple((name, id(child)) for name, child in module._modules.items()),
             tuple((name, id(parameter)) for name, parameter in module._parameters.items()),
             tuple(tuple(hooks) for name, hooks in vars(module).items() if name.endswith("_hooks")),
-            tuple((name, id(value)) for name, value in vars(module).items() if not name.startswith("_")),
+            tuple(
+                (name, id(value))
+                for name, value in vars(module).items()
+                if not name.startswith("_")
+            ),
         )
         for path, module in network.named_modules()
     }

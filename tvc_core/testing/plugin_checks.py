@@ -1,4 +1,6 @@
-"""Checks of a plugin's registration module: it is light, states its API, and its hooks return what they must."""
+"""Checks of a plugin's registration module: it is light, states its API, and its hooks return what
+they must.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,19 @@ from .subjects import Fault, PluginSubject
 __all__ = ["BASIC", "CHECKS"]
 
 HEAVY = (
-    *("torch", "torchvision", "timm", "numpy", "scipy", "pandas", "PIL", "cv2", "matplotlib", "sklearn", "transformers"),
+    *(
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "scipy",
+        "pandas",
+        "PIL",
+        "cv2",
+        "matplotlib",
+        "sklearn",
+        "transformers",
+    ),
     *("lightning", "tensorflow", "jax", "safetensors"),
 )
 MOST_SECONDS = 1.0
@@ -56,7 +70,9 @@ def plugin_imports(plugin: PluginSubject) -> None:
 
 
 def plugin_light_import(plugin: PluginSubject) -> None:
-    """The registration module or its package imports torch or the like, so that every listing takes seconds."""
+    """The registration module or its package imports torch or the like, so that every listing takes
+    seconds.
+    """
     name = plugin.module_name()
     best = float("inf")
     for _ in range(3):  # a busy machine is slow now and then
@@ -65,7 +81,8 @@ def plugin_light_import(plugin: PluginSubject) -> None:
             raise Fault(
                 f"that importing {name!r} and calling its hooks imports nothing heavy",
                 f"imports of {listing(heavy)}",
-                "give factories as strings 'package.module:attribute', and keep the package's __init__ empty",
+                "give factories as strings 'package.module:attribute', and keep the package's "
+                "__init__ empty",
             )
         best = min(best, seconds)
         if best <= MOST_SECONDS:
@@ -78,14 +95,20 @@ def plugin_light_import(plugin: PluginSubject) -> None:
 
 
 def plugin_side_effects(plugin: PluginSubject) -> None:
-    """Importing the module or calling its hooks changes the process: random seeds, warnings filters, output, and so on."""
+    """Importing the module or calling its hooks changes the process: random seeds, warnings
+    filters, output, and so on.
+    """
     name = plugin.module_name()
     _, modules, effects = _imported_by(name)
     if _heavy(modules):
         raise SkipTest("it imports heavy packages, which change the process themselves")
     if effects:
         do = "do such things in the factories' users, never at import"
-        raise Fault(f"that importing {name!r} and calling its hooks changes nothing else", listing(effects), do)
+        raise Fault(
+            f"that importing {name!r} and calling its hooks changes nothing else",
+            listing(effects),
+            do,
+        )
 
 
 def _heavy(modules: list[str]) -> list[str]:
@@ -93,7 +116,9 @@ def _heavy(modules: list[str]) -> list[str]:
 
 
 def _imported_by(module: str) -> tuple[float, list[str], list[str]]:
-    """Return what a fresh process takes for a module and its hooks [s], the modules that come with it, and side effects."""
+    """Return what a fresh process takes for a module and its hooks [s], the modules that come with
+    it, and side effects.
+    """
     paths = [str(Path.cwd()) if path == "" else path for path in sys.path]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
@@ -106,25 +131,37 @@ def _imported_by(module: str) -> tuple[float, list[str], list[str]]:
             check=False,
         )
     except subprocess.TimeoutExpired:
-        raise Fault(f"that {module!r} is imported in seconds", "no end after 60 s", "let nothing wait at import") from None
+        raise Fault(
+            f"that {module!r} is imported in seconds",
+            "no end after 60 s",
+            "let nothing wait at import",
+        ) from None
     if done.returncode != 0:
         lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
         raise Fault(
-            f"that {module!r} can be imported in a fresh process", lines[-1], "import what it needs itself, whatever ran before"
+            f"that {module!r} can be imported in a fresh process",
+            lines[-1],
+            "import what it needs itself, whatever ran before",
         )
     seconds, modules, effects = json.loads(done.stdout.strip().splitlines()[-1])
     return seconds, modules, effects
 
 
 def plugin_api_version(plugin: PluginSubject) -> None:
-    """TVC_API is missing, computed, or a version that this core does not serve, so that upgrades break the plugin."""
+    """TVC_API is missing, computed, or a version that this core does not serve, so that upgrades
+    break the plugin.
+    """
     name = plugin.module_name()
     source = Path(str(plugin.plugin.__file__)).read_text(encoding="utf-8")
     values = [
         node.value
         for node in ast.parse(source).body
         if isinstance(node, (ast.Assign, ast.AnnAssign))
-        and [ast.unparse(target) for target in (node.targets if isinstance(node, ast.Assign) else [node.target])] == ["TVC_API"]
+        and [
+            ast.unparse(target)
+            for target in (node.targets if isinstance(node, ast.Assign) else [node.target])
+        ]
+        == ["TVC_API"]
     ]
     do = f"write TVC_API = {API_VERSION} into it, the plugin API that it was written and tested for"
     if len(values) != 1 or values[0] is None:
@@ -134,10 +171,14 @@ def plugin_api_version(plugin: PluginSubject) -> None:
         found = ast.literal_eval(values[0])
     except ValueError:
         found = None
-    if not (isinstance(found, tuple) and len(found) == 2 and all(type(part) is int for part in found)):
+    if not (
+        isinstance(found, tuple) and len(found) == 2 and all(type(part) is int for part in found)
+    ):
         raise Fault(f"a literal pair of numbers for TVC_API in {name!r}", f"TVC_API = {text}", do)
     if found[0] != API_VERSION[0] or found[1] > API_VERSION[1]:
-        raise Fault(f"a plugin API that this core serves, up to {API_VERSION}", f"TVC_API = {text}", do)
+        raise Fault(
+            f"a plugin API that this core serves, up to {API_VERSION}", f"TVC_API = {text}", do
+        )
 
 
 def plugin_hooks(plugin: PluginSubject) -> None:
@@ -149,30 +190,56 @@ def plugin_hooks(plugin: PluginSubject) -> None:
         if not callable(value) or not (decorated or name.startswith("tvc_")):
             continue
         if name not in HOOKS:
-            raise Fault(f"hooks named {listing(HOOKS)}", repr(name), f"rename it.{did_you_mean(name, HOOKS)}".rstrip("."))
+            raise Fault(
+                f"hooks named {listing(HOOKS)}",
+                repr(name),
+                f"rename it.{did_you_mean(name, HOOKS)}".rstrip("."),
+            )
         if not decorated:
-            raise Fault("that every hook is decorated", f"{name} without decorator", "put @tvc_core.hookimpl above it")
+            raise Fault(
+                "that every hook is decorated",
+                f"{name} without decorator",
+                "put @tvc_core.hookimpl above it",
+            )
         if list(inspect.signature(value).parameters):
-            raise Fault("hooks without arguments", f"{name}{inspect.signature(value)}", "take none; the specs say everything")
+            raise Fault(
+                "hooks without arguments",
+                f"{name}{inspect.signature(value)}",
+                "take none; the specs say everything",
+            )
         hooks.append(name)
     if not hooks:
-        raise Fault(f"one of the hooks {listing(HOOKS)}", "none of them", "implement one, decorated with @tvc_core.hookimpl")
+        raise Fault(
+            f"one of the hooks {listing(HOOKS)}",
+            "none of them",
+            "implement one, decorated with @tvc_core.hookimpl",
+        )
 
 
 def plugin_specs(plugin: PluginSubject) -> None:
-    """A hook raises, returns something else than a list of its specs, a name twice or a name of the core's."""
+    """A hook raises, returns something else than a list of its specs, a name twice or a name of the
+    core's.
+    """
     do = "return a new list of frozen specs, the same at every call"
     if plugin.registry is None:
         error = plugin.error
-        raise Fault("that the hooks' specs can be registered", str(error).partition(": ")[2] or str(error), do) from error
+        raise Fault(
+            "that the hooks' specs can be registered",
+            str(error).partition(": ")[2] or str(error),
+            do,
+        ) from error
     first, second = _own(plugin.registry, plugin.owner), _own(plugin.register(), plugin.owner)
     if first != second:
         names = [[spec.name for spec in specs] for specs in (first, second)]
-        raise Fault("the same specs from every call", f"{listing(names[0])}, then {listing(names[1])}", do)
+        raise Fault(
+            "the same specs from every call", f"{listing(names[0])}, then {listing(names[1])}", do
+        )
 
 
 def plugin_factories(plugin: PluginSubject) -> None:
-    """A factory's module cannot be imported, or it has no such attribute: the first user of the name would find out."""
+    """A factory's module cannot be imported, or it has no such attribute: the first user of the
+    name would find out.
+    """
     assert plugin.registry is not None
     faults = []
     for spec in _own(plugin.registry, plugin.owner):
@@ -182,7 +249,11 @@ def plugin_factories(plugin: PluginSubject) -> None:
         except PluginError as error:
             faults.append(str(error).partition(". This is a fault")[0])
     if faults:
-        raise Fault("that every factory loads", "; ".join(faults), "correct the factory strings 'package.module:attribute'")
+        raise Fault(
+            "that every factory loads",
+            "; ".join(faults),
+            "correct the factory strings 'package.module:attribute'",
+        )
 
 
 def _own(registry: Registry, owner: str) -> tuple[Spec, ...]:

@@ -1,4 +1,6 @@
-"""What a check looks at: the plugin as it was handed over, or one thing that it offers. Imports no torch."""
+"""What a check looks at: the plugin as it was handed over, or one thing that it offers. Imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -86,20 +88,26 @@ class PluginSubject:
         return f"plugin {self.name!r}"
 
     def module_name(self) -> str:
-        """Return the name under which the plugin can be imported; what needs it does not apply to objects."""
+        """Return the name under which the plugin can be imported; what needs it does not apply to
+        objects.
+        """
         if self.module is None:
             raise SkipTest("an in-process plugin has no module file")
         return self.module
 
     def register(self) -> Registry:
-        """Return a registry with this plugin, the core and the kit's own networks and blocks alone."""
+        """Return a registry with this plugin, the core and the kit's own networks and
+        blocks alone.
+        """
         if self.plugin in (builtin, kit):
             return Registry([kit], installed=False)
         return Registry([_with_owner(self.plugin, self.owner), kit], installed=False)
 
 
 def _with_owner(plugin: Any, owner: str) -> Any:
-    """Return a module under the owner that it has where it is installed; in-process objects say it themselves."""
+    """Return a module under the owner that it has where it is installed; in-process objects say it
+    themselves.
+    """
     if not isinstance(plugin, types.ModuleType):
         return plugin
     copy = types.ModuleType(plugin.__name__)
@@ -108,7 +116,8 @@ def _with_owner(plugin: Any, owner: str) -> Any:
 
 
 def open_plugin(given: Any) -> PluginSubject:
-    """Return what is to be checked; a plugin that cannot be imported or registered is a result, not an exception.
+    """Return what is to be checked; a plugin that cannot be imported or registered is a result, not
+    an exception.
 
     Args:
         given: the name of a module, a module, or an object with hooks.
@@ -119,7 +128,9 @@ def open_plugin(given: Any) -> PluginSubject:
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a plugin may raise SystemExit or worse
-            return PluginSubject(name=given, module=given, plugin=None, owner=_owner_of(given), error=error)
+            return PluginSubject(
+                name=given, module=given, plugin=None, owner=_owner_of(given), error=error
+            )
     elif isinstance(given, types.ModuleType):
         subject = _of_module(given.__name__, given)
     else:
@@ -134,13 +145,17 @@ def open_plugin(given: Any) -> PluginSubject:
 
 
 def _of_module(name: str, plugin: types.ModuleType) -> PluginSubject:
-    importable = sys.modules.get(name) is plugin and getattr(plugin, "__file__", None) and name != "__main__"
+    importable = (
+        sys.modules.get(name) is plugin and getattr(plugin, "__file__", None) and name != "__main__"
+    )
     owner = normalize(getattr(plugin, "TVC_OWNER", None) or _owner_of(name))
     return PluginSubject(name=name, module=name if importable else None, plugin=plugin, owner=owner)
 
 
 def _owner_of(module: str) -> str:
-    """Return the distribution that announces a module, or else the name of its package as a distribution's."""
+    """Return the distribution that announces a module, or else the name of its package as a
+    distribution's.
+    """
     for entry in importlib_metadata.entry_points(group=ENTRY_POINT_GROUP):
         if entry.value == module and entry.dist is not None:
             return normalize(entry.dist.name)

@@ -1,4 +1,6 @@
-"""What checks share: maps to try things on, states to compare, and how to tell a clear refusal from a crash."""
+"""What checks share: maps to try things on, states to compare, and how to tell a clear refusal from
+a crash.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def said(error: BaseException) -> str:
 
 
 def refuses_clearly(error: BaseException) -> bool:
-    """Tell whether an error is meant for the user: of tvc's, or a ValueError, and not a crash that was wrapped."""
+    """Tell whether an error is meant for the user: of tvc's, or a ValueError, and not a crash that
+    was wrapped.
+    """
     if isinstance(error, ParameterError) and error.__cause__ is not None:
         return isinstance(error.__cause__, (ValueError, TvcError))
     return isinstance(error, (TvcError, ValueError))
@@ -53,7 +57,9 @@ def seeded_block(subject: Subject, in_channels: int, seed: int = SEED) -> nn.Mod
 
 
 def leaves_seed(run: Callable[[], Any]) -> bool:
-    """Tell whether something leaves torch's random state to whoever has set it; it may draw numbers."""
+    """Tell whether something leaves torch's random state to whoever has set it; it may draw
+    numbers.
+    """
     states = []
     for seed in (1, 2):
         with torch.random.fork_rng(devices=[]):
@@ -64,16 +70,27 @@ def leaves_seed(run: Callable[[], Any]) -> bool:
 
 
 def map_of(
-    layout: str, channels: int, height: int = 8, width: int = 12, *, num: int = 2, seed: int = SEED, dtype: Any = torch.float32
+    layout: str,
+    channels: int,
+    height: int = 8,
+    width: int = 12,
+    *,
+    num: int = 2,
+    seed: int = SEED,
+    dtype: Any = torch.float32,
 ) -> Tensor:
-    """Return a random map in a layout: [num, C, H, W], [num, H, W, C], [num, H * W, C] or [num, C]."""
+    """Return a random map in a layout: [num, C, H, W], [num, H, W, C], [num, H * W, C] or
+    [num, C].
+    """
     shapes = {
         "NCHW": (num, channels, height, width),
         "NHWC": (num, height, width, channels),
         "NLC": (num, height * width, channels),
         "NC": (num, channels),
     }
-    return torch.randn(shapes[layout], generator=torch.Generator().manual_seed(seed), dtype=torch.float32).to(dtype)
+    return torch.randn(
+        shapes[layout], generator=torch.Generator().manual_seed(seed), dtype=torch.float32
+    ).to(dtype)
 
 
 def image(num: int, channels: int, height: int, width: int, *, seed: int = SEED) -> Tensor:
@@ -82,7 +99,9 @@ def image(num: int, channels: int, height: int, width: int, *, seed: int = SEED)
 
 
 def close(a: Tensor, b: Tensor, tolerance: float = 1e-5) -> bool:
-    """Tell whether two results are the same up to the order of sums: relative to the largest value."""
+    """Tell whether two results are the same up to the order of sums: relative to the
+    largest value.
+    """
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     scale = max(float(b.detach().abs().max()) if b.numel() else 0.0, 1.0)
@@ -100,7 +119,12 @@ def perturb(tensors: Iterable[Tensor], seed: int = SEED, size: float = 0.2) -> N
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
     """Return all parameters and buffers by name, those outside of the state dict, too."""
-    return dict((*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)))
+    return dict(
+        (
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        )
+    )
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:
@@ -116,11 +140,17 @@ def changed_names(before: dict[str, Tensor], module: nn.Module) -> list[str]:
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and a.dtype == b.dtype and bool(torch.equal(a.nan_to_num(), b.detach().nan_to_num()))
+    return (
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and bool(torch.equal(a.nan_to_num(), b.detach().nan_to_num()))
+    )
 
 
 def check_copies(module: nn.Module, x: Tensor, what: str) -> None:
-    """Raise a Fault where a pickle or a deep copy of a module does not do the same, or shares tensors with it."""
+    """Raise a Fault where a pickle or a deep copy of a module does not do the same, or shares
+    tensors with it.
+    """
     with torch.no_grad():
         expected = module(x)
     for way in ("pickle", "deepcopy"):
@@ -130,13 +160,24 @@ def check_copies(module: nn.Module, x: Tensor, what: str) -> None:
             raise Fault(
                 f"that {way} takes {what}",
                 said(error),
-                "use classes and functions of a module instead of lambdas and local ones, and keep generators and files out",
+                "use classes and functions of a module instead of lambdas and local ones, and keep "
+                "generators and files out",
             ) from error
         with torch.no_grad():
             if not torch.equal(twin(x), expected):
                 do = "let __getstate__ and __deepcopy__ keep everything"
                 raise Fault(f"the same result from {what} after {way}", "another result", do)
-        pointers = {tensor.data_ptr() for tensor in named_tensors(module).values() if tensor.numel()}
-        shared = [name for name, tensor in named_tensors(twin).items() if tensor.numel() and tensor.data_ptr() in pointers]
+        pointers = {
+            tensor.data_ptr() for tensor in named_tensors(module).values() if tensor.numel()
+        }
+        shared = [
+            name
+            for name, tensor in named_tensors(twin).items()
+            if tensor.numel() and tensor.data_ptr() in pointers
+        ]
         if shared:
-            raise Fault(f"a copy of {what} by {way} with tensors of its own", f"shared {shared[0]}", "copy tensors, too")
+            raise Fault(
+                f"a copy of {what} by {way} with tensors of its own",
+                f"shared {shared[0]}",
+                "copy tensors, too",
+            )

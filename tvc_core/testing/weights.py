@@ -37,8 +37,11 @@ class CachedFile:
 
 
 @contextmanager
-def cached_weights(home: Path, tensors: Mapping[str, Tensor], name: str = "weights") -> Iterator[CachedFile]:
-    """Put a state dict where torch.hub looks for downloads, under a name with the right hash: nothing is switched off.
+def cached_weights(
+    home: Path, tensors: Mapping[str, Tensor], name: str = "weights"
+) -> Iterator[CachedFile]:
+    """Put a state dict where torch.hub looks for downloads, under a name with the right hash:
+    nothing is switched off.
 
     Args:
         home: folder that stands for TORCH_HOME meanwhile.
@@ -86,19 +89,22 @@ def _environment(**values: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def official_weights(home: Path, *names: str, seed: int = 0, verify: bool = False) -> Iterator[dict[str, Path]]:
+def official_weights(
+    home: Path, *names: str, seed: int = 0, verify: bool = False
+) -> Iterator[dict[str, Path]]:
     """Put made-up checkpoints where torch.hub looks for torchvision's official files.
 
-    The tensors are random, in the key layout of the installed torchvision's networks; running statistics are those of
-    random images, so that activations keep a sane size, and a wrong mode or a lost buffer changes the output. Files are made
-    once a folder and kept.
+    The tensors are random, in the key layout of the installed torchvision's networks; running
+    statistics are those of random images, so that activations keep a sane size, and a wrong mode or
+    a lost buffer changes the output. Files are made once a folder and kept.
 
     Args:
         home: folder that stands for TORCH_HOME meanwhile.
         names: "resnet50" (default weights) or "resnet50:IMAGENET1K_V1".
         seed: of the random tensors.
-        verify: give the files names with their own hashes, and let torchvision's weights point to them meanwhile. Otherwise
-            they have the official names, and the comparison of hashes is switched off.
+        verify: give the files names with their own hashes, and let torchvision's weights point to
+            them meanwhile. Otherwise they have the official names, and the comparison of hashes is
+            switched off.
 
     Yields:
         The file of each name.
@@ -119,12 +125,16 @@ def official_weights(home: Path, *names: str, seed: int = 0, verify: bool = Fals
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             smallest = member.meta["min_size"][0]
-            options = {"image_size": smallest} if network.startswith("vit_") else {}  # the only one with tensors of that size
+            # the only one with tensors of that size
+            options = {"image_size": smallest} if network.startswith("vit_") else {}
             model = torchvision.models.get_model(network, weights=None, **options)
             # Inception's auxiliary head needs the full size
             _settle(model, side=299 if network == "inception_v3" else max(64, smallest))
         torch.save(model.state_dict(), files[name])
-    with _environment(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS=None if verify else "0"), ExitStack() as stack:
+    with (
+        _environment(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS=None if verify else "0"),
+        ExitStack() as stack,
+    ):
         for name, path in list(files.items()) if verify else []:
             file = _named_by_hash(path, path.stem.rpartition("-")[0])
             files[name] = file.path
@@ -133,10 +143,16 @@ def official_weights(home: Path, *names: str, seed: int = 0, verify: bool = Fals
 
 
 def _settle(model: nn.Module, side: int) -> None:
-    """Fill layers that start at zero (ViT's head), and take running statistics from random images [8, 3, side, side]."""
+    """Fill layers that start at zero (ViT's head), and take running statistics from random images
+    [8, 3, side, side].
+    """
     import torch
 
-    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, torch.nn.Linear) and not module.weight.any():

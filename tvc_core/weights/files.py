@@ -27,7 +27,9 @@ def verification_is_off() -> bool:
 
 
 def hash_in_name(name: str) -> str | None:
-    """Return the start of the SHA-256 that an official file name carries, as in resnet50-11ad3fa6.pth."""
+    """Return the start of the SHA-256 that an official file name carries, as in
+    resnet50-11ad3fa6.pth.
+    """
     found = re.search(r"-([a-f0-9]{8,64})\.[A-Za-z0-9]+$", name)
     return found.group(1) if found else None
 
@@ -35,11 +37,13 @@ def hash_in_name(name: str) -> str | None:
 def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, or from a file that torch.save wrote.
 
-    Files of torch.save are opened with `weights_only=True`, always: there is no other way to open them here.
+    Files of torch.save are opened with `weights_only=True`, always: there is no other way to open
+    them here.
 
     Args:
         path: the file.
-        sha256: start of the SHA-256 that the file must have, in hexadecimal. TVC_VERIFY_WEIGHTS=0 skips only this.
+        sha256: start of the SHA-256 that the file must have, in hexadecimal. TVC_VERIFY_WEIGHTS=0
+            skips only this.
 
     Raises:
         WeightsError: the file cannot be read, has another hash, is damaged, or holds no state dict.
@@ -51,7 +55,9 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
                 _compare(file, path, sha256)
             content = _load(file, path)
     except OSError as error:
-        raise WeightsError(f"{path}: the weights cannot be read: {error.strerror or error}") from error
+        raise WeightsError(
+            f"{path}: the weights cannot be read: {error.strerror or error}"
+        ) from error
     return check_state_dict(content, str(path))
 
 
@@ -59,17 +65,31 @@ def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
     """Return `content` if it is a state dict of plain tensors.
 
     Raises:
-        WeightsError: it is something else; for a training checkpoint the message says which entry to pass.
+        WeightsError: it is something else; for a training checkpoint the message says which entry
+            to pass.
     """
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{name}: holds {_kind(content)}, not a state dict (a mapping of names to tensors)")
-    wrong = [key for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+        raise WeightsError(
+            f"{name}: holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
+        )
+    wrong = [
+        key
+        for key, value in content.items()
+        if not isinstance(key, str) or not isinstance(value, Tensor)
+    ]
     wrong = [key for key in wrong if not str(key).endswith("_extra_state")]
     if wrong:
-        inner = [key for key, value in content.items() if isinstance(value, Mapping) and _is_state_dict(value)]
+        inner = [
+            key
+            for key, value in content.items()
+            if isinstance(value, Mapping) and _is_state_dict(value)
+        ]
         advice = f" Pass its entry {inner[0]!r}: checkpoint[{inner[0]!r}]." if inner else ""
         entries = ", ".join(f"{key!r} ({_kind(content[key])})" for key in wrong[:4])
-        raise WeightsError(f"{name}: not a state dict: {len(wrong)} of its entries are no tensors: {entries}.{advice}")
+        raise WeightsError(
+            f"{name}: not a state dict: {len(wrong)} of its entries are no tensors: "
+            f"{entries}.{advice}"
+        )
     for key, value in content.items():
         if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_meta):
             kind = f"{value.layout} tensor on {value.device}"
@@ -82,14 +102,22 @@ def _is_state_dict(value: Mapping[Any, Any]) -> bool:
 
 
 def _kind(value: Any) -> str:
-    return f"an empty {type(value).__name__}" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"
+    return (
+        f"an empty {type(value).__name__}"
+        if isinstance(value, Mapping) and not value
+        else f"a {type(value).__name__}"
+    )
 
 
 def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
     global _warned
     if verification_is_off():
         if not _warned:
-            warnings.warn(f"{SWITCH}=0: weight files are used without comparing their hash", UserWarning, stacklevel=5)
+            warnings.warn(
+                f"{SWITCH}=0: weight files are used without comparing their hash",
+                UserWarning,
+                stacklevel=5,
+            )
             _warned = True
         return
     digest = hashlib.sha256()
@@ -99,8 +127,10 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
     found = digest.hexdigest()
     if not found.startswith(sha256.lower()):
         raise WeightsError(
-            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, its name promises {sha256}: the file is damaged or not "
-            f"the official one. Delete it and build again to download it, or set {SWITCH}=0 to use it all the same."
+            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, its name promises {sha256}: "
+            "the file is damaged or not "
+            f"the official one. Delete it and build again to download it, or set {SWITCH}=0 to use "
+            "it all the same."
         )
 
 
@@ -110,15 +140,18 @@ def _load(file: BinaryIO, path: Path) -> Any:
 
         try:
             return safetensors.torch.load(file.read())
-        except Exception as error:  # safetensors raises its own and built-in errors, depending on the damage
+        except Exception as error:
+            # safetensors raises its own and built-in errors, depending on the damage
             raise WeightsError(f"{path}: not a safetensors file, or damaged: {error}") from error
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
-    except Exception as error:  # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...
+    except Exception as error:
+        # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...
         first = " ".join(str(error).split())[:200]
         raise WeightsError(
-            f"{path}: cannot be opened as weights: {type(error).__name__}: {first}. The file is truncated, damaged, or holds "
+            f"{path}: cannot be opened as weights: {type(error).__name__}: {first}. The file is "
+            "truncated, damaged, or holds "
             "more than tensors; tvc never runs code from a file."
         ) from error

@@ -40,8 +40,8 @@ class Mismatch:
 class LoadReport:
     """What became of every tensor.
 
-    The model's keys are `loaded`, the keys of `mismatched`, `missing` and `excluded`, each key in one of them; the
-    checkpoint's others are `unexpected`.
+    The model's keys are `loaded`, the keys of `mismatched`, `missing` and `excluded`, each key in
+    one of them; the checkpoint's others are `unexpected`.
 
     Args:
         loaded: filled from the checkpoint.
@@ -91,7 +91,10 @@ class LoadReport:
             ("unexpected", self.unexpected),
             ("excluded", self.excluded),
             ("initialized", self.initialized),
-            ("keep their values", self.uninitialized if self.initialized or self.missing or self.mismatched else ()),
+            (
+                "keep their values",
+                self.uninitialized if self.initialized or self.missing or self.mismatched else (),
+            ),
             ("patterns that matched nothing", self.unmatched_patterns),
         ]
         for title, items in rows:
@@ -113,21 +116,26 @@ def partial_load(
     *,
     registry: Registry | None = None,
 ) -> LoadReport:
-    """Copy every tensor that fits by name and shape, and report on all others. On an error nothing has changed.
+    """Copy every tensor that fits by name and shape, and report on all others. On an error nothing
+    has changed.
 
     Args:
         model: any module; its tensors are filled in place.
-        state_dict: a state dict, or the path of a .safetensors file or of one that torch.save wrote. A prefix that
-            all keys share, as DistributedDataParallel and torch.compile add it, is taken off where that makes keys fit.
+        state_dict: a state dict, or the path of a .safetensors file or of one that torch.save
+            wrote. A prefix that all keys share, as DistributedDataParallel and torch.compile add
+            it, is taken off where that makes keys fit.
         ignore_mismatch: tensors of another shape are reported instead of raising.
-        init_new_layers: name of an initializer ("kaiming", "xavier", "zero", "identity") for parameters that the
-            checkpoint did not fill; None leaves them as they are. Gates of patches are never touched.
-        exclude_patterns: keys to leave alone. A pattern of letters, digits, "_" and dots matches whole dotted
-            segments ("fc" matches fc.weight, not fc1.weight); any other is a regular expression, searched for.
+        init_new_layers: name of an initializer ("kaiming", "xavier", "zero", "identity") for
+            parameters that the checkpoint did not fill; None leaves them as they are. Gates of
+            patches are never touched.
+        exclude_patterns: keys to leave alone. A pattern of letters, digits, "_" and dots matches
+            whole dotted segments ("fc" matches fc.weight, not fc1.weight); any other is a regular
+            expression, searched for.
         registry: where `init_new_layers` is looked up; by default what is installed.
 
     Raises:
-        WeightsError: shapes differ and `ignore_mismatch` is false, nothing at all would be loaded, or the file is faulty.
+        WeightsError: shapes differ and `ignore_mismatch` is false, nothing at all would be loaded,
+            or the file is faulty.
         UnknownNameError: no such initializer.
     """
     if isinstance(state_dict, (str, Path)):
@@ -137,9 +145,15 @@ def partial_load(
     initializer = None
     if init_new_layers is not None:
         initializer = (registry or Registry()).resolve(InitializerSpec, init_new_layers)
-    own = {key: value for key, value in model.state_dict(keep_vars=True).items() if isinstance(value, Tensor)}
+    own = {
+        key: value
+        for key, value in model.state_dict(keep_vars=True).items()
+        if isinstance(value, Tensor)
+    }
     prefix = _shared_prefix(given, own)
-    found = {key[len(prefix) :] if key.startswith(prefix) else key: value for key, value in given.items()}
+    found = {
+        key[len(prefix) :] if key.startswith(prefix) else key: value for key, value in given.items()
+    }
     if len(found) < len(given):
         found, prefix = dict(given), ""
     is_excluded, unmatched = _matcher(exclude_patterns, [*own, *found])
@@ -153,8 +167,10 @@ def partial_load(
     ]
     if mismatched and not ignore_mismatch:
         raise WeightsError(
-            f"Shape mismatch: {len(mismatched)} of {len(own)} tensors: {listing(mismatched_texts(mismatched), most=4)}. "
-            "Nothing was loaded. This is normal when changing architectures: use ignore_mismatch=True to load the others."
+            f"Shape mismatch: {len(mismatched)} of {len(own)} tensors: "
+            f"{listing(mismatched_texts(mismatched), most=4)}. "
+            "Nothing was loaded. This is normal when changing architectures: use "
+            "ignore_mismatch=True to load the others."
         )
     if not loaded:
         raise WeightsError(_nothing_loaded(given, own, excluded))
@@ -170,7 +186,9 @@ def partial_load(
         mismatched=tuple(mismatched),
         missing=tuple(missing),
         excluded=tuple(excluded),
-        unexpected=tuple(back.get(key, key) for key in found if key not in own and isinstance(found[key], Tensor)),
+        unexpected=tuple(
+            back.get(key, key) for key in found if key not in own and isinstance(found[key], Tensor)
+        ),
         initialized=tuple(initialized),
         unmatched_patterns=tuple(unmatched),
         prefix=prefix,
@@ -196,7 +214,14 @@ def transfer_weights(
     Raises:
         WeightsError: as for `partial_load`.
     """
-    return partial_load(target, source.state_dict(), ignore_mismatch, init_new_layers, exclude_patterns, registry=registry)
+    return partial_load(
+        target,
+        source.state_dict(),
+        ignore_mismatch,
+        init_new_layers,
+        exclude_patterns,
+        registry=registry,
+    )
 
 
 def mismatched_texts(mismatched: Iterable[Mismatch]) -> list[str]:
@@ -205,10 +230,15 @@ def mismatched_texts(mismatched: Iterable[Mismatch]) -> list[str]:
 
 
 def _shared_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Return the wrapper prefix without which more of the checkpoint's keys are the model's, or an empty string."""
+    """Return the wrapper prefix without which more of the checkpoint's keys are the model's, or an
+    empty string.
+    """
     best, prefix, stripped = "", "", given
     fits = sum(key in own for key in given)
-    while wrapper := next((w for w in _WRAPPERS if stripped and all(key.startswith(prefix + w) for key in stripped)), None):
+    while wrapper := next(
+        (w for w in _WRAPPERS if stripped and all(key.startswith(prefix + w) for key in stripped)),
+        None,
+    ):
         prefix += wrapper
         count = sum(key[len(prefix) :] in own for key in given)
         if count > fits:
@@ -229,23 +259,36 @@ def _matcher(patterns: Iterable[str], keys: list[str]) -> tuple[Any, list[str]]:
         try:
             compiled.append(re.compile(expression))
         except re.error as error:
-            raise WeightsError(f"the pattern {pattern!r} is no regular expression: {error}") from error
-    unmatched = [p for p, expression in zip(patterns, compiled, strict=True) if not any(map(expression.search, keys))]
+            raise WeightsError(
+                f"the pattern {pattern!r} is no regular expression: {error}"
+            ) from error
+    unmatched = [
+        p
+        for p, expression in zip(patterns, compiled, strict=True)
+        if not any(map(expression.search, keys))
+    ]
     return lambda key: any(expression.search(key) for expression in compiled), unmatched
 
 
-def _nothing_loaded(given: Mapping[str, Tensor], own: Mapping[str, Tensor], excluded: list[str]) -> str:
+def _nothing_loaded(
+    given: Mapping[str, Tensor], own: Mapping[str, Tensor], excluded: list[str]
+) -> str:
     first = next(iter(given))
     close = near(first, own, most=2)
     return (
-        f"nothing would be loaded: none of the checkpoint's {len(given)} tensors fits one of the model's {len(own)}"
-        f"{f' ({len(excluded)} are excluded)' if excluded else ''}. The checkpoint's first keys are {listing(given, most=3)}; "
-        f"the model's are {listing(own, most=3)}.{f' Near {first!r}: {listing(close)}.' if close else ''}"
+        f"nothing would be loaded: none of the checkpoint's {len(given)} tensors fits one of the "
+        f"model's {len(own)}"
+        f"{f' ({len(excluded)} are excluded)' if excluded else ''}. The checkpoint's first keys "
+        f"are {listing(given, most=3)}; "
+        "the model's are "
+        f"{listing(own, most=3)}.{f' Near {first!r}: {listing(close)}.' if close else ''}"
     )
 
 
 def _initialize(model: nn.Module, new: list[str], initializer: Any) -> list[str]:
-    """Run an initializer on the layers that own the new tensors, one layer at a time, and keep what was loaded."""
+    """Run an initializer on the layers that own the new tensors, one layer at a time, and keep what
+    was loaded.
+    """
     by_owner: dict[str, list[str]] = {}
     for key in new:
         owner, _, name = key.rpartition(".")
@@ -258,12 +301,20 @@ def _initialize(model: nn.Module, new: list[str], initializer: Any) -> list[str]
         alone = copy.copy(layer)  # the same tensors without the children
         alone.__dict__["_modules"] = {}
         tensors = {**alone._parameters, **alone._buffers}
-        kept = {name: (t, t.detach().clone()) for name, t in tensors.items() if t is not None and name not in names}
+        kept = {
+            name: (t, t.detach().clone())
+            for name, t in tensors.items()
+            if t is not None and name not in names
+        }
         before = {name: t._version for name in names if (t := tensors.get(name)) is not None}
         call_factory(initializer, (alone,), {})
         with torch.no_grad():
             for tensor, value in kept.values():
                 tensor.copy_(value)
         prefix = f"{owner}." if owner else ""
-        done += [f"{prefix}{name}" for name, version in before.items() if tensors[name]._version != version]  # type: ignore[union-attr]
+        done += [
+            f"{prefix}{name}"
+            for name, version in before.items()
+            if tensors[name]._version != version
+        ]  # type: ignore[union-attr]
     return done

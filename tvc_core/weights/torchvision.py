@@ -1,8 +1,9 @@
 """torchvision's networks through torchvision's own builders, with every weight file opened by us.
 
-The builders do more than load: they rename old keys, set `transform_input`, drop auxiliary heads. So they are called
-as they are, with a stand-in for the enum member whose `get_state_dict` checks the file's hash, also in the cache, where
-torchvision itself looks at nothing, and opens it without running code.
+The builders do more than load: they rename old keys, set `transform_input`, drop auxiliary heads.
+So they are called as they are, with a stand-in for the enum member whose `get_state_dict` checks
+the file's hash, also in the cache, where torchvision itself looks at nothing, and opens it without
+running code.
 """
 
 from __future__ import annotations
@@ -25,13 +26,16 @@ __all__ = ["build_torchvision", "class_names_of", "transforms_of"]
 
 
 class _CheckedMember:
-    """Looks to a torchvision builder like a member of its weights enum, and reads its file safely."""
+    """Looks to a torchvision builder like a member of its weights enum, and reads its file
+    safely.
+    """
 
     def __init__(self, member: Any) -> None:
         self._member = member
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type[Any]:  # torchvision's builders ask isinstance(weights, ResNet50_Weights)
+    # torchvision's builders ask isinstance(weights, ResNet50_Weights)
+    def __class__(self) -> type[Any]:
         return type(self._member)
 
     def __getattr__(self, name: str) -> Any:
@@ -45,8 +49,11 @@ class _CheckedMember:
         return read_state_dict(path, sha256=hash_in_name(path.name))
 
 
-def build_torchvision(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) -> nn.Module:
-    """Build a network of torchvision's by its name there; the factory of every torchvision backbone.
+def build_torchvision(
+    spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any
+) -> nn.Module:
+    """Build a network of torchvision's by its name there; the factory of every torchvision
+    backbone.
 
     Args:
         spec: its `name` is torchvision's.
@@ -60,7 +67,9 @@ def build_torchvision(spec: BackboneSpec, *, weights: WeightsSpec | None, **opti
     try:
         build = torchvision.models.get_model_builder(spec.name)
     except ValueError as error:
-        raise BackboneError(f"torchvision {torchvision.__version__} has no {spec.name!r}: upgrade torchvision") from error
+        raise BackboneError(
+            f"torchvision {torchvision.__version__} has no {spec.name!r}: upgrade torchvision"
+        ) from error
     if weights is None:
         return build(weights=None, **options)
     member = find_member(spec, weights)
@@ -75,28 +84,35 @@ def build_torchvision(spec: BackboneSpec, *, weights: WeightsSpec | None, **opti
     except RuntimeError as error:
         changed = f" with the options {listing(options)}" if options else ""
         reason = " ".join(str(error).split())[:400]
-        raise WeightsError(f"the file of {member} does not fit {spec.name}{changed}: {reason}") from error
+        raise WeightsError(
+            f"the file of {member} does not fit {spec.name}{changed}: {reason}"
+        ) from error
 
 
 def set_image_size(network: nn.Module, size: int) -> None:
-    """Make a ViT take images of another size, in place: its position embeddings are resampled, bicubic, as torchvision does.
+    """Make a ViT take images of another size, in place: its position embeddings are resampled,
+    bicubic, as torchvision does.
 
     Raises:
         BackboneError: the network is no ViT, or its patches do not divide the size.
     """
     if not isinstance(network, VisionTransformer):
         raise BackboneError(
-            f"{type(network).__name__} has no position embeddings that tvc can resample for images of {size} pixels"
+            f"{type(network).__name__} has no position embeddings that tvc can resample for images "
+            f"of {size} pixels"
         )
     patch = network.patch_size
     if size < patch or size % patch:
         raise BackboneError(
-            f"image_size={size} does not divide into patches of {patch} pixels; {max(1, size // patch) * patch} and "
+            f"image_size={size} does not divide into patches of {patch} pixels; "
+            f"{max(1, size // patch) * patch} and "
             f"{(size // patch + 1) * patch} do"
         )
     if size == network.image_size:
         return
-    state = interpolate_embeddings(size, patch, OrderedDict({_POSITIONS: network.get_parameter(_POSITIONS).detach()}))
+    state = interpolate_embeddings(
+        size, patch, OrderedDict({_POSITIONS: network.get_parameter(_POSITIONS).detach()})
+    )
     network.encoder.pos_embedding = nn.Parameter(state[_POSITIONS].contiguous())
     network.image_size, network.seq_length = size, state[_POSITIONS].shape[1]
 
@@ -116,26 +132,35 @@ def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
     except KeyError:
         known = [member.name for member in members]
         raise BackboneError(
-            f"torchvision {torchvision.__version__} has no weights {weights.name!r} for {spec.name!r}; it has {listing(known)}"
+            f"torchvision {torchvision.__version__} has no weights {weights.name!r} for "
+            f"{spec.name!r}; it has {listing(known)}"
         ) from None
 
 
 def check_weights_class(spec: BackboneSpec, weights_class: str) -> None:
-    """Refuse weights that were named with the enum class of another network, as in "ResNet50_Weights.IMAGENET1K_V2".
+    """Refuse weights that were named with the enum class of another network, as in
+    "ResNet50_Weights.IMAGENET1K_V2".
 
     Raises:
         WeightsError: the class is not this network's.
     """
-    own = torchvision.models.get_model_weights(spec.name).__name__ if spec.origin == "torchvision" else "none"
+    own = (
+        torchvision.models.get_model_weights(spec.name).__name__
+        if spec.origin == "torchvision"
+        else "none"
+    )
     if weights_class != own:
         names = listing(weights.name for weights in spec.weights)
         raise WeightsError(
-            f"{weights_class} belongs to another network than {spec.name!r} (its class is {own}): it has {names}"
+            f"{weights_class} belongs to another network than {spec.name!r} (its class is {own}): "
+            f"it has {names}"
         )
 
 
 def transforms_of(weights: WeightsSpec) -> nn.Module:
-    """Return the preprocessing that a pretrained set was trained with, as torchvision's own module."""
+    """Return the preprocessing that a pretrained set was trained with, as torchvision's own
+    module.
+    """
     from torchvision.transforms import InterpolationMode, Resize
     from torchvision.transforms._presets import ImageClassification
 
@@ -149,11 +174,15 @@ def transforms_of(weights: WeightsSpec) -> nn.Module:
     if not weights.squash:
         return preset
     sides = [weights.resize_size, weights.resize_size]
-    return nn.Sequential(Resize(sides, interpolation=preset.interpolation, antialias=preset.antialias), preset)
+    return nn.Sequential(
+        Resize(sides, interpolation=preset.interpolation, antialias=preset.antialias), preset
+    )
 
 
 def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
-    """Return the names of the pretrained head's outputs: ImageNet's for a head of 1000, else None."""
+    """Return the names of the pretrained head's outputs: ImageNet's for a head of 1000,
+    else None.
+    """
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return tuple(_IMAGENET_CATEGORIES) if weights.num_classes == len(_IMAGENET_CATEGORIES) else None
@@ -170,6 +199,7 @@ def _download(url: str, path: Path, progress: bool) -> None:
         torch.hub.download_url_to_file(url, str(path), hash_in_name(path.name), progress=progress)
     except (OSError, RuntimeError) as error:
         raise WeightsError(
-            f"{path.name} cannot be downloaded from {urlparse(url).netloc}: {error}. Put the file into {path.parent}, "
+            f"{path.name} cannot be downloaded from {urlparse(url).netloc}: {error}. Put the file "
+            f"into {path.parent}, "
             "or pass weights=None to start from random weights."
         ) from error

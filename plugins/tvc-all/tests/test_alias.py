@@ -28,6 +28,10 @@ def test_the_recipe_module_loads_yaml() -> None:
 
 @pytest.mark.parametrize(("statement", "heavy"), [("HybridBuilder", False), ("HybridModel", True)])
 def test_importing_imports_torch_only_when_something_needs_it(statement: str, heavy: bool) -> None:
-    code = f"from torchvision_customizer import {statement}; import sys; print('torch' in sys.modules)"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+    code = (
+        f"from torchvision_customizer import {statement}; import sys; print('torch' in sys.modules)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.strip()
     assert found == str(heavy)

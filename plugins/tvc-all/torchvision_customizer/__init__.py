@@ -1,4 +1,6 @@
-"""The import name of the user's guide: everything public of tvc_core under one name, imported as lazily as there."""
+"""The import name of the user's guide: everything public of tvc_core under one name, imported as
+lazily as there.
+"""
 
 from __future__ import annotations
 

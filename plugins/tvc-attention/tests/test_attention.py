@@ -27,7 +27,9 @@ def make(name: str, in_channels: int, **params: Any) -> Any:
     return HybridBuilder().create_block(name, in_channels, **params)
 
 
-def maps(channels: int = 32, size: tuple[int, int] = (7, 5), dtype: torch.dtype = torch.float64) -> Tensor:
+def maps(
+    channels: int = 32, size: tuple[int, int] = (7, 5), dtype: torch.dtype = torch.float64
+) -> Tensor:
     return torch.randn(3, channels, *size, dtype=dtype)
 
 
@@ -35,11 +37,14 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
-# -- against other libraries ----------------------------------------------------------------------------------------------
+# -- against other libraries -----------------------------------------------------------------------
 
 
 def test_se_is_torchvisions_squeeze_excitation() -> None:
-    block, reference = make("se", 32, reduction=4).double(), torchvision.ops.SqueezeExcitation(32, 8).double()
+    block, reference = (
+        make("se", 32, reduction=4).double(),
+        torchvision.ops.SqueezeExcitation(32, 8).double(),
+    )
     reference.load_state_dict(block.state_dict())
     x = maps()
     torch.testing.assert_close(block(x), reference(x), rtol=1e-12, atol=1e-12)
@@ -75,7 +80,7 @@ def test_cbam_without_bias_is_timms() -> None:
     torch.testing.assert_close(block(x), reference(x), rtol=1e-12, atol=1e-12)
 
 
-# -- against the papers ---------------------------------------------------------------------------------------------------
+# -- against the papers ----------------------------------------------------------------------------
 
 
 def channel_gate_by_hand(block: Any, x: np.ndarray) -> np.ndarray:
@@ -89,10 +94,14 @@ def channel_gate_by_hand(block: Any, x: np.ndarray) -> np.ndarray:
 
 
 def spatial_gate_by_hand(block: Any, x: np.ndarray) -> np.ndarray:
-    """Equation (3): sigmoid(f7x7([avg; max])), the convolution written as sums over shifted maps."""
+    """Equation (3): sigmoid(f7x7([avg; max])), the convolution written as sums over shifted
+    maps.
+    """
     weight = block.conv.weight.detach().numpy()[0]
     k = weight.shape[-1]
-    stacked = np.pad(np.stack([x.mean(1), x.max(1)], 1), ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2)))
+    stacked = np.pad(
+        np.stack([x.mean(1), x.max(1)], 1), ((0, 0), (0, 0), (k // 2, k // 2), (k // 2, k // 2))
+    )
     H, W = x.shape[2:]
     total = np.zeros((len(x), H, W))
     for i in range(k):
@@ -111,16 +120,24 @@ def test_cbam_is_equations_1_to_3(size: tuple[int, int]) -> None:
 
 def test_the_parts_of_cbam_are_blocks_of_their_own() -> None:
     x = maps()
-    channel, spatial = make("channel_attention", 32).double(), make("spatial_attention", 32).double()
-    np.testing.assert_allclose(channel.gate(x).detach().numpy(), channel_gate_by_hand(channel, x.numpy()), rtol=1e-12)
-    np.testing.assert_allclose(spatial.gate(x).detach().numpy(), spatial_gate_by_hand(spatial, x.numpy()), rtol=1e-12)
+    channel, spatial = (
+        make("channel_attention", 32).double(),
+        make("spatial_attention", 32).double(),
+    )
+    np.testing.assert_allclose(
+        channel.gate(x).detach().numpy(), channel_gate_by_hand(channel, x.numpy()), rtol=1e-12
+    )
+    np.testing.assert_allclose(
+        spatial.gate(x).detach().numpy(), spatial_gate_by_hand(spatial, x.numpy()), rtol=1e-12
+    )
     assert spatial.conv.kernel_size == (7, 7) and channel.fc1.out_channels == 2
 
 
 def test_se_is_its_papers_formula() -> None:
     block, x = make("se", 32, reduction=8).double(), maps()
     w1, b1, w2, b2 = (
-        p.detach().numpy().squeeze() for p in (block.fc1.weight, block.fc1.bias, block.fc2.weight, block.fc2.bias)
+        p.detach().numpy().squeeze()
+        for p in (block.fc1.weight, block.fc1.bias, block.fc2.weight, block.fc2.bias)
     )
     hidden = np.maximum(x.numpy().mean((2, 3)) @ w1.T + b1, 0)
     expected = x.numpy() * sigmoid(hidden @ w2.T + b2)[:, :, None, None]
@@ -132,13 +149,17 @@ def test_eca_mixes_neighboring_channels_with_zeros_beyond_the_ends() -> None:
     weight, means = block.conv.weight.detach().numpy().ravel(), x.numpy().mean((2, 3))
     padded = np.pad(means, ((0, 0), (1, 1)))
     gate = sigmoid(sum(weight[k] * padded[:, k : k + 6] for k in range(3)))
-    np.testing.assert_allclose(block(x).detach().numpy(), x.numpy() * gate[:, :, None, None], rtol=1e-12)
+    np.testing.assert_allclose(
+        block(x).detach().numpy(), x.numpy() * gate[:, :, None, None], rtol=1e-12
+    )
 
 
-# |log2(C) / 2 + 1 / 2|, the nearest odd number as the authors' code takes it: truncated, and one more if that is even
-# C = 16: 2.5 -> 2 -> 3; 64: 3.5 -> 3; 128: 4 -> 5; 256: 4.5 -> 4 -> 5; 512: 5 -> 5; 1024: 5.5 -> 5; 2048: 6 -> 7
+# |log2(C) / 2 + 1 / 2|, the nearest odd number as the authors' code takes it: truncated, and one
+# more if that is even C = 16: 2.5 -> 2 -> 3; 64: 3.5 -> 3; 128: 4 -> 5; 256: 4.5 -> 4 -> 5; 512: 5
+# -> 5; 1024: 5.5 -> 5; 2048: 6 -> 7
 @pytest.mark.parametrize(
-    ("channels", "size"), [(1, 1), (8, 3), (16, 3), (64, 3), (128, 5), (256, 5), (512, 5), (1024, 5), (2048, 7)]
+    ("channels", "size"),
+    [(1, 1), (8, 3), (16, 3), (64, 3), (128, 5), (256, 5), (512, 5), (1024, 5), (2048, 7)],
 )
 def test_ecas_kernel_size_is_equation_12(channels: int, size: int) -> None:
     assert make("eca", channels).conv.kernel_size == (size,)
@@ -149,7 +170,7 @@ def test_gamma_and_b_change_the_kernel_size() -> None:
     assert make("eca", 256, gamma=4, b=4).conv.kernel_size == (3,)  # 2 + 1
 
 
-# -- what every block promises --------------------------------------------------------------------------------------------
+# -- what every block promises ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", GATED)
@@ -201,7 +222,11 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("name", BLOCKS)
 def test_a_block_exports_with_dynamic_batch_and_size(name: str) -> None:
     block, x = make(name, 8), torch.randn(2, 8, 16, 12)
-    dims = {0: torch.export.Dim("n", min=2), 2: torch.export.Dim("h", min=4), 3: torch.export.Dim("w", min=4)}
+    dims = {
+        0: torch.export.Dim("n", min=2),
+        2: torch.export.Dim("h", min=4),
+        3: torch.export.Dim("w", min=4),
+    }
     program = torch.export.export(block, (x,), dynamic_shapes=({**dims},))
     other = torch.randn(3, 8, 9, 21)
     torch.testing.assert_close(program.module()(other), block(other))
@@ -226,7 +251,9 @@ def test_a_block_exports_with_dynamic_batch_and_size(name: str) -> None:
         ("channel_attention", {"hidden_channels": True}, "hidden_channels"),
     ],
 )
-def test_a_wrong_parameter_is_refused_with_what_is_right(name: str, params: dict[str, Any], message: str) -> None:
+def test_a_wrong_parameter_is_refused_with_what_is_right(
+    name: str, params: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ParameterError, match=f"tvc-attention:{name}.*{message}"):
         make(name, 32, **params)
 

@@ -1,8 +1,8 @@
 """Convolutional Block Attention Module and its two parts.
 
-Woo et al. 2018, "CBAM: Convolutional Block Attention Module", arXiv:1807.06521. The maxima are taken with amax instead of a
-pooling layer over the whole map, which exporters with dynamic sizes refuse; the shared layers have no bias, as the
-authors' equations (2) and (3) have none.
+Woo et al. 2018, "CBAM: Convolutional Block Attention Module", arXiv:1807.06521. The maxima are
+taken with amax instead of a pooling layer over the whole map, which exporters with dynamic sizes
+refuse; the shared layers have no bias, as the authors' equations (2) and (3) have none.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ __all__ = ["CBAM", "ChannelAttention", "SpatialAttention"]
 
 
 class ChannelAttention(nn.Module):
-    """Scale each channel by a gate computed from its spatial mean and maximum, through one shared network.
+    """Scale each channel by a gate computed from its spatial mean and maximum, through one shared
+    network.
 
     Maps [N, C, H, W] to the same shape, dtype and device.
 
@@ -31,7 +32,9 @@ class ChannelAttention(nn.Module):
     Source: Woo et al. 2018, section 3.1, equation (2).
     """
 
-    def __init__(self, in_channels: int, reduction: int = 16, hidden_channels: int | None = None) -> None:
+    def __init__(
+        self, in_channels: int, reduction: int = 16, hidden_channels: int | None = None
+    ) -> None:
         super().__init__()
         hidden = hidden_width(in_channels, reduction, hidden_channels)
         self.fc1 = nn.Conv2d(in_channels, hidden, 1, bias=False)
@@ -42,7 +45,9 @@ class ChannelAttention(nn.Module):
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
         mean, maximum = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        return self.sigmoid(self.fc2(self.relu(self.fc1(mean))) + self.fc2(self.relu(self.fc1(maximum))))
+        return self.sigmoid(
+            self.fc2(self.relu(self.fc1(mean))) + self.fc2(self.relu(self.fc1(maximum)))
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the map by its gate."""
@@ -66,7 +71,12 @@ class SpatialAttention(nn.Module):
 
     def __init__(self, in_channels: int, kernel_size: int = 7) -> None:
         super().__init__()
-        if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        if (
+            isinstance(kernel_size, bool)
+            or not isinstance(kernel_size, int)
+            or kernel_size < 1
+            or kernel_size % 2 == 0
+        ):
             raise ValueError(f"kernel_size is an odd number of at least 1, not {kernel_size!r}")
         self.conv = nn.Conv2d(2, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.sigmoid = nn.Sigmoid()
@@ -98,7 +108,13 @@ class CBAM(nn.Module):
     Source: Woo et al. 2018, section 3, equation (1).
     """
 
-    def __init__(self, in_channels: int, reduction: int = 16, kernel_size: int = 7, hidden_channels: int | None = None) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        reduction: int = 16,
+        kernel_size: int = 7,
+        hidden_channels: int | None = None,
+    ) -> None:
         super().__init__()
         self.channel = ChannelAttention(in_channels, reduction, hidden_channels)
         self.spatial = SpatialAttention(in_channels, kernel_size)

@@ -26,17 +26,25 @@ class EfficientChannelAttention(nn.Module):
     Raises:
         ValueError: `kernel_size` is not odd and positive, or `gamma` is 0.
 
-    Source: Wang et al. 2020, section 3.3; the kernel size is equation 12: |log2(C) / gamma + b / gamma|, rounded to odd.
+    Source: Wang et al. 2020, section 3.3; the kernel size is equation 12: |log2(C) / gamma + b /
+    gamma|, rounded to odd.
     """
 
-    def __init__(self, in_channels: int, kernel_size: int | None = None, gamma: float = 2, b: float = 1) -> None:
+    def __init__(
+        self, in_channels: int, kernel_size: int | None = None, gamma: float = 2, b: float = 1
+    ) -> None:
         super().__init__()
         if kernel_size is None:
             if gamma == 0:
                 raise ValueError("gamma divides log2(in_channels), so it cannot be 0")
             size = int(abs((math.log2(in_channels) + b) / gamma))
             kernel_size = size if size % 2 else size + 1
-        if isinstance(kernel_size, bool) or not isinstance(kernel_size, int) or kernel_size < 1 or kernel_size % 2 == 0:
+        if (
+            isinstance(kernel_size, bool)
+            or not isinstance(kernel_size, int)
+            or kernel_size < 1
+            or kernel_size % 2 == 0
+        ):
             raise ValueError(f"kernel_size is an odd number of at least 1, not {kernel_size!r}")
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.sigmoid = nn.Sigmoid()

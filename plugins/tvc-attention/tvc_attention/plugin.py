@@ -49,7 +49,8 @@ def tvc_blocks() -> list[BlockSpec]:
             category="attention",
             gated=True,
             factory="tvc_attention.cbam:SpatialAttention",
-            summary="Scale each pixel by a gate computed from its neighborhood's mean and maximum over channels.",
+            summary="Scale each pixel by a gate computed from its neighborhood's mean and maximum "
+            "over channels.",
             source=f"{_WOO}, section 3.2",
         ),
     ]

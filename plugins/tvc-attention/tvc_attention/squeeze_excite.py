@@ -1,7 +1,8 @@
 """Squeeze-and-Excitation.
 
-Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv:1709.01507. The two layers are 1x1 convolutions, as in torchvision
-and timm, and have torchvision's names; the paper's are fully connected layers without difference in what they compute.
+Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv:1709.01507. The two layers are 1x1
+convolutions, as in torchvision and timm, and have torchvision's names; the paper's are fully
+connected layers without difference in what they compute.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ class SqueezeExcite(nn.Module):
 
     Args:
         in_channels: C, the width of the incoming map [channels].
-        reduction: C divided by the width of the hidden layer, 1 to C; the paper uses 16. Narrow maps keep a width of 1.
-        hidden_channels: width of the hidden layer [channels] instead of C // reduction, as other libraries round it.
+        reduction: C divided by the width of the hidden layer, 1 to C; the paper uses 16. Narrow
+            maps keep a width of 1.
+        hidden_channels: width of the hidden layer [channels] instead of C // reduction, as other
+            libraries round it.
 
     Raises:
         ValueError: `reduction` is below 1 or above both C and 16, or `hidden_channels` is below 1.
@@ -29,7 +32,9 @@ class SqueezeExcite(nn.Module):
     Source: Hu et al. 2018, section 3.
     """
 
-    def __init__(self, in_channels: int, reduction: int = 16, hidden_channels: int | None = None) -> None:
+    def __init__(
+        self, in_channels: int, reduction: int = 16, hidden_channels: int | None = None
+    ) -> None:
         super().__init__()
         hidden = hidden_width(in_channels, reduction, hidden_channels)
         self.fc1 = nn.Conv2d(in_channels, hidden, 1)

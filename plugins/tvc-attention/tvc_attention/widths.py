@@ -6,15 +6,29 @@ __all__ = ["hidden_width"]
 
 
 def hidden_width(in_channels: int, reduction: int, hidden_channels: int | None) -> int:
-    """Return the width of the hidden layer [channels]: `hidden_channels`, or in_channels // reduction but at least 1.
+    """Return the width of the hidden layer [channels]: `hidden_channels`, or in_channels //
+    reduction but at least 1.
 
     Raises:
-        ValueError: `reduction` is below 1 or above both in_channels and 16, or `hidden_channels` is below 1.
+        ValueError: `reduction` is below 1 or above both in_channels and 16, or `hidden_channels` is
+            below 1.
     """
     if hidden_channels is not None:
-        if isinstance(hidden_channels, bool) or not isinstance(hidden_channels, int) or hidden_channels < 1:
-            raise ValueError(f"hidden_channels is a whole number of at least 1, not {hidden_channels!r}")
+        if (
+            isinstance(hidden_channels, bool)
+            or not isinstance(hidden_channels, int)
+            or hidden_channels < 1
+        ):
+            raise ValueError(
+                f"hidden_channels is a whole number of at least 1, not {hidden_channels!r}"
+            )
         return hidden_channels
-    if isinstance(reduction, bool) or not isinstance(reduction, int) or not 1 <= reduction <= max(in_channels, 16):
-        raise ValueError(f"reduction is a whole number from 1 to in_channels ({in_channels}), not {reduction!r}")
+    if (
+        isinstance(reduction, bool)
+        or not isinstance(reduction, int)
+        or not 1 <= reduction <= max(in_channels, 16)
+    ):
+        raise ValueError(
+            f"reduction is a whole number from 1 to in_channels ({in_channels}), not {reduction!r}"
+        )
     return max(in_channels // reduction, 1)

@@ -1,4 +1,6 @@
-"""Adapters between tvc's blocks, which get their input channels from the core, and torchvision.ops, which does the work."""
+"""Adapters between tvc's blocks, which get their input channels from the core, and torchvision.ops,
+which does the work.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
     "sigmoid": nn.Sigmoid,
     "hardsigmoid": nn.Hardsigmoid,
 }
-NORMALIZATIONS: dict[str, type[nn.Module]] = {"batch": nn.BatchNorm2d, "instance": nn.InstanceNorm2d}
+NORMALIZATIONS: dict[str, type[nn.Module]] = {
+    "batch": nn.BatchNorm2d,
+    "instance": nn.InstanceNorm2d,
+}
 
 
 def conv_bn_act(
@@ -43,7 +48,8 @@ def conv_bn_act(
 ) -> nn.Module:
     """Convolution, normalization and activation.
 
-    Maps [N, in_channels, H, W] to [N, channels, ceil(H / stride), ceil(W / stride)] with the default padding and an odd kernel.
+    Maps [N, in_channels, H, W] to [N, channels, ceil(H / stride), ceil(W / stride)] with the
+    default padding and an odd kernel.
 
     Args:
         in_channels: width of the incoming map [channels].
@@ -54,15 +60,23 @@ def conv_bn_act(
         dilation: distance of the kernel's points [pixels].
         groups: of channels that see each other only.
         normalization: "batch", "instance" or None.
-        activation: "relu", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "sigmoid", "hardsigmoid" or None.
+        activation: "relu", "relu6", "silu", "gelu", "hardswish", "leaky_relu", "sigmoid",
+            "hardsigmoid" or None.
 
     Raises:
-        ValueError: a size is not positive, `groups` does not divide both widths, or a name is unknown.
+        ValueError: a size is not positive, `groups` does not divide both widths, or a name is
+            unknown.
 
     Source: torchvision.ops.Conv2dNormActivation.
     """
     out_channels = in_channels if channels is None else channels
-    _check_counts(channels=out_channels, kernel_size=kernel_size, stride=stride, dilation=dilation, groups=groups)
+    _check_counts(
+        channels=out_channels,
+        kernel_size=kernel_size,
+        stride=stride,
+        dilation=dilation,
+        groups=groups,
+    )
     activation_layer = _choose("activation", activation, ACTIVATIONS)
     return ops.Conv2dNormActivation(
         in_channels,
@@ -74,15 +88,19 @@ def conv_bn_act(
         norm_layer=_choose("normalization", normalization, NORMALIZATIONS),
         activation_layer=activation_layer,
         dilation=dilation,
-        inplace=True if activation_layer in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU) else None,
+        inplace=True
+        if activation_layer in (nn.ReLU, nn.ReLU6, nn.SiLU, nn.Hardswish, nn.LeakyReLU)
+        else None,
     )
 
 
 class DeformConv(nn.Module):
-    """Modulated deformable convolution, which starts as the plain convolution with its weights halved.
+    """Modulated deformable convolution, which starts as the plain convolution with its weights
+    halved.
 
-    Offsets and modulation come from a convolution of the same input, zero at first: no offset, modulation sigmoid(0).
-    Maps [N, in_channels, H, W] to [N, channels, ceil(H / stride), ceil(W / stride)] for an odd kernel.
+    Offsets and modulation come from a convolution of the same input, zero at first: no offset,
+    modulation sigmoid(0). Maps [N, in_channels, H, W] to [N, channels, ceil(H / stride), ceil(W /
+    stride)] for an odd kernel.
 
     Args:
         in_channels: width of the incoming map [channels].
@@ -93,7 +111,8 @@ class DeformConv(nn.Module):
         groups: of channels that see each other only.
 
     Raises:
-        ValueError: a size is not positive, the kernel is even, or `groups` does not divide both widths.
+        ValueError: a size is not positive, the kernel is even, or `groups` does not divide both
+            widths.
 
     Source: Zhu et al. 2019, arXiv:1811.11168, section 3.2; torchvision.ops.DeformConv2d.
     """
@@ -109,7 +128,13 @@ class DeformConv(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = in_channels if channels is None else channels
-        _check_counts(channels=out_channels, kernel_size=kernel_size, stride=stride, dilation=dilation, groups=groups)
+        _check_counts(
+            channels=out_channels,
+            kernel_size=kernel_size,
+            stride=stride,
+            dilation=dilation,
+            groups=groups,
+        )
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size is odd, not {kernel_size}")
         padding = (kernel_size - 1) // 2 * dilation
@@ -118,17 +143,31 @@ class DeformConv(nn.Module):
         nn.init.zeros_(self.offset.weight)
         if self.offset.bias is not None:
             nn.init.zeros_(self.offset.bias)
-        self.conv = ops.DeformConv2d(in_channels, out_channels, kernel_size, stride, padding, dilation, groups)
+        self.conv = ops.DeformConv2d(
+            in_channels, out_channels, kernel_size, stride, padding, dilation, groups
+        )
         self.points = points
 
     def forward(self, x: Tensor) -> Tensor:
         """Compute offsets and modulation, then sample."""
         offset, mask = self.offset(x).split([2 * self.points, self.points], dim=1)
         conv = self.conv
-        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32  # torchvision has no kernel for bfloat16
+        # torchvision has no kernel for bfloat16
+        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
         tensors = [x, offset, conv.weight, conv.bias]
-        x32, offset, weight, bias = (None if tensor is None else tensor.to(dtype) for tensor in tensors)
-        y = ops.deform_conv2d(x32, offset, weight, bias, conv.stride, conv.padding, conv.dilation, mask.sigmoid().to(dtype))
+        x32, offset, weight, bias = (
+            None if tensor is None else tensor.to(dtype) for tensor in tensors
+        )
+        y = ops.deform_conv2d(
+            x32,
+            offset,
+            weight,
+            bias,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
+            mask.sigmoid().to(dtype),
+        )
         return y.to(x.dtype)
 
 
@@ -153,11 +192,19 @@ def squeeze_excitation(
     """
     squeeze = max(in_channels // 16, 1) if squeeze_channels is None else squeeze_channels
     _check_counts(squeeze_channels=squeeze)
-    hidden, scale = _choose("activation", activation, ACTIVATIONS), _choose("scale_activation", scale_activation, ACTIVATIONS)
+    hidden, scale = (
+        _choose("activation", activation, ACTIVATIONS),
+        _choose("scale_activation", scale_activation, ACTIVATIONS),
+    )
     return ops.SqueezeExcitation(in_channels, squeeze, hidden or nn.Identity, scale or nn.Identity)
 
 
-def mlp(in_channels: int, hidden_channels: int | None = None, activation: str = "gelu", dropout: float = 0.0) -> nn.Module:
+def mlp(
+    in_channels: int,
+    hidden_channels: int | None = None,
+    activation: str = "gelu",
+    dropout: float = 0.0,
+) -> nn.Module:
     """Multilayer perceptron over the last axis. Maps [..., C] to the same shape.
 
     Args:
@@ -167,7 +214,8 @@ def mlp(in_channels: int, hidden_channels: int | None = None, activation: str = 
         dropout: probability behind each layer.
 
     Raises:
-        ValueError: `hidden_channels` is not positive, `dropout` no probability, or the activation unknown.
+        ValueError: `hidden_channels` is not positive, `dropout` no probability, or the activation
+            unknown.
 
     Source: torchvision.ops.MLP.
     """
@@ -175,7 +223,9 @@ def mlp(in_channels: int, hidden_channels: int | None = None, activation: str = 
     _check_counts(hidden_channels=hidden)
     _check_probability(dropout)
     layer = _choose("activation", activation, ACTIVATIONS) or nn.Identity
-    return ops.MLP(in_channels, [hidden, in_channels], activation_layer=layer, inplace=None, dropout=dropout)
+    return ops.MLP(
+        in_channels, [hidden, in_channels], activation_layer=layer, inplace=None, dropout=dropout
+    )
 
 
 def drop_block(in_channels: int, p: float = 0.1, block_size: int = 7) -> nn.Module:
@@ -216,7 +266,8 @@ def stochastic_depth(in_channels: int, p: float = 0.1, mode: str = "row") -> nn.
 
 
 def frozen_batch_norm(in_channels: int, eps: float = 1e-5) -> nn.Module:
-    """Batch normalization of [N, C, H, W] with constant statistics, scale and shift, which start as the identity.
+    """Batch normalization of [N, C, H, W] with constant statistics, scale and shift, which start as
+    the identity.
 
     Args:
         in_channels: C [channels].
@@ -232,7 +283,9 @@ def identity(in_channels: int) -> nn.Module:
     return nn.Identity()
 
 
-def _choose(what: str, name: str | None, known: dict[str, type[nn.Module]]) -> type[nn.Module] | None:
+def _choose(
+    what: str, name: str | None, known: dict[str, type[nn.Module]]
+) -> type[nn.Module] | None:
     if name is None:
         return None
     if name not in known:

@@ -9,7 +9,9 @@ TVC_API = (1, 0)
 
 @hookimpl
 def tvc_blocks() -> list[BlockSpec]:
-    """Offer convolutions, a multilayer perceptron, regularizers and what else torchvision.ops has."""
+    """Offer convolutions, a multilayer perceptron, regularizers and what else
+    torchvision.ops has.
+    """
     home = "tvc_blocks.adapters"
     return [
         BlockSpec(
@@ -55,7 +57,8 @@ def tvc_blocks() -> list[BlockSpec]:
             category="regularization",
             layouts=("NCHW", "NHWC", "NLC", "NC"),
             factory=f"{home}:stochastic_depth",
-            summary="Zero the whole map of random samples, in training; belongs in a residual branch.",
+            summary="Zero the whole map of random samples, in training; belongs in a residual "
+            "branch.",
             source="torchvision.ops.StochasticDepth; Huang et al. 2016, arXiv:1603.09382",
         ),
         BlockSpec(

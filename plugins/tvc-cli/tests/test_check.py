@@ -41,7 +41,9 @@ def check(*args: str) -> Result:
 
 
 @pytest.mark.parametrize("given", ["acme-fill", "Acme_Fill", "acme_fill_plugin"])
-def test_a_sound_plugin_passes_by_its_distribution_or_its_module(install: Callable[[str], None], given: str) -> None:
+def test_a_sound_plugin_passes_by_its_distribution_or_its_module(
+    install: Callable[[str], None], given: str
+) -> None:
     install(SOUND)
     result = check(given, "--json")
     assert result.exit_code == 0, result.output
@@ -51,8 +53,14 @@ def test_a_sound_plugin_passes_by_its_distribution_or_its_module(install: Callab
     assert check(given).stdout.splitlines()[-1].endswith(", 0 failed")
 
 
-def test_what_fails_is_said_in_a_sentence_and_is_exit_code_1(install: Callable[[str], None]) -> None:
-    install(SOUND.replace("0.5)", "0.5)\n    module.bad = torch.nn.Linear(1, 1)\n    torch.manual_seed(3)"))
+def test_what_fails_is_said_in_a_sentence_and_is_exit_code_1(
+    install: Callable[[str], None],
+) -> None:
+    install(
+        SOUND.replace(
+            "0.5)", "0.5)\n    module.bad = torch.nn.Linear(1, 1)\n    torch.manual_seed(3)"
+        )
+    )
     result = check("acme-fill")
     assert result.exit_code == 1
     failed = [line for line in result.stdout.splitlines() if line.startswith("failed: ")]
@@ -63,4 +71,7 @@ def test_what_is_not_there_is_an_error_with_near_names(install: Callable[[str], 
     install(SOUND)
     result = check("acme-fil")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "neither a module that can be imported nor an installed plugin. Did you mean 'acme-fill'" in result.stderr
+    assert (
+        "neither a module that can be imported nor an installed plugin. Did you mean 'acme-fill'"
+        in result.stderr
+    )

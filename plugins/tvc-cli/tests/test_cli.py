@@ -18,7 +18,7 @@ from tvc_cli.output import print_table
 from tvc_core.testing import write_distribution
 
 NETS = '''
-"""A small network that offers every case: a repeated module, a tuple, a module that is never called."""
+"""A small network that offers every case: a module that repeats, a tuple, one that never runs."""
 from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, WeightsSpec, hookimpl
 
 TVC_API = (1, 0)
@@ -71,7 +71,8 @@ def fill(module):
 
 def _net(name, origin):
     return BackboneSpec(
-        name=name, family="acme", origin=origin, summary="A network.", factory="acme_nets_plugin:build", stem=("stem",),
+        name=name, family="acme", origin=origin, summary="A network.",
+        factory="acme_nets_plugin:build", stem=("stem",),
         stages=("layer",), head="head", options={"width": 4}, default_weights="NEW",
         weights=(WeightsSpec(name="OLD", crop_size=64), WeightsSpec(name="NEW", crop_size=32)),
     )
@@ -98,8 +99,12 @@ BROKEN = "raise ImportError('no module named acme_engine')"
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str, str], None]]:
-    """Return a function that installs a distribution for this test, where only such distributions are seen."""
+def install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[[str, str], None]]:
+    """Return a function that installs a distribution for this test, where only such distributions
+    are seen.
+    """
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -144,7 +149,7 @@ def write_recipe(folder: Path, text: str) -> Path:
     return path
 
 
-# -- list ---------------------------------------------------------------------------------------------------------
+# -- list ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -164,7 +169,9 @@ def write_recipe(folder: Path, text: str) -> Path:
     ],
 )
 @pytest.mark.usefixtures("nets")
-def test_list_shows_what_was_asked_for_naturally_sorted(args: tuple[str, ...], names: list[str]) -> None:
+def test_list_shows_what_was_asked_for_naturally_sorted(
+    args: tuple[str, ...], names: list[str]
+) -> None:
     assert [fact["name"] for fact in data("list", *args)] == names
     assert [line.split()[0] for line in fine("list", *args).stdout.splitlines()[1:]] == names
 
@@ -184,7 +191,9 @@ def test_a_name_with_two_owners_is_listed_qualified(install: Callable[[str, str]
     assert [fact["plugin"] for fact in facts] == ["acme-nets", "zeta-nets"]
 
 
-def test_list_mentions_plugins_that_cannot_be_used_once(install: Callable[[str, str], None]) -> None:
+def test_list_mentions_plugins_that_cannot_be_used_once(
+    install: Callable[[str, str], None],
+) -> None:
     install("acme-nets", NETS)
     install("bad-nets", BROKEN)
     result = fine("list", "--json")
@@ -206,8 +215,11 @@ def describe(member):
 @hookimpl
 def tvc_backbones():
     home = "zoo_nets_plugin"
-    family = BackboneFamilySpec(name="zoo", origin="zoo", factory=f"{home}:describe", members=f"{home}:members")
-    return [family, BackboneSpec(name="lone", factory=f"{home}:build", stem=("a",), stages=("b",), head="c")]
+    describe, members = f"{home}:describe", f"{home}:members"
+    family = BackboneFamilySpec(name="zoo", origin="zoo", factory=describe, members=members)
+    lone = {"name": "lone", "factory": f"{home}:build", "stem": ("a",), "stages": ("b",),
+            "head": "c"}
+    return [family, BackboneSpec(**lone)]
 """
 
 
@@ -226,12 +238,16 @@ def test_members_of_a_family_are_listed_where_they_are_asked_for(
 ) -> None:
     install("zoo-nets", FAMILY)
     assert [fact["name"] for fact in data("list", *args)] == names
-    more = "the family zoo of zoo-nets has more, which are not listed here: tvc list backbones 'zoo/*'"
+    more = (
+        "the family zoo of zoo-nets has more, which are not listed here: tvc list backbones 'zoo/*'"
+    )
     assert (more in fine("list", *args).stderr.splitlines()) is (names == ["lone"])
-    assert [(fact["plugin"], fact["families"]) for fact in data("plugins") if fact["families"]] == [("zoo-nets", 1)]
+    assert [(fact["plugin"], fact["families"]) for fact in data("plugins") if fact["families"]] == [
+        ("zoo-nets", 1)
+    ]
 
 
-# -- show ---------------------------------------------------------------------------------------------------------
+# -- show ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["net9", "net10"])  # net10 cannot be built on torch's meta device
@@ -242,19 +258,35 @@ def test_show_measures_every_module_of_a_backbone(name: str) -> None:
     # by hand, for the crop of the default weights, 32: each of the two convolutions halves the side
     assert found["image"] == [32, 32]
     keys = ("type", "part", "in_channels", "out_channels", "height", "width", "layout", "problem")
-    assert {path: tuple(info[key] for key in keys) for path, info in paths.items() if info["problem"] is None} == {
+    assert {
+        path: tuple(info[key] for key in keys)
+        for path, info in paths.items()
+        if info["problem"] is None
+    } == {
         "stem": ("Conv2d", "stem", 3, 4, 16, 16, "NCHW", None),
         "layer": ("Doubling", "stage 0", 4, 6, 8, 8, "NCHW", None),
         "layer.conv": ("Conv2d", "stage 0", 4, 6, 8, 8, "NCHW", None),
-        "layer.echo": ("Identity", "stage 0", 4, 4, None, None, "NCHW", None),  # runs at 16x16 and at 8x8
+        # runs at 16x16 and at 8x8
+        "layer.echo": ("Identity", "stage 0", 4, 4, None, None, "NCHW", None),
         "head": ("Linear", "head", 6, 5, None, None, "NC", None),
     }
-    assert {path: info["problem"] for path, info in paths.items() if info["problem"] is not None} == {
+    assert {
+        path: info["problem"] for path, info in paths.items() if info["problem"] is not None
+    } == {
         "layer.act": "runs 2 times with different outputs: 4x16x16, 6x8x8",
         "layer.split": "returns a tuple, not a tensor",
         "layer.spare": "never called",
     }
-    assert list(paths) == ["stem", "layer", "layer.conv", "layer.act", "layer.split", "layer.spare", "layer.echo", "head"]
+    assert list(paths) == [
+        "stem",
+        "layer",
+        "layer.conv",
+        "layer.act",
+        "layer.split",
+        "layer.spare",
+        "layer.echo",
+        "head",
+    ]
 
 
 @pytest.mark.usefixtures("nets")
@@ -271,7 +303,11 @@ def test_show_leaves_the_random_state_alone() -> None:
 def test_show_takes_another_size_and_a_depth() -> None:
     found = data("show", "net9", "--size", "48", "--depth", "1")
     assert found["image"] == [48, 48]
-    assert {path["path"]: path["height"] for path in found["paths"]} == {"stem": 24, "layer": 12, "head": None}
+    assert {path["path"]: path["height"] for path in found["paths"]} == {
+        "stem": 24,
+        "layer": 12,
+        "head": None,
+    }
 
 
 @pytest.mark.parametrize("name", ["net9", "net10"])
@@ -279,13 +315,27 @@ def test_show_takes_another_size_and_a_depth() -> None:
 def test_show_lists_what_a_target_means(name: str) -> None:
     every = {path["path"]: path for path in data("show", name)["paths"]}
     found = data("show", name, "--target", "layer.[ce]*")
-    assert found["paths"] == [every["layer.conv"], every["layer.echo"]] and found["image"] == [32, 32]
-    assert [path["path"] for path in data("show", name, "--target", "stage:*.-1")["paths"]] == ["layer"]  # its one block
-    assert [path["path"] for path in data("show", name, "--target", "type:ReLU")["paths"]] == ["layer.act", "layer.spare"]
-    assert [path["path"] for path in data("show", name, "--target", "layer.act")["paths"]] == ["layer.act"]
+    assert found["paths"] == [every["layer.conv"], every["layer.echo"]] and found["image"] == [
+        32,
+        32,
+    ]
+    # its one block
+    assert [path["path"] for path in data("show", name, "--target", "stage:*.-1")["paths"]] == [
+        "layer"
+    ]
+    assert [path["path"] for path in data("show", name, "--target", "type:ReLU")["paths"]] == [
+        "layer.act",
+        "layer.spare",
+    ]
+    assert [path["path"] for path in data("show", name, "--target", "layer.act")["paths"]] == [
+        "layer.act"
+    ]
 
 
-@pytest.mark.parametrize(("target", "said"), [("layer.con", "is not a module of net9"), ("type:Relu", "Did you mean 'ReLU'?")])
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [("layer.con", "is not a module of net9"), ("type:Relu", "Did you mean 'ReLU'?")],
+)
 @pytest.mark.usefixtures("nets")
 def test_show_says_that_a_target_means_nothing(target: str, said: str) -> None:
     result = tvc("show", "net9", "--target", target)
@@ -307,7 +357,11 @@ def test_show_prints_a_backbone_for_people() -> None:
 @pytest.mark.usefixtures("nets")
 def test_show_gives_the_parameters_of_a_block() -> None:
     found = data("show", "gate")
-    assert (found["kind"], found["qualified"], found["source"]) == ("block", "acme-nets:gate", "Acme 2020")
+    assert (found["kind"], found["qualified"], found["source"]) == (
+        "block",
+        "acme-nets:gate",
+        "Acme 2020",
+    )
     assert found["parameters"] == [
         {"name": "reduction", "default": None, "required": True},
         {"name": "kernel_size", "default": 3, "required": False},
@@ -343,7 +397,9 @@ def test_a_name_of_two_kinds_needs_the_kind() -> None:
     ],
 )
 @pytest.mark.usefixtures("nets")
-def test_an_unknown_name_gets_the_error_of_the_kind_with_a_near_name(given: str, kind: str, near: str) -> None:
+def test_an_unknown_name_gets_the_error_of_the_kind_with_a_near_name(
+    given: str, kind: str, near: str
+) -> None:
     result = tvc("show", given)
     assert (result.exit_code, result.stdout) == (1, "")
     assert result.stderr.startswith(f"error: Unknown {kind} {given!r}. Did you mean {near!r}")
@@ -359,13 +415,20 @@ def test_show_has_the_numbers_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("TVC_ONLY", "tvc-resnet")
     paths = {path["path"]: path for path in data("show", "resnet50")["paths"]}
     found = {
-        name: (paths[name]["out_channels"], paths[name]["height"]) for name in ("conv1", "layer1", "layer2", "layer3", "layer4")
+        name: (paths[name]["out_channels"], paths[name]["height"])
+        for name in ("conv1", "layer1", "layer2", "layer3", "layer4")
     }
     # He et al. 2016, table 1, column "50-layer"
-    assert found == {"conv1": (64, 112), "layer1": (256, 56), "layer2": (512, 28), "layer3": (1024, 14), "layer4": (2048, 7)}
+    assert found == {
+        "conv1": (64, 112),
+        "layer1": (256, 56),
+        "layer2": (512, 28),
+        "layer3": (1024, 14),
+        "layer4": (2048, 7),
+    }
 
 
-# -- build --------------------------------------------------------------------------------------------------------
+# -- build -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.filterwarnings("ignore:the plugin warns")
@@ -373,7 +436,9 @@ def test_show_has_the_numbers_of_the_paper(monkeypatch: pytest.MonkeyPatch) -> N
 def test_build_explains_and_saves_what_load_reads_back(tmp_path: Path) -> None:
     from tvc_core import HybridModel
 
-    recipe = write_recipe(tmp_path, "backbone: {name: net9, weights: null}\nhead: {num_classes: 7}\n")
+    recipe = write_recipe(
+        tmp_path, "backbone: {name: net9, weights: null}\nhead: {num_classes: 7}\n"
+    )
     out = tmp_path / "model.safetensors"
     result = fine("build", recipe, "--out", out)
     assert "acme-nets:net9" in result.stdout
@@ -383,12 +448,19 @@ def test_build_explains_and_saves_what_load_reads_back(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("nets")
 def test_json_stays_json_whatever_a_plugin_prints_and_warns(tmp_path: Path) -> None:
-    recipe = write_recipe(tmp_path, "backbone: {name: net9, weights: null}\nfreeze_backbone: true\n")
+    recipe = write_recipe(
+        tmp_path, "backbone: {name: net9, weights: null}\nfreeze_backbone: true\n"
+    )
     result = fine("build", recipe, "--json")
     found = json.loads(result.stdout)
-    # by hand: 3*4*9 + 4 in the stem, 4*6*9 + 6 in the stage, 6*5 + 5 in the head, which alone is trainable
+    # by hand: 3*4*9 + 4 in the stem, 4*6*9 + 6 in the stage, 6*5 + 5 in the head, which alone is
+    # trainable
     assert (found["parameters"], found["trainable_parameters"]) == (112 + 222 + 35, 35)
-    assert (found["recipe"]["backbone"]["name"], found["num_classes"], found["out"]) == ("acme-nets:net9", 5, None)
+    assert (found["recipe"]["backbone"]["name"], found["num_classes"], found["out"]) == (
+        "acme-nets:net9",
+        5,
+        None,
+    )
     assert "the plugin prints this" in result.stderr
     assert "warning: the plugin warns while it builds\n" in result.stderr
 
@@ -412,7 +484,7 @@ def test_a_fault_in_a_recipe_is_shown_with_its_line(tmp_path: Path) -> None:
     assert "'weights'" in result.stderr
 
 
-# -- plugins ------------------------------------------------------------------------------------------------------
+# -- plugins ---------------------------------------------------------------------------------------
 
 
 def test_plugins_tells_active_failed_incompatible_and_disabled_apart(
@@ -431,7 +503,9 @@ def test_plugins_tells_active_failed_incompatible_and_disabled_apart(
         "disabled",
     ]
     acme = found["acme-nets"]
-    assert [acme[key] for key in ("version", "api", "backbones", "blocks", "ops", "initializers")] == ["1.0", "1.0", 3, 3, 0, 1]
+    assert [
+        acme[key] for key in ("version", "api", "backbones", "blocks", "ops", "initializers")
+    ] == ["1.0", "1.0", 3, 3, 0, 1]
     assert found["tvc-core"]["version"]
     assert "acme_engine" in found["bad-nets"]["error"]
 
@@ -444,7 +518,7 @@ def test_plugins_shows_tracebacks_only_when_asked(install: Callable[[str, str], 
     assert "bad_nets_plugin.py" in shown
 
 
-# -- errors -------------------------------------------------------------------------------------------------------
+# -- errors ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -468,7 +542,10 @@ def test_wrong_usage_is_exit_code_2(args: tuple[str, ...]) -> None:
     assert "Usage: tvc" in result.stderr
 
 
-@pytest.mark.parametrize("args", [("list", "--origin", "acmee"), ("list", "ops", "--plugin", "acme-nts"), ("show", "nett9")])
+@pytest.mark.parametrize(
+    "args",
+    [("list", "--origin", "acmee"), ("list", "ops", "--plugin", "acme-nts"), ("show", "nett9")],
+)
 @pytest.mark.usefixtures("nets")
 def test_an_error_is_one_line_on_stderr_and_exit_code_1(args: tuple[str, ...]) -> None:
     result = tvc(*args, "--json")
@@ -510,7 +587,7 @@ def test_control_c_is_exit_code_130_without_a_traceback(monkeypatch: pytest.Monk
     assert (result.exit_code, result.output) == (130, "interrupted\n")
 
 
-# -- output -------------------------------------------------------------------------------------------------------
+# -- output ----------------------------------------------------------------------------------------
 
 
 def test_a_pipe_gets_whole_lines_whatever_their_length(capsys: pytest.CaptureFixture[str]) -> None:
@@ -521,13 +598,15 @@ def test_a_pipe_gets_whole_lines_whatever_their_length(capsys: pytest.CaptureFix
     assert lines[2] == "none  -"
 
 
-def test_a_terminal_gets_brackets_as_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_terminal_gets_brackets_as_they_are(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     print_table(["name", "summary"], [["se", "keeps [bold] and [N, C, H, W]"]])
     assert "keeps [bold] and [N, C, H, W]" in capsys.readouterr().out
 
 
-# -- the process --------------------------------------------------------------------------------------------------
+# -- the process -----------------------------------------------------------------------------------
 
 HEAVY = ("torch", "torchvision", "rich", "numpy")
 
@@ -563,13 +642,17 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
     return found
 
 
-@pytest.mark.parametrize("command", ["list", "list --json", "list blocks", "plugins", "plugins --json", "--help", "--version"])
+@pytest.mark.parametrize(
+    "command",
+    ["list", "list --json", "list blocks", "plugins", "plugins --json", "--help", "--version"],
+)
 def test_listing_imports_nothing_heavy(command: str) -> None:
     assert heavy_after(command) == []
 
 
 def test_the_test_of_lightness_can_fail(tmp_path: Path) -> None:
-    (tmp_path / "torch.py").write_text("", encoding="utf-8")  # stands for the real one, which takes seconds
+    # stands for the real one, which takes seconds
+    (tmp_path / "torch.py").write_text("", encoding="utf-8")
     write_distribution(tmp_path, "heavy-nets", "import torch\nTVC_API = (1, 0)")
     assert heavy_after("list", str(tmp_path), TVC_ONLY="heavy-nets") == ["torch"]
 
@@ -589,9 +672,16 @@ main()
     assert done.stderr == ""
 
 
-@pytest.mark.parametrize(("command", "code"), [("--version", 0), ("show no_such_thing", 1), ("show", 2)])
+@pytest.mark.parametrize(
+    ("command", "code"), [("--version", 0), ("show no_such_thing", 1), ("show", 2)]
+)
 def test_the_process_has_the_exit_code(command: str, code: int) -> None:
-    done = subprocess.run([sys.executable, "-m", "tvc_cli", *command.split()], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-m", "tvc_cli", *command.split()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
     assert done.returncode == code, done.stderr
     assert (done.stdout == "") == (code != 0)
 
@@ -628,12 +718,16 @@ def tvc_blocks():
 
 @pytest.mark.parametrize("replace", ["", "1"])
 @pytest.mark.parametrize("command", ["list blocks --json", "plugins --json"])
-def test_stdout_has_the_result_alone_whatever_a_plugin_writes_and_when(tmp_path: Path, command: str, replace: str) -> None:
+def test_stdout_has_the_result_alone_whatever_a_plugin_writes_and_when(
+    tmp_path: Path, command: str, replace: str
+) -> None:
     write_distribution(tmp_path, "noisy-blocks", NOISY)
     code = f"import sys; sys.argv[1:] = {command.split()}; from tvc_cli.main import main; main()"
     done = process(code, str(tmp_path), TVC_ONLY="noisy-blocks", REPLACE=replace)
     assert done.returncode == 0, done.stderr
-    assert {"gate", "noisy-blocks"} & {fact.get("name", fact["plugin"]) for fact in json.loads(done.stdout)}
+    assert {"gate", "noisy-blocks"} & {
+        fact.get("name", fact["plugin"]) for fact in json.loads(done.stdout)
+    }
     said = {"descriptor import", "descriptor atexit", "child import", "sys.__stdout__ atexit"}
     assert said <= set(done.stderr.splitlines())
 
@@ -644,12 +738,19 @@ def test_plugins_shows_what_loading_a_plugin_changes(install: Callable[[str, str
     lines = {line.split()[0]: line for line in fine("plugins").stdout.splitlines()}
     assert lines["acme-nets"].endswith("side effects of loading it: output")
     assert lines["bad-nets"].endswith("ImportError: no module named acme_engine")
-    assert {fact["plugin"]: fact["side_effects"] for fact in data("plugins")}["acme-nets"] == ["output"]
+    assert {fact["plugin"]: fact["side_effects"] for fact in data("plugins")}["acme-nets"] == [
+        "output"
+    ]
 
 
 def test_help_and_version_are_results() -> None:
     for command in ("--help", "list --help", "--version"):
-        done = subprocess.run([sys.executable, "-m", "tvc_cli", *command.split()], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-m", "tvc_cli", *command.split()],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.stdout and not done.stderr
 
 
@@ -671,7 +772,9 @@ def test_no_plugins_leaves_the_cores_own_whatever_is_installed(
     assert [fact["name"] for fact in data(*args)] == ["inject", "replace", "wrap"]
     assert tvc(*args).stderr == ""
     assert tvc("--no-plugins", "list").stdout == ""
-    assert {fact["plugin"]: fact["status"] for fact in data("plugins", "--no-plugins")}["bad-nets"] == "disabled"
+    assert {fact["plugin"]: fact["status"] for fact in data("plugins", "--no-plugins")}[
+        "bad-nets"
+    ] == "disabled"
     assert dict(os.environ) == before
     assert [fact["name"] for fact in data("list")] == ["net9", "net10", "other"]
 

@@ -1,4 +1,6 @@
-"""`tvc doctor`: what it finds, in plugins that would break the process that loads them, too, and what it advises."""
+"""`tvc doctor`: what it finds, in plugins that would break the process that loads them, too, and
+what it advises.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,19 @@ import tvc_core
 from tvc_core.testing import write_distribution
 
 HEADER = "from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n"
-GOOD = HEADER + "@hookimpl\ndef tvc_blocks():\n    return [BlockSpec(name='gate', factory='acme:Gate')]\n"
+GOOD = (
+    HEADER
+    + "@hookimpl\ndef tvc_blocks():\n    return [BlockSpec(name='gate', factory='acme:Gate')]\n"
+)
 
 Install = Callable[..., Path]
 
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Return a function that installs a distribution for this test and its processes, where nothing else is in force."""
+    """Return a function that installs a distribution for this test and its processes, where nothing
+    else is in force.
+    """
     folder = tmp_path / "site"
     folder.mkdir()
     monkeypatch.syspath_prepend(str(folder))
@@ -61,15 +68,26 @@ def problems(found: dict[str, Any]) -> dict[str, str]:
     """Return what is said of each thing that has a problem; each is named once."""
     about = [finding["about"] for finding in found["findings"] if finding["level"] == "problem"]
     assert len(set(about)) == len(about)
-    return {finding["about"]: finding["text"] for finding in found["findings"] if finding["level"] == "problem"}
+    return {
+        finding["about"]: finding["text"]
+        for finding in found["findings"]
+        if finding["level"] == "problem"
+    }
 
 
-def test_a_sound_plugin_is_fine_and_its_facts_are_those_of_its_own_process(install: Install) -> None:
+def test_a_sound_plugin_is_fine_and_its_facts_are_those_of_its_own_process(
+    install: Install,
+) -> None:
     install("acme-blocks", GOOD)
     before = set(sys.modules)
     found = examined(0)
     [fact] = [fact for fact in found["plugins"] if fact["plugin"] == "acme-blocks"]
-    assert (fact["status"], fact["version"], fact["api"], fact["blocks"]) == ("active", "1.0", "1.0", 1)
+    assert (fact["status"], fact["version"], fact["api"], fact["blocks"]) == (
+        "active",
+        "1.0",
+        "1.0",
+        1,
+    )
     assert 0 <= fact["seconds"] < 5 and fact["offers"] == {"block": ["gate"]}
     assert problems(found) == {}
     assert "acme_blocks_plugin" not in set(sys.modules) - before
@@ -79,9 +97,15 @@ def test_a_sound_plugin_is_fine_and_its_facts_are_those_of_its_own_process(insta
 
 
 BAD = {
-    "import-error": ("import module_that_is_not_there", "is failed: ModuleNotFoundError: No module named"),
+    "import-error": (
+        "import module_that_is_not_there",
+        "is failed: ModuleNotFoundError: No module named",
+    ),
     "exits": ("import os; os._exit(0)", "ended the process that loaded it (exit code 0)"),
-    "crashes": ("import faulthandler; faulthandler._sigsegv()", "crashed the process that loaded it (SIGSEGV)"),
+    "crashes": (
+        "import faulthandler; faulthandler._sigsegv()",
+        "crashed the process that loaded it (SIGSEGV)",
+    ),
     "hangs": ("import threading; threading.Event().wait()", "is failed: "),
     "never-lets-go": ("import re; re.match('(a+)+$', 'a' * 60 + 'b')", "did not come back within"),
     "future": (GOOD.replace("(1, 0)", "(9, 0)"), "is incompatible: written for plugin API 9.0"),
@@ -109,18 +133,27 @@ def test_each_bad_plugin_is_named_once_with_its_fault_and_advice(
         assert text in said[name], said[name]
     for finding in found["findings"]:
         if finding["level"] == "problem":
-            assert f"TVC_DISABLE={finding['about']}" in finding["advice"] or "its authors should" in finding["advice"]
+            assert (
+                f"TVC_DISABLE={finding['about']}" in finding["advice"]
+                or "its authors should" in finding["advice"]
+            )
     tracebacks = {finding["about"]: finding["traceback"] or "" for finding in found["findings"]}
     for name in ("import-error", "hangs", "crashes", "never-lets-go"):
-        assert f"{name.replace('-', '_')}_plugin.py" in tracebacks[name], f"{name}: {tracebacks[name]}"
+        assert f"{name.replace('-', '_')}_plugin.py" in tracebacks[name], (
+            f"{name}: {tracebacks[name]}"
+        )
     status = {fact["plugin"]: fact["status"] for fact in found["plugins"]}
     assert status["acme-blocks"] == "active" and status["exits"] == "failed"
 
 
-def test_the_current_folder_is_nobodys_business(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_folder_is_nobodys_business(
+    install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("acme-blocks", GOOD)
     for name in ("acme_blocks_plugin", "pluggy", "json", "tvc_cli"):
-        (tmp_path / f"{name}.py").write_text("raise AssertionError('was imported from the current folder')")
+        (tmp_path / f"{name}.py").write_text(
+            "raise AssertionError('was imported from the current folder')"
+        )
     monkeypatch.chdir(tmp_path)
     assert problems(examined(0)) == {}
 
@@ -128,10 +161,16 @@ def test_the_current_folder_is_nobodys_business(install: Install, tmp_path: Path
 def test_what_a_plugin_starts_holds_nobody_up(install: Install) -> None:
     start = "import subprocess, sys, threading, time, atexit\n"
     start += "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(30)'])\n"
-    start += "threading.Thread(target=time.sleep, args=(30,)).start()\natexit.register(time.sleep, 30)\n"
+    start += (
+        "threading.Thread(target=time.sleep, args=(30,)).start()\natexit.register(time.sleep, 30)\n"
+    )
     install("busy-blocks", start + GOOD)
     before = time.monotonic()
-    [fact] = [fact for fact in json.loads(run("--json").stdout)["plugins"] if fact["plugin"] == "busy-blocks"]
+    [fact] = [
+        fact
+        for fact in json.loads(run("--json").stdout)["plugins"]
+        if fact["plugin"] == "busy-blocks"
+    ]
     assert fact["status"] == "active"
     assert time.monotonic() - before < 20
 
@@ -139,8 +178,14 @@ def test_what_a_plugin_starts_holds_nobody_up(install: Install) -> None:
 def test_tracebacks_are_shown_on_request(install: Install) -> None:
     install("bad-blocks", "import module_that_is_not_there")
     plain, full = run(), run("--traceback")
-    assert "Traceback (most recent call last)" not in plain.output and "--traceback shows" in plain.stderr
-    assert "Traceback (most recent call last)" in full.stdout and "--traceback shows" not in full.stderr
+    assert (
+        "Traceback (most recent call last)" not in plain.output
+        and "--traceback shows" in plain.stderr
+    )
+    assert (
+        "Traceback (most recent call last)" in full.stdout
+        and "--traceback shows" not in full.stderr
+    )
 
 
 def test_a_clash_gives_both_qualified_names(install: Install) -> None:
@@ -158,7 +203,9 @@ def test_a_slow_import_is_a_note(install: Install) -> None:
     assert text.startswith("loading slow-blocks takes 0.")
 
 
-def test_variables_are_explained_and_unknown_ones_are_problems(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_variables_are_explained_and_unknown_ones_are_problems(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("acme-blocks", GOOD)
     install("out-blocks", "raise AssertionError('is left out, so nobody loads it')")
     monkeypatch.setenv("TVC_ONLY", "acme-blocks, Acme_Blokcs")
@@ -171,7 +218,9 @@ def test_variables_are_explained_and_unknown_ones_are_problems(install: Install,
     assert "'acme-blokcs', which is not an installed plugin" in said["problem", "TVC_ONLY"]["text"]
     assert said["problem", "TVC_ONLY"]["advice"] == "did you mean acme-blocks?"
     assert "not a number of seconds" in said["problem", "TVC_IMPORT_TIMEOUT"]["text"]
-    left_out = [finding["text"] for finding in found["findings"] if finding["text"].startswith("left out")]
+    left_out = [
+        finding["text"] for finding in found["findings"] if finding["text"].startswith("left out")
+    ]
     assert len(left_out) == 1 and "out-blocks" in left_out[0] and "acme-blocks" not in left_out[0]
     assert {fact["plugin"]: fact["status"] for fact in found["plugins"]}["out-blocks"] == "disabled"
 
@@ -195,7 +244,9 @@ def test_unsupported_and_missing_requirements_are_problems(install: Install) -> 
     )
     with (info / "METADATA").open("a") as metadata:
         metadata.writelines(f"Requires-Dist: {want}\n" for want in wants)
-    texts = [finding["text"] for finding in examined(1)["findings"] if finding["level"] == "problem"]
+    texts = [
+        finding["text"] for finding in examined(1)["findings"] if finding["level"] == "problem"
+    ]
     assert len(texts) == 3
     assert "requires tvc-core>=99.1, and tvc-core 0." in texts[0]
     assert "requires torch<2.0, and torch 2." in texts[1]
@@ -217,7 +268,9 @@ def test_versions_are_compared_by_number(version: str, clause: str, fits: bool) 
     assert doctor._fits(version, clause) is fits
 
 
-def test_distributions_of_several_versions_are_a_problem(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_distributions_of_several_versions_are_a_problem(
+    install: Install, monkeypatch: pytest.MonkeyPatch
+) -> None:
     install("acme-blocks", GOOD)
     versions = {"tvc-core": "0.2.0", "tvc-cli": "0.2.0", "tvc-resnet": "0.1.0", "torch": "2.15.0"}
     monkeypatch.setattr(doctor, "_version", versions.get)
@@ -232,10 +285,16 @@ def test_broken_metadata_is_a_problem(install: Install) -> None:
     info = install("broken-blocks", GOOD.replace("gate", "other"))
     (info / "METADATA").write_bytes(b"\xff\xfe\x00")
     found = examined(1)
-    assert any("broken_blocks" in finding["text"] or "broken-blocks" in finding["text"] for finding in found["findings"])
+    assert any(
+        "broken_blocks" in finding["text"] or "broken-blocks" in finding["text"]
+        for finding in found["findings"]
+    )
 
 
 def test_every_variable_that_the_core_reads_is_known() -> None:
-    code = "\n".join(path.read_text(encoding="utf-8") for path in Path(inspect.getfile(tvc_core)).parent.rglob("*.py"))
+    code = "\n".join(
+        path.read_text(encoding="utf-8")
+        for path in Path(inspect.getfile(tvc_core)).parent.rglob("*.py")
+    )
     read = set(re.findall(r"[\"'](TVC_[A-Z_]+)[\"']", code)) - {"TVC_API", "TVC_OWNER"}
     assert set(doctor.SWITCHES) == read

@@ -1,4 +1,5 @@
-"""`tvc new-plugin`: what it refuses, that it writes everything or nothing, and that what it writes is as tidy as tvc itself.
+"""`tvc new-plugin`: what it refuses, that it writes everything or nothing, and that what it writes
+is as tidy as tvc itself.
 
 That what it writes works is shown in a clean environment by the project's packaging tests.
 """
@@ -30,7 +31,9 @@ LONGEST = "a" * 19 + "-" + "b" * 20
 
 
 def new_plugin(*args: object) -> Result:
-    return CliRunner().invoke(tvc_cli.commands.tvc, ["new-plugin", *map(str, args)], prog_name="tvc")
+    return CliRunner().invoke(
+        tvc_cli.commands.tvc, ["new-plugin", *map(str, args)], prog_name="tvc"
+    )
 
 
 def make(folder: Path, name: str, kind: str = "block") -> Path:
@@ -40,7 +43,11 @@ def make(folder: Path, name: str, kind: str = "block") -> Path:
 
 
 def everything(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
 
 
 @pytest.mark.parametrize(
@@ -81,7 +88,9 @@ def test_a_name_that_would_hide_an_installed_package_is_refused(tmp_path: Path, 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_name_of_an_installed_plugin_may_be_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_an_installed_plugin_may_be_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_distribution(tmp_path / "site", "acme-blocks", "")
     (tmp_path / "site" / "acme_blocks.py").touch()
     monkeypatch.syspath_prepend(tmp_path / "site")
@@ -109,7 +118,9 @@ def test_the_command_offers_every_kind_that_can_be_written() -> None:
     assert set(tvc_cli.commands._PIECES) == set(PIECES) == set(KINDS)
 
 
-@pytest.mark.parametrize("args", [("acme-blocks", "--kind", "bloc"), ("acme-blocks", "--into", "/no/such/folder"), ()])
+@pytest.mark.parametrize(
+    "args", [("acme-blocks", "--kind", "bloc"), ("acme-blocks", "--into", "/no/such/folder"), ()]
+)
 def test_wrong_usage_is_exit_code_2(args: tuple[str, ...]) -> None:
     assert new_plugin(*args).exit_code == 2
 
@@ -146,19 +157,33 @@ def test_it_says_what_to_do_next_with_paths_that_a_shell_takes(tmp_path: Path) -
 
 @pytest.mark.skipif(tomllib is None, reason="no tomllib in this Python")
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_metadata_announces_the_plugin_and_what_its_tests_need(tmp_path: Path, kind: str) -> None:
+def test_the_metadata_announces_the_plugin_and_what_its_tests_need(
+    tmp_path: Path, kind: str
+) -> None:
     folder = make(tmp_path, "acme-things", kind)
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["tvc.plugins"] == {"acme-things": "acme_things.plugin"}
-    assert [requirement.partition(">")[0] for requirement in project["dependencies"]] == ["tvc-core"]
-    needs = {requirement.partition(">")[0] for requirement in project["optional-dependencies"]["test"]}
+    assert [requirement.partition(">")[0] for requirement in project["dependencies"]] == [
+        "tvc-core"
+    ]
+    needs = {
+        requirement.partition(">")[0] for requirement in project["optional-dependencies"]["test"]
+    }
     recipe = (folder / "recipe.yaml").read_text()
     assert ("tvc-resnet" in needs) is ("resnet18" in recipe)
     assert ("tvc-attention" in needs) is ("type: se" in recipe)
     assert "pytest" in needs
     files = everything(folder)
-    assert {"README.md", "CHANGELOG.md", "LICENSE", "acme_things/py.typed", "tests/test_acme_things.py"} <= set(files)
-    assert not [path for path, text in files.items() if b"$" in text], "a placeholder that was not filled"
+    assert {
+        "README.md",
+        "CHANGELOG.md",
+        "LICENSE",
+        "acme_things/py.typed",
+        "tests/test_acme_things.py",
+    } <= set(files)
+    assert not [path for path, text in files.items() if b"$" in text], (
+        "a placeholder that was not filled"
+    )
     assert b"YOUR NAME" in files["LICENSE"] and b"YOUR NAME" in files["pyproject.toml"]
 
 
@@ -168,11 +193,19 @@ def test_where_nothing_is_installed_the_recipe_names_what_the_tests_will_install
     monkeypatch.setenv("TVC_ONLY", "tvc-core")
     folder = make(tmp_path, "acme-ops", "op")
     assert "name: resnet18" in (folder / "recipe.yaml").read_text()
-    assert 'test = ["pytest>=8.0", "tvc-attention", "tvc-resnet"]' in (folder / "pyproject.toml").read_text()
+    assert (
+        'test = ["pytest>=8.0", "tvc-attention", "tvc-resnet"]'
+        in (folder / "pyproject.toml").read_text()
+    )
 
 
-@pytest.mark.parametrize("only", ["tvc-mobilenet,tvc-blocks", "tvc-transformers,tvc-blocks", "tvc-convnext,tvc-attention"])
-def test_the_recipe_is_made_of_what_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str) -> None:
+@pytest.mark.parametrize(
+    "only",
+    ["tvc-mobilenet,tvc-blocks", "tvc-transformers,tvc-blocks", "tvc-convnext,tvc-attention"],
+)
+def test_the_recipe_is_made_of_what_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, only: str
+) -> None:
     from tvc_core import HybridBuilder
 
     for owner in only.split(","):
@@ -190,7 +223,9 @@ def test_it_is_formatted_and_linted_by_its_rules_and_by_tvcs(tmp_path: Path, nam
     for kind in KINDS:
         (tmp_path / kind).mkdir()
         make(tmp_path / kind, name, kind)
-    configs = [(), ("--config", str(ROOT / "pyproject.toml"))] if (ROOT / "tvc_core").is_dir() else [()]
+    configs = (
+        [(), ("--config", str(ROOT / "pyproject.toml"))] if (ROOT / "tvc_core").is_dir() else [()]
+    )
     for config in configs:
         for kind in KINDS:
             for command in (("check",), ("format", "--check")):
@@ -210,6 +245,9 @@ def test_it_is_typed(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, k
     folder = make(tmp_path, f"acme-{kind}", kind)
     cache = tmp_path_factory.getbasetemp() / "mypy"  # torch is read once for all kinds
     done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache)], cwd=folder, capture_output=True, text=True
+        [sys.executable, "-m", "mypy", "--strict", "--cache-dir", str(cache)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr

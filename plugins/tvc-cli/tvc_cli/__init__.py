@@ -1,1 +1,3 @@
-"""The command `tvc`: list, show and build what plugins of tvc offer. Importing this package imports nothing else."""
+"""The command `tvc`: list, show and build what plugins of tvc offer. Importing this package imports
+nothing else.
+"""

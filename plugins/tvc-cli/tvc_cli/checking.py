@@ -22,7 +22,8 @@ def plugin_module(plugin: str) -> str:
     Raises:
         UnknownNameError: no such module can be imported, and no such plugin is installed.
     """
-    with environment(TVC_ONLY="tvc-core", TVC_DISABLE="", TVC_STRICT="0"):  # a list of what is installed, and nothing is loaded
+    # a list of what is installed, and nothing is loaded
+    with environment(TVC_ONLY="tvc-core", TVC_DISABLE="", TVC_STRICT="0"):
         installed = {info.owner: info.module for info in Registry().plugins}
     if normalized(plugin) in installed:
         return installed[normalized(plugin)]
@@ -34,7 +35,8 @@ def plugin_module(plugin: str) -> str:
         near = difflib.get_close_matches(plugin, [*installed, *installed.values()])
         hint = f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
         raise UnknownNameError(
-            f"{plugin!r} is neither a module that can be imported nor an installed plugin.{hint} Give the module that the "
+            f"{plugin!r} is neither a module that can be imported nor an installed plugin.{hint} "
+            "Give the module that the "
             "entry point names, such as acme_blocks.plugin; for a folder, pip install -e it first."
         )
     return plugin

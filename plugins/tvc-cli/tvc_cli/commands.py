@@ -1,4 +1,6 @@
-"""The commands of `tvc`. Each collects its facts first, then prints them, so that a failure prints no half result."""
+"""The commands of `tvc`. Each collects its facts first, then prints them, so that a failure prints
+no half result.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,14 @@ from typing import Any
 
 import click
 
-from tvc_core import API_VERSION, BackboneFamilySpec, BackboneSpec, HybridBuilder, Registry, RegistryWarning
+from tvc_core import (
+    API_VERSION,
+    BackboneFamilySpec,
+    BackboneSpec,
+    HybridBuilder,
+    Registry,
+    RegistryWarning,
+)
 
 from . import facts
 from .guard import GuardedGroup, common_options
@@ -29,7 +38,9 @@ _COLUMNS = {
 _PIECES = ("block", "backbone", "op", "initializer")
 _ONLY_FOR = {"origin": "backbones", "category": "blocks"}
 
-_json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout.")
+_json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout."
+)
 
 
 def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
@@ -37,17 +48,29 @@ def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         from importlib import metadata
 
         api = ".".join(str(number) for number in API_VERSION)
-        click.echo(f"tvc {metadata.version('tvc-cli')} (tvc-core {metadata.version('tvc-core')}, plugin API {api})")
+        click.echo(
+            f"tvc {metadata.version('tvc-cli')} (tvc-core {metadata.version('tvc-core')}, plugin "
+            f"API {api})"
+        )
         ctx.exit()
 
 
-@click.group(cls=GuardedGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    cls=GuardedGroup,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
 @click.option(
-    "--version", is_flag=True, expose_value=False, is_eager=True, callback=_print_version, help="Show the version and exit."
+    "--version",
+    is_flag=True,
+    expose_value=False,
+    is_eager=True,
+    callback=_print_version,
+    help="Show the version and exit.",
 )
 @common_options
 def tvc() -> None:
-    """Change pretrained vision backbones by name: see what is installed, look inside a network, build a recipe.
+    """Change pretrained vision backbones by name: see what is installed, look inside a network,
+    build a recipe.
 
     \b
     tvc list                       what networks are there
@@ -72,28 +95,44 @@ def tvc() -> None:
 @_json_option
 @common_options
 def list_command(
-    kind: str, pattern: str | None, origin: str | None, plugin: str | None, category: str | None, as_json: bool
+    kind: str,
+    pattern: str | None,
+    origin: str | None,
+    plugin: str | None,
+    category: str | None,
+    as_json: bool,
 ) -> None:
     """List what is installed: backbones, blocks, ops (patch operations) or initializers.
 
-    PATTERN is shell-style and best quoted: tvc list backbones 'resnet*'. What a family offers without listing every name
-    (timm/resnet50) is shown for a PATTERN with a slash, or for its --plugin.
+    PATTERN is shell-style and best quoted: tvc list backbones 'resnet*'. What a family offers
+    without listing every name (timm/resnet50) is shown for a PATTERN with a slash, or for its
+    --plugin.
     """
     for option, value in (("origin", origin), ("category", category)):
         if value is not None and kind != _ONLY_FOR[option]:
             raise click.UsageError(f"--{option} is for {_ONLY_FOR[option]}; {kind} have none")
     registry = Registry()
-    found = facts.list_facts(registry, kind, origin=origin, plugin=plugin, category=category, pattern=pattern)
+    found = facts.list_facts(
+        registry, kind, origin=origin, plugin=plugin, category=category, pattern=pattern
+    )
     if kind != "backbones":
-        found = [fact for fact in found if pattern is None or fnmatch.fnmatchcase(fact["name"], pattern)]
+        found = [
+            fact for fact in found if pattern is None or fnmatch.fnmatchcase(fact["name"], pattern)
+        ]
     if as_json:
         print_json(found)
     elif found:
         columns = _COLUMNS[kind]
-        print_table([_title(column) for column in columns], [[fact[column] for column in columns] for fact in found])
+        print_table(
+            [_title(column) for column in columns],
+            [[fact[column] for column in columns] for fact in found],
+        )
     else:
         asked = f" match {pattern!r}" if pattern else " are installed"
-        click.echo(f"no {kind}{asked}{'; without the pattern, tvc list shows all' if pattern else ''}", err=True)
+        click.echo(
+            f"no {kind}{asked}{'; without the pattern, tvc list shows all' if pattern else ''}",
+            err=True,
+        )
     if kind == "backbones" and not (origin or plugin or "/" in (pattern or "")):
         for family in registry.all(BackboneFamilySpec):
             name = registry.label(family)
@@ -103,25 +142,54 @@ def list_command(
 
 @tvc.command("show", short_help="Show a backbone and its paths, or a block, op or initializer.")
 @click.argument("name")
-@click.option("--kind", type=click.Choice(list(facts.KINDS)), help="What NAME is, where a block and an initializer share it.")
-@click.option("--size", type=click.IntRange(min=1), help="Side of the image sent through a backbone; default its own crop.")
-@click.option("--depth", type=click.IntRange(min=1), help="Show a backbone's paths only down to this many parts.")
-@click.option("--target", help="Show only the paths that this target means, such as 'layer*.*.bn3' or 'stage:*.-1'.")
+@click.option(
+    "--kind",
+    type=click.Choice(list(facts.KINDS)),
+    help="What NAME is, where a block and an initializer share it.",
+)
+@click.option(
+    "--size",
+    type=click.IntRange(min=1),
+    help="Side of the image sent through a backbone; default its own crop.",
+)
+@click.option(
+    "--depth",
+    type=click.IntRange(min=1),
+    help="Show a backbone's paths only down to this many parts.",
+)
+@click.option(
+    "--target",
+    help="Show only the paths that this target means, such as 'layer*.*.bn3' or 'stage:*.-1'.",
+)
 @_json_option
 @common_options
-def show_command(name: str, kind: str | None, size: int | None, depth: int | None, target: str | None, as_json: bool) -> None:
-    """Show one thing: a backbone with all paths that patches can take, or a block, op or initializer.
+def show_command(
+    name: str,
+    kind: str | None,
+    size: int | None,
+    depth: int | None,
+    target: str | None,
+    as_json: bool,
+) -> None:
+    """Show one thing: a backbone with all paths that patches can take, or a block, op or
+    initializer.
 
-    Channels, sizes and layouts of a backbone are those of the map that a module returns, measured by one forward pass of
-    the network with random weights. A path with a reason in the last column cannot be patched. A target with `*` in it needs
-    quotes.
+    Channels, sizes and layouts of a backbone are those of the map that a module returns, measured
+    by one forward pass of the network with random weights. A path with a reason in the last column
+    cannot be patched. A target with `*` in it needs quotes.
     """
     registry = Registry()
     spec_type, named = facts.find(registry, name, kind)
     is_backbone = spec_type is BackboneSpec
     if not is_backbone and any(option is not None for option in (size, depth, target)):
-        raise click.UsageError(f"--size, --depth and --target are for backbones; {name!r} is a {named.spec.kind}")
-    found = facts.backbone_facts(named, registry, size, target) if is_backbone else facts.thing_facts(named)
+        raise click.UsageError(
+            f"--size, --depth and --target are for backbones; {name!r} is a {named.spec.kind}"
+        )
+    found = (
+        facts.backbone_facts(named, registry, size, target)
+        if is_backbone
+        else facts.thing_facts(named)
+    )
     if is_backbone and depth is not None:
         found["paths"] = [path for path in found["paths"] if path["path"].count(".") < depth]
     if as_json:
@@ -134,7 +202,11 @@ def show_command(name: str, kind: str | None, size: int | None, depth: int | Non
 
 @tvc.command("build", short_help="Build a recipe and explain the model.")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="Save the model to this .safetensors file.")
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Save the model to this .safetensors file.",
+)
 @_json_option
 @common_options
 def build_command(recipe: Path, out: Path | None, as_json: bool) -> None:
@@ -154,21 +226,31 @@ def build_command(recipe: Path, out: Path | None, as_json: bool) -> None:
 
 
 @tvc.command("plugins", short_help="List plugins and whether they work.")
-@click.option("--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed.")
+@click.option(
+    "--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed."
+)
 @_json_option
 @common_options
 def plugins_command(with_traceback: bool, as_json: bool) -> None:
     """List installed plugins with status, version, plugin API and what they offer."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="The plugin ", category=RegistryWarning)  # the table says the same
+        # the table says the same
+        warnings.filterwarnings("ignore", message="The plugin ", category=RegistryWarning)
         found = [facts.plugin_facts(info) for info in Registry().plugins]
     if as_json:
         print_json(found)
         return
     counts = [*facts.KINDS, "families"]
     columns = ["plugin", "version", "status", "api", *counts, "seconds", "error"]
-    rows = [[*(fact[column] for column in columns[:-1]), fact["error"] or _side_effects(fact)] for fact in found]
-    print_table([_title(column) for column in columns], rows, right=[*(_title(word) for word in counts), "seconds"])
+    rows = [
+        [*(fact[column] for column in columns[:-1]), fact["error"] or _side_effects(fact)]
+        for fact in found
+    ]
+    print_table(
+        [_title(column) for column in columns],
+        rows,
+        right=[*(_title(word) for word in counts), "seconds"],
+    )
     for fact in found:
         if with_traceback and fact["traceback"]:
             say(f"\n{fact['plugin']} ({fact['module']}):\n{fact['traceback'].rstrip()}")
@@ -177,15 +259,18 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
 
 
 @tvc.command("doctor", short_help="Look for what is wrong, and say what to do.")
-@click.option("--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed.")
+@click.option(
+    "--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed."
+)
 @_json_option
 @common_options
 @click.pass_context
 def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> None:
-    """Look for what is wrong with the installation: faulty and slow plugins, clashing names, versions, variables.
+    """Look for what is wrong with the installation: faulty and slow plugins, clashing names,
+    versions, variables.
 
-    Each plugin is loaded in a process of its own, so that one that crashes or hangs is found, too. Exit code 1 where there is a
-    problem; a note is none.
+    Each plugin is loaded in a process of its own, so that one that crashes or hangs is found, too.
+    Exit code 1 where there is a problem; a note is none.
     """
     from . import doctor
 
@@ -203,9 +288,11 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
 @common_options
 @click.pass_context
 def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
-    """Run every check of the conformance kit on PLUGIN: its module (acme_blocks.plugin) or its distribution (acme-blocks).
+    """Run every check of the conformance kit on PLUGIN: its module (acme_blocks.plugin) or its
+    distribution (acme-blocks).
 
-    Exit code 1 where a check fails. In tests of a plugin the same is tvc_core.testing.parametrize_with_checks.
+    Exit code 1 where a check fails. In tests of a plugin the same is
+    tvc_core.testing.parametrize_with_checks.
     """
     from .checking import check_facts, plugin_module
 
@@ -219,18 +306,19 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
             if check["result"] != "passed":
                 say(f"{check['result']}: {check['said']}")
         counts = Counter(check["result"] for check in found)
-        say(f"{module}: " + ", ".join(f"{counts[result]} {result}" for result in ("passed", "skipped", "failed")))
+        say(
+            f"{module}: "
+            + ", ".join(f"{counts[result]} {result}" for result in ("passed", "skipped", "failed"))
+        )
     ctx.exit(1 if failed else 0)
 
 
-@tvc.command("new-plugin", short_help="Write a new plugin: a complete distribution with one working piece.")
+@tvc.command(
+    "new-plugin", short_help="Write a new plugin: a complete distribution with one working piece."
+)
 @click.argument("name")
 @click.option(
-    "--kind",
-    type=click.Choice(_PIECES),
-    default="block",
-    show_default=True,
-    help="What it offers.",
+    "--kind", type=click.Choice(_PIECES), default="block", show_default=True, help="What it offers."
 )
 @click.option(
     "--into",
@@ -241,29 +329,43 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
 @_json_option
 @common_options
 def new_plugin_command(name: str, kind: str, into: Path, as_json: bool) -> None:
-    """Write the distribution NAME, such as acme-blocks, with a plugin that works: metadata, code, tests and a recipe."""
+    """Write the distribution NAME, such as acme-blocks, with a plugin that works: metadata, code,
+    tests and a recipe.
+    """
     from .new_plugin import write_plugin
 
     try:
         folder, files = write_plugin(name, kind, into)
     except (ValueError, OSError) as error:
         raise click.BadParameter(str(error), param_hint="'NAME'") from error
-    install, place, recipe = (shlex.quote(str(path)) for path in (f"{folder}[test]", folder, folder / "recipe.yaml"))
+    install, place, recipe = (
+        shlex.quote(str(path)) for path in (f"{folder}[test]", folder, folder / "recipe.yaml")
+    )
     commands = [f"pip install -e {install}", f"pytest {place}", f"tvc build {recipe}"]
     if as_json:
         print_json({"folder": str(folder), "files": files, "next": commands})
         return
-    say(f"wrote {folder} with {len(files)} files; {folder / 'README.md'} says which does what. Next:\n")
+    say(
+        f"wrote {folder} with {len(files)} files; {folder / 'README.md'} says which does what. "
+        "Next:\n"
+    )
     for command in commands:
         say(f"  {command}")
 
 
 def _print_diagnosis(found: dict[str, Any], with_traceback: bool) -> None:
     plugins, findings = found["plugins"], found["findings"]
-    say(", ".join(f"{name} {version or '(not installed)'}" for name, version in found["versions"].items()))
+    say(
+        ", ".join(
+            f"{name} {version or '(not installed)'}" for name, version in found["versions"].items()
+        )
+    )
     statuses = Counter(fact["status"] for fact in plugins)
     counts = ", ".join(f"{count} {status}" for status, count in statuses.items())
-    say(f"{len(plugins)} plugins{': ' if counts else ''}{counts}; looked at in {found['seconds']:.1f} s")
+    say(
+        f"{len(plugins)} plugins{': ' if counts else ''}{counts}; looked at in "
+        f"{found['seconds']:.1f} s"
+    )
     for finding in findings:
         say(f"\n{finding['level']}: {finding['text']}")
         if finding["advice"]:
@@ -293,7 +395,10 @@ def _print_backbone(found: dict[str, Any]) -> None:
     say()
     if found["weights"]:
         headers = ["weights", "classes", "resize", "crop", "interpolation", "mean", "std", "note"]
-        print_table(headers, [_weights_row(weights, found["default_weights"]) for weights in found["weights"]])
+        print_table(
+            headers,
+            [_weights_row(weights, found["default_weights"]) for weights in found["weights"]],
+        )
     else:
         say("weights: none; build it with weights=None")
     height, width = found["image"] or (0, 0)
@@ -327,7 +432,10 @@ def _print_thing(found: dict[str, Any]) -> None:
         say()
         print_table(
             ["parameter", "default"],
-            [(p["name"], "must be given" if p["required"] else repr(p["default"])) for p in parameters],
+            [
+                (p["name"], "must be given" if p["required"] else repr(p["default"]))
+                for p in parameters
+            ],
         )
     else:
         say("parameters: none")
@@ -335,14 +443,25 @@ def _print_thing(found: dict[str, Any]) -> None:
 
 def _check_out(out: Path) -> None:
     if out.suffix != ".safetensors":
-        raise click.BadParameter(f"{str(out)!r} does not end in .safetensors, the format of the file", param_hint="'--out'")
+        raise click.BadParameter(
+            f"{str(out)!r} does not end in .safetensors, the format of the file",
+            param_hint="'--out'",
+        )
     if not out.parent.is_dir():
-        raise click.BadParameter(f"the folder {str(out.parent)!r} does not exist", param_hint="'--out'")
+        raise click.BadParameter(
+            f"the folder {str(out.parent)!r} does not exist", param_hint="'--out'"
+        )
 
 
 def _side_effects(fact: dict[str, Any]) -> str | None:
-    return f"side effects of loading it: {as_text(fact['side_effects'])}" if fact["side_effects"] else None
+    return (
+        f"side effects of loading it: {as_text(fact['side_effects'])}"
+        if fact["side_effects"]
+        else None
+    )
 
 
 def _title(column: str) -> str:
-    return {"default_weights": "weights", "takes_block": "takes a block"}.get(column, column.replace("_", " "))
+    return {"default_weights": "weights", "takes_block": "takes a block"}.get(
+        column, column.replace("_", " ")
+    )

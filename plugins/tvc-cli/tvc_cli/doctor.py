@@ -71,11 +71,20 @@ class Finding:
 
 
 def examine() -> dict[str, Any]:
-    """Return versions, plugins and findings, as plain data. Each plugin is loaded in a process of its own, none in this one."""
+    """Return versions, plugins and findings, as plain data. Each plugin is loaded in a process of
+    its own, none in this one.
+    """
     start = time.perf_counter()
-    with environment(TVC_ONLY="tvc-core", TVC_DISABLE="", TVC_STRICT="0"), warnings.catch_warnings(record=True) as said:
+    with (
+        environment(TVC_ONLY="tvc-core", TVC_DISABLE="", TVC_STRICT="0"),
+        warnings.catch_warnings(record=True) as said,
+    ):
         warnings.simplefilter("always")
-        found = {(info.owner, info.module): info for info in Registry().plugins if info.owner != "tvc-core"}
+        found = {
+            (info.owner, info.module): info
+            for info in Registry().plugins
+            if info.owner != "tvc-core"
+        }
     installed = list(found.values())
     wanted = [info for info in installed if not _excluded(info.owner)]
     seen = look_at(dict.fromkeys(info.owner for info in wanted), _import_timeout())
@@ -100,8 +109,12 @@ def examine() -> dict[str, Any]:
     }
 
 
-def _facts_of(info: PluginInfo, installed: list[PluginInfo], seen: dict[str, list[dict[str, Any]]]) -> Iterator[dict[str, Any]]:
-    """Yield what is known of a plugin: from its own process, or from the list of what is installed."""
+def _facts_of(
+    info: PluginInfo, installed: list[PluginInfo], seen: dict[str, list[dict[str, Any]]]
+) -> Iterator[dict[str, Any]]:
+    """Yield what is known of a plugin: from its own process, or from the list of what is
+    installed.
+    """
     start = {**plugin_facts(info), "heavy": [], "offers": {}}
     if info.owner not in seen:
         yield start
@@ -115,7 +128,12 @@ def _facts_of(info: PluginInfo, installed: list[PluginInfo], seen: dict[str, lis
 
 def _warnings(messages: Iterable[str]) -> Iterator[Finding]:
     for message in messages:
-        yield Finding(level="problem", about="metadata", text=message, advice="install that distribution again, or delete it")
+        yield Finding(
+            level="problem",
+            about="metadata",
+            text=message,
+            advice="install that distribution again, or delete it",
+        )
 
 
 def _faults(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
@@ -125,8 +143,10 @@ def _faults(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 level="problem",
                 about=owner,
-                text=f"{owner} {fact['version']} ({fact['module']}) is {fact['status']}: {fact['error']}",
-                advice=f"nothing of it can be used; pip install --upgrade {owner}, or pip uninstall {owner}, or tell its "
+                text=f"{owner} {fact['version']} ({fact['module']}) is {fact['status']}: "
+                f"{fact['error']}",
+                advice=f"nothing of it can be used; pip install --upgrade {owner}, or pip "
+                f"uninstall {owner}, or tell its "
                 f"authors; TVC_DISABLE={owner} leaves it out until then",
                 traceback=fact["traceback"],
             )
@@ -136,15 +156,22 @@ def _manners(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
     """Find what a plugin does to everybody when it is loaded."""
     for fact in plugins:
         owner = fact["plugin"]
-        changes = [change for change in fact["side_effects"] if not (fact["heavy"] and change.startswith("import of "))]
-        told = [f"imports {as_text(fact['heavy'])} ({fact['seconds']:.2f} s)"] if fact["heavy"] else []
+        changes = [
+            change
+            for change in fact["side_effects"]
+            if not (fact["heavy"] and change.startswith("import of "))
+        ]
+        told = (
+            [f"imports {as_text(fact['heavy'])} ({fact['seconds']:.2f} s)"] if fact["heavy"] else []
+        )
         told += [f"changes for everybody: {as_text(changes)}"] if changes else []
         if told:
             yield Finding(
                 level="problem",
                 about=owner,
                 text=f"loading {owner} {', and '.join(told)}",
-                advice="its authors should do this in the modules of its factories, not where its names are offered; "
+                advice="its authors should do this in the modules of its factories, not where its "
+                "names are offered; "
                 f"TVC_DISABLE={owner} leaves it out where it is not needed",
             )
         elif fact["status"] == "active" and fact["seconds"] >= SLOW:
@@ -152,7 +179,8 @@ def _manners(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
                 level="note",
                 about=owner,
                 text=f"loading {owner} takes {fact['seconds']:.2f} s",
-                advice=f"python -X importtime -c 'import {fact['module'].partition(':')[0]}' shows where the time goes",
+                advice=f"python -X importtime -c 'import {fact['module'].partition(':')[0]}' shows "
+                "where the time goes",
             )
 
 
@@ -168,14 +196,18 @@ def _clashes(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
             yield Finding(
                 level="problem",
                 about=name,
-                text=f"the {kind} {name!r} is offered by {as_text(sorted(set(found)))}, so the short name is an error",
-                advice=f"write {' or '.join(qualified)}, build with HybridBuilder(prefer=({found[0]!r},)), or leave one out "
+                text=f"the {kind} {name!r} is offered by {as_text(sorted(set(found)))}, so the "
+                "short name is an error",
+                advice=f"write {' or '.join(qualified)}, build with "
+                f"HybridBuilder(prefer=({found[0]!r},)), or leave one out "
                 f"with TVC_DISABLE={found[-1]}",
             )
 
 
 def _requirements(owners: set[str]) -> Iterator[Finding]:
-    """Find required versions that are not there: of tvc's own distributions, of plugins, and of torchvision (its torch)."""
+    """Find required versions that are not there: of tvc's own distributions, of plugins, and of
+    torchvision (its torch).
+    """
     for name in ("tvc-core", "torchvision", *sorted({*owners, *FIRST_PARTY} - {"tvc-core"})):
         for requirement in _requires(name):
             found = _REQUIREMENT.match(requirement)
@@ -183,7 +215,9 @@ def _requirements(owners: set[str]) -> Iterator[Finding]:
                 continue
             there = _version(found[1])
             if there is None or not all(_fits(there, clause) for clause in found[2].split(",")):
-                has = f"{found[1]} {there} is installed" if there else f"{found[1]} is not installed"
+                has = (
+                    f"{found[1]} {there} is installed" if there else f"{found[1]} is not installed"
+                )
                 yield Finding(
                     level="problem",
                     about=name,
@@ -200,13 +234,15 @@ def _mixed_versions() -> Iterator[Finding]:
             versions[version].append(name)
     if len(versions) > 1:
         groups = [
-            f"{version} of {as_text(names)}" for version, names in sorted(versions.items(), key=lambda item: _release(item[0]))
+            f"{version} of {as_text(names)}"
+            for version, names in sorted(versions.items(), key=lambda item: _release(item[0]))
         ]
         yield Finding(
             level="problem",
             about="tvc",
             text=f"distributions of one release belong together, and there are {'; '.join(groups)}",
-            advice=f"pip install --upgrade {' '.join(name for names in versions.values() for name in names)}",
+            advice="pip install --upgrade "
+            f"{' '.join(name for names in versions.values() for name in names)}",
         )
 
 
@@ -218,21 +254,41 @@ def _switches(owners: set[str]) -> Iterator[Finding]:
             near = difflib.get_close_matches(name, SWITCHES, n=1, cutoff=0.75)
             hint = f"did you mean {near[0]}?" if near else f"there is {as_text(list(SWITCHES))}"
             yield Finding(
-                level="problem", about=name, text=f"{name} is set to {value!r}, and tvc knows no such variable", advice=hint
+                level="problem",
+                about=name,
+                text=f"{name} is set to {value!r}, and tvc knows no such variable",
+                advice=hint,
             )
             continue
-        yield Finding(level="note", about=name, text=f"{name}={value} is in force: it {SWITCHES[name]}")
-        for owner in sorted(_owners_in(name) - owners - {"tvc-core"} if name in ("TVC_DISABLE", "TVC_ONLY") else ()):
+        yield Finding(
+            level="note", about=name, text=f"{name}={value} is in force: it {SWITCHES[name]}"
+        )
+        for owner in sorted(
+            _owners_in(name) - owners - {"tvc-core"} if name in ("TVC_DISABLE", "TVC_ONLY") else ()
+        ):
             near = difflib.get_close_matches(owner, owners, n=1)
             yield Finding(
                 level="problem",
                 about=name,
                 text=f"{name} names {owner!r}, which is not an installed plugin",
-                advice=f"did you mean {near[0]}?" if near else f"pip install {owner}, or take it out of {name}",
+                advice=f"did you mean {near[0]}?"
+                if near
+                else f"pip install {owner}, or take it out of {name}",
             )
-    if os.environ.get("TVC_IMPORT_TIMEOUT", "").strip() and _seconds(os.environ["TVC_IMPORT_TIMEOUT"]) is None:
-        text = f"TVC_IMPORT_TIMEOUT is {os.environ['TVC_IMPORT_TIMEOUT']!r}, not a number of seconds above 0"
-        yield Finding(level="problem", about="TVC_IMPORT_TIMEOUT", text=text, advice=f"unset it for {_TIMEOUT:g} s")
+    if (
+        os.environ.get("TVC_IMPORT_TIMEOUT", "").strip()
+        and _seconds(os.environ["TVC_IMPORT_TIMEOUT"]) is None
+    ):
+        text = (
+            f"TVC_IMPORT_TIMEOUT is {os.environ['TVC_IMPORT_TIMEOUT']!r}, not a number of "
+            "seconds above 0"
+        )
+        yield Finding(
+            level="problem",
+            about="TVC_IMPORT_TIMEOUT",
+            text=text,
+            advice=f"unset it for {_TIMEOUT:g} s",
+        )
 
 
 def _left_out(installed: list[PluginInfo]) -> Iterator[Finding]:
@@ -268,7 +324,9 @@ def _requires(name: str) -> list[str]:
 
 
 def _fits(version: str, clause: str) -> bool:
-    """Tell whether a version fits one clause such as ">=2.10"; a form that is not understood fits."""
+    """Tell whether a version fits one clause such as ">=2.10"; a form that is not
+    understood fits.
+    """
     found = _CLAUSE.match(clause.strip())
     if found is None:
         return True
@@ -285,11 +343,15 @@ def _release(version: str) -> tuple[int, ...]:
 
 def _excluded(owner: str) -> bool:
     only = os.environ.get("TVC_ONLY", "").strip()
-    return owner in _owners_in("TVC_DISABLE") or (bool(only) and owner not in _owners_in("TVC_ONLY"))
+    return owner in _owners_in("TVC_DISABLE") or (
+        bool(only) and owner not in _owners_in("TVC_ONLY")
+    )
 
 
 def _owners_in(variable: str) -> set[str]:
-    return {normalized(part.strip()) for part in os.environ.get(variable, "").split(",") if part.strip()}
+    return {
+        normalized(part.strip()) for part in os.environ.get(variable, "").split(",") if part.strip()
+    }
 
 
 def _import_timeout() -> float:

@@ -1,4 +1,6 @@
-"""Collect what commands show, as plain data: one dictionary a thing. torch is imported where a factory has to be."""
+"""Collect what commands show, as plain data: one dictionary a thing. torch is imported where a
+factory has to be.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,8 @@ def list_facts(
     category: str | None = None,
     pattern: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one dictionary for each thing of a kind, naturally sorted by name; `pattern` is for backbones.
+    """Return one dictionary for each thing of a kind, naturally sorted by name; `pattern` is for
+    backbones.
 
     Raises:
         UnknownNameError: nothing that is installed has this origin, plugin or category.
@@ -75,7 +78,11 @@ def list_facts(
     if kind == "blocks":
         kept &= set(builder.list_blocks(category))
     # a name that several plugins offer is listed in its qualified form, which is not the spec's own
-    found = [{**_spec_facts(registry.resolve(KINDS[kind], name)), "name": name} for name in names if name in kept]
+    found = [
+        {**_spec_facts(registry.resolve(KINDS[kind], name)), "name": name}
+        for name in names
+        if name in kept
+    ]
     found += [_member_facts(registry, name) for name in members]
     owner = normalized(plugin) if plugin is not None else None
     return [fact for fact in found if owner is None or fact["plugin"] == owner]
@@ -108,14 +115,17 @@ def find(registry: Registry, name: str, kind: str | None) -> tuple[AnySpec, Any]
         [(word, named)] = found.items()
         return KINDS[word], named
     if found:
-        meanings = " and ".join(f"the {named.spec.kind} {named.qualified!r}" for named in found.values())
+        meanings = " and ".join(
+            f"the {named.spec.kind} {named.qualified!r}" for named in found.values()
+        )
         words = " or ".join(f"--kind {word}" for word in found)
         raise AmbiguousNameError(f"{name!r} is {meanings}: add {words}.")
     raise _most_helpful(name, errors)
 
 
 def thing_facts(named: Any) -> dict[str, Any]:
-    """Return what there is to say of a block, patch op or initializer, with the parameters of its factory.
+    """Return what there is to say of a block, patch op or initializer, with the parameters of its
+    factory.
 
     Raises:
         PluginError: the factory cannot be loaded.
@@ -123,14 +133,20 @@ def thing_facts(named: Any) -> dict[str, Any]:
     spec = named.spec
     facts = {"kind": spec.kind, **_spec_facts(named)}
     if isinstance(spec, PatchOpSpec):
-        facts["parameters"] = [{"name": name, "default": value, "required": False} for name, value in spec.options.items()]
+        facts["parameters"] = [
+            {"name": name, "default": value, "required": False}
+            for name, value in spec.options.items()
+        ]
         return facts
     facts["parameters"] = _parameters(named.load())
     return facts
 
 
-def backbone_facts(named: Any, registry: Registry, size: int | None, target: str | None = None) -> dict[str, Any]:
-    """Return what there is to say of a backbone, with every path measured, or those that a target means.
+def backbone_facts(
+    named: Any, registry: Registry, size: int | None, target: str | None = None
+) -> dict[str, Any]:
+    """Return what there is to say of a backbone, with every path measured, or those that a target
+    means.
 
     Raises:
         BackboneError: the network cannot be built or does not accept an image of this size.
@@ -188,7 +204,9 @@ def model_facts(model: HybridModel) -> dict[str, Any]:
             for record in model.patch_records
         ],
         # a replacement can make the difference infinite, for which JSON has no number
-        "step0_difference": model.step0_difference if math.isfinite(model.step0_difference) else None,
+        "step0_difference": model.step0_difference
+        if math.isfinite(model.step0_difference)
+        else None,
         "explain": model.explain(),
     }
 
@@ -229,20 +247,40 @@ def _spec_facts(named: Any) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": spec.name, "qualified": named.qualified, "plugin": named.owner}
     if isinstance(spec, BackboneSpec):
         facts |= {"family": spec.family, "origin": spec.origin}
-        facts |= {"weights": [weights.name for weights in spec.weights], "default_weights": spec.default_weights}
+        facts |= {
+            "weights": [weights.name for weights in spec.weights],
+            "default_weights": spec.default_weights,
+        }
     elif isinstance(spec, BlockSpec):
-        facts |= {"category": spec.category, "layouts": spec.layouts, "preserves_shape": spec.preserves_shape}
+        facts |= {
+            "category": spec.category,
+            "layouts": spec.layouts,
+            "preserves_shape": spec.preserves_shape,
+        }
     elif isinstance(spec, PatchOpSpec):
         facts |= {"takes_block": spec.takes_block, "options": dict(spec.options)}
     return facts | {"summary": spec.summary, "source": spec.source}
 
 
 def _member_facts(registry: Registry, name: str) -> dict[str, Any]:
-    """Return what is known of a family's member without describing it, which would import what it comes from."""
+    """Return what is known of a family's member without describing it, which would import what it
+    comes from.
+    """
     family, _, member = name.rpartition("/")
     named = registry.resolve(BackboneFamilySpec, family)
-    facts = {"name": name, "qualified": f"{named.qualified}/{member}", "plugin": named.owner, "family": named.spec.name}
-    return facts | {"origin": named.spec.origin, "weights": None, "default_weights": None, "summary": "", "source": ""}
+    facts = {
+        "name": name,
+        "qualified": f"{named.qualified}/{member}",
+        "plugin": named.owner,
+        "family": named.spec.name,
+    }
+    return facts | {
+        "origin": named.spec.origin,
+        "weights": None,
+        "default_weights": None,
+        "summary": "",
+        "source": "",
+    }
 
 
 def _weights_facts(weights: WeightsSpec) -> dict[str, Any]:
@@ -259,7 +297,9 @@ def _weights_facts(weights: WeightsSpec) -> dict[str, Any]:
 
 
 def _parameters(factory: Callable[..., Any]) -> list[dict[str, Any]] | None:
-    """Return a factory's parameters behind the first, which is the core's; None where only its source would tell."""
+    """Return a factory's parameters behind the first, which is the core's; None where only its
+    source would tell.
+    """
     try:
         found = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # some callables written in C have no signature
@@ -268,7 +308,11 @@ def _parameters(factory: Callable[..., Any]) -> list[dict[str, Any]] | None:
         return None
     named = [p for p in found[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     return [
-        {"name": p.name, "default": None if p.default is p.empty else p.default, "required": p.default is p.empty}
+        {
+            "name": p.name,
+            "default": None if p.default is p.empty else p.default,
+            "required": p.default is p.empty,
+        }
         for p in named
     ]
 
@@ -284,12 +328,16 @@ def _version_of(distribution: str) -> str | None:
 
 
 def _most_helpful(name: str, errors: list[UnknownNameError]) -> UnknownNameError:
-    """Return the error that knows a near name or who provides this one, else one that speaks for all kinds."""
+    """Return the error that knows a near name or who provides this one, else one that speaks for
+    all kinds.
+    """
     for hint in ("provides it", "is installed but", "does not offer it", "Did you mean"):
         for error in errors:
             if hint in str(error):
                 return error
     return UnknownNameError(
-        f"Unknown name {name!r}: no installed plugin offers a backbone, block, patch op or initializer of this name. "
-        "'tvc list' shows the backbones, and 'tvc list blocks', 'tvc list ops' and 'tvc list initializers' the others."
+        f"Unknown name {name!r}: no installed plugin offers a backbone, block, patch op or "
+        "initializer of this name. "
+        "'tvc list' shows the backbones, and 'tvc list blocks', 'tvc list ops' and 'tvc list "
+        "initializers' the others."
     )

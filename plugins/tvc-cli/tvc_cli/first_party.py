@@ -1,4 +1,6 @@
-"""The distributions of the tvc project itself: their names are taken, and their versions belong together. Data only."""
+"""The distributions of the tvc project itself: their names are taken, and their versions belong
+together. Data only.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Turn what goes wrong into a line on stderr and an exit code; the options that every command has."""
+"""Turn what goes wrong into a line on stderr and an exit code; the options that every
+command has.
+"""
 
 from __future__ import annotations
 
@@ -43,22 +45,32 @@ class GuardedGroup(click.Group):
         """Run the command that was asked for."""
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning(ctx)
-            warnings.simplefilter("always", RegistryWarning)  # said, whatever PYTHONWARNINGS would make of it
+            # said, whatever PYTHONWARNINGS would make of it
+            warnings.simplefilter("always", RegistryWarning)
             try:
                 return super().invoke(ctx)
             except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
-                raise  # click has its own ways with these: usage, and a reader such as `head` that has seen enough
+                # click has its own ways with these: usage, and a reader such as `head` that has
+                # seen enough
+                raise
             except TvcError as error:
                 _fail(ctx, f"error: {error}", 1)
             except (KeyboardInterrupt, click.Abort):
                 _fail(ctx, "interrupted", 130)
             except Exception as error:  # the last resort: whatever it is, the user gets a sentence
                 advice = "" if _debugging(ctx) else " --debug shows where."
-                _fail(ctx, f"error: {type(error).__name__}: {error}\nThis is a bug in tvc or in a plugin.{advice}", 1)
+                _fail(
+                    ctx,
+                    f"error: {type(error).__name__}: {error}\nThis is a bug in tvc or in a "
+                    f"plugin.{advice}",
+                    1,
+                )
 
 
 def common_options(command: F) -> F:
-    """Add `--debug` and `--no-plugins`, which are understood before and behind the name of a command."""
+    """Add `--debug` and `--no-plugins`, which are understood before and behind the name of a
+    command.
+    """
 
     def remember(ctx: click.Context, _: click.Parameter, value: bool) -> None:
         if value:
@@ -69,7 +81,12 @@ def common_options(command: F) -> F:
             ctx.with_resource(environment(TVC_ONLY="tvc-core"))
 
     debug = click.option(
-        "--debug", is_flag=True, expose_value=False, callback=remember, is_eager=True, help="Show tracebacks of errors."
+        "--debug",
+        is_flag=True,
+        expose_value=False,
+        callback=remember,
+        is_eager=True,
+        help="Show tracebacks of errors.",
     )
     no_plugins = click.option(
         "--no-plugins",
@@ -108,7 +125,9 @@ def _fail(ctx: click.Context, message: str, code: int) -> None:
 def _show_warning(ctx: click.Context) -> Callable[..., None]:
     usual = warnings.showwarning
 
-    def show(message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any) -> None:
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
+    ) -> None:
         if _debugging(ctx):
             usual(message, category, filename, lineno, *rest)
         else:

@@ -10,7 +10,8 @@ __all__ = ["main"]
 def main() -> None:
     """Run the command line and exit: 0 fine, 1 an error, 2 wrong usage, 130 interrupted."""
     try:
-        from .streams import stdout_for_results  # inside the guard: Ctrl-C during these imports shows no traceback either
+        # inside the guard: Ctrl-C during these imports shows no traceback either
+        from .streams import stdout_for_results
 
         with stdout_for_results():
             from .commands import tvc

@@ -1,4 +1,6 @@
-"""Write a new plugin: a complete distribution with one working piece, from the templates beside this module."""
+"""Write a new plugin: a complete distribution with one working piece, from the templates beside
+this module.
+"""
 
 from __future__ import annotations
 
@@ -25,17 +27,30 @@ __all__ = ["PIECES", "check_name", "write_plugin"]
 PIECES: dict[str, tuple[str, str, str]] = {
     "block": ("gate", "gate", "A gate that scales each channel."),
     "backbone": ("net", "net", "A small residual network."),
-    "op": ("sandwich", "sandwich", "A patch operation that inserts a block on both sides of its target."),
+    "op": (
+        "sandwich",
+        "sandwich",
+        "A patch operation that inserts a block on both sides of its target.",
+    ),
     "initializer": ("orthogonal", "orthogonal", "An initializer with orthogonal weights."),
 }
 _TEMPLATES = Path(__file__).parent / "templates"
 _KIND_WORDS = {"op": "patch operation"}
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _LONGEST = 40
-_TAKEN = {"tests", "docs", "examples", "src", "dist", "build"}  # folders that a distribution has beside its package
+# folders that a distribution has beside its package
+_TAKEN = {"tests", "docs", "examples", "src", "dist", "build"}
 
-# what the recipe of a new plugin is made with, the first that is installed; the last resort is the first
-_BACKBONES = ("resnet18", "mobilenet_v3_small", "efficientnet_b0", "shufflenet_v2_x0_5", "convnext_tiny", "swin_t")
+# what the recipe of a new plugin is made with, the first that is installed; the last resort is the
+# first
+_BACKBONES = (
+    "resnet18",
+    "mobilenet_v3_small",
+    "efficientnet_b0",
+    "shufflenet_v2_x0_5",
+    "convnext_tiny",
+    "swin_t",
+)
 _BLOCKS = ("se", "eca", "conv_bn_act", "squeeze_excitation")
 _OWNERS = {"resnet18": "tvc-resnet", "se": "tvc-attention"}
 _TARGETS = {"resnet18": "layer3"}
@@ -45,24 +60,38 @@ def check_name(name: str) -> str:
     """Return the import name of the package of a distribution.
 
     Raises:
-        ValueError: the name is not in normalized form, taken by tvc or Python, or would hide something that is installed.
+        ValueError: the name is not in normalized form, taken by tvc or Python, or would hide
+            something that is installed.
     """
     if not _NAME.fullmatch(name):
         near = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-0123456789")
         hint = f" Did you mean {near!r}?" if _NAME.fullmatch(near) else ""
         raise ValueError(
-            f"{name!r} is no name such as acme-blocks: lower-case letters, digits and single '-', a letter first.{hint}"
+            f"{name!r} is no name such as acme-blocks: lower-case letters, digits and single '-', "
+            f"a letter first.{hint}"
         )
     package = name.replace("-", "_")
     if len(name) > _LONGEST:
-        raise ValueError(f"{name!r} has {len(name)} characters; take at most {_LONGEST}, since qualified names have it")
+        raise ValueError(
+            f"{name!r} has {len(name)} characters; take at most {_LONGEST}, since qualified names "
+            "have it"
+        )
     if name in FIRST_PARTY:
-        raise ValueError(f"{name!r} is a distribution of the tvc project; choose another name, such as acme-blocks")
+        raise ValueError(
+            f"{name!r} is a distribution of the tvc project; choose another name, such as "
+            "acme-blocks"
+        )
     if keyword.iskeyword(package) or package in sys.stdlib_module_names or package in _TAKEN:
-        raise ValueError(f"{name!r} would have the import name {package!r}, which means something else; choose another name")
+        raise ValueError(
+            f"{name!r} would have the import name {package!r}, which means something else; choose "
+            "another name"
+        )
     found = importlib.util.find_spec(package)
     if found is not None and found.origin is not None and not _is_plugin(name):
-        raise ValueError(f"{name!r} would have the import name {package!r}, and hide what is at {found.origin}; choose another")
+        raise ValueError(
+            f"{name!r} would have the import name {package!r}, and hide what is at {found.origin}; "
+            "choose another"
+        )
     return package
 
 
@@ -84,7 +113,9 @@ def write_plugin(name: str, kind: str, into: Path) -> tuple[Path, list[str]]:
     values = _values(name, kind)
     folder = into / name
     if os.path.lexists(folder):
-        raise FileExistsError(f"{str(folder)!r} exists; choose another name, or another folder with --into")
+        raise FileExistsError(
+            f"{str(folder)!r} exists; choose another name, or another folder with --into"
+        )
     texts = dict(_filled(_TEMPLATES / kind, values))
     values["recipe"] = texts["recipe.yaml"]
     texts |= dict(_filled(_TEMPLATES / "common", values))
@@ -131,7 +162,9 @@ def _values(name: str, kind: str) -> dict[str, str]:
 
 
 def _backbone(registry: Registry) -> tuple[str, str, str]:
-    """Return the name of a small backbone that is installed, the end of its last stage but one, and its distribution."""
+    """Return the name of a small backbone that is installed, the end of its last stage but one, and
+    its distribution.
+    """
     for offer in _first_party(registry, BackboneSpec, _BACKBONES):
         stages = offer.spec.stage_paths
         return registry.label(offer), stages[max(len(stages) - 2, 0)][-1], offer.owner
@@ -154,13 +187,22 @@ def _filled(folder: Path, values: Mapping[str, str]) -> Iterator[tuple[str, str]
     """Yield the path and the text of each file that a folder of templates stands for."""
     for file in sorted(path for path in folder.rglob("*.tmpl") if path.is_file()):
         path = file.relative_to(folder).as_posix().removesuffix(".tmpl")
-        path = re.sub(r"\bpackage/|(?<=test_)package\b", lambda found: found[0].replace("package", values["package"]), path)
+        path = re.sub(
+            r"\bpackage/|(?<=test_)package\b",
+            lambda found: found[0].replace("package", values["package"]),
+            path,
+        )
         yield path, Template(file.read_text(encoding="utf-8")).substitute(values)
 
 
 def _is_plugin(distribution: str) -> bool:
-    """Tell whether an installed distribution announces a plugin, such as an earlier draft of the one to be written."""
+    """Tell whether an installed distribution announces a plugin, such as an earlier draft of the
+    one to be written.
+    """
     try:
-        return any(entry.group == "tvc.plugins" for entry in metadata.distribution(distribution).entry_points)
+        return any(
+            entry.group == "tvc.plugins"
+            for entry in metadata.distribution(distribution).entry_points
+        )
     except metadata.PackageNotFoundError:
         return False

@@ -1,4 +1,6 @@
-"""Print results: tables for people, plain columns for pipes, JSON for programs. rich is imported for terminals only."""
+"""Print results: tables for people, plain columns for pipes, JSON for programs. rich is imported
+for terminals only.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,9 @@ def print_pairs(pairs: Mapping[str, Any]) -> None:
             say(f"{name:<{width}}  {text}")
 
 
-def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
+def print_table(
+    headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()
+) -> None:
     """Print rows below their headers.
 
     Args:
@@ -43,12 +47,16 @@ def print_table(headers: Sequence[str], rows: Iterable[Sequence[Any]], *, right:
     texts = [["-" if value is None else as_text(value) for value in row] for row in rows]
     if results().isatty():
         _print_rich(headers, texts, right)
-    else:  # a table for a terminal would be cut to 80 columns here, and importing rich takes longer than the listing
+    else:
+        # a table for a terminal would be cut to 80 columns here, and importing rich takes longer
+        # than the listing
         _print_plain(headers, texts, right)
 
 
 def as_text(value: Any) -> str:
-    """Return a value for people: lists as "a, b", mappings as "a=1, b=2", None as the empty string."""
+    """Return a value for people: lists as "a, b", mappings as "a=1, b=2", None as the empty
+    string.
+    """
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -61,7 +69,9 @@ def as_text(value: Any) -> str:
 
 
 def _print_plain(headers: Sequence[str], texts: list[list[str]], right: Sequence[str]) -> None:
-    widths = [max(len(row[column]) for row in [list(headers), *texts]) for column in range(len(headers))]
+    widths = [
+        max(len(row[column]) for row in [list(headers), *texts]) for column in range(len(headers))
+    ]
     for row in [list(headers), *texts]:
         cells = [
             text.rjust(width) if header in right else text.ljust(width)
@@ -80,7 +90,8 @@ def _print_rich(headers: Sequence[str], texts: list[list[str]], right: Sequence[
     for header in headers:
         table.add_column(header, justify="right" if header in right else "left", overflow="fold")
     for row in texts:
-        table.add_row(*(Text(text) for text in row))  # as Text, since rich reads a plain "[N, C]" as markup
+        # as Text, since rich reads a plain "[N, C]" as markup
+        table.add_row(*(Text(text) for text in row))
     Console(file=results()).print(table)
 
 

@@ -1,7 +1,7 @@
 """Load each plugin in a process of its own.
 
-`look_at` starts the processes, and `load` runs in them. A plugin that ends the process, crashes it or holds it up for ever
-costs that process only.
+`look_at` starts the processes, and `load` runs in them. A plugin that ends the process, crashes it
+or holds it up for ever costs that process only.
 """
 
 from __future__ import annotations
@@ -24,13 +24,17 @@ __all__ = ["load", "look_at"]
 _HEAVY = ("torch", "torchvision", "timm", "tensorflow", "jax")
 _AT_ONCE = 4
 _GRACE = 60.0
-"""What a process may take beyond the time limit of the plugin's import, which the core keeps itself [s]."""
+"""What a process may take beyond the time limit of the plugin's import, which the core keeps itself
+[s].
+"""
 
 
 def look_at(owners: Iterable[str], import_timeout: float) -> dict[str, list[dict[str, Any]]]:
-    """Return, for each owner, what `facts.plugin_facts` says of its plugins, each loaded in a fresh process.
+    """Return, for each owner, what `facts.plugin_facts` says of its plugins, each loaded in a fresh
+    process.
 
-    They have besides: "heavy", the large packages that loading brought along, and "offers", names by kind.
+    They have besides: "heavy", the large packages that loading brought along, and "offers", names
+    by kind.
 
     Args:
         owners: distributions with plugins.
@@ -43,14 +47,24 @@ def look_at(owners: Iterable[str], import_timeout: float) -> dict[str, list[dict
 
 
 def _ask(owner: str, limit: float) -> list[dict[str, Any]]:
-    code = f"import sys; sys.path[:] = {sys.path!r}; from tvc_cli.probe import load; load({owner!r}, {limit!r})"
-    command = [sys.executable, "-X", "faulthandler", "-c", code]  # not -m, which would look into the current folder first
+    code = (
+        f"import sys; sys.path[:] = {sys.path!r}; from tvc_cli.probe import load; "
+        f"load({owner!r}, {limit!r})"
+    )
+    # not -m, which would look into the current folder first
+    command = [sys.executable, "-X", "faulthandler", "-c", code]
     environment = {**os.environ, "TVC_ONLY": owner, "TVC_DISABLE": "", "TVC_STRICT": "0"}
     # files, not pipes: a pipe stays open while anything lives that the plugin has started
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         try:
             status = subprocess.run(
-                command, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err, timeout=limit + 10, check=False
+                command,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                timeout=limit + 10,
+                check=False,
             ).returncode
         except subprocess.TimeoutExpired:  # not even its own watch could end it
             status = None

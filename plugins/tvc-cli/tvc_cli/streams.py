@@ -1,7 +1,9 @@
-"""Keep stdout for results, whatever plugins and libraries write, from any thread, until the process ends.
+"""Keep stdout for results, whatever plugins and libraries write, from any thread, until the process
+ends.
 
-`stdout_for_results` does it for the process: file descriptor 1 becomes stderr, and only tvc has the real one. `while_running`
-does it for `sys.stdout` while a command runs, which is all that is needed where a test calls a command.
+`stdout_for_results` does it for the process: file descriptor 1 becomes stderr, and only tvc has the
+real one. `while_running` does it for `sys.stdout` while a command runs, which is all that is needed
+where a test calls a command.
 """
 
 from __future__ import annotations
@@ -15,7 +17,8 @@ from typing import TextIO
 __all__ = ["results", "stdout_for_results", "while_running"]
 
 _kept: list[TextIO] = []  # where results go, while sys.stdout is stderr
-_elsewhere: list[TextIO] = []  # what sys.stdout was before file descriptor 1 became stderr: it writes to stderr
+# what sys.stdout was before file descriptor 1 became stderr: it writes to stderr
+_elsewhere: list[TextIO] = []
 
 
 def results() -> TextIO:
@@ -25,7 +28,9 @@ def results() -> TextIO:
 
 @contextlib.contextmanager
 def stdout_for_results() -> Iterator[None]:
-    """Keep the process's stdout apart: what writes to file descriptor 1 from now on, until the end, writes to stderr."""
+    """Keep the process's stdout apart: what writes to file descriptor 1 from now on, until the end,
+    writes to stderr.
+    """
     for number in (1, 2):
         try:
             os.fstat(number)

@@ -1,6 +1,7 @@
 """Offers torchvision's other convolutional classifiers. Light: imports no torch.
 
-A layer that shrinks the map in front of blocks belongs to the stage of these blocks; VGG's blocks end with theirs.
+A layer that shrinks the map in front of blocks belongs to the stage of these blocks; VGG's blocks
+end with theirs.
 """
 
 from __future__ import annotations
@@ -17,14 +18,20 @@ _V1 = WeightsSpec(name="IMAGENET1K_V1")
 _V1_AT_232 = WeightsSpec(name="IMAGENET1K_V1", resize_size=232)
 _V2 = WeightsSpec(name="IMAGENET1K_V2", resize_size=232)
 _SWAG = (
-    WeightsSpec(name="IMAGENET1K_SWAG_E2E_V1", crop_size=384, resize_size=384, interpolation="bicubic"),
-    WeightsSpec(name="IMAGENET1K_SWAG_LINEAR_V1", crop_size=224, resize_size=224, interpolation="bicubic"),
+    WeightsSpec(
+        name="IMAGENET1K_SWAG_E2E_V1", crop_size=384, resize_size=384, interpolation="bicubic"
+    ),
+    WeightsSpec(
+        name="IMAGENET1K_SWAG_LINEAR_V1", crop_size=224, resize_size=224, interpolation="bicubic"
+    ),
 )
 
 
 @hookimpl
 def tvc_backbones() -> list[BackboneSpec]:
-    """Offer AlexNet, VGG, SqueezeNet, DenseNet, GoogLeNet, Inception v3, MNASNet, ShuffleNet v2 and RegNet."""
+    """Offer AlexNet, VGG, SqueezeNet, DenseNet, GoogLeNet, Inception v3, MNASNet, ShuffleNet v2 and
+    RegNet.
+    """
     return [
         _alexnet(),
         *_vggs(),
@@ -74,10 +81,19 @@ def _alexnet() -> BackboneSpec:
 
 
 def _vggs() -> list[BackboneSpec]:
-    # convolutions of each of the five blocks; each block ends with a pooling layer (table 1 of the paper)
-    depths = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2, 2, 2, 2, 2), "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
+    # convolutions of each of the five blocks; each block ends with a pooling layer (table 1 of the
+    # paper)
+    depths = {
+        "vgg11": (1, 1, 2, 2, 2),
+        "vgg13": (2, 2, 2, 2, 2),
+        "vgg16": (2, 2, 3, 3, 3),
+        "vgg19": (2, 2, 4, 4, 4),
+    }
     features_only = WeightsSpec(
-        name="IMAGENET1K_FEATURES", mean=(0.48235, 0.45882, 0.40784), std=(1 / 255,) * 3, num_classes=None
+        name="IMAGENET1K_FEATURES",
+        mean=(0.48235, 0.45882, 0.40784),
+        std=(1 / 255,) * 3,
+        num_classes=None,
     )
     specs = []
     for name, counts in depths.items():
@@ -95,7 +111,9 @@ def _vggs() -> list[BackboneSpec]:
                     "vgg",
                     weights,
                     default_weights="IMAGENET1K_V1",
-                    summary=f"{sum(counts)} convolutions{' with batch normalization' if normalized else ''}, 3 linear layers.",
+                    summary=f"{sum(counts)} "
+                    f"convolutions{' with batch normalization' if normalized else ''}, 3 "
+                    "linear layers.",
                     source="Simonyan and Zisserman 2014, arXiv:1409.1556, table 1",
                     stem=blocks[0],
                     stages=tuple(blocks[1:]),
@@ -131,7 +149,9 @@ def _squeezenets() -> list[BackboneSpec]:
 
 def _densenets() -> list[BackboneSpec]:
     stages: list[tuple[str, ...]] = [("features.denseblock1",)]
-    stages += [(f"features.transition{index - 1}", f"features.denseblock{index}") for index in (2, 3)]
+    stages += [
+        (f"features.transition{index - 1}", f"features.denseblock{index}") for index in (2, 3)
+    ]
     stages.append(("features.transition3", "features.denseblock4", "features.norm5"))
     return [
         _spec(
@@ -154,7 +174,11 @@ def _googlenet() -> BackboneSpec:
     return _spec(
         "googlenet",
         "googlenet",
-        (WeightsSpec(name="IMAGENET1K_V1", options={"transform_input": True, "aux_logits": False}),),
+        (
+            WeightsSpec(
+                name="IMAGENET1K_V1", options={"transform_input": True, "aux_logits": False}
+            ),
+        ),
         summary="Inception modules, 6.6 M parameters.",
         source="Szegedy et al. 2015, arXiv:1409.4842",
         stem=("conv1", "maxpool1", "conv2", "conv3", "maxpool2"),
@@ -165,7 +189,13 @@ def _googlenet() -> BackboneSpec:
         ),
         head="fc",
         auxiliary={"aux1": 1, "aux2": 1},
-        options={"transform_input": False, "aux_logits": True, "dropout": 0.2, "dropout_aux": 0.7, "init_weights": None},
+        options={
+            "transform_input": False,
+            "aux_logits": True,
+            "dropout": 0.2,
+            "dropout_aux": 0.7,
+            "init_weights": None,
+        },
         min_size=32,
     )
 
@@ -174,7 +204,14 @@ def _inception() -> BackboneSpec:
     return _spec(
         "inception_v3",
         "inception",
-        (WeightsSpec(name="IMAGENET1K_V1", crop_size=299, resize_size=342, options={"transform_input": True}),),
+        (
+            WeightsSpec(
+                name="IMAGENET1K_V1",
+                crop_size=299,
+                resize_size=342,
+                options={"transform_input": True},
+            ),
+        ),
         summary="Factorized inception modules, trained at 299 pixels.",
         source="Szegedy et al. 2016, arXiv:1512.00567",
         stem=(
@@ -188,7 +225,12 @@ def _inception() -> BackboneSpec:
         ),
         head="fc",
         auxiliary={"AuxLogits": 1},
-        options={"transform_input": False, "aux_logits": True, "dropout": 0.5, "init_weights": None},
+        options={
+            "transform_input": False,
+            "aux_logits": True,
+            "dropout": 0.5,
+            "init_weights": None,
+        },
         min_size=75,
     )
 
@@ -234,14 +276,21 @@ def _shufflenets() -> list[BackboneSpec]:
 def _regnets() -> list[BackboneSpec]:
     flops = ("400mf", "800mf", "1_6gf", "3_2gf", "8gf", "16gf", "32gf")
     names = [f"regnet_{kind}_{size}" for kind in "xy" for size in flops] + ["regnet_y_128gf"]
-    weights = {"regnet_y_16gf": (_V1, _V2, *_SWAG), "regnet_y_32gf": (_V1, _V2, *_SWAG), "regnet_y_128gf": _SWAG}
+    weights = {
+        "regnet_y_16gf": (_V1, _V2, *_SWAG),
+        "regnet_y_32gf": (_V1, _V2, *_SWAG),
+        "regnet_y_128gf": _SWAG,
+    }
     return [
         _spec(
             name,
             "regnet",
             weights.get(name, (_V1, _V2)),
-            default_weights="IMAGENET1K_SWAG_E2E_V1" if name == "regnet_y_128gf" else "IMAGENET1K_V2",
-            summary=f"Quantized linear widths{', with squeeze-excite' if '_y_' in name else ''}, {name[9:].replace('_', '.')}.",
+            default_weights="IMAGENET1K_SWAG_E2E_V1"
+            if name == "regnet_y_128gf"
+            else "IMAGENET1K_V2",
+            summary=f"Quantized linear widths{', with squeeze-excite' if '_y_' in name else ''}, "
+            f"{name[9:].replace('_', '.')}.",
             source="Radosavovic et al. 2020, arXiv:2003.13678",
             stem=("stem",),
             stages=tuple((f"trunk_output.block{index}",) for index in (1, 2, 3, 4)),

@@ -18,7 +18,12 @@ def _spec(name: str, summary: str, resize_size: int, stochastic_depth_prob: floa
         default_weights="IMAGENET1K_V1",
         stem=("features.0",),
         # a stage starts with the layer that halves the map, as in section 2.2 of the paper
-        stages=("features.1", ("features.2", "features.3"), ("features.4", "features.5"), ("features.6", "features.7")),
+        stages=(
+            "features.1",
+            ("features.2", "features.3"),
+            ("features.4", "features.5"),
+            ("features.6", "features.7"),
+        ),
         head="classifier",
         options={
             "progress": True,
@@ -36,8 +41,28 @@ def _spec(name: str, summary: str, resize_size: int, stochastic_depth_prob: floa
 def tvc_backbones() -> list[BackboneSpec]:
     """Offer the four networks of torchvision.models.convnext."""
     return [
-        _spec("convnext_tiny", "Convolutional network in transformer style, 29 M parameters.", 236, 0.1),
-        _spec("convnext_small", "Convolutional network in transformer style, 50 M parameters.", 230, 0.4),
-        _spec("convnext_base", "Convolutional network in transformer style, 89 M parameters.", 232, 0.5),
-        _spec("convnext_large", "Convolutional network in transformer style, 198 M parameters.", 232, 0.5),
+        _spec(
+            "convnext_tiny",
+            "Convolutional network in transformer style, 29 M parameters.",
+            236,
+            0.1,
+        ),
+        _spec(
+            "convnext_small",
+            "Convolutional network in transformer style, 50 M parameters.",
+            230,
+            0.4,
+        ),
+        _spec(
+            "convnext_base",
+            "Convolutional network in transformer style, 89 M parameters.",
+            232,
+            0.5,
+        ),
+        _spec(
+            "convnext_large",
+            "Convolutional network in transformer style, 198 M parameters.",
+            232,
+            0.5,
+        ),
     ]

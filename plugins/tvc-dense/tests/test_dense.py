@@ -1,4 +1,6 @@
-"""Hybrids inside torchvision's detectors and segmenters: they train and infer, and are what torchvision builds itself."""
+"""Hybrids inside torchvision's detectors and segmenters: they train and infer, and are what
+torchvision builds itself.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ RCNN: dict[str, Any] = {**SMALL, "rpn_post_nms_top_n_train": 50, "rpn_post_nms_t
 DETECTORS: dict[str, Callable[[HybridModel], nn.Module]] = {
     "faster_rcnn": lambda model: FasterRCNN(as_detection_backbone(model, 32), 3, **RCNN),
     "mask_rcnn": lambda model: MaskRCNN(as_detection_backbone(model, 32), 3, **RCNN),
-    "retinanet": lambda model: RetinaNet(as_detection_backbone(model, 32, extra="p6p7"), 3, **SMALL),
+    "retinanet": lambda model: RetinaNet(
+        as_detection_backbone(model, 32, extra="p6p7"), 3, **SMALL
+    ),
     "fcos": lambda model: FCOS(as_detection_backbone(model, 32, extra="p6p7"), 3, **SMALL),
 }
 SEGMENTERS: dict[str, tuple[type[nn.Module], Callable[[int, int], nn.Module]]] = {
@@ -49,12 +53,25 @@ FAMILIES = {
 DIAGONAL = set(
     zip(
         (*DETECTORS, *SEGMENTERS),
-        ("swin_t", "resnet18", "mobilenet_v3_small", "regnet_x_400mf", "efficientnet_b0", "densenet121"),
+        (
+            "swin_t",
+            "resnet18",
+            "mobilenet_v3_small",
+            "regnet_x_400mf",
+            "efficientnet_b0",
+            "densenet121",
+        ),
         strict=True,
     )
 )
 CASES = [
-    pytest.param(kind, name, marks=() if (kind, name) in DIAGONAL | {("faster_rcnn", "convnext_tiny")} else pytest.mark.sweep)
+    pytest.param(
+        kind,
+        name,
+        marks=()
+        if (kind, name) in DIAGONAL | {("faster_rcnn", "convnext_tiny")}
+        else pytest.mark.sweep,
+    )
     for kind in (*DETECTORS, *SEGMENTERS)
     for name in FAMILIES
 ]
@@ -76,7 +93,9 @@ def targets(masks: bool) -> list[dict[str, Tensor]]:
         target = {"boxes": boxes, "labels": torch.tensor([1, 2])}
         if masks:
             target["masks"] = torch.zeros(2, SIDE, SIDE, dtype=torch.uint8)
-            for mask, (left, top, right, bottom) in zip(target["masks"], boxes.int().tolist(), strict=True):
+            for mask, (left, top, right, bottom) in zip(
+                target["masks"], boxes.int().tolist(), strict=True
+            ):
                 mask[top:bottom, left:right] = 1
         found.append(target)
     return found
@@ -86,7 +105,9 @@ def loss_of(network: nn.Module, kind: str, x: Tensor) -> Tensor:
     if kind in DETECTORS:
         return sum(network(list(x), targets(kind == "mask_rcnn")).values())
     output = network(x)
-    assert list(output) == ["out", "aux"] and all(each.shape == (2, 3, SIDE, SIDE) for each in output.values())
+    assert list(output) == ["out", "aux"] and all(
+        each.shape == (2, 3, SIDE, SIDE) for each in output.values()
+    )
     labels = torch.randint(3, (2, SIDE, SIDE))
     return sum(nn.functional.cross_entropy(each, labels) for each in output.values())
 
@@ -101,10 +122,14 @@ def assemble(kind: str, model: HybridModel) -> nn.Module:
 
 @pytest.mark.parametrize(("kind", "name"), CASES)
 def test_a_network_trains_one_step_and_infers(kind: str, name: str) -> None:
-    model = hybrid(name, patches={FAMILIES[name]: {"wrap": "se"}}, freeze_backbone=True, unfreeze_stages=[-1])
+    model = hybrid(
+        name, patches={FAMILIES[name]: {"wrap": "se"}}, freeze_backbone=True, unfreeze_stages=[-1]
+    )
     network = assemble(kind, model).train()
     before = {key: value.clone() for key, value in network.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in network.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1)
+    optimizer = torch.optim.SGD(
+        [p for p in network.parameters() if p.requires_grad], lr=1e-3, weight_decay=0.1
+    )
     x = torch.rand(2, 3, SIDE, SIDE)
     loss = loss_of(network, kind, x)
     assert math.isfinite(loss.item())
@@ -135,7 +160,7 @@ def test_a_network_trains_one_step_and_infers(kind: str, name: str) -> None:
         assert torch.isfinite(found["out"]).all()
 
 
-# -- the same as torchvision's own -------------------------------------------------------------------------------------
+# -- the same as torchvision's own -----------------------------------------------------------------
 
 
 def same_but_for_the_classifier(ours: nn.Module, theirs: dict[str, Tensor]) -> None:
@@ -153,7 +178,9 @@ def same_but_for_the_classifier(ours: nn.Module, theirs: dict[str, Tensor]) -> N
     ],
 )
 def test_a_detector_is_torchvisions(name: str, make: Callable[..., nn.Module], extra: str) -> None:
-    theirs = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=3, **SMALL).eval()
+    theirs = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=3, **SMALL
+    ).eval()
     ours = make(as_detection_backbone(hybrid("resnet50"), extra=extra), 3, **SMALL).eval()
     same_but_for_the_classifier(ours, theirs.state_dict())
     x = [torch.rand(3, 64, 48), torch.rand(3, 40, 64)]
@@ -166,23 +193,32 @@ def test_a_detector_is_torchvisions(name: str, make: Callable[..., nn.Module], e
         assert all(torch.equal(each, expected[key]) for key, each in ours.backbone(image).items())
 
 
-@pytest.mark.parametrize(("name", "kind"), [("deeplabv3_resnet50", "deeplabv3"), ("fcn_resnet50", "fcn")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("deeplabv3_resnet50", "deeplabv3"), ("fcn_resnet50", "fcn")]
+)
 def test_a_segmenter_is_torchvisions(name: str, kind: str) -> None:
-    theirs = torchvision.models.get_model(name, weights=None, weights_backbone=None, num_classes=3, aux_loss=True).eval()
+    theirs = torchvision.models.get_model(
+        name, weights=None, weights_backbone=None, num_classes=3, aux_loss=True
+    ).eval()
     network, head = SEGMENTERS[kind]
     model = hybrid("resnet50", options={"replace_stride_with_dilation": [False, True, True]})
     backbone = as_segmentation_backbone(model, aux=2)
     assert (backbone.out_channels, backbone.aux_channels) == (2048, 1024)
     ours = network(backbone, head(2048, 3), FCNHead(1024, 3)).eval()
-    state = {key.replace("backbone.", "backbone.body."): value for key, value in theirs.state_dict().items()}
+    state = {
+        key.replace("backbone.", "backbone.body."): value
+        for key, value in theirs.state_dict().items()
+    }
     same_but_for_the_classifier(ours, state)
     x = torch.rand(1, 3, 64, 96)
     with torch.no_grad():
         expected, found = theirs(x), ours(x)
-    assert list(found) == list(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+    assert list(found) == list(expected) and all(
+        torch.equal(found[key], expected[key]) for key in expected
+    )
 
 
-# -- what a backbone is ------------------------------------------------------------------------------------------------
+# -- what a backbone is ----------------------------------------------------------------------------
 
 
 def test_a_backbone_is_the_hybrid_and_a_pyramid() -> None:
@@ -195,7 +231,9 @@ def test_a_backbone_is_the_hybrid_and_a_pyramid() -> None:
     assert all(key.startswith(("body.", "fpn.")) for key in found)
     maps = backbone.eval()(torch.zeros(1, 3, 64, 96))
     shapes = {"0": (16, 24), "1": (8, 12), "2": (4, 6), "3": (2, 3), "pool": (1, 2)}
-    assert {key: tuple(each.shape) for key, each in maps.items()} == {key: (1, 16, *size) for key, size in shapes.items()}
+    assert {key: tuple(each.shape) for key, each in maps.items()} == {
+        key: (1, 16, *size) for key, size in shapes.items()
+    }
     assert as_segmentation_backbone(model).body is model
 
 
@@ -209,7 +247,9 @@ def test_a_backbone_is_the_hybrid_and_a_pyramid() -> None:
         ("squeezenet1_1", "pool", None, [4, 8, 16]),
     ],
 )
-def test_scales_are_the_papers_or_the_ones_asked_for(name: str, extra: str | None, strides: Any, expected: list[int]) -> None:
+def test_scales_are_the_papers_or_the_ones_asked_for(
+    name: str, extra: str | None, strides: Any, expected: list[int]
+) -> None:
     model = hybrid(name)
     backbone = as_detection_backbone(model, 8, extra=extra, strides=strides).eval()
     maps = backbone(torch.zeros(1, 3, 128, 128))
@@ -243,7 +283,8 @@ def test_a_single_scale_is_named_for_a_pyramid_and_enough_to_segment() -> None:
     model = hybrid("vit_b_32")
     state = model.freeze_state()
     with pytest.raises(
-        BackboneError, match=r"HybridVisionTransformer has a single scale \(stride 32\).*as_segmentation_backbone"
+        BackboneError,
+        match=r"HybridVisionTransformer has a single scale \(stride 32\).*as_segmentation_backbone",
     ):
         as_detection_backbone(model)
     assert model.freeze_state() == state
@@ -267,7 +308,9 @@ def test_a_single_scale_is_named_for_a_pyramid_and_enough_to_segment() -> None:
         ({"strides": []}, "at least two"),
     ],
 )
-def test_a_wrong_argument_is_named_and_nothing_has_changed(arguments: dict[str, Any], message: str) -> None:
+def test_a_wrong_argument_is_named_and_nothing_has_changed(
+    arguments: dict[str, Any], message: str
+) -> None:
     model = hybrid("resnet18")
     state = model.freeze_state()
     with pytest.raises(ParameterError, match=message):
@@ -277,13 +320,17 @@ def test_a_wrong_argument_is_named_and_nothing_has_changed(arguments: dict[str, 
 
 @pytest.mark.parametrize("aux", [4, -5, True, "stem"])
 def test_a_wrong_stage_for_aux_is_named(aux: Any) -> None:
-    with pytest.raises(StageError, match=r"there is no stage .* for aux: the 4 stages are 0: layer1"):
+    with pytest.raises(
+        StageError, match=r"there is no stage .* for aux: the 4 stages are 0: layer1"
+    ):
         as_segmentation_backbone(hybrid("resnet18"), aux=aux)
 
 
 def test_a_plain_network_is_refused() -> None:
     for adapt in (as_detection_backbone, as_segmentation_backbone):
-        with pytest.raises(BackboneError, match="a hybrid is needed, as HybridBuilder makes them, not ResNet"):
+        with pytest.raises(
+            BackboneError, match="a hybrid is needed, as HybridBuilder makes them, not ResNet"
+        ):
             adapt(torchvision.models.resnet18())  # type: ignore[arg-type]
 
 
@@ -310,11 +357,15 @@ def test_modes_follow_the_freezing_inside_a_detector() -> None:
 def test_backbones_are_copied_and_pickled() -> None:
     x = torch.rand(1, 3, 64, 64)
     for adapt in (as_detection_backbone, as_segmentation_backbone):
-        backbone = adapt(hybrid("mobilenet_v3_small", patches={"features.12": {"wrap": "se"}})).eval()
+        backbone = adapt(
+            hybrid("mobilenet_v3_small", patches={"features.12": {"wrap": "se"}})
+        ).eval()
         expected = backbone(x)
         for twin in (copy.deepcopy(backbone), pickle.loads(pickle.dumps(backbone))):
             found = twin(x)
-            assert list(found) == list(expected) and all(torch.equal(found[key], expected[key]) for key in expected)
+            assert list(found) == list(expected) and all(
+                torch.equal(found[key], expected[key]) for key in expected
+            )
 
 
 @pytest.mark.parametrize("adapt", [as_detection_backbone, as_segmentation_backbone])
@@ -332,6 +383,11 @@ def test_backbones_compile_and_export(adapt: Callable[..., nn.Module]) -> None:
 
 
 def test_importing_imports_no_torch() -> None:
-    code = "import tvc_dense, sys; print('torch' in sys.modules, set(tvc_dense.__all__) <= set(dir(tvc_dense)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    code = (
+        "import tvc_dense, sys; print('torch' in sys.modules, set(tvc_dense.__all__) <= "
+        "set(dir(tvc_dense)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
     assert found == ["False", "True"]

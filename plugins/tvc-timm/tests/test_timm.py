@@ -30,19 +30,57 @@ from tvc_core import (
 )
 from tvc_core.testing import parametrize_with_checks
 
-QUICK = ("test_resnet", "test_convnext2", "test_efficientnet_gn", "mobilenetv3_small_050", "test_vit")
+QUICK = (
+    "test_resnet",
+    "test_convnext2",
+    "test_efficientnet_gn",
+    "mobilenetv3_small_050",
+    "test_vit",
+)
 WIDE = (
-    "resnet18", "seresnet50", "resnext50_32x4d", "regnety_002", "densenet121", "efficientnet_b0", "mobilenetv3_large_100",
-    "convnextv2_atto", "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "swin_tiny_patch4_window7_224",
-    "swinv2_cr_tiny_ns_224", "coatnet_nano_rw_224", "maxvit_rmlp_pico_rw_256", "poolformer_s12", "hgnetv2_b0",
-    "efficientformer_l1", "edgenext_xx_small", "ghostnet_100", "rexnet_100", "dla46_c", "vgg11", "inception_v3", "xception41",
-    "res2net50_14w_8s", "eca_nfnet_l0", "cspresnet50", "levit_128s", "pvt_v2_b0", "tiny_vit_5m_224", "fastvit_t8",
-    "repvit_m0_9", "mobilevit_xxs", "volo_d1_224", "beit_base_patch16_224", "eva02_tiny_patch14_336", "davit_tiny",
-)  # fmt: skip
+    "resnet18",
+    "seresnet50",
+    "resnext50_32x4d",
+    "regnety_002",
+    "densenet121",
+    "efficientnet_b0",
+    "mobilenetv3_large_100",
+    "convnextv2_atto",
+    "vit_tiny_patch16_224",
+    "deit_tiny_distilled_patch16_224",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_cr_tiny_ns_224",
+    "coatnet_nano_rw_224",
+    "maxvit_rmlp_pico_rw_256",
+    "poolformer_s12",
+    "hgnetv2_b0",
+    "efficientformer_l1",
+    "edgenext_xx_small",
+    "ghostnet_100",
+    "rexnet_100",
+    "dla46_c",
+    "vgg11",
+    "inception_v3",
+    "xception41",
+    "res2net50_14w_8s",
+    "eca_nfnet_l0",
+    "cspresnet50",
+    "levit_128s",
+    "pvt_v2_b0",
+    "tiny_vit_5m_224",
+    "fastvit_t8",
+    "repvit_m0_9",
+    "mobilevit_xxs",
+    "volo_d1_224",
+    "beit_base_patch16_224",
+    "eva02_tiny_patch14_336",
+    "davit_tiny",
+)
 """Small members of many families."""
 
 SIZES = {
-    "inception_v3": "layers without padding cut off borders, more of them than the check allows for",
+    "inception_v3": "layers without padding cut off borders, more of them than the check allows "
+    "for",
     "dla46_c": "timm's trees take sides that are multiples of 32 alone",
     "test_vit": "timm's ViT takes other sizes, for which blocks at its tokens are not made",
 }
@@ -83,7 +121,9 @@ def settled(network: nn.Module) -> nn.Module:
 
 
 def made_up(name: str, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """Return timm's own model with made-up weights, and the options that let tvc find the same weights in a file."""
+    """Return timm's own model with made-up weights, and the options that let tvc find the same
+    weights in a file.
+    """
     torch.manual_seed(0)
     network = settled(timm.create_model(name))
     file = folder / f"{name}.pth"
@@ -93,17 +133,28 @@ def made_up(name: str, folder: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def images(network: Any, number: int = 2) -> Tensor:
     """Return images [N, C, H, W] of the size that timm's configuration names."""
-    return torch.randn(number, *network.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(2))
+    return torch.randn(
+        number, *network.pretrained_cfg["input_size"], generator=torch.Generator().manual_seed(2)
+    )
 
 
 def feature_maps(name: str, network: nn.Module, modules: list[str], x: Tensor) -> dict[str, Tensor]:
-    """Return timm's own `features_only` maps [N, C, H, W] of those of the modules that are features, with its tensors."""
+    """Return timm's own `features_only` maps [N, C, H, W] of those of the modules that are
+    features, with its tensors.
+    """
     info = getattr(network.feature_info, "info", network.feature_info)
-    wanted = {index: path for index, path in enumerate(entry["module"] for entry in info) if path in modules}
+    wanted = {
+        index: path
+        for index, path in enumerate(entry["module"] for entry in info)
+        if path in modules
+    }
     net: Any = timm.create_model(name, features_only=True, out_indices=tuple(wanted)).eval()
     own = network.state_dict()
     inner = getattr(net, "model", net)
-    state = {key: own.get(key, own.get(key.replace("_", ".", key.split(".")[0].count("_")))) for key in inner.state_dict()}
+    state = {
+        key: own.get(key, own.get(key.replace("_", ".", key.split(".")[0].count("_"))))
+        for key in inner.state_dict()
+    }
     if any(tensor is None for tensor in state.values()):
         return {}
     inner.load_state_dict(state)
@@ -124,16 +175,22 @@ def check_patches(name: str, folder: Path, builder: HybridBuilder) -> None:
     with torch.no_grad():
         assert torch.equal(plain(x), wanted)
         maps = plain.get_stage_outputs(x)
-    assert isinstance(plain, type(network)) and list(plain.state_dict()) == list(network.state_dict())
+    assert isinstance(plain, type(network)) and list(plain.state_dict()) == list(
+        network.state_dict()
+    )
     stages = [info.module for info in plain.stage_info]
     for info, found in zip(plain.stage_info, maps[1:], strict=True):
         assert found.ndim == 4 and found.shape[1] == info.channels
     for path, expected in feature_maps(name, network, stages, x).items():
         assert torch.equal(maps[1 + stages.index(path)], expected), path
     for block in BLOCKS:
-        model: Any = builder.from_backbone(f"timm/{name}", patches={"stage:*": {"wrap": block}}, options=options).eval()
+        model: Any = builder.from_backbone(
+            f"timm/{name}", patches={"stage:*": {"wrap": block}}, options=options
+        ).eval()
         assert model.step0_difference == 0.0 and len(model.patch_records) == len(stages)
-        assert [key for key in model.state_dict() if not key.startswith("patches.")] == list(network.state_dict())
+        assert [key for key in model.state_dict() if not key.startswith("patches.")] == list(
+            network.state_dict()
+        )
         with torch.no_grad():
             assert torch.equal(model(x), wanted)
             for stage, record in enumerate(model.patch_records):
@@ -142,30 +199,39 @@ def check_patches(name: str, folder: Path, builder: HybridBuilder) -> None:
                 assert not torch.equal(model(x), wanted), f"{block} at stage {stage} has no effect"
                 gate.fill_(0.0)
             for parameter in model.patches.parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3)) * 0.1
+                )
             changed = model(x)
         model.save(folder / "model.safetensors")
-        others = (HybridModel.load(folder / "model.safetensors", builder.registry), pickle.loads(pickle.dumps(model)))
+        others = (
+            HybridModel.load(folder / "model.safetensors", builder.registry),
+            pickle.loads(pickle.dumps(model)),
+        )
         with torch.no_grad():
             assert all(torch.equal(other.eval()(x), changed) for other in others)
     model.freeze_backbone(unfreeze_stages=[-1])
     model.train()
     frozen = ["stem", *(f"stage {index}" for index in range(len(stages) - 1))]
     before = {key: tensor.clone() for key, tensor in model.state_dict().items()}
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9)
+    optimizer = torch.optim.SGD(
+        [p for p in model.parameters() if p.requires_grad], lr=0.01, momentum=0.9
+    )
     for _ in range(3):
         optimizer.zero_grad()
         logits = model(x)
         (logits if isinstance(logits, Tensor) else sum(logits)).square().mean().backward()  # type: ignore[union-attr]
         optimizer.step()
-    moved = {key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])}
+    moved = {
+        key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])
+    }
     parts = {part.name: part.paths for part in model.parts()}
     of_frozen = tuple(f"{path}." for part in frozen for path in parts[part])
     assert moved and not [key for key in moved if f"{key}.".startswith(of_frozen)]
     assert any(key.startswith("patches.") for key in moved)
 
 
-# -- names --------------------------------------------------------------------------------------------------------------
+# -- names -----------------------------------------------------------------------------------------
 
 
 def test_the_names_are_timms_own() -> None:
@@ -176,13 +242,15 @@ def test_the_names_are_timms_own() -> None:
 def test_listing_and_reading_recipes_import_neither_torch_nor_timm(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("backbone:\n  name: timm/resnet18\n")
     code = (
-        "import sys\nfrom tvc_core import HybridBuilder, Recipe\nfrom tvc_core.recipe import load_recipe\n"
+        "import sys\nfrom tvc_core import HybridBuilder, Recipe\nfrom tvc_core.recipe import "
+        "load_recipe\n"
         "assert HybridBuilder.list_families() == ['timm']\n"
         "assert 'timm/resnet50' in HybridBuilder.list_backbones('timm/resnet*')\n"
         "assert not any(name.startswith('timm/') for name in HybridBuilder.list_backbones())\n"
         f"assert load_recipe({str(tmp_path / 'recipe.yaml')!r}).backbone == 'timm/resnet18'\n"
         "print(sorted({'timm', 'torch'} & set(sys.modules)))\n"
-        "try:\n    HybridBuilder().from_backbone('timm/resnet19')\nexcept LookupError:\n    print('timm' in sys.modules)\n"
+        "try:\n    HybridBuilder().from_backbone('timm/resnet19')\nexcept LookupError:\n    "
+        "print('timm' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines() == ["[]", "True"], done.stdout
@@ -192,12 +260,15 @@ def test_the_command_lists_without_importing_timm(tmp_path: Path) -> None:
     code = (
         "import atexit, pathlib, runpy, sys\n"
         f"note = pathlib.Path({str(tmp_path / 'imported')!r})\n"
-        "atexit.register(lambda: note.write_text(' '.join({'timm', 'torch', 'tvc_timm'} & set(sys.modules))))\n"
+        "atexit.register(lambda: note.write_text(' '.join({'timm', 'torch', 'tvc_timm'} & "
+        "set(sys.modules))))\n"
         "sys.argv = ['tvc', 'list', 'backbones', '--plugin', 'tvc-timm', 'resnet1*']\n"
         "runpy.run_module('tvc_cli', run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "timm/resnet18 " in done.stdout and (tmp_path / "imported").read_text() == "tvc_timm", done.stderr
+    assert "timm/resnet18 " in done.stdout and (tmp_path / "imported").read_text() == "tvc_timm", (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(
@@ -208,28 +279,38 @@ def test_the_command_lists_without_importing_timm(tmp_path: Path) -> None:
         ("timm/resnet18.a1_in1k.x", "has no weights"),
     ],
 )
-def test_an_unknown_model_or_tag_says_what_is_near(name: str, said: str, builder: HybridBuilder) -> None:
+def test_an_unknown_model_or_tag_says_what_is_near(
+    name: str, said: str, builder: HybridBuilder
+) -> None:
     with pytest.raises(UnknownNameError, match=said):
         builder.from_backbone(name)
 
 
-@pytest.mark.parametrize("name", ["hrnet_w18_small", "crossvit_9_240", "coat_tiny", "deepseek_vit_412m_enc"])
-def test_a_model_without_stages_or_classifier_is_refused_with_the_reason(name: str, builder: HybridBuilder) -> None:
+@pytest.mark.parametrize(
+    "name", ["hrnet_w18_small", "crossvit_9_240", "coat_tiny", "deepseek_vit_412m_enc"]
+)
+def test_a_model_without_stages_or_classifier_is_refused_with_the_reason(
+    name: str, builder: HybridBuilder
+) -> None:
     with pytest.raises(BackboneError, match=rf"timm/{name} cannot be a backbone of tvc: \w+"):
         builder.from_backbone(f"timm/{name}", None)
 
 
-# -- models -------------------------------------------------------------------------------------------------------------
+# -- models ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", QUICK)
-def test_a_model_can_be_patched_frozen_and_saved_as_torchvisions(name: str, tmp_path: Path, builder: HybridBuilder) -> None:
+def test_a_model_can_be_patched_frozen_and_saved_as_torchvisions(
+    name: str, tmp_path: Path, builder: HybridBuilder
+) -> None:
     check_patches(name, tmp_path, builder)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", WIDE)
-def test_small_members_of_many_families_can(name: str, tmp_path: Path, builder: HybridBuilder) -> None:
+def test_small_members_of_many_families_can(
+    name: str, tmp_path: Path, builder: HybridBuilder
+) -> None:
     check_patches(name, tmp_path, builder)
 
 
@@ -243,7 +324,11 @@ def test_the_plugin_keeps_the_rules(check: Any) -> None:
 def test_the_families_keep_the_rules_for_backbones(name: str) -> None:
     from tvc_core.testing import check_plugin
 
-    skip = dict.fromkeys(("backbone_stages", "backbone_sizes", "backbone_last_stage"), SIZES[name]) if name in SIZES else {}
+    skip = (
+        dict.fromkeys(("backbone_stages", "backbone_sizes", "backbone_last_stage"), SIZES[name])
+        if name in SIZES
+        else {}
+    )
     check_plugin("tvc_timm.plugin", names=[f"timm/{name}"], skip=skip)
 
 
@@ -258,9 +343,27 @@ def test_the_families_keep_the_rules_for_backbones(name: str) -> None:
             ("conv_head", "norm_head"),
             {},
         ),
-        ("vit_tiny_patch16_224", ["blocks.2", "blocks.5", "blocks.8", "norm"], "head", ("fc_norm", "head_drop"), {}),
-        ("deit_tiny_distilled_patch16_224", ["blocks.2", "blocks.5", "blocks.8", "norm"], "head", (), {"head_dist": 3}),
-        ("efficientnet_b0", ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"], "classifier", (), {}),
+        (
+            "vit_tiny_patch16_224",
+            ["blocks.2", "blocks.5", "blocks.8", "norm"],
+            "head",
+            ("fc_norm", "head_drop"),
+            {},
+        ),
+        (
+            "deit_tiny_distilled_patch16_224",
+            ["blocks.2", "blocks.5", "blocks.8", "norm"],
+            "head",
+            (),
+            {"head_dist": 3},
+        ),
+        (
+            "efficientnet_b0",
+            ["blocks.0", "blocks.1", "blocks.2", "blocks.4", "bn2"],
+            "classifier",
+            (),
+            {},
+        ),
     ],
 )
 def test_the_parts_are_where_the_architecture_has_them(
@@ -271,10 +374,12 @@ def test_the_parts_are_where_the_architecture_has_them(
     assert set(neck) <= set(spec.neck) and dict(spec.auxiliary) == auxiliary
 
 
-# -- weights ------------------------------------------------------------------------------------------------------------
+# -- weights ---------------------------------------------------------------------------------------
 
 
-def test_weights_are_timms_tags_and_come_from_its_cache(tmp_path: Path, builder: HybridBuilder) -> None:
+def test_weights_are_timms_tags_and_come_from_its_cache(
+    tmp_path: Path, builder: HybridBuilder
+) -> None:
     network, _ = made_up("test_resnet", tmp_path)
     repository = tmp_path / "models--timm--test_resnet.r160_in1k"
     (repository / "refs").mkdir(parents=True)
@@ -283,46 +388,65 @@ def test_weights_are_timms_tags_and_come_from_its_cache(tmp_path: Path, builder:
     snapshot.mkdir(parents=True)
     torch.save(network.state_dict(), snapshot / "pytorch_model.bin")
     x = images(network)
-    for name, weights in (("timm/test_resnet", "DEFAULT"), ("timm/test_resnet.r160_in1k", "r160_in1k")):
+    for name, weights in (
+        ("timm/test_resnet", "DEFAULT"),
+        ("timm/test_resnet.r160_in1k", "r160_in1k"),
+    ):
         model = builder.from_backbone(name, weights, options={"cache_dir": str(tmp_path)}).eval()
         with torch.no_grad():
             assert torch.equal(model(x), network(x))
         assert model.recipe.weights == "r160_in1k" and model.class_names is not None
 
 
-def test_offline_weights_are_an_error_that_says_what_to_do(tmp_path: Path, builder: HybridBuilder) -> None:
-    with pytest.raises(WeightsError, match=r"'r160_in1k' of timm/test_resnet cannot be had.*weights=None"):
+def test_offline_weights_are_an_error_that_says_what_to_do(
+    tmp_path: Path, builder: HybridBuilder
+) -> None:
+    with pytest.raises(
+        WeightsError, match=r"'r160_in1k' of timm/test_resnet cannot be had.*weights=None"
+    ):
         builder.from_backbone("timm/test_resnet", options={"cache_dir": str(tmp_path)})
 
 
-def test_a_file_of_another_model_is_an_error_for_any_number_of_classes(tmp_path: Path, builder: HybridBuilder) -> None:
+def test_a_file_of_another_model_is_an_error_for_any_number_of_classes(
+    tmp_path: Path, builder: HybridBuilder
+) -> None:
     _, options = made_up("test_convnext", tmp_path)
     for more in ({}, {"num_classes": 3}, {"num_classes": 0}):
         with pytest.raises(WeightsError, match="test_resnet cannot be loaded"):
             builder.from_backbone("timm/test_resnet", options={**options, **more})
 
 
-def test_tags_of_other_classes_and_sizes_build_what_timm_builds(tmp_path: Path, builder: HybridBuilder) -> None:
+def test_tags_of_other_classes_and_sizes_build_what_timm_builds(
+    tmp_path: Path, builder: HybridBuilder
+) -> None:
     name = "vit_tiny_patch16_384"
     spec = builder.registry.resolve(BackboneSpec, f"timm/{name}").spec
     assert spec.fixed_size and spec.min_size == 384 and spec.weights[0].crop_size == 384
     spec = builder.registry.resolve(BackboneSpec, "timm/vit_tiny_patch16_224").spec
     found = {weights.name: (weights.num_classes, dict(weights.options)) for weights in spec.weights}
-    assert found["augreg_in21k"] == (21843, {"num_classes": 21843}) and found["augreg_in21k_ft_in1k"] == (1000, {})
+    assert found["augreg_in21k"] == (21843, {"num_classes": 21843}) and found[
+        "augreg_in21k_ft_in1k"
+    ] == (1000, {})
 
 
-@pytest.mark.parametrize("name", ["resnet18", "vit_tiny_patch16_384", "convnextv2_nano.fcmae_ft_in22k_in1k_384"])
+@pytest.mark.parametrize(
+    "name", ["resnet18", "vit_tiny_patch16_384", "convnextv2_nano.fcmae_ft_in22k_in1k_384"]
+)
 def test_transforms_are_those_of_timms_evaluation(name: str, builder: HybridBuilder) -> None:
     with pytest.warns(UserWarning, match="no pretrained weights"):
         prepare = builder.from_backbone(f"timm/{name}", None).transforms()
     config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
     assert (config["crop_mode"] == "squash") is ("_384" in name and "convnext" in name)
-    values = torch.randint(0, 256, (300, 421, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    values = torch.randint(
+        0, 256, (300, 421, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     image = Image.fromarray(values.numpy())
-    torch.testing.assert_close(prepare(image), create_transform(**config, is_training=False)(image), rtol=0, atol=1e-5)
+    torch.testing.assert_close(
+        prepare(image), create_transform(**config, is_training=False)(image), rtol=0, atol=1e-5
+    )
 
 
-# -- options ------------------------------------------------------------------------------------------------------------
+# -- options ---------------------------------------------------------------------------------------
 
 
 def test_options_are_timms(builder: HybridBuilder) -> None:
@@ -333,13 +457,17 @@ def test_options_are_timms(builder: HybridBuilder) -> None:
     x = torch.randn(2, 5, 96, 128)
     with torch.no_grad():
         assert torch.equal(model(x), timms(x)) and model.num_classes == 7
-    rates = [[m.drop_prob for m in each.modules() if hasattr(m, "drop_prob")] for each in (model, timms)]
+    rates = [
+        [m.drop_prob for m in each.modules() if hasattr(m, "drop_prob")] for each in (model, timms)
+    ]
     assert rates[0] == rates[1] and any(rates[0])
 
 
 @pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": 0, "global_pool": ""}])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "levit_128s"])
-def test_no_classes_gives_timms_features(name: str, options: dict[str, Any], builder: HybridBuilder) -> None:
+def test_no_classes_gives_timms_features(
+    name: str, options: dict[str, Any], builder: HybridBuilder
+) -> None:
     if name == "levit_128s" and "global_pool" in options:
         pytest.skip("timm's LeViT pools by a mean of its own")
     model: Any = builder.from_backbone(f"timm/{name}", None, options=options).eval()
@@ -353,7 +481,9 @@ def test_no_classes_gives_timms_features(name: str, options: dict[str, Any], bui
 
 
 @pytest.mark.parametrize("num_classes", [0, 5])
-def test_pretrained_weights_and_another_number_of_classes(num_classes: int, tmp_path: Path, builder: HybridBuilder) -> None:
+def test_pretrained_weights_and_another_number_of_classes(
+    num_classes: int, tmp_path: Path, builder: HybridBuilder
+) -> None:
     network, options = made_up("test_resnet", tmp_path)
     x = images(network)
     both = ({"num_classes": num_classes}, {"options": {**options, "num_classes": num_classes}})
@@ -361,14 +491,23 @@ def test_pretrained_weights_and_another_number_of_classes(num_classes: int, tmp_
         model: Any = builder.from_backbone("timm/test_resnet", **given).eval()
         with torch.no_grad():
             wanted = network.forward_head(network.forward_features(x), pre_logits=True)  # type: ignore[operator]
-            assert model(x).shape == (2, num_classes or wanted.shape[1]) and model.num_classes == num_classes
+            assert (
+                model(x).shape == (2, num_classes or wanted.shape[1])
+                and model.num_classes == num_classes
+            )
             assert num_classes or torch.equal(model(x), wanted)
-            assert torch.equal(model.forward_head(model.forward_features(x), pre_logits=True), wanted)
+            assert torch.equal(
+                model.forward_head(model.forward_features(x), pre_logits=True), wanted
+            )
 
 
-def test_an_image_size_resizes_the_positions_as_timm_does(tmp_path: Path, builder: HybridBuilder) -> None:
+def test_an_image_size_resizes_the_positions_as_timm_does(
+    tmp_path: Path, builder: HybridBuilder
+) -> None:
     network, options = made_up("vit_tiny_patch16_224", tmp_path)
-    timms = timm.create_model("vit_tiny_patch16_224", pretrained=True, img_size=96, **options).eval()
+    timms = timm.create_model(
+        "vit_tiny_patch16_224", pretrained=True, img_size=96, **options
+    ).eval()
     x = torch.randn(2, 3, 96, 96)
     for given in ({"image_size": 96, "options": options}, {"options": {**options, "img_size": 96}}):
         model: Any = builder.from_backbone("timm/vit_tiny_patch16_224", **given).eval()
@@ -378,13 +517,19 @@ def test_an_image_size_resizes_the_positions_as_timm_does(tmp_path: Path, builde
 
 
 @pytest.mark.parametrize("options", [{"img_size": 64}, {"in_chanels": 1}, {"depth": 3}])
-def test_an_option_that_the_model_does_not_take_is_an_error(options: dict[str, Any], builder: HybridBuilder) -> None:
+def test_an_option_that_the_model_does_not_take_is_an_error(
+    options: dict[str, Any], builder: HybridBuilder
+) -> None:
     with pytest.raises(ParameterError, match=next(iter(options))):
         builder.from_backbone("timm/resnet18", None, options=options)
 
 
-def test_another_number_of_classes_gives_both_heads_of_a_distilled_model_a_new_layer(builder: HybridBuilder) -> None:
-    model: Any = builder.from_backbone("timm/deit_tiny_distilled_patch16_224", None, num_classes=4).eval()
+def test_another_number_of_classes_gives_both_heads_of_a_distilled_model_a_new_layer(
+    builder: HybridBuilder,
+) -> None:
+    model: Any = builder.from_backbone(
+        "timm/deit_tiny_distilled_patch16_224", None, num_classes=4
+    ).eval()
     assert (model.head.out_features, model.head_dist.out_features) == (4, 4)
     assert model(torch.randn(1, 3, 224, 224)).shape == (1, 4)
 
@@ -398,7 +543,7 @@ def test_a_last_layer_of_zeros_hides_no_wrong_way_to_the_head(builder: HybridBui
         assert torch.equal(model.forward_head(model.forward_features(x)), model(x))
 
 
-# -- branches -----------------------------------------------------------------------------------------------------------
+# -- branches --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -414,9 +559,16 @@ def test_a_last_layer_of_zeros_hides_no_wrong_way_to_the_head(builder: HybridBui
         ("mixer_s32_224", "blocks.3", "mlp_channels"),
     ],
 )
-def test_a_branch_patch_stands_at_the_end_of_the_branch(name: str, target: str, end: str, builder: HybridBuilder) -> None:
-    model: Any = builder.from_backbone(f"timm/{name}", None, {target: {"wrap": {"type": "eca", "position": "branch"}}})
-    assert model.patch_records[0].paths == (f"patches.{target}.{end}.eca",) and model.step0_difference == 0.0
+def test_a_branch_patch_stands_at_the_end_of_the_branch(
+    name: str, target: str, end: str, builder: HybridBuilder
+) -> None:
+    model: Any = builder.from_backbone(
+        f"timm/{name}", None, {target: {"wrap": {"type": "eca", "position": "branch"}}}
+    )
+    assert (
+        model.patch_records[0].paths == (f"patches.{target}.{end}.eca",)
+        and model.step0_difference == 0.0
+    )
 
 
 def test_every_known_block_is_a_class_of_timms() -> None:

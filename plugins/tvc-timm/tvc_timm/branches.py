@@ -1,4 +1,6 @@
-"""Where the residual branches of timm's blocks end: what the position "branch" of a patch needs to know."""
+"""Where the residual branches of timm's blocks end: what the position "branch" of a patch needs to
+know.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,14 @@ BRANCHES: dict[str, tuple[str, ...]] = {
     "timm.models.swin_transformer_v2.SwinTransformerV2Block": ("norm2",),
     "timm.models.mlp_mixer.MixerBlock": ("mlp_channels",),
 }
-"""Class of a block -> names in it, of which the first that the block has is the end of its last branch: what follows is layer
-scale, stochastic depth and the addition."""
+"""Class of a block -> names in it, of which the first that the block has is the end of its last
+branch: what follows is layer scale, stochastic depth and the addition."""
 
 
 def declare_branches(network: nn.Module) -> None:
-    """Tell every known block of a network where its branch ends. Subclasses are not known: their forward may differ."""
+    """Tell every known block of a network where its branch ends. Subclasses are not known: their
+    forward may differ.
+    """
     for module in network.modules():
         cls = type(module)
         for name in BRANCHES.get(f"{cls.__module__}.{cls.__qualname__}", ()):

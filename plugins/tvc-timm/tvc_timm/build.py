@@ -22,8 +22,8 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
     Args:
         spec: its `name` is timm's, behind "timm/".
         weights: one of the spec's pretrained sets, or None for random weights.
-        **options: what timm's model takes. `num_classes` of a pretrained model gives it a new classifier; every other weight
-            is the file's, or it is an error.
+        **options: what timm's model takes. `num_classes` of a pretrained model gives it a new
+            classifier; every other weight is the file's, or it is an error.
 
     Raises:
         WeightsError: the file cannot be had, or does not fit.
@@ -42,21 +42,29 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
 
 
 def _pretrained(arch: str, weights: WeightsSpec, options: dict[str, Any]) -> Any:
-    """Return a model with the tensors of a file: all of them, then a new classifier where one is asked for."""
+    """Return a model with the tensors of a file: all of them, then a new classifier where one is
+    asked for.
+    """
     num_classes = options.pop("num_classes", None)
     pool = options.pop("global_pool") if num_classes == 0 and "global_pool" in options else None
     try:
-        network: Any = timm.create_model(arch, pretrained=True, pretrained_cfg=weights.name, **options)
+        network: Any = timm.create_model(
+            arch, pretrained=True, pretrained_cfg=weights.name, **options
+        )
     except (TypeError, AssertionError):  # an option that is wrong is not the file's fault
         raise
     except OSError as error:
         raise WeightsError(
-            f"the weights {weights.name!r} of timm/{arch} cannot be had: {_short(error)}. timm reads them from its hub or the "
-            "cache of it; give another place by options={'pretrained_cfg_overlay': {'file': ...}}, or pass weights=None to "
+            f"the weights {weights.name!r} of timm/{arch} cannot be had: {_short(error)}. timm "
+            "reads them from its hub or the "
+            "cache of it; give another place by options={'pretrained_cfg_overlay': {'file': ...}}, "
+            "or pass weights=None to "
             "start from random weights."
         ) from error
     except Exception as error:  # what a hub or a damaged file raises is anything
-        raise WeightsError(f"the weights {weights.name!r} of timm/{arch} cannot be loaded: {_short(error)}") from error
+        raise WeightsError(
+            f"the weights {weights.name!r} of timm/{arch} cannot be loaded: {_short(error)}"
+        ) from error
     if num_classes is not None and num_classes != network.num_classes:
         network.reset_classifier(num_classes, **({} if pool is None else {"global_pool": pool}))
     return network
@@ -69,7 +77,9 @@ def _classifiers(arch: str, tag: str | None) -> tuple[str, ...]:
 
 
 def _mark(network: nn.Module, path: str) -> None:
-    """Put a `NoClassifier` where timm has nothing in the place of a classifier, so that the head can be given one later."""
+    """Put a `NoClassifier` where timm has nothing in the place of a classifier, so that the head
+    can be given one later.
+    """
     parts = path.split(".")
     for count in range(1, len(parts) + 1):
         parent, name = network.get_submodule(".".join(parts[: count - 1])), parts[count - 1]

@@ -27,13 +27,46 @@ SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 """Sides of images that are tried for the smallest one that a model accepts [pixels]."""
 
 OPTIONS = (
-    "num_classes", "in_chans", "global_pool", "img_size", "patch_size", "window_size", "output_stride",
-    "drop_rate", "drop_path_rate", "drop_block_rate", "pos_drop_rate", "patch_drop_rate", "proj_drop_rate", "attn_drop_rate",
-    "head_drop_rate", "act_layer", "norm_layer", "init_values", "class_token", "reg_tokens", "no_embed_class", "fc_norm",
-    "pre_norm", "qk_norm", "dynamic_img_size", "dynamic_img_pad", "strict_img_size", "always_partition", "head_init_scale",
-    "stem_type", "aa_layer", "zero_init_last", "conv_mlp", "pad_type", "round_chs_fn", "fused_attn",
-)  # fmt: skip
-"""Keyword arguments of timm's models that leave them what they are; others (`depth`, `layers`) make another architecture."""
+    "num_classes",
+    "in_chans",
+    "global_pool",
+    "img_size",
+    "patch_size",
+    "window_size",
+    "output_stride",
+    "drop_rate",
+    "drop_path_rate",
+    "drop_block_rate",
+    "pos_drop_rate",
+    "patch_drop_rate",
+    "proj_drop_rate",
+    "attn_drop_rate",
+    "head_drop_rate",
+    "act_layer",
+    "norm_layer",
+    "init_values",
+    "class_token",
+    "reg_tokens",
+    "no_embed_class",
+    "fc_norm",
+    "pre_norm",
+    "qk_norm",
+    "dynamic_img_size",
+    "dynamic_img_pad",
+    "strict_img_size",
+    "always_partition",
+    "head_init_scale",
+    "stem_type",
+    "aa_layer",
+    "zero_init_last",
+    "conv_mlp",
+    "pad_type",
+    "round_chs_fn",
+    "fused_attn",
+)
+"""Keyword arguments of timm's models that leave them what they are; others (`depth`, `layers`) make
+another architecture.
+"""
 
 LOADING = {"pretrained_cfg_overlay": None, "cache_dir": None}
 """Keyword arguments of `timm.create_model` that say where weights are."""
@@ -41,9 +74,11 @@ LOADING = {"pretrained_cfg_overlay": None, "cache_dir": None}
 
 @lru_cache(maxsize=256)
 def describe(member: str) -> BackboneSpec:
-    """Return the description of a model, named with or without the tag of its weights, such as "resnet50.a1_in1k".
+    """Return the description of a model, named with or without the tag of its weights, such as
+    "resnet50.a1_in1k".
 
-    The model is built without memory for its weights and runs once, which takes some tenths of a second.
+    The model is built without memory for its weights and runs once, which takes some tenths of a
+    second.
 
     Raises:
         UnknownNameError: timm has no model or weights of this name.
@@ -55,21 +90,32 @@ def describe(member: str) -> BackboneSpec:
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
     default = get_pretrained_cfg(arch)
     if tag and tag not in tags:
-        near = [each for each in tags if each.startswith(tag)] or difflib.get_close_matches(tag, tags, n=1, cutoff=0.3)
+        near = [each for each in tags if each.startswith(tag)] or difflib.get_close_matches(
+            tag, tags, n=1, cutoff=0.3
+        )
         hint = f" Did you mean '{arch}.{near[0]}'?" if near else ""
         raise UnknownNameError(
-            f"timm {timm.__version__} has no weights {tag!r} of {arch!r}.{hint} It has {', '.join(tags) or 'none'}"
+            f"timm {timm.__version__} has no weights {tag!r} of {arch!r}.{hint} It has "
+            f"{', '.join(tags) or 'none'}"
         )
-    chosen = tag or (default.tag if default is not None and default.tag in tags else "") or (tags[0] if tags else "")
+    chosen = (
+        tag
+        or (default.tag if default is not None and default.tag in tags else "")
+        or (tags[0] if tags else "")
+    )
     config = _config(arch, chosen)
     try:
         with quiet():
             return _describe(f"timm/{member}", arch, chosen, tags, config)
     except Refused as refused:
-        raise BackboneError(f"timm/{member} cannot be a backbone of tvc: {refused}. timm itself builds it.") from refused
+        raise BackboneError(
+            f"timm/{member} cannot be a backbone of tvc: {refused}. timm itself builds it."
+        ) from refused
 
 
-def _describe(name: str, arch: str, chosen: str, tags: list[str], config: Mapping[str, Any]) -> BackboneSpec:
+def _describe(
+    name: str, arch: str, chosen: str, tags: list[str], config: Mapping[str, Any]
+) -> BackboneSpec:
     channels, height, width = config["input_size"]
     if height != width:
         raise Refused(f"its images have {height} x {width} pixels, and tvc knows square ones only")
@@ -83,12 +129,18 @@ def _describe(name: str, arch: str, chosen: str, tags: list[str], config: Mappin
     paths, strides = [info["module"] for info in features], [info["reduction"] for info in features]
     parts = find_parts(network, classifiers_of(config), paths, strides, image)
     min_size = _min_size(network, channels, height)
-    # a block sees tokens as a map of the size that it was made for, also where timm's model would take other sizes
+    # a block sees tokens as a map of the size that it was made for, also where timm's model would
+    # take other sizes
     fixed = parts.tokens or not (
-        min_size < height or any(_accepts(network, channels, (side, side)) for side in (height + 32, 2 * height))
+        min_size < height
+        or any(_accepts(network, channels, (side, side)) for side in (height + 32, 2 * height))
     )
     options = {**_options(network), **LOADING}
-    options |= {name: value for name, value in _known(network, channels, height, fixed).items() if name in options}
+    options |= {
+        name: value
+        for name, value in _known(network, channels, height, fixed).items()
+        if name in options
+    }
     return BackboneSpec(
         name=name,
         family=str(network.__class__.__name__).lower(),
@@ -113,7 +165,9 @@ def _describe(name: str, arch: str, chosen: str, tags: list[str], config: Mappin
 
 
 def classifiers_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the paths of the layers that give logits: the main one, then those of auxiliary heads."""
+    """Return the paths of the layers that give logits: the main one, then those of
+    auxiliary heads.
+    """
     found = config["classifier"]
     return (found,) if isinstance(found, str) else tuple(found)
 
@@ -121,7 +175,9 @@ def classifiers_of(config: Mapping[str, Any]) -> tuple[str, ...]:
 def _config(arch: str, tag: str) -> dict[str, Any]:
     found = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
     if found is None:
-        raise BackboneError(f"timm has no configuration of {arch!r}, so nothing says what images it takes")
+        raise BackboneError(
+            f"timm has no configuration of {arch!r}, so nothing says what images it takes"
+        )
     return dict(found.to_dict())
 
 
@@ -130,19 +186,25 @@ def _on_meta(arch: str, tag: str) -> nn.Module:
         with torch.random.fork_rng(devices=[]), torch.device("meta"):
             return timm.create_model(arch, pretrained_cfg=tag or None).eval()
     except Exception as error:  # timm raises whatever it likes
-        raise Refused(f"it cannot be built without memory ({type(error).__name__}: {error})") from error
+        raise Refused(
+            f"it cannot be built without memory ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _features(network: nn.Module) -> list[dict[str, Any]]:
     found: Any = getattr(network, "feature_info", None)
     found = getattr(found, "info", found)
-    if not found or not all(isinstance(info, dict) and info.get("module") and "reduction" in info for info in found):
+    if not found or not all(
+        isinstance(info, dict) and info.get("module") and "reduction" in info for info in found
+    ):
         raise Refused("timm states no modules that compute features for it (feature_info)")
     return list(found)
 
 
 def _options(network: nn.Module) -> dict[str, Any]:
-    """Return what the model's class takes of `OPTIONS`; None stands for what timm gives this model."""
+    """Return what the model's class takes of `OPTIONS`; None stands for what timm gives
+    this model.
+    """
     taken: set[str] = set()
     for cls in type(network).__mro__:
         parameters = inspect.signature(cls).parameters
@@ -162,7 +224,9 @@ def _accepts(network: nn.Module, channels: int, *sizes: tuple[int, int]) -> bool
 
 
 def _min_size(network: nn.Module, channels: int, side: int) -> int:
-    """Return the smallest side that the model accepts, of those that are tried: of any image from there on, if it can be."""
+    """Return the smallest side that the model accepts, of those that are tried: of any image from
+    there on, if it can be.
+    """
     squares = side
     for each in (smaller for smaller in SIDES if smaller < side):
         if _accepts(network, channels, (each, each)):

@@ -1,4 +1,6 @@
-"""The names of timm's models, read from its source files: importing timm takes seconds, since it imports torch."""
+"""The names of timm's models, read from its source files: importing timm takes seconds, since it
+imports torch.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ _REGISTERED = re.compile(r"^@register_model[ \t]*\n(?:@.*\n)*def (\w+)\(", re.MU
 
 @lru_cache(maxsize=1)
 def names() -> tuple[str, ...]:
-    """Return the name of every architecture of the installed timm, sorted; those that it calls deprecated are left out.
+    """Return the name of every architecture of the installed timm, sorted; those that it calls
+    deprecated are left out.
 
     Raises:
         BackboneError: timm is not installed.
@@ -26,4 +29,12 @@ def names() -> tuple[str, ...]:
         raise BackboneError("timm is not installed: pip install timm")
     folder = Path(found.submodule_search_locations[0]) / "models"
     files = sorted(folder.rglob("*.py"))
-    return tuple(sorted({name for file in files for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))}))
+    return tuple(
+        sorted(
+            {
+                name
+                for file in files
+                for name in _REGISTERED.findall(file.read_text(encoding="utf-8"))
+            }
+        )
+    )

@@ -1,7 +1,9 @@
-"""Stem, stages and head of a network of timm's, found by running it once without memory and watching what is used when.
+"""Stem, stages and head of a network of timm's, found by running it once without memory and
+watching what is used when.
 
-timm says in `feature_info` which modules' outputs are features, and in its pretrained configuration which layer classifies.
-What runs up to a feature belongs to its stage; so every tensor has one part, whatever the architecture looks like.
+timm says in `feature_info` which modules' outputs are features, and in its pretrained configuration
+which layer classifies. What runs up to a feature belongs to its stage; so every tensor has one
+part, whatever the architecture looks like.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 __all__ = ["Parts", "Refused", "find_parts", "runs"]
 
 QUARTERS = 4
-"""Stages of a network whose features all have one stride, such as a ViT's, where every block is a feature."""
+"""Stages of a network whose features all have one stride, such as a ViT's, where every block is a
+feature.
+"""
 
 
 class Refused(Exception):  # noqa: N818  the reason, which the caller puts into an error
@@ -28,7 +32,9 @@ class Refused(Exception):  # noqa: N818  the reason, which the caller puts into 
 
 @dataclass(frozen=True)
 class Parts:
-    """The paths of a network's parts, as a `BackboneSpec` has them; `tokens`: the last map is a list [N, L, C]."""
+    """The paths of a network's parts, as a `BackboneSpec` has them; `tokens`: the last map is a
+    list [N, L, C].
+    """
 
     stem: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
@@ -39,13 +45,18 @@ class Parts:
 
 
 def find_parts(
-    network: nn.Module, classifiers: Sequence[str], features: Sequence[str], strides: Sequence[int], image: Tensor
+    network: nn.Module,
+    classifiers: Sequence[str],
+    features: Sequence[str],
+    strides: Sequence[int],
+    image: Tensor,
 ) -> Parts:
     """Return the parts of a network.
 
     Args:
         network: it runs once.
-        classifiers: paths of the layers that give logits: the main one, then those of auxiliary heads.
+        classifiers: paths of the layers that give logits: the main one, then those of auxiliary
+            heads.
         features: paths of the modules whose outputs are timm's features, in order of execution.
         strides: side of the image divided by the side of the map, of each feature [pixels].
         image: [1, C, H, W] of a size that the network accepts.
@@ -58,7 +69,9 @@ def find_parts(
         if path not in modules:
             raise Refused(f"timm's feature_info names {path!r}, which is no module of it")
     if len(set(features)) != len(features):
-        raise Refused("it computes several features in one module, so it has no stages one after the other")
+        raise Refused(
+            "it computes several features in one module, so it has no stages one after the other"
+        )
     watch = _Watch(network)
     with watch:
         network(image)
@@ -67,14 +80,18 @@ def find_parts(
             raise Refused(f"its feature {path!r} comes from a module that is never called")
     ends = [watch.ends[path] for path in features]
     if ends != sorted(ends) or list(strides) != sorted(strides):
-        raise Refused("its features do not follow one another, so it has no stages one after the other")
+        raise Refused(
+            "its features do not follow one another, so it has no stages one after the other"
+        )
     head, *others = _heads(classifiers, modules, watch, ends[-1])
     begins, kept = _stem_end(network, features, watch)
     features = features[kept:]
     if not features:
         raise Refused("it has one feature only, so there are no stages after the stem")
     if len(features) > QUARTERS and len(set(strides[kept:])) == 1:
-        features = [features[len(features) * (quarter + 1) // QUARTERS - 1] for quarter in range(QUARTERS)]
+        features = [
+            features[len(features) * (quarter + 1) // QUARTERS - 1] for quarter in range(QUARTERS)
+        ]
     ends = [watch.ends[path] for path in features]
     parts = _partition(network, [begins, *ends], [head, *others], watch)
     *front, behind = parts
@@ -85,11 +102,17 @@ def find_parts(
         paths.sort(key=lambda path: path in maps[-1:])  # tensors that are added to it are no map
         what = "its stem" if index == 0 else f"its stage {index - 1}"
         if not paths or not watch.is_map(paths[-1]):
-            last = f"ends with {paths[-1]!r}, which returns no single map" if paths else "has no module of its own"
+            last = (
+                f"ends with {paths[-1]!r}, which returns no single map"
+                if paths
+                else "has no module of its own"
+            )
             raise Refused(f"{what} {last}")
     stages = tuple(map(tuple, front[1:]))
     tokens = len(watch.outputs[stages[-1][-1]]) == 3
-    return Parts(tuple(front[0]), stages, tuple(neck), head, dict.fromkeys(others, len(stages) - 1), tokens)
+    return Parts(
+        tuple(front[0]), stages, tuple(neck), head, dict.fromkeys(others, len(stages) - 1), tokens
+    )
 
 
 def runs(network: nn.Module, image: Tensor) -> bool:
@@ -103,7 +126,9 @@ def runs(network: nn.Module, image: Tensor) -> bool:
 
 
 class _Watch(TorchFunctionMode):
-    """Notes when each module of a network begins and ends, and when each tensor is first used, as ticks of one clock."""
+    """Notes when each module of a network begins and ends, and when each tensor is first used, as
+    ticks of one clock.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -137,7 +162,9 @@ class _Watch(TorchFunctionMode):
         for hook in self._hooks:
             hook.remove()
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if getattr(function, "__name__", "") != "__get__":  # reading a shape uses no value
             self.clock += 1
             for tensor in _tensors((args, kwargs)):
@@ -163,19 +190,27 @@ class _Watch(TorchFunctionMode):
         return note
 
     def is_map(self, path: str, side: str = "outputs") -> bool:
-        """Tell whether a module gives (or takes) a map of more than one place: [N, C, H, W], [N, H, W, C] or [N, L, C]."""
+        """Tell whether a module gives (or takes) a map of more than one place: [N, C, H, W], [N, H,
+        W, C] or [N, L, C].
+        """
         shape = getattr(self, side).get(path)
         if shape is None or len(shape) not in (3, 4):
             return False
         return shape[1] > 1 if len(shape) == 3 else shape[2] > 1
 
 
-def _heads(classifiers: Sequence[str], modules: dict[str, nn.Module], watch: _Watch, after: int) -> list[str]:
-    """Return for each classifier the outermost module around it that begins after the last feature and has no other in it."""
+def _heads(
+    classifiers: Sequence[str], modules: dict[str, nn.Module], watch: _Watch, after: int
+) -> list[str]:
+    """Return for each classifier the outermost module around it that begins after the last feature
+    and has no other in it.
+    """
     found = []
     for path in classifiers:
         if path not in modules:
-            raise Refused(f"timm's configuration names the classifier {path!r}, which is no module of it")
+            raise Refused(
+                f"timm's configuration names the classifier {path!r}, which is no module of it"
+            )
         parents = [path.rsplit(".", count)[0] for count in range(path.count("."), -1, -1)]
         alone = [
             parent
@@ -192,8 +227,9 @@ def _heads(classifiers: Sequence[str], modules: dict[str, nn.Module], watch: _Wa
 def _stem_end(network: nn.Module, features: Sequence[str], watch: _Watch) -> tuple[int, int]:
     """Return when the stem ends, and how many of the features are the stem's.
 
-    A first feature of at most one layer with a matrix (`act1` of a ResNet) is the stem's, and so is one before which nothing
-    with parameters runs. The stem then goes on to the first module of the next stage that is more than one layer.
+    A first feature of at most one layer with a matrix (`act1` of a ResNet) is the stem's, and so is
+    one before which nothing with parameters runs. The stem then goes on to the first module of the
+    next stage that is more than one layer.
     """
     first = features[0]
     parents = [first.rsplit(".", count)[0] for count in range(first.count("."), -1, -1)]
@@ -209,7 +245,11 @@ def _stem_end(network: nn.Module, features: Sequence[str], watch: _Watch) -> tup
     until = watch.ends[features[1]]
     begun = sorted((tick, path) for path, tick in watch.starts.items() if end < tick < until)
     blocks = [tick for tick, path in begun if not _is_simple(network.get_submodule(path))]
-    layers = [tick for tick, path in begun if next(network.get_submodule(path).parameters(), None) is not None]
+    layers = [
+        tick
+        for tick, path in begun
+        if next(network.get_submodule(path).parameters(), None) is not None
+    ]
     return min(blocks or layers or [end + 1]) - 1, 1
 
 
@@ -217,8 +257,12 @@ def _is_simple(module: nn.Module) -> bool:
     return sum(parameter.ndim > 1 for parameter in module.parameters()) < 2
 
 
-def _partition(network: nn.Module, ends: Sequence[int], heads: Sequence[str], watch: _Watch) -> list[list[str]]:
-    """Return the paths of stem, stages and of what comes behind them, each in order of execution; without the heads."""
+def _partition(
+    network: nn.Module, ends: Sequence[int], heads: Sequence[str], watch: _Watch
+) -> list[list[str]]:
+    """Return the paths of stem, stages and of what comes behind them, each in order of execution;
+    without the heads.
+    """
     parts: list[list[tuple[int, str]]] = [[] for _ in (*ends, None)]
 
     def put(path: str, module: nn.Module) -> None:
@@ -233,12 +277,14 @@ def _partition(network: nn.Module, ends: Sequence[int], heads: Sequence[str], wa
                 return
         if path and start is None and not holds_head and not any(_ticks(path, watch)):
             if next(chain(module.parameters(), module.buffers()), None) is not None:
-                parts[len(ends) - 1].append((0, path))  # it never runs, and counts to the last stage
+                # it never runs, and counts to the last stage
+                parts[len(ends) - 1].append((0, path))
             return
         prefix = f"{path}." if path else ""
         for name in (*module._parameters, *module._buffers):
             if module._parameters.get(name) is not None or module._buffers.get(name) is not None:
-                tick = watch.used.get(f"{prefix}{name}", 0)  # one that is never used counts to the stem
+                # one that is never used counts to the stem
+                tick = watch.used.get(f"{prefix}{name}", 0)
                 parts[bisect_left(ends, tick)].append((tick, f"{prefix}{name}"))
         for name, child in module._modules.items():
             if child is not None:
@@ -254,7 +300,9 @@ def _ticks(path: str, watch: _Watch) -> Iterator[int]:
 
 
 def _maps_of(paths: Iterable[str], watch: _Watch) -> list[str]:
-    """Return the leading modules that turn maps into maps: final norms and convolutions, before pooling begins."""
+    """Return the leading modules that turn maps into maps: final norms and convolutions, before
+    pooling begins.
+    """
     found: list[str] = []
     for path in paths:
         if not (watch.is_map(path) and watch.is_map(path, "inputs")):

@@ -14,7 +14,8 @@ def tvc_backbones() -> list[BackboneFamilySpec]:
         BackboneFamilySpec(
             name="timm",
             origin="timm",
-            summary="Every model of timm, with or without the tag of its weights: timm/resnet50, timm/resnet50.a1_in1k.",
+            summary="Every model of timm, with or without the tag of its weights: timm/resnet50, "
+            "timm/resnet50.a1_in1k.",
             factory="tvc_timm.family:describe",
             members="tvc_timm.names:names",
             source="Wightman 2019, PyTorch Image Models, doi:10.5281/zenodo.4414861",

@@ -1,4 +1,6 @@
-"""Offers torchvision's vision transformers: ViT, Swin, Swin v2 and MaxViT. Light: imports no torch."""
+"""Offers torchvision's vision transformers: ViT, Swin, Swin v2 and MaxViT. Light: imports
+no torch.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ def tvc_backbones() -> list[BackboneSpec]:
     return [
         _vit("vit_b_16", 12, _V1, _swag("E2E", 384), _swag("LINEAR", 224)),
         _vit("vit_b_32", 12, _V1),
-        _vit("vit_l_16", 24, WeightsSpec(name="IMAGENET1K_V1", resize_size=242), _swag("E2E", 512), _swag("LINEAR", 224)),
+        _vit(
+            "vit_l_16",
+            24,
+            WeightsSpec(name="IMAGENET1K_V1", resize_size=242),
+            _swag("E2E", 512),
+            _swag("LINEAR", 224),
+        ),
         _vit("vit_l_32", 24, _V1),
         _vit("vit_h_14", 32, _swag("E2E", 518), _swag("LINEAR", 224)),
         _swin("swin_t", 224, 232),
@@ -52,14 +60,21 @@ def _vit(name: str, depth: int, *weights: WeightsSpec) -> BackboneSpec:
         name=name,
         family="vit",
         origin="torchvision",
-        summary=f"Plain transformer of {depth} layers over patches of {name.rpartition('_')[2]} pixels.",
+        summary=f"Plain transformer of {depth} layers over patches of {name.rpartition('_')[2]} "
+        "pixels.",
         factory="tvc_core:build_torchvision",
         weights=weights,
         default_weights=weights[0].name,
         stem=("class_token", "conv_proj", "encoder.pos_embedding", "encoder.dropout"),
         stages=tuple(stages),
         head="heads",
-        options={"progress": True, "image_size": 224, "dropout": 0.0, "attention_dropout": 0.0, "representation_size": None},
+        options={
+            "progress": True,
+            "image_size": 224,
+            "dropout": 0.0,
+            "attention_dropout": 0.0,
+            "representation_size": None,
+        },
         min_size=224,
         fixed_size=True,
         source="Dosovitskiy et al. 2021, arXiv:2010.11929",
@@ -74,7 +89,14 @@ def _swin(name: str, crop_size: int, resize_size: int) -> BackboneSpec:
         origin="torchvision",
         summary=f"Transformer over shifted windows, version {version}.",
         factory="tvc_core:build_torchvision",
-        weights=(WeightsSpec(name="IMAGENET1K_V1", crop_size=crop_size, resize_size=resize_size, interpolation="bicubic"),),
+        weights=(
+            WeightsSpec(
+                name="IMAGENET1K_V1",
+                crop_size=crop_size,
+                resize_size=resize_size,
+                interpolation="bicubic",
+            ),
+        ),
         default_weights="IMAGENET1K_V1",
         stem=("features.0",),
         stages=(
@@ -86,7 +108,8 @@ def _swin(name: str, crop_size: int, resize_size: int) -> BackboneSpec:
         head="head",
         options={"progress": True, "dropout": 0.0, "attention_dropout": 0.0, "norm_layer": None},
         min_size=32,
-        source=f"Liu et al. {'2022, arXiv:2111.09883' if version == 2 else '2021, arXiv:2103.14030'}",
+        source="Liu et al. "
+        f"{'2022, arXiv:2111.09883' if version == 2 else '2021, arXiv:2103.14030'}",
     )
 
 

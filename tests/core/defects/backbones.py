@@ -1,4 +1,6 @@
-"""Defective backbones: a healthy network with one thing wrong in it, in its factory or in its spec."""
+"""Defective backbones: a healthy network with one thing wrong in it, in its factory or in
+its spec.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ class Healthy(nn.Module):
 
     def __init__(self, width: int = 8, num_classes: int = 10) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, width, 3, 2, 1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)
+        )
         self.layer1 = nn.Sequential(nn.Conv2d(width, width, 3, 2, 1), nn.ReLU())
         self.layer2 = nn.Sequential(nn.Conv2d(width, 2 * width, 3, 2, 1), nn.ReLU())
         self.pool = nn.AdaptiveAvgPool2d(1)
@@ -34,13 +38,18 @@ class Healthy(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Torch's encoder layers: with hooks they compute in another way than without, and round otherwise."""
+    """Torch's encoder layers: with hooks they compute in another way than without, and round
+    otherwise.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.positions = nn.Parameter(torch.randn(1, 16, 8))
         self.embed = nn.Conv2d(3, 8, 8, 8)
-        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True) for _ in range(2))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=True)
+            for _ in range(2)
+        )
         self.fc = nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -234,7 +243,12 @@ def the_same_one(spec: BackboneSpec, *, weights: Any) -> nn.Module:
 
 
 def _spec(factory: Any, **fields: Any) -> BackboneSpec:
-    parts: dict[str, Any] = {"stem": ("stem",), "stages": ("layer1", "layer2"), "head": "fc", "min_size": 8}
+    parts: dict[str, Any] = {
+        "stem": ("stem",),
+        "stages": ("layer1", "layer2"),
+        "head": "fc",
+        "min_size": 8,
+    }
     return BackboneSpec(name="thing", factory=factory, **{**parts, **fields})
 
 
@@ -258,10 +272,30 @@ def _weights(**fields: Any) -> dict[str, Any]:
 
 
 DEFECTS = (
-    Defect(what="needs weights", thing=_spec(build_only_with_weights), caught_by="backbone_built", says="random weights"),
-    Defect(what="no logits", thing=_spec(Make(NoLogits)), caught_by="backbone_built", says="[N, classes]"),
-    Defect(what="dropout in eval mode", thing=_spec(Make(Drops)), caught_by="backbone_deterministic", says="twice"),
-    Defect(what="statistics of the batch", thing=_spec(Make(BatchMean)), caught_by="backbone_deterministic", says="alone"),
+    Defect(
+        what="needs weights",
+        thing=_spec(build_only_with_weights),
+        caught_by="backbone_built",
+        says="random weights",
+    ),
+    Defect(
+        what="no logits",
+        thing=_spec(Make(NoLogits)),
+        caught_by="backbone_built",
+        says="[N, classes]",
+    ),
+    Defect(
+        what="dropout in eval mode",
+        thing=_spec(Make(Drops)),
+        caught_by="backbone_deterministic",
+        says="twice",
+    ),
+    Defect(
+        what="statistics of the batch",
+        thing=_spec(Make(BatchMean)),
+        caught_by="backbone_deterministic",
+        says="alone",
+    ),
     Defect(
         what="a path that is not there",
         thing=_spec(build, stages=("layer1", "layer3")),
@@ -269,7 +303,10 @@ DEFECTS = (
         says="no 'layer3'",
     ),
     Defect(
-        what="a stage left out", thing=_spec(build, stages=("layer1",)), caught_by="backbone_partition", says="layer2.0.weight"
+        what="a stage left out",
+        thing=_spec(build, stages=("layer1",)),
+        caught_by="backbone_partition",
+        says="layer2.0.weight",
     ),
     Defect(
         what="stages in the wrong order",
@@ -277,22 +314,42 @@ DEFECTS = (
         caught_by="backbone_order",
         says="'layer1' runs after 'layer2'",
     ),
-    Defect(what="a stage that is a list", thing=_spec(Make(Listed)), caught_by="backbone_order", says="'layer2' is called"),
-    Defect(what="a stage that returns a tuple", thing=_spec(Make(ReturnsTuple)), caught_by="backbone_order", says="a tuple"),
+    Defect(
+        what="a stage that is a list",
+        thing=_spec(Make(Listed)),
+        caught_by="backbone_order",
+        says="'layer2' is called",
+    ),
+    Defect(
+        what="a stage that returns a tuple",
+        thing=_spec(Make(ReturnsTuple)),
+        caught_by="backbone_order",
+        says="a tuple",
+    ),
     Defect(
         what="pooling in the last stage",
         thing=_spec(build, stages=("layer1", ("layer2", "pool"))),
         caught_by="backbone_last_stage",
         says="where pooling begins",
     ),
-    Defect(what="a min_size too small", thing=_spec(Make(Needs40)), caught_by="backbone_sizes", says="min_size=8"),
+    Defect(
+        what="a min_size too small",
+        thing=_spec(Make(Needs40)),
+        caught_by="backbone_sizes",
+        says="min_size=8",
+    ),
     Defect(
         what="a fixed_size that is none",
         thing=_spec(build, fixed_size=True, min_size=32),
         caught_by="backbone_sizes",
         says="fixed_size=True",
     ),
-    Defect(what="no default", thing=_spec(build, weights=(GOOD,)), caught_by="backbone_weights", says="default_weights"),
+    Defect(
+        what="no default",
+        thing=_spec(build, weights=(GOOD,)),
+        caught_by="backbone_weights",
+        says="default_weights",
+    ),
     Defect(
         what="mean for 0 to 255",
         thing=_spec(build, **_weights(mean=(123.7, 116.3, 103.5))),
@@ -329,21 +386,66 @@ DEFECTS = (
         caught_by="backbone_options",
         says="other logits",
     ),
-    Defect(what="sets the seed", thing=_spec(sets_seed), caught_by="backbone_seeded", says="the factory leaves"),
-    Defect(what="sets the seed when run", thing=_spec(Make(SetsSeedWhenRun)), caught_by="backbone_seeded", says="forward"),
-    Defect(what="Python's random numbers", thing=_spec(python_random), caught_by="backbone_seeded", says="fc.bias"),
-    Defect(what="one network for all", thing=_spec(the_same_one), caught_by="backbone_independent", says="caches"),
-    Defect(what="a head without a last layer", thing=_spec(Make(OwnHead)), caught_by="backbone_head", says="5 classes"),
+    Defect(
+        what="sets the seed",
+        thing=_spec(sets_seed),
+        caught_by="backbone_seeded",
+        says="the factory leaves",
+    ),
+    Defect(
+        what="sets the seed when run",
+        thing=_spec(Make(SetsSeedWhenRun)),
+        caught_by="backbone_seeded",
+        says="forward",
+    ),
+    Defect(
+        what="Python's random numbers",
+        thing=_spec(python_random),
+        caught_by="backbone_seeded",
+        says="fc.bias",
+    ),
+    Defect(
+        what="one network for all",
+        thing=_spec(the_same_one),
+        caught_by="backbone_independent",
+        says="caches",
+    ),
+    Defect(
+        what="a head without a last layer",
+        thing=_spec(Make(OwnHead)),
+        caught_by="backbone_head",
+        says="5 classes",
+    ),
     Defect(
         what="an option it does not take",
         thing=_spec(build, options={"depth": 3}),
         caught_by="backbone_options",
         says="'depth'",
     ),
-    Defect(what="another default", thing=_spec(build, options={"width": 16}), caught_by="backbone_options", says="fc.weight"),
-    Defect(what="an attribute decides", thing=_spec(Make(Scaled)), caught_by="backbone_state_dict", says="buffers"),
-    Defect(what="a shared module", thing=_spec(Make(SharedPool)), caught_by="backbone_independent", says="pool"),
-    Defect(what="a stage that nobody reads", thing=_spec(Make(Bypassed)), caught_by="backbone_patches", says="stage 1"),
+    Defect(
+        what="another default",
+        thing=_spec(build, options={"width": 16}),
+        caught_by="backbone_options",
+        says="fc.weight",
+    ),
+    Defect(
+        what="an attribute decides",
+        thing=_spec(Make(Scaled)),
+        caught_by="backbone_state_dict",
+        says="buffers",
+    ),
+    Defect(
+        what="a shared module",
+        thing=_spec(Make(SharedPool)),
+        caught_by="backbone_independent",
+        says="pool",
+    ),
+    Defect(
+        what="a stage that nobody reads",
+        thing=_spec(Make(Bypassed)),
+        caught_by="backbone_patches",
+        says="stage 1",
+    ),
     Defect(
         what="a buffer that moves when frozen",
         thing=_spec(Make(Moves), stem=("seen", "stem")),

@@ -274,41 +274,183 @@ def _spec(factory: Any, **fields: Any) -> BlockSpec:
 HEALTHY = (_spec(Healthy, gated=True), _spec(Healthy))
 
 DEFECTS = (
-    Defect(what="width as a keyword", thing=_spec(KeywordWidth), caught_by="block_made", says="its first argument"),
-    Defect(what="needs a parameter", thing=_spec(NeedsChannels), caught_by="block_made", says="params=..."),
-    Defect(what="one instance for all", thing=_spec(the_same_one), caught_by="block_made", says="same module twice"),
-    Defect(what="no module", thing=_spec(no_module), caught_by="block_made", says="not an nn.Module"),
+    Defect(
+        what="width as a keyword",
+        thing=_spec(KeywordWidth),
+        caught_by="block_made",
+        says="its first argument",
+    ),
+    Defect(
+        what="needs a parameter",
+        thing=_spec(NeedsChannels),
+        caught_by="block_made",
+        says="params=...",
+    ),
+    Defect(
+        what="one instance for all",
+        thing=_spec(the_same_one),
+        caught_by="block_made",
+        says="same module twice",
+    ),
+    Defect(
+        what="no module", thing=_spec(no_module), caught_by="block_made", says="not an nn.Module"
+    ),
     Defect(what="returns a tuple", thing=_spec(TwoMaps), caught_by="block_layouts", says="a tuple"),
     Defect(
-        what="a layout it cannot take", thing=_spec(Healthy, layouts=("NCHW", "NLC")), caught_by="block_layouts", says="(NLC"
+        what="a layout it cannot take",
+        thing=_spec(Healthy, layouts=("NCHW", "NLC")),
+        caught_by="block_layouts",
+        says="(NLC",
     ),
-    Defect(what="even sizes only", thing=_spec(CutsOddSizes), caught_by="block_shapes", says="7, 5]"),
-    Defect(what="changes the shape", thing=_spec(Halves), caught_by="block_shapes", says="preserves_shape=False"),
-    Defect(what="crashes at a width", thing=_spec(DividesByWidth), caught_by="block_shapes", says="ZeroDivisionError"),
-    Defect(what="writes into its input", thing=_spec(InPlace), caught_by="block_input_unchanged", says="in-place"),
-    Defect(what="dropout in eval mode", thing=_spec(AlwaysDrops), caught_by="block_deterministic", says="self.training"),
-    Defect(what="moves a buffer in eval mode", thing=_spec(Counts), caught_by="block_deterministic", says="calls"),
-    Defect(what="a parameter nobody uses", thing=_spec(Unused), caught_by="block_gradients", says="none at unused"),
-    Defect(what="detaches its gate", thing=_spec(Detached), caught_by="block_gradients", says="fc1.weight"),
-    Defect(what="detaches its input", thing=_spec(DetachedInput), caught_by="block_gradients", says="at the input"),
-    Defect(what="puts out infinity", thing=_spec(Infinite), caught_by="block_identity_start", says="not finite"),
-    Defect(what="another gate", thing=_spec(OtherGate, gated=True), caught_by="block_gated", says="a difference of"),
-    Defect(what="no gate", thing=_spec(NoGate, gated=True), caught_by="block_gated", says="a method gate(x)"),
-    Defect(what="converts to float32", thing=_spec(Widens), caught_by="block_dtype", says="bfloat16"),
-    Defect(what="a constant on the CPU", thing=_spec(CpuConstant), caught_by="block_device", says="device=x.device"),
-    Defect(what="statistics of the batch", thing=_spec(BatchMean), caught_by="block_batch_independent", says="alone"),
-    Defect(what="an attribute decides", thing=_spec(Unregistered), caught_by="block_state_dict", says="buffers"),
-    Defect(what="a buffer outside of the state dict", thing=_spec(NotPersistent), caught_by="block_state_dict"),
+    Defect(
+        what="even sizes only", thing=_spec(CutsOddSizes), caught_by="block_shapes", says="7, 5]"
+    ),
+    Defect(
+        what="changes the shape",
+        thing=_spec(Halves),
+        caught_by="block_shapes",
+        says="preserves_shape=False",
+    ),
+    Defect(
+        what="crashes at a width",
+        thing=_spec(DividesByWidth),
+        caught_by="block_shapes",
+        says="ZeroDivisionError",
+    ),
+    Defect(
+        what="writes into its input",
+        thing=_spec(InPlace),
+        caught_by="block_input_unchanged",
+        says="in-place",
+    ),
+    Defect(
+        what="dropout in eval mode",
+        thing=_spec(AlwaysDrops),
+        caught_by="block_deterministic",
+        says="self.training",
+    ),
+    Defect(
+        what="moves a buffer in eval mode",
+        thing=_spec(Counts),
+        caught_by="block_deterministic",
+        says="calls",
+    ),
+    Defect(
+        what="a parameter nobody uses",
+        thing=_spec(Unused),
+        caught_by="block_gradients",
+        says="none at unused",
+    ),
+    Defect(
+        what="detaches its gate",
+        thing=_spec(Detached),
+        caught_by="block_gradients",
+        says="fc1.weight",
+    ),
+    Defect(
+        what="detaches its input",
+        thing=_spec(DetachedInput),
+        caught_by="block_gradients",
+        says="at the input",
+    ),
+    Defect(
+        what="puts out infinity",
+        thing=_spec(Infinite),
+        caught_by="block_identity_start",
+        says="not finite",
+    ),
+    Defect(
+        what="another gate",
+        thing=_spec(OtherGate, gated=True),
+        caught_by="block_gated",
+        says="a difference of",
+    ),
+    Defect(
+        what="no gate",
+        thing=_spec(NoGate, gated=True),
+        caught_by="block_gated",
+        says="a method gate(x)",
+    ),
+    Defect(
+        what="converts to float32", thing=_spec(Widens), caught_by="block_dtype", says="bfloat16"
+    ),
+    Defect(
+        what="a constant on the CPU",
+        thing=_spec(CpuConstant),
+        caught_by="block_device",
+        says="device=x.device",
+    ),
+    Defect(
+        what="statistics of the batch",
+        thing=_spec(BatchMean),
+        caught_by="block_batch_independent",
+        says="alone",
+    ),
+    Defect(
+        what="an attribute decides",
+        thing=_spec(Unregistered),
+        caught_by="block_state_dict",
+        says="buffers",
+    ),
+    Defect(
+        what="a buffer outside of the state dict",
+        thing=_spec(NotPersistent),
+        caught_by="block_state_dict",
+    ),
     Defect(what="a lambda", thing=_spec(Lambda), caught_by="block_pickle", says="lambdas"),
-    Defect(what="a shared default", thing=_spec(SharedDefault), caught_by="block_independent", says="act"),
-    Defect(what="state in the class", thing=_spec(ClassState), caught_by="block_no_hidden_state", says="another's result"),
+    Defect(
+        what="a shared default",
+        thing=_spec(SharedDefault),
+        caught_by="block_independent",
+        says="act",
+    ),
+    Defect(
+        what="state in the class",
+        thing=_spec(ClassState),
+        caught_by="block_no_hidden_state",
+        says="another's result",
+    ),
     Defect(what="a view", thing=_spec(Views), caught_by="block_channels_last", says="reshape"),
-    Defect(what="logging in forward", thing=_spec(Logs), caught_by="block_compiles", says="fullgraph"),
-    Defect(what="a branch on the size", thing=_spec(OneSize), caught_by="block_exports", says="dynamic"),
-    Defect(what="swallows keywords", thing=_spec(SwallowsKeywords), caught_by="block_parameters", says="misspelt_parameter"),
-    Defect(what="Python's random numbers", thing=_spec(PythonRandom), caught_by="block_seeded", says="fc1.bias"),
-    Defect(what="sets the seed", thing=_spec(SetsSeed), caught_by="block_seeded", says="torch.manual_seed"),
-    Defect(what="sets the seed when run", thing=_spec(SetsSeedWhenRun), caught_by="block_seeded", says="a forward pass"),
-    Defect(what="a lazy layer", thing=_spec(Lazy), caught_by="block_made", says="in_channels is the width"),
-    Defect(what="a root of zero", thing=_spec(RootOfVariance), caught_by="block_gradients", says="for a map of zeros"),
+    Defect(
+        what="logging in forward", thing=_spec(Logs), caught_by="block_compiles", says="fullgraph"
+    ),
+    Defect(
+        what="a branch on the size", thing=_spec(OneSize), caught_by="block_exports", says="dynamic"
+    ),
+    Defect(
+        what="swallows keywords",
+        thing=_spec(SwallowsKeywords),
+        caught_by="block_parameters",
+        says="misspelt_parameter",
+    ),
+    Defect(
+        what="Python's random numbers",
+        thing=_spec(PythonRandom),
+        caught_by="block_seeded",
+        says="fc1.bias",
+    ),
+    Defect(
+        what="sets the seed",
+        thing=_spec(SetsSeed),
+        caught_by="block_seeded",
+        says="torch.manual_seed",
+    ),
+    Defect(
+        what="sets the seed when run",
+        thing=_spec(SetsSeedWhenRun),
+        caught_by="block_seeded",
+        says="a forward pass",
+    ),
+    Defect(
+        what="a lazy layer",
+        thing=_spec(Lazy),
+        caught_by="block_made",
+        says="in_channels is the width",
+    ),
+    Defect(
+        what="a root of zero",
+        thing=_spec(RootOfVariance),
+        caught_by="block_gradients",
+        says="for a map of zeros",
+    ),
 )

@@ -1,4 +1,6 @@
-"""Defective initializers: variants of a healthy one that fills weights from a normal distribution."""
+"""Defective initializers: variants of a healthy one that fills weights from a normal
+distribution.
+"""
 
 from __future__ import annotations
 
@@ -94,15 +96,67 @@ def _spec(factory: Any) -> InitializerSpec:
 HEALTHY = (_spec(healthy),)
 
 DEFECTS = (
-    Defect(what="returns the module", thing=_spec(returns), caught_by="initializer_runs", says="None"),
-    Defect(what="fails on vectors", thing=_spec(matrices_only), caught_by="initializer_runs", says="fewer than two axes"),
-    Defect(what="exchanges parameters", thing=_spec(exchanges), caught_by="initializer_in_place", says="weight"),
-    Defect(what="freezes parameters", thing=_spec(freezes), caught_by="initializer_in_place", says="same parameters"),
-    Defect(what="fills an earlier module", thing=_spec(remembers), caught_by="initializer_only_given", says="earlier"),
-    Defect(what="leaves gradients off", thing=_spec(turns_gradients_off), caught_by="initializer_only_given", says="settings"),
-    Defect(what="leaves eval mode", thing=_spec(leaves_eval), caught_by="initializer_only_given", says="mode"),
-    Defect(what="Python's random numbers", thing=_spec(python_random), caught_by="initializer_reproducible", says="seed"),
-    Defect(what="sets the seed", thing=_spec(sets_seed), caught_by="initializer_reproducible", says="manual_seed"),
-    Defect(what="divides by zero", thing=_spec(divides), caught_by="initializer_finite", says="finite values"),
-    Defect(what="zero variances", thing=_spec(zeroes), caught_by="initializer_finite", says="running_var"),
+    Defect(
+        what="returns the module", thing=_spec(returns), caught_by="initializer_runs", says="None"
+    ),
+    Defect(
+        what="fails on vectors",
+        thing=_spec(matrices_only),
+        caught_by="initializer_runs",
+        says="fewer than two axes",
+    ),
+    Defect(
+        what="exchanges parameters",
+        thing=_spec(exchanges),
+        caught_by="initializer_in_place",
+        says="weight",
+    ),
+    Defect(
+        what="freezes parameters",
+        thing=_spec(freezes),
+        caught_by="initializer_in_place",
+        says="same parameters",
+    ),
+    Defect(
+        what="fills an earlier module",
+        thing=_spec(remembers),
+        caught_by="initializer_only_given",
+        says="earlier",
+    ),
+    Defect(
+        what="leaves gradients off",
+        thing=_spec(turns_gradients_off),
+        caught_by="initializer_only_given",
+        says="settings",
+    ),
+    Defect(
+        what="leaves eval mode",
+        thing=_spec(leaves_eval),
+        caught_by="initializer_only_given",
+        says="mode",
+    ),
+    Defect(
+        what="Python's random numbers",
+        thing=_spec(python_random),
+        caught_by="initializer_reproducible",
+        says="seed",
+    ),
+    Defect(
+        what="sets the seed",
+        thing=_spec(sets_seed),
+        caught_by="initializer_reproducible",
+        says="manual_seed",
+    ),
+    Defect(
+        what="divides by zero",
+        thing=_spec(divides),
+        caught_by="initializer_finite",
+        says="finite values",
+    ),
+    Defect(
+        what="zero variances",
+        thing=_spec(zeroes),
+        caught_by="initializer_finite",
+        says="running_var",
+    ),
 )

@@ -29,17 +29,37 @@ _HOOK = "@hookimpl\ndef tvc_initializers"
 _LIST = 'return [InitializerSpec(name="ones", factory="torch.nn.init:ones_")]'
 
 DEFECTS = {
-    "import error": (changed("TVC_API", "import no_such_module\nTVC_API"), "plugin_imports", "no_such_module"),
-    "leaves the process": (changed("TVC_API", "raise SystemExit(3)\nTVC_API"), "plugin_imports", "SystemExit"),
+    "import error": (
+        changed("TVC_API", "import no_such_module\nTVC_API"),
+        "plugin_imports",
+        "no_such_module",
+    ),
+    "leaves the process": (
+        changed("TVC_API", "raise SystemExit(3)\nTVC_API"),
+        "plugin_imports",
+        "SystemExit",
+    ),
     "syntax error": (changed("TVC_API =", "TVC_API = = "), "plugin_imports", "SyntaxError"),
-    "imports numpy": (changed("TVC_API", "import numpy\nTVC_API"), "plugin_light_import", "imports of numpy"),
+    "imports numpy": (
+        changed("TVC_API", "import numpy\nTVC_API"),
+        "plugin_light_import",
+        "imports of numpy",
+    ),
     "imports numpy in a hook": (
         changed(_LIST, f"import numpy\n    {_LIST}"),
         "plugin_light_import",
         "imports of numpy",
     ),
-    "sets a seed": (changed("TVC_API", "import random\nrandom.seed(0)\nTVC_API"), "plugin_side_effects", "random seed"),
-    "prints": (changed("TVC_API", "print('acme is here')\nTVC_API"), "plugin_side_effects", "output"),
+    "sets a seed": (
+        changed("TVC_API", "import random\nrandom.seed(0)\nTVC_API"),
+        "plugin_side_effects",
+        "random seed",
+    ),
+    "prints": (
+        changed("TVC_API", "print('acme is here')\nTVC_API"),
+        "plugin_side_effects",
+        "output",
+    ),
     "filters warnings": (
         changed("TVC_API", "import warnings\nwarnings.simplefilter('ignore')\nTVC_API"),
         "plugin_side_effects",
@@ -52,26 +72,59 @@ DEFECTS = {
         "literal",
     ),
     "API from the future": (changed("(1, 0)", "(9, 0)"), "plugin_api_version", "(9, 0)"),
-    "misspelt hook": (changed("tvc_initializers", "tvc_initialisers"), "plugin_hooks", "Did you mean 'tvc_initializers'"),
+    "misspelt hook": (
+        changed("tvc_initializers", "tvc_initialisers"),
+        "plugin_hooks",
+        "Did you mean 'tvc_initializers'",
+    ),
     "undecorated hook": (changed(_HOOK, "def tvc_initializers"), "plugin_hooks", "hookimpl"),
-    "a hook with an argument": (changed("tvc_initializers()", "tvc_initializers(registry)"), "plugin_hooks", "(registry)"),
+    "a hook with an argument": (
+        changed("tvc_initializers()", "tvc_initializers(registry)"),
+        "plugin_hooks",
+        "(registry)",
+    ),
     "no hook": ("TVC_API = (1, 0)\n", "plugin_hooks", "none of them"),
     "a hook that raises": (changed(_LIST, "raise KeyError('ones')"), "plugin_specs", "KeyError"),
     "a hook that returns nothing": (changed(_LIST, "pass"), "plugin_specs", "not a list"),
-    "another kind of spec": (changed("InitializerSpec(name", "BlockSpec(name"), "plugin_specs", "not a InitializerSpec"),
+    "another kind of spec": (
+        changed("InitializerSpec(name", "BlockSpec(name"),
+        "plugin_specs",
+        "not a InitializerSpec",
+    ),
     "a name of the core's": (changed('"ones"', '"zero"'), "plugin_specs", "tvc-core's own"),
     "a name that cannot be": (changed('"ones"', '"Ones"'), "plugin_specs", "lower-case"),
-    "a name twice": (changed("def tvc_blocks():", "def tvc_blocks():\n    return _two()\n    def _(): pass")
-                     + "\n\ndef _two():\n    return [BlockSpec(name='gate', factory='torch.nn:Identity')] * 2\n",
-                     "plugin_specs", "twice"),
+    "a name twice": (
+        changed("def tvc_blocks():", "def tvc_blocks():\n    return _two()\n    def _(): pass")
+        + "\n\ndef _two():\n    return [BlockSpec(name='gate', "
+        "factory='torch.nn:Identity')] * 2\n",
+        "plugin_specs",
+        "twice",
+    ),
     "a list that grows": (
-        changed(_LIST, "_FOUND.append(InitializerSpec(name=f'ones{len(_FOUND)}', factory='torch.nn.init:ones_'))\n"
-                       "    return _FOUND") + "\n\n_FOUND = []\n",
+        changed(
+            _LIST,
+            "_FOUND.append(InitializerSpec(name=f'ones{len(_FOUND)}', "
+            "factory='torch.nn.init:ones_'))\n"
+            "    return _FOUND",
+        )
+        + "\n\n_FOUND = []\n",
         "plugin_specs",
         "same specs",
     ),
-    "a factory that is not there": (changed("init:ones_", "init:onez_"), "plugin_factories", "onez_"),
-    "a factory in a module that is not there": (changed("torch.nn.init:", "torch.nn.inti:"), "plugin_factories", "inti"),
-    "a factory that cannot be called": (changed("torch.nn.init:ones_", "torch.nn.init:math"), "plugin_factories", "called"),
-}  # fmt: skip
+    "a factory that is not there": (
+        changed("init:ones_", "init:onez_"),
+        "plugin_factories",
+        "onez_",
+    ),
+    "a factory in a module that is not there": (
+        changed("torch.nn.init:", "torch.nn.inti:"),
+        "plugin_factories",
+        "inti",
+    ),
+    "a factory that cannot be called": (
+        changed("torch.nn.init:ones_", "torch.nn.init:math"),
+        "plugin_factories",
+        "called",
+    ),
+}
 """What is wrong: source, check that fails, a piece of its message."""

@@ -1,8 +1,8 @@
 """Efficient local attention.
 
-Xu and Wan 2024, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks", arXiv:2403.01123. Rows and columns
-share one convolution and one normalization. The paper's numbers of groups divide its widths; for other widths this takes the
-greatest common divisor.
+Xu and Wan 2024, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks",
+arXiv:2403.01123. Rows and columns share one convolution and one normalization. The paper's numbers
+of groups divide its widths; for other widths this takes the greatest common divisor.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from torch import Tensor, nn
 __all__ = ["EfficientLocalAttention"]
 
 VARIANTS = {"tiny": (5, 1, 32), "base": (7, 1, 16), "small": (5, 8, 16), "large": (7, 8, 16)}
-"""Kernel size [pixels], width of a group of the convolution [channels], groups of the normalization."""
+"""Kernel size [pixels], width of a group of the convolution [channels], groups of the
+normalization.
+"""
 
 
 class EfficientLocalAttention(nn.Module):
     """Scale each pixel of each channel by two gates: one of its row's mean, one of its column's.
 
-    Maps [N, C, H, W] to the same shape, dtype and device. With z_h the mean over a row and z_w that over a column,
+    Maps [N, C, H, W] to the same shape, dtype and device. With z_h the mean over a row and z_w that
+    over a column,
 
         y_h = sigmoid(norm(conv(z_h))),  y_w = sigmoid(norm(conv(z_w))),  result = x * y_h * y_w
 
@@ -29,7 +32,8 @@ class EfficientLocalAttention(nn.Module):
 
     Args:
         in_channels: C, the width of the incoming map [channels].
-        variant: "tiny", "base", "small" or "large": the paper's four sets of kernel size and numbers of groups.
+        variant: "tiny", "base", "small" or "large": the paper's four sets of kernel size and
+            numbers of groups.
 
     Raises:
         ValueError: another `variant`.
@@ -43,7 +47,14 @@ class EfficientLocalAttention(nn.Module):
             raise ValueError(f"variant is one of {', '.join(VARIANTS)}, not {variant!r}")
         kernel_size, width, norm_groups = VARIANTS[variant]
         groups = in_channels // gcd(in_channels, width)
-        self.conv = nn.Conv1d(in_channels, in_channels, kernel_size, padding=kernel_size // 2, groups=groups, bias=False)
+        self.conv = nn.Conv1d(
+            in_channels,
+            in_channels,
+            kernel_size,
+            padding=kernel_size // 2,
+            groups=groups,
+            bias=False,
+        )
         self.norm = nn.GroupNorm(gcd(in_channels, norm_groups), in_channels)
 
     def gate(self, x: Tensor) -> Tensor:
@@ -57,5 +68,9 @@ class EfficientLocalAttention(nn.Module):
 
     def _weigh(self, strip: Tensor) -> Tensor:
         """Return the gate of strips [N, C, L]."""
-        norm = self.norm  # called by its function, since the module refuses a strip of one value, where the gate is constant
-        return torch.group_norm(self.conv(strip), norm.num_groups, norm.weight, norm.bias, norm.eps).sigmoid()
+        # called by its function, since the module refuses a strip of one value, where the gate is
+        # constant
+        norm = self.norm
+        return torch.group_norm(
+            self.conv(strip), norm.num_groups, norm.weight, norm.bias, norm.eps
+        ).sigmoid()

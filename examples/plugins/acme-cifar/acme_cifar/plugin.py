@@ -38,7 +38,8 @@ def tvc_blocks() -> list[BlockSpec]:
             category="attention",
             gated=True,
             factory="acme_cifar.local_attention:EfficientLocalAttention",
-            summary="Scale each pixel of each channel by gates computed along its row and its column.",
+            summary="Scale each pixel of each channel by gates computed along its row and its "
+            "column.",
             source="Xu and Wan 2024, arXiv:2403.01123",
         )
     ]

@@ -1,8 +1,9 @@
 """Residual networks for 32x32 images.
 
-He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2: a 3x3 convolution, three
-stages of n blocks with 16, 32 and 64 channels, the mean over the map, a linear layer; with n = 3, 5, 7, 9 these are 20, 32,
-44 and 56 layers. Shortcuts have no parameters (the paper's option A).
+He et al. 2016, "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2: a 3x3
+convolution, three stages of n blocks with 16, 32 and 64 channels, the mean over the map, a linear
+layer; with n = 3, 5, 7, 9 these are 20, 32, 44 and 56 layers. Shortcuts have no parameters (the
+paper's option A).
 """
 
 from __future__ import annotations
@@ -97,5 +98,7 @@ def _stage(in_channels: int, out_channels: int, stride: int, num_blocks: int) ->
 
 
 def build(spec: BackboneSpec, *, weights: None) -> CifarResNet:
-    """Return the network whose number of layers, 6 n + 2, ends the spec's name. There are no pretrained weights."""
+    """Return the network whose number of layers, 6 n + 2, ends the spec's name. There are no
+    pretrained weights.
+    """
     return CifarResNet((int(spec.name.removeprefix("cifar_resnet")) - 2) // 6)

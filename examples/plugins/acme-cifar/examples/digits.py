@@ -25,7 +25,9 @@ def load() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     images = torch.from_numpy(digits.images).float()[:, None] / 8 - 1
     images = F.interpolate(images, size=32, mode="bilinear").expand(-1, 3, -1, -1)
     labels = torch.from_numpy(digits.target)
-    train, test = train_test_split(range(len(labels)), test_size=0.3, random_state=0, stratify=labels)
+    train, test = train_test_split(
+        range(len(labels)), test_size=0.3, random_state=0, stratify=labels
+    )
     return images[train], labels[train], images[test], labels[test]
 
 
@@ -48,12 +50,16 @@ def main(steps: int) -> None:
     model.eval()
     with torch.no_grad():
         right = (model(test_images).argmax(1) == test_labels).float().mean().item()
-    gates = [abs(value.item()) for name, value in model.named_parameters() if name.endswith(".alpha")]
+    gates = [
+        abs(value.item()) for name, value in model.named_parameters() if name.endswith(".alpha")
+    ]
     print(f"accuracy after {steps} steps: {right:.1%} of {len(test_labels)} unseen digits")
     print(f"gates of the {len(gates)} blocks: 0 -> {min(gates):.4f} to {max(gates):.4f}")
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=60)
     main(parser.parse_args().steps)

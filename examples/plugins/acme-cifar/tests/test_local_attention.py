@@ -13,7 +13,9 @@ from acme_cifar.local_attention import EfficientLocalAttention
 VARIANTS = {"tiny": (5, 1, 32), "base": (7, 1, 16), "small": (5, 8, 16), "large": (7, 8, 16)}
 
 
-def strip_gate(strip: np.ndarray, weight: np.ndarray, scale: np.ndarray, shift: np.ndarray, groups: int) -> np.ndarray:
+def strip_gate(
+    strip: np.ndarray, weight: np.ndarray, scale: np.ndarray, shift: np.ndarray, groups: int
+) -> np.ndarray:
     """Return sigmoid(groupnorm(conv(strip))) for one strip [C, L]."""
     C, L = strip.shape
     _, width, K = weight.shape
@@ -33,7 +35,9 @@ def strip_gate(strip: np.ndarray, weight: np.ndarray, scale: np.ndarray, shift: 
 
 def by_hand(block: EfficientLocalAttention, x: np.ndarray, groups: int) -> np.ndarray:
     """Return x * y_h * y_w for a map [N, C, H, W], sample by sample."""
-    weight, scale, shift = (p.detach().numpy() for p in (block.conv.weight, block.norm.weight, block.norm.bias))
+    weight, scale, shift = (
+        p.detach().numpy() for p in (block.conv.weight, block.norm.weight, block.norm.bias)
+    )
     results = []
     for image in x:
         rows = strip_gate(image.mean(2), weight, scale, shift, groups)
@@ -52,14 +56,20 @@ def test_it_is_the_papers_formula(variant: str, channels: int, size: tuple[int, 
         block.norm.bias.normal_()
     x = torch.randn(2, channels, *size, dtype=torch.float64)
     groups = gcd(channels, VARIANTS[variant][2])
-    np.testing.assert_allclose(block(x).detach().numpy(), by_hand(block, x.numpy(), groups), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(
+        block(x).detach().numpy(), by_hand(block, x.numpy(), groups), rtol=1e-10, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_at_the_papers_widths_the_hyperparameters_are_the_papers(variant: str) -> None:
     kernel_size, width, norm_groups = VARIANTS[variant]
     block = EfficientLocalAttention(256, variant)
-    assert (block.conv.kernel_size, block.conv.groups, block.norm.num_groups) == ((kernel_size,), 256 // width, norm_groups)
+    assert (block.conv.kernel_size, block.conv.groups, block.norm.num_groups) == (
+        (kernel_size,),
+        256 // width,
+        norm_groups,
+    )
     assert sum(p.numel() for p in block.parameters()) == 256 * width * kernel_size + 2 * 256
 
 
