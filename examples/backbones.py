@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         for stage in model.stage_info:
             print(
-                f"  stage {stage.index}: {stage.channels:>4} channels, stride {stage.stride:>2}, "
+                f"  stage {stage.stage}: {stage.channels:>4} channels, stride {stage.stride:>2}, "
                 f"{' '.join(stage.paths)}"
             )
 

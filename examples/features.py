@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     x = torch.randn(1, 3, arguments.side, arguments.side)
     with torch.no_grad():
         features = model.get_stage_outputs(x)
-        names = ["stem", *(f"stage {stage.index} ({stage.module})" for stage in model.stage_info)]
+        names = ["stem", *(f"stage {stage.stage} ({stage.module})" for stage in model.stage_info)]
         for index, (name, feature) in enumerate(zip(names, features, strict=True)):
             print(f"features[{index}]: {name:<22} {list(feature.shape)}")
 
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
         levels = pyramid(
             OrderedDict(
-                (f"P{stage.index}", features[stage.index + 1]) for stage in model.stage_info
+                (f"P{stage.stage}", features[stage.stage + 1]) for stage in model.stage_info
             )
         )
         print("\nfeature pyramid:")

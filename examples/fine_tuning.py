@@ -88,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     print(
         "stages: "
-        + ", ".join(f"{stage.index}: {'+'.join(stage.paths)}" for stage in model.stage_info)
+        + ", ".join(f"{stage.stage}: {'+'.join(stage.paths)}" for stage in model.stage_info)
         + "\n"
     )
     print(f"{'phase':<34} {'trainable':>10} {'share':>7} {'moved':>10} {'frozen moved':>12}   loss")

@@ -62,7 +62,7 @@ class Environment:
         borrowed.mkdir()
         for entry in Path(sysconfig.get_path("purelib")).iterdir():
             ours = entry.name.startswith(
-                ("tvc", "_tvc", "torchvision_customizer", "_editable", "__editable__")
+                ("tvc", "_hybrid", "torchvision_customizer", "_editable", "__editable__")
             )
             if not ours and entry.suffix != ".pth":
                 (borrowed / entry.name).symlink_to(entry)

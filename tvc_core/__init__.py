@@ -38,22 +38,21 @@ from .specs import (
     PatchOpSpec,
     WeightsSpec,
 )
+from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone
-    from .model.anatomy import PartInfo, StageInfo
     from .model.auditing import AuditReport, FreezeReport, NormalizationReport, PartReport, audit
     from .model.finetuning import param_groups
     from .model.hybrid import HybridModel, PatchRecord
     from .model.pyramid import LevelInfo
+    from .surgery.anatomy import PartInfo, StageInfo
     from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
     from .surgery.patches import Patch
     from .weights.files import read_state_dict
     from .weights.partial import LoadReport, partial_load, transfer_weights
     from .weights.torchvision import build_torchvision
-
-__version__ = "0.1.0"
 
 __all__ = [
     "API_VERSION",
@@ -118,11 +117,11 @@ _HEAVY = {
     "NoClassifier": "surgery.head",
     "NormalizationReport": "model.auditing",
     "Patch": "surgery.patches",
-    "PartInfo": "model.anatomy",
+    "PartInfo": "surgery.anatomy",
     "PartReport": "model.auditing",
     "PatchRecord": "model.hybrid",
     "PathInfo": "describe",
-    "StageInfo": "model.anatomy",
+    "StageInfo": "surgery.anatomy",
     "Target": "surgery.operations",
     "audit": "model.auditing",
     "build_torchvision": "weights.torchvision",

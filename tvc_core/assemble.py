@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import BackboneError, PatchError, TvcError, said
-from .model.anatomy import Anatomy
+from .errors import BackboneError, PatchError, TvcError, describe_error
 from .model.features import Taps, find_bridge
 from .model.hybrid import (
-    Facts,
     HybridModel,
+    HybridState,
     PatchRecord,
     become_hybrid,
     check_class_names,
@@ -22,9 +21,10 @@ from .model.hybrid import (
 )
 from .model.measuring import measure
 from .recipe import Plan
+from .surgery.anatomy import Anatomy
 from .surgery.head import last_layer, num_classes_of, set_dropout
 from .surgery.input import InputRecord, change_input
-from .surgery.patches import attach, set_module, undoing
+from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe
 from .weights.files import verification_is_off
@@ -46,7 +46,7 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
     """
     with _keeping_random_state():
         network = build_backbone(plan, pretrained=pretrained)
-        with undoing(network):
+        with rollback_on_error(network):
             return _assemble(plan, network, pretrained)
 
 
@@ -86,7 +86,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         check_class_names(names, wanted or classes)
     if plan.recipe.dropout is not None:
         set_dropout(network, anatomy.head, plan.recipe.dropout)
-    facts = Facts(
+    facts = HybridState(
         plan=plan,
         anatomy=anatomy,
         taps=taps,
@@ -137,7 +137,7 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
             f"the backbone {plan.backbone.qualified!r} cannot be "
             f"built{f' with {given}' if given else ''}"
         )
-        raise BackboneError(f"{what}: {said(error)}") from error
+        raise BackboneError(f"{what}: {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
         raise BackboneError(
             f"the factory of {plan.backbone.qualified!r} returned {type(network).__name__}, not an "

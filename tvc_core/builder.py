@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from .errors import UnknownNameError, did_you_mean, listing
+from .errors import UnknownNameError, did_you_mean, join_names
 from .recipe import Recipe, load_recipe, make_plan, make_recipe
 from .registry import Registry
 from .specs import (
@@ -336,9 +336,9 @@ class HybridBuilder:
             TvcError: as for `from_backbone`.
         """
         from .assemble import assemble  # imports torch
-        from .model.own import own_backbone
+        from .from_module import module_backbone
 
-        backbone = own_backbone(
+        backbone = module_backbone(
             module,
             name=name,
             stem=stem,
@@ -419,5 +419,5 @@ def _check_known(what: str, given: str | None, known: set[str]) -> None:
         hint = did_you_mean(given, known)
         raise UnknownNameError(
             f"no installed plugin has the {what} {given!r}.{hint} There is "
-            f"{listing(sorted(known))}."
+            f"{join_names(sorted(known))}."
         )

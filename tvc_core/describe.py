@@ -11,10 +11,10 @@ from torch import nn
 
 from .assemble import build_backbone
 from .errors import BackboneError, ParameterError, TargetError
-from .model.anatomy import Anatomy
 from .recipe import Plan, make_plan, make_recipe
 from .registry import Registry
 from .specs import BackboneSpec
+from .surgery.anatomy import Anatomy
 from .surgery.layouts import Shape
 from .surgery.sites import Probe, Site
 from .surgery.targets import expand

@@ -94,7 +94,7 @@ class RegistryWarning(UserWarning):
     """
 
 
-def near(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
+def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     """Return the names that `given` may stand for, best first: misspelled, then cut short."""
     names = list(dict.fromkeys(names))
     lowered: dict[str, str] = {}
@@ -108,11 +108,11 @@ def near(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
 
 def did_you_mean(given: str, names: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the near names, or an empty string where nothing is near."""
-    found = near(given, names)
+    found = near_names(given, names)
     return f" Did you mean {' or '.join(repr(name) for name in found[:3])}?" if found else ""
 
 
-def listing(names: Iterable[str], *, most: int = 12) -> str:
+def join_names(names: Iterable[str], *, most: int = 12) -> str:
     """Return names as 'a, b, c', cut with a count after `most`; 'none' where there are none."""
     names = list(names)
     if not names:
@@ -121,7 +121,7 @@ def listing(names: Iterable[str], *, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f", ... ({rest} more)" if rest > 0 else "")
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error's class and message on one line; a plugin's error may fail to print
     itself.
     """
@@ -141,6 +141,6 @@ class _Shown(reprlib.Repr):
         return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length()} bits"
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """Return a value as errors quote it: its repr, cut where it is long or deep."""
     return _Shown().repr(value)

@@ -17,7 +17,7 @@ import pluggy
 
 from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec
 
-API_VERSION = (1, 0)
+API_VERSION = (1, 1)
 """The plugin API of this core: a plugin's major must be equal, its minor at most this one's."""
 
 ENTRY_POINT_GROUP = "tvc.plugins"

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, overload
 
-from .errors import PluginError, shown
+from .errors import PluginError, short_repr
 from .hookspecs import hookimpl
 from .specs import (
     BackboneFamilySpec,
@@ -48,7 +48,7 @@ class LocalPlugin:
             r"[a-z0-9]+(-[a-z0-9]+)*", normalize(owner)
         ):
             raise PluginError(
-                f"the owner of a LocalPlugin is letters, digits and '-', not {shown(owner)}"
+                f"the owner of a LocalPlugin is letters, digits and '-', not {short_repr(owner)}"
             )
         self.TVC_OWNER = normalize(owner)
         self._specs: dict[tuple[str, str], Spec] = {}
@@ -292,7 +292,7 @@ class LocalPlugin:
             if not callable(factory):
                 raise PluginError(
                     f"{self!r}: a decorator goes above a class or function, not above "
-                    f"{shown(factory)}"
+                    f"{short_repr(factory)}"
                 )
             try:
                 spec = make(factory)
@@ -305,7 +305,7 @@ class LocalPlugin:
 
     def _put(self, spec: Spec, replace: bool) -> None:
         if not isinstance(spec, Spec):
-            raise PluginError(f"{self!r} offers specs, such as a BlockSpec, not {shown(spec)}")
+            raise PluginError(f"{self!r} offers specs, such as a BlockSpec, not {short_repr(spec)}")
         if (spec.kind, spec.name) in self._specs and not replace:
             raise PluginError(
                 f"{self!r} offers the {spec.kind} {spec.name!r} already: give another name=..., or "

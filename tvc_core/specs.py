@@ -20,7 +20,7 @@ _MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
 
-OWN = "from_module"
+FROM_MODULE = "from_module"
 """Owner of networks that users hand over themselves. No distribution has it: their normalized names
 have no underscore.
 """
@@ -152,6 +152,12 @@ class BackboneSpec(Spec):
         auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from.
             A network may be built without them.
         options: names and defaults of the keyword arguments that `build` takes beyond the weights.
+        code_only: those of `options` that open an address or a path. Only code may set them: in a
+            recipe or a file they are an error. Since plugin API 1.1.
+        branches: where the residual branches of the network's blocks end, for the position
+            "branch": the class of a block, "package.module.Class", and the path in it of the
+            module whose output is the end of its branch. What follows that is layer scale,
+            stochastic depth and the addition. Since plugin API 1.1.
         num_channels: channels of the input image [channels].
         channels_option: the option that sets `num_channels`, where there is one.
         size_option: the option that sets the side of the image, of a backbone that has it.
@@ -171,6 +177,8 @@ class BackboneSpec(Spec):
     neck: tuple[str, ...] = ()
     auxiliary: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
+    code_only: tuple[str, ...] = ()
+    branches: Mapping[str, str] = field(default_factory=dict)
     num_channels: int = 3
     channels_option: str = ""
     size_option: str = "image_size"
@@ -205,6 +213,8 @@ class BackboneSpec(Spec):
                 f"{what}: default_weights {self.default_weights!r} is not one of {names}"
             )
         _freeze_options(self, self.options)
+        _check_code_only(self, self.options)
+        _freeze_branches(self)
         if self.channels_option and self.channels_option not in self.options:
             raise ValueError(
                 f"{what}: channels_option {self.channels_option!r} is not one of its options "
@@ -266,6 +276,12 @@ class BlockSpec(Spec):
         layouts: the tensor layouts that the block takes, such as ("NCHW",).
         gated: the block has a method `gate(x)` such that block(x) equals x * gate(x), with a gate
             that broadcasts over x. The identity start then costs no extra map.
+        starts_as: what the block by itself is at its start: "identity" (its output is its input in
+            eval mode, also where a regularizer acts in training mode), "zero" (its output is 0, as
+            that of an adapter beside the target), or "" for neither. It gets no gate where that
+            start is enough. Since plugin API 1.1.
+        code_only: parameters that open an address or a path. Only code may set them: in a recipe or
+            a file they are an error. Since plugin API 1.1.
     """
 
     kind: ClassVar[str] = "block"
@@ -274,12 +290,20 @@ class BlockSpec(Spec):
     preserves_shape: bool = True
     layouts: tuple[str, ...] = ("NCHW",)
     gated: bool = False
+    starts_as: str = ""
+    code_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_types(self, str, "category")
         _check_types(self, bool, "preserves_shape", "gated")
         _freeze_tuples(self, "layouts")
+        _check_code_only(self)
+        if self.starts_as not in ("", "identity", "zero"):
+            raise ValueError(
+                f"BlockSpec {self.name!r}: starts_as is '', 'identity' or 'zero', "
+                f"not {self.starts_as!r}"
+            )
         if not self.layouts or any(layout not in _LAYOUTS for layout in self.layouts):
             raise ValueError(
                 f"BlockSpec {self.name!r}: layouts {self.layouts!r} is not a tuple out of "
@@ -300,17 +324,21 @@ class PatchOpSpec(Spec):
         takes_block: the operation inserts a block, which the user names under `type`.
         options: names and defaults of the keyword arguments that `apply` takes beyond target and
             block; the user sets them beside `type`.
+        code_only: those of `options` that open an address or a path. Only code may set them: in a
+            recipe or a file they are an error. Since plugin API 1.1.
     """
 
     kind: ClassVar[str] = "patch op"
 
     takes_block: bool = True
     options: Mapping[str, Any] = field(default_factory=dict)
+    code_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_types(self, bool, "takes_block")
         _freeze_options(self, self.options)
+        _check_code_only(self, self.options)
         taken = sorted(set(self.options) & set(PATCH_KEYS))
         if taken:
             raise ValueError(
@@ -370,6 +398,28 @@ def _freeze_options(spec: Spec | WeightsSpec, options: Mapping[str, Any]) -> Non
             "argument names to defaults"
         )
     object.__setattr__(spec, "options", MappingProxyType(dict(options)))
+
+
+def _check_code_only(spec: Any, options: Mapping[str, Any] | None = None) -> None:
+    _freeze_tuples(spec, "code_only")
+    unknown = [name for name in spec.code_only if options is not None and name not in options]
+    if unknown or not all(isinstance(name, str) for name in spec.code_only):
+        raise ValueError(
+            f"{type(spec).__name__} {spec.name!r}: code_only {spec.code_only!r} is not a tuple of "
+            f"names out of its options"
+        )
+
+
+def _freeze_branches(spec: BackboneSpec) -> None:
+    if not isinstance(spec.branches, Mapping) or not all(
+        isinstance(name, str) and isinstance(end, str) and "." in name
+        for name, end in spec.branches.items()
+    ):
+        raise TypeError(
+            f"BackboneSpec {spec.name!r}: branches is {spec.branches!r}, not a mapping of classes, "
+            "'package.module.Class', to paths"
+        )
+    object.__setattr__(spec, "branches", MappingProxyType(dict(spec.branches)))
 
 
 def _freeze_auxiliary(spec: BackboneSpec) -> None:

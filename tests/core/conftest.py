@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, HybridModel, LocalPlugin, Registry
 from tvc_core.registry import discovery
 from tvc_core.specs import Spec
-from tvc_core.testing.hosts import Gate
+from tvc_core.testing.toy_networks import Gate
 
 
 def plugin_of(*specs: Spec) -> LocalPlugin:

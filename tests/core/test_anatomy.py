@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tvc_core import BackboneError, BackboneSpec, HybridBuilder, StageError
-from tvc_core.model.anatomy import Anatomy
+from tvc_core.surgery.anatomy import Anatomy
 
 
 def spec(**changes: Any) -> BackboneSpec:
@@ -108,7 +108,7 @@ def test_every_parameter_belongs_to_the_part_that_computes_with_it(builder: Hybr
     comes before its end.
     """
     model = builder.from_backbone("mobilenet_v3_small", None)
-    anatomy = model._tvc.anatomy
+    anatomy = model._hybrid.anatomy
     maps = model.eval().get_stage_outputs(torch.randn(1, 3, 64, 64))
     reached: set[str] = set()
     names = dict(model.named_parameters())

@@ -311,7 +311,7 @@ def test_three_lines_make_one_pytest_test_of_each_check(
 ) -> None:
     fake_distribution(
         "acme-three",
-        modules.HEALTHY.replace('"torch.nn.init:ones_"', '"tvc_core.testing.hosts:Mix"'),
+        modules.HEALTHY.replace('"torch.nn.init:ones_"', '"tvc_core.testing.toy_networks:Mix"'),
     )
     (tmp_path / "test_acme.py").write_text(
         "from tvc_core.testing import parametrize_with_checks\n\n"

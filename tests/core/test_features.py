@@ -239,7 +239,7 @@ def test_no_map_is_kept_alive(tiny: Any, images: Tensor) -> None:
     model(images)
     gc.collect()
     assert [ref() for ref in seen] == [None] * len(seen)
-    assert model._tvc.taps.maps == {}
+    assert model._hybrid.taps.maps == {}
 
 
 def test_a_pass_that_fails_leaves_nothing_behind(tiny: Any, images: Tensor) -> None:
@@ -248,9 +248,9 @@ def test_a_pass_that_fails_leaves_nothing_behind(tiny: Any, images: Tensor) -> N
     with pytest.raises(ZeroDivisionError):
         model.get_stage_outputs(images)
     handle.remove()
-    assert model._tvc.taps.maps == {} and model._tvc.taps.wanted == ()
+    assert model._hybrid.taps.maps == {} and model._hybrid.taps.wanted == ()
     model(images)
-    assert model._tvc.taps.maps == {}
+    assert model._hybrid.taps.maps == {}
 
 
 def test_a_stage_that_returns_no_tensor_is_refused(lab: Any) -> None:

@@ -322,7 +322,7 @@ def test_timms_networks_have_the_hybrids_methods(timm_model: Any) -> None:
     model.reset_classifier(5)
     assert model(x).shape == (2, 5) and model.num_classes == 5
     model.freeze_backbone()
-    head = model._tvc.anatomy.head
+    head = model._hybrid.anatomy.head
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {
         n for n, _ in model.named_parameters() if n.startswith((f"{head}.", "patches."))
     }

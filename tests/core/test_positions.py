@@ -283,7 +283,7 @@ def test_a_patch_in_a_branch_leaves_the_shortcut_alone(
     )
     seen: list[Tensor] = []
     handle = residual.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
-    side = model._tvc.probe_shape[2:]
+    side = model._hybrid.probe_shape[2:]
     model(torch.randn(1, 3, *side))
     handle.remove()
     gate = model.get_submodule(model.patch_records[0].paths[0])

@@ -24,7 +24,7 @@ from tvc_core.registry.discovery import HOOKS
 FILE = Path(__file__).with_name("public_api.txt")
 
 
-def listing() -> str:
+def join_names() -> str:
     """Return one line for every public name, parameter list, field, method and property."""
     lines = [f"plugin API {'.'.join(map(str, tvc_core.API_VERSION))}", ""]
     for module in ("tvc_core", "tvc_core.testing"):
@@ -141,7 +141,7 @@ def unannotated(name: str, value: Any) -> list[str]:
 
 
 def test_the_public_api_is_the_listed_one() -> None:
-    there, listed = listing(), FILE.read_text(encoding="utf-8")
+    there, listed = join_names(), FILE.read_text(encoding="utf-8")
     diff = "\n".join(
         difflib.unified_diff(
             listed.splitlines(), there.splitlines(), "listed", "in the code", lineterm="", n=1
@@ -174,9 +174,9 @@ def test_a_change_would_be_seen() -> None:
         "    method(self, a: int, *, b: str = 'x') -> None",
     ]
     assert list(described("tvc_core.Before", After)) != list(described("tvc_core.Before", Before))
-    assert re.search(r"^hook tvc_blocks\(\) -> list\[BlockSpec\]$", listing(), re.MULTILINE)
+    assert re.search(r"^hook tvc_blocks\(\) -> list\[BlockSpec\]$", join_names(), re.MULTILINE)
 
 
 if __name__ == "__main__":
-    FILE.write_text(listing(), encoding="utf-8")
+    FILE.write_text(join_names(), encoding="utf-8")
     print(f"wrote {FILE}")

@@ -20,7 +20,7 @@ from tvc_core import (
     UnknownNameError,
     hookimpl,
 )
-from tvc_core.errors import near
+from tvc_core.errors import near_names
 from tvc_core.registry import hints
 from tvc_core.specs import Spec
 
@@ -358,8 +358,8 @@ def test_the_hints_know_every_first_party_distribution() -> None:
 def test_near_finds_a_misspelling_whatever_its_case(
     given: str, names: list[str], best: str
 ) -> None:
-    assert near(given, names)[0] == best
+    assert near_names(given, names)[0] == best
 
 
 def test_near_finds_nothing_where_nothing_is_near() -> None:
-    assert near("quux", ["wrap", "inject"]) == []
+    assert near_names("quux", ["wrap", "inject"]) == []

@@ -7,12 +7,12 @@ from __future__ import annotations
 import pytest
 
 from tvc_core import HybridBuilder, Registry, TargetError
-from tvc_core.testing import kit
+from tvc_core.testing import toy_plugin
 
 
 @pytest.fixture
 def builder() -> HybridBuilder:
-    return HybridBuilder(registry=Registry([kit], installed=False))
+    return HybridBuilder(registry=Registry([toy_plugin], installed=False))
 
 
 def test_a_block_for_maps_is_refused_where_channels_are_last(builder: HybridBuilder) -> None:

@@ -91,7 +91,7 @@ def test_channels_are_measured_where_attributes_lie(lab: Any) -> None:
 
 def test_stage_info_is_what_a_forward_pass_shows(builder: HybridBuilder) -> None:
     info = builder.from_backbone("resnet18", None).stage_info
-    assert [(s.index, s.module, s.channels, s.stride, s.layout) for s in info] == [
+    assert [(s.stage, s.module, s.channels, s.stride, s.layout) for s in info] == [
         (0, "layer1", 64, 4, "NCHW"),
         (1, "layer2", 128, 8, "NCHW"),
         (2, "layer3", 256, 16, "NCHW"),

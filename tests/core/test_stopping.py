@@ -165,7 +165,7 @@ def test_nothing_leaks_from_a_pass_that_ended_early(tiny: Any, images: Tensor) -
     model = tiny()
     hooks = [len(module._forward_hooks) for module in model.modules()]
     first = model.get_stage_outputs(images, "stem")[0]
-    taps = model._tvc.taps
+    taps = model._hybrid.taps
     assert (taps.wanted, taps.stop, taps.maps) == ((), False, {})
     assert [len(module._forward_hooks) for module in model.modules()] == hooks
     model.eval()
@@ -379,7 +379,7 @@ def test_pre_logits_have_the_dropout_and_the_patches_before_the_last_layer(
     assert torch.equal(found, nn.functional.dropout(plain, 0.5))
     model.reset_classifier(3)
     assert torch.equal(model.eval().forward_head(features, pre_logits=True), plain)
-    assert model._tvc.taps.maps == {}
+    assert model._hybrid.taps.maps == {}
 
 
 def test_pre_logits_compile_and_export(tiny: Any, images: Tensor) -> None:
@@ -459,7 +459,7 @@ def test_the_pyramid_has_the_strides_of_timms_features(
 def test_a_vit_has_one_level(builder: HybridBuilder) -> None:
     model = builder.from_torchvision("vit_b_32", None).eval()
     assert model.pyramid_info == (
-        LevelInfo(name="0", part="stage 3", index=4, channels=768, stride=32),
+        LevelInfo(name="0", part="stage 3", feature=4, channels=768, stride=32),
     )
     maps = model.pyramid(torch.zeros(1, 3, 224, 224))
     assert {key: tuple(x.shape) for key, x in maps.items()} == {"0": (1, 768, 7, 7)}

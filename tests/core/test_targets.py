@@ -32,8 +32,8 @@ from tvc_core import (
     TargetError,
     describe_backbone,
 )
-from tvc_core.model.anatomy import Anatomy
 from tvc_core.recipe import load_recipe
+from tvc_core.surgery.anatomy import Anatomy
 from tvc_core.surgery.targets import expand
 
 BASIC_BLOCK = ("conv1", "bn1", "relu", "conv2", "bn2")

@@ -89,7 +89,7 @@ def test_unpatch_gives_the_backbone_back(
         and model.recipe.patches == ()
         and "patches: none" in model.explain()
     )
-    assert not model._tvc.originals and model.step0_difference == 0.0
+    assert not model._hybrid.originals and model.step0_difference == 0.0
 
 
 def test_after_training_it_is_the_trained_backbone(tiny: Any, plain: Any, images: Tensor) -> None:
@@ -184,14 +184,14 @@ def test_copies_carry_what_was_replaced_and_own_it(
     model = tiny({"layer2": REPLACE})
     copied = carry(model)
     with torch.no_grad():
-        model._tvc.originals["layer2"].conv.weight.zero_()
+        model._hybrid.originals["layer2"].conv.weight.zero_()
     copied.unpatch()
     assert_same_network(copied, plain(), images)
 
 
 def test_what_was_replaced_is_in_no_list_of_modules_or_tensors(tiny: Any) -> None:
     model = tiny({"layer2": REPLACE})
-    original = model._tvc.originals["layer2"]
+    original = model._hybrid.originals["layer2"]
     assert original not in list(model.modules())
     assert not {id(p) for p in original.parameters()} & {id(p) for p in model.parameters()}
     assert len(model.state_dict()) == sum(1 for _ in (*model.parameters(), *model.buffers()))

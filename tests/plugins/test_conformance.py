@@ -24,7 +24,7 @@ def cases() -> list[Any]:
     it in its memory.
     """
     found = []
-    for module in ("tvc_core.builtin", "tvc_core.testing.kit", *MODULES):
+    for module in ("tvc_core.builtin", "tvc_core.testing.toy_plugin", *MODULES):
         for check in checks_of(module):
             found.append(
                 pytest.param(check, id=f"{module.partition('.')[0]}-{check.id}", marks=marks(check))

@@ -114,7 +114,7 @@ class Ready:
         self.builder = HybridBuilder(plugins=[Plugin])
         self.options = OPTIONS.get(name)
         plain = self.build()
-        height, width = plain._tvc.probe_shape[2:]
+        height, width = plain._hybrid.probe_shape[2:]
         self.x = images(1, height, width)
         # another width, of whose maps none is as wide as they have channels: `half_open` finds the
         # channels by their number

@@ -267,7 +267,7 @@ def check_features(network: Network) -> None:
                 f"a map {list(found.shape)} is not torchvision's {list(wanted.shape)}"
             )
         for info in model.stage_info:
-            feature = features[info.index + 1]
+            feature = features[info.stage + 1]
             assert feature.shape[1] == info.channels
             for image, found in zip((height, width), feature.shape[2:], strict=True):
                 if spec.family in UNPADDED:
@@ -276,7 +276,7 @@ def check_features(network: Network) -> None:
                     )
                 else:
                     assert found * info.stride == image, (
-                        f"stage {info.index}: {image} become {found}, stride {info.stride}"
+                        f"stage {info.stage}: {image} become {found}, stride {info.stride}"
                     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FreezeError, ParameterError, listing
+from ..errors import FreezeError, ParameterError, join_names
 from ..surgery.initializers import is_normalization
 from ..surgery.patches import PatchTree
 from .freezing import held_modules, part_of_parameter, wanted_grads
@@ -109,7 +109,7 @@ class FreezeReport:
             )
         lines += [
             f"{part.name}: changed by hand, not as the freeze state says: "
-            f"{listing(part.unexpected, most=4)}"
+            f"{join_names(part.unexpected, most=4)}"
             for part in self.parts
             if part.unexpected
         ]
@@ -121,7 +121,7 @@ class FreezeReport:
             ]
             if moved:
                 text = "in training mode now, set by hand; model.train() puts it back"
-                lines.append(f"{part.name}: {text}: {listing(moved, most=4)}")
+                lines.append(f"{part.name}: {text}: {join_names(moved, most=4)}")
         return "\n".join(lines)
 
 
@@ -140,7 +140,7 @@ def _modes(training: int, total: int) -> str:
 
 def freeze_report(model: HybridModel) -> FreezeReport:
     """Return the report behind `HybridModel.freeze_report`."""
-    facts = model._tvc
+    facts = model._hybrid
     anatomy, new = facts.anatomy, facts.new_modules
     held = {id(module) for module in held_modules(model, anatomy, facts.freeze, new)}
     wanted = wanted_grads(model, anatomy, facts.freeze, new)
@@ -228,7 +228,7 @@ class AuditReport:
 
 
 def _some(names: tuple[str, ...]) -> str:
-    return f"{len(names)} ({listing(names, most=6)})" if names else "none"
+    return f"{len(names)} ({join_names(names, most=6)})" if names else "none"
 
 
 @contextmanager
@@ -299,7 +299,7 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
 
 
 def _frozen_tensors(model: HybridModel) -> Iterator[tuple[str, Tensor]]:
-    facts = model._tvc
+    facts = model._hybrid
     yield from (
         (name, parameter)
         for name, parameter in model.named_parameters()

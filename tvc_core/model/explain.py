@@ -10,12 +10,12 @@ from torch import nn
 
 from ..errors import BackboneError
 from ..recipe import Plan
-from ..specs import OWN
+from ..specs import FROM_MODULE
+from ..surgery.anatomy import PartInfo
 from ..surgery.head import dropout_of, last_layer, num_classes_of
 from ..surgery.input import InputRecord
 from ..surgery.patches import installed_patches
 from ..weights.torchvision import transforms_of
-from .anatomy import PartInfo
 from .hybrid import HybridModel
 
 __all__ = ["explain", "transforms"]
@@ -23,9 +23,9 @@ __all__ = ["explain", "transforms"]
 
 def explain(model: HybridModel) -> str:
     """Return the report behind `HybridModel.explain`."""
-    facts = model._tvc
+    facts = model._hybrid
     plan, anatomy = facts.plan, facts.anatomy
-    own = "the module's own" if plan.backbone.owner == OWN else "none (random)"
+    own = "the module's own" if plan.backbone.owner == FROM_MODULE else "none (random)"
     weights = plan.weights.name if plan.weights else own
     if not facts.verified:
         weights += ", file hash not compared (TVC_VERIFY_WEIGHTS=0)"
@@ -54,7 +54,7 @@ def transforms(plan: Plan) -> nn.Module:
     """Return the preprocessing behind `HybridModel.transforms`."""
     spec = plan.backbone.spec
     weights = plan.weights
-    if plan.backbone.owner == OWN:
+    if plan.backbone.owner == FROM_MODULE:
         raise BackboneError(
             f"the model was made from a module of your own ({spec.name}), so only you know how its "
             "images were prepared"
@@ -95,7 +95,7 @@ def _input_line(record: InputRecord) -> str:
 
 
 def _patch_lines(model: HybridModel) -> list[str]:
-    facts = model._tvc
+    facts = model._hybrid
     present = {
         id(patch): (target, position) for target, position, patch in installed_patches(model)
     }

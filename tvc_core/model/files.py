@@ -24,20 +24,20 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ..errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, listing
+from ..errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, join_names
+from ..from_module import described, module_backbone
 from ..recipe import Recipe, make_plan
 from ..registry import Registry
-from ..specs import OWN
+from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of
-from ..surgery.patches import undoing
+from ..surgery.patches import rollback_on_error
 from .hybrid import HybridModel
-from .own import described, own_backbone
 
 __all__ = ["load", "save"]
 
 FORMAT = 1
 _KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
-_OWN_KEY = "module"
+_MODULE_KEY = "module"
 """Only in files of models that were made from somebody's own module: what `from_module` was told
 about it.
 """
@@ -47,7 +47,7 @@ def save(model: HybridModel, path: Path) -> None:
     """Write a model, whole or not at all: into a file beside it first, which then takes its
     place.
     """
-    facts = model._tvc
+    facts = model._hybrid
     recipe = facts.plan.recipe.to_mapping()
     head: dict[str, Any] = {"num_classes": model.num_classes}
     dropout = dropout_of(model, facts.anatomy.head)
@@ -63,8 +63,8 @@ def save(model: HybridModel, path: Path) -> None:
         "step0_difference": repr(facts.step0_difference),
         "verified": facts.verified,
     }
-    if facts.plan.backbone.owner == OWN:
-        content[_OWN_KEY] = described(facts.plan.backbone.spec, model)
+    if facts.plan.backbone.owner == FROM_MODULE:
+        content[_MODULE_KEY] = described(facts.plan.backbone.spec, model)
     tensors = {
         name: t.detach().to("cpu").contiguous().clone() for name, t in model.state_dict().items()
     }
@@ -85,12 +85,12 @@ def load(
     """Read a model that `save` wrote."""
     tensors, content = _read(path)
     _check_module(path, content, module)
-    with nullcontext() if module is None else undoing(module):
+    with nullcontext() if module is None else rollback_on_error(module):
         return _load(path, registry or Registry(), module, tensors, content)
 
 
 def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | None) -> None:
-    own = content.get(_OWN_KEY)
+    own = content.get(_MODULE_KEY)
     if own is not None and module is None:
         raise WeightsError(
             f"{path}: made from a module of somebody's own ({own.get('type')}), which no file can "
@@ -117,14 +117,14 @@ def _load(
         recipe = Recipe.from_mapping(content["recipe"], source=str(path))
     except RecipeError as error:
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
-    backbone = None if module is None else own_backbone(module, **content[_OWN_KEY])
+    backbone = None if module is None else module_backbone(module, **content[_MODULE_KEY])
     model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
     own = model.state_dict()
     if own.keys() != tensors.keys():
         lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
         raise WeightsError(
-            f"{path}: does not fit its own recipe: lacks {listing(lost, most=4)}; has also "
-            f"{listing(extra, most=4)}"
+            f"{path}: does not fit its own recipe: lacks {join_names(lost, most=4)}; has also "
+            f"{join_names(extra, most=4)}"
         )
     for name, tensor in own.items():
         if tensor.shape != tensors[name].shape:
@@ -141,8 +141,8 @@ def _load(
         model.load_freeze_state(content["freeze"])
     except (FreezeError, HeadError, StageError) as error:
         raise WeightsError(f"{path}: {error}") from error
-    model._tvc.originals = {}  # their weights are not in the file
-    model._tvc.step0_difference, model._tvc.verified = (
+    model._hybrid.originals = {}  # their weights are not in the file
+    model._hybrid.step0_difference, model._hybrid.verified = (
         float(content["step0_difference"]),
         bool(content["verified"]),
     )
@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         )
     if (
         not isinstance(content, dict)
-        or set(content) - {_OWN_KEY} != set(_KEYS)
+        or set(content) - {_MODULE_KEY} != set(_KEYS)
         or content["format"] != FORMAT
     ):
         given = content.get("format") if isinstance(content, dict) else None

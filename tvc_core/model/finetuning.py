@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import FreezeError, ParameterError, did_you_mean, listing, shown
+from ..errors import FreezeError, ParameterError, did_you_mean, join_names, short_repr
+from ..surgery.anatomy import HEAD, STEM, Anatomy
 from ..surgery.initializers import is_normalization
-from .anatomy import HEAD, STEM, Anatomy
 from .freezing import part_of_parameter
 from .hybrid import HybridModel
 
@@ -61,7 +61,7 @@ def param_groups(
     """
     _check(model, lr, layer_decay, weight_decay, by)
     assert isinstance(model, HybridModel)
-    anatomy, new = model._tvc.anatomy, model._tvc.new_modules
+    anatomy, new = model._hybrid.anatomy, model._hybrid.new_modules
     modules = dict(model.named_modules())
     layers = list(_layers(anatomy, modules, by))
     names = list(dict.fromkeys(layer for layer, _ in layers))
@@ -156,18 +156,20 @@ def _check(
             "inside: ddp.module, compiled._orig_mod"
         )
     if not _is_number(lr) or not 0 < lr < float("inf"):  # type: ignore[operator]
-        raise ParameterError(f"lr is a number above 0, not {shown(lr)}")
+        raise ParameterError(f"lr is a number above 0, not {short_repr(lr)}")
     if layer_decay is not None and (not _is_number(layer_decay) or not 0 < layer_decay <= 1):  # type: ignore[operator]
         raise ParameterError(
             "layer_decay is a number above 0 and at most 1, or None for one rate, not "
-            f"{shown(layer_decay)}"
+            f"{short_repr(layer_decay)}"
         )
     if not _is_number(weight_decay) or not 0 <= weight_decay < float("inf"):  # type: ignore[operator]
-        raise ParameterError(f"weight_decay is a number of at least 0, not {shown(weight_decay)}")
+        raise ParameterError(
+            f"weight_decay is a number of at least 0, not {short_repr(weight_decay)}"
+        )
     if by not in BY_CHOICES:
         hint = did_you_mean(str(by), BY_CHOICES)
         raise ParameterError(
-            f"by says what a layer is: {listing(BY_CHOICES)}, not {shown(by)}.{hint}"
+            f"by says what a layer is: {join_names(BY_CHOICES)}, not {short_repr(by)}.{hint}"
         )
 
 

@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import FreezeError, did_you_mean, listing
+from ..errors import FreezeError, did_you_mean, join_names
 from ..recipe.schema import HEAD_CHOICES, NORMALIZATION_CHOICES
+from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
 from ..surgery.head import last_layer
 from ..surgery.initializers import is_normalization
 from ..surgery.patches import CONTAINERS, PatchTree
-from .anatomy import HEAD, STEM, Anatomy, stage_name
 
 __all__ = [
     "FreezeState",
@@ -75,7 +75,7 @@ class FreezeState:
             data = {"normalization": "frozen", **data}
         if not isinstance(data, Mapping) or set(data) != set(fields):
             raise FreezeError(
-                f"a freeze state is a mapping with the keys {listing(fields)}, not {data!r}"
+                f"a freeze state is a mapping with the keys {join_names(fields)}, not {data!r}"
             )
         if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
             raise FreezeError(f"stem and patches of a freeze state are true or false, not {data!r}")
@@ -93,7 +93,8 @@ def check_head(head: object) -> None:
     if head not in HEAD_CHOICES:
         hint = did_you_mean(str(head), HEAD_CHOICES)
         raise FreezeError(
-            f"head says what of the head is trainable: {listing(HEAD_CHOICES)}, not {head!r}.{hint}"
+            f"head says what of the head is trainable: {join_names(HEAD_CHOICES)}, not "
+            f"{head!r}.{hint}"
         )
 
 
@@ -107,7 +108,7 @@ def check_normalization(normalization: object) -> None:
         hint = did_you_mean(str(normalization), NORMALIZATION_CHOICES)
         raise FreezeError(
             "normalization says what the normalization layers of frozen parts do: "
-            f"{listing(NORMALIZATION_CHOICES)}, "
+            f"{join_names(NORMALIZATION_CHOICES)}, "
             f"not {normalization!r}.{hint}"
         )
 
@@ -244,7 +245,7 @@ def refuse_under_ddp(
         ):
             raise FreezeError(
                 f"the model is wrapped in DistributedDataParallel, which {harm} "
-                f"({listing(changes, most=3)}). "
+                f"({join_names(changes, most=3)}). "
                 "Change it before wrapping: keep ddp.module, delete the wrapper, change, wrap "
                 "again."
             )

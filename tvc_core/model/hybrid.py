@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError, HeadError
 from ..recipe import PatchPlan, Plan, Recipe
+from ..surgery.anatomy import HEAD, Anatomy, PartInfo, StageInfo, stage_name
 from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropout, set_num_classes
 from ..surgery.input import InputRecord
 from . import freezing
-from .anatomy import HEAD, Anatomy, PartInfo, StageInfo, stage_name
 from .checkpointing import set_checkpointing
 from .features import PRE_LOGITS, Bridge, MapReader, Taps
 from .freezing import FreezeState
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ..registry import Registry
     from .auditing import FreezeReport
 
-__all__ = ["Facts", "HybridModel", "PatchRecord", "become_hybrid", "check_class_names"]
+__all__ = ["HybridState", "HybridModel", "PatchRecord", "become_hybrid", "check_class_names"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class PatchRecord:
 
 
 @dataclass(kw_only=True)
-class Facts:
+class HybridState:
     """What a hybrid knows about itself; the only attribute that it adds to its backbone's."""
 
     plan: Plan
@@ -99,7 +99,7 @@ class HybridModel(nn.Module):
     1]` returns, since feature 0 is the stem's.
     """
 
-    _tvc: Facts
+    _hybrid: HybridState
 
     # -- features ----------------------------------------------------------------------------------
 
@@ -126,7 +126,7 @@ class HybridModel(nn.Module):
         Raises:
             StageError: a stage that is not there, or an empty list; nothing was computed.
         """
-        facts = self._tvc
+        facts = self._hybrid
         wanted = (
             range(len(facts.readers)) if stages is None else facts.anatomy.feature_indices(stages)
         )
@@ -139,8 +139,8 @@ class HybridModel(nn.Module):
         Args:
             x: images [N, C, H, W].
         """
-        last = len(self._tvc.anatomy.taps) - 1
-        return self._tvc.taps.collect(self, x, [last], within=self)[last]
+        last = len(self._hybrid.anatomy.taps) - 1
+        return self._hybrid.taps.collect(self, x, [last], within=self)[last]
 
     def pyramid(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Return one map for each stride, the last one of it, finest first; of a ViT this is one
@@ -152,16 +152,17 @@ class HybridModel(nn.Module):
         Args:
             x: images [N, C, H, W].
         """
-        facts = self._tvc
-        maps = facts.taps.collect(self, x, [level.index for level in facts.levels], within=self)
+        facts = self._hybrid
+        maps = facts.taps.collect(self, x, [level.feature for level in facts.levels], within=self)
         return OrderedDict(
-            (level.name, facts.readers[level.index](maps[level.index], x)) for level in facts.levels
+            (level.name, facts.readers[level.feature](maps[level.feature], x))
+            for level in facts.levels
         )
 
     @property
     def pyramid_info(self) -> tuple[LevelInfo, ...]:
         """What was measured of the levels of `pyramid`, after patching."""
-        return self._tvc.levels
+        return self._hybrid.levels
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits [N, num_classes] for what `forward_features` returned; together they
@@ -177,7 +178,7 @@ class HybridModel(nn.Module):
                 does not know, or its last layer was exchanged by hand, so that nothing reads what
                 it gets.
         """
-        facts = self._tvc
+        facts = self._hybrid
         if facts.bridge is None:
             raise BackboneError(
                 f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to "
@@ -201,13 +202,13 @@ class HybridModel(nn.Module):
         """What was measured of each stage after patching: entry i describes stage i,
         feature i + 1.
         """
-        return self._tvc.stages
+        return self._hybrid.stages
 
     def parts(self) -> tuple[PartInfo, ...]:
         """Return stem, stages and head with their parameter counts as they are now. Together they
         are the model.
         """
-        anatomy = self._tvc.anatomy
+        anatomy = self._hybrid.anatomy
         counts = {part: [0, 0] for part in anatomy.parts}
         for name, parameter in self.named_parameters():
             part, _ = freezing.part_of_parameter(name, anatomy)
@@ -251,7 +252,7 @@ class HybridModel(nn.Module):
             FreezeError: another value for `head` or `normalization`, or the model is wrapped in
                 DistributedDataParallel.
         """
-        anatomy = self._tvc.anatomy
+        anatomy = self._hybrid.anatomy
         freezing.check_head(head)
         freezing.check_normalization(normalization)
         thawed = anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
@@ -278,7 +279,7 @@ class HybridModel(nn.Module):
         """Return what is frozen as plain data, for a training loop's own checkpoint. `save`
         includes it.
         """
-        return self._tvc.freeze.as_data()
+        return self._hybrid.freeze.as_data()
 
     def load_freeze_state(self, state: Mapping[str, Any]) -> None:
         """Freeze and thaw as `freeze_state` said.
@@ -287,7 +288,7 @@ class HybridModel(nn.Module):
             FreezeError: not such a state; nothing has changed.
             StageError: a stage that is not there; nothing has changed.
         """
-        self._set_freeze(FreezeState.from_data(state, self._tvc.anatomy))
+        self._set_freeze(FreezeState.from_data(state, self._hybrid.anatomy))
 
     def freeze_report(self) -> FreezeReport:
         """Return what is frozen, by part, read from the parameters and modules as they are now. It
@@ -300,13 +301,15 @@ class HybridModel(nn.Module):
     def train(self, mode: bool = True) -> HybridModel:
         """Set training mode, except in frozen parts, which stay in eval mode."""
         super().train(mode)
-        if "_tvc" in self.__dict__:
-            freezing.hold_modes(self, self._tvc.anatomy, self._tvc.freeze, self._tvc.new_modules)
+        if "_hybrid" in self.__dict__:
+            freezing.hold_modes(
+                self, self._hybrid.anatomy, self._hybrid.freeze, self._hybrid.new_modules
+            )
         return self
 
     def _set_freeze(self, state: FreezeState) -> None:
-        freezing.apply_freeze(self, self._tvc.anatomy, state, self._tvc.new_modules)
-        self._tvc.freeze = state
+        freezing.apply_freeze(self, self._hybrid.anatomy, state, self._hybrid.new_modules)
+        self._hybrid.freeze = state
 
     def count_parameters(self, trainable_only: bool = False) -> int:
         """Return the number of parameters [parameters].
@@ -333,7 +336,7 @@ class HybridModel(nn.Module):
         Raises:
             StageError: a stage that is not there; nothing has changed.
         """
-        anatomy = self._tvc.anatomy
+        anatomy = self._hybrid.anatomy
         every = [part for part in anatomy.parts if part != HEAD]
         for part in every if stages is None else map(stage_name, anatomy.stage_indices(stages)):
             set_checkpointing(
@@ -344,7 +347,7 @@ class HybridModel(nn.Module):
 
     def get_classifier(self) -> nn.Module:
         """Return the head's last layer, which gives the logits."""
-        return last_layer(self, self._tvc.anatomy.head)[1]
+        return last_layer(self, self._hybrid.anatomy.head)[1]
 
     def reset_classifier(self, num_classes: int, dropout: float | None = None) -> None:
         """Give the head a new last layer; the pretrained layers before it stay. Class names are
@@ -359,34 +362,34 @@ class HybridModel(nn.Module):
             HeadError: `num_classes` or `dropout` is out of range; nothing has changed.
             FreezeError: the model is wrapped in DistributedDataParallel; nothing has changed.
         """
-        head = self._tvc.anatomy.head
+        head = self._hybrid.anatomy.head
         if dropout is not None:
             check_dropout(dropout)
         freezing.refuse_under_ddp(self, [last_layer(self, head)[0]])
-        self._tvc.new_layers = exchange_heads(self, self._tvc.anatomy, num_classes)
+        self._hybrid.new_layers = exchange_heads(self, self._hybrid.anatomy, num_classes)
         if dropout is not None:
             set_dropout(self, head, dropout)
-        self._tvc.class_names = None
-        self._set_freeze(self._tvc.freeze)
+        self._hybrid.class_names = None
+        self._set_freeze(self._hybrid.freeze)
 
     @property
     def num_classes(self) -> int:
         """Outputs of the head."""
-        return num_classes_of(last_layer(self, self._tvc.anatomy.head)[1])
+        return num_classes_of(last_layer(self, self._hybrid.anatomy.head)[1])
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """One name for each output; ImageNet's for a pretrained head, None where nobody gave any.
         `save` keeps them.
         """
-        return self._tvc.class_names
+        return self._hybrid.class_names
 
     @class_names.setter
     def class_names(self, names: Iterable[str] | None) -> None:
         names = None if names is None else tuple(names)
         if names is not None:
             check_class_names(names, self.num_classes)
-        self._tvc.class_names = names
+        self._hybrid.class_names = names
 
     # -- patches -----------------------------------------------------------------------------------
 
@@ -437,19 +440,19 @@ class HybridModel(nn.Module):
         """The recipe that this model was built from, with qualified names; without the patches that
         were taken out.
         """
-        return self._tvc.plan.recipe
+        return self._hybrid.plan.recipe
 
     @property
     def patch_records(self) -> tuple[PatchRecord, ...]:
         """What was done at each target, in order."""
-        return self._tvc.records
+        return self._hybrid.records
 
     @property
     def step0_difference(self) -> float:
         """Largest absolute difference of a logit to the unpatched backbone, measured when the model
         was built.
         """
-        return self._tvc.step0_difference
+        return self._hybrid.step0_difference
 
     def explain(self) -> str:
         """Return what was done to the backbone, read from what is really in the model."""
@@ -470,7 +473,7 @@ class HybridModel(nn.Module):
         """
         from .explain import transforms
 
-        return transforms(self._tvc.plan)
+        return transforms(self._hybrid.plan)
 
     # -- files -------------------------------------------------------------------------------------
 
@@ -517,7 +520,7 @@ class HybridModel(nn.Module):
         return (_new_hybrid, (base, delegates), state, *rest)
 
 
-_VIEW = "_tvc_view"
+_VIEW = "_hybrid_view"
 _PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_")) - {"train"}
 
 
@@ -543,7 +546,7 @@ def check_class_names(names: Sequence[object], num_classes: int) -> None:
         )
 
 
-def become_hybrid(network: nn.Module, facts: Facts) -> HybridModel:
+def become_hybrid(network: nn.Module, facts: HybridState) -> HybridModel:
     """Turn a network into a hybrid, in place.
 
     The network's own forward must never reach a method of the hybrid: timm's models call
@@ -553,7 +556,7 @@ def become_hybrid(network: nn.Module, facts: Facts) -> HybridModel:
     base = type(network)
     names = {*network.__dict__, *network._modules, *network._parameters, *network._buffers}
     names |= {name for cls in base.__mro__ if cls not in nn.Module.__mro__ for name in vars(cls)}
-    network.__dict__["_tvc"] = facts
+    network.__dict__["_hybrid"] = facts
     if not names & _PUBLIC:
         network.__class__ = _hybrid_class(base, False)
         assert isinstance(network, HybridModel)

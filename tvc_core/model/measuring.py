@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackboneError, PatchError, said
+from ..errors import BackboneError, PatchError, describe_error
+from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.layouts import Shape, channels_of, grid_of, layout_of
 from ..surgery.sites import Probe
-from .anatomy import Anatomy, StageInfo
 from .features import MapReader, Taps
 from .hybrid import PatchRecord
 from .pyramid import LevelInfo, levels_of
@@ -66,7 +66,7 @@ def _run_patched(
     except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
         targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
         raise PatchError(
-            f"the network fails with the patches at {targets}: {said(error)[:300]}"
+            f"the network fails with the patches at {targets}: {describe_error(error)[:300]}"
         ) from error
     for index, path in enumerate(anatomy.taps):
         if index not in maps:
@@ -92,7 +92,7 @@ def _stage_info(
 ) -> StageInfo:
     layout = layout_of(shape, probe.size)
     return StageInfo(
-        index=index,
+        stage=index,
         module=paths[-1],
         paths=paths,
         channels=channels_of(shape, layout),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .anatomy import STEM, StageInfo, stage_name
+from ..surgery.anatomy import STEM, StageInfo, stage_name
 
 __all__ = ["LevelInfo", "levels_of"]
 
@@ -19,14 +19,14 @@ class LevelInfo:
     Args:
         name: its key: "0" is the finest, as in torchvision's detectors.
         part: whose map it is: "stem", "stage 0", ...
-        index: the map is `get_stage_outputs(x)[index]`.
+        feature: the map is `get_stage_outputs(x)[feature]`.
         channels: of the map [channels].
         stride: side of the image divided by the side of the map [pixels].
     """
 
     name: str
     part: str
-    index: int
+    feature: int
     channels: int
     stride: int
 
@@ -42,8 +42,8 @@ def levels_of(features: Iterable[StageInfo]) -> tuple[LevelInfo, ...]:
     return tuple(
         LevelInfo(
             name=str(number),
-            part=STEM if feature.index < 0 else stage_name(feature.index),
-            index=feature.index + 1,
+            part=STEM if feature.stage < 0 else stage_name(feature.stage),
+            feature=feature.stage + 1,
             channels=feature.channels,
             stride=stride,
         )

@@ -14,10 +14,10 @@ from dataclasses import replace
 
 import torch
 
-from ..errors import HeadError, PatchError, TargetError, did_you_mean, listing
+from ..errors import HeadError, PatchError, TargetError, did_you_mean, join_names
 from ..recipe import PatchEntry, PatchPlan, qualified_entry
 from ..surgery.head import last_layer, num_classes_of, set_dropout
-from ..surgery.patches import Patch, detach, free_name, give_back, undoing
+from ..surgery.patches import Patch, detach, free_name, restore_module, rollback_on_error
 from ..surgery.sites import Probe, has_module
 from ..surgery.targets import expand
 from . import freezing
@@ -31,7 +31,7 @@ __all__ = ["unpatch", "without"]
 
 def unpatch(model: HybridModel, target: str | None = None) -> None:
     """Do the work of `HybridModel.unpatch`."""
-    facts = model._tvc
+    facts = model._hybrid
     chosen = _chosen(model, target)
     if not chosen:
         return
@@ -48,14 +48,14 @@ def unpatch(model: HybridModel, target: str | None = None) -> None:
     patches = _patches(model, chosen)
     classes, before = model.num_classes, facts.__dict__.copy()
     try:
-        with undoing(model):
+        with rollback_on_error(model):
             for record in reversed(chosen):
                 for home in _homes(record):
                     if has_module(model, home):
                         detach(model, home)
                 if record.replaced is not None:
                     checkpointed = "forward" in model.get_submodule(record.target).__dict__
-                    give_back(model, record.target, facts.originals[record.target])
+                    restore_module(model, record.target, facts.originals[record.target])
                     if checkpointed:
                         set_checkpointing(model, [record.target], True)
             path, layer = last_layer(model, facts.anatomy.head)
@@ -88,7 +88,7 @@ def without(model: HybridModel, target: str | None = None) -> Iterator[HybridMod
     replaced = [record.target for record in chosen if record.replaced is not None]
     if replaced:
         raise PatchError(
-            f"{listing(replaced)} was replaced, and a replacement cannot be switched off: what "
+            f"{join_names(replaced)} was replaced, and a replacement cannot be switched off: what "
             "stood there is kept apart, "
             "untrained, on no device of the model's. Use unpatch, on a copy.deepcopy of the model "
             "if it is to stay patched"
@@ -107,7 +107,7 @@ def _chosen(model: HybridModel, target: str | None) -> list[PatchRecord]:
     """Return the records of the patches at a target, which may be a pattern; of all where it is
     None.
     """
-    facts = model._tvc
+    facts = model._hybrid
     if target is None:
         return list(facts.records)
     paths = {target}
@@ -118,7 +118,7 @@ def _chosen(model: HybridModel, target: str | None) -> list[PatchRecord]:
         targets = list(dict.fromkeys(record.target for record in facts.records))
         raise TargetError(
             f"nothing is patched at {target!r}.{did_you_mean(target, targets)} Patched are: "
-            f"{listing(targets)}"
+            f"{join_names(targets)}"
         )
     return chosen
 
@@ -137,7 +137,7 @@ def _patches(model: HybridModel, records: list[PatchRecord]) -> list[Patch]:
 
 def _forget(model: HybridModel, chosen: list[PatchRecord]) -> None:
     """Let records, plan and recipe say what is left."""
-    facts = model._tvc
+    facts = model._hybrid
     left = [
         (record, plan)
         for record, plan in zip(facts.records, facts.patches, strict=True)
@@ -176,7 +176,7 @@ def _entries(model: HybridModel, left: list[tuple[PatchRecord, PatchPlan]]) -> I
 
 def _measure(model: HybridModel) -> None:
     """Measure stages, levels and the way to the head again."""
-    facts = model._tvc
+    facts = model._hybrid
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.randn(facts.probe_shape, generator=torch.Generator().manual_seed(0))
     probe = Probe(image.to(dtype=like.dtype, device=like.device))

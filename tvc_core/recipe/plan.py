@@ -10,7 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import ParameterError, RecipeError, TvcError, UnknownNameError, did_you_mean, listing
+from ..errors import (
+    ParameterError,
+    RecipeError,
+    TvcError,
+    UnknownNameError,
+    did_you_mean,
+    join_names,
+)
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .schema import PatchEntry, Recipe, check_recipe
@@ -145,7 +152,7 @@ def _placed(recipe: Recipe, key: str) -> Iterator[None]:
 def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) -> None:
     for option in options:
         if option not in backbone.spec.options:
-            known = listing(backbone.spec.options)
+            known = join_names(backbone.spec.options)
             hint = did_you_mean(option, backbone.spec.options)
             raise ParameterError(
                 f"Unknown option {option!r} of the backbone {backbone.qualified!r}.{hint} It "
@@ -180,7 +187,7 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     )
     raise ParameterError(
         f"image_size={size} cannot be had: {backbone.qualified} takes images of "
-        f"{listing(map(str, sorted(sizes)))} pixels "
+        f"{join_names(map(str, sorted(sizes)))} pixels "
         f"only, since no rule resamples its position weights. Resize the images.{other}"
     )
 
@@ -202,7 +209,7 @@ def _bind_weights(given: Any, backbone: Named[BackboneSpec]) -> WeightsSpec | No
         raise UnknownNameError(
             f"Unknown weights {str(given)!r} of the backbone "
             f"{backbone.qualified!r}.{did_you_mean(name, names)} "
-            f"It has {listing(names)}; 'DEFAULT' stands for {spec.default_weights}, None for "
+            f"It has {join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for "
             "random weights."
         )
     return found
@@ -222,7 +229,7 @@ def _bind_patch(entry: PatchEntry, registry: Registry) -> PatchPlan:
             hint = did_you_mean(key, allowed)
             raise RecipeError(
                 f"{entry.where}: unknown key {key!r} of {op.qualified}.{hint} It takes: "
-                f"{listing(allowed)}"
+                f"{join_names(allowed)}"
             )
     if op.spec.takes_block and block is None:
         raise RecipeError(

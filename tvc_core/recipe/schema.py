@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..errors import RecipeError, did_you_mean, listing, shown
+from ..errors import RecipeError, did_you_mean, join_names, short_repr
 from ..specs import PATCH_KEYS
 
 if TYPE_CHECKING:
@@ -207,7 +207,8 @@ def check_recipe(recipe: Recipe) -> None:
         isinstance(patch, PatchEntry) for patch in patches
     ):
         raise RecipeError(
-            f"patches is a tuple of PatchEntry, not {shown(patches)}; Recipe.from_mapping takes "
+            f"patches is a tuple of PatchEntry, not {short_repr(patches)}; Recipe.from_mapping "
+            "takes "
             "the written form"
         )
 
@@ -248,13 +249,14 @@ class _Where:
         name = f"'{self.dotted}'" if self.path else "a recipe"
         if not isinstance(data, Mapping):
             raise self.error(
-                f"{name} is a mapping with the keys {listing(keys)}, not {shown(data)}"
+                f"{name} is a mapping with the keys {join_names(keys)}, not {short_repr(data)}"
             )
         for key in data:
             if key not in keys:
                 hint = did_you_mean(str(key), keys)
                 raise (self / key).error(
-                    f"unknown key {shown(key)} in {name}.{hint} The keys are {listing(keys)}"
+                    f"unknown key {short_repr(key)} in {name}.{hint} The keys are "
+                    f"{join_names(keys)}"
                 )
         return data
 
@@ -301,7 +303,7 @@ def _checked(where: _Where, places: Mapping[str, _Where], **flat: Any) -> Recipe
         value = flat.get(key, default)
         if value is default or check(value):
             return value
-        raise places[key].error(f"{key} is {wanted}, not {shown(value)}")
+        raise places[key].error(f"{key} is {wanted}, not {short_repr(value)}")
 
     backbone = take("backbone", None, _is_name, "the name of a backbone")
     if backbone is None:
@@ -372,8 +374,9 @@ def _parse_freeze(data: Any, where: _Where) -> bool | dict[str, Any]:
         return data
     if not isinstance(data, Mapping) or not data:
         raise where.error(
-            f"freeze_backbone is true or false, or a mapping with the keys {listing(_FREEZE)}, not "
-            f"{shown(data)}"
+            f"freeze_backbone is true or false, or a mapping with the keys {join_names(_FREEZE)}, "
+            "not "
+            f"{short_repr(data)}"
         )
     for key, value in where.section(data, list(_FREEZE)).items():
         if not any(
@@ -386,7 +389,7 @@ def _parse_freeze(data: Any, where: _Where) -> bool | dict[str, Any]:
                 else ""
             )
             raise (where / key).error(
-                f"{key} is {' or '.join(map(repr, _FREEZE[key]))}, not {shown(value)}.{hint}"
+                f"{key} is {' or '.join(map(repr, _FREEZE[key]))}, not {short_repr(value)}.{hint}"
             )
     return dict(data)
 
@@ -397,48 +400,48 @@ def _parse_patches(data: Any, where: _Where) -> tuple[PatchEntry, ...]:
     if not isinstance(data, Mapping):
         raise where.error(
             "patches is a mapping of targets to operations, such as {'layer3': {'wrap': "
-            f"'se'}}}}, not {shown(data)}"
+            f"'se'}}}}, not {short_repr(data)}"
         )
     entries: list[PatchEntry] = []
     for target, written in data.items():
         at = where / target
         if not _is_name(target):
-            raise at.error(f"a patch target is the path of a module, not {shown(target)}")
+            raise at.error(f"a patch target is the path of a module, not {short_repr(target)}")
         steps = [(at, written)] if isinstance(written, Mapping) else written
         if isinstance(steps, (list, tuple)) and not isinstance(written, Mapping):
             steps = [(at / index, step) for index, step in enumerate(written)]
         if not isinstance(steps, list) or not steps:
-            raise at.error(f"{_A_PATCH}, or a list of them, not {shown(written)}")
+            raise at.error(f"{_A_PATCH}, or a list of them, not {short_repr(written)}")
         for at_step, step in steps:
             if not isinstance(step, Mapping) or not step:
-                raise at_step.error(f"{_A_PATCH}, not {shown(step)}")
+                raise at_step.error(f"{_A_PATCH}, not {short_repr(step)}")
             entries += [_parse_patch(target, op, value, at_step / op) for op, value in step.items()]
     return tuple(entries)
 
 
 def _parse_patch(target: str, op: Any, value: Any, where: _Where) -> PatchEntry:
     if not _is_name(op):
-        raise where.error(f"a patch operation is a name such as 'wrap', not {shown(op)}")
+        raise where.error(f"a patch operation is a name such as 'wrap', not {short_repr(op)}")
     if _is_name(value):
         return PatchEntry(target=target, op=op, block=value, where=str(where))
     if value is None:
         value = {}
     if not isinstance(value, Mapping) or not _is_keywords(value):
         raise where.error(
-            f"{op} takes the name of a block, or a mapping with the keys {listing(PATCH_KEYS)}, "
-            f"not {shown(value)}"
+            f"{op} takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}, "
+            f"not {short_repr(value)}"
         )
     for key in ("type", "init", "name"):
         if value.get(key) is not None and not _is_name(value[key]):
-            raise (where / key).error(f"{key} is a name, not {shown(value[key])}")
+            raise (where / key).error(f"{key} is a name, not {short_repr(value[key])}")
     if value.get("name") is not None and not value["name"].isidentifier():
         raise (where / "name").error(
-            f"name is one part of a path, letters, digits and '_', not {shown(value['name'])}"
+            f"name is one part of a path, letters, digits and '_', not {short_repr(value['name'])}"
         )
     params = value.get("params")
     if params is not None and not _is_keywords(params):
         raise (where / "params").error(
-            f"params is a mapping of parameter names to values, not {shown(params)}"
+            f"params is a mapping of parameter names to values, not {short_repr(params)}"
         )
     return PatchEntry(
         target=target,

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import RecipeError, shown
+from ..errors import RecipeError, short_repr
 
 __all__ = ["Lines", "parse_yaml", "read_yaml", "write_yaml"]
 
@@ -147,7 +147,7 @@ def _check_limits(text: str, name: str) -> None:
             )
         tag = getattr(event, "tag", None)
         if tag is not None:
-            raise RecipeError(f"{where}: tags ({shown(tag)}) are not allowed in recipes")
+            raise RecipeError(f"{where}: tags ({short_repr(tag)}) are not allowed in recipes")
         if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
             raise RecipeError(
                 f"{where}: a value longer than the {MAX_SCALAR:,} characters that it may have"
@@ -185,24 +185,26 @@ class _Walk:
         if node.tag not in _SCALARS or not isinstance(node, yaml.ScalarNode):
             kind = node.tag.rpartition(":")[2]
             raise RecipeError(
-                f"{where}: {shown(node.value)} is a {kind} in YAML, which recipes do not have; put "
+                f"{where}: {short_repr(node.value)} is a {kind} in YAML, which recipes do not "
+                "have; put "
                 "it in quotes"
             )
         octal_or_so = node.tag.endswith(":int") and not _DECIMAL.fullmatch(node.value)
         # 010 is 8, and 1:30 is 90
         if octal_or_so or (node.tag.endswith(":float") and ":" in node.value):
             raise RecipeError(
-                f"{where}: YAML reads {shown(node.value)} as another number; write it in decimal "
+                f"{where}: YAML reads {short_repr(node.value)} as another number; write it in "
+                "decimal "
                 "digits"
             )
         # Python refuses to convert 4,300 digits and more
         too_long = len(node.value) > 40 and node.tag.endswith(":int")
         value = None if too_long else self.scalars.construct_object(node)
         if too_long or (isinstance(value, int) and abs(value) > MAX_INTEGER):
-            raise RecipeError(f"{where}: the number {shown(node.value)} is too large")
+            raise RecipeError(f"{where}: the number {short_repr(node.value)} is too large")
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise RecipeError(
-                f"{where}: {shown(value)} has half of a surrogate pair, which is no character"
+                f"{where}: {short_repr(value)} has half of a surrogate pair, which is no character"
             )
         return value
 
@@ -215,16 +217,18 @@ class _Walk:
             key = self.value(key_node, (*path, None), depth + 1)
             if not isinstance(key, str):
                 written = (
-                    shown(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
+                    short_repr(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
                 )
                 raise RecipeError(
-                    f"{where}: the key {written} reads as {shown(key)}, not as text; put it in "
+                    f"{where}: the key {written} reads as {short_repr(key)}, not as text; put it "
+                    "in "
                     "quotes"
                 )
             if key in found:
                 first = self.lines[(*path, key)]
                 raise RecipeError(
-                    f"{where}: the key {shown(key)} stands here for the second time (first on line "
+                    f"{where}: the key {short_repr(key)} stands here for the second time (first on "
+                    "line "
                     f"{first})"
                 )
             self.lines[(*path, key)] = key_node.start_mark.line + 1

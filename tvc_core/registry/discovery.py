@@ -27,7 +27,8 @@ import importlib_metadata
 import pluggy
 
 from .. import hookspecs
-from ..errors import PluginError, RegistryWarning, did_you_mean, listing, said
+from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean, join_names
+from ..quarantine.loading import Guard, guarding
 from ..specs import (
     BackboneFamilySpec,
     BackboneSpec,
@@ -37,7 +38,6 @@ from ..specs import (
     Spec,
     normalize,
 )
-from .loading import Guard, guarding
 
 __all__ = ["PluginInfo", "installed_plugins", "local_plugin"]
 
@@ -199,7 +199,7 @@ def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInf
 
 def core_plugin(module: types.ModuleType) -> PluginInfo:
     """Return the core's own plugin, which goes through the same hooks as everybody's."""
-    from .. import __version__  # which is there once the package is imported
+    from ..version import __version__
 
     start = PluginInfo(
         owner=CORE_OWNER, status="failed", version=__version__, module=module.__name__
@@ -226,7 +226,7 @@ def _installed() -> Iterable[_Found]:
         except Exception as error:
             # broken metadata of any distribution whatever must not hide the plugins of others
             name, _, version = Path(home).stem.partition("-")
-            problem = f"its metadata in {home} cannot be read: {said(error)}"
+            problem = f"its metadata in {home} cannot be read: {describe_error(error)}"
             yield _Found(
                 PluginInfo(owner=normalize(name), status="failed", version=version, error=problem),
                 None,
@@ -337,7 +337,9 @@ def _guarded(
             and threading.current_thread() is threading.main_thread()
         ):
             raise  # Ctrl-C comes to this thread alone
-        return replace(start, status="failed", error=said(error), traceback=traceback.format_exc())
+        return replace(
+            start, status="failed", error=describe_error(error), traceback=traceback.format_exc()
+        )
 
 
 def _api_of(module: Any, *, required: bool) -> tuple[int, int] | None:
@@ -380,7 +382,7 @@ def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> t
     offered = [hook for hook in HOOKS if getattr(manager.hook, hook).get_hookimpls()]
     if not offered:
         raise _Fault(
-            f"implements none of the hooks {listing(HOOKS)}; the entry point may name the wrong "
+            f"implements none of the hooks {join_names(HOOKS)}; the entry point may name the wrong "
             "module"
         )
     for hook in offered:
@@ -447,7 +449,7 @@ def _check_hook_names(plugin: Any) -> None:
         if name not in HOOKS:
             raise _Fault(
                 f"implements an unknown hook {name!r}.{did_you_mean(name, HOOKS)} The hooks are "
-                f"{listing(HOOKS)}"
+                f"{join_names(HOOKS)}"
             )
         if not decorated:
             raise _Fault(f"{name} is not decorated: put @tvc_core.hookimpl above it")

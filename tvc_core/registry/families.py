@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import PluginError, TvcError, UnknownNameError, did_you_mean, listing
+from ..errors import PluginError, TvcError, UnknownNameError, did_you_mean, join_names
 from ..specs import BackboneSpec
 
 __all__ = ["check_members", "describe", "matches", "unknown_member"]
@@ -95,6 +95,6 @@ def unknown_member(
     return UnknownNameError(
         f"Unknown backbone {name!r}: {reason}{'' if reason.endswith('?') else '.'}{near} The "
         f"family has {len(members)} "
-        f"members: {listing(members, most=4)}. HybridBuilder.list_backbones('{family}/*') lists "
+        f"members: {join_names(members, most=4)}. HybridBuilder.list_backbones('{family}/*') lists "
         "them."
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ParameterError, PluginError, TvcError, did_you_mean, listing, said
+from ..errors import ParameterError, PluginError, TvcError, describe_error, did_you_mean, join_names
 from ..registry import Named
 from ..specs import BlockSpec
 
@@ -41,13 +41,13 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
             if name not in takes:
                 raise ParameterError(
                     f"{what}: unknown parameter {name!r}.{did_you_mean(name, takes)} It takes: "
-                    f"{listing(takes)}."
+                    f"{join_names(takes)}."
                 )
         missing = [name for name, default in takes.items() if default is ... and name not in params]
         if missing:
             raise ParameterError(
-                f"{what}: the parameter {listing(missing)} must be given. It takes: "
-                f"{listing(takes)}."
+                f"{what}: the parameter {join_names(missing)} must be given. It takes: "
+                f"{join_names(takes)}."
             )
     try:
         return factory(*positional, **params)
@@ -56,13 +56,14 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
     except Exception as error:  # somebody's factory may raise whatever it likes
         given = ", ".join(f"{name}={value!r}" for name, value in params.items())
         raise ParameterError(
-            f"{what} cannot be made with {given or 'its defaults'}: {said(error)}"
+            f"{what} cannot be made with {given or 'its defaults'}: {describe_error(error)}"
         ) from error
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # SystemExit or worse
         raise PluginError(
-            f"{what} raised {said(error)}. This is a fault of the distribution {named.owner!r}."
+            f"{what} raised {describe_error(error)}. This is a fault of the distribution "
+            f"{named.owner!r}."
         ) from error
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from ..errors import BackboneError, ParameterError, listing
+from ..errors import BackboneError, ParameterError, join_names
 from .sites import Probe, probing
 
 __all__ = ["InputRecord", "change_input", "mixing"]
@@ -79,7 +79,7 @@ def mixing(policy: Policy, channels: int, before: int) -> Tensor:
     if unused:
         raise ParameterError(
             f"in_channels_policy {_shown(policy)} for {channels} channels uses the pretrained "
-            f"channel {listing(unused)} "
+            f"channel {join_names(unused)} "
             "nowhere, so the network would not compute what it was trained for; 'mean' and "
             "'repeat' use all"
         )
@@ -189,7 +189,7 @@ def _first_layer(network: nn.Module, probe: Probe) -> str:
     if takers:
         raise BackboneError(
             "in_channels cannot change: the image goes into several layers: "
-            f"{listing(dict.fromkeys(takers))}"
+            f"{join_names(dict.fromkeys(takers))}"
         )
     first = f"its first layer with weights, {order[0]!r}," if order else "a layer with weights"
     hint = (

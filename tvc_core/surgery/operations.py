@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..errors import ParameterError, TargetError, did_you_mean, listing
+from ..errors import ParameterError, TargetError, did_you_mean, join_names
 from ..specs import BlockSpec
 from .branches import branch_of, known_blocks
 from .layouts import find_adapter
@@ -136,13 +136,14 @@ class Target:
             parents = list(dict.fromkeys(path.rpartition(".")[0] for path in inside))
             patterns = [f"'{parent}.*'" for parent in parents]
             raise TargetError(
-                f"{what} none but has {len(inside)}: {listing(inside, most=4)}. Patch one, or all "
+                f"{what} none but has {len(inside)}: {join_names(inside, most=4)}. Patch one, or "
+                "all "
                 "by the pattern "
-                f"{listing(patterns, most=3)}."
+                f"{join_names(patterns, most=3)}."
             )
         raise TargetError(
             f"{what} none that tvc knows. It knows torchvision's "
-            f"{listing(known_blocks(), most=20)}; another class says where "
+            f"{join_names(known_blocks(), most=20)}; another class says where "
             "its branch ends by an attribute, such as tvc_branch = 'bn2'."
         )
 

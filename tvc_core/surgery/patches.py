@@ -25,10 +25,10 @@ __all__ = [
     "attach",
     "detach",
     "free_name",
-    "give_back",
+    "restore_module",
     "installed_patches",
     "set_module",
-    "undoing",
+    "rollback_on_error",
 ]
 
 CONTAINERS = ("patches", "tvc_patches")
@@ -205,7 +205,7 @@ def detach(network: nn.Module, home: str) -> None:
             break
 
 
-def give_back(network: nn.Module, path: str, original: nn.Module) -> None:
+def restore_module(network: nn.Module, path: str, original: nn.Module) -> None:
     """Put a replaced module back, with the device, type, mode and hooks that its replacement has
     now.
     """
@@ -251,7 +251,7 @@ def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
 
 
 @contextmanager
-def undoing(network: nn.Module) -> Iterator[None]:
+def rollback_on_error(network: nn.Module) -> Iterator[None]:
     """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs
     inside raises.
     """

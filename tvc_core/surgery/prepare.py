@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import PatchError, PluginError, TvcError, said
+from ..errors import PatchError, PluginError, TvcError, describe_error
 from ..recipe import PatchPlan
 from .blocks import call_factory, create_block, parameters_of
 from .branches import branch_of
@@ -23,7 +23,7 @@ from .sites import Probe, Site, has_module, probing
 from .targets import expand
 
 if TYPE_CHECKING:
-    from ..model.anatomy import Anatomy
+    from .anatomy import Anatomy
 
 __all__ = ["Prepared", "prepare"]
 
@@ -327,7 +327,7 @@ def _output_shape(
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
-        raise PatchError(f"{name} fails on {list(shape)}: {said(error)}") from error
+        raise PatchError(f"{name} fails on {list(shape)}: {describe_error(error)}") from error
     if not isinstance(output, torch.Tensor):
         raise PatchError(f"{name} returns a {type(output).__name__}, not a tensor")
     return tuple(output.shape)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackboneError, TargetError, listing, near, said
+from ..errors import BackboneError, TargetError, describe_error, join_names, near_names
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 
@@ -145,11 +145,11 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
     if module is None:
         paths = [found for found, _ in network.named_modules() if found]
         children = [child for child, _ in network.named_children()]
-        close = near(path, paths)
+        close = near_names(path, paths)
         hint = f" Near paths: {', '.join(close)}." if close else ""
         raise TargetError(
             f"Target not found: {path!r} is not a module of {name}.{hint} Its children are "
-            f"{listing(children)}; "
+            f"{join_names(children)}; "
             f"model.named_children() and 'tvc show {name}' list them."
         )
     return module
@@ -277,7 +277,7 @@ class Probe:
                 raise
             except BaseException as error:
                 # a network may raise whatever it likes for a size that it does not accept
-                tries.append(f"{height}x{width}: {said(error)}")
+                tries.append(f"{height}x{width}: {describe_error(error)}")
                 continue
             return Probe(image, tries)
         raise BackboneError(

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from ..errors import StageError, TargetError, did_you_mean, listing, near
+from ..errors import StageError, TargetError, did_you_mean, join_names, near_names
 from .inner_blocks import inner_blocks
 from .patches import PatchTree
 from .sites import find_module, has_module, locate
 
 if TYPE_CHECKING:
-    from ..model.anatomy import Anatomy
+    from .anatomy import Anatomy
 
 __all__ = ["expand", "is_pattern"]
 
@@ -161,7 +161,7 @@ def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> lis
                 modules,
                 others[0],
                 name,
-                f"among the blocks of stage {index}, {listing(blocks)}.",
+                f"among the blocks of stage {index}, {join_names(blocks)}.",
             )
         starts.append(start)
     return starts
@@ -189,7 +189,7 @@ def _nothing(
     network: nn.Module, target: str, start: Found, part: str, name: str, among: str | None = None
 ) -> TargetError:
     """Say from where on nothing matched, and what there is."""
-    where = listing((path or name for path in start), most=3)
+    where = join_names((path or name for path in start), most=3)
     if part.startswith(_TYPE):
         wanted = part.removeprefix(_TYPE)
         types = sorted(
@@ -201,16 +201,16 @@ def _nothing(
         )
         reason = (
             f"no module in {where} is a {wanted}.{did_you_mean(wanted, types)} The types "
-            f"there are {listing(types, most=30)}."
+            f"there are {join_names(types, most=30)}."
         )
     else:
         children = dict.fromkeys(child for base in start.values() for child in _children(base))
         reason = (
             f"there is no {part!r} {among}"
             if among
-            else f"there is no child {part!r} in {where}, only {listing(children)}."
+            else f"there is no child {part!r} in {where}, only {join_names(children)}."
         )
-    close = near(target, (path for path, _ in network.named_modules() if path))
+    close = near_names(target, (path for path, _ in network.named_modules() if path))
     hint = f" Near paths: {', '.join(close)}." if close else ""
     return TargetError(
         f"Target not found: {target!r} matches no module of {name}: {reason}{hint} "

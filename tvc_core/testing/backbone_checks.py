@@ -14,26 +14,26 @@ import torch
 from torch import Tensor, nn
 
 from ..builder import HybridBuilder
-from ..errors import BackboneError, HeadError, TvcError, listing
-from ..model.anatomy import HEAD, Anatomy
+from ..errors import BackboneError, HeadError, TvcError, join_names
 from ..model.hybrid import HybridModel
 from ..specs import BackboneSpec, WeightsSpec
+from ..surgery.anatomy import HEAD, Anatomy
 from ..surgery.head import last_layer
 from ..surgery.patches import installed_patches
 from ..surgery.sites import Probe, first_tensor, has_module, same_kernels
-from .subjects import Fault, Subject
-from .trying import (
+from .helpers import (
     SEED,
     changed_names,
     check_copies,
     close,
+    describe_error,
     image,
     leaves_seed,
     named_tensors,
     perturb,
-    said,
     snapshot,
 )
+from .subjects import Fault, Subject
 
 __all__ = ["BASIC", "CHECKS"]
 
@@ -49,7 +49,9 @@ def backbone_built(backbone: Subject) -> None:
             "let the factory be build(spec, *, weights, **options), and weights=None give random "
             "weights"
         )
-        raise Fault("a network from the factory with weights=None", said(error), do) from error
+        raise Fault(
+            "a network from the factory with weights=None", describe_error(error), do
+        ) from error
     if not isinstance(network, nn.Module) or isinstance(network, HybridModel):
         raise Fault(
             "a plain nn.Module from the factory",
@@ -166,7 +168,7 @@ def backbone_stages(backbone: Subject) -> None:
     for info in model.stage_info:
         if info.layout not in ("NCHW", "NHWC", "NLC"):
             raise Fault(
-                f"a map from stage {info.index} ({info.module!r})", f"the layout {info.layout}", do
+                f"a map from stage {info.stage} ({info.module!r})", f"the layout {info.layout}", do
             )
     strides = [info.stride for info in model.stage_info]
     if strides != sorted(strides):
@@ -176,7 +178,9 @@ def backbone_stages(backbone: Subject) -> None:
             with torch.no_grad():
                 maps = model.get_stage_outputs(x)[1:]
         except Exception as error:  # somebody's forward pass may raise whatever it likes
-            raise Fault(f"the stages' maps of images {list(x.shape)}", said(error), do) from error
+            raise Fault(
+                f"the stages' maps of images {list(x.shape)}", describe_error(error), do
+            ) from error
         for info, found in zip(model.stage_info, maps, strict=True):
             # layers without padding cut off borders, up to four pixels of the map
             wrong = [
@@ -187,7 +191,7 @@ def backbone_stages(backbone: Subject) -> None:
             if found.shape[1] != info.channels or wrong:
                 wanted = (
                     f"{info.channels} channels and stride {info.stride} at stage "
-                    f"{info.index} "
+                    f"{info.stage} "
                     f"for {list(x.shape)}"
                 )
                 raise Fault(wanted, f"a map {list(found.shape)}", do)
@@ -236,7 +240,9 @@ def backbone_sizes(backbone: Subject) -> None:
             logits = _forward(network, x)
         except Exception as error:  # somebody's forward pass may raise whatever it likes
             raise Fault(
-                f"that images {list(x.shape)} are taken (min_size={side})", said(error), do
+                f"that images {list(x.shape)} are taken (min_size={side})",
+                describe_error(error),
+                do,
             ) from error
         if not logits.isfinite().all():
             raise Fault(f"finite logits for images {list(x.shape)}", "others", do)
@@ -282,14 +288,14 @@ def backbone_weights(backbone: Subject) -> None:
         if unknown := sorted(set(weights.options) - set(spec.options)):
             raise Fault(
                 f"options {what} that the backbone has",
-                listing(unknown),
+                join_names(unknown),
                 "declare them in the spec's options",
             )
         if weights.options:
             try:
                 _plain(backbone, **weights.options)
             except Exception as error:  # somebody's factory may raise whatever it likes
-                seen = said(error)
+                seen = describe_error(error)
                 raise Fault(
                     f"that the backbone can be built with the options {what}", seen, "correct them"
                 ) from error
@@ -334,7 +340,7 @@ def backbone_head(backbone: Subject) -> None:
         last_layer(network, _spec(backbone).head)
     except HeadError as error:
         do = "let the spec's head be a module whose last layer is a Linear or a Conv2d"
-        raise Fault("that the head takes 5 classes", said(error), do) from error
+        raise Fault("that the head takes 5 classes", describe_error(error), do) from error
     model = _hybrid(backbone, num_classes=5)
     logits = _forward(model, _images(backbone, model))
     do = "let the head's last layer give the logits, and nothing behind it depend on their number"
@@ -342,7 +348,7 @@ def backbone_head(backbone: Subject) -> None:
         raise Fault("logits [2, 5] with 5 classes", f"{list(logits.shape)}", do)
     if lost := sorted(network.state_dict().keys() ^ model.state_dict().keys()):
         raise Fault(
-            "the same keys with another head", f"differences at {listing(lost, most=4)}", do
+            "the same keys with another head", f"differences at {join_names(lost, most=4)}", do
         )
 
 
@@ -360,13 +366,15 @@ def backbone_options(backbone: Subject) -> None:
         given = _plain(backbone, **options)
     except Exception as error:  # somebody's factory may raise whatever it likes
         raise Fault(
-            f"that the options {listing(map(repr, options))} are taken", said(error), do
+            f"that the options {join_names(map(repr, options))} are taken",
+            describe_error(error),
+            do,
         ) from error
     if _shapes(plain) != _shapes(given):
         names = sorted(name for name, _ in _shapes(plain) ^ _shapes(given))
         raise Fault(
             "the same network with all options at their declared defaults",
-            f"others at {listing(names, most=4)}",
+            f"others at {join_names(names, most=4)}",
             do,
         )
     x = _images(backbone, plain.eval())
@@ -384,7 +392,9 @@ def backbone_state_dict(backbone: Subject) -> None:
     do = "make the same modules for the same options, and register tensors as parameters or buffers"
     if list(one.state_dict()) != list(two.state_dict()):
         names = sorted(one.state_dict().keys() ^ two.state_dict().keys())
-        raise Fault("the same keys from two builds", f"differences at {listing(names, most=4)}", do)
+        raise Fault(
+            "the same keys from two builds", f"differences at {join_names(names, most=4)}", do
+        )
     two.load_state_dict(one.state_dict())
     x = _images(backbone, one)
     if not torch.equal(_forward(one, x), _forward(two, x)):
@@ -412,7 +422,7 @@ def backbone_independent(backbone: Subject) -> None:
             "layers"
         )
         raise Fault(
-            "two networks without anything in common", f"shared: {listing(shared, most=4)}", do
+            "two networks without anything in common", f"shared: {join_names(shared, most=4)}", do
         )
 
 
@@ -424,7 +434,9 @@ def backbone_seeded(backbone: Subject) -> None:
     if changed := changed_names(snapshot(one), two):
         do = "take random numbers from torch's default generator"
         raise Fault(
-            "the same start under the same seed", f"differences at {listing(changed, most=4)}", do
+            "the same start under the same seed",
+            f"differences at {join_names(changed, most=4)}",
+            do,
         )
     x = _images(backbone, one.eval())
     made, run = (
@@ -454,7 +466,7 @@ def backbone_features(backbone: Subject) -> None:
         try:
             logits = model.forward_head(features)
         except BackboneError as error:
-            raise SkipTest(f"forward_head is not known for it: {said(error)}") from error
+            raise SkipTest(f"forward_head is not known for it: {describe_error(error)}") from error
     if not torch.equal(logits, _forward(model, x)):
         do = "do nothing else than pool, flatten and normalize between the last stage and the head"
         raise Fault("forward_head(forward_features(x)) equal to forward(x)", "other logits", do)
@@ -477,13 +489,13 @@ def backbone_patches(backbone: Subject) -> None:
             model = _hybrid(backbone, {info.module: {"wrap": "tvc-kit:gate"}})
         except TvcError as error:
             raise Fault(
-                f"that a block can be inserted at stage {info.index} ({info.module!r})",
-                said(error),
+                f"that a block can be inserted at stage {info.stage} ({info.module!r})",
+                describe_error(error),
                 do,
             ) from error
         if not torch.equal(_forward(model, x), expected):
             raise Fault(
-                f"that the patch at stage {info.index} ({info.module!r}) starts as the identity",
+                f"that the patch at stage {info.stage} ({info.module!r}) starts as the identity",
                 "other logits",
                 do,
             )
@@ -493,7 +505,7 @@ def backbone_patches(backbone: Subject) -> None:
                 patch.alpha.fill_(1.0)
         if torch.equal(_forward(model, x), expected):
             raise Fault(
-                f"other logits with the patch at stage {info.index} ({info.module!r}) open",
+                f"other logits with the patch at stage {info.stage} ({info.module!r}) open",
                 "the same",
                 do,
             )
@@ -506,7 +518,7 @@ def backbone_freeze(backbone: Subject) -> None:
     model = _hybrid(backbone)
     model.freeze_backbone()
     model.train()
-    anatomy = model._tvc.anatomy
+    anatomy = model._hybrid.anatomy
     size = _training_side(backbone, model)
     before = {
         name: tensor for name, tensor in snapshot(model).items() if anatomy.part_of(name) != HEAD
@@ -522,7 +534,7 @@ def backbone_freeze(backbone: Subject) -> None:
     if moved := [name for name, tensor in before.items() if not torch.equal(tensor, after[name])]:
         do = "write into buffers only while their module trains, as BatchNorm does"
         raise Fault(
-            "that nothing frozen moves in training", f"changes of {listing(moved, most=4)}", do
+            "that nothing frozen moves in training", f"changes of {join_names(moved, most=4)}", do
         )
 
 

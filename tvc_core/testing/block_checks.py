@@ -12,24 +12,24 @@ import torch
 from torch import Tensor, nn
 
 from ..builder import HybridBuilder
-from ..errors import ParameterError, TvcError, listing
+from ..errors import ParameterError, TvcError, join_names
 from ..surgery.blocks import create_block
 from ..surgery.patches import Patch
-from .subjects import Fault, Subject
-from .trying import (
+from .helpers import (
     SEED,
     changed_names,
     check_copies,
     close,
+    describe_error,
     leaves_seed,
     map_of,
     named_tensors,
     perturb,
     refuses_clearly,
-    said,
     seeded_block,
     snapshot,
 )
+from .subjects import Fault, Subject
 
 __all__ = ["BASIC", "CHECKS", "compiling"]
 
@@ -51,7 +51,9 @@ def block_made(block: Subject) -> None:
     ]:
         do = "make them in __init__; in_channels is the width"
         raise Fault(
-            "tensors that have a shape from the start", f"none yet at {listing(lazy, most=4)}", do
+            "tensors that have a shape from the start",
+            f"none yet at {join_names(lazy, most=4)}",
+            do,
         )
     if _make(block) is module:
         raise Fault(
@@ -74,7 +76,9 @@ def block_layouts(block: Subject) -> None:
                 y = module(x)
         except Exception as error:  # somebody's forward pass may raise whatever it likes
             raise Fault(
-                f"that it takes {what}", said(error), "correct forward, or the spec's layouts"
+                f"that it takes {what}",
+                describe_error(error),
+                "correct forward, or the spec's layouts",
             ) from error
         if not isinstance(y, Tensor):
             raise Fault(
@@ -103,7 +107,7 @@ def block_shapes(block: Subject) -> None:
                 continue
             raise Fault(
                 f"that it is made for {width} channels, or refuses them clearly",
-                said(error),
+                describe_error(error),
                 REFUSE,
             ) from error
         for layout in spec.layouts:
@@ -116,7 +120,7 @@ def block_shapes(block: Subject) -> None:
                     continue
                 except Exception as error:  # somebody's forward pass may raise whatever it likes
                     raise Fault(
-                        f"that it takes {list(x.shape)} ({layout})", said(error), do
+                        f"that it takes {list(x.shape)} ({layout})", describe_error(error), do
                     ) from error
                 if spec.preserves_shape and y.shape != x.shape:
                     raise Fault(
@@ -159,7 +163,7 @@ def block_gradients(block: Subject) -> None:
     if lost:
         raise Fault(
             "a gradient at every parameter",
-            f"none at {listing(lost, most=6)}",
+            f"none at {join_names(lost, most=6)}",
             "use them in forward without detach, or make constants buffers",
         )
     raise Fault(
@@ -245,7 +249,7 @@ def block_dtype(block: Subject) -> None:
                 "make constants with the type of the map, as x.new_zeros(...) does, and buffers "
                 "of what it keeps"
             )
-            raise Fault(f"that it works in {name}", said(error), do) from error
+            raise Fault(f"that it works in {name}", describe_error(error), do) from error
         if y.dtype != dtype:
             do = "convert the result: .to(x.dtype), and make constants with the type of the map"
             raise Fault(f"{name} for a map in {name}", str(y.dtype).removeprefix("torch."), do)
@@ -265,7 +269,9 @@ def block_device(block: Subject) -> None:
         try:
             y = module.to("meta")(x.to("meta"))
         except Exception as error:  # somebody's forward pass may raise whatever it likes
-            raise Fault("that it works on another device (meta)", said(error), do) from error
+            raise Fault(
+                "that it works on another device (meta)", describe_error(error), do
+            ) from error
     if not y.is_meta or y.shape != expected:
         raise Fault("a result on the map's device (meta)", f"{list(y.shape)} on {y.device}", do)
 
@@ -285,7 +291,7 @@ def block_deterministic(block: Subject) -> None:
     if changed:
         do = "update statistics in training mode only, and make tensors in __init__"
         raise Fault(
-            "that a pass in eval mode changes nothing", f"changes of {listing(changed)}", do
+            "that a pass in eval mode changes nothing", f"changes of {join_names(changed)}", do
         )
 
 
@@ -337,7 +343,9 @@ def block_state_dict(block: Subject) -> None:
         other.load_state_dict(module.state_dict())
     except Exception as error:  # somebody's hooks may raise whatever they like
         do = "make the same parameters and buffers for the same arguments"
-        raise Fault("that another instance loads its state dict", said(error), do) from error
+        raise Fault(
+            "that another instance loads its state dict", describe_error(error), do
+        ) from error
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         same = torch.equal(other(x), module(x))
     if not same:
@@ -373,7 +381,7 @@ def block_independent(block: Subject) -> None:
             "argument"
         )
         raise Fault(
-            "two blocks without anything in common", f"shared {listing(shared, most=4)}", do
+            "two blocks without anything in common", f"shared {join_names(shared, most=4)}", do
         )
 
 
@@ -411,7 +419,9 @@ def block_channels_last(block: Subject) -> None:
                 x.to(memory_format=torch.channels_last)
             )
         except Exception as error:  # somebody's forward pass may raise whatever it likes
-            raise Fault("that it takes maps in channels_last format", said(error), do) from error
+            raise Fault(
+                "that it takes maps in channels_last format", describe_error(error), do
+            ) from error
     if not close(y, expected, 1e-4):
         raise Fault("the same result in channels_last format", "another one", do)
 
@@ -426,7 +436,9 @@ def block_compiles(block: Subject) -> None:
             with compiling():
                 y = torch.compile(module, fullgraph=True, backend="eager")(x)
         except Exception as error:  # the compiler raises its own errors
-            raise Fault("that torch.compile(fullgraph=True) takes it", said(error), do) from error
+            raise Fault(
+                "that torch.compile(fullgraph=True) takes it", describe_error(error), do
+            ) from error
     if not close(y, expected):
         raise Fault("the same result when compiled", "another one", do)
 
@@ -450,7 +462,7 @@ def block_exports(block: Subject) -> None:
         try:
             expected = module(other)
         except (ValueError, TvcError) as error:
-            raise SkipTest(f"it refuses maps of another size: {said(error)}") from error
+            raise SkipTest(f"it refuses maps of another size: {describe_error(error)}") from error
         try:
             with compiling():
                 y = torch.export.export(module, (x,), dynamic_shapes=(axes[layout],)).module()(
@@ -458,7 +470,7 @@ def block_exports(block: Subject) -> None:
                 )
         except Exception as error:  # the exporter raises its own errors
             raise Fault(
-                "that torch.export takes it with dynamic shapes", said(error), do
+                "that torch.export takes it with dynamic shapes", describe_error(error), do
             ) from error
     if not close(y, expected):
         raise Fault("the same result when exported, at another size", "another one", do)
@@ -486,7 +498,9 @@ def block_seeded(block: Subject) -> None:
     if changed:
         do = "take random numbers from torch's default generator"
         raise Fault(
-            "the same start under the same seed", f"differences at {listing(changed, most=4)}", do
+            "the same start under the same seed",
+            f"differences at {join_names(changed, most=4)}",
+            do,
         )
     for what, run in (
         ("making it", lambda: create_block(block.named, width, block.params)),
@@ -552,7 +566,7 @@ def _ready(block: Subject) -> tuple[nn.Module, int]:
         "say params=... for it"
     )
     raise Fault(
-        f"a module from the factory for {WIDTHS[0]} channels", said(refused), do
+        f"a module from the factory for {WIDTHS[0]} channels", describe_error(refused), do
     ) from refused
 
 
@@ -585,7 +599,7 @@ def _build_with(block: Subject) -> None:
         except TvcError as error:
             do = "let it take maps of one image, in eval mode"
             raise Fault(
-                f"a hybrid with the block at {path!r} of {host}", said(error), do
+                f"a hybrid with the block at {path!r} of {host}", describe_error(error), do
             ) from error
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from unittest import SkipTest
 
-from ..errors import ParameterError, TvcError, did_you_mean, listing
+from ..errors import ParameterError, TvcError, did_you_mean, join_names
 from ..registry import Named
 from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec
 from .subjects import Fault, PluginSubject, Subject, open_plugin
@@ -309,7 +309,7 @@ def _find(things: list[Subject], name: str, argument: str) -> Subject:
         )
     raise ParameterError(
         f"{argument}: the plugin offers no {name!r}.{did_you_mean(name, names)} It offers "
-        f"{listing(names, most=30)}."
+        f"{join_names(names, most=30)}."
     )
 
 

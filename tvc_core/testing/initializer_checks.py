@@ -10,12 +10,12 @@ import torch
 from torch import nn
 
 from ..builder import HybridBuilder
-from ..errors import TvcError, listing
+from ..errors import TvcError, join_names
 from ..surgery.blocks import call_factory
 from ..surgery.patches import Patch
-from .hosts import Gate, Mix, maps
+from .helpers import SEED, changed_names, describe_error, leaves_seed, named_tensors, snapshot
 from .subjects import Fault, Subject
-from .trying import SEED, changed_names, leaves_seed, named_tensors, said, snapshot
+from .toy_networks import Gate, Mix, maps
 
 __all__ = ["BASIC", "CHECKS"]
 
@@ -34,7 +34,7 @@ def initializer_runs(init: Subject) -> None:
                 "pass over layers that it does not know, and over parameters with fewer than two "
                 "axes"
             )
-            raise Fault(f"that it takes a {name}", said(error), do) from error
+            raise Fault(f"that it takes a {name}", describe_error(error), do) from error
         if result is not None:
             raise Fault(
                 "that it returns None",
@@ -65,7 +65,7 @@ def initializer_in_place(init: Subject) -> None:
                 )
                 raise Fault(
                     f"the same parameters and buffers in a {what}",
-                    f"others at {listing(lost, most=4)}",
+                    f"others at {join_names(lost, most=4)}",
                     do,
                 )
 
@@ -81,7 +81,7 @@ def initializer_only_given(init: Subject) -> None:
     if changed := changed_names(before, earlier):
         raise Fault(
             "that only the given module changes",
-            f"changes of an earlier one: {listing(changed)}",
+            f"changes of an earlier one: {join_names(changed)}",
             GIVEN,
         )
     if found != [settings]:
@@ -104,7 +104,7 @@ def initializer_reproducible(init: Subject) -> None:
         ]:
             raise Fault(
                 f"the same values in a {what} under the same seed",
-                f"differences at {listing(changed)}",
+                f"differences at {join_names(changed)}",
                 do,
             )
         if not leaves_seed(partial(_run, init, module, None)):
@@ -137,8 +137,10 @@ def initializer_in_build(init: Subject) -> None:
             with torch.enable_grad():  # and as it was afterwards, whatever the initializer sets
                 model = builder.from_backbone("tvc-kit:maps", None, patches)
         except TvcError as error:
-            raise Fault("that a patch can be built with it", said(error), GIVEN) from error
-        own = maps(model._tvc.plan.backbone.spec, weights=None)
+            raise Fault(
+                "that a patch can be built with it", describe_error(error), GIVEN
+            ) from error
+        own = maps(model._hybrid.plan.backbone.spec, weights=None)
         state = model.state_dict()
         if changed := [
             name
@@ -147,7 +149,7 @@ def initializer_in_build(init: Subject) -> None:
         ]:
             raise Fault(
                 "the network's own tensors as they were",
-                f"changes of {listing(changed, most=4)}",
+                f"changes of {join_names(changed, most=4)}",
                 GIVEN,
             )
 

@@ -14,26 +14,26 @@ from torch import Tensor, nn
 
 from ..assemble import build_backbone
 from ..builder import HybridBuilder
-from ..errors import TvcError, listing
-from ..model.anatomy import Anatomy
+from ..errors import TvcError, join_names
 from ..model.hybrid import HybridModel
 from ..recipe import Recipe, make_plan
 from ..specs import BackboneSpec
+from ..surgery.anatomy import Anatomy
 from ..surgery.prepare import prepare
 from ..surgery.sites import Probe, same_kernels
-from .kit import HOSTS
-from .subjects import Fault, Subject
-from .trying import (
+from .helpers import (
     SEED,
     changed_names,
     check_copies,
+    describe_error,
     image,
     named_tensors,
     perturb,
     refuses_clearly,
-    said,
     snapshot,
 )
+from .subjects import Fault, Subject
+from .toy_plugin import HOSTS
 
 __all__ = ["BASIC", "CHECKS"]
 
@@ -69,7 +69,7 @@ def operation_layouts(op: Subject) -> None:
                     do = "raise TargetError or ValueError that says where the operation can be used"
                     raise Fault(
                         f"that it works or is refused clearly at {Place(host, path)}",
-                        said(error),
+                        describe_error(error),
                         do,
                     ) from error
 
@@ -154,13 +154,13 @@ def operation_arguments(op: Subject) -> None:
             )
             raise Fault(
                 f"an untouched network while the patch at {place} is prepared",
-                f"changes at {listing(map(repr, paths))}",
+                f"changes at {join_names(map(repr, paths))}",
                 do,
             )
         if changed := changed_names(tensors, network):
             raise Fault(
                 f"untouched tensors while the patch at {place} is prepared",
-                f"changes of {listing(changed)}",
+                f"changes of {join_names(changed)}",
                 do,
             )
         if params != dict(op.params):
@@ -186,13 +186,13 @@ def operation_reversible(op: Subject) -> None:
             names = sorted(model.state_dict().keys() ^ plain.state_dict().keys())
             raise Fault(
                 f"the network's own keys after unpatch at {place}",
-                f"differences at {listing(names, most=4)}",
+                f"differences at {join_names(names, most=4)}",
                 do,
             )
         if changed := changed_names(snapshot(plain), model):
             raise Fault(
                 f"the network's own tensors after unpatch at {place}",
-                f"differences at {listing(changed, most=4)}",
+                f"differences at {join_names(changed, most=4)}",
                 do,
             )
         with torch.no_grad():
@@ -209,13 +209,13 @@ def operation_reproducible(op: Subject) -> None:
             names = sorted(one.state_dict().keys() ^ two.state_dict().keys())
             raise Fault(
                 f"the same keys from two builds with a patch at {place}",
-                f"differences at {listing(names, most=4)}",
+                f"differences at {join_names(names, most=4)}",
                 do,
             )
         if changed := changed_names(snapshot(one), two):
             raise Fault(
                 f"the same tensors from two builds with a patch at {place}",
-                f"differences at {listing(changed)}",
+                f"differences at {join_names(changed)}",
                 do,
             )
         if not _alike(op, place, one, two):
@@ -242,7 +242,9 @@ def operation_options(op: Subject) -> None:
         given = _build(op, place, options)
     except TvcError as error:
         raise Fault(
-            f"that the declared options {listing(map(repr, options))} are taken", said(error), do
+            f"that the declared options {join_names(map(repr, options))} are taken",
+            describe_error(error),
+            do,
         ) from error
     plain = _build(op, place)
     if list(given.state_dict()) != list(plain.state_dict()) or not _alike(op, place, given, plain):
@@ -276,7 +278,7 @@ def operation_gradients(op: Subject) -> None:
             do = "use the block's result without detach"
             raise Fault(
                 f"a gradient at every new parameter at {place}",
-                f"none at {listing(lost, most=4)}",
+                f"none at {join_names(lost, most=4)}",
                 do,
             )
 
@@ -357,7 +359,7 @@ def _places(op: Subject) -> list[Place]:
                 found.append(place)
                 break
             except TvcError as error:
-                errors.append(said(error))
+                errors.append(describe_error(error))
     if not found:
         do = (
             "let the factory be apply(target, block, **options) and insert the block, or return "

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from unittest import SkipTest
 
-from ..errors import PluginError, did_you_mean, listing
+from ..errors import PluginError, did_you_mean, join_names
 from ..hookspecs import API_VERSION, PROJECT
 from ..registry import Named, Registry
 from ..registry.discovery import HOOKS
@@ -44,8 +44,8 @@ MOST_SECONDS = 1.0
 _IMPORT = """
 import importlib, json, locale, logging, random, socket, sys, threading, time, warnings
 import tvc_core
-from tvc_core.registry.side_effects import Quiet, State
-quiet, state, before, start = Quiet(), State(), set(sys.modules), time.perf_counter()
+from tvc_core.quarantine.process_state import ProcessState, StreamGuard
+quiet, state, before, start = StreamGuard(), ProcessState(), set(sys.modules), time.perf_counter()
 quiet.thread = threading.get_ident()
 module = importlib.import_module(sys.argv[1])
 for name in sys.argv[2:]:
@@ -80,7 +80,7 @@ def plugin_light_import(plugin: PluginSubject) -> None:
         if heavy := _heavy(modules):
             raise Fault(
                 f"that importing {name!r} and calling its hooks imports nothing heavy",
-                f"imports of {listing(heavy)}",
+                f"imports of {join_names(heavy)}",
                 "give factories as strings 'package.module:attribute', and keep the package's "
                 "__init__ empty",
             )
@@ -106,7 +106,7 @@ def plugin_side_effects(plugin: PluginSubject) -> None:
         do = "do such things in the factories' users, never at import"
         raise Fault(
             f"that importing {name!r} and calling its hooks changes nothing else",
-            listing(effects),
+            join_names(effects),
             do,
         )
 
@@ -191,7 +191,7 @@ def plugin_hooks(plugin: PluginSubject) -> None:
             continue
         if name not in HOOKS:
             raise Fault(
-                f"hooks named {listing(HOOKS)}",
+                f"hooks named {join_names(HOOKS)}",
                 repr(name),
                 f"rename it.{did_you_mean(name, HOOKS)}".rstrip("."),
             )
@@ -210,7 +210,7 @@ def plugin_hooks(plugin: PluginSubject) -> None:
         hooks.append(name)
     if not hooks:
         raise Fault(
-            f"one of the hooks {listing(HOOKS)}",
+            f"one of the hooks {join_names(HOOKS)}",
             "none of them",
             "implement one, decorated with @tvc_core.hookimpl",
         )
@@ -232,7 +232,9 @@ def plugin_specs(plugin: PluginSubject) -> None:
     if first != second:
         names = [[spec.name for spec in specs] for specs in (first, second)]
         raise Fault(
-            "the same specs from every call", f"{listing(names[0])}, then {listing(names[1])}", do
+            "the same specs from every call",
+            f"{join_names(names[0])}, then {join_names(names[1])}",
+            do,
         )
 
 

@@ -19,7 +19,7 @@ from ..errors import PluginError
 from ..hookspecs import ENTRY_POINT_GROUP
 from ..registry import Named, Registry
 from ..specs import normalize
-from . import kit
+from . import toy_plugin
 
 __all__ = ["Fault", "PluginSubject", "Subject", "open_plugin"]
 
@@ -37,7 +37,7 @@ class Subject:
 
     Args:
         named: the spec with its owner.
-        registry: knows the plugin, the core and the kit, nothing that is installed.
+        registry: knows the plugin, the core and the kit's toys, nothing that is installed.
         params: the author's parameters for a block, options for a backbone or an operation.
         skips: reasons of the author, by the name of the check.
     """
@@ -99,9 +99,9 @@ class PluginSubject:
         """Return a registry with this plugin, the core and the kit's own networks and
         blocks alone.
         """
-        if self.plugin in (builtin, kit):
-            return Registry([kit], installed=False)
-        return Registry([_with_owner(self.plugin, self.owner), kit], installed=False)
+        if self.plugin in (builtin, toy_plugin):
+            return Registry([toy_plugin], installed=False)
+        return Registry([_with_owner(self.plugin, self.owner), toy_plugin], installed=False)
 
 
 def _with_owner(plugin: Any, owner: str) -> Any:

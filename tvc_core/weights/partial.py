@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import WeightsError, listing, near
+from ..errors import WeightsError, join_names, near_names
 from ..registry import Registry
 from ..specs import InitializerSpec
 from ..surgery.blocks import call_factory
@@ -100,7 +100,7 @@ class LoadReport:
         for title, items in rows:
             texts = [str(item) for item in items]
             if texts:
-                lines.append(f"  {title}: {len(texts)} ({listing(texts, most=4)})")
+                lines.append(f"  {title}: {len(texts)} ({join_names(texts, most=4)})")
         return "\n".join(lines)
 
     def __str__(self) -> str:
@@ -168,7 +168,7 @@ def partial_load(
     if mismatched and not ignore_mismatch:
         raise WeightsError(
             f"Shape mismatch: {len(mismatched)} of {len(own)} tensors: "
-            f"{listing(mismatched_texts(mismatched), most=4)}. "
+            f"{join_names(mismatched_texts(mismatched), most=4)}. "
             "Nothing was loaded. This is normal when changing architectures: use "
             "ignore_mismatch=True to load the others."
         )
@@ -274,14 +274,14 @@ def _nothing_loaded(
     given: Mapping[str, Tensor], own: Mapping[str, Tensor], excluded: list[str]
 ) -> str:
     first = next(iter(given))
-    close = near(first, own, most=2)
+    close = near_names(first, own, most=2)
     return (
         f"nothing would be loaded: none of the checkpoint's {len(given)} tensors fits one of the "
         f"model's {len(own)}"
         f"{f' ({len(excluded)} are excluded)' if excluded else ''}. The checkpoint's first keys "
-        f"are {listing(given, most=3)}; "
+        f"are {join_names(given, most=3)}; "
         "the model's are "
-        f"{listing(own, most=3)}.{f' Near {first!r}: {listing(close)}.' if close else ''}"
+        f"{join_names(own, most=3)}.{f' Near {first!r}: {join_names(close)}.' if close else ''}"
     )
 
 
@@ -315,6 +315,6 @@ def _initialize(model: nn.Module, new: list[str], initializer: Any) -> list[str]
         done += [
             f"{prefix}{name}"
             for name, version in before.items()
-            if tensors[name]._version != version
-        ]  # type: ignore[union-attr]
+            if tensors[name]._version != version  # type: ignore[union-attr]
+        ]
     return done

@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from ..errors import BackboneError, WeightsError, listing
+from ..errors import BackboneError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
 from .files import hash_in_name, read_state_dict
 
@@ -82,7 +82,7 @@ def build_torchvision(
     except WeightsError:
         raise
     except RuntimeError as error:
-        changed = f" with the options {listing(options)}" if options else ""
+        changed = f" with the options {join_names(options)}" if options else ""
         reason = " ".join(str(error).split())[:400]
         raise WeightsError(
             f"the file of {member} does not fit {spec.name}{changed}: {reason}"
@@ -133,7 +133,7 @@ def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
         known = [member.name for member in members]
         raise BackboneError(
             f"torchvision {torchvision.__version__} has no weights {weights.name!r} for "
-            f"{spec.name!r}; it has {listing(known)}"
+            f"{spec.name!r}; it has {join_names(known)}"
         ) from None
 
 
@@ -150,7 +150,7 @@ def check_weights_class(spec: BackboneSpec, weights_class: str) -> None:
         else "none"
     )
     if weights_class != own:
-        names = listing(weights.name for weights in spec.weights)
+        names = join_names(weights.name for weights in spec.weights)
         raise WeightsError(
             f"{weights_class} belongs to another network than {spec.name!r} (its class is {own}): "
             f"it has {names}"

@@ -164,7 +164,7 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
     _check_hybrid(model)
     stages = model.stage_info
     last = stages[-1]
-    if last.index + 1 not in [level.index for level in model.pyramid_info]:
+    if last.stage + 1 not in [level.feature for level in model.pyramid_info]:
         raise BackboneError(
             f"the last stage {last.module!r} returns no map, so there is nothing to segment"
         )
@@ -177,12 +177,12 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
             or not isinstance(aux, int)
             or not -len(stages) <= aux < len(stages)
         ):
-            paths = ", ".join(f"{stage.index}: {'+'.join(stage.paths)}" for stage in stages)
+            paths = ", ".join(f"{stage.stage}: {'+'.join(stage.paths)}" for stage in stages)
             raise StageError(
                 f"there is no stage {aux!r} for aux: the {len(stages)} stages are {paths}; -1 is "
                 "the last"
             )
-        chosen, channels = stages[aux].index, stages[aux].channels
+        chosen, channels = stages[aux].stage, stages[aux].channels
     elif finer:
         chosen, channels = _stage(finer[-1]), finer[-1].channels
     _freeze_head(model)
@@ -190,7 +190,7 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
 
 
 def _stage(level: LevelInfo) -> int | str:
-    return level.index - 1 if level.index else "stem"
+    return level.feature - 1 if level.feature else "stem"
 
 
 def _check_hybrid(model: object) -> None:

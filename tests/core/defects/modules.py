@@ -10,7 +10,7 @@ TVC_API = (1, 0)
 
 @hookimpl
 def tvc_blocks():
-    return [BlockSpec(name="gate", factory="tvc_core.testing.hosts:Gate", gated=True)]
+    return [BlockSpec(name="gate", factory="tvc_core.testing.toy_networks:Gate", gated=True)]
 
 
 @hookimpl

@@ -8,9 +8,9 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import BackboneError, StageError, listing
+from ..errors import BackboneError, StageError, join_names
 from ..specs import BackboneSpec
-from ..surgery.sites import find_module
+from .sites import find_module
 
 __all__ = ["HEAD", "STEM", "Anatomy", "PartInfo", "StageInfo", "stage_name"]
 
@@ -27,8 +27,8 @@ class StageInfo:
     """One stage as it was measured in the patched network.
 
     Args:
-        index: the number that `unfreeze_stages` takes; the stage's map is
-            `get_stage_outputs(x)[index + 1]`.
+        stage: the number that `unfreeze_stages` takes; the stage's map is
+            `get_stage_outputs(x)[stage + 1]`.
         module: path of the stage's last module, whose output is the stage's map.
         paths: paths of all its modules, in order of execution.
         channels: channels of its map [channels].
@@ -36,7 +36,7 @@ class StageInfo:
         layout: layout of the map inside the network, such as "NCHW".
     """
 
-    index: int
+    stage: int
     module: str
     paths: tuple[str, ...]
     channels: int
@@ -105,7 +105,7 @@ class Anatomy:
         for path in paths:
             if path not in modules and path not in tensors:
                 raise BackboneError(
-                    f"{fault}it has no {path!r}; its children are {listing(network._modules)}"
+                    f"{fault}it has no {path!r}; its children are {join_names(network._modules)}"
                 )
             if paths.count(path) > 1 or any(path.startswith(f"{other}.") for other in paths):
                 raise BackboneError(f"{fault}{path!r} belongs to two parts")
@@ -120,7 +120,7 @@ class Anatomy:
         lost = sorted(name for name in tensors if anatomy.part_of(name) is None)
         if lost:
             raise BackboneError(
-                f"{fault}stem, stages and head together lack {listing(lost, most=5)}"
+                f"{fault}stem, stages and head together lack {join_names(lost, most=5)}"
             )
         return anatomy
 

@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import PluginError, RegistryWarning
-from .side_effects import Quiet, State
+from .process_state import ProcessState, StreamGuard
 
 __all__ = ["Guard", "Run", "guarding", "import_timeout"]
 
@@ -110,13 +110,13 @@ class Guard:
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
         self._worker: _Worker | None = None
-        self._quiet: Quiet | None = None
+        self._quiet: StreamGuard | None = None
 
     def run(self, action: Callable[[], Any], module: str) -> Run:
         """Run what imports a module, and put back what that changes."""
         if self._quiet is None:
             _LOADING.acquire()
-            self._quiet, self._state = Quiet(), State()
+            self._quiet, self._state = StreamGuard(), ProcessState()
         package = module.partition(".")[0]
         hung: str | None = None
         result: Any = None
@@ -143,7 +143,7 @@ class Guard:
         """
         assert self._quiet is not None
         self._quiet.thread = threading.get_ident()
-        before = State(local=True)
+        before = ProcessState(local=True)
         _THREAD.loading = True
         try:
             result = action()

@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import BackboneError, listing, shown
-from ..registry import Named
-from ..specs import OWN, BackboneSpec, WeightsSpec
-from ..surgery.sites import has_module
+from .errors import BackboneError, join_names, short_repr
+from .registry import Named
+from .specs import FROM_MODULE, BackboneSpec, WeightsSpec
+from .surgery.sites import has_module
 
-__all__ = ["described", "own_backbone"]
+__all__ = ["described", "module_backbone"]
 
 
 class Handover:
@@ -29,14 +29,15 @@ class Handover:
     def __call__(self, spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
         if self.module is None:
             raise BackboneError(
-                f"{OWN}:{spec.name} is a network of somebody's own: only whoever made it can make "
+                f"{FROM_MODULE}:{spec.name} is a network of somebody's own: only whoever made it "
+                "can make "
                 "another"
             )
         module, self.module = self.module, None
         return module
 
 
-def own_backbone(
+def module_backbone(
     module: nn.Module,
     *,
     name: str | None,
@@ -67,7 +68,7 @@ def own_backbone(
         BackboneError: `module` is no module, or the description has values of the wrong kind.
     """
     if not isinstance(module, nn.Module):
-        raise BackboneError(f"from_module takes a network, an nn.Module, not {shown(module)}")
+        raise BackboneError(f"from_module takes a network, an nn.Module, not {short_repr(module)}")
     if hasattr(module, "_tvc_base"):
         raise BackboneError(
             "from_module takes a plain network, and this one is a hybrid already: make a new "
@@ -80,7 +81,8 @@ def own_backbone(
         )
     if isinstance(stages, str) or not isinstance(stages, Sequence) or not stages:
         raise BackboneError(
-            f"stages is a list with a path, or a list of paths, for each stage, not {shown(stages)}"
+            "stages is a list with a path, or a list of paths, for each stage, not "
+            f"{short_repr(stages)}"
         )
     short = (
         re.sub(r"[^a-z0-9_]", "_", module.__class__.__name__.lower()).lstrip("_0123456789")
@@ -105,13 +107,13 @@ def own_backbone(
         if not has_module(module, path):
             raise BackboneError(
                 f"from_module: there is no auxiliary head {path!r}; its children are "
-                f"{listing(module._modules)}"
+                f"{join_names(module._modules)}"
             )
-    return Named(OWN, spec)
+    return Named(FROM_MODULE, spec)
 
 
 def described(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
-    """Return what `own_backbone` needs to describe another module of the same kind, as
+    """Return what `module_backbone` needs to describe another module of the same kind, as
     plain data.
     """
     return {

@@ -27,7 +27,7 @@ __all__ = [
     "named_tensors",
     "perturb",
     "refuses_clearly",
-    "said",
+    "describe_error",
     "seeded_block",
     "snapshot",
 ]
@@ -35,7 +35,7 @@ __all__ = [
 SEED = 20
 
 
-def said(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error's class and the start of its message on one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -159,7 +159,7 @@ def check_copies(module: nn.Module, x: Tensor, what: str) -> None:
         except Exception as error:  # pickling may raise whatever it likes
             raise Fault(
                 f"that {way} takes {what}",
-                said(error),
+                describe_error(error),
                 "use classes and functions of a module instead of lambdas and local ones, and keep "
                 "generators and files out",
             ) from error

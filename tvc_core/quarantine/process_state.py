@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import listing
+from ..errors import join_names
 
-__all__ = ["Quiet", "State"]
+__all__ = ["StreamGuard", "ProcessState"]
 
 _HEAVY = (
     "torch",
@@ -90,7 +90,7 @@ def _attribute(words: str, module: str, name: str) -> _Watched:
     )
 
 
-def _pair(words: str, module: str, name: str, fresh: Any = _UNKNOWN) -> _Watched:
+def _getter_setter(words: str, module: str, name: str, fresh: Any = _UNKNOWN) -> _Watched:
     """Watch what the function get`name` returns and set`name` sets."""
     return _Watched(
         words,
@@ -191,7 +191,7 @@ _WATCHED = (
     ),
     _attribute("sys.stderr", "sys", "stderr"),
     _attribute("sys.excepthook", "sys", "excepthook"),
-    _pair("recursion limit", "sys", "recursionlimit"),
+    _getter_setter("recursion limit", "sys", "recursionlimit"),
     _Watched(
         "garbage collection",
         "gc",
@@ -225,7 +225,7 @@ _WATCHED = (
         lambda m, value: m.set_start_method(value, force=True),
         fresh=lambda _: None,
     ),
-    _pair("default timeout of sockets", "socket", "defaulttimeout", fresh=None),
+    _getter_setter("default timeout of sockets", "socket", "defaulttimeout", fresh=None),
     _Watched(
         "locale",
         "_locale",
@@ -292,7 +292,7 @@ _WATCHED = (
         _write_kernels,
         fresh=lambda m: (True,) * (1 + len(_ATTENTION)),
     ),
-    _pair(
+    _getter_setter(
         "precision of matrix products of torch",
         "torch",
         "_float32_matmul_precision",
@@ -324,7 +324,7 @@ _WATCHED = (
 )
 
 
-class State:
+class ProcessState:
     """What the process shares, at the moment of the look.
 
     Args:
@@ -336,11 +336,11 @@ class State:
         self.values = {entry: entry.now() for entry in _WATCHED if entry.local is local}
         self.heavy = set() if local else {name for name in _HEAVY if name in sys.modules}
 
-    def put_back(self) -> tuple[tuple[str, ...], State]:
+    def put_back(self) -> tuple[tuple[str, ...], ProcessState]:
         """Make everything as it was here; return in words what was not, and the state that there is
         then.
         """
-        now = State(local=self.local)
+        now = ProcessState(local=self.local)
         changes: list[str] = []
         for entry, after in now.values.items():
             before = self.values[entry]
@@ -357,13 +357,13 @@ class State:
                 if keyed
                 else []
             )
-            changes.append(f"{entry.words} ({listing(names, most=4)})" if names else entry.words)
+            changes.append(f"{entry.words} ({join_names(names, most=4)})" if names else entry.words)
         heavy = sorted(now.heavy - self.heavy)
-        changes += [f"import of {listing(heavy)}"] if heavy else []
-        return tuple(changes), State(local=self.local) if changes else now
+        changes += [f"import of {join_names(heavy)}"] if heavy else []
+        return tuple(changes), ProcessState(local=self.local) if changes else now
 
 
-class Quiet:
+class StreamGuard:
     """Keeps from plugins what they must not touch while they are loaded: the standard streams and
     signal handlers.
 
@@ -386,7 +386,7 @@ class Quiet:
         sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BytesIO())  # type: ignore[misc]
         for name in ("stderr", "__stderr__"):
             if self._streams[name] is not None:
-                setattr(sys, name, _Lent(self._streams[name]))
+                setattr(sys, name, _BorrowedStream(self._streams[name]))
         signal.signal = self._note_signal  # type: ignore[assignment]
 
     def close(self) -> None:
@@ -450,7 +450,7 @@ class _Bytes(io.BytesIO):
 
     read_already = False
 
-    def __init__(self, quiet: Quiet) -> None:
+    def __init__(self, quiet: StreamGuard) -> None:
         super().__init__()
         self._quiet = quiet
 
@@ -465,7 +465,7 @@ class _Bytes(io.BytesIO):
         return len(data)
 
 
-class _Lent:
+class _BorrowedStream:
     """A stream that its borrower cannot close."""
 
     def __init__(self, stream: Any) -> None:
@@ -473,7 +473,7 @@ class _Lent:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(self._stream, name)
-        return _Lent(found) if name in ("buffer", "raw") else found
+        return _BorrowedStream(found) if name in ("buffer", "raw") else found
 
     def close(self) -> None:
         """Leave it open."""

@@ -19,7 +19,7 @@ HOSTS = ("tvc-kit:maps", "tvc-kit:channels_last", "tvc-kit:tokens")
 @hookimpl
 def tvc_backbones() -> list[BackboneSpec]:
     """Offer the networks."""
-    home = "tvc_core.testing.hosts"
+    home = "tvc_core.testing.toy_networks"
     return [
         BackboneSpec(
             name="maps",
@@ -55,7 +55,7 @@ def tvc_backbones() -> list[BackboneSpec]:
 @hookimpl
 def tvc_blocks() -> list[BlockSpec]:
     """Offer the blocks."""
-    home = "tvc_core.testing.hosts"
+    home = "tvc_core.testing.toy_networks"
     return [
         BlockSpec(
             name="gate",
