@@ -42,14 +42,18 @@ from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone
-    from .model.auditing import AuditReport, FreezeReport, NormalizationReport, PartReport, audit
-    from .model.finetuning import param_groups
-    from .model.hybrid import HybridModel, PatchRecord
+    from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
+    from .model.hybrid import HybridModel
+    from .model.patch_report import PatchEffect, PatchReport
     from .model.pyramid import LevelInfo
-    from .surgery.anatomy import PartInfo, StageInfo
+    from .model.reading import FeatureExtractor
+    from .model.state import PatchRecord
+    from .opening import load
+    from .surgery.anatomy import StageInfo
     from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
-    from .surgery.patches import Patch
+    from .surgery.patch import Patch
+    from .training import AuditReport, audit, freeze_head, param_groups
     from .weights.files import read_state_dict
     from .weights.partial import LoadReport, partial_load, transfer_weights
     from .weights.torchvision import build_torchvision
@@ -63,6 +67,7 @@ __all__ = [
     "BackboneSpec",
     "BlockMaker",
     "BlockSpec",
+    "FeatureExtractor",
     "FreezeError",
     "FreezeReport",
     "HeadError",
@@ -76,10 +81,11 @@ __all__ = [
     "NormalizationReport",
     "ParameterError",
     "Patch",
+    "PatchEffect",
     "PatchError",
     "PatchOpSpec",
     "PatchRecord",
-    "PartInfo",
+    "PatchReport",
     "PartReport",
     "PathInfo",
     "PluginError",
@@ -99,7 +105,9 @@ __all__ = [
     "audit",
     "build_torchvision",
     "describe_backbone",
+    "freeze_head",
     "hookimpl",
+    "load",
     "load_yaml_recipe",
     "param_groups",
     "partial_load",
@@ -108,25 +116,29 @@ __all__ = [
 ]
 
 _HEAVY = {
-    "AuditReport": "model.auditing",
+    "AuditReport": "training",
     "BlockMaker": "surgery.operations",
-    "FreezeReport": "model.auditing",
+    "FreezeReport": "model.freeze_report",
     "HybridModel": "model.hybrid",
     "LevelInfo": "model.pyramid",
     "LoadReport": "weights.partial",
     "NoClassifier": "surgery.head",
-    "NormalizationReport": "model.auditing",
-    "Patch": "surgery.patches",
-    "PartInfo": "surgery.anatomy",
-    "PartReport": "model.auditing",
-    "PatchRecord": "model.hybrid",
+    "NormalizationReport": "model.freeze_report",
+    "Patch": "surgery.patch",
+    "PartReport": "model.freeze_report",
+    "PatchRecord": "model.state",
     "PathInfo": "describe",
     "StageInfo": "surgery.anatomy",
     "Target": "surgery.operations",
-    "audit": "model.auditing",
+    "audit": "training",
     "build_torchvision": "weights.torchvision",
+    "load": "opening",
+    "PatchReport": "model.patch_report",
+    "PatchEffect": "model.patch_report",
+    "FeatureExtractor": "model.reading",
+    "freeze_head": "training",
     "describe_backbone": "describe",
-    "param_groups": "model.finetuning",
+    "param_groups": "training",
     "partial_load": "weights.partial",
     "read_state_dict": "weights.files",
     "transfer_weights": "weights.partial",

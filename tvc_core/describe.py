@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .assemble import build_backbone
+from .backbone import build_backbone
 from .errors import BackboneError, ParameterError, TargetError
 from .recipe import Plan, make_plan, make_recipe
 from .registry import Registry

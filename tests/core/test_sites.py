@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tvc_core import BackboneError, BackboneSpec, HybridBuilder, PatchError, TargetError
 from tvc_core.surgery.layouts import Adapter, layout_of
-from tvc_core.surgery.sites import Probe, locate, probing
+from tvc_core.surgery.probing import probing
+from tvc_core.surgery.sites import Probe, locate
 
 IMAGE = (64, 96)
 

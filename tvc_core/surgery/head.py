@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import HeadError
+from .anatomy import Anatomy
 from .patches import installed_patches, set_module
 
 __all__ = [
@@ -20,6 +21,8 @@ __all__ = [
     "NoClassifier",
     "check_dropout",
     "dropout_of",
+    "exchange_heads",
+    "find_last_layer",
     "last_layer",
     "num_classes_of",
     "set_dropout",
@@ -79,6 +82,14 @@ def last_layer(network: nn.Module, head: str) -> tuple[str, Layer]:
     return layers[-1]
 
 
+def find_last_layer(network: nn.Module, head: str) -> tuple[str, Layer] | None:
+    """Return path and module of the head's last layer, or of what stands for it; None without."""
+    try:
+        return last_layer(network, head)
+    except HeadError:
+        return None
+
+
 def num_classes_of(layer: Layer) -> int:
     """Return the number of outputs of a last layer; 0 where there is no classifier."""
     if isinstance(layer, NoClassifier):
@@ -100,7 +111,8 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise HeadError(f"num_classes is a whole number of at least 0, not {num_classes!r}")
     path, old = last_layer(network, head)
-    for target, position, _ in installed_patches(network):
+    for target, patch in installed_patches(network):
+        position = patch.position
         if (
             position != "before"
             and f"{path}.".startswith(f"{target}.")
@@ -124,6 +136,15 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     for post in old._forward_hooks.values():
         new.register_forward_hook(post)
     set_module(network, path, new)
+
+
+def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tuple[str, ...]:
+    """Give the head and every auxiliary head a new last layer, and return the paths of the
+    auxiliary ones' layers.
+    """
+    for head in anatomy.heads:
+        set_num_classes(network, head, num_classes)
+    return tuple(last_layer(network, head)[0] for head, _ in anatomy.auxiliary)
 
 
 def set_dropout(network: nn.Module, head: str, p: float) -> None:

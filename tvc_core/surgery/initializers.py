@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .patches import Patch
+from .patch import Patch
 
 __all__ = ["identity", "is_normalization", "kaiming", "paper", "xavier", "zero"]
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from torch import nn
 
 from .branches import branch_of
-from .patches import PatchTree
+from .patch import PatchTree
 
 __all__ = ["inner_blocks"]
 

@@ -11,7 +11,7 @@ from ..errors import ParameterError, TargetError, did_you_mean, join_names
 from ..specs import BlockSpec
 from .branches import branch_of, known_blocks
 from .layouts import find_adapter
-from .patches import Patch
+from .patch import Patch
 from .sites import Site
 
 __all__ = ["BlockMaker", "Insertion", "Target", "inject", "replace", "wrap"]

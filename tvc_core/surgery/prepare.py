@@ -18,8 +18,10 @@ from .blocks import call_factory, create_block, parameters_of
 from .branches import branch_of
 from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion, Target
-from .patches import Patch, free_name
-from .sites import Probe, Site, has_module, probing
+from .patch import Patch
+from .patches import free_name
+from .probing import probing
+from .sites import Probe, Site, has_module
 from .targets import expand
 
 if TYPE_CHECKING:
@@ -43,6 +45,11 @@ class Prepared:
     site: Site
     insertions: tuple[Insertion, ...]
     replacement: nn.Module | None
+
+    @property
+    def starts_as_identity(self) -> bool:
+        """Nothing is replaced, and every block has a gate."""
+        return self.replacement is None and all(i.patch.alpha is not None for i in self.insertions)
 
 
 def prepare(

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..errors import StageError, TargetError, did_you_mean, join_names, near_names
 from .inner_blocks import inner_blocks
-from .patches import PatchTree
+from .patch import PatchTree
 from .sites import find_module, has_module, locate
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ from ..specs import BackboneSpec, WeightsSpec
 from ..surgery.anatomy import HEAD, Anatomy
 from ..surgery.head import last_layer
 from ..surgery.patches import installed_patches
-from ..surgery.sites import Probe, first_tensor, has_module, same_kernels
+from ..surgery.probing import same_kernels
+from ..surgery.sites import Probe, first_tensor, has_module
 from .helpers import (
     SEED,
     changed_names,
@@ -499,7 +500,7 @@ def backbone_patches(backbone: Subject) -> None:
                 "other logits",
                 do,
             )
-        for _, _, patch in installed_patches(model):
+        for _, patch in installed_patches(model):
             with torch.no_grad():
                 assert patch.alpha is not None
                 patch.alpha.fill_(1.0)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..builder import HybridBuilder
 from ..errors import ParameterError, TvcError, join_names
 from ..surgery.blocks import create_block
-from ..surgery.patches import Patch
+from ..surgery.patch import Patch
 from .helpers import (
     SEED,
     changed_names,

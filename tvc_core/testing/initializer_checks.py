@@ -12,7 +12,7 @@ from torch import nn
 from ..builder import HybridBuilder
 from ..errors import TvcError, join_names
 from ..surgery.blocks import call_factory
-from ..surgery.patches import Patch
+from ..surgery.patch import Patch
 from .helpers import SEED, changed_names, describe_error, leaves_seed, named_tensors, snapshot
 from .subjects import Fault, Subject
 from .toy_networks import Gate, Mix, maps
