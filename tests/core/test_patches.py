@@ -55,7 +55,7 @@ def test_every_key_and_name_of_the_backbone_stays(builder: HybridBuilder) -> Non
         reference.state_dict()
     )
     children = [name for name, _ in model.named_children()]
-    assert children == [*(name for name, _ in reference.named_children()), "patches"]
+    assert children == ["patches", *(name for name, _ in reference.named_children())]
     assert type(model.layer3) is nn.Sequential and type(model.layer4[0].conv1) is nn.Conv2d
 
 

@@ -122,9 +122,9 @@ class Taps:
         for index in indices:
             if index not in found.maps and index != PRE_LOGITS:
                 raise BackboneError(
-                    f"{self.paths[index]!r} gave no map in this forward pass: what stood there was "
-                    "exchanged by hand, and what stands there now is not called, or returns no "
-                    "tensor. Build the model with a 'replace' patch instead, or by from_module."
+                    f"{self.paths[index]!r} returned no tensor in a forward pass: it ends the stem "
+                    "or a stage, and what stands there (exchanged by hand, perhaps) is not called, "
+                    "or returns something else"
                 )
         return found.maps
 

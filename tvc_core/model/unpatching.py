@@ -103,22 +103,23 @@ def without(
 @contextmanager
 def switched_off(patches: list[Patch]) -> Iterator[None]:
     """Switch patches off in this thread. A compiled graph has no threads: it follows the flag."""
-    token = object()
+    token, here = object(), calls.switched_off()
+
+    def switch_on() -> None:
+        here[:] = [other for other in here if other is not token]
+        for patch in patches:
+            patch.switch(token, True)
+
     try:
         try:
+            here.append(token)
             for patch in patches:
                 patch.switch(token, False)
-            with calls.within(calls.switched_off(), *patches):
-                yield
+            yield
         finally:
-            _switch_on(patches, token)
+            switch_on()
     finally:  # an interrupt may come in the middle of it
-        _switch_on(patches, token)
-
-
-def _switch_on(patches: list[Patch], token: object) -> None:
-    for patch in patches:
-        patch.switch(token, True)
+        switch_on()
 
 
 def _chosen(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:

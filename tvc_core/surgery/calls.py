@@ -36,7 +36,7 @@ def collections() -> list[Any]:
 
 
 def switched_off() -> list[Any]:
-    """Return the patches that this thread has switched off, each once for every `without`."""
+    """Return a token for each `without` that this thread is in; patches know theirs."""
     return _THREAD.switched_off
 
 

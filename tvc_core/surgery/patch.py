@@ -73,7 +73,7 @@ class Patch(nn.Module):
             return True
         if torch.compiler.is_compiling() or "removed" in self.off:
             return False
-        return not any(patch is self for patch in calls.switched_off())
+        return self.off.isdisjoint(calls.switched_off())
 
     def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
         if output is not None:
@@ -138,13 +138,20 @@ class PatchTree(nn.Module):
 
 
 class _Kept(tuple[Any, ...]):
-    """The arguments of one call of a target, with a copy of the first for a parallel patch.
+    """The arguments of one call of a target, with copies of the first for parallel patches.
 
-    A pre-hook returns it, torch hands it to the forward hook of the same call: so the copy belongs
+    A pre-hook returns it, torch hands it to the forward hook of the same call: so the copies belong
     to the call, and any number of calls may be under way.
     """
 
-    first: Tensor
+    copies: dict[str, Tensor]
+
+
+def _keep(args: tuple[Any, ...], like: Any, copies: dict[str, Tensor] | None = None) -> _Kept:
+    """Return arguments with the copies that `like` has, and more."""
+    kept = _Kept(args)
+    kept.copies = {**(like.copies if isinstance(like, _Kept) else {}), **(copies or {})}
+    return kept
 
 
 class PatchHook:
@@ -170,14 +177,14 @@ class PatchHook:
         if not torch.compiler.is_compiling() and not calls.running():
             _tell(target, patch)
         if patch.position == "before":
-            return (self.module(args[0]), *args[1:])
+            changed = (self.module(args[0]), *args[1:])
+            return _keep(changed, args) if isinstance(args, _Kept) else changed
         if patch.position == "after":
             return _own_step(self.module(output[0]))
         if not output:
-            kept = _Kept(args)
-            kept.first = args[0].clone()
-            return kept
-        return _own_step(self.module(args.first if isinstance(args, _Kept) else args[0], output[0]))
+            return _keep(args, args, {patch.home: args[0].clone()})
+        x = args.copies.get(patch.home, args[0]) if isinstance(args, _Kept) else args[0]
+        return _own_step(self.module(x, output[0]))
 
 
 def _own_step(x: Any) -> Any:

@@ -235,7 +235,7 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
     """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs
     inside raises.
     """
-    modules = list(network.modules())
+    modules = list(_every_module(network))
     classes = [(module, type(module)) for module in modules]
     kept: list[tuple[Any, dict[Any, Any]]] = [
         (registry, dict(registry))
@@ -258,6 +258,19 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
         raise
+
+
+def _every_module(root: nn.Module) -> Iterator[nn.Module]:
+    """Yield all modules, the nodes of the tree of patches included, which `modules()` hides."""
+    seen: dict[int, nn.Module] = {id(root): root}
+    queue = [root]
+    while queue:
+        module = queue.pop()
+        yield module
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen[id(child)] = child
+                queue.append(child)
 
 
 def set_module(network: nn.Module, path: str, module: nn.Module) -> None:

@@ -53,8 +53,8 @@ class _OwnRandomness(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags:
-            names = [argument.name for argument in func._schema.arguments]
-            if "generator" in names and kwargs.get("generator") is None:
+            func = _with_generator(func)
+            if _takes_generator(func) and kwargs.get("generator") is None:
                 tensors = (each for each in args if isinstance(each, torch.Tensor))
                 device = next(
                     (t.device for t in tensors), torch.device(kwargs.get("device") or "cpu")
@@ -67,6 +67,18 @@ class _OwnRandomness(TorchDispatchMode):
         if device not in self.generators:
             self.generators[device] = torch.Generator(device).manual_seed(0)
         return self.generators[device]
+
+
+def _takes_generator(func: Any) -> bool:
+    return any(argument.name == "generator" for argument in func._schema.arguments)
+
+
+def _with_generator(func: Any) -> Any:
+    """Return the overload that takes a generator, of a function that has one beside it (rand)."""
+    if _takes_generator(func):
+        return func
+    name = {"default": "generator"}.get(func._overloadname, f"{func._overloadname}_generator")
+    return getattr(func.overloadpacket, name, func)
 
 
 @contextmanager
