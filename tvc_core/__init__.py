@@ -28,14 +28,15 @@ from .errors import (
 )
 from .hookspecs import API_VERSION, hookimpl
 from .local import LocalPlugin
-from .recipe import Recipe
-from .registry import PluginInfo, Registry
+from .recipe import Patches, Recipe, Weights
+from .registry import Named, PluginInfo, Registry
 from .specs import (
     BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
     InitializerSpec,
     PatchOpSpec,
+    Spec,
     WeightsSpec,
 )
 from .version import __version__ as __version__
@@ -46,7 +47,8 @@ if TYPE_CHECKING:
     from .model.finetuning import param_groups
     from .model.hybrid import HybridModel, PatchRecord
     from .model.pyramid import LevelInfo
-    from .surgery.anatomy import PartInfo, StageInfo
+    from .opening import load
+    from .surgery.anatomy import StageInfo
     from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
     from .surgery.patches import Patch
@@ -55,81 +57,43 @@ if TYPE_CHECKING:
     from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "API_VERSION",
-    "AmbiguousNameError",
-    "AuditReport",
-    "BackboneError",
-    "BackboneFamilySpec",
-    "BackboneSpec",
-    "BlockMaker",
-    "BlockSpec",
-    "FreezeError",
-    "FreezeReport",
-    "HeadError",
-    "HybridBuilder",
-    "HybridModel",
-    "InitializerSpec",
-    "LevelInfo",
-    "LoadReport",
-    "LocalPlugin",
-    "NoClassifier",
-    "NormalizationReport",
-    "ParameterError",
-    "Patch",
-    "PatchError",
-    "PatchOpSpec",
-    "PatchRecord",
-    "PartInfo",
-    "PartReport",
-    "PathInfo",
-    "PluginError",
-    "PluginInfo",
-    "Recipe",
-    "RecipeError",
-    "Registry",
-    "RegistryWarning",
-    "StageError",
-    "StageInfo",
-    "Target",
-    "TargetError",
-    "TvcError",
-    "UnknownNameError",
-    "WeightsError",
-    "WeightsSpec",
-    "audit",
-    "build_torchvision",
-    "describe_backbone",
-    "hookimpl",
-    "load_yaml_recipe",
-    "param_groups",
-    "partial_load",
-    "read_state_dict",
-    "transfer_weights",
-]
+    # building models
+    "HybridBuilder", "Patches", "Recipe", "Weights", "load", "load_yaml_recipe",
+    # models, and what they say about themselves
+    "HybridModel", "LevelInfo", "PatchRecord", "PathInfo", "StageInfo", "describe_backbone",
+    # training and weights
+    "AuditReport", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport", "audit",
+    "param_groups", "partial_load", "transfer_weights",
+    # errors
+    "AmbiguousNameError", "BackboneError", "FreezeError", "HeadError", "ParameterError",
+    "PatchError", "PluginError", "RecipeError", "RegistryWarning", "StageError", "TargetError",
+    "TvcError", "UnknownNameError", "WeightsError",
+    # for plugin authors: what plugins offer
+    "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
+    "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl",
+    # for plugin authors: what there is, and what their factories use
+    "BlockMaker", "Named", "NoClassifier", "Patch", "PluginInfo", "Registry", "Target",
+    "build_torchvision", "read_state_dict",
+]  # fmt: skip
 
 _HEAVY = {
-    "AuditReport": "model.auditing",
-    "BlockMaker": "surgery.operations",
-    "FreezeReport": "model.auditing",
-    "HybridModel": "model.hybrid",
-    "LevelInfo": "model.pyramid",
-    "LoadReport": "weights.partial",
-    "NoClassifier": "surgery.head",
-    "NormalizationReport": "model.auditing",
-    "Patch": "surgery.patches",
-    "PartInfo": "surgery.anatomy",
-    "PartReport": "model.auditing",
-    "PatchRecord": "model.hybrid",
-    "PathInfo": "describe",
-    "StageInfo": "surgery.anatomy",
-    "Target": "surgery.operations",
-    "audit": "model.auditing",
-    "build_torchvision": "weights.torchvision",
-    "describe_backbone": "describe",
-    "param_groups": "model.finetuning",
-    "partial_load": "weights.partial",
-    "read_state_dict": "weights.files",
-    "transfer_weights": "weights.partial",
+    name: module
+    for module, names in {
+        "describe": "PathInfo describe_backbone",
+        "model.auditing": "AuditReport FreezeReport NormalizationReport PartReport audit",
+        "model.finetuning": "param_groups",
+        "model.hybrid": "HybridModel PatchRecord",
+        "model.pyramid": "LevelInfo",
+        "opening": "load",
+        "surgery.anatomy": "StageInfo",
+        "surgery.head": "NoClassifier",
+        "surgery.operations": "BlockMaker Target",
+        "surgery.patches": "Patch",
+        "weights.files": "read_state_dict",
+        "weights.partial": "LoadReport partial_load transfer_weights",
+        "weights.torchvision": "build_torchvision",
+    }.items()
+    for name in names.split()
 }
 """What needs torch, and the module that has it: imported when it is first asked for."""
 

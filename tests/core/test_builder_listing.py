@@ -54,9 +54,9 @@ def builder(**more: Any) -> HybridBuilder:
         ({"pattern": "shared"}, ["alpha:shared", "beta:shared"]),
         ({"pattern": "beta:*"}, ["only_beta", "beta:shared"]),
         ({"origin": "torchvision"}, ["other"]),
-        ({"plugin": "beta"}, ["only_beta", "beta:shared"]),
-        ({"plugin": "Beta", "pattern": "s*"}, ["beta:shared"]),
-        ({"plugin": "beta", "origin": "torchvision"}, []),
+        ({"owner": "beta"}, ["only_beta", "beta:shared"]),
+        ({"owner": "Beta", "pattern": "s*"}, ["beta:shared"]),
+        ({"owner": "beta", "origin": "torchvision"}, []),
     ],
 )
 def test_the_filters_of_backbones(arguments: dict[str, str], expected: list[str]) -> None:
@@ -65,8 +65,8 @@ def test_the_filters_of_backbones(arguments: dict[str, str], expected: list[str]
 
 def test_a_filter_by_plugin_shows_what_a_preference_hides_behind_the_short_name() -> None:
     preferring = builder(prefer="alpha")
-    assert preferring.list_backbones(plugin="beta") == ["only_beta", "beta:shared"]
-    assert preferring.list_backbones(plugin="alpha", pattern="shared") == ["shared"]
+    assert preferring.list_backbones(owner="beta") == ["only_beta", "beta:shared"]
+    assert preferring.list_backbones(owner="alpha", pattern="shared") == ["shared"]
 
 
 def test_the_filter_of_blocks() -> None:
@@ -88,7 +88,7 @@ def test_the_filter_of_blocks() -> None:
         ),
         (
             "list_backbones",
-            {"plugin": "bata"},
+            {"owner": "bata"},
             "no installed plugin has the plugin 'bata'. Did you mean 'beta'",
         ),
         (
@@ -137,7 +137,7 @@ def test_the_listing_of_torchvisions_names_agrees_with_torchvision() -> None:
     assert set(HybridBuilder.list_backbones(origin="torchvision")) <= set(
         models.list_models(module=models)
     )
-    assert HybridBuilder.list_backbones("resnet*", plugin="tvc-resnet") == sorted(
+    assert HybridBuilder.list_backbones("resnet*", owner="tvc-resnet") == sorted(
         (name for name in models.list_models(module=models) if name.startswith("resnet")),
         key=lambda name: int(name[6:]),
     )
@@ -153,7 +153,7 @@ SAMPLE = """
 from tvc_core import HybridBuilder, Recipe, Registry, UnknownNameError
 
 names: list[str] = HybridBuilder.list_backbones()
-names = HybridBuilder.list_backbones("resnet*", origin="torchvision", plugin="tvc-resnet")
+names = HybridBuilder.list_backbones("resnet*", origin="torchvision", owner="tvc-resnet")
 names = HybridBuilder().list_backbones(pattern="resnet*")
 names = HybridBuilder.list_blocks("attention") + HybridBuilder().list_blocks(category="attention")
 preferring = HybridBuilder(prefer=("tvc-attention",))
@@ -204,6 +204,6 @@ def test_the_listing_methods_say_what_they_take() -> None:
         assert list(inspect.signature(holder.list_backbones).parameters) == [
             "pattern",
             "origin",
-            "plugin",
+            "owner",
         ]
         assert str(inspect.signature(holder.list_patch_ops)) == "() -> 'list[str]'"

@@ -15,6 +15,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import tvc_core
 from tvc_core import (
     BackboneError,
     HeadError,
@@ -149,7 +150,7 @@ def test_a_network_of_ones_own_keeps_type_names_and_outputs(
     assert isinstance(model, type(plain)) and isinstance(model, HybridModel)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert torch.equal(model(x), plain(x))
-    assert sum(part.num_parameters for part in model.parts()) == sum(
+    assert sum(part.num_parameters for part in model.freeze_report().parts) == sum(
         p.numel() for p in plain.parameters()
     )
 
@@ -237,7 +238,7 @@ def test_it_is_copied_pickled_and_read_back_from_a_file(
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), want)
     path = tmp_path / "own.safetensors"
     model.save(path)
-    again = HybridModel.load(path, module=make())
+    again = tvc_core.load(path, module=make())
     assert torch.equal(again.eval()(x), want)
     assert again.explain() == model.explain() and again.freeze_state() == model.freeze_state()
     assert "from_module:mine" in model.explain() and "weights: the module's own" in model.explain()
@@ -326,7 +327,7 @@ def test_loading_needs_a_module_that_fits_and_leaves_others_alone(
     path = tmp_path / "own.safetensors"
     builder.from_module(make(), **about).save(path)
     with pytest.raises(WeightsError, match=r"timm.models.resnet.ResNet.*module=network"):
-        HybridModel.load(path)
+        tvc_core.load(path)
     wrong: list[tuple[nn.Module, type[TvcError], str]] = [
         (sequential(), BackboneError, "made from timm.models.resnet.ResNet"),
         (timm.create_model("resnet14t", num_classes=11), WeightsError, "does not fit"),
@@ -339,11 +340,11 @@ def test_loading_needs_a_module_that_fits_and_leaves_others_alone(
     for network, error, text in wrong:
         before = state_of(network)
         with pytest.raises(error, match=text):
-            HybridModel.load(path, module=network)
+            tvc_core.load(path, module=network)
         assert state_of(network) == before
     builder.from_torchvision("resnet18", None).save(path)
     with pytest.raises(WeightsError, match="leave module out"):
-        HybridModel.load(path, module=make())
+        tvc_core.load(path, module=make())
 
 
 class WithAuxiliary(nn.Module):
@@ -389,7 +390,7 @@ def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(
         f"{p}.{t}" for p in ("aux.2", "fc") for t in ("weight", "bias")
     }
     model.save(tmp_path / "aux.safetensors")
-    again = HybridModel.load(tmp_path / "aux.safetensors", module=WithAuxiliary())
+    again = tvc_core.load(tmp_path / "aux.safetensors", module=WithAuxiliary())
     assert torch.equal(again.eval()(x), model.eval()(x))
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import assert_type
 
+import tvc_core
 from tvc_core import (
     AuditReport,
     BackboneSpec,
@@ -103,7 +104,7 @@ def main(path: Path) -> None:
         assert_type(plain, HybridModel)
     model.freeze_backbone(unfreeze_stages=[-1])
     model.save(path)
-    assert_type(HybridModel.load(path), HybridModel)
+    assert_type(tvc_core.load(path), HybridModel)
     assert_type(Registry(installed=False).plugins[0].status, str)
     try:
         builder.from_backbone("nothing")

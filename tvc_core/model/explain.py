@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -11,11 +10,12 @@ from torch import nn
 from ..errors import BackboneError
 from ..recipe import Plan
 from ..specs import FROM_MODULE
-from ..surgery.anatomy import PartInfo
+from ..surgery.anatomy import Anatomy
 from ..surgery.head import dropout_of, last_layer, num_classes_of
 from ..surgery.input import InputRecord
 from ..surgery.patches import installed_patches
 from ..weights.torchvision import transforms_of
+from .auditing import FreezeReport, freeze_report
 from .hybrid import HybridModel
 
 __all__ = ["explain", "transforms"]
@@ -46,7 +46,7 @@ def explain(model: HybridModel) -> str:
         f"head: {path} ({type(layer).__name__}), {num_classes_of(layer)} classes, dropout "
         f"{dropout or 0.0:g}"
     )
-    lines.append(_table(model.parts()))
+    lines.append(_table(freeze_report(model), anatomy))
     return "\n".join(lines)
 
 
@@ -154,10 +154,11 @@ def _patch_lines(model: HybridModel) -> list[str]:
     return [f"patches: {len(lines)}", *lines, difference]
 
 
-def _table(parts: Sequence[PartInfo]) -> str:
+def _table(report: FreezeReport, anatomy: Anatomy) -> str:
     lines = [f"{'part':<10} {'parameters':>12} {'trainable':>12}  modules"]
-    lines += [
-        f"{p.name:<10} {p.num_parameters:>12,} {p.num_trainable:>12,}  {' '.join(p.paths)}"
-        for p in parts
-    ]
+    for part in report.parts:
+        paths = " ".join(path for found, path in anatomy.items() if found == part.name)
+        lines.append(
+            f"{part.name:<10} {part.num_parameters:>12,} {part.num_trainable:>12,}  {paths}"
+        )
     return "\n".join(lines)

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..errors import FreezeError, did_you_mean, join_names
-from ..recipe.schema import HEAD_CHOICES, NORMALIZATION_CHOICES
+from ..recipe.rules import HEAD_CHOICES, NORMALIZATION_CHOICES
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
 from ..surgery.head import last_layer
 from ..surgery.initializers import is_normalization

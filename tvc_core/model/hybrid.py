@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError, HeadError
 from ..recipe import PatchPlan, Plan, Recipe
-from ..surgery.anatomy import HEAD, Anatomy, PartInfo, StageInfo, stage_name
+from ..surgery.anatomy import HEAD, Anatomy, StageInfo, stage_name
 from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropout, set_num_classes
 from ..surgery.input import InputRecord
 from . import freezing
@@ -24,7 +24,6 @@ from .freezing import FreezeState
 from .pyramid import LevelInfo
 
 if TYPE_CHECKING:
-    from ..registry import Registry
     from .auditing import FreezeReport
 
 __all__ = ["HybridState", "HybridModel", "PatchRecord", "become_hybrid", "check_class_names"]
@@ -203,26 +202,6 @@ class HybridModel(nn.Module):
         feature i + 1.
         """
         return self._hybrid.stages
-
-    def parts(self) -> tuple[PartInfo, ...]:
-        """Return stem, stages and head with their parameter counts as they are now. Together they
-        are the model.
-        """
-        anatomy = self._hybrid.anatomy
-        counts = {part: [0, 0] for part in anatomy.parts}
-        for name, parameter in self.named_parameters():
-            part, _ = freezing.part_of_parameter(name, anatomy)
-            if part is not None:
-                counts[part][0] += parameter.numel()
-                counts[part][1] += parameter.numel() if parameter.requires_grad else 0
-        paths = {
-            part: tuple(path for found, path in anatomy.items() if found == part)
-            for part in anatomy.parts
-        }
-        return tuple(
-            PartInfo(name=part, paths=paths[part], num_parameters=total, num_trainable=trainable)
-            for part, (total, trainable) in counts.items()
-        )
 
     # -- freezing ----------------------------------------------------------------------------------
 
@@ -484,31 +463,9 @@ class HybridModel(nn.Module):
         Raises:
             WeightsError: the file cannot be written; what was there before is still there.
         """
-        from .files import save
+        from .saving import save
 
         save(self, Path(path))
-
-    @staticmethod
-    def load(
-        path: str | Path, registry: Registry | None = None, *, module: nn.Module | None = None
-    ) -> HybridModel:
-        """Read a model that `save` wrote. Nothing in the file is run; its names are looked up in
-        the registry.
-
-        Args:
-            path: the file.
-            registry: where names are looked up; by default what is installed.
-            module: for a model that `HybridBuilder.from_module` made: a new network of the same
-                kind, which becomes the model.
-
-        Raises:
-            WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
-                not, and one was given).
-            UnknownNameError: it needs a plugin that is not installed.
-        """
-        from .files import load
-
-        return load(Path(path), registry, module)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # the class of a hybrid is made at run time, so a pickle names the backbone's class and
