@@ -222,7 +222,7 @@ def test_freeze_backbone_is_true_or_false(value: Any) -> None:
         ({"heads": "all"}, "unknown key 'heads' in 'freeze_backbone'. Did you mean 'head'?"),
         (
             {"head": "lost"},
-            "head says what of the head is trainable: all, last, none, not 'lost'. Did you mean 'last'?",
+            "what of the head is trainable: all, last, none, not 'lost'. Did you mean 'last'?",
         ),
         ({"head": ["last"]}, "all, last, none, not ['last']"),
         ({"freeze_patches": 1}, "frozen: True, False, not 1"),
