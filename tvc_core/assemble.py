@@ -9,18 +9,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from .errors import BackboneError, PatchError, TvcError, describe_error
+from .errors import BackboneError, HeadError, PatchError, TvcError, describe_error
 from .model.features import Taps, find_bridge
-from .model.hybrid import (
-    HybridModel,
-    HybridState,
-    PatchRecord,
-    become_hybrid,
-    check_class_names,
-    exchange_heads,
-)
+from .model.hybrid import HybridModel, HybridState, PatchRecord, become_hybrid, exchange_heads
 from .model.measuring import measure
 from .recipe import Plan
+from .recipe.rules import check_class_names
 from .surgery.anatomy import Anatomy
 from .surgery.head import last_layer, num_classes_of, set_dropout
 from .surgery.input import InputRecord, change_input
@@ -82,8 +76,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         new_layers = exchange_heads(network, anatomy, wanted)
         names = None
     if plan.recipe.class_names is not None:
-        names = plan.recipe.class_names
-        check_class_names(names, wanted or classes)
+        outputs = classes if wanted is None else wanted
+        names = check_class_names(plan.recipe.class_names, outputs, HeadError)
     if plan.recipe.dropout is not None:
         set_dropout(network, anatomy.head, plan.recipe.dropout)
     facts = HybridState(

@@ -202,7 +202,7 @@ def test_class_names_fit_the_head_or_are_refused(tiny: Any) -> None:
     model = tiny(num_classes=2, class_names=["cat", "dog"])
     assert model.class_names == ("cat", "dog")
     for wrong in (["cat"], ["a", "b", "c"], [1, 2]):
-        with pytest.raises(HeadError, match="2 outputs"):
+        with pytest.raises(HeadError, match=r"2 outputs|different names"):
             model.class_names = wrong
     assert model.class_names == ("cat", "dog")
     model.reset_classifier(2)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FreezeError, ParameterError, join_names
+from ..recipe.rules import check_hybrid
 from ..surgery.initializers import is_normalization
 from ..surgery.patches import PatchTree
 from .freezing import held_modules, part_of_parameter, wanted_grads
@@ -252,12 +253,8 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
         ParameterError: `model` is no hybrid, or `optimizer` has no parameter groups.
         FreezeError: `strict`, and something was found.
     """
-    if not isinstance(model, HybridModel):
-        raise ParameterError(
-            f"audit takes a model that HybridBuilder made, not {type(model).__name__}; of a "
-            "wrapped one, what is inside: "
-            "ddp.module, compiled._orig_mod"
-        )
+    check_hybrid(model, "audit")
+    assert isinstance(model, HybridModel)
     if not isinstance(getattr(optimizer, "param_groups", None), list):
         raise ParameterError(
             f"audit takes a torch optimizer, which has param_groups, not {type(optimizer).__name__}"

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import FreezeError, ParameterError, did_you_mean, join_names, short_repr
+from ..recipe.rules import check_hybrid
 from ..surgery.anatomy import HEAD, STEM, Anatomy
 from ..surgery.initializers import is_normalization
 from .freezing import part_of_parameter
@@ -149,12 +150,8 @@ def _decays(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
 def _check(
     model: object, lr: object, layer_decay: object, weight_decay: object, by: object
 ) -> None:
-    if not isinstance(model, HybridModel):
-        raise ParameterError(
-            f"param_groups takes a model that HybridBuilder made, not {type(model).__name__}; of a "
-            "wrapped one, what is "
-            "inside: ddp.module, compiled._orig_mod"
-        )
+    check_hybrid(model, "param_groups")
+    assert isinstance(model, HybridModel)
     if not _is_number(lr) or not 0 < lr < float("inf"):  # type: ignore[operator]
         raise ParameterError(f"lr is a number above 0, not {short_repr(lr)}")
     if layer_decay is not None and (not _is_number(layer_decay) or not 0 < layer_decay <= 1):  # type: ignore[operator]

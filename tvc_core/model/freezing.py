@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import FreezeError, did_you_mean, join_names
-from ..recipe.rules import HEAD_CHOICES, NORMALIZATION_CHOICES
+from ..errors import FreezeError, join_names
+from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
 from ..surgery.head import last_layer
 from ..surgery.initializers import is_normalization
@@ -79,38 +79,9 @@ class FreezeState:
             )
         if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
             raise FreezeError(f"stem and patches of a freeze state are true or false, not {data!r}")
-        check_head(data["head"])
-        check_normalization(data["normalization"])
+        for key in ("head", "normalization"):
+            FREEZE[key].check(key, data[key], FreezeError)
         return FreezeState(**{**data, "stages": tuple(anatomy.stage_indices(data["stages"]))})
-
-
-def check_head(head: object) -> None:
-    """Refuse what is not one of the choices for the head.
-
-    Raises:
-        FreezeError: another value.
-    """
-    if head not in HEAD_CHOICES:
-        hint = did_you_mean(str(head), HEAD_CHOICES)
-        raise FreezeError(
-            f"head says what of the head is trainable: {join_names(HEAD_CHOICES)}, not "
-            f"{head!r}.{hint}"
-        )
-
-
-def check_normalization(normalization: object) -> None:
-    """Refuse what is not one of the choices for the normalization layers of frozen parts.
-
-    Raises:
-        FreezeError: another value.
-    """
-    if normalization not in NORMALIZATION_CHOICES:
-        hint = did_you_mean(str(normalization), NORMALIZATION_CHOICES)
-        raise FreezeError(
-            "normalization says what the normalization layers of frozen parts do: "
-            f"{join_names(NORMALIZATION_CHOICES)}, "
-            f"not {normalization!r}.{hint}"
-        )
 
 
 def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from ..errors import BackboneError, HeadError
+from ..errors import BackboneError, FreezeError, HeadError
 from ..recipe import PatchPlan, Plan, Recipe
+from ..recipe.rules import DROPOUT, FREEZE, check_class_names
 from ..surgery.anatomy import HEAD, Anatomy, StageInfo, stage_name
-from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropout, set_num_classes
+from ..surgery.head import last_layer, num_classes_of, set_dropout, set_num_classes
 from ..surgery.input import InputRecord
 from . import freezing
 from .checkpointing import set_checkpointing
@@ -26,7 +27,7 @@ from .pyramid import LevelInfo
 if TYPE_CHECKING:
     from .auditing import FreezeReport
 
-__all__ = ["HybridState", "HybridModel", "PatchRecord", "become_hybrid", "check_class_names"]
+__all__ = ["HybridState", "HybridModel", "PatchRecord", "become_hybrid"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,12 +229,13 @@ class HybridModel(nn.Module):
 
         Raises:
             StageError: a stage that is not there.
-            FreezeError: another value for `head` or `normalization`, or the model is wrapped in
-                DistributedDataParallel.
+            FreezeError: another value for `head`, `freeze_patches` or `normalization`, or the model
+                is wrapped in DistributedDataParallel.
         """
         anatomy = self._hybrid.anatomy
-        freezing.check_head(head)
-        freezing.check_normalization(normalization)
+        given = {"head": head, "freeze_patches": freeze_patches, "normalization": normalization}
+        for key, value in given.items():
+            FREEZE[key].check(key, value, FreezeError)
         thawed = anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
         frozen = tuple(index for index in range(len(anatomy.stages)) if index not in thawed)
         self._set_freeze(
@@ -241,7 +243,7 @@ class HybridModel(nn.Module):
                 stem=True,
                 stages=frozen,
                 head=head,
-                patches=bool(freeze_patches),
+                patches=freeze_patches,
                 normalization=normalization,
             )
         )
@@ -343,7 +345,7 @@ class HybridModel(nn.Module):
         """
         head = self._hybrid.anatomy.head
         if dropout is not None:
-            check_dropout(dropout)
+            DROPOUT.check("dropout", dropout, HeadError)
         freezing.refuse_under_ddp(self, [last_layer(self, head)[0]])
         self._hybrid.new_layers = exchange_heads(self, self._hybrid.anatomy, num_classes)
         if dropout is not None:
@@ -364,11 +366,10 @@ class HybridModel(nn.Module):
         return self._hybrid.class_names
 
     @class_names.setter
-    def class_names(self, names: Iterable[str] | None) -> None:
-        names = None if names is None else tuple(names)
-        if names is not None:
-            check_class_names(names, self.num_classes)
-        self._hybrid.class_names = names
+    def class_names(self, names: Sequence[str] | None) -> None:
+        self._hybrid.class_names = (
+            None if names is None else check_class_names(names, self.num_classes, HeadError)
+        )
 
     # -- patches -----------------------------------------------------------------------------------
 
@@ -454,6 +455,15 @@ class HybridModel(nn.Module):
 
         return transforms(self._hybrid.plan)
 
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the module at a path, also where the path begins with a name of the hybrid's own:
+        a network may have a child `save`.
+        """
+        view: nn.Module | None = self.__dict__.get(_VIEW)
+        if view is None or not target:
+            return super().get_submodule(target)
+        return view.get_submodule(target)
+
     # -- files -------------------------------------------------------------------------------------
 
     def save(self, path: str | Path) -> None:
@@ -478,7 +488,7 @@ class HybridModel(nn.Module):
 
 
 _VIEW = "_hybrid_view"
-_PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_")) - {"train"}
+_PUBLIC = frozenset(name for name in vars(HybridModel) if name[0] != "_") - set(dir(nn.Module))
 
 
 def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tuple[str, ...]:
@@ -488,19 +498,6 @@ def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tu
     for head in anatomy.heads:
         set_num_classes(network, head, num_classes)
     return tuple(last_layer(network, head)[0] for head, _ in anatomy.auxiliary)
-
-
-def check_class_names(names: Sequence[object], num_classes: int) -> None:
-    """Refuse class names that do not fit the head.
-
-    Raises:
-        HeadError: their number is not that of the outputs, or one is no text.
-    """
-    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise HeadError(
-            f"class_names has {len(names)} entries; the head has {num_classes} outputs, each needs "
-            "a name"
-        )
 
 
 def become_hybrid(network: nn.Module, facts: HybridState) -> HybridModel:

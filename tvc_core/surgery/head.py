@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import HeadError
+from ..recipe.rules import DROPOUT, NUM_CLASSES
 from .patches import installed_patches, set_module
 
 __all__ = [
     "HeadDropout",
     "NoClassifier",
-    "check_dropout",
     "dropout_of",
     "last_layer",
     "num_classes_of",
@@ -94,11 +94,10 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     of `set_dropout`, patches) and device, dtype and mode go over to the new one.
 
     Raises:
-        HeadError: `num_classes` is no whole number of at least 0, the head has no layer to
+        HeadError: `num_classes` is no whole number from 0 to 10 million, the head has no layer to
             exchange, or a block inserted after that layer has its width.
     """
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
-        raise HeadError(f"num_classes is a whole number of at least 0, not {num_classes!r}")
+    NUM_CLASSES.check("num_classes", num_classes, HeadError)
     path, old = last_layer(network, head)
     for target, position, _ in installed_patches(network):
         if (
@@ -133,7 +132,7 @@ def set_dropout(network: nn.Module, head: str, p: float) -> None:
     Raises:
         HeadError: `p` is no probability from 0 to below 1.
     """
-    check_dropout(p)
+    DROPOUT.check("dropout", p, HeadError)
     dropouts = [
         module for module in network.get_submodule(head).modules() if isinstance(module, nn.Dropout)
     ]
@@ -146,16 +145,6 @@ def set_dropout(network: nn.Module, head: str, p: float) -> None:
             hook.p = float(p)
             return
     layer.register_forward_pre_hook(HeadDropout(float(p)))
-
-
-def check_dropout(p: object) -> None:
-    """Refuse what is no probability of dropout.
-
-    Raises:
-        HeadError: `p` is no number from 0 to below 1.
-    """
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p < 1:
-        raise HeadError(f"dropout is a probability from 0 to below 1, not {p!r}")
 
 
 def dropout_of(network: nn.Module, head: str) -> float | None:
