@@ -150,7 +150,7 @@ def test_the_listings_have_names_and_help() -> None:
 
 
 SAMPLE = """
-from tvc_core import HybridBuilder, Recipe, Registry, UnknownNameError
+from tvc_core import HybridBuilder, Patches, Recipe, Registry, UnknownNameError, Weights
 
 names: list[str] = HybridBuilder.list_backbones()
 names = HybridBuilder.list_backbones("resnet*", origin="torchvision", owner="tvc-resnet")
@@ -160,6 +160,15 @@ preferring = HybridBuilder(prefer=("tvc-attention",))
 names = HybridBuilder.list_patch_ops() + preferring.list_initializers()
 builder = HybridBuilder(registry=Registry(installed=False))
 first: str = builder.list_backbones()[0]
+patches: Patches = {"layer3": {"wrap": "se"}, "layer4": [{"wrap": {"type": "se"}}, {"add": "eca"}]}
+weights: Weights = None
+model = builder.from_torchvision("resnet18", weights, patches=patches, class_names=("cat", "dog"))
+model = builder.from_backbone(
+    "resnet18", "DEFAULT", patches={"layer3": {"wrap": "se"}}, unfreeze_stages=-1,
+    freeze_backbone={"head": "last"}, options={"width": 2}, in_channels_policy=["r", 2],
+)
+plain = {"layer3": {"wrap": "se"}}
+model = builder.from_backbone("resnet18", patches=plain)
 recipe: Recipe = Recipe.from_mapping({"backbone": "resnet50"})
 classes: int | None = recipe.num_classes
 text: str = recipe.to_yaml()
@@ -197,6 +206,29 @@ def test_strict_type_checking_would_see_a_wrong_result_type(tmp_path: Path) -> N
         tmp_path, SAMPLE + "wrong: list[int] = HybridBuilder.list_backbones()\n"
     )
     assert code == 1 and 'expression has type "list[str]"' in output, output
+
+
+WRONG = {
+    'HybridBuilder.list_backbones(patern="resnet*")': 'Unexpected keyword argument "patern"',
+    'builder.list_blocks(catgory="attention")': 'Unexpected keyword argument "catgory"',
+    'builder.list_patch_ops("wrap")': "Too many arguments",
+    'builder.from_torchvision("resnet18", freez_backbone=True)': '"freez_backbone" for "from_torch',
+    'builder.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}})': "Too many positional",
+    'builder.from_backbone("resnet18", weights=3)': '"weights" to "from_backbone"',
+    'builder.from_backbone("resnet18", patches=["layer3"])': '"patches" to "from_backbone"',
+    'builder.from_backbone("resnet18", patches={"layer3": "se"})': "Dict entry 0 has incompatible",
+    'builder.from_backbone("resnet18", image_size="224")': '"image_size" to "from_backbone"',
+    'builder.from_module(object(), "a", ["b"], "c", weights=None)': '"weights" for "from_module"',
+}
+
+
+def test_strict_type_checking_sees_every_wrong_argument(tmp_path: Path) -> None:
+    code, output = run_mypy(tmp_path, SAMPLE + "\n".join(WRONG) + "\n")
+    first = SAMPLE.count("\n") + 1
+    for line, (source, said) in enumerate(WRONG.items(), first):
+        of_line = [text for text in output.splitlines() if text.startswith(f"sample.py:{line}:")]
+        assert of_line and said in of_line[0], f"{source}\n{output}"
+    assert code == 1
 
 
 def test_the_listing_methods_say_what_they_take() -> None:

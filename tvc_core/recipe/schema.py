@@ -149,7 +149,8 @@ class Recipe:
                 f"{join_names(rules.FREEZE)}, not {short_repr(given)}"
             )
         for key, value in place.section(given, "'freeze_backbone'", rules.FREEZE).items():
-            rules.FREEZE[key].check(key, value, (place / key).error)
+            at = place if place.lines is None else place / key
+            rules.FREEZE[key].check(key, value, at.error)
         return dict(given)
 
     def _check_pairs(self) -> None:
