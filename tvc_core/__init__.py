@@ -28,14 +28,15 @@ from .errors import (
 )
 from .hookspecs import API_VERSION, hookimpl
 from .local import LocalPlugin
-from .recipe import Recipe
-from .registry import PluginInfo, Registry
+from .recipe import Patches, Recipe, Weights
+from .registry import Named, PluginInfo, Registry
 from .specs import (
     BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
     InitializerSpec,
     PatchOpSpec,
+    Spec,
     WeightsSpec,
 )
 from .version import __version__ as __version__
@@ -59,89 +60,47 @@ if TYPE_CHECKING:
     from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "API_VERSION",
-    "AmbiguousNameError",
-    "AuditReport",
-    "BackboneError",
-    "BackboneFamilySpec",
-    "BackboneSpec",
-    "BlockMaker",
-    "BlockSpec",
-    "FeatureExtractor",
-    "FreezeError",
-    "FreezeReport",
-    "HeadError",
-    "HybridBuilder",
-    "HybridModel",
-    "InitializerSpec",
-    "LevelInfo",
-    "LoadReport",
-    "LocalPlugin",
-    "NoClassifier",
-    "NormalizationReport",
-    "ParameterError",
-    "Patch",
-    "PatchEffect",
-    "PatchError",
-    "PatchOpSpec",
-    "PatchRecord",
-    "PatchReport",
-    "PartReport",
-    "PathInfo",
-    "PluginError",
-    "PluginInfo",
-    "Recipe",
-    "RecipeError",
-    "Registry",
-    "RegistryWarning",
-    "StageError",
-    "StageInfo",
-    "Target",
-    "TargetError",
-    "TvcError",
-    "UnknownNameError",
-    "WeightsError",
-    "WeightsSpec",
-    "audit",
-    "build_torchvision",
-    "describe_backbone",
-    "freeze_head",
-    "hookimpl",
-    "load",
-    "load_yaml_recipe",
-    "param_groups",
-    "partial_load",
-    "read_state_dict",
-    "transfer_weights",
-]
+    # building models
+    "HybridBuilder", "Patches", "Recipe", "Weights", "load", "load_yaml_recipe",
+    # models, and what they say about themselves
+    "FeatureExtractor", "HybridModel", "LevelInfo", "PatchEffect", "PatchRecord", "PatchReport",
+    "PathInfo", "StageInfo", "describe_backbone",
+    # training and weights
+    "AuditReport", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport", "audit",
+    "freeze_head", "param_groups", "partial_load", "transfer_weights",
+    # errors
+    "AmbiguousNameError", "BackboneError", "FreezeError", "HeadError", "ParameterError",
+    "PatchError", "PluginError", "RecipeError", "RegistryWarning", "StageError", "TargetError",
+    "TvcError", "UnknownNameError", "WeightsError",
+    # for plugin authors: what plugins offer
+    "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
+    "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl",
+    # for plugin authors: what there is, and what their factories use
+    "BlockMaker", "Named", "NoClassifier", "Patch", "PluginInfo", "Registry", "Target",
+    "build_torchvision", "read_state_dict",
+]  # fmt: skip
 
 _HEAVY = {
-    "AuditReport": "training",
-    "BlockMaker": "surgery.operations",
-    "FreezeReport": "model.freeze_report",
-    "HybridModel": "model.hybrid",
-    "LevelInfo": "model.pyramid",
-    "LoadReport": "weights.partial",
-    "NoClassifier": "surgery.head",
-    "NormalizationReport": "model.freeze_report",
-    "Patch": "surgery.patch",
-    "PartReport": "model.freeze_report",
-    "PatchRecord": "model.state",
-    "PathInfo": "describe",
-    "StageInfo": "surgery.anatomy",
-    "Target": "surgery.operations",
-    "audit": "training",
-    "build_torchvision": "weights.torchvision",
-    "load": "opening",
-    "PatchReport": "model.patch_report",
-    "PatchEffect": "model.patch_report",
-    "FeatureExtractor": "model.reading",
-    "freeze_head": "training",
-    "describe_backbone": "describe",
-    "param_groups": "training",
-    "partial_load": "weights.partial",
-    "read_state_dict": "weights.files",
-    "transfer_weights": "weights.partial",
+    name: module
+    for module, names in {
+        "describe": "PathInfo describe_backbone",
+        "model.freeze_report": "FreezeReport NormalizationReport PartReport",
+        "model.hybrid": "HybridModel",
+        "model.patch_report": "PatchEffect PatchReport",
+        "model.pyramid": "LevelInfo",
+        "model.reading": "FeatureExtractor",
+        "model.state": "PatchRecord",
+        "opening": "load",
+        "surgery.anatomy": "StageInfo",
+        "surgery.head": "NoClassifier",
+        "surgery.operations": "BlockMaker Target",
+        "surgery.patch": "Patch",
+        "training": "AuditReport audit freeze_head param_groups",
+        "weights.files": "read_state_dict",
+        "weights.partial": "LoadReport partial_load transfer_weights",
+        "weights.torchvision": "build_torchvision",
+    }.items()
+    for name in names.split()
 }
 """What needs torch, and the module that has it: imported when it is first asked for."""
 

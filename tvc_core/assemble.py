@@ -189,7 +189,8 @@ def _set_head(
         new_layers = exchange_heads(network, anatomy, wanted)
         names = None
     if recipe.class_names is not None:
-        names = check_class_names(recipe.class_names, wanted or classes, HeadError)
+        outputs = classes if wanted is None else wanted
+        names = check_class_names(recipe.class_names, outputs, HeadError)
     if recipe.dropout is not None:
         set_dropout(network, anatomy.head, recipe.dropout)
     return new_layers, names

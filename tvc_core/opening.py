@@ -56,7 +56,7 @@ def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | No
     own = content.get(MODULE_KEY)
     if own is not None and module is None:
         raise WeightsError(
-            f"{path}: made from a module of somebody's own ({own.get('type')}), which no file can "
+            f"{path}: made from a module of your own ({own.get('type')}), which no file can "
             "rebuild: make a new one and "
             f"pass it: tvc_core.load({str(path)!r}, module=network)"
         )

@@ -169,7 +169,7 @@ def open_gates(model: nn.Module) -> None:
 def test_features_and_head_include_patches_that_have_learned(
     builder: HybridBuilder, name: str, patches: Any
 ) -> None:
-    model = builder.from_backbone(name, None, patches).eval()
+    model = builder.from_backbone(name, weights=None, patches=patches).eval()
     before = model(x64())
     open_gates(model)
     assert not torch.equal(before, model(x64()))
@@ -198,7 +198,7 @@ def test_a_patch_that_the_way_would_miss_makes_it_unknown(lab: Any) -> None:
     patches = {"tail": {"inject": {"type": "gate", "position": "before"}}}
     plain, patched = (
         lab(spec).from_backbone("nested", None),
-        lab(spec).from_backbone("nested", None, patches),
+        lab(spec).from_backbone("nested", weights=None, patches=patches),
     )
     x = x64()
     assert torch.equal(plain.forward_head(plain.forward_features(x)), plain(x))

@@ -11,7 +11,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import BackboneSpec, BlockSpec, HeadError, HybridBuilder, HybridModel, RecipeError
+from tvc_core import BackboneSpec, BlockSpec, HeadError, HybridBuilder, RecipeError
 
 
 def test_only_the_last_layer_of_resnets_head_is_new(builder: HybridBuilder) -> None:
@@ -84,7 +84,7 @@ def test_added_dropout_drops_in_training_and_not_in_evaluation(
         model.reset_classifier(32)
     if how == "saved":
         model.save(tmp_path / "m.safetensors")
-        model = HybridModel.load(tmp_path / "m.safetensors", lab().registry)
+        model = lab().load(tmp_path / "m.safetensors")
     model.freeze_backbone()  # the backbone's own dropout is off
     model.train()
     torch.manual_seed(0)
@@ -202,7 +202,7 @@ def test_class_names_fit_the_head_or_are_refused(tiny: Any) -> None:
     model = tiny(num_classes=2, class_names=["cat", "dog"])
     assert model.class_names == ("cat", "dog")
     for wrong in (["cat"], ["a", "b", "c"], [1, 2]):
-        with pytest.raises(HeadError, match="2 outputs"):
+        with pytest.raises(HeadError, match=r"2 outputs|different names"):
             model.class_names = wrong
     assert model.class_names == ("cat", "dog")
     model.reset_classifier(2)

@@ -98,7 +98,9 @@ def test_one_channel_is_not_spread_over_all(tiny: Any) -> None:
 def test_a_target_that_changes_the_layout_has_nothing_beside_it(builder: HybridBuilder) -> None:
     with pytest.raises(TargetError, match=r"parallel to 'features.0.1'.*NCHW.*NHWC"):
         builder.from_backbone(
-            "swin_t", None, {"features.0.1": {"inject": {"type": "se", "position": "parallel"}}}
+            "swin_t",
+            weights=None,
+            patches={"features.0.1": {"inject": {"type": "se", "position": "parallel"}}},
         )
 
 
@@ -107,13 +109,17 @@ def test_beside_a_linear_layer_on_channels_last_maps_widths_are_compared(
 ) -> None:
     block = {"type": "se", "position": "parallel"}
     with pytest.raises(PatchError, match=r"parallel to .*\[1, 96, .*\[1, 384, "):
-        builder.from_backbone("convnext_tiny", None, {"features.1.0.block.3": {"inject": block}})
+        builder.from_backbone(
+            "convnext_tiny", weights=None, patches={"features.1.0.block.3": {"inject": block}}
+        )
 
 
 def test_beside_tokens_the_class_token_is_a_map_of_one_pixel(builder: HybridBuilder) -> None:
     target = "encoder.layers.encoder_layer_3"
     block = {"type": "se", "position": "parallel", "params": {"hidden_channels": 4}}
-    model = builder.from_backbone("vit_b_16", None, {target: {"inject": block}}).eval()
+    model = builder.from_backbone(
+        "vit_b_16", weights=None, patches={target: {"inject": block}}
+    ).eval()
     assert model.step0_difference == 0.0
     set_gates(model, 1.0)
     layer, se = (
@@ -184,7 +190,9 @@ def squeeze_excite_in_branches(depth: int) -> dict[str, Any]:
 @pytest.mark.parametrize("depth", [18, 50])
 def test_se_in_the_branches_of_resnet_is_timms_seresnet(builder: HybridBuilder, depth: int) -> None:
     model = (
-        builder.from_backbone(f"resnet{depth}", None, squeeze_excite_in_branches(depth))
+        builder.from_backbone(
+            f"resnet{depth}", weights=None, patches=squeeze_excite_in_branches(depth)
+        )
         .double()
         .eval()
     )
@@ -230,7 +238,7 @@ def test_cbam_in_the_branches_of_resnet50_is_a_hand_written_cbam_resnet(
     patches = {
         "layer*.*": {"inject": {"type": "cbam_block", "init": "paper", "position": "branch"}}
     }
-    model = builder.from_backbone("resnet50", None, patches).double().eval()
+    model = builder.from_backbone("resnet50", weights=None, patches=patches).double().eval()
     reference = torchvision.models.ResNet(CBAMBottleneck, [3, 4, 6, 3])
     for block in reference.modules():
         if isinstance(block, CBAMBottleneck):
@@ -275,7 +283,7 @@ def test_a_patch_in_a_branch_leaves_the_shortcut_alone(
 ) -> None:
     target = CASES[backbone]
     block = {"type": "se", "position": "branch", "init": "paper"}
-    model = builder.from_backbone(backbone, None, {target: {"wrap": block}}).eval()
+    model = builder.from_backbone(backbone, weights=None, patches={target: {"wrap": block}}).eval()
     residual = model.get_submodule(target)
     assert (
         BRANCHES[f"{type(residual).__module__}.{type(residual).__qualname__}"]
@@ -322,10 +330,14 @@ def test_a_container_of_blocks_is_refused_with_the_pattern_for_all(builder: Hybr
         match=r"'layer1' \(Sequential\) is none but has 2: layer1.0, layer1.1.*'layer1\.\*'",
     ):
         builder.from_backbone(
-            "resnet18", None, {"layer1": {"wrap": {"type": "se", "position": "branch"}}}
+            "resnet18",
+            weights=None,
+            patches={"layer1": {"wrap": {"type": "se", "position": "branch"}}},
         )
     builder.from_backbone(
-        "resnet18", None, {"layer1.*": {"wrap": {"type": "se", "position": "branch"}}}
+        "resnet18",
+        weights=None,
+        patches={"layer1.*": {"wrap": {"type": "se", "position": "branch"}}},
     )
 
 
@@ -345,7 +357,7 @@ def test_an_unknown_block_is_refused_with_the_known_ones(
         match=r"none that tvc knows.*BasicBlock \(resnet\).*MBConv \(maxvit\).*tvc_branch",
     ):
         builder.from_backbone(
-            backbone, None, {target: {"wrap": {"type": "se", "position": "branch"}}}
+            backbone, weights=None, patches={target: {"wrap": {"type": "se", "position": "branch"}}}
         )
 
 
@@ -386,7 +398,7 @@ RESIDUALS = BackboneSpec(
 
 def test_a_class_declares_its_own_branch(lab: Any) -> None:
     patches = {"layer1.0": {"wrap": {"type": "gate", "position": "branch", "init": "paper"}}}
-    model = lab(RESIDUALS).from_backbone("residuals", None, patches).eval()
+    model = lab(RESIDUALS).from_backbone("residuals", weights=None, patches=patches).eval()
     assert model.patch_records[0].paths == ("patches.layer1.0.body.1.gate",)
     block, x = model.layer1[0], torch.randn(1, 8, 6, 6)
     gate = model.patches.layer1.get_submodule("0.body.1.gate").block
@@ -400,7 +412,9 @@ def test_a_wrong_declaration_is_refused(lab: Any, monkeypatch: pytest.MonkeyPatc
         TargetError, match=r"branch of 'layer1.0' \(Residual\) is said to end at 'body.7'"
     ):
         lab(RESIDUALS).from_backbone(
-            "residuals", None, {"layer1.0": {"wrap": {"type": "gate", "position": "branch"}}}
+            "residuals",
+            weights=None,
+            patches={"layer1.0": {"wrap": {"type": "gate", "position": "branch"}}},
         )
 
 
@@ -466,7 +480,9 @@ def test_a_branch_and_its_end_are_one_place(lab: Any) -> None:
         }
         return (
             lab(RESIDUALS, SCALE)
-            .from_backbone("residuals", None, {key: at[key] for key in (first, second)})
+            .from_backbone(
+                "residuals", weights=None, patches={key: at[key] for key in (first, second)}
+            )
             .eval()
         )
 
@@ -489,10 +505,13 @@ def test_replacing_the_end_of_a_branch_that_has_a_patch_is_a_conflict(lab: Any) 
         PatchError,
         match=r"replaces 'layer1.0.body.1' and would lose the earlier patch at 'layer1.0'",
     ):
-        lab(RESIDUALS, SCALE).from_backbone("residuals", None, patches)
+        lab(RESIDUALS, SCALE).from_backbone("residuals", weights=None, patches=patches)
     turned = dict(reversed(patches.items()))
     assert (
-        lab(RESIDUALS, SCALE).from_backbone("residuals", None, turned).patch_records[1].op
+        lab(RESIDUALS, SCALE)
+        .from_backbone("residuals", weights=None, patches=turned)
+        .patch_records[1]
+        .op
         == "tvc-core:wrap"
     )
 
@@ -505,7 +524,7 @@ def test_a_given_name_in_a_branch_is_never_changed(lab: Any) -> None:
     }
     for order in (patches, dict(reversed(patches.items()))):
         with pytest.raises(PatchError, match=r"the name 'attention' is taken at 'layer1.0.body.1'"):
-            lab(RESIDUALS).from_backbone("residuals", None, order)
+            lab(RESIDUALS).from_backbone("residuals", weights=None, patches=order)
 
 
 def test_others_operations_have_the_same_positions(lab: Any) -> None:
@@ -515,7 +534,9 @@ def test_others_operations_have_the_same_positions(lab: Any) -> None:
         return target.module
 
     op = PatchOpSpec(name="both", factory=both)
-    model = lab(RESIDUALS, op).from_backbone("residuals", None, {"layer1.1": {"both": "gate"}})
+    model = lab(RESIDUALS, op).from_backbone(
+        "residuals", weights=None, patches={"layer1.1": {"both": "gate"}}
+    )
     assert model.patch_records[0].paths == ("patches.layer1.1.gate", "patches.layer1.1.body.1.gate")
     assert model.step0_difference == 0.0
     model.unpatch()

@@ -237,14 +237,16 @@ def test_a_parallel_patch_around_a_stage_gets_its_end(lab: Any, images: Tensor) 
     entry = {"inject": {"type": "conv", "position": "parallel"}}
     model = (
         lab(spec)
-        .from_backbone("nested", None, {"features": entry, "features.1": {"wrap": "gate"}})
+        .from_backbone(
+            "nested", weights=None, patches={"features": entry, "features.1": {"wrap": "gate"}}
+        )
         .eval()
     )
     ran: list[str] = []
     model.head.register_forward_pre_hook(lambda *_: ran.append("head"))
     model.get_stage_outputs(images, 0)
     assert ran == ["head"]
-    model = lab(spec).from_backbone("nested", None, {"features.0": entry}).eval()
+    model = lab(spec).from_backbone("nested", weights=None, patches={"features.0": entry}).eval()
     model.head.register_forward_pre_hook(lambda *_: ran.append("end"))
     model.get_stage_outputs(images, "stem")
     assert ran == ["head"]  # one at the stage itself is done when the stage is
@@ -408,7 +410,9 @@ def test_a_last_layer_that_was_exchanged_by_hand_is_read_too(tiny: Any, images: 
 
 
 def test_the_pyramid_of_a_resnet_is_torchvisions(builder: HybridBuilder) -> None:
-    model = builder.from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}}).eval()
+    model = builder.from_torchvision(
+        "resnet18", weights=None, patches={"layer3": {"wrap": "se"}}
+    ).eval()
     reference = torchvision.models.resnet18()
     reference.load_state_dict(model.state_dict(), strict=False)
     layers = {f"layer{index + 1}": str(index) for index in range(4)}

@@ -31,10 +31,8 @@ from .state import HybridState
 
 __all__ = ["become_hybrid"]
 
-_PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_")) - {
-    "train",
-    "load_state_dict",
-}
+_PUBLIC = frozenset(n for n in vars(HybridModel) if not n.startswith("_")) - set(dir(nn.Module))
+"""Names of the hybrid's own, which a network's forward must not reach."""
 _CLASSES: weakref.WeakValueDictionary[tuple[int, bool], type[HybridModel]] = (
     weakref.WeakValueDictionary()
 )

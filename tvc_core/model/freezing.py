@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FreezeError, did_you_mean, join_names, short_repr
-from ..recipe.schema import HEAD_CHOICES, NORMALIZATION_CHOICES
+from ..errors import FreezeError, join_names, short_repr
+from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
 from ..surgery.head import find_last_layer
 from ..surgery.initializers import is_normalization
@@ -29,30 +29,11 @@ from ..surgery.sites import find_module
 from .state import FreezeState, HybridState
 
 __all__ = [
-    "adopt", "as_data", "check_choice", "freeze", "freeze_head", "from_data", "held_modules",
+    "adopt", "as_data", "freeze", "freeze_head", "from_data", "held_modules",
     "hold", "keep_statistics", "part_of_parameter", "refuse_under_ddp", "wanted_grads",
 ]  # fmt: skip
 
-CHOICES = {"head": HEAD_CHOICES, "normalization": NORMALIZATION_CHOICES}
-_WORDS = {
-    "head": "what of the head is trainable",
-    "normalization": "what the normalization layers of frozen parts do",
-}
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
-
-
-def check_choice(name: str, value: object) -> None:
-    """Refuse what is not one of the choices for `head` or `normalization`.
-
-    Raises:
-        FreezeError: another value.
-    """
-    if value not in CHOICES[name]:
-        choices = CHOICES[name]
-        raise FreezeError(
-            f"{name} says {_WORDS[name]}: {join_names(choices)}, not {short_repr(value)}."
-            f"{did_you_mean(str(value), choices)}"
-        )
 
 
 def as_data(state: HybridState) -> dict[str, Any]:
@@ -89,8 +70,8 @@ def from_data(data: Mapping[str, Any], state: HybridState) -> FreezeState:
         raise FreezeError(
             f"stem and patches of a freeze state are true or false, not {short_repr(data)}"
         )
-    check_choice("head", data["head"])
-    check_choice("normalization", data["normalization"])
+    for key in ("head", "normalization"):
+        FREEZE[key].check(key, data[key], FreezeError)
     if data["num_stages"] != about["num_stages"]:
         raise FreezeError(
             f"the freeze state is of {short_repr(data['backbone'])} with {data['num_stages']} "

@@ -13,11 +13,11 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..errors import FreezeError, HeadError, short_repr
+from ..errors import FreezeError, HeadError
 from ..recipe import Recipe
-from ..recipe.rules import check_class_names
+from ..recipe.rules import DROPOUT, FREEZE, check_class_names
 from ..surgery.anatomy import HEAD, StageInfo, stage_name
-from ..surgery.head import check_dropout, exchange_heads, last_layer, set_dropout
+from ..surgery.head import exchange_heads, last_layer, set_dropout
 from ..weights.preprocessing import transforms
 from . import freezing
 from .checkpointing import set_checkpointing
@@ -172,10 +172,9 @@ class HybridModel(nn.Module):
                 DistributedDataParallel.
         """
         state = self._hybrid
-        freezing.check_choice("head", head)
-        freezing.check_choice("normalization", normalization)
-        if not isinstance(freeze_patches, bool):
-            raise FreezeError(f"freeze_patches is True or False, not {short_repr(freeze_patches)}")
+        given = {"head": head, "freeze_patches": freeze_patches, "normalization": normalization}
+        for key, value in given.items():
+            FREEZE[key].check(key, value, FreezeError)
         thawed = state.anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
         frozen = tuple(i for i in range(len(state.anatomy.stages)) if i not in thawed)
         wanted = FreezeState(
@@ -230,6 +229,13 @@ class HybridModel(nn.Module):
         self._hybrid.statistics = {}
         freezing.hold(self, self._hybrid)
         return found
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the module at a path, also where the path begins with a name of the hybrid's own:
+        a network may have a child `save`.
+        """
+        view: nn.Module | None = getattr(self, "_hybrid_view", None)
+        return super().get_submodule(target) if view is None else view.get_submodule(target)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:  # what to, cuda, half and the like call
         place(self, self._hybrid)
@@ -289,7 +295,7 @@ class HybridModel(nn.Module):
         state = self._hybrid
         head = state.anatomy.head
         if dropout is not None:
-            check_dropout(dropout)
+            DROPOUT.check("dropout", dropout, HeadError)
         freezing.refuse_under_ddp(self, [last_layer(self, head)[0]])
         state.new_layers = exchange_heads(self, state.anatomy, num_classes)
         if dropout is not None:
@@ -315,7 +321,7 @@ class HybridModel(nn.Module):
     @class_names.setter
     def class_names(self, names: Iterable[str] | None) -> None:
         if names is not None:
-            names = check_class_names(tuple(names), self.num_classes, HeadError)
+            names = check_class_names(names, self.num_classes, HeadError)
         self._hybrid.class_names = names
 
     # -- patches -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from ..errors import BackboneError, StageError, join_names
 from ..specs import BackboneSpec
 from .sites import find_module
 
-__all__ = ["HEAD", "STEM", "Anatomy", "PartInfo", "StageInfo", "stage_name"]
+__all__ = ["HEAD", "STEM", "Anatomy", "StageInfo", "stage_name"]
 
 STEM, HEAD = "stem", "head"
 
@@ -42,23 +42,6 @@ class StageInfo:
     channels: int
     stride: int
     layout: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartInfo:
-    """One part of a model: stem, stage or head, with the blocks inserted in it.
-
-    Args:
-        name: "stem", "stage 0", ... or "head".
-        paths: paths of its modules, in order of execution.
-        num_parameters: inserted blocks included [parameters].
-        num_trainable: those that require gradients [parameters].
-    """
-
-    name: str
-    paths: tuple[str, ...]
-    num_parameters: int
-    num_trainable: int
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -166,8 +166,8 @@ class Target:
 
 
 def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
-    """Make a block the last part of the target: original -> block. It is frozen and addressed with
-    the target.
+    """Make a block the last part of the target: original -> block. It is what `inject` does there:
+    both are addressed and frozen with the target, and differ in the positions that they take.
 
     Raises:
         ParameterError: `position` is neither "after" nor "branch" (of a residual block: before the

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import PatchError, PluginError, TvcError, describe_error
-from ..recipe import PatchPlan
+from ..recipe import PatchPlan, Place
 from .blocks import call_factory, create_block, parameters_of
 from .branches import branch_of
 from .layouts import Shape, channels_of, layout_of
@@ -87,7 +87,7 @@ def prepare(
     names: dict[str, set[str]] = {}
     ready: list[Prepared] = []
     for patch in patches:
-        with _about(patch):
+        with patch.entry.where.before_errors():
             _check_inside(patch, ready)
             path = patch.entry.target
             if not sites:
@@ -121,25 +121,15 @@ def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str)
     and the path.
     """
     entry = patch.entry
-    with _about(patch):
+    with patch.entry.where.before_errors():
         paths = expand(network, entry.target, anatomy, name)
     if paths == [entry.target]:
         return [patch]
-    where = f"{entry.where}: {entry.target}" if entry.where else entry.target
+    where = f"{entry.where}: {entry.target}, here "
     return [
-        replace(patch, entry=replace(entry, target=path, where=f"{where}, here {path}"))
+        replace(patch, entry=replace(entry, target=path, where=Place(f"{where}{path}")))
         for path in paths
     ]
-
-
-@contextmanager
-def _about(patch: PatchPlan) -> Iterator[None]:
-    """Put the place of a patch in front of errors."""
-    try:
-        yield
-    except TvcError as error:
-        entry = patch.entry
-        raise type(error)(f"{entry.where or entry.target}: {error}") from error
 
 
 def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) -> None:

@@ -632,7 +632,11 @@ def _hybrid(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = builder.from_backbone(
-            backbone.named.qualified, None, patches, num_classes, options=dict(backbone.params)
+            backbone.named.qualified,
+            weights=None,
+            patches=patches,
+            num_classes=num_classes,
+            options=dict(backbone.params),
         )
     _enliven(model)
     return model.eval()  # type: ignore[return-value]

@@ -590,7 +590,9 @@ def _build_with(block: Subject) -> None:
     for path in paths:
         patches = {path: {"wrap": {"type": block.named.qualified, "params": dict(block.params)}}}
         try:
-            HybridBuilder(registry=block.registry).from_backbone(host, None, patches)
+            HybridBuilder(registry=block.registry).from_backbone(
+                host, weights=None, patches=patches
+            )
         except ParameterError as error:
             if not refuses_clearly(
                 error.__cause__ if isinstance(error.__cause__, TvcError) else error

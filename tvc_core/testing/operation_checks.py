@@ -318,7 +318,9 @@ def _build(op: Subject, place: Place, options: dict[str, Any] | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         builder = HybridBuilder(registry=op.registry)
-        return builder.from_backbone(place.host, None, _patches(op, place, options)).eval()  # type: ignore[return-value]
+        return builder.from_backbone(
+            place.host, weights=None, patches=_patches(op, place, options)
+        ).eval()  # type: ignore[return-value]
 
 
 def _plain(op: Subject, host: str) -> nn.Module:
