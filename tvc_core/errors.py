@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 __all__ = [
@@ -92,6 +93,26 @@ class RegistryWarning(UserWarning):
     """Something about the installed plugins deserves a look, but nothing that was asked for
     failed.
     """
+
+
+@contextmanager
+def foreign(error: type[TvcError], what: str, *, advice: str = "") -> Iterator[None]:
+    """Turn what the code of others raises inside, SystemExit included, into an error of tvc's.
+
+    Errors that already are tvc's, and the user's Ctrl-C, pass unchanged.
+
+    Args:
+        error: class of the new error.
+        what: what was being done, such as "the block 'acme:se' fails on [1, 8, 4, 4]".
+        advice: what to do about it, a sentence after the description of the error.
+    """
+    try:
+        yield
+    except (TvcError, KeyboardInterrupt):
+        raise
+    except BaseException as raised:
+        after = f". {advice}" if advice else ""
+        raise error(f"{what}: {describe_error(raised)}{after}") from raised
 
 
 def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
