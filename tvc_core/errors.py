@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import difflib
 import reprlib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
@@ -95,8 +94,7 @@ class RegistryWarning(UserWarning):
     """
 
 
-@contextmanager
-def foreign(error: type[TvcError], what: str, *, advice: str = "") -> Iterator[None]:
+class foreign:  # noqa: N801  read as a verb: with foreign(PatchError, "the block fails"): ...
     """Turn what the code of others raises inside, SystemExit included, into an error of tvc's.
 
     Errors that already are tvc's, and the user's Ctrl-C, pass unchanged.
@@ -106,13 +104,22 @@ def foreign(error: type[TvcError], what: str, *, advice: str = "") -> Iterator[N
         what: what was being done, such as "the block 'acme:se' fails on [1, 8, 4, 4]".
         advice: what to do about it, a sentence after the description of the error.
     """
-    try:
-        yield
-    except (TvcError, KeyboardInterrupt):
-        raise
-    except BaseException as raised:
-        after = f". {advice}" if advice else ""
-        raise error(f"{what}: {describe_error(raised)}{after}") from raised
+
+    # a class, since contextlib.contextmanager takes a RuntimeError made from StopIteration for its
+    # own, and drops it
+    def __init__(self, error: type[TvcError], what: str, *, advice: str = "") -> None:
+        self.error = error
+        self.what = what
+        self.advice = advice
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
+        if raised is None or isinstance(raised, (TvcError, KeyboardInterrupt)):
+            return
+        after = f". {self.advice}" if self.advice else ""
+        raise self.error(f"{self.what}: {describe_error(raised)}{after}") from raised
 
 
 def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
