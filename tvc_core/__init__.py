@@ -50,6 +50,7 @@ if TYPE_CHECKING:
     from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
     from .surgery.patches import Patch
+    from .surgery.positions import POSITIONS, Position
     from .weights.files import read_state_dict
     from .weights.partial import LoadReport, partial_load, transfer_weights
     from .weights.torchvision import build_torchvision
@@ -75,6 +76,7 @@ __all__ = [
     "NoClassifier",
     "NormalizationReport",
     "ParameterError",
+    "POSITIONS",
     "Patch",
     "PatchError",
     "PatchOpSpec",
@@ -84,6 +86,7 @@ __all__ = [
     "PathInfo",
     "PluginError",
     "PluginInfo",
+    "Position",
     "Recipe",
     "RecipeError",
     "Registry",
@@ -116,11 +119,13 @@ _HEAVY = {
     "LoadReport": "weights.partial",
     "NoClassifier": "surgery.head",
     "NormalizationReport": "model.auditing",
+    "POSITIONS": "surgery.positions",
     "Patch": "surgery.patches",
     "PartInfo": "surgery.anatomy",
     "PartReport": "model.auditing",
     "PatchRecord": "model.hybrid",
     "PathInfo": "describe",
+    "Position": "surgery.positions",
     "StageInfo": "surgery.anatomy",
     "Target": "surgery.operations",
     "audit": "model.auditing",

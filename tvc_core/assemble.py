@@ -168,10 +168,7 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
             if module not in old
         )
         set_module(network, path, prepared.replacement)
-    homes = [
-        attach(network, each.site.path, plan.name, each.patch, each.position)
-        for each in prepared.insertions
-    ]
+    homes = [attach(network, each.site.path, plan.name, each.patch) for each in prepared.insertions]
     return PatchRecord(
         target=path,
         op=plan.op.qualified,
@@ -179,7 +176,7 @@ def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
         params=dict(plan.entry.params),
         init=plan.init.qualified if plan.init else None,
         starts_as_identity=prepared.replacement is None
-        and all(i.patch.alpha is not None for i in prepared.insertions),
+        and all(i.patch.alpha is not None or i.patch.neutral for i in prepared.insertions),
         paths=tuple(homes) if homes else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,

@@ -82,9 +82,9 @@ def _recomputed(
     # a compiled second pass writes no buffers, nor what a parallel patch keeps for the end
     if torch.compiler.is_compiling():
         if any(
-            position == "parallel"
+            patch.position.keeps_input
             for module in modules
-            for _, position, _ in installed_patches(module)
+            for _, patch in installed_patches(module)
         ):
             return function(*args, **kwargs)
         return checkpoint(function, *args, use_reentrant=False, **kwargs)
@@ -112,7 +112,7 @@ def _all_modules(roots: list[nn.Module]) -> list[nn.Module]:
     inserted = [
         module
         for root in roots
-        for _, _, patch in installed_patches(root)
+        for _, patch in installed_patches(root)
         for module in patch.modules()
     ]
     return [*(module for root in roots for module in root.modules()), *inserted]

@@ -96,9 +96,7 @@ def _input_line(record: InputRecord) -> str:
 
 def _patch_lines(model: HybridModel) -> list[str]:
     facts = model._hybrid
-    present = {
-        id(patch): (target, position) for target, position, patch in installed_patches(model)
-    }
+    present = {id(patch): (target, patch.position) for target, patch in installed_patches(model)}
     modules = dict(model.named_modules())
     inside = {id(module) for module in modules.values()}
     lines: list[str] = []
@@ -126,15 +124,16 @@ def _patch_lines(model: HybridModel) -> list[str]:
                 continue
             known.add(id(patch))
             place, position = present[id(patch)]
-            order = {"before": f"{block} -> {place}", "parallel": f"{place} + {block}"}.get(
-                position, f"{place} -> {block}"
-            )
+            order = position.describe(place, block)
             if not patch.enabled:
                 order += ", switched off"
             gate = getattr(patch, "alpha", None)
-            start = (
-                "published start" if gate is None else f"identity start, gate now {gate.item():.3g}"
-            )
+            if gate is not None:
+                start = f"identity start, gate now {gate.item():.3g}"
+            elif patch.neutral:
+                start = "identity start by itself"
+            else:
+                start = "published start"
             lines.append(f"  {what}, {order}, at {path}, {start}")
     for identity, (target, position) in present.items():
         if identity not in known:
@@ -143,7 +142,7 @@ def _patch_lines(model: HybridModel) -> list[str]:
                 if identity in inside
                 else "that is not in the model's tree, so it is not saved"
             )
-            lines.append(f"  {target}: runs a block {position} it {where}")
+            lines.append(f"  {target}: runs a block {position.label} it {where}")
     if not lines:
         return ["patches: none"]
     shape = "x".join(str(size) for size in facts.probe_shape)

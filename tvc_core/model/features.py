@@ -147,7 +147,7 @@ def _is_after(hook: Any) -> bool:
     """Tell whether a hook is ours, and keeps nothing from the beginning of its module for the end:
     a parallel patch does.
     """
-    return isinstance(hook, _Tap) or (isinstance(hook, PatchHook) and hook.position == "after")
+    return isinstance(hook, _Tap) or (isinstance(hook, PatchHook) and not hook.position.keeps_input)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,7 @@ class Bridge:
                 for hook in network.get_submodule(step[8:])._forward_hooks.values():
                     if (
                         isinstance(hook, PatchHook)
-                        and hook.position == "after"
+                        and not hook.position.keeps_input
                         and hook.patch.enabled
                     ):
                         x = hook.patch(x)
@@ -214,7 +214,7 @@ def _gates_open(network: nn.Module) -> Iterator[None]:
     """Open the gates of all patches for a look: closed, a way that leaves a patch out would look
     right.
     """
-    gates = [patch.alpha for _, _, patch in installed_patches(network) if patch.alpha is not None]
+    gates = [patch.alpha for _, patch in installed_patches(network) if patch.alpha is not None]
     kept = [gate.detach().clone() for gate in gates]
     with torch.no_grad():
         try:
@@ -269,7 +269,11 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
         return None
     between = tuple(seen["between"])
     around = [".".join(last.split(".")[:n]) for n in range(last.count("."), 0, -1)]
-    patched = {target for target, position, _ in installed_patches(network) if position == "after"}
+    patched = {
+        target
+        for target, patch in installed_patches(network)
+        if patch.position.runs_after and not patch.position.keeps_input
+    }
     first = tuple(f"patches:{path}" for path in around if path in patched)
     ways = [
         between,

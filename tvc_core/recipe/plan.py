@@ -118,7 +118,7 @@ def make_plan(
     )
     return Plan(
         recipe=qualified,
-        backbone=_taking(backbone, recipe.options),
+        backbone=_knowing_branches(_taking(backbone, recipe.options), registry),
         weights=weights,
         weights_class=weights_class,
         patches=patches,
@@ -136,6 +136,17 @@ def _taking(backbone: Named[BackboneSpec], options: Mapping[str, Any]) -> Named[
             f"{backbone.spec.channels_option} is a number of channels, at least 1, not {channels!r}"
         )
     return Named(backbone.owner, replace(backbone.spec, num_channels=channels))
+
+
+def _knowing_branches(backbone: Named[BackboneSpec], registry: Registry) -> Named[BackboneSpec]:
+    """Return the backbone; one that declares no residual branches, such as a user's own network,
+    knows the classes that any other backbone declares.
+    """
+    if backbone.spec.branches:
+        return backbone
+    others = registry.all(BackboneSpec)
+    known = {name: end for offer in others for name, end in offer.spec.branches.items()}
+    return Named(backbone.owner, replace(backbone.spec, branches=known))
 
 
 @contextmanager

@@ -100,17 +100,16 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 0:
         raise HeadError(f"num_classes is a whole number of at least 0, not {num_classes!r}")
     path, old = last_layer(network, head)
-    for target, position, _ in installed_patches(network):
+    for target, patch in installed_patches(network):
         if (
-            position != "before"
+            patch.position.runs_after
             and f"{path}.".startswith(f"{target}.")
             and num_classes != num_classes_of(old)
         ):
-            where = "after" if position == "after" else "parallel to"
             raise HeadError(
-                f"the block {where} {target!r} was made for {num_classes_of(old)} outputs, so the "
-                "head cannot change to "
-                f"{num_classes}; insert it before the last layer, or keep the number of classes"
+                f"the block {patch.position.label} {target!r} was made for {num_classes_of(old)} "
+                f"outputs, so the head cannot change to {num_classes}; insert it before the last "
+                "layer, or keep the number of classes"
             )
     like = next(
         chain(old.parameters(), network.parameters()), torch.empty(0)

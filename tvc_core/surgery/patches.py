@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .layouts import Adapter
+from .positions import POSITIONS, Combine, Position
 
 __all__ = [
     "CONTAINERS",
@@ -43,24 +44,33 @@ class Patch(nn.Module):
     For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with
     `a` (`alpha`, shape [1]) zero at first: exactly x, whatever the block's weights. The optimizer
     moves `a` first, and through it the block. Maps a tensor to the same layout and dtype; the shape
-    is kept while there is a gate. Given the target's output, too (the position "parallel"),
-    computes output + a * block(x).
+    is kept while there is a gate. A position may combine map and result by another rule, such as
+    map + a * block(x) beside the target.
 
     Args:
         block: the inserted module.
         gated: the block has a method `gate(x)` with block(x) == x * gate(x).
         adapter: shows the block the map in another layout; None where it takes the map as it is.
+        position: what the block reads, and what becomes of its result.
     """
 
     alpha: nn.Parameter | None
 
     def __init__(
-        self, block: nn.Module, *, gated: bool = False, adapter: Adapter | None = None
+        self,
+        block: nn.Module,
+        *,
+        gated: bool = False,
+        adapter: Adapter | None = None,
+        position: Position = POSITIONS["after"],
     ) -> None:
         super().__init__()
         self.block = block
         self.gated = gated
         self.adapter = adapter
+        self.position = position
+        self.neutral = False
+        """The block by itself leaves the map unchanged at the start, so that it needs no gate."""
         self.enabled = True
         """The hook runs the block. A plain attribute, which torch.compile guards on."""
         self.num_off = 0
@@ -77,8 +87,8 @@ class Patch(nn.Module):
         self.enabled = self.num_off == 0
 
     def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
-        if output is not None:
-            return self._add(x, output)
+        if self.position.combine is not None:
+            return self._combine(self.position.combine, x, x if output is None else output)
         if self.adapter is None:
             return self._mix(x)
         return self.adapter.run(self._mix, x)
@@ -94,17 +104,18 @@ class Patch(nn.Module):
         # and 0 * inf is nan
         return x + (a * self.block(x).to(x.dtype) - a * x)
 
-    def _add(self, x: Tensor, output: Tensor) -> Tensor:
+    def _combine(self, combine: Combine, x: Tensor, map: Tensor) -> Tensor:
         y = self.block(x) if self.adapter is None else self.adapter.run(self.block, x)
-        y = y.to(output.dtype)
-        return output + (y if self.alpha is None else self.alpha.to(output.dtype) * y)
+        return combine(
+            map, y.to(map.dtype), None if self.alpha is None else self.alpha.to(map.dtype)
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         # nobody would switch a copy on again
         return {**self.__dict__, "enabled": True, "num_off": 0}
 
     def extra_repr(self) -> str:
-        return "" if self.alpha is not None else "start=paper"
+        return "" if self.alpha is not None else f"start={'itself' if self.neutral else 'paper'}"
 
 
 class PatchTree(nn.Module):
@@ -119,24 +130,23 @@ class PatchTree(nn.Module):
 
 
 class PatchHook:
-    """What makes a target run a patch: a picklable forward hook, a pre-hook where `position` is
-    "before".
+    """What makes a target run a patch: a picklable forward hook or pre-hook, as the position says.
 
-    For "parallel" it is both: the target's input is copied before the target runs, which may
-    overwrite it in place.
+    Where the target's input is kept it is both: the input is copied before the target runs, which
+    may overwrite it in place.
     """
 
-    def __init__(self, patch: Patch, position: str) -> None:
+    def __init__(self, patch: Patch) -> None:
         self.patch = patch
-        self.position = position
+        self.position = patch.position
         self.input: Tensor | None = None
 
     def __call__(self, module: nn.Module, args: Any, *output: Any) -> Any:
         if not self.patch.enabled:
             return None
-        if self.position == "before":
+        if not self.position.runs_after:
             return (self.patch(args[0]), *args[1:])
-        if self.position == "after":
+        if not self.position.keeps_input:
             return self.patch(output[0])
         if not output:
             self.input = args[0].clone()
@@ -148,7 +158,7 @@ class PatchHook:
         return {**self.__dict__, "input": None}  # left there where a forward pass ended early
 
 
-def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str) -> str:
+def attach(network: nn.Module, path: str, name: str, patch: Patch) -> str:
     """Insert a patch at a target, and return the path where it lives.
 
     Args:
@@ -156,8 +166,7 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         path: dotted path of the target.
         name: wanted last part of the patch's path. Where the target has a child of that name, or a
             patch, a number follows.
-        patch: the patch.
-        position: "after", "before" or "parallel".
+        patch: the patch; its position says which hooks it needs.
     """
     target = network.get_submodule(path)
     node, node_path = _container(network)
@@ -169,10 +178,10 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         node, node_path = child, f"{node_path}.{part}"
     leaf = free_name(name, target, node._modules)
     node.add_module(leaf, patch)
-    hook = PatchHook(patch, position)
-    if position != "after":
+    hook = PatchHook(patch)
+    if patch.position.runs_before:
         target.register_forward_pre_hook(hook)
-    if position != "before":
+    if patch.position.runs_after:
         target.register_forward_hook(hook)
     return f"{node_path}.{leaf}"
 
@@ -238,16 +247,16 @@ def _container(network: nn.Module) -> tuple[nn.Module, str]:
     raise AssertionError(f"the network has children of both names {CONTAINERS}")
 
 
-def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
-    """Yield (target's path, position, patch) for every patch that runs in a network, in order of
-    the targets.
+def installed_patches(network: nn.Module) -> Iterator[tuple[str, Patch]]:
+    """Yield (target's path, patch) for every patch that runs in a network, in order of the
+    targets.
     """
     for path, module in network.named_modules():
         for hook in dict.fromkeys(
             (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
         ):
             if isinstance(hook, PatchHook):
-                yield path, hook.position, hook.patch
+                yield path, hook.patch
 
 
 @contextmanager

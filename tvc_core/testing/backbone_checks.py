@@ -499,7 +499,7 @@ def backbone_patches(backbone: Subject) -> None:
                 "other logits",
                 do,
             )
-        for _, _, patch in installed_patches(model):
+        for _, patch in installed_patches(model):
             with torch.no_grad():
                 assert patch.alpha is not None
                 patch.alpha.fill_(1.0)
