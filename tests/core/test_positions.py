@@ -386,11 +386,7 @@ def build_residuals(spec: BackboneSpec, *, weights: Any) -> Residuals:
 
 
 RESIDUALS = BackboneSpec(
-    name="residuals",
-    factory=build_residuals,
-    stem=("stem",),
-    stages=("layer1",),
-    head="fc",
+    name="residuals", factory=build_residuals, stem=("stem",), stages=("layer1",), head="fc"
 )
 
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
 from ..surgery.head import last_layer
+from ..surgery.hooks import TvcHook
 from ..surgery.patches import CONTAINERS, PatchHook, installed_patches
 from ..surgery.sites import Probe, probing
 
@@ -122,7 +123,7 @@ class Taps:
         return {**self.__dict__, "wanted": (), "stop": False, "maps": {}}
 
 
-class _Tap:
+class _Tap(TvcHook):
     """A picklable forward hook that hands one module's output, or the input of the head's last
     layer, to the taps.
     """

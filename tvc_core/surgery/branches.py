@@ -29,7 +29,7 @@ def branch_of(module: nn.Module, branches: Mapping[str, str]) -> str | None:
         return declared
     for cls in type(module).__mro__:
         end = branches.get(f"{cls.__module__}.{cls.__qualname__}")
-        if end is not None and type(module).forward is cls.forward:
+        if end is not None and type(module).forward is getattr(cls, "forward", None):
             return end
     return None
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .hooks import TvcHook
 from .layouts import Adapter
 from .positions import POSITIONS, Combine, Position
 
@@ -129,7 +130,7 @@ class PatchTree(nn.Module):
         return x
 
 
-class PatchHook:
+class PatchHook(TvcHook):
     """What makes a target run a patch: a picklable forward hook or pre-hook, as the position says.
 
     Where the target's input is kept it is both: the input is copied before the target runs, which

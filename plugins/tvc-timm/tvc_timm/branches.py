@@ -34,6 +34,6 @@ def declare_branches(network: nn.Module) -> None:
         for cls in type(module).__mro__:
             names = BRANCHES.get(f"{cls.__module__}.{cls.__qualname__}", ())
             end = next((name for name in names if module._modules.get(name) is not None), None)
-            if end is not None and type(module).forward is cls.forward:
+            if end is not None and type(module).forward is getattr(cls, "forward", None):
                 module.tvc_branch = end  # type: ignore[assignment]
                 break
