@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
     from .surgery.patch import Patch
+    from .surgery.positions import POSITIONS, Position
     from .training import AuditReport, audit, freeze_head, param_groups
     from .weights.files import read_state_dict
     from .weights.partial import LoadReport, partial_load, transfer_weights
@@ -76,8 +77,8 @@ __all__ = [
     "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
     "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl",
     # for plugin authors: what there is, and what their factories use
-    "BlockMaker", "Named", "NoClassifier", "Patch", "PluginInfo", "Registry", "Target",
-    "build_torchvision", "read_state_dict",
+    "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
+    "Registry", "Target", "build_torchvision", "read_state_dict",
 ]  # fmt: skip
 
 _HEAVY = {
@@ -95,6 +96,7 @@ _HEAVY = {
         "surgery.head": "NoClassifier",
         "surgery.operations": "BlockMaker Target",
         "surgery.patch": "Patch",
+        "surgery.positions": "POSITIONS Position",
         "training": "AuditReport audit freeze_head param_groups",
         "weights.files": "read_state_dict",
         "weights.partial": "LoadReport partial_load transfer_weights",

@@ -113,10 +113,7 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         found = prepared.replacement.named_modules(prefix=path)
         new = tuple(name for name, module in found if module not in old)
         set_module(network, path, prepared.replacement)
-    homes = [
-        attach(network, each.site.path, plan.name, each.patch, each.position)
-        for each in prepared.insertions
-    ]
+    homes = [attach(network, each.site.path, plan.name, each.patch) for each in prepared.insertions]
     record = PatchRecord(
         target=path,
         op=plan.op.qualified,

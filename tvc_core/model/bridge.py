@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..surgery import calls
 from ..surgery.head import find_last_layer
-from ..surgery.patch import PatchHook
+from ..surgery.patch import Patch, PatchHook
 from ..surgery.patches import CONTAINERS, installed_patches
 from ..surgery.probing import probing
 from ..surgery.sites import Probe
@@ -48,7 +48,7 @@ def _patches(path: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
     """Run the blocks that are inserted after a module around the last stage."""
     module = network.get_submodule(path)
     for hook in module._forward_hooks.values():
-        if isinstance(hook, PatchHook) and hook.patch.position == "after":
+        if isinstance(hook, PatchHook) and not hook.patch.position.keeps_input:
             found = hook(module, (), x)
             x = x if found is None else found
     return x
@@ -159,7 +159,7 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
         return None
     between = tuple(partial(_child, name) for name in seen["between"])
     around = [".".join(last.split(".")[:n]) for n in range(last.count("."), 0, -1)]
-    patched = {path for path, patch in installed_patches(network) if patch.position == "after"}
+    patched = {path for path, patch in installed_patches(network) if _acts_after(patch)}
     first = tuple(partial(_patches, path) for path in around if path in patched)
     ways: list[tuple[Step, ...]] = [
         between,
@@ -184,6 +184,10 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
             if alike and (found.is_meta or _equal(found, logits)):
                 return bridge
     return None
+
+
+def _acts_after(patch: Patch) -> bool:
+    return patch.position.runs_after and not patch.position.keeps_input
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:

@@ -121,7 +121,7 @@ def _recomputed(
     # a compiled second pass writes no buffers, nor what a parallel patch keeps for the end
     if torch.compiler.is_compiling():
         if any(
-            patch.position == "parallel"
+            patch.position.keeps_input
             for module in modules
             for _, patch in installed_patches(module)
         ):

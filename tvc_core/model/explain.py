@@ -9,6 +9,7 @@ from torch import nn
 from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of, find_last_layer, num_classes_of
 from ..surgery.input import InputRecord
+from ..surgery.patch import Patch
 from ..surgery.patches import installed_patches, placed_patches
 from ..surgery.sites import find_module
 from .freeze_report import freeze_report
@@ -81,25 +82,20 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
                 lines.append(f"{what} {block}: at {home}, but never run: its target is gone")
                 continue
             path = running[id(patch)]
-            order = {"before": f"{block} -> {path}", "parallel": f"{path} + {block}"}.get(
-                patch.position, f"{path} -> {block}"
-            )
-            order += _exchanged(network, state, path)
+            order = patch.position.describe(path, block) + _exchanged(network, state, path)
             if not patch.enabled:
                 order += ", switched off"
-            gate = patch.alpha
-            start = (
-                "published start" if gate is None else f"identity start, gate now {gate.item():.3g}"
-            )
-            lines.append(f"{what}, {order}, at {home}, {start}")
+            lines.append(f"{what}, {order}, at {home}, {_start(patch)}")
     known = {home for record in state.records for home in record.paths}
     inside = {id(patch): home for home, patch in placed.items()}
     for path, patch in installed_patches(network):
         if id(patch) not in inside:
             where = "that is not in the model's tree, so it is not saved"
-            lines.append(f"  {path}: runs a block {patch.position} it {where}")
+            lines.append(f"  {path}: runs a block {patch.position.label} it {where}")
         elif inside[id(patch)] not in known:
-            lines.append(f"  {path}: runs a block {patch.position} it that no record explains")
+            lines.append(
+                f"  {path}: runs a block {patch.position.label} it that no record explains"
+            )
     if not lines:
         return ["patches: none"]
     shape = "x".join(str(size) for size in state.probe_shape)
@@ -108,6 +104,12 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
         f"{state.step0_difference:g} (image {shape})"
     )
     return [f"patches: {len(lines)}", *lines, difference]
+
+
+def _start(patch: Patch) -> str:
+    if patch.alpha is not None:
+        return f"identity start, gate now {patch.alpha.item():.3g}"
+    return "identity start by itself" if patch.neutral else "published start"
 
 
 def _exchanged(network: nn.Module, state: HybridState, path: str) -> str:

@@ -16,6 +16,7 @@ from torch.nn.modules.module import _global_forward_hooks
 
 from ..errors import BackboneError
 from ..surgery import calls
+from ..surgery.hooks import TvcHook
 from ..surgery.patch import PatchHook
 from ..surgery.sites import find_module
 
@@ -152,7 +153,7 @@ class Taps:
         return True
 
 
-class _Tap:
+class _Tap(TvcHook):
     """A picklable forward hook that hands one module's output, or the input of the head's last
     layer, to whoever collects in this thread.
     """
@@ -178,9 +179,8 @@ class _Tap:
 
 def _is_after(hook: Any) -> bool:
     """Return whether a hook is ours, and has nothing to do at the end of a module that is left."""
-    return isinstance(hook, _Tap) or (
-        isinstance(hook, PatchHook) and hook.patch.position == "after"
-    )
+    ours = isinstance(hook, PatchHook) and not hook.patch.position.keeps_input
+    return ours or isinstance(hook, _Tap)
 
 
 class MapReader:

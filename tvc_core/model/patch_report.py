@@ -127,7 +127,7 @@ def patch_report(
         PatchEffect(
             path=home,
             target=path,
-            position=patch.position,
+            position=patch.position.name,
             gate=None if patch.alpha is None else float(patch.alpha.detach()),
             map_change=_ratio(sums[home].maps),
             logits_change=_ratio(sums[home].logits),

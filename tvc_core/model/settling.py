@@ -54,7 +54,7 @@ def _folded(network: nn.Module, state: HybridState) -> list[str]:
     for home, path, patch in placed_patches(network):
         parent = path.rpartition(".")[0]
         built = state.modules.get(path, "")
-        after, before = patch.position != "before", patch.position != "after"
+        after, before = patch.position.runs_after, patch.position.runs_before
         if after and "bias=False" in built and _has_bias(network, path):
             norm = next((n for n in _norms(network, state, parent) if n != path), None)
             if norm is not None:

@@ -116,7 +116,7 @@ def make_plan(
     )
     return Plan(
         recipe=qualified,
-        backbone=_taking(backbone, recipe.options),
+        backbone=_knowing_branches(_taking(backbone, recipe.options), registry),
         weights=weights,
         weights_class=_weights_class(recipe.weights),
         patches=patches,
@@ -174,6 +174,17 @@ def _taking(backbone: Named[BackboneSpec], options: Mapping[str, Any]) -> Named[
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
         raise ParameterError(f"{name} is a number of channels, at least 1, not {channels!r}")
     return Named(backbone.owner, replace(backbone.spec, num_channels=channels))
+
+
+def _knowing_branches(backbone: Named[BackboneSpec], registry: Registry) -> Named[BackboneSpec]:
+    """Return the backbone; one that declares no residual branches, such as a user's own network,
+    knows the classes that any other backbone declares.
+    """
+    if backbone.spec.branches:
+        return backbone
+    others = registry.all(BackboneSpec)
+    known = {name: end for offer in others for name, end in offer.spec.branches.items()}
+    return Named(backbone.owner, replace(backbone.spec, branches=known))
 
 
 def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) -> None:

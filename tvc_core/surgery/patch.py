@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from . import calls
+from .hooks import TvcHook
 from .layouts import Adapter
+from .positions import POSITIONS, Combine, Position
 
 __all__ = ["Patch", "PatchHook", "PatchTree"]
 
@@ -21,14 +23,14 @@ class Patch(nn.Module):
     For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with
     `a` (`alpha`, shape [1]) zero at first: exactly x, whatever the block's weights. The optimizer
     moves `a` first, and through it the block. Maps a tensor to the same layout and dtype; the shape
-    is kept while there is a gate. Given the target's output as well (the position "parallel"),
-    computes output + a * block(x).
+    is kept while there is a gate. A position may combine map and result by another rule, such as
+    map + a * block(x) beside the target.
 
     Args:
         block: the inserted module.
         gated: the block has a method `gate(x)` with block(x) == x * gate(x).
         adapter: shows the block the map in another layout; None where it takes the map as it is.
-        gate: whether there is a gate; a block that is the identity by itself needs none.
+        position: what the block reads, and what becomes of its result.
     """
 
     alpha: nn.Parameter | None
@@ -39,24 +41,24 @@ class Patch(nn.Module):
         *,
         gated: bool = False,
         adapter: Adapter | None = None,
-        gate: bool = True,
+        position: Position = POSITIONS["after"],
     ) -> None:
         super().__init__()
         self.block = block
         self.gated = gated
         self.adapter = adapter
-        self.position = "after"
-        """Where its hook hangs at the target; `attach` sets it, and what follows."""
+        self.position = position
+        self.neutral = False
+        """The block by itself leaves the map unchanged at the start, so that it needs no gate."""
         self.home = ""
-        """Path at which it lives, such as "patches.layer3.se"."""
+        """Path at which it lives, such as "patches.layer3.se"; `attach` sets it."""
         self.told = _Told()
         self.enabled = True
         """It runs in every thread. A plain attribute, which torch.compile guards on."""
         self.off: set[Any] = set()
         """Who has switched it off: one entry for each `without`, and "removed" after `unpatch`."""
         like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
-        zero = torch.zeros(1, dtype=like.dtype, device=like.device)
-        self.alpha = nn.Parameter(zero) if gate else None
+        self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
 
     def ungate(self) -> None:
         """Drop the gate: from now on this is the block alone, with its published start."""
@@ -76,8 +78,8 @@ class Patch(nn.Module):
         return self.off.isdisjoint(calls.switched_off())
 
     def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
-        if output is not None:
-            return self._add(x, output)
+        if self.position.combine is not None:
+            return self._combine(self.position.combine, x, x if output is None else output)
         if self.adapter is None:
             return self._mix(x)
         return self.adapter.run(self._mix, x)
@@ -93,10 +95,10 @@ class Patch(nn.Module):
         # and 0 * inf is nan
         return x + (a * self.block(x).to(x.dtype) - a * x)
 
-    def _add(self, x: Tensor, output: Tensor) -> Tensor:
+    def _combine(self, combine: Combine, x: Tensor, map: Tensor) -> Tensor:
         y = self.block(x) if self.adapter is None else self.adapter.run(self.block, x)
-        y = y.to(output.dtype)
-        return output + (y if self.alpha is None else self.alpha.to(output.dtype) * y)
+        gate = None if self.alpha is None else self.alpha.to(map.dtype)
+        return combine(map, y.to(map.dtype), gate)
 
     def __getstate__(self) -> dict[str, Any]:
         # nobody would switch a copy on again
@@ -107,7 +109,7 @@ class Patch(nn.Module):
         self.__dict__.setdefault("off", set())
 
     def extra_repr(self) -> str:
-        return "" if self.alpha is not None else "start=paper"
+        return "" if self.alpha is not None else f"start={'itself' if self.neutral else 'paper'}"
 
 
 class _Told:
@@ -154,12 +156,11 @@ def _keep(args: tuple[Any, ...], like: Any, copies: dict[str, Tensor] | None = N
     return kept
 
 
-class PatchHook:
-    """What makes a target run a patch: a picklable forward hook, a pre-hook where the patch's
-    position is "before".
+class PatchHook(TvcHook):
+    """What makes a target run a patch: a picklable forward hook or pre-hook, as the position says.
 
-    For "parallel" it is both: the target's input is copied before the target runs, which may
-    overwrite it in place.
+    Where the target's input is kept it is both: the input is copied before the target runs, which
+    may overwrite it in place.
 
     Args:
         patch: the patch.
@@ -176,10 +177,11 @@ class PatchHook:
             return None
         if not torch.compiler.is_compiling() and not calls.running():
             _tell(target, patch)
-        if patch.position == "before":
+        position = patch.position
+        if not position.runs_after:
             changed = (self.module(args[0]), *args[1:])
             return _keep(changed, args) if isinstance(args, _Kept) else changed
-        if patch.position == "after":
+        if not position.keeps_input:
             return _own_step(self.module(output[0]))
         if not output:
             return _keep(args, args, {patch.home: args[0].clone()})

@@ -38,7 +38,7 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_HANGING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str) -> str:
+def attach(network: nn.Module, path: str, name: str, patch: Patch) -> str:
     """Insert a patch at a target, and return the path where it lives.
 
     Args:
@@ -46,8 +46,7 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         path: dotted path of the target.
         name: wanted last part of the patch's path. Where the target has a child of that name, or a
             patch, a number follows.
-        patch: the patch.
-        position: "after", "before" or "parallel".
+        patch: the patch; its position says which hooks it needs.
     """
     target = network.get_submodule(path)
     others = [other for _, _, other in placed_patches(network)]
@@ -60,7 +59,7 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         node, node_path = child, f"{node_path}.{part}"
     leaf = free_name(name, target, node._modules)
     node.add_module(leaf, patch)
-    patch.position, patch.home = position, f"{node_path}.{leaf}"
+    patch.home = f"{node_path}.{leaf}"
     patch.told = others[0].told if others else patch.told
     _register(target, patch, patch)
     return patch.home
@@ -178,7 +177,7 @@ def _leaves(tree: nn.Module, home: str, path: str) -> Iterator[tuple[str, str, P
 
 def _wanted(patch: Patch) -> tuple[int, int]:
     """Return how many pre-hooks and forward hooks a patch has."""
-    return int(patch.position != "after"), int(patch.position != "before")
+    return int(patch.position.runs_before), int(patch.position.runs_after)
 
 
 def _hangs(network: nn.Module, path: str, patch: Patch, module: nn.Module) -> bool:

@@ -49,7 +49,9 @@ class Prepared:
     @property
     def starts_as_identity(self) -> bool:
         """Nothing is replaced, and every block has a gate."""
-        return self.replacement is None and all(i.patch.alpha is not None for i in self.insertions)
+        return self.replacement is None and all(
+            i.patch.alpha is not None or i.patch.neutral for i in self.insertions
+        )
 
 
 def prepare(
@@ -76,7 +78,9 @@ def prepare(
     patches = [each for patch in patches for each in _expanded(patch, network, anatomy, name)]
     targets = list(dict.fromkeys(patch.entry.target for patch in patches))
     ends = {
-        path: f"{path}.{end}" for path in targets if (end := branch_of(network.get_submodule(path)))
+        path: f"{path}.{end}"
+        for path in targets
+        if (end := branch_of(network.get_submodule(path), anatomy.branches))
     }
     paths = list(
         dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
@@ -95,7 +99,11 @@ def prepare(
             module = stand_ins.get(path, network.get_submodule(path))
             branch_end = sites.get(ends.get(path, "")) if path not in stand_ins else None
             target = Target(
-                module, sites[path], patch.block.spec if patch.block else None, branch_end
+                module,
+                sites[path],
+                patch.block.spec if patch.block else None,
+                branch_end,
+                anatomy.branches,
             )
             prepared = _apply(patch, target, probe)
             for insertion in prepared.insertions:
@@ -240,27 +248,28 @@ def _keeping(module: nn.Module) -> Iterator[None]:
 def _try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
     """Run an inserted block on every measured shape."""
     site = insertion.site
-    if insertion.position == "parallel":
-        for before, after in dict.fromkeys(
-            zip(site.every("input"), site.every("output"), strict=True)
-        ):
-            _try_beside(before, after, patch, insertion, probe)
-    else:
-        for shape in site.shapes("input" if insertion.position == "before" else "output"):
+    position = insertion.position
+    if position.combine is None:
+        for shape in site.shapes(position.reads):
             _try_on(shape, patch, insertion, site, probe)
+    else:
+        both = zip(site.every(position.reads), site.every(position.writes), strict=True)
+        for before, after in dict.fromkeys(both):
+            _try_beside(before, after, patch, insertion, probe)
 
 
 def _try_beside(
     before: Shape, after: Shape, patch: PatchPlan, insertion: Insertion, probe: Probe
 ) -> None:
-    path, block = insertion.site.path, _block_name(patch, insertion.patch.block)
+    path, position = insertion.site.path, insertion.position
+    block = _block_name(patch, insertion.patch.block)
     seen, wanted = _seen_by_block(before, insertion.patch), _seen_by_block(after, insertion.patch)
     found = _output_shape(insertion.patch.block, seen, probe, f"the block {block!r}")
     if found != wanted:
         raise PatchError(
-            f"Shape mismatch: {block} parallel to {path!r} turns {list(seen)} into {list(found)}, "
-            "and it is added to what "
-            f"{path!r} gives, {list(wanted)}.{_what_fits(patch, seen, wanted, probe)}"
+            f"Shape mismatch: {block} {position.label} {path!r} turns {list(seen)} into "
+            f"{list(found)}, and the {position.writes} of {path!r}, with which it is combined, is "
+            f"{list(wanted)}.{_what_fits(patch, seen, wanted, probe)}"
         )
 
 

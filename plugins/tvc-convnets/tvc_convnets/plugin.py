@@ -10,7 +10,7 @@ from typing import Any
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 Stages = tuple[tuple[str, ...], ...]
 
@@ -251,6 +251,7 @@ def _mnasnets() -> list[BackboneSpec]:
             stem=_features(0, 2, "layers"),
             stages=stages,
             head="classifier",
+            branches={"torchvision.models.mnasnet._InvertedResidual": "layers"},
             options={"dropout": 0.2},
         )
         for width in ("0_5", "0_75", "1_0", "1_3")
@@ -295,6 +296,7 @@ def _regnets() -> list[BackboneSpec]:
             stem=("stem",),
             stages=tuple((f"trunk_output.block{index}",) for index in (1, 2, 3, 4)),
             head="fc",
+            branches={"torchvision.models.regnet.ResBottleneckBlock": "f"},
             options={"norm_layer": None},
         )
         for name in names

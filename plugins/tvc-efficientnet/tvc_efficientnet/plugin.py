@@ -8,7 +8,7 @@ from typing import Any
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 _B = "Tan and Le 2019, arXiv:1905.11946"
 _V2 = "Tan and Le 2021, arXiv:2104.00298"
@@ -63,6 +63,10 @@ def _spec(
         stem=("features.0",),
         stages=tuple(stages),
         head="classifier",
+        branches={
+            "torchvision.models.efficientnet.MBConv": "block",
+            "torchvision.models.efficientnet.FusedMBConv": "block",
+        },
         **{**defaults, **others},
     )
 
