@@ -204,7 +204,7 @@ def test_of_nested_modules_of_a_type_the_outermost_is_meant(meant: Any) -> None:
         (
             "densenet121",
             "stage:*",
-            [*(f"features.denseblock{index}" for index in (1, 2, 3)), "features.norm5"],
+            [*(f"features.denseblock{index}" for index in (1, 2, 3)), "features.relu5"],
         ),
         (
             "densenet121",

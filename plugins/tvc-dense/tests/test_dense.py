@@ -46,7 +46,7 @@ FAMILIES = {
     "mobilenet_v3_small": "features.12",
     "efficientnet_b0": "features.8",
     "convnext_tiny": "features.7",
-    "densenet121": "features.norm5",
+    "densenet121": "features.relu5",
     "swin_t": "norm",
     "regnet_x_400mf": "trunk_output.block4",
 }

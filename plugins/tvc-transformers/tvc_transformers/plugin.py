@@ -89,7 +89,7 @@ def _swin(name: str, crop_size: int, resize_size: int) -> BackboneSpec:
         family="swin",
         origin="torchvision",
         summary=f"Transformer over shifted windows, version {version}.",
-        factory="tvc_core:build_torchvision",
+        factory="tvc_transformers.swin:build",
         weights=(
             WeightsSpec(
                 name="IMAGENET1K_V1",
