@@ -32,10 +32,8 @@ BESIDE = {"type": "conv_bn_act", "position": "parallel", "params": {"channels": 
 """A block beside resnet18's layer3."""
 
 EVERY_POSITION: dict[str, Any] = {
-    "layer1": [
-        {"wrap": {"type": "se", "position": "branch"}},
-        {"inject": {"type": "spatial_attention", "position": "before"}},
-    ],
+    "layer1": {"inject": {"type": "spatial_attention", "position": "before"}},
+    "layer1.*": {"wrap": {"type": "se", "position": "branch"}},
     "layer2.0.bn1": {"wrap": "eca"},
     "layer2.1.conv1": [
         {"inject": {"type": "se", "position": "before"}},

@@ -8,9 +8,10 @@ import random
 import subprocess
 import sys
 import textwrap
-import threading
 import weakref
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -262,51 +263,57 @@ def test_r3_a_child_lists_while_a_thread_of_its_parent_did(tmp_path: Path) -> No
 # -- R7 --------------------------------------------------------------------------------------------
 
 
+WATCHED: list[list[tuple[str, Any]]] = []
+
+
+def watch(event: str, args: tuple[Any, ...]) -> None:
+    if WATCHED and (event.startswith("socket.") or event == "open"):
+        WATCHED[-1].append((event, args))
+
+
+@contextmanager
+def watching() -> Iterator[list[tuple[str, Any]]]:
+    """See what is opened and whom the process speaks to, by an audit hook."""
+    if not hasattr(sys, "_tvc_case_hook"):
+        sys._tvc_case_hook = True  # a hook stays for good
+        sys.addaudithook(watch)
+    seen: list[tuple[str, Any]] = []
+    WATCHED.append(seen)
+    try:
+        yield seen
+    finally:
+        WATCHED.remove(seen)
+
+
 @pytest.mark.parametrize(
     "options",
     [
-        "{pretrained_cfg_overlay: {url: 'http://127.0.0.1:PORT/x/innocent.pth', hf_hub_id: ''}}",
-        "{pretrained_cfg_overlay: {url: 'http://127.0.0.1:PORT/x.pth', hf_hub_id: ''}, "
-        "cache_dir: 'CACHE'}",
-        "{pretrained_cfg_overlay: {file: 'CACHE/secret'}}",
-        "{cache_dir: 'CACHE'}",
+        "{pretrained_cfg_overlay: {url: 'http://127.0.0.1:9/x/innocent.pth', hf_hub_id: ''}}",
+        "{pretrained_cfg_overlay: {url: 'http://127.0.0.1:9/x.pth', hf_hub_id: ''}, "
+        "cache_dir: 'FOLDER'}",
+        "{pretrained_cfg_overlay: {file: 'FOLDER/secret.pth'}}",
+        "{cache_dir: 'FOLDER'}",
     ],
     ids=["address", "address-and-folder", "file", "folder"],
 )
 def test_r7_a_recipe_reaches_nothing(options: str, tmp_path: Path) -> None:
     pytest.importorskip("timm")
-    import http.server
-
-    asked: list[str] = []
-
-    class Server(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            asked.append(self.path)
-            self.send_response(200)
-            self.end_headers()
-            self.wfile.write(b"import os")
-
-        do_HEAD = do_GET  # noqa: N815
-
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    cache = tmp_path / "cache"
-    cache.mkdir()
-    text = options.replace("PORT", str(server.server_port)).replace("CACHE", str(cache))
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    torch.save({}, folder / "secret.pth")
     recipe = tmp_path / "r.yaml"
+    text = options.replace("FOLDER", str(folder))
     recipe.write_text(f"backbone:\n  name: timm/test_resnet\n  options: {text}\n")
-    try:
-        with pytest.raises(TvcError, match=r"(?is)(overlay|cache_dir).*\b(code|recipe|file)\b"):
-            load_yaml_recipe(recipe)
-    finally:
-        server.shutdown()
-        server.server_close()
-    assert asked == []
-    assert list(cache.iterdir()) == []
+    with watching() as seen, pytest.raises(TvcError, match=r"overlay|cache_dir"):
+        load_yaml_recipe(recipe)
+    reached = [
+        (event, args)
+        for event, args in seen
+        if event in ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname")
+        or (event == "open" and str(args[0]).startswith(str(folder)))
+    ]
+    assert reached == []
+    assert [path.name for path in folder.iterdir()] == ["secret.pth"]
 
 
 # -- R12 -------------------------------------------------------------------------------------------
