@@ -26,16 +26,18 @@ from .errors import (
     UnknownNameError,
     WeightsError,
 )
-from .hookspecs import API_VERSION, hookimpl
+from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
 from .recipe import Recipe
-from .registry import PluginInfo, Registry
+from .registry import Named, PluginInfo, Registry
 from .specs import (
     BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
     InitializerSpec,
+    Kind,
     PatchOpSpec,
+    Spec,
     WeightsSpec,
 )
 from .version import __version__ as __version__
@@ -69,9 +71,11 @@ __all__ = [
     "HybridBuilder",
     "HybridModel",
     "InitializerSpec",
+    "Kind",
     "LevelInfo",
     "LoadReport",
     "LocalPlugin",
+    "Named",
     "NoClassifier",
     "NormalizationReport",
     "ParameterError",
@@ -88,6 +92,7 @@ __all__ = [
     "RecipeError",
     "Registry",
     "RegistryWarning",
+    "Spec",
     "StageError",
     "StageInfo",
     "Target",
@@ -100,6 +105,7 @@ __all__ = [
     "build_torchvision",
     "describe_backbone",
     "hookimpl",
+    "hookspec",
     "load_yaml_recipe",
     "param_groups",
     "partial_load",
