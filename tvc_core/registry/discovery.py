@@ -55,6 +55,7 @@ class PluginInfo:
         seconds: what its import and its hooks took.
         specs: what it offers; empty unless active.
         kinds: the kinds that it defines; empty unless active.
+        unknown_hooks: its hooks of kinds that no plugin here defines; it offers nothing there.
     """
 
     owner: str
@@ -68,6 +69,7 @@ class PluginInfo:
     seconds: float = 0.0
     specs: tuple[Spec, ...] = field(default=(), repr=False)
     kinds: tuple[Kind, ...] = field(default=(), repr=False)
+    unknown_hooks: tuple[str, ...] = ()
 
     @property
     def offers(self) -> tuple[Spec | Kind, ...]:
@@ -203,16 +205,17 @@ def _checked(found: _Found) -> _Found:
 
 def _installed() -> Iterable[_Found]:
     seen: set[str] = set()
-    for distribution in importlib_metadata.distributions():
+    # a path that does not exist would be taken for a zip file, whose reader is slow to import
+    path = [entry for entry in sys.path if Path(entry).exists()]
+    for distribution in importlib_metadata.distributions(path=path):
         home = str(getattr(distribution, "_path", distribution))
         try:
-            entry_points = [
-                entry
-                for entry in distribution.entry_points
-                if entry.group == hookspecs.ENTRY_POINT_GROUP
-            ]
-            if not entry_points:
+            # most distributions have no plugin, and parsing their files takes far longer
+            if hookspecs.ENTRY_POINT_GROUP not in (
+                distribution.read_text("entry_points.txt") or ""
+            ):
                 continue
+            entry_points = distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
             # read here, since parsing all of it takes longer than everything else
             header = dict(reversed(_HEADER.findall(distribution.read_text("METADATA") or "")))
             owner, version = normalize(header["Name"]), header.get("Version", "")
@@ -270,6 +273,9 @@ def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInf
     known = contract.hooks_of(kinds)
     there = tuple((hook, known.get(hook.name)) for hook in found.later)
     key = (found.key, there)
+
+    unknown = tuple(hook.name for hook in found.later if hook.name and hook.name not in known)
+    found = replace(found, info=replace(found.info, unknown_hooks=unknown))
 
     def complete() -> _Found:
         specs = contract.collect(contract.check_hooks(found.later, known), known, reserved)
