@@ -39,9 +39,8 @@ _LOADING = threading.RLock()
 that thread does not come back.
 """
 
-_HUNG: dict[str, str] = {}
-"""Modules whose import hung, with the stack at which each was left. Their import locks are held for
-ever."""
+_HUNG: dict[str, Run] = {}
+"""How the modules ran whose import hung. Their import locks are held for ever."""
 
 _THREAD = threading.local()
 """`loading` is true in a thread while it runs a plugin's code; `lock` is what it forks with."""
@@ -120,7 +119,9 @@ class _Job:
         if self.run is None and self.error is None:
             frame = sys._current_frames().get(self._thread)
             stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-            return Run(seconds=time.perf_counter() - self._start, hung=stack)
+            self._abandoned = True
+            effects = self._state.put_back(thread=False) if self._state is not None else ()
+            return Run(None, effects, time.perf_counter() - self._start, stack)
         if self.error is not None:
             raise self.error
         assert self.run is not None
@@ -153,7 +154,7 @@ def run_guarded(action: Callable[[], Any], module: str, seconds: float) -> Run:
         seconds: how long it may take.
     """
     if module in _HUNG:
-        return Run(hung=_HUNG[module])
+        return _HUNG[module]
     package = module.partition(".")[0]
     # the caller holds the import lock that a thread would wait for
     if is_being_imported(package) and not any(_in(package, hung) for hung in _HUNG):
@@ -166,7 +167,7 @@ def run_guarded(action: Callable[[], Any], module: str, seconds: float) -> Run:
             run = job.wait(seconds)
             if run.hung is not None:
                 hung = True
-                _HUNG[module] = run.hung
+                _HUNG[module] = run
             return run
         finally:
             job.close(hung=hung)

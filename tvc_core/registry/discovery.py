@@ -107,7 +107,8 @@ class _Found:
         """
         assert self.entry_point is not None
         module = sys.modules.get(self.entry_point.module)
-        return (module, getattr(module, "__spec__", None)) if module is not None else ()
+        spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
+        return (id(module), id(spec), module, spec) if module is not None else ()
 
 
 _LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], _Found]] = {}
