@@ -1,4 +1,5 @@
-"""The four hooks through which everything with a name reaches tvc.
+"""The four hooks through which everything that the core uses by name reaches it. Plugins define
+hooks for kinds of their own in the same way (`Kind`).
 
 A plugin is a light module (no torch import) that a distribution announces in its `pyproject.toml`:
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import pluggy
 
-from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec
+from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, Kind, PatchOpSpec
 
 API_VERSION = (1, 1)
 """The plugin API of this core: a plugin's major must be equal, its minor at most this one's."""
@@ -117,3 +118,13 @@ def tvc_initializers() -> list[InitializerSpec]:
             ]
     """
     raise NotImplementedError
+
+
+KINDS = (
+    Kind(spec=BackboneSpec, hook=tvc_backbones),
+    Kind(spec=BackboneFamilySpec, hook=tvc_backbones, plural="families"),
+    Kind(spec=BlockSpec, hook=tvc_blocks),
+    Kind(spec=PatchOpSpec, hook=tvc_patch_ops),
+    Kind(spec=InitializerSpec, hook=tvc_initializers),
+)
+"""The core's own kinds; plugins define others in the same way."""
