@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from ..errors import BackboneError, FreezeError, HeadError
+from ..quarantine.process_state import run_preserved
 from ..recipe import Recipe
 from ..recipe.rules import DROPOUT, FREEZE, check_class_names
 from ..surgery.anatomy import HEAD, StageInfo, stage_name
@@ -359,7 +360,7 @@ class HybridModel(nn.Module):
             HeadError: a replaced last layer had another number of outputs than the head has now.
             FreezeError: the model is wrapped in DistributedDataParallel.
         """
-        unpatch(self, self._hybrid, target)
+        run_preserved(unpatch, self, self._hybrid, target)
 
     def without(self, target: str | None = None) -> AbstractContextManager[HybridModel]:
         """Return a context in which inserted blocks are switched off: `with

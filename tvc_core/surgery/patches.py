@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -124,7 +124,9 @@ def hang(network: nn.Module) -> list[tuple[str, str, Patch]]:
     if not misplaced:
         return []
     lost: list[tuple[str, str, Patch]] = []
-    with _HANGING:
+    # an interrupt may come between the lock and what gives it back: nobody waits for that for long
+    _HANGING.acquire(timeout=5)
+    try:
         _unregister(network, {home for home, _, _, _ in misplaced})
         for home, path, patch, module in misplaced:
             target = find_module(network, path)
@@ -138,6 +140,9 @@ def hang(network: nn.Module) -> list[tuple[str, str, Patch]]:
         }.values():
             for hooks in (target._forward_pre_hooks, target._forward_hooks):
                 _sort(hooks, order)
+    finally:
+        with suppress(RuntimeError):
+            _HANGING.release()
     return lost
 
 
