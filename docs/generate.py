@@ -445,8 +445,8 @@ def _constant_docs() -> dict[str, str]:
         "most this one's.",
         "BlockMaker": "Makes the user's block for a number of input channels.",
         "Patches": "What to change where: targets with their patches.",
-        "Weights": "A pretrained set: its name, \"DEFAULT\", torchvision's enum member, or None for "
-        "random weights.",
+        "Weights": 'A pretrained set: its name, "DEFAULT", an enum member of torchvision, or None '
+        "for random weights.",
     }
 
 
