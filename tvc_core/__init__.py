@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone
     from .model.auditing import AuditReport, FreezeReport, NormalizationReport, PartReport, audit
     from .model.finetuning import param_groups
+    from .model.freezing import freeze_head
     from .model.hybrid import HybridModel, PatchRecord
     from .model.pyramid import LevelInfo
     from .surgery.anatomy import PartInfo, StageInfo
@@ -99,6 +100,7 @@ __all__ = [
     "audit",
     "build_torchvision",
     "describe_backbone",
+    "freeze_head",
     "hookimpl",
     "load_yaml_recipe",
     "param_groups",
@@ -126,6 +128,7 @@ _HEAVY = {
     "audit": "model.auditing",
     "build_torchvision": "weights.torchvision",
     "describe_backbone": "describe",
+    "freeze_head": "model.freezing",
     "param_groups": "model.finetuning",
     "partial_load": "weights.partial",
     "read_state_dict": "weights.files",

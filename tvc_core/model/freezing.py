@@ -8,7 +8,7 @@ pickle; a plain state dict does not carry it.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -24,6 +24,7 @@ from ..surgery.patches import CONTAINERS, PatchTree
 __all__ = [
     "FreezeState",
     "apply_freeze",
+    "freeze_head",
     "held_modules",
     "hold_modes",
     "part_of_parameter",
@@ -152,6 +153,36 @@ def apply_freeze(
     for name, parameter in network.named_parameters():
         parameter.requires_grad_(wanted[name])
     hold_modes(network, anatomy, state, new)
+
+
+def freeze_head(model: nn.Module) -> None:
+    """Freeze the head as `freeze_backbone(head="none")` does, and leave everything else as it is.
+
+    What is frozen or thawed elsewhere stays so, whoever did it. Blocks inserted in the head stay
+    trainable unless inserted blocks are frozen. A second call changes nothing.
+
+    Args:
+        model: the hybrid; `freeze_state` has it from now on.
+
+    Raises:
+        FreezeError: the model runs under DistributedDataParallel, and the head is trainable.
+    """
+    facts: Any = model._hybrid
+    state = replace(facts.freeze, head="none")
+    changes = {}
+    for name, parameter in model.named_parameters():
+        part, inserted = part_of_parameter(name, facts.anatomy)
+        if part == HEAD and parameter.requires_grad and (state.patches or not inserted):
+            changes[name] = parameter
+    if changes:
+        refuse_under_ddp(model, list(changes))
+    for parameter in changes.values():
+        parameter.requires_grad_(False)
+    facts.freeze = state
+    for module in held_modules(
+        model, facts.anatomy, replace(state, stem=False, stages=()), facts.new_modules
+    ):
+        module.training = False
 
 
 def wanted_grads(
