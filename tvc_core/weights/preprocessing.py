@@ -1,0 +1,59 @@
+"""How images are prepared for a model: by the preprocessing of its weights."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+from torch import nn
+
+from ..errors import BackboneError
+from ..recipe import Plan
+from ..specs import FROM_MODULE
+from .torchvision import transforms_of
+
+__all__ = ["transforms"]
+
+
+def transforms(plan: Plan) -> nn.Module:
+    """Return the preprocessing of a plan's weights at its image size, as torchvision's own module.
+
+    A UserWarning says where those of the default weights stand in for a random start.
+
+    Args:
+        plan: of the model.
+
+    Raises:
+        BackboneError: nothing says how: the network is a module of the user's, has no pretrained
+            weights, or takes another number of channels than they do.
+    """
+    spec, weights = plan.backbone.spec, plan.weights
+    if plan.backbone.owner == FROM_MODULE:
+        raise BackboneError(
+            f"the model was made from a module of your own ({spec.name}), so only you know how its "
+            "images were prepared"
+        )
+    if weights is None:
+        if spec.default_weights is None:
+            raise BackboneError(
+                f"{plan.backbone.qualified} has no pretrained weights, so nothing says how to "
+                "prepare images for it"
+            )
+        weights = spec.find_weights(spec.default_weights)
+        assert weights is not None
+        warnings.warn(
+            "the model has no pretrained weights; transforms() gives the preprocessing of "
+            f"the default weights, {weights.name}",
+            UserWarning,
+            stacklevel=3,  # whoever called the model's method
+        )
+    channels = plan.recipe.in_channels or spec.num_channels
+    if channels != len(weights.mean):
+        raise BackboneError(
+            f"the model takes {channels} channels, and the preprocessing of {weights.name} knows "
+            f"{len(weights.mean)} (mean {weights.mean}, standard deviation {weights.std}, crop "
+            f"{weights.crop_size} pixels): prepare the images yourself"
+        )
+    size = plan.image_side or weights.crop_size
+    resize = round(weights.resize_size * size / weights.crop_size)
+    return transforms_of(replace(weights, crop_size=size, resize_size=resize))
