@@ -27,6 +27,7 @@ from .surgery.input import InputRecord, change_input
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe
+from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.torchvision import check_weights_class, class_names_of
 
@@ -86,6 +87,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         check_class_names(names, wanted or classes)
     if plan.recipe.dropout is not None:
         set_dropout(network, anatomy.head, plan.recipe.dropout)
+    if pretrained:  # a file has passed it, or is older than the proof and loads all the same
+        prove_trains(network, prepared, originals, probe)
     facts = HybridState(
         plan=plan,
         anatomy=anatomy,

@@ -29,6 +29,7 @@ from ..from_module import described, module_backbone
 from ..recipe import Recipe, make_plan
 from ..registry import Registry
 from ..specs import FROM_MODULE
+from ..surgery.gates import restore_gates
 from ..surgery.head import dropout_of
 from ..surgery.patches import rollback_on_error
 from .hybrid import HybridModel
@@ -119,6 +120,7 @@ def _load(
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
     backbone = None if module is None else module_backbone(module, **content[_MODULE_KEY])
     model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
+    restore_gates(model, tensors)
     own = model.state_dict()
     if own.keys() != tensors.keys():
         lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]

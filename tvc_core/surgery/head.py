@@ -208,7 +208,7 @@ def _maker(layer: nn.Module) -> Callable[..., nn.Module]:
     dtype=)`.
     """
     if hasattr(layer, "get_base_layer"):  # a wrapper of PEFT's
-        layer = layer.get_base_layer()
+        layer = layer.get_base_layer()  # type: ignore[operator]
     widths, given = _widths(layer), getattr(layer, "bias", None)
     assert widths is not None, layer
     bias = (given() if callable(given) else given) is not None  # of a quantized layer a method

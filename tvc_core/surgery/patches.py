@@ -75,12 +75,16 @@ class Patch(nn.Module):
         self.enabled = True
         """The hook runs the block. A plain attribute, which torch.compile guards on."""
         self.num_off = 0
-        like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
-        self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
+        self.regate()
 
     def ungate(self) -> None:
         """Drop the gate: from now on this is the block alone, with its published start."""
         self.alpha = None
+
+    def regate(self) -> None:
+        """Take the gate back, closed: for tensors that have one."""
+        like = next((p for p in self.block.parameters() if p.is_floating_point()), torch.empty(0))
+        self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
 
     def switch(self, on: bool) -> None:
         """Switch off, or on again; it is on when it was switched on as often as off."""
