@@ -31,6 +31,7 @@ from .surgery.input import InputRecord, change_input
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe
+from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.torchvision import class_names_of
 
@@ -72,6 +73,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     installed = tuple(_insert(network, patch) for patch in prepared)
     proof = _prove(network, anatomy, installed, probe, before)
     new_layers, class_names = _set_head(plan, network, anatomy)
+    if pretrained:  # a file has passed it, or is older than the proof and loads all the same
+        prove_trains(network, prepared, originals, probe)
     state = HybridState(
         plan=plan,
         anatomy=anatomy,
