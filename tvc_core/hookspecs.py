@@ -35,20 +35,16 @@ def tvc_backbones() -> list[BackboneSpec | BackboneFamilySpec]:
 
     Example:
 
-        from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+        from tvc_core import BackboneSpec, hookimpl
 
         TVC_API = (1, 0)
 
         @hookimpl
         def tvc_backbones():
-            return [
-                BackboneSpec(
-                    name="acme_net", family="acme", origin="acme", summary="A small residual
-                    network.", factory="acme_blocks.net:build",  # build(spec, *, weights,
-                    **options) -> nn.Module stem=("conv1", "bn1"), stages=("layer1", "layer2"),
-                    head="fc",
-                )
-            ]
+            # build(spec, *, weights, **options) -> nn.Module
+            net = {"name": "acme_net", "factory": "acme_blocks.net:build"}
+            parts = {"stem": ("conv1", "bn1"), "stages": ("layer1", "layer2"), "head": "fc"}
+            return [BackboneSpec(**net, **parts, summary="A small residual network.")]
     """
     raise NotImplementedError
 
@@ -65,13 +61,9 @@ def tvc_blocks() -> list[BlockSpec]:
 
         @hookimpl
         def tvc_blocks():
-            return [
-                BlockSpec(
-                    name="gate", category="attention", summary="Scale each channel by a learned
-                    constant.", factory="acme_blocks.gate:Gate",  # Gate(in_channels, **params) ->
-                    nn.Module
-                )
-            ]
+            # Gate(in_channels, **params) -> nn.Module
+            gate = {"name": "gate", "factory": "acme_blocks.gate:Gate", "category": "attention"}
+            return [BlockSpec(**gate, summary="Scale each channel by a learned constant.")]
     """
     raise NotImplementedError
 
@@ -88,12 +80,9 @@ def tvc_patch_ops() -> list[PatchOpSpec]:
 
         @hookimpl
         def tvc_patch_ops():
-            return [
-                PatchOpSpec(
-                    name="twice", takes_block=True, summary="Insert two blocks after the target.",
-                    factory="acme_blocks.ops:twice",  # twice(target, block, **options) -> nn.Module
-                )
-            ]
+            # twice(target, block, **options) -> nn.Module
+            twice = {"name": "twice", "factory": "acme_blocks.ops:twice"}
+            return [PatchOpSpec(**twice, summary="Insert two blocks after the target.")]
     """
     raise NotImplementedError
 
@@ -110,12 +99,9 @@ def tvc_initializers() -> list[InitializerSpec]:
 
         @hookimpl
         def tvc_initializers():
-            return [
-                InitializerSpec(
-                    name="orthogonal", summary="Orthogonal weights, biases 0.",
-                    factory="acme_blocks.init:orthogonal",  # orthogonal(module) -> None
-                )
-            ]
+            # orthogonal(module) -> None
+            orthogonal = {"name": "orthogonal", "factory": "acme_blocks.init:orthogonal"}
+            return [InitializerSpec(**orthogonal, summary="Orthogonal weights, biases 0.")]
     """
     raise NotImplementedError
 

@@ -324,9 +324,6 @@ HABITS: dict[str, Beast] = {
     "sets_alarm": habit("import signal; signal.alarm(10000)", "alarm"),
     "prints": habit("print('{')", "output"),
     "writes": habit("import os; os.write(1, b'{')", "output"),
-    "ignores_numpy": habit(
-        "import numpy; numpy.seterr(all='ignore')", "error mode of numpy", slow=True
-    ),
     "detects_anomalies": habit(
         "import torch; torch.autograd.set_detect_anomaly(True)",
         "anomaly detection of torch",

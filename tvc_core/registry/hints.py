@@ -4,8 +4,6 @@ resolved here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 __all__ = ["distributions", "provider", "table"]
 
 _NAMES: dict[str, dict[str, str]] = {
@@ -61,6 +59,6 @@ def distributions() -> frozenset[str]:
     return frozenset(owner for owners in _NAMES.values() for owner in owners)
 
 
-def table(kind: str, *, without: Iterable[str] = ()) -> dict[str, str]:
+def table(kind: str, *, without: list[str] | tuple[str, ...] = ()) -> dict[str, str]:
     """Return the first-party distribution of every name of a kind, except some names."""
     return {n: owner for n, owner in sorted(_TABLES.get(kind, {}).items()) if n not in without}

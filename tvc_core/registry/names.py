@@ -313,9 +313,9 @@ class Registry:
 
     def _ambiguous(self, what: str, ending: str, offers: list[Named[Any]]) -> Any:
         choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in offers)
-        raise AmbiguousNameError(
-            f"{what}: write {choices}, or build with HybridBuilder(prefer=({offers[0].owner!r},))."
-        )
+        built = type(offers[0].spec) in _LISTED_BY and type(offers[0].spec) is not Kind
+        prefer = f", or build with HybridBuilder(prefer=({offers[0].owner!r},))" if built else ""
+        raise AmbiguousNameError(f"{what}: write {choices}{prefer}.")
 
     def _resolve_member(self, name: str, owner: str, short: str) -> Named[BackboneSpec]:
         family, _, member = short.partition("/")

@@ -66,8 +66,6 @@ def _logging(module: Any) -> tuple[Any, ...]:
     return (module.root.level, tuple(module.root.handlers), module.root.manager.disable)
 
 
-_NUMPY_ERRORS = {"divide": "warn", "over": "warn", "under": "ignore", "invalid": "warn"}
-
 _WATCHED = (
     *(
         _Watched(f"sys.{name}", "sys", operator.attrgetter(name))
@@ -85,7 +83,7 @@ _WATCHED = (
     _Watched("recursion limit", "sys", lambda m: m.getrecursionlimit()),
     _Watched("os.environ", "os", lambda m: id(m.environ)),
     _Watched("umask", "os", _umask),
-    _Watched("garbage collection", "gc", lambda m: (m.isenabled(), m.get_threshold())),
+    _Watched("garbage collection", "gc", lambda m: m.isenabled(), True),
     _Watched("locale", "_locale", lambda m: m.setlocale(m.LC_ALL, None)),
     _Watched("warnings filters", "warnings", lambda m: list(m.filters), heavy_change_it=True),
     _Watched("warnings display", "warnings", operator.attrgetter("showwarning")),
@@ -97,7 +95,6 @@ _WATCHED = (
         lambda m: m.get_start_method(allow_none=True),
         None,
     ),
-    _Watched("error mode of numpy", "numpy", lambda m: m.geterr(), _NUMPY_ERRORS),
     _Watched("anomaly detection of torch", "torch", lambda m: m.is_anomaly_enabled(), False),
     _Watched("folder of torch.hub", "torch", lambda m: m.hub._hub_dir, None),
 )
@@ -130,7 +127,8 @@ class ProcessWatch:
         found = [
             entry.words
             for entry, before in zip(_WATCHED, self._before, strict=True)
-            if not (heavy and entry.heavy_change_it) and entry.now() != before
+            if before is not _UNKNOWN and not (heavy and entry.heavy_change_it)
+            if entry.now() != before
         ]
         self._flush()
         os.dup2(self._stdout, 1)

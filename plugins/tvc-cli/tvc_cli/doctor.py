@@ -145,6 +145,8 @@ def _faults(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
 def _manners(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
     """Find what a plugin does to the process when it is loaded."""
     for fact in plugins:
+        if fact["status"] != "active":  # `_faults` has named it
+            continue
         owner = fact["plugin"]
         changes = [*fact["side_effects"], *fact["changes"]]
         told = (
@@ -160,7 +162,7 @@ def _manners(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
                 "names are offered; "
                 f"TVC_DISABLE={owner} leaves it out where it is not needed",
             )
-        elif fact["status"] == "active" and fact["seconds"] >= SLOW:
+        elif fact["seconds"] >= SLOW:
             yield Finding(
                 level="note",
                 about=owner,
@@ -179,14 +181,15 @@ def _clashes(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
     for (kind, name), found in sorted(owners.items()):
         if len(set(found)) > 1:
             qualified = [f"{owner}:{name}" for owner in sorted(set(found))]
+            built = kind in ("backbone", "backbone family", "block", "patch op", "initializer")
+            prefer = f"build with HybridBuilder(prefer=({found[0]!r},)), " if built else ""
             yield Finding(
                 level="problem",
                 about=name,
                 text=f"the {kind} {name!r} is offered by {as_text(sorted(set(found)))}, so the "
                 "short name is an error",
-                advice=f"write {' or '.join(qualified)}, build with "
-                f"HybridBuilder(prefer=({found[0]!r},)), or leave one out "
-                f"with TVC_DISABLE={found[-1]}",
+                advice=f"write {' or '.join(qualified)}, {prefer}or leave one out with "
+                f"TVC_DISABLE={found[-1]}",
             )
 
 

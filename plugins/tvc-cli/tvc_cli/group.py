@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 
 import click
@@ -18,8 +19,9 @@ from tvc_core import (
 
 from . import plugin
 from .first_party import FIRST_PARTY, WITH_COMMANDS, normalized
-from .guard import GuardedGroup, common_options, environment, show_warnings
+from .guard import Command, GuardedGroup, common_options, environment, show_warnings
 from .kinds import CommandSpec
+from .streams import given, results, while_running
 
 __all__ = ["tvc"]
 
@@ -47,6 +49,8 @@ class PluginGroup(GuardedGroup):
             AmbiguousNameError: several plugins do.
             PluginError: it cannot be imported, or is not a command.
         """
+        # plugins are imported from here on, and may print until the end
+        ctx.with_resource(while_running())
         short = name.replace("-", "_") if ":" not in name else _meant(name)
         if short in (RESCUE, f"{plugin.TVC_OWNER}:{RESCUE}"):
             specs = {spec.name: spec for spec in plugin.tvc_cli_commands()}
@@ -71,6 +75,8 @@ class PluginGroup(GuardedGroup):
                 f"the command {found.qualified!r} is of type {type(command).__name__}, not a click "
                 f"command. This is a fault of the distribution {found.owner!r}."
             )
+        if not isinstance(command, Command):
+            ctx.with_resource(given())  # of another plugin, which prints to stdout itself
         return command
 
     def resolve_command(
@@ -83,9 +89,11 @@ class PluginGroup(GuardedGroup):
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the names and summaries of all commands, which imports none of them."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), while_running():
             show_warnings(ctx)
             registry = _commands()
+            stdout = results()
+        sys.stdout = stdout
         rows = [
             (_written(registry.label(offer)), offer.spec.summary)
             for offer in registry.all(CommandSpec)

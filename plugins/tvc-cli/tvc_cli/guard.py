@@ -15,7 +15,7 @@ import click
 
 from tvc_core import RegistryWarning, TvcError
 
-from .streams import while_running
+from .streams import given, while_running
 
 __all__ = ["Command", "GuardedGroup", "common_options", "environment", "show_warnings"]
 
@@ -25,7 +25,13 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 
 class Command(click.Command):
-    """A command during which stdout is for results only; its help is printed as usual."""
+    """A command of tvc itself: stdout is for results only, and for its help."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
+        """Parse the arguments."""
+        helping = {"-h", "--help"} & {*args}
+        with given() if helping else contextlib.nullcontext():
+            return super().make_context(info_name, args, *more, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

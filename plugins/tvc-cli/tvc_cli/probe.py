@@ -48,7 +48,9 @@ def look_at(owners: Iterable[str], import_timeout: float) -> dict[str, list[dict
         seen = dict(zip(owners, pool.map(lambda owner: _ask(owner, limit), owners), strict=True))
         defining = [owner for owner, facts in seen.items() if any(f.get("kinds") for f in facts)]
         again = [
-            owner for owner, facts in seen.items() if any(f.get("unknown_hooks") for f in facts)
+            owner
+            for owner, facts in seen.items()
+            if any(f.get("unknown_hooks") or "unknown hook" in (f["error"] or "") for f in facts)
         ]
         found = pool.map(lambda owner: _ask(owner, limit, defining), again)
         return seen | dict(zip(again, found, strict=True))
