@@ -48,8 +48,8 @@ FIRST_PARTY = (
 
 GENERATED = "<!-- Written by docs/generate.py from the code; edit the code instead. -->"
 GROUPS = {
-    "Build": ("HybridBuilder", "load_yaml_recipe", "Recipe"),
-    "Models": ("HybridModel", "StageInfo", "PartInfo", "PatchRecord", "Patch"),
+    "Build": ("HybridBuilder", "load_yaml_recipe", "load", "Recipe", "Patches", "Weights"),
+    "Models": ("HybridModel", "StageInfo", "PatchRecord", "Patch"),
     "Weights": ("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
     "Look at backbones": ("describe_backbone", "PathInfo"),
     "Plugins": (
@@ -322,9 +322,9 @@ def _recipe() -> Iterable[str]:
         "",
     )
     for title, prefix, names in (
-        ("Top level", "", schema._TOP),
-        ("Under `backbone`", "backbone.", schema._BACKBONE),
-        ("Under `head`", "head.", schema._HEAD),
+        ("Top level", "", schema.SECTIONS[""]),
+        ("Under `backbone`", "backbone.", schema.SECTIONS["backbone"]),
+        ("Under `head`", "head.", schema.SECTIONS["head"]),
     ):
         yield from (f"## {title}", "")
         rows = []

@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     builder = HybridBuilder()
     plugins = sorted({info.owner for info in builder.registry.plugins})
     for plugin in plugins:
-        if names := builder.list_backbones(plugin=plugin):
+        if names := builder.list_backbones(owner=plugin):
             print(f"{plugin}: {', '.join(names)}")
     print()
     for name in arguments.networks:

@@ -20,6 +20,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
+import tvc_core
 from tvc_core import HybridBuilder, HybridModel
 
 SIDE = 64
@@ -89,7 +90,7 @@ def fine_tune(
 def show_parts(model: HybridModel, title: str) -> None:
     """Print a table of stem, stages and head with their parameters."""
     table = Table("part", "modules", "parameters", "trainable", title=title)
-    for part in model.parts():
+    for part in model.freeze_report().parts:
         table.add_row(
             part.name, " ".join(part.paths), f"{part.num_parameters:,}", f"{part.num_trainable:,}"
         )
@@ -130,7 +131,7 @@ def main(epochs: tuple[int, int] = (3, 4), limit: int | None = None) -> float:
         file = Path(folder) / "digits.safetensors"
         model.save(file)
         size = file.stat().st_size
-        loaded = HybridModel.load(file).eval()
+        loaded = tvc_core.load(file).eval()
     with torch.no_grad():
         equal = torch.equal(loaded(held_out[:64]), model(held_out[:64]))
 

@@ -28,108 +28,81 @@ from .errors import (
 )
 from .hookspecs import API_VERSION, hookimpl
 from .local import LocalPlugin
-from .recipe import Recipe
-from .registry import PluginInfo, Registry
+from .recipe import Patches, Recipe, Weights
+from .registry import Named, PluginInfo, Registry
 from .specs import (
     BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
     InitializerSpec,
     PatchOpSpec,
+    Spec,
     WeightsSpec,
 )
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
     from .describe import PathInfo, describe_backbone
-    from .model.auditing import AuditReport, FreezeReport, NormalizationReport, PartReport, audit
-    from .model.finetuning import param_groups
-    from .model.hybrid import HybridModel, PatchRecord
+    from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
+    from .model.hybrid import HybridModel
+    from .model.patch_report import PatchEffect, PatchReport
     from .model.pyramid import LevelInfo
-    from .surgery.anatomy import PartInfo, StageInfo
+    from .model.reading import FeatureExtractor
+    from .model.state import PatchRecord
+    from .opening import load
+    from .surgery.anatomy import StageInfo
     from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
-    from .surgery.patches import Patch
+    from .surgery.patch import Patch
+    from .surgery.positions import POSITIONS, Position
+    from .training import AuditReport, audit, freeze_head, param_groups
     from .weights.files import read_state_dict
     from .weights.partial import LoadReport, partial_load, transfer_weights
     from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "API_VERSION",
-    "AmbiguousNameError",
-    "AuditReport",
-    "BackboneError",
-    "BackboneFamilySpec",
-    "BackboneSpec",
-    "BlockMaker",
-    "BlockSpec",
-    "FreezeError",
-    "FreezeReport",
-    "HeadError",
-    "HybridBuilder",
-    "HybridModel",
-    "InitializerSpec",
-    "LevelInfo",
-    "LoadReport",
-    "LocalPlugin",
-    "NoClassifier",
-    "NormalizationReport",
-    "ParameterError",
-    "Patch",
-    "PatchError",
-    "PatchOpSpec",
-    "PatchRecord",
-    "PartInfo",
-    "PartReport",
-    "PathInfo",
-    "PluginError",
-    "PluginInfo",
-    "Recipe",
-    "RecipeError",
-    "Registry",
-    "RegistryWarning",
-    "StageError",
-    "StageInfo",
-    "Target",
-    "TargetError",
-    "TvcError",
-    "UnknownNameError",
-    "WeightsError",
-    "WeightsSpec",
-    "audit",
-    "build_torchvision",
-    "describe_backbone",
-    "hookimpl",
-    "load_yaml_recipe",
-    "param_groups",
-    "partial_load",
-    "read_state_dict",
-    "transfer_weights",
-]
+    # building models
+    "HybridBuilder", "Patches", "Recipe", "Weights", "load", "load_yaml_recipe",
+    # models, and what they say about themselves
+    "FeatureExtractor", "HybridModel", "LevelInfo", "PatchEffect", "PatchRecord", "PatchReport",
+    "PathInfo", "StageInfo", "describe_backbone",
+    # training and weights
+    "AuditReport", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport", "audit",
+    "freeze_head", "param_groups", "partial_load", "transfer_weights",
+    # errors
+    "AmbiguousNameError", "BackboneError", "FreezeError", "HeadError", "ParameterError",
+    "PatchError", "PluginError", "RecipeError", "RegistryWarning", "StageError", "TargetError",
+    "TvcError", "UnknownNameError", "WeightsError",
+    # for plugin authors: what plugins offer
+    "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
+    "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl",
+    # for plugin authors: what there is, and what their factories use
+    "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
+    "Registry", "Target", "build_torchvision", "read_state_dict",
+]  # fmt: skip
 
 _HEAVY = {
-    "AuditReport": "model.auditing",
-    "BlockMaker": "surgery.operations",
-    "FreezeReport": "model.auditing",
-    "HybridModel": "model.hybrid",
-    "LevelInfo": "model.pyramid",
-    "LoadReport": "weights.partial",
-    "NoClassifier": "surgery.head",
-    "NormalizationReport": "model.auditing",
-    "Patch": "surgery.patches",
-    "PartInfo": "surgery.anatomy",
-    "PartReport": "model.auditing",
-    "PatchRecord": "model.hybrid",
-    "PathInfo": "describe",
-    "StageInfo": "surgery.anatomy",
-    "Target": "surgery.operations",
-    "audit": "model.auditing",
-    "build_torchvision": "weights.torchvision",
-    "describe_backbone": "describe",
-    "param_groups": "model.finetuning",
-    "partial_load": "weights.partial",
-    "read_state_dict": "weights.files",
-    "transfer_weights": "weights.partial",
+    name: module
+    for module, names in {
+        "describe": "PathInfo describe_backbone",
+        "model.freeze_report": "FreezeReport NormalizationReport PartReport",
+        "model.hybrid": "HybridModel",
+        "model.patch_report": "PatchEffect PatchReport",
+        "model.pyramid": "LevelInfo",
+        "model.reading": "FeatureExtractor",
+        "model.state": "PatchRecord",
+        "opening": "load",
+        "surgery.anatomy": "StageInfo",
+        "surgery.head": "NoClassifier",
+        "surgery.operations": "BlockMaker Target",
+        "surgery.patch": "Patch",
+        "surgery.positions": "POSITIONS Position",
+        "training": "AuditReport audit freeze_head param_groups",
+        "weights.files": "read_state_dict",
+        "weights.partial": "LoadReport partial_load transfer_weights",
+        "weights.torchvision": "build_torchvision",
+    }.items()
+    for name in names.split()
 }
 """What needs torch, and the module that has it: imported when it is first asked for."""
 

@@ -1,36 +1,41 @@
-"""From a plan to a hybrid: backbone, patches, proof, head, freezing, in this order."""
+"""From a plan to a hybrid: backbone, input, patches, proof, head, freezing, in this order.
+
+Each step is a function that takes what the step before gave. Until `_insert` nothing in the network
+has changed but its input layer, and whatever fails afterwards is rolled back: so a network that a
+user handed over is as it was.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from .errors import BackboneError, PatchError, TvcError, describe_error
-from .model.features import Taps, find_bridge
-from .model.hybrid import (
-    HybridModel,
-    HybridState,
-    PatchRecord,
-    become_hybrid,
-    check_class_names,
-    exchange_heads,
-)
+from .backbone import build_backbone
+from .errors import HeadError, PatchError
+from .model.bridge import find_bridge
+from .model.classes import become_hybrid
+from .model.features import Taps
+from .model.fingerprint import fingerprint
+from .model.hybrid import HybridModel
 from .model.measuring import measure
+from .model.state import Feature, HybridState, Installed, PatchRecord
 from .recipe import Plan
+from .recipe.rules import check_class_names
 from .surgery.anatomy import Anatomy
-from .surgery.head import last_layer, num_classes_of, set_dropout
+from .surgery.head import exchange_heads, find_last_layer, num_classes_of, set_dropout
 from .surgery.input import InputRecord, change_input
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe
 from .weights.files import verification_is_off
-from .weights.torchvision import check_weights_class, class_names_of
+from .weights.torchvision import class_names_of
 
-__all__ = ["assemble", "build_backbone"]
+__all__ = ["assemble"]
 
 
 def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
@@ -51,139 +56,106 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
 
 
 def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
-    spec = plan.backbone.spec
-    anatomy = Anatomy.of(network, spec)
+    anatomy = Anatomy.of(network, plan.backbone.spec)
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
-    trained_at = plan.weights.crop_size if plan.weights is not None else None
-    probe = Probe.of(network, spec, likely=plan.image_side or trained_at)
-    changed, probe = _change_input(plan, network, probe)
+    probe, changed = _look(plan, network)
     before = probe.run(network) if plan.patches else None
-    prepared = prepare(network, plan.patches, anatomy, probe, spec.name)
+    prepared = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
         for patch in prepared
         if patch.replacement is not None
     }
-    records = tuple(_put_in(network, patch) for patch in prepared)
-    taps = Taps(network, anatomy.taps, last_layer(network, anatomy.head)[0])
-    logits, readers, stages, levels = measure(network, anatomy, taps, records, probe)
-    difference = 0.0 if before is None else _difference(before, logits)
-    _prove(records, difference)
-    classes = num_classes_of(last_layer(network, anatomy.head)[1])
-    names = (
-        class_names_of(plan.weights)
-        if plan.weights and plan.weights.num_classes == classes
-        else None
-    )
-    new_layers: tuple[str, ...] = ()
-    wanted = plan.recipe.num_classes
-    if wanted is not None and wanted != classes:
-        new_layers = exchange_heads(network, anatomy, wanted)
-        names = None
-    if plan.recipe.class_names is not None:
-        names = plan.recipe.class_names
-        check_class_names(names, wanted or classes)
-    if plan.recipe.dropout is not None:
-        set_dropout(network, anatomy.head, plan.recipe.dropout)
-    facts = HybridState(
+    installed = tuple(_insert(network, patch) for patch in prepared)
+    proof = _prove(network, anatomy, installed, probe, before)
+    new_layers, class_names = _set_head(plan, network, anatomy)
+    state = HybridState(
         plan=plan,
         anatomy=anatomy,
-        taps=taps,
+        taps=proof.taps,
         bridge=find_bridge(network, anatomy.taps[-1], anatomy.head, probe),
-        readers=readers,
-        stages=stages,
-        levels=levels,
-        records=records,
-        patches=tuple(patch.plan for patch in prepared),
+        features=proof.features,
+        patches=installed,
         originals=originals,
-        step0_difference=difference,
+        step0_difference=proof.difference,
         probe_shape=tuple(probe.image.shape),
         verified=not (pretrained and plan.weights is not None and verification_is_off()),
+        class_names=class_names,
         new_layers=new_layers,
         input=changed,
+        modules=fingerprint(network),
     )
-    model = become_hybrid(network, facts)
-    if names is not None:
-        model.class_names = names
-    if freeze := plan.recipe.freeze_backbone:
-        model.freeze_backbone(
-            unfreeze_stages=plan.recipe.unfreeze_stages, **({} if freeze is True else freeze)
-        )
+    model = become_hybrid(network, state)
+    if given := plan.recipe.freeze_backbone:
+        also = {} if given is True else given
+        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
 
 
-def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
-    """Return the backbone of a plan, unpatched, with its weights in.
-
-    Raises:
-        BackboneError: the factory fails, or does not return a module.
-        WeightsError: the weights cannot be had or do not fit.
-    """
-    spec = plan.backbone.spec
-    if plan.weights_class is not None:
-        check_weights_class(spec, plan.weights_class)
-    factory: Callable[..., Any] = plan.backbone.load()
-    try:
-        if pretrained or plan.weights is None:
-            network = factory(spec, weights=plan.weights, **plan.options)
-        else:
-            network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
-    except (TvcError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # a factory may raise SystemExit or worse
-        given = ", ".join(f"{name}={value!r}" for name, value in plan.options.items())
-        what = (
-            f"the backbone {plan.backbone.qualified!r} cannot be "
-            f"built{f' with {given}' if given else ''}"
-        )
-        raise BackboneError(f"{what}: {describe_error(error)}") from error
-    if not isinstance(network, nn.Module):
-        raise BackboneError(
-            f"the factory of {plan.backbone.qualified!r} returned {type(network).__name__}, not an "
-            "nn.Module"
-        )
-    if isinstance(network, HybridModel):
-        raise BackboneError(
-            f"the factory of {plan.backbone.qualified!r} returned a hybrid, not a new network"
-        )
-    return network
-
-
-def _change_input(plan: Plan, network: nn.Module, probe: Probe) -> tuple[InputRecord | None, Probe]:
+def _look(plan: Plan, network: nn.Module) -> tuple[Probe, InputRecord | None]:
+    """Find an image that the network accepts, with the channels that it is to take."""
+    trained_at = plan.weights.crop_size if plan.weights is not None else None
+    probe = Probe.of(network, plan.backbone.spec, likely=plan.image_side or trained_at)
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
-        return None, probe
-    return change_input(network, probe, channels, policy or "mean")
+        return probe, None
+    changed, probe = change_input(network, probe, channels, policy or "mean")
+    return probe, changed
 
 
-def _put_in(network: nn.Module, prepared: Prepared) -> PatchRecord:
+def _insert(network: nn.Module, prepared: Prepared) -> Installed:
+    """Put a prepared patch into the network."""
     path, plan = prepared.site.path, prepared.plan
     new: tuple[str, ...] = ()
     if prepared.replacement is not None:
         old = set(network.get_submodule(path).modules())
-        new = tuple(
-            name
-            for name, module in prepared.replacement.named_modules(prefix=path)
-            if module not in old
-        )
+        found = prepared.replacement.named_modules(prefix=path)
+        new = tuple(name for name, module in found if module not in old)
         set_module(network, path, prepared.replacement)
-    homes = [
-        attach(network, each.site.path, plan.name, each.patch, each.position)
-        for each in prepared.insertions
-    ]
-    return PatchRecord(
+    homes = [attach(network, each.site.path, plan.name, each.patch) for each in prepared.insertions]
+    record = PatchRecord(
         target=path,
         op=plan.op.qualified,
         block=plan.block.qualified if plan.block else None,
         params=dict(plan.entry.params),
         init=plan.init.qualified if plan.init else None,
-        starts_as_identity=prepared.replacement is None
-        and all(i.patch.alpha is not None for i in prepared.insertions),
+        starts_as_identity=prepared.starts_as_identity,
         paths=tuple(homes) if homes else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
     )
+    return Installed(plan=plan, record=record)
+
+
+@dataclass(frozen=True)
+class _Proof:
+    taps: Taps
+    features: tuple[Feature, ...]
+    difference: float
+
+
+def _prove(
+    network: nn.Module,
+    anatomy: Anatomy,
+    installed: Iterable[Installed],
+    probe: Probe,
+    before: torch.Tensor | None,
+) -> _Proof:
+    """Run the patched network: every patch runs, and what is to start as the backbone does."""
+    records = [each.record for each in installed]
+    last = find_last_layer(network, anatomy.head)
+    taps = Taps(network, anatomy.taps, last[0] if last else None)
+    logits, features = measure(network, anatomy, taps, records, probe)
+    difference = 0.0 if before is None else _difference(before, logits)
+    if all(record.starts_as_identity for record in records) and difference != 0.0:
+        targets = ", ".join(record.target for record in records)
+        raise PatchError(
+            f"the patches at {targets} were to start as the identity, but the logits differ by "
+            f"{difference:.3g}: a block puts out values that are not finite, or an operation does "
+            "more than it declares"
+        )
+    return _Proof(taps, features, difference)
 
 
 def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
@@ -193,31 +165,48 @@ def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
     if before.is_meta:
         return 0.0
     differs = ~((before == after) | (before.isnan() & after.isnan()))
-    return (
-        float((before.float() - after.float())[differs].abs().max()) if bool(differs.any()) else 0.0
-    )
+    if not bool(differs.any()):
+        return 0.0
+    return float((before.float() - after.float())[differs].abs().max())
 
 
-def _prove(records: tuple[PatchRecord, ...], difference: float) -> None:
-    """Refuse a hybrid that was to start as its backbone and does not."""
-    if all(record.starts_as_identity for record in records) and difference != 0.0:
-        targets = ", ".join(record.target for record in records)
-        raise PatchError(
-            f"the patches at {targets} were to start as the identity, but the logits differ by "
-            f"{difference:.3g}: a block puts "
-            "out values that are not finite, or an operation does more than it declares"
-        )
+def _set_head(
+    plan: Plan, network: nn.Module, anatomy: Anatomy
+) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
+    """Give the head its classes and its dropout; return the auxiliary heads' new layers, and the
+    names of the classes.
+    """
+    recipe, weights = plan.recipe, plan.weights
+    found = find_last_layer(network, anatomy.head)
+    classes = num_classes_of(found[1]) if found else 0
+    names = class_names_of(weights) if weights and weights.num_classes == classes else None
+    new_layers: tuple[str, ...] = ()
+    wanted = recipe.num_classes
+    if wanted is not None and wanted != classes:
+        new_layers = exchange_heads(network, anatomy, wanted)
+        names = None
+    if recipe.class_names is not None:
+        outputs = classes if wanted is None else wanted
+        names = check_class_names(recipe.class_names, outputs, HeadError)
+    if recipe.dropout is not None:
+        set_dropout(network, anatomy.head, recipe.dropout)
+    return new_layers, names
 
 
 @contextmanager
 def _keeping_random_state() -> Iterator[None]:
-    """Put torch's random state back if what runs inside raises."""
+    """Put torch's random state back if what runs inside raises.
+
+    Not where another thread may have drawn meanwhile: it would draw the same numbers again.
+    """
+    alone = threading.active_count() == 1
     cpu = torch.get_rng_state()
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     try:
         yield
     except BaseException:
-        torch.set_rng_state(cpu)
-        if cuda:
-            torch.cuda.set_rng_state_all(cuda)
+        if alone:
+            torch.set_rng_state(cpu)
+            if cuda:
+                torch.cuda.set_rng_state_all(cuda)
         raise

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .assemble import build_backbone
+from .backbone import build_backbone
 from .errors import BackboneError, ParameterError, TargetError
-from .recipe import Plan, make_plan, make_recipe
+from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
 from .specs import BackboneSpec
 from .surgery.anatomy import Anatomy
@@ -60,7 +60,11 @@ class PathInfo:
 
 
 def describe_backbone(
-    name: str, registry: Registry | None = None, size: int | None = None, target: str | None = None
+    name: str,
+    *,
+    size: int | None = None,
+    target: str | None = None,
+    registry: Registry | None = None,
 ) -> tuple[PathInfo, ...]:
     """Return every module of a backbone with what was measured there, in the order of
     `named_modules`.
@@ -70,10 +74,10 @@ def describe_backbone(
 
     Args:
         name: short or qualified name.
-        registry: where the name is looked up; by default what is installed.
         size: side of the square image that is sent through; by default the crop of the default
             weights [pixels].
         target: return only the modules that this path or pattern means, as a patch would.
+        registry: where the name is looked up; by default what is installed.
 
     Raises:
         UnknownNameError: no such backbone is installed.
@@ -84,7 +88,7 @@ def describe_backbone(
     """
     if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
         raise ParameterError(f"size is a whole number of pixels, at least 1, not {size!r}")
-    plan = make_plan(make_recipe(backbone=name, weights=None), registry or Registry())
+    plan = make_plan(Recipe(backbone=name, weights=None), registry or Registry())
     with torch.random.fork_rng(devices=[]):
         try:
             # drawing the weights of a large network takes longer than all the rest

@@ -94,6 +94,34 @@ class RegistryWarning(UserWarning):
     """
 
 
+class foreign:  # noqa: N801  read as a verb: with foreign(PatchError, "the block fails"): ...
+    """Turn what the code of others raises inside, SystemExit included, into an error of tvc's.
+
+    Errors that already are tvc's, and the user's Ctrl-C, pass unchanged.
+
+    Args:
+        error: class of the new error.
+        what: what was being done, such as "the block 'acme:se' fails on [1, 8, 4, 4]".
+        advice: what to do about it, a sentence after the description of the error.
+    """
+
+    # a class, since contextlib.contextmanager takes a RuntimeError made from StopIteration for its
+    # own, and drops it
+    def __init__(self, error: type[TvcError], what: str, *, advice: str = "") -> None:
+        self.error = error
+        self.what = what
+        self.advice = advice
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
+        if raised is None or isinstance(raised, (TvcError, KeyboardInterrupt)):
+            return
+        after = f". {self.advice}" if self.advice else ""
+        raise self.error(f"{self.what}: {describe_error(raised)}{after}") from raised
+
+
 def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     """Return the names that `given` may stand for, best first: misspelled, then cut short."""
     names = list(dict.fromkeys(names))

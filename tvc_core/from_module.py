@@ -5,6 +5,7 @@ other.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from .registry import Named
 from .specs import FROM_MODULE, BackboneSpec, WeightsSpec
 from .surgery.sites import has_module
 
-__all__ = ["described", "module_backbone"]
+__all__ = ["described", "module_backbone", "warn_of_hidden_names"]
 
 
 class Handover:
@@ -29,9 +30,8 @@ class Handover:
     def __call__(self, spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
         if self.module is None:
             raise BackboneError(
-                f"{FROM_MODULE}:{spec.name} is a network of somebody's own: only whoever made it "
-                "can make "
-                "another"
+                f"{FROM_MODULE}:{spec.name} is a network of a user's own: only the code that made "
+                "it can make another"
             )
         module, self.module = self.module, None
         return module
@@ -69,7 +69,7 @@ def module_backbone(
     """
     if not isinstance(module, nn.Module):
         raise BackboneError(f"from_module takes a network, an nn.Module, not {short_repr(module)}")
-    if hasattr(module, "_tvc_base"):
+    if hasattr(module, "_hybrid_base"):
         raise BackboneError(
             "from_module takes a plain network, and this one is a hybrid already: make a new "
             "network"
@@ -112,6 +112,37 @@ def module_backbone(
     return Named(FROM_MODULE, spec)
 
 
+def warn_of_hidden_names(module: nn.Module, hybrid: type[nn.Module]) -> None:
+    """Warn where a name of the network's own means something else once it is a hybrid.
+
+    The network's own forward is not concerned: it runs on a view that has the network's names.
+    Methods that the network only inherits from nn.Module are not its own.
+
+    Args:
+        module: the network, not yet a hybrid.
+        hybrid: the class whose public names the hybrid will have.
+    """
+    public = {name for name in vars(hybrid) if not name.startswith("_")} - set(dir(nn.Module))
+    children = {*module._modules, *module._parameters, *module._buffers}
+    methods = {name for name in dir(type(module)) if name not in dir(nn.Module)}
+    # Python finds an instance's own attribute before a method, but after a property
+    properties = {name for name in public if isinstance(vars(hybrid)[name], property)}
+    hidden = sorted(public & (children | methods | (properties & module.__dict__.keys())))
+    hiding = sorted(public & module.__dict__.keys() - properties)
+    parts = []
+    if hidden:
+        parts.append(
+            f"of its names {', '.join(hidden)} the hybrid's own meaning comes first (the "
+            "network's forward still finds its own; you find a child by get_submodule, and a "
+            f"method by {type(module).__name__}.METHOD(model, ...))"
+        )
+    if hiding:
+        parts.append(f"its attributes {', '.join(hiding)} hide the hybrid's methods of that name")
+    if parts:
+        message = f"{type(module).__name__} becomes a hybrid: {'; '.join(parts)}"
+        warnings.warn(message, UserWarning, stacklevel=3)
+
+
 def described(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
     """Return what `module_backbone` needs to describe another module of the same kind, as
     plain data.
@@ -130,5 +161,5 @@ def described(spec: BackboneSpec, network: nn.Module) -> dict[str, Any]:
 
 
 def _type_name(network: nn.Module) -> str:
-    cls = getattr(network, "_tvc_base", network.__class__)
+    cls = getattr(network, "_hybrid_base", network.__class__)
     return f"{cls.__module__}.{cls.__qualname__}"

@@ -33,8 +33,8 @@ class LocalPlugin:
     said, the name is the function's, or the class's in snake case (`MyGate` becomes `my_gate`), and
     the summary the first line of its docstring.
 
-    A model that was built with it can be saved. To load it, give `HybridModel.load` a registry with
-    such a plugin again: `HybridBuilder(plugins=[plugin]).registry`.
+    A model that was built with it can be saved. To load it, use a builder that has such
+    a plugin again: `HybridBuilder(plugins=[plugin]).load(path)`.
 
     Args:
         owner: first half of the qualified names, letters, digits and "-".

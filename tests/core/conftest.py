@@ -128,7 +128,7 @@ def tiny(lab: Builder) -> TinyBuilder:
     """
 
     def build(patches: dict[str, Any] | None = None, *specs: Spec, **arguments: Any) -> HybridModel:
-        return lab(*specs).from_backbone("tiny", None, patches, **arguments)
+        return lab(*specs).from_backbone("tiny", weights=None, patches=patches, **arguments)
 
     return build
 

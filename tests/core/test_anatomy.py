@@ -90,8 +90,10 @@ def test_a_stage_that_is_not_there_is_an_error_that_lists_them(plain: Any, wrong
 )
 def test_the_parts_partition_the_parameters(builder: HybridBuilder, name: str) -> None:
     stage = {"resnet18": "layer3"}.get(name, "features.3")
-    model = builder.from_backbone(name, None, {stage: {"wrap": "se"}}, num_classes=3)
-    parts = model.parts()
+    model = builder.from_backbone(
+        name, weights=None, patches={stage: {"wrap": "se"}}, num_classes=3
+    )
+    parts = model.freeze_report().parts
     assert sum(part.num_parameters for part in parts) == sum(
         parameter.numel() for parameter in model.parameters()
     )

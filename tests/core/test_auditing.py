@@ -33,13 +33,13 @@ def statistics(*norms: str) -> set[str]:
 # -- freeze_report ---------------------------------------------------------------------------------
 
 
-def test_the_report_counts_what_parts_counts_and_says_what_train_does(tiny: Any) -> None:
+def test_the_report_counts_every_parameter_once_and_says_what_train_does(tiny: Any) -> None:
     model = tiny(PATCHES, freeze_backbone=True, unfreeze_stages=[1]).train()
     report = model.freeze_report()
-    counts = [(part.name, part.num_parameters, part.num_trainable) for part in report.parts]
-    assert counts == [
-        (part.name, part.num_parameters, part.num_trainable) for part in model.parts()
-    ]
+    assert sum(part.num_parameters for part in report.parts) == model.count_parameters()
+    by_part = {part.name: part.num_trainable for part in report.parts}
+    assert sum(by_part.values()) == model.count_parameters(trainable_only=True)
+    assert by_part["stem"] == 0 and by_part["head"] == sum(p.numel() for p in model.fc.parameters())
     training = {
         part.name: (part.num_training, part.num_training_after_train) for part in report.parts
     }

@@ -54,9 +54,9 @@ def builder(**more: Any) -> HybridBuilder:
         ({"pattern": "shared"}, ["alpha:shared", "beta:shared"]),
         ({"pattern": "beta:*"}, ["only_beta", "beta:shared"]),
         ({"origin": "torchvision"}, ["other"]),
-        ({"plugin": "beta"}, ["only_beta", "beta:shared"]),
-        ({"plugin": "Beta", "pattern": "s*"}, ["beta:shared"]),
-        ({"plugin": "beta", "origin": "torchvision"}, []),
+        ({"owner": "beta"}, ["only_beta", "beta:shared"]),
+        ({"owner": "Beta", "pattern": "s*"}, ["beta:shared"]),
+        ({"owner": "beta", "origin": "torchvision"}, []),
     ],
 )
 def test_the_filters_of_backbones(arguments: dict[str, str], expected: list[str]) -> None:
@@ -65,8 +65,8 @@ def test_the_filters_of_backbones(arguments: dict[str, str], expected: list[str]
 
 def test_a_filter_by_plugin_shows_what_a_preference_hides_behind_the_short_name() -> None:
     preferring = builder(prefer="alpha")
-    assert preferring.list_backbones(plugin="beta") == ["only_beta", "beta:shared"]
-    assert preferring.list_backbones(plugin="alpha", pattern="shared") == ["shared"]
+    assert preferring.list_backbones(owner="beta") == ["only_beta", "beta:shared"]
+    assert preferring.list_backbones(owner="alpha", pattern="shared") == ["shared"]
 
 
 def test_the_filter_of_blocks() -> None:
@@ -88,7 +88,7 @@ def test_the_filter_of_blocks() -> None:
         ),
         (
             "list_backbones",
-            {"plugin": "bata"},
+            {"owner": "bata"},
             "no installed plugin has the plugin 'bata'. Did you mean 'beta'",
         ),
         (
@@ -137,7 +137,7 @@ def test_the_listing_of_torchvisions_names_agrees_with_torchvision() -> None:
     assert set(HybridBuilder.list_backbones(origin="torchvision")) <= set(
         models.list_models(module=models)
     )
-    assert HybridBuilder.list_backbones("resnet*", plugin="tvc-resnet") == sorted(
+    assert HybridBuilder.list_backbones("resnet*", owner="tvc-resnet") == sorted(
         (name for name in models.list_models(module=models) if name.startswith("resnet")),
         key=lambda name: int(name[6:]),
     )
@@ -150,16 +150,25 @@ def test_the_listings_have_names_and_help() -> None:
 
 
 SAMPLE = """
-from tvc_core import HybridBuilder, Recipe, Registry, UnknownNameError
+from tvc_core import HybridBuilder, Patches, Recipe, Registry, UnknownNameError, Weights
 
 names: list[str] = HybridBuilder.list_backbones()
-names = HybridBuilder.list_backbones("resnet*", origin="torchvision", plugin="tvc-resnet")
+names = HybridBuilder.list_backbones("resnet*", origin="torchvision", owner="tvc-resnet")
 names = HybridBuilder().list_backbones(pattern="resnet*")
 names = HybridBuilder.list_blocks("attention") + HybridBuilder().list_blocks(category="attention")
 preferring = HybridBuilder(prefer=("tvc-attention",))
 names = HybridBuilder.list_patch_ops() + preferring.list_initializers()
 builder = HybridBuilder(registry=Registry(installed=False))
 first: str = builder.list_backbones()[0]
+patches: Patches = {"layer3": {"wrap": "se"}, "layer4": [{"wrap": {"type": "se"}}, {"add": "eca"}]}
+weights: Weights = None
+model = builder.from_torchvision("resnet18", weights, patches=patches, class_names=("cat", "dog"))
+model = builder.from_backbone(
+    "resnet18", "DEFAULT", patches={"layer3": {"wrap": "se"}}, unfreeze_stages=-1,
+    freeze_backbone={"head": "last"}, options={"width": 2}, in_channels_policy=["r", 2],
+)
+plain = {"layer3": {"wrap": "se"}}
+model = builder.from_backbone("resnet18", patches=plain)
 recipe: Recipe = Recipe.from_mapping({"backbone": "resnet50"})
 classes: int | None = recipe.num_classes
 text: str = recipe.to_yaml()
@@ -199,11 +208,34 @@ def test_strict_type_checking_would_see_a_wrong_result_type(tmp_path: Path) -> N
     assert code == 1 and 'expression has type "list[str]"' in output, output
 
 
+WRONG = {
+    'HybridBuilder.list_backbones(patern="resnet*")': 'Unexpected keyword argument "patern"',
+    'builder.list_blocks(catgory="attention")': 'Unexpected keyword argument "catgory"',
+    'builder.list_patch_ops("wrap")': "Too many arguments",
+    'builder.from_torchvision("resnet18", freez_backbone=True)': '"freez_backbone" for "from_torch',
+    'builder.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}})': "Too many positional",
+    'builder.from_backbone("resnet18", weights=3)': '"weights" to "from_backbone"',
+    'builder.from_backbone("resnet18", patches=["layer3"])': '"patches" to "from_backbone"',
+    'builder.from_backbone("resnet18", patches={"layer3": "se"})': "Dict entry 0 has incompatible",
+    'builder.from_backbone("resnet18", image_size="224")': '"image_size" to "from_backbone"',
+    'builder.from_module(object(), "a", ["b"], "c", weights=None)': '"weights" for "from_module"',
+}
+
+
+def test_strict_type_checking_sees_every_wrong_argument(tmp_path: Path) -> None:
+    code, output = run_mypy(tmp_path, SAMPLE + "\n".join(WRONG) + "\n")
+    first = SAMPLE.count("\n") + 1
+    for line, (source, said) in enumerate(WRONG.items(), first):
+        of_line = [text for text in output.splitlines() if text.startswith(f"sample.py:{line}:")]
+        assert of_line and said in of_line[0], f"{source}\n{output}"
+    assert code == 1
+
+
 def test_the_listing_methods_say_what_they_take() -> None:
     for holder in (HybridBuilder, builder()):
         assert list(inspect.signature(holder.list_backbones).parameters) == [
             "pattern",
             "origin",
-            "plugin",
+            "owner",
         ]
         assert str(inspect.signature(holder.list_patch_ops)) == "() -> 'list[str]'"

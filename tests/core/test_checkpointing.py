@@ -73,7 +73,9 @@ def test_a_real_backbone_with_layers_that_overwrite_their_input_too(
     builder: HybridBuilder, name: str, target: str
 ) -> None:
     x = torch.randn(2, 3, 64, 64)
-    model = builder.from_backbone(name, None, {target: {"wrap": "se"}}, num_classes=7).train()
+    model = builder.from_backbone(
+        name, weights=None, patches={target: {"wrap": "se"}}, num_classes=7
+    ).train()
     other = copy.deepcopy(model)
     other.set_grad_checkpointing()
     for a, b in zip(step(model, x), step(other, x), strict=True):
@@ -170,7 +172,9 @@ def test_layers_of_one_sequence_are_checkpointed_together(
     lab: Any, images: Tensor, way: Any
 ) -> None:
     patches = {"features.6": {"wrap": "conv"}, "features.3": {"wrap": "gate"}}
-    model = with_open_gates(lab(LAYERS).from_backbone("layers", None, patches)).train()
+    model = with_open_gates(
+        lab(LAYERS).from_backbone("layers", weights=None, patches=patches)
+    ).train()
     other = copy.deepcopy(model)
     other.set_grad_checkpointing()
     runs = other.features.__dict__["forward"]

@@ -19,7 +19,7 @@ from .defects import Defect, backbones, blocks, initializers, operations
 
 DEFECTS = [*blocks.DEFECTS, *backbones.DEFECTS, *operations.DEFECTS, *initializers.DEFECTS]
 HEALTHY = [*blocks.HEALTHY, *backbones.HEALTHY, *operations.HEALTHY, *initializers.HEALTHY]
-SLOW = ("block_compiles", "block_exports")
+SLOW = ("block_compiles", "block_exports", "backbone_exports")
 """They take most of the time, so where another defect is looked for they are left to the sweep."""
 
 

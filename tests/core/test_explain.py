@@ -44,7 +44,8 @@ def test_a_gate_that_has_learned_is_read_from_the_model(tiny: Any) -> None:
 def test_the_step_0_difference_is_the_one_that_a_user_would_measure(tiny: Any, plain: Any) -> None:
     exact = tiny({"layer3": {"wrap": "gate"}})
     assert (
-        "largest logit difference to the unpatched backbone 0 (image 1x3x64x96)" in exact.explain()
+        "largest logit difference from the unpatched backbone 0 (image 1x3x64x96)"
+        in exact.explain()
     )
     torch.manual_seed(0)
     model = tiny({"layer3": {"wrap": {"type": "gate", "init": "paper"}}}).eval()
@@ -85,10 +86,14 @@ def test_a_patch_that_was_taken_out_of_the_tree_is_told_as_running_unsaved(
     )
 
 
-def test_a_patch_whose_hook_is_gone_is_told_as_never_run(tiny: Any) -> None:
-    model = tiny({"layer3": {"wrap": "gate"}})
-    model.layer3._forward_hooks.clear()
-    assert "at patches.layer3.gate, but never run" in model.explain()
+def test_a_patch_whose_hook_is_gone_hangs_again(tiny: Any, images: Tensor) -> None:
+    model = tiny({"layer3": {"wrap": "gate"}}).eval()
+    with torch.no_grad():
+        model.patches.layer3.gate.alpha.fill_(1.0)
+        expected = model(images)
+        model.layer3._forward_hooks.clear()
+        assert torch.equal(model(images), expected)
+    assert "at patches.layer3.gate, identity start" in model.explain()
 
 
 def test_a_patch_that_was_removed_altogether_is_told_as_gone(tiny: Any) -> None:

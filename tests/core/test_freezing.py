@@ -12,7 +12,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import BackboneSpec, FreezeError, HybridBuilder, HybridModel, StageError
+from tvc_core import BackboneSpec, FreezeError, HybridBuilder, StageError
 
 
 def trainable(model: nn.Module) -> set[str]:
@@ -358,7 +358,7 @@ def test_the_choice_for_norms_is_in_files(
     model = tiny()
     model.freeze_backbone(unfreeze_stages=[2], normalization=normalization)
     model.save(tmp_path / "model.safetensors")
-    other = HybridModel.load(tmp_path / "model.safetensors", lab().registry)
+    other = lab().load(tmp_path / "model.safetensors")
     assert (
         other.freeze_state() == model.freeze_state()
         and other.freeze_state()["normalization"] == normalization

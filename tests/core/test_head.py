@@ -10,8 +10,17 @@ import pytest
 import torch
 import torchvision
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
-from tvc_core import BackboneSpec, BlockSpec, HeadError, HybridBuilder, HybridModel, RecipeError
+from tvc_core import BackboneSpec, BlockSpec, HeadError, HybridBuilder, RecipeError, load
+from tvc_core.surgery.head import (
+    dropout_of,
+    find_last_layer,
+    last_layer,
+    num_classes_of,
+    set_dropout,
+    set_num_classes,
+)
 
 
 def test_only_the_last_layer_of_resnets_head_is_new(builder: HybridBuilder) -> None:
@@ -84,7 +93,7 @@ def test_added_dropout_drops_in_training_and_not_in_evaluation(
         model.reset_classifier(32)
     if how == "saved":
         model.save(tmp_path / "m.safetensors")
-        model = HybridModel.load(tmp_path / "m.safetensors", lab().registry)
+        model = load(tmp_path / "m.safetensors", registry=lab().registry)
     model.freeze_backbone()  # the backbone's own dropout is off
     model.train()
     torch.manual_seed(0)
@@ -98,7 +107,8 @@ def test_added_dropout_drops_in_training_and_not_in_evaluation(
 def test_setting_dropout_again_does_not_add_a_second(tiny: Any) -> None:
     model = tiny(dropout=0.4)
     model.reset_classifier(3, dropout=0.1)
-    assert [hook.p for hook in model.fc._forward_pre_hooks.values()] == [0.1]
+    assert [m.p for m in model.fc.modules() if isinstance(m, nn.Dropout)] == [0.1]
+    assert len(model.fc._forward_pre_hooks) == 1
 
 
 def test_a_convolution_may_be_the_last_layer(lab: Any, images: Tensor) -> None:
@@ -195,6 +205,154 @@ def test_a_head_without_a_layer_says_so(lab: Any) -> None:
         lab(spec).from_backbone("headless", None, num_classes=3)
 
 
+# -- dropout is a module that people find ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("carry", ["built", "reset", "copied", "pickled", "loaded", "no classes"])
+def test_added_dropout_is_a_module_of_torchs(
+    tiny: Any, lab: Any, images: Tensor, carry: str, tmp_path: Any
+) -> None:
+    """Monte-Carlo dropout: evaluation, with every nn.Dropout in training mode."""
+    model = tiny(dropout=0.5, num_classes=64).eval()
+    if carry == "reset":
+        model.reset_classifier(32)
+    elif carry == "copied":
+        model = copy.deepcopy(model)
+    elif carry == "pickled":
+        model = pickle.loads(pickle.dumps(model))
+    elif carry == "no classes":
+        model.reset_classifier(0)
+    elif carry == "loaded":
+        model.save(tmp_path / "m.safetensors")
+        model = load(tmp_path / "m.safetensors", registry=lab().registry).eval()
+    assert "Dropout(p=0.5" in repr(model.fc) and "fc.dropout" in dict(model.named_modules())
+    assert isinstance(model.fc, nn.Linear) or carry == "no classes"
+    right = model(images)
+    assert torch.equal(right, model(images))
+    for module in model.modules():
+        if isinstance(module, nn.Dropout) and module.p == 0.5:
+            module.train()
+    first, second = model(images), model(images)
+    assert not torch.equal(first, second) and first.shape == right.shape
+    assert torch.equal(model.eval()(images), right)
+
+
+def test_added_dropout_is_frozen_with_the_head(tiny: Any) -> None:
+    model = tiny(dropout=0.5)
+    model.freeze_backbone(head="none")
+    assert not model.train().fc.dropout.training
+    model.unfreeze_all()
+    assert model.train().fc.dropout.training
+
+
+def test_a_hybrid_with_dropout_compiles_and_exports(tiny: Any, images: Tensor) -> None:
+    model = tiny(dropout=0.5).eval()
+    right = model(images)
+    torch.testing.assert_close(torch.compile(model, backend="eager")(images), right)
+    torch.testing.assert_close(torch.export.export(model, (images,)).module()(images), right)
+
+
+def test_pruning_finds_the_layer_itself(tiny: Any, images: Tensor) -> None:
+    model = tiny(dropout=0.5).eval()
+    prune.l1_unstructured(model.fc, "weight", 0.5)
+    assert (model.fc.weight == 0).sum() == model.fc.weight.numel() // 2
+    model(images)
+    model.reset_classifier(10)
+    assert model(images).shape == (4, 10) and (model.fc.weight != 0).all()
+    assert dropout_of(model, "fc") == 0.5
+    prune.random_unstructured(model.fc, "bias", 0.2)
+    assert (model(images).shape, int((model.fc.bias == 0).sum())) == ((4, 10), 2)
+
+
+def test_dynamic_quantization_finds_the_layer_itself(tiny: Any, images: Tensor) -> None:
+    model = tiny(dropout=0.5).eval()
+    quantized = torch.ao.quantization.quantize_dynamic(copy.deepcopy(model), {nn.Linear})
+    assert type(quantized.fc).__module__.startswith("torch.ao.nn.quantized")
+    torch.testing.assert_close(quantized(images), model(images), atol=0.05, rtol=0)
+    path, layer = last_layer(quantized, "fc")
+    assert (path, layer, num_classes_of(layer)) == ("fc", quantized.fc, 7)
+    quantized.reset_classifier(3)
+    assert quantized(images).shape == (4, 3)
+
+
+class Counted(nn.Module):
+    """A layer as PEFT wraps it: the layer inside, a smaller one beside it."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.base_layer, self.down = layer, nn.Linear(layer.in_features, 2)
+        self.up = nn.Linear(2, layer.out_features)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    def get_base_layer(self) -> nn.Module:
+        return self.base_layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.up(self.down(x))
+
+
+def test_a_wrapped_layer_is_one_layer(tiny: Any, images: Tensor) -> None:
+    model = tiny()
+    model.fc = Counted(model.fc)
+    assert find_last_layer(model, "fc") == ("fc", model.fc) and model.num_classes == 7
+    model.reset_classifier(4)
+    assert type(model.fc) is nn.Linear and model(images).shape == (4, 4)
+
+
+class Head(nn.Module):
+    """Remembers its widths, and is no layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.in_features, self.out_features = 32, 5
+        self.hidden, self.last = nn.Linear(32, 9), nn.Linear(9, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(torch.relu(self.hidden(x)))
+
+
+def test_a_head_that_remembers_its_widths_is_looked_into(tiny: Any, images: Tensor) -> None:
+    model = tiny()
+    model.fc = Head()
+    model.reset_classifier(3)
+    assert isinstance(model.fc, Head) and model(images).shape == (4, 3)
+
+
+def test_a_head_without_a_layer_has_no_classes(tiny: Any) -> None:
+    model = tiny()
+    model.fc = nn.Identity()
+    assert find_last_layer(model, "fc") is None and num_classes_of(None) == 0
+    assert dropout_of(model, "fc") is None
+    for change in (lambda: set_num_classes(model, "fc", 3), lambda: set_dropout(model, "fc", 0.1)):
+        with pytest.raises(HeadError, match=r"'fc' \(Identity\) has no .*model.fc = torch.nn.Lin"):
+            change()
+
+
+def test_hooks_of_others_stay_with_the_layer_that_they_are_on(tiny: Any, images: Tensor) -> None:
+    model = tiny({"fc": {"inject": {"type": "dense", "position": "before"}}}, DENSE, dropout=0.3)
+    calls: list[str] = []
+    old = model.fc
+    handles = [
+        old.register_forward_hook(lambda *_: calls.append("post")),
+        old.register_forward_pre_hook(lambda *_: calls.append("pre")),
+    ]
+    model.reset_classifier(3)
+    model(images)
+    assert calls == []
+    kinds = [type(hook).__name__ for hook in model.fc._forward_pre_hooks.values()]
+    assert kinds == ["PatchHook", "HeadDropout"]
+    for handle in handles:
+        handle.remove()
+    assert model.patch_records[0].paths == ("patches.fc.dense",) and len(old._forward_hooks) == 1
+
+
+DENSE = BlockSpec(name="dense", factory=lambda n: nn.Linear(n, n), layouts=("NC",))
+
+
 # -- class names -----------------------------------------------------------------------------------
 
 
@@ -202,7 +360,7 @@ def test_class_names_fit_the_head_or_are_refused(tiny: Any) -> None:
     model = tiny(num_classes=2, class_names=["cat", "dog"])
     assert model.class_names == ("cat", "dog")
     for wrong in (["cat"], ["a", "b", "c"], [1, 2]):
-        with pytest.raises(HeadError, match="2 outputs"):
+        with pytest.raises(HeadError, match="class_names"):
             model.class_names = wrong
     assert model.class_names == ("cat", "dog")
     model.reset_classifier(2)

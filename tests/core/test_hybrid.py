@@ -54,7 +54,7 @@ def patched(tiny: Any) -> Any:
 def test_a_hybrid_is_an_instance_of_its_backbones_class(
     builder: HybridBuilder, patched: Any
 ) -> None:
-    model = builder.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}})
+    model = builder.from_backbone("resnet18", weights=None, patches={"layer3": {"wrap": "se"}})
     assert isinstance(model, torchvision.models.ResNet) and isinstance(model, HybridModel)
     assert type(model).__name__ == "HybridResNet"
     assert type(model) is type(builder.from_backbone("resnet18", None))
@@ -65,7 +65,7 @@ def test_two_builders_do_not_see_each_others_names(lab: Any) -> None:
     one, other = lab(BlockSpec(name="mine", factory=nn.Identity)), lab()
     assert "mine" in one.list_blocks() and "mine" not in other.list_blocks()
     with pytest.raises(UnknownNameError, match="mine"):
-        other.from_backbone("tiny", None, {"layer1": {"wrap": "mine"}})
+        other.from_backbone("tiny", weights=None, patches={"layer1": {"wrap": "mine"}})
 
 
 # -- copies ----------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def timm_model(
     """Name, hybrid, timm's own network with equal weights, and images."""
     path, _, side = TIMM[request.param]
     model: Any = timms.from_backbone(
-        request.param, None, {path: {"wrap": "se"}} if path else None
+        request.param, weights=None, patches={path: {"wrap": "se"}} if path else None
     ).eval()
     reference = timm.create_model(request.param, pretrained=False, num_classes=11).eval()
     missing, unexpected = reference.load_state_dict(model.state_dict(), strict=False)
@@ -332,7 +332,7 @@ def test_timms_networks_have_the_hybrids_methods(timm_model: Any) -> None:
 @pytest.mark.parametrize("way", WAYS)
 def test_copies_of_timms_networks_are_independent(timms: HybridBuilder, way: Any) -> None:
     model = open_gates(
-        timms.from_backbone("convnext_atto", None, {"stages.1": {"wrap": "se"}})
+        timms.from_backbone("convnext_atto", weights=None, patches={"stages.1": {"wrap": "se"}})
     ).eval()
     x = torch.randn(2, 3, 64, 64)
     other = way(model)
@@ -348,7 +348,9 @@ def test_copies_of_timms_networks_are_independent(timms: HybridBuilder, way: Any
 
 def test_timms_networks_compile_export_and_train(timms: HybridBuilder) -> None:
     torch._dynamo.reset()
-    model = open_gates(timms.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}})).eval()
+    model = open_gates(
+        timms.from_backbone("resnet18", weights=None, patches={"layer3": {"wrap": "se"}})
+    ).eval()
     x = torch.randn(2, 3, 64, 64)
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(x), model(x))
@@ -368,7 +370,9 @@ def test_fsdp2_shards_timms_networks(timms: HybridBuilder) -> None:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
-    model = open_gates(timms.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}})).eval()
+    model = open_gates(
+        timms.from_backbone("resnet18", weights=None, patches={"layer3": {"wrap": "se"}})
+    ).eval()
     x = torch.randn(2, 3, 64, 64)
     expected = model(x)
     fully_shard(model, mesh=init_device_mesh("cpu", (1,)))

@@ -15,6 +15,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
+import tvc_core
 from tvc_core import (
     BackboneError,
     BackboneSpec,
@@ -185,7 +186,7 @@ def test_a_model_with_other_channels_survives_files_recipes_and_copies(
         model.stem.conv.weight.add_(0.1)
     want = model.eval()(x)
     model.save(tmp_path / "m.safetensors")
-    again = HybridModel.load(tmp_path / "m.safetensors", lab().registry).eval()
+    again = lab().load(tmp_path / "m.safetensors").eval()
     assert torch.equal(again(x), want) and torch.equal(copy.deepcopy(model)(x), want)
     assert (
         again.recipe.in_channels_policy == ("r", "g", "b", "mean")
@@ -427,7 +428,7 @@ def test_a_pretrained_vit_takes_another_size(
     )
     assert model.recipe.image_size == 96 and "image_size=96" in model.explain()
     model.save(tmp_path / "vit.safetensors")
-    again = HybridModel.load(tmp_path / "vit.safetensors").eval()
+    again = tvc_core.load(tmp_path / "vit.safetensors").eval()
     assert (
         torch.equal(again(x), model(x))
         and again.recipe.image_size == 96

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tvc_core
 from tvc_core import (
     BackboneFamilySpec,
     BackboneSpec,
@@ -77,7 +78,7 @@ def alone(plugin: LocalPlugin) -> HybridBuilder:
 
 def build(builder: HybridBuilder) -> HybridModel:
     patches = {"layer2": {"several": {"type": "channel_scale", "times": 3, "init": "halves"}}}
-    return builder.from_backbone("tiny_net", None, patches)
+    return builder.from_backbone("tiny_net", weights=None, patches=patches)
 
 
 def test_all_four_kinds_can_be_decorated_and_used_in_one_build() -> None:
@@ -159,11 +160,13 @@ def test_a_saved_model_needs_the_plugin_again(tmp_path: Path) -> None:
         tiny_net
     )
     builder = alone(plugin)
-    model = builder.from_backbone("tiny_net", None, {"layer2": {"wrap": "channel_scale"}})
+    model = builder.from_backbone(
+        "tiny_net", weights=None, patches={"layer2": {"wrap": "channel_scale"}}
+    )
     model.save(tmp_path / "model.safetensors")
     with pytest.raises(UnknownNameError, match="There is no plugin 'notebook'"):
-        HybridModel.load(tmp_path / "model.safetensors", Registry(installed=False))
-    loaded = HybridModel.load(tmp_path / "model.safetensors", alone(plugin).registry)
+        tvc_core.load(tmp_path / "model.safetensors", registry=Registry(installed=False))
+    loaded = alone(plugin).load(tmp_path / "model.safetensors")
     twin = pickle.loads(pickle.dumps(model))
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(loaded.eval()(x), model.eval()(x)) and torch.equal(twin.eval()(x), model(x))

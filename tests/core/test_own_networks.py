@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
+import tvc_core
 from tvc_core import (
     BackboneError,
     HeadError,
@@ -149,7 +151,7 @@ def test_a_network_of_ones_own_keeps_type_names_and_outputs(
     assert isinstance(model, type(plain)) and isinstance(model, HybridModel)
     assert list(model.state_dict()) == list(plain.state_dict())
     assert torch.equal(model(x), plain(x))
-    assert sum(part.num_parameters for part in model.parts()) == sum(
+    assert sum(part.num_parameters for part in model.freeze_report().parts) == sum(
         p.numel() for p in plain.parameters()
     )
 
@@ -237,7 +239,7 @@ def test_it_is_copied_pickled_and_read_back_from_a_file(
     assert torch.equal(pickle.loads(pickle.dumps(model))(x), want)
     path = tmp_path / "own.safetensors"
     model.save(path)
-    again = HybridModel.load(path, module=make())
+    again = tvc_core.load(path, module=make())
     assert torch.equal(again.eval()(x), want)
     assert again.explain() == model.explain() and again.freeze_state() == model.freeze_state()
     assert "from_module:mine" in model.explain() and "weights: the module's own" in model.explain()
@@ -326,7 +328,7 @@ def test_loading_needs_a_module_that_fits_and_leaves_others_alone(
     path = tmp_path / "own.safetensors"
     builder.from_module(make(), **about).save(path)
     with pytest.raises(WeightsError, match=r"timm.models.resnet.ResNet.*module=network"):
-        HybridModel.load(path)
+        tvc_core.load(path)
     wrong: list[tuple[nn.Module, type[TvcError], str]] = [
         (sequential(), BackboneError, "made from timm.models.resnet.ResNet"),
         (timm.create_model("resnet14t", num_classes=11), WeightsError, "does not fit"),
@@ -339,11 +341,11 @@ def test_loading_needs_a_module_that_fits_and_leaves_others_alone(
     for network, error, text in wrong:
         before = state_of(network)
         with pytest.raises(error, match=text):
-            HybridModel.load(path, module=network)
+            tvc_core.load(path, module=network)
         assert state_of(network) == before
     builder.from_torchvision("resnet18", None).save(path)
     with pytest.raises(WeightsError, match="leave module out"):
-        HybridModel.load(path, module=make())
+        tvc_core.load(path, module=make())
 
 
 class WithAuxiliary(nn.Module):
@@ -389,7 +391,7 @@ def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(
         f"{p}.{t}" for p in ("aux.2", "fc") for t in ("weight", "bias")
     }
     model.save(tmp_path / "aux.safetensors")
-    again = HybridModel.load(tmp_path / "aux.safetensors", module=WithAuxiliary())
+    again = tvc_core.load(tmp_path / "aux.safetensors", module=WithAuxiliary())
     assert torch.equal(again.eval()(x), model.eval()(x))
 
 
@@ -445,3 +447,96 @@ def test_torchs_fused_encoder_layers_can_be_patched(builder: HybridBuilder) -> N
         )
         assert model.step0_difference == 0.0
     assert torch.backends.mha.get_fastpath_enabled()
+
+
+# -- names of the network that mean something else on a hybrid -------------------------------------
+
+
+class Hiding(nn.Module):
+    """A child, methods and an attribute that have names of the hybrid's, used by its forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.recipe = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.fc = nn.Linear(8, 5)
+        self.num_classes, self.without = "five", lambda x: x
+
+    def save(self, x: Tensor) -> Tensor:
+        return x.mean((2, 3))
+
+    def explain(self, x: Tensor) -> Tensor:
+        return self.without(self.fc(self.save(x)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.num_classes == "five"
+        return self.explain(self.recipe(self.stem(x)))
+
+
+def test_from_module_says_which_names_the_hybrid_hides(builder: HybridBuilder, x: Tensor) -> None:
+    network = Hiding().eval()
+    wanted = network(x)
+    with pytest.warns(UserWarning) as caught:
+        model = builder.from_module(network, "stem", ["recipe"], "fc")
+    (warning,) = caught
+    message = str(warning.message)
+    assert "Hiding becomes a hybrid: of its names explain, num_classes, recipe, save the" in message
+    assert "its attributes without hide the hybrid's methods of that name" in message
+    assert warning.filename == __file__ and type(warning.message) is UserWarning
+    assert torch.equal(model(x), wanted), "its own forward still finds its own"
+    assert model.recipe.backbone == "from_module:hiding" and model.num_classes == 5
+    assert "weights: the module's own" in model.explain()
+    assert isinstance(model.get_submodule("recipe"), nn.Conv2d)
+    assert torch.equal(Hiding.save(model, torch.ones(1, 8, 2, 2)), torch.ones(1, 8))
+
+
+class HidingParts(nn.Module):
+    """Every part has a name of the hybrid's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pyramid, self.recipe = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1)
+        self.save = nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.save(self.recipe(self.pyramid(x)).mean((2, 3)))
+
+
+def test_parts_with_names_of_the_hybrids_get_every_service(
+    builder: HybridBuilder, x: Tensor, tmp_path: Path
+) -> None:
+    parts: dict[str, Any] = {"stem": "pyramid", "stages": ["recipe"], "head": "save"}
+    patches: Any = {"recipe": {"wrap": "se"}}
+    with pytest.warns(UserWarning, match="of its names pyramid, recipe, save the"):
+        model = builder.from_module(
+            HidingParts(), **parts, patches=patches, num_classes=3, freeze_backbone=True
+        )
+    assert torch.equal(model.forward_head(model.forward_features(x)), model(x))
+    assert [tuple(m.shape[1:]) for m in model.get_stage_outputs(x)] == [(8, 32, 32), (8, 16, 16)]
+    assert "head: save (Linear), 3 classes" in model.explain()
+    model.reset_classifier(4)
+    model.freeze_backbone(unfreeze_stages=-1)
+    model.save(tmp_path / "own.safetensors")
+    again = tvc_core.load(tmp_path / "own.safetensors", module=HidingParts())
+    assert torch.equal(again.eval()(x), model.eval()(x)) and again.get_submodule("") is again
+    model.unpatch()
+    assert model.patch_records == () and torch.equal(model(x), again(x))
+
+
+def test_a_network_without_such_names_is_no_matter_for_a_warning(
+    builder: HybridBuilder, recwarn: pytest.WarningsRecorder
+) -> None:
+    class Plain(nn.Sequential):
+        def train(self, mode: bool = True) -> Plain:  # nn.Module's own name
+            return super().train(mode)
+
+    builder.from_module(Plain(*sequential()), **NETWORKS["sequential"][1])
+    assert not [warning for warning in recwarn if "becomes a hybrid" in str(warning.message)]
+
+
+def test_where_a_hidden_name_is_an_error_the_network_stays_itself(builder: HybridBuilder) -> None:
+    network = Hiding()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(UserWarning, match="becomes a hybrid"):
+            builder.from_module(network, "stem", ["recipe"], "fc")
+    assert type(network) is Hiding and network.num_classes == "five"

@@ -49,20 +49,24 @@ def patch_keys(model: nn.Module) -> list[str]:
 def test_every_key_and_name_of_the_backbone_stays(builder: HybridBuilder) -> None:
     reference = torchvision.models.resnet18()
     model = builder.from_backbone(
-        "resnet18", None, {"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}}
+        "resnet18",
+        weights=None,
+        patches={"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}},
     )
     assert [key for key in model.state_dict() if not key.startswith("patches.")] == list(
         reference.state_dict()
     )
     children = [name for name, _ in model.named_children()]
-    assert children == [*(name for name, _ in reference.named_children()), "patches"]
+    assert children == ["patches", *(name for name, _ in reference.named_children())]
     assert type(model.layer3) is nn.Sequential and type(model.layer4[0].conv1) is nn.Conv2d
 
 
 def test_a_plain_torchvision_state_dict_lacks_exactly_the_patches(builder: HybridBuilder) -> None:
     reference = torchvision.models.resnet18()
     model = builder.from_backbone(
-        "resnet18", None, {"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}}
+        "resnet18",
+        weights=None,
+        patches={"layer3": {"wrap": "se"}, "layer4.0.conv1": {"inject": "cbam_block"}},
     )
     result = model.load_state_dict(reference.state_dict(), strict=False)
     assert result.unexpected_keys == []
@@ -119,7 +123,7 @@ def test_a_backbone_with_a_child_called_patches_keeps_it(lab: Any) -> None:
         name="has_patches", factory=has_patches, stem=("patches",), stages=("body",), head="head"
     )
     model = lab(spec).from_backbone(
-        "has_patches", None, {"body": {"wrap": "gate"}}, freeze_backbone=True
+        "has_patches", weights=None, patches={"body": {"wrap": "gate"}}, freeze_backbone=True
     )
     assert isinstance(model.patches, nn.Conv2d)
     assert {key.partition(".")[0] for key in model.state_dict()} == {
@@ -367,7 +371,7 @@ def test_a_block_for_maps_works_where_convnext_has_its_channels_last(
     torch.manual_seed(0)
     paths = ("features.1.0.block.2", "features.1.0.block.3", "features.5.0.block.5")
     model = builder.from_backbone(
-        "convnext_tiny", None, {path: {"wrap": "se"} for path in paths}
+        "convnext_tiny", weights=None, patches={path: {"wrap": "se"} for path in paths}
     ).eval()
     assert model.step0_difference == 0.0
     widths = [

@@ -25,7 +25,7 @@ from tvc_core import (
     WeightsSpec,
     hookimpl,
 )
-from tvc_core.recipe import Plan, Recipe, load_recipe, make_plan, make_recipe
+from tvc_core.recipe import Plan, Recipe, load_recipe, make_plan
 
 NET = BackboneSpec(
     name="net",
@@ -73,7 +73,7 @@ def registry() -> Registry:
 
 
 def plan(registry: Registry, patches: Any = None, **more: Any) -> Plan:
-    return make_plan(make_recipe(**{"backbone": "net", "patches": patches, **more}), registry)
+    return make_plan(Recipe(**{"backbone": "net", "patches": patches, **more}), registry)
 
 
 def test_every_name_is_bound_to_its_owner_and_the_recipe_is_qualified(registry: Registry) -> None:
@@ -271,22 +271,20 @@ def test_an_unknown_option_of_the_backbone_says_which_it_takes(registry: Registr
         ({"num_classes": True}, "num_classes is a whole number"),
         ({"dropout": 1.0}, "dropout is a probability"),
         ({"unfreeze_stages": (3,)}, "set freeze_backbone=True"),
-        ({"patches": {"layer1": {"wrap": "gate"}}}, "Recipe.from_mapping takes the written form"),
+        ({"patches": {"layer1": "gate"}}, "layer1: a patch is an operation and its block"),
     ],
     ids=str,
 )
-def test_a_recipe_that_was_made_by_hand_is_checked_as_any_other(
-    registry: Registry, values: Any, said: str
-) -> None:
+def test_a_recipe_that_is_made_by_hand_is_checked_where_it_is_made(values: Any, said: str) -> None:
     with pytest.raises(RecipeError, match=said):
-        make_plan(Recipe(backbone="net", **values), registry)
+        Recipe(backbone="net", **values)
 
 
 # -- what a plan is --------------------------------------------------------------------------------
 
 
 def test_making_a_plan_changes_neither_the_recipe_nor_the_registry(registry: Registry) -> None:
-    recipe = make_recipe(
+    recipe = Recipe(
         backbone="net", patches={"layer1": {"wrap": {"type": "gate", "params": {"reduction": 4}}}}
     )
     before = copy.deepcopy(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import pickle
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from tvc_attention.cbam import CBAM
 
 from tvc_core import (
+    POSITIONS,
     BackboneSpec,
     BlockSpec,
     HeadError,
@@ -22,9 +24,10 @@ from tvc_core import (
     ParameterError,
     PatchError,
     PatchOpSpec,
+    Position,
     TargetError,
 )
-from tvc_core.surgery.branches import BRANCHES, branch_of
+from tvc_core.surgery.branches import branch_of
 
 
 def set_gates(model: HybridModel, value: float) -> None:
@@ -77,7 +80,7 @@ def test_an_in_place_target_does_not_overwrite_what_the_block_reads(
 def test_a_shape_that_does_not_fit_is_refused_with_what_would(tiny: Any) -> None:
     for params in ({}, {"channels": 16}, {"stride": 2}):
         with pytest.raises(
-            PatchError, match=r"parallel to 'layer2' turns \[1, 8.*gives, \[1, 16.*would fit"
+            PatchError, match=r"parallel to 'layer2' turns \[1, 8.*is \[1, 16.*would fit"
         ) as error:
             tiny({"layer2": {"inject": {**BESIDE, "params": params}}})
         for name, value in {"channels": 16, "stride": 2}.items():
@@ -98,7 +101,9 @@ def test_one_channel_is_not_spread_over_all(tiny: Any) -> None:
 def test_a_target_that_changes_the_layout_has_nothing_beside_it(builder: HybridBuilder) -> None:
     with pytest.raises(TargetError, match=r"parallel to 'features.0.1'.*NCHW.*NHWC"):
         builder.from_backbone(
-            "swin_t", None, {"features.0.1": {"inject": {"type": "se", "position": "parallel"}}}
+            "swin_t",
+            weights=None,
+            patches={"features.0.1": {"inject": {"type": "se", "position": "parallel"}}},
         )
 
 
@@ -107,13 +112,17 @@ def test_beside_a_linear_layer_on_channels_last_maps_widths_are_compared(
 ) -> None:
     block = {"type": "se", "position": "parallel"}
     with pytest.raises(PatchError, match=r"parallel to .*\[1, 96, .*\[1, 384, "):
-        builder.from_backbone("convnext_tiny", None, {"features.1.0.block.3": {"inject": block}})
+        builder.from_backbone(
+            "convnext_tiny", weights=None, patches={"features.1.0.block.3": {"inject": block}}
+        )
 
 
 def test_beside_tokens_the_class_token_is_a_map_of_one_pixel(builder: HybridBuilder) -> None:
     target = "encoder.layers.encoder_layer_3"
     block = {"type": "se", "position": "parallel", "params": {"hidden_channels": 4}}
-    model = builder.from_backbone("vit_b_16", None, {target: {"inject": block}}).eval()
+    model = builder.from_backbone(
+        "vit_b_16", weights=None, patches={target: {"inject": block}}
+    ).eval()
     assert model.step0_difference == 0.0
     set_gates(model, 1.0)
     layer, se = (
@@ -184,7 +193,9 @@ def squeeze_excite_in_branches(depth: int) -> dict[str, Any]:
 @pytest.mark.parametrize("depth", [18, 50])
 def test_se_in_the_branches_of_resnet_is_timms_seresnet(builder: HybridBuilder, depth: int) -> None:
     model = (
-        builder.from_backbone(f"resnet{depth}", None, squeeze_excite_in_branches(depth))
+        builder.from_backbone(
+            f"resnet{depth}", weights=None, patches=squeeze_excite_in_branches(depth)
+        )
         .double()
         .eval()
     )
@@ -230,7 +241,7 @@ def test_cbam_in_the_branches_of_resnet50_is_a_hand_written_cbam_resnet(
     patches = {
         "layer*.*": {"inject": {"type": "cbam_block", "init": "paper", "position": "branch"}}
     }
-    model = builder.from_backbone("resnet50", None, patches).double().eval()
+    model = builder.from_backbone("resnet50", weights=None, patches=patches).double().eval()
     reference = torchvision.models.ResNet(CBAMBottleneck, [3, 4, 6, 3])
     for block in reference.modules():
         if isinstance(block, CBAMBottleneck):
@@ -265,8 +276,16 @@ CASES = {
 }
 
 
+def branches_of(builder: HybridBuilder) -> dict[str, str]:
+    """What all torchvision backbones declare together."""
+    found: dict[str, str] = {}
+    for offer in builder.registry.all(BackboneSpec):
+        found.update(offer.spec.branches)
+    return found
+
+
 def test_every_known_block_has_a_case(builder: HybridBuilder) -> None:
-    assert len(CASES) == len(BRANCHES)
+    assert len(CASES) == len(branches_of(builder)) == 13
 
 
 @pytest.mark.parametrize("backbone", CASES)
@@ -275,12 +294,10 @@ def test_a_patch_in_a_branch_leaves_the_shortcut_alone(
 ) -> None:
     target = CASES[backbone]
     block = {"type": "se", "position": "branch", "init": "paper"}
-    model = builder.from_backbone(backbone, None, {target: {"wrap": block}}).eval()
+    model = builder.from_backbone(backbone, weights=None, patches={target: {"wrap": block}}).eval()
     residual = model.get_submodule(target)
-    assert (
-        BRANCHES[f"{type(residual).__module__}.{type(residual).__qualname__}"]
-        in model.patch_records[0].paths[0]
-    )
+    end = branch_of(residual, builder.registry.resolve(BackboneSpec, backbone).spec.branches)
+    assert model.patch_records[0].paths[0].startswith(f"patches.{target}.{end}.se")
     seen: list[Tensor] = []
     handle = residual.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
     side = model._hybrid.probe_shape[2:]
@@ -319,33 +336,34 @@ def shortcut_of(block: Any, x: Tensor) -> Tensor:
 def test_a_container_of_blocks_is_refused_with_the_pattern_for_all(builder: HybridBuilder) -> None:
     with pytest.raises(
         TargetError,
-        match=r"'layer1' \(Sequential\) is none but has 2: layer1.0, layer1.1.*'layer1\.\*'",
+        match=r"'layer1' \(Sequential\) is not one but has 2: layer1.0, layer1.1.*'layer1\.\*'",
     ):
         builder.from_backbone(
-            "resnet18", None, {"layer1": {"wrap": {"type": "se", "position": "branch"}}}
+            "resnet18",
+            weights=None,
+            patches={"layer1": {"wrap": {"type": "se", "position": "branch"}}},
         )
     builder.from_backbone(
-        "resnet18", None, {"layer1.*": {"wrap": {"type": "se", "position": "branch"}}}
+        "resnet18",
+        weights=None,
+        patches={"layer1.*": {"wrap": {"type": "se", "position": "branch"}}},
     )
 
 
 @pytest.mark.parametrize(
-    ("backbone", "target"),
+    ("backbone", "target", "known"),
     [
-        ("resnet18", "conv1"),
-        ("shufflenet_v2_x0_5", "stage2.0"),
-        ("densenet121", "features.denseblock1"),
+        ("resnet18", "conv1", r"knows BasicBlock \(resnet\), Bottleneck \(resnet\);"),
+        ("swin_t", "features.0", r"knows SwinTransformerBlock \(swin_transformer\), .*V2"),
+        ("shufflenet_v2_x0_5", "stage2.0", r"MBConv \(maxvit\).*BasicBlock \(resnet\)"),
     ],
 )
-def test_an_unknown_block_is_refused_with_the_known_ones(
-    builder: HybridBuilder, backbone: str, target: str
+def test_an_unknown_block_is_refused_with_those_that_this_network_knows(
+    builder: HybridBuilder, backbone: str, target: str, known: str
 ) -> None:
-    with pytest.raises(
-        TargetError,
-        match=r"none that tvc knows.*BasicBlock \(resnet\).*MBConv \(maxvit\).*tvc_branch",
-    ):
+    with pytest.raises(TargetError, match=rf"not one that tvc knows.*{known}.*tvc_branch"):
         builder.from_backbone(
-            backbone, None, {target: {"wrap": {"type": "se", "position": "branch"}}}
+            backbone, weights=None, patches={target: {"wrap": {"type": "se", "position": "branch"}}}
         )
 
 
@@ -375,18 +393,18 @@ class Residuals(nn.Module):
         return self.fc(self.layer1(self.stem(x)).mean((2, 3)))
 
 
+def build_residuals(spec: BackboneSpec, *, weights: Any) -> Residuals:
+    return Residuals()
+
+
 RESIDUALS = BackboneSpec(
-    name="residuals",
-    factory=lambda spec, *, weights: Residuals(),
-    stem=("stem",),
-    stages=("layer1",),
-    head="fc",
+    name="residuals", factory=build_residuals, stem=("stem",), stages=("layer1",), head="fc"
 )
 
 
 def test_a_class_declares_its_own_branch(lab: Any) -> None:
     patches = {"layer1.0": {"wrap": {"type": "gate", "position": "branch", "init": "paper"}}}
-    model = lab(RESIDUALS).from_backbone("residuals", None, patches).eval()
+    model = lab(RESIDUALS).from_backbone("residuals", weights=None, patches=patches).eval()
     assert model.patch_records[0].paths == ("patches.layer1.0.body.1.gate",)
     block, x = model.layer1[0], torch.randn(1, 8, 6, 6)
     gate = model.patches.layer1.get_submodule("0.body.1.gate").block
@@ -400,11 +418,13 @@ def test_a_wrong_declaration_is_refused(lab: Any, monkeypatch: pytest.MonkeyPatc
         TargetError, match=r"branch of 'layer1.0' \(Residual\) is said to end at 'body.7'"
     ):
         lab(RESIDUALS).from_backbone(
-            "residuals", None, {"layer1.0": {"wrap": {"type": "gate", "position": "branch"}}}
+            "residuals",
+            weights=None,
+            patches={"layer1.0": {"wrap": {"type": "gate", "position": "branch"}}},
         )
 
 
-def test_a_subclass_with_another_forward_is_not_known(lab: Any) -> None:
+def test_a_subclass_with_another_forward_is_not_known() -> None:
     class Other(torchvision.models.resnet.BasicBlock):
         def forward(self, x: Tensor) -> Tensor:
             return self.bn1(self.conv1(x)) + self.bn2(self.conv2(x))
@@ -412,7 +432,47 @@ def test_a_subclass_with_another_forward_is_not_known(lab: Any) -> None:
     class Same(torchvision.models.resnet.BasicBlock):
         pass
 
-    assert branch_of(Other(8, 8)) is None and branch_of(Same(8, 8)) == "bn2"
+    known = {"torchvision.models.resnet.BasicBlock": "bn2"}
+    assert branch_of(Other(8, 8), known) is None and branch_of(Same(8, 8), known) == "bn2"
+    assert branch_of(Same(8, 8), {}) is None
+
+
+def test_a_backbone_declares_the_branches_of_its_blocks(lab: Any) -> None:
+    """A class that has no attribute, and of which no other plugin knows."""
+
+    class Unmarked(Residual):
+        tvc_branch = None
+
+    def build(spec: BackboneSpec, *, weights: Any) -> nn.Module:
+        network = Residuals()
+        network.layer1 = nn.Sequential(Unmarked(8), Unmarked(8))
+        return network
+
+    place = f"{Unmarked.__module__}.{Unmarked.__qualname__}"
+    spec = dataclasses.replace(RESIDUALS, factory=build, branches={place: "body.0"})
+    patches = {"stage:0.*": {"wrap": {"type": "gate", "position": "branch"}}}
+    model = lab(spec).from_backbone("residuals", None, patches)
+    assert [record.paths[0] for record in model.patch_records] == [
+        "patches.layer1.0.body.0.gate",
+        "patches.layer1.1.body.0.gate",
+    ]
+    with pytest.raises(TargetError, match="not one that tvc knows"):
+        lab(dataclasses.replace(spec, branches={})).from_backbone("residuals", None, patches)
+
+
+def test_in_a_users_network_torchvisions_blocks_are_known(builder: HybridBuilder) -> None:
+    network = nn.Sequential()
+    network.add_module("stem", nn.Conv2d(3, 16, 3, 2, 1))
+    network.add_module(
+        "blocks", nn.Sequential(*(torchvision.models.resnet.BasicBlock(16, 16) for _ in range(2)))
+    )
+    network.add_module("pool", nn.AdaptiveAvgPool2d(1))
+    network.add_module("head", nn.Sequential(nn.Flatten(1), nn.Linear(16, 4)))
+    block = {"wrap": {"type": "se", "position": "branch"}}
+    model = builder.from_module(
+        network, stem="stem", stages=["blocks"], head="head", patches={"blocks.*": block}
+    )
+    assert model.patch_records[1].paths == ("patches.blocks.1.bn2.se",)
 
 
 # -- several, conflicts, others' operations --------------------------------------------------------
@@ -466,7 +526,9 @@ def test_a_branch_and_its_end_are_one_place(lab: Any) -> None:
         }
         return (
             lab(RESIDUALS, SCALE)
-            .from_backbone("residuals", None, {key: at[key] for key in (first, second)})
+            .from_backbone(
+                "residuals", weights=None, patches={key: at[key] for key in (first, second)}
+            )
             .eval()
         )
 
@@ -489,10 +551,13 @@ def test_replacing_the_end_of_a_branch_that_has_a_patch_is_a_conflict(lab: Any) 
         PatchError,
         match=r"replaces 'layer1.0.body.1' and would lose the earlier patch at 'layer1.0'",
     ):
-        lab(RESIDUALS, SCALE).from_backbone("residuals", None, patches)
+        lab(RESIDUALS, SCALE).from_backbone("residuals", weights=None, patches=patches)
     turned = dict(reversed(patches.items()))
     assert (
-        lab(RESIDUALS, SCALE).from_backbone("residuals", None, turned).patch_records[1].op
+        lab(RESIDUALS, SCALE)
+        .from_backbone("residuals", weights=None, patches=turned)
+        .patch_records[1]
+        .op
         == "tvc-core:wrap"
     )
 
@@ -505,7 +570,7 @@ def test_a_given_name_in_a_branch_is_never_changed(lab: Any) -> None:
     }
     for order in (patches, dict(reversed(patches.items()))):
         with pytest.raises(PatchError, match=r"the name 'attention' is taken at 'layer1.0.body.1'"):
-            lab(RESIDUALS).from_backbone("residuals", None, order)
+            lab(RESIDUALS).from_backbone("residuals", weights=None, patches=order)
 
 
 def test_others_operations_have_the_same_positions(lab: Any) -> None:
@@ -515,7 +580,9 @@ def test_others_operations_have_the_same_positions(lab: Any) -> None:
         return target.module
 
     op = PatchOpSpec(name="both", factory=both)
-    model = lab(RESIDUALS, op).from_backbone("residuals", None, {"layer1.1": {"both": "gate"}})
+    model = lab(RESIDUALS, op).from_backbone(
+        "residuals", weights=None, patches={"layer1.1": {"both": "gate"}}
+    )
     assert model.patch_records[0].paths == ("patches.layer1.1.gate", "patches.layer1.1.body.1.gate")
     assert model.step0_difference == 0.0
     model.unpatch()
@@ -531,3 +598,131 @@ def test_an_unknown_position_is_refused_with_what_there_is(tiny: Any) -> None:
             ParameterError, match=f"{op} takes the position {there_are}, not 'paralel'"
         ):
             tiny({"layer1": {op: {"type": "gate", "position": "paralel"}}})
+
+
+# -- the table, and positions of plugins -----------------------------------------------------------
+
+
+def expected_at(name: str, x: Tensor, value: float) -> Tensor:
+    """What the doubled relu gives with a block that computes 3 x + 1 at a position, by hand."""
+
+    def block(x: Tensor) -> Tensor:
+        return 3 * x + 1
+
+    if name == "before":
+        return torch.relu(x + value * (block(x) - x))
+    y = torch.relu(x)
+    if name == "after":
+        return y + value * (block(y) - y)
+    return y + value * block(x if name == "parallel" else y)
+
+
+def add(y: Tensor, result: Tensor, gate: Tensor | None) -> Tensor:
+    return y + (result if gate is None else gate * result)
+
+
+AROUND = Position(
+    name="around", formula="{target} + {block}({target})", combine=add, neutral="zero"
+)
+
+
+def around(target: Any, block: Any) -> nn.Module:
+    target.insert(block(target.channels(AROUND)), AROUND)
+    return target.module
+
+
+AROUND_OP = PatchOpSpec(name="around", factory=around)
+
+
+@pytest.mark.parametrize("value", [0.0, 0.25])
+@pytest.mark.parametrize("name", [*POSITIONS, "around"])
+def test_every_position_computes_its_formula(tiny: Any, name: str, value: float) -> None:
+    if name == "branch":
+        pytest.skip("as after, in a branch: see above")
+    block = {"type": "scale", "params": {"factor": 3.0, "shift": 1.0}}
+    patch = {"around": block} if name == "around" else {"inject": {**block, "position": name}}
+    model = tiny({"layer1.relu": patch}, SCALE, AROUND_OP).eval()
+    assert model.step0_difference == 0.0
+    set_gates(model, value)
+    x = torch.randn(1, 8, 5, 5)
+    torch.testing.assert_close(model.layer1.relu(x.clone()), expected_at(name, x, value))
+
+
+@pytest.mark.parametrize("name", [*POSITIONS, "around"])
+def test_every_position_is_explained_copied_saved_and_taken_out(
+    lab: Any, images: Tensor, name: str, tmp_path: Any
+) -> None:
+    patch = (
+        {"around": "gate"} if name == "around" else {"inject": {"type": "gate", "position": name}}
+    )
+    knows = lab(RESIDUALS, AROUND_OP)
+    plain = knows.from_backbone("residuals", None)
+    model = knows.from_backbone("residuals", None, {"layer1.1": patch}).eval()
+    model.load_state_dict(plain.state_dict(), strict=False)
+    place = "layer1.1.body.1" if name == "branch" else "layer1.1"
+    position = AROUND if name == "around" else POSITIONS[name]
+    assert position.describe(place, "lab:gate") in model.explain()
+    set_gates(model, 0.7)
+    right = model(images)
+    assert not torch.allclose(right, plain.eval()(images))
+    model.save(tmp_path / "model.safetensors")
+    for other in (
+        copy.deepcopy(model),
+        pickle.loads(pickle.dumps(model)),
+        HybridModel.load(tmp_path / "model.safetensors", knows.registry).eval(),
+    ):
+        assert torch.equal(other(images), right)
+    traced = torch.export.export(model, (images,)).module()
+    torch.testing.assert_close(traced(images), right)
+    with model.without():
+        assert torch.equal(model(images), plain(images))
+    model.set_grad_checkpointing(True)
+    torch.testing.assert_close(model.train()(images), model(images))
+    model.unpatch()
+    model.load_state_dict(plain.state_dict())  # training has moved the statistics
+    assert torch.equal(model.eval()(images), plain(images))
+
+
+def test_wrap_takes_the_positions_that_read_what_the_target_gives(tiny: Any) -> None:
+    for name, position in POSITIONS.items():
+        if position.reads == "output":
+            continue
+        with pytest.raises(ParameterError, match="wrap takes the position 'after' or 'branch'"):
+            tiny({"layer1": {"wrap": {"type": "gate", "position": name}}})
+
+
+def test_another_entry_of_the_table_is_a_position_of_inject(
+    tiny: Any, images: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One edit adds a position: nothing else has to know its name."""
+    fed = Position(
+        name="fed", formula="{block} + {target}", reads="input", writes="input", combine=add,
+        neutral="zero",
+    )  # fmt: skip
+    monkeypatch.setitem(POSITIONS, "fed", fed)
+    patch = {"type": "scale", "position": "fed", "params": {"factor": 2.0}, "init": "paper"}
+    model = tiny({"layer1.relu": {"inject": patch}}, SCALE).eval()
+    x = torch.randn(1, 8, 5, 5)
+    assert torch.equal(model.layer1.relu(x.clone()), torch.relu(3 * x))
+    assert "lab:scale(factor=2.0) + layer1.relu" in model.explain()
+    with pytest.raises(ParameterError, match=r"'branch' or 'fed', not 'feed'. Did you mean 'fed'"):
+        tiny({"layer1": {"inject": {"type": "gate", "position": "feed"}}})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"reads": "middle"}, "reads and writes are 'input' or 'output'"),
+        ({"neutral": "one"}, "neutral is 'identity', 'zero'"),
+        ({"writes": "input"}, "cannot depend on the target's output"),
+        ({"reads": "input"}, "reads the input and writes the output, so it needs combine"),
+    ],
+)
+def test_a_position_that_cannot_be_is_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Position(name="odd", formula="{target}", **fields)
+
+
+def test_a_block_that_does_not_fit_a_plugins_position_is_refused(tiny: Any) -> None:
+    with pytest.raises(PatchError, match=r"conv around 'layer2' turns .*output of 'layer2'.*16"):
+        tiny({"layer2": {"around": {"type": "conv", "params": {"channels": 4}}}}, AROUND_OP)

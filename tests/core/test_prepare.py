@@ -130,8 +130,8 @@ def test_a_replacement_that_does_not_fit_names_the_parameter_that_would(
 ) -> None:
     patches = {"layer1": {"replace": {"type": "cba", "params": {"channels": 64}}}}
     with pytest.raises(PatchError, match=r"Shape mismatch.*64.*256.*channels=256 would fit"):
-        resnets.from_torchvision("resnet50", None, patches)
-    model = resnets.from_torchvision("resnet18", None, patches)
+        resnets.from_torchvision("resnet50", weights=None, patches=patches)
+    model = resnets.from_torchvision("resnet18", weights=None, patches=patches)
     assert isinstance(model.layer1, ConvBnAct) and model(torch.randn(1, 3, 64, 64)).shape == (
         1,
         1000,
@@ -140,9 +140,9 @@ def test_a_replacement_that_does_not_fit_names_the_parameter_that_would(
 
 def test_what_would_fit_may_need_a_stride(resnets: HybridBuilder) -> None:
     with pytest.raises(PatchError, match=r"channels=128 and stride=2 would fit"):
-        resnets.from_torchvision("resnet18", None, {"layer2": {"replace": "cba"}})
+        resnets.from_torchvision("resnet18", weights=None, patches={"layer2": {"replace": "cba"}})
     fitting = {"type": "cba", "params": {"channels": 128, "stride": 2}}
-    resnets.from_torchvision("resnet18", None, {"layer2": {"replace": fitting}})
+    resnets.from_torchvision("resnet18", weights=None, patches={"layer2": {"replace": fitting}})
 
 
 @pytest.mark.parametrize("error", [KeyError, AttributeError, NotImplementedError])
@@ -170,7 +170,7 @@ def test_whatever_a_network_raises_after_a_replacement_is_told_with_the_shapes(
             "0",
             ["1", "2"],
             "4",
-            {"1": {"replace": {"type": "conv", "params": {"channels": 16}}}},
+            patches={"1": {"replace": {"type": "conv", "params": {"channels": 16}}}},
         )
 
 
@@ -190,7 +190,9 @@ def test_looking_for_what_would_fit_makes_no_huge_block(tiny: Any) -> None:
 def test_a_replacement_may_change_the_size_where_what_follows_accepts_it(
     resnets: HybridBuilder,
 ) -> None:
-    model = resnets.from_torchvision("resnet18", None, {"maxpool": {"replace": "cba"}})
+    model = resnets.from_torchvision(
+        "resnet18", weights=None, patches={"maxpool": {"replace": "cba"}}
+    )
     assert [stage.stride for stage in model.stage_info] == [2, 4, 8, 16]
     assert [f.shape[-1] for f in model.get_stage_outputs(torch.randn(1, 3, 64, 64))] == [
         32,
@@ -228,7 +230,7 @@ def test_a_wrap_after_a_replacement_sees_its_width_not_the_originals(
     patches = {
         "middle": [{"replace": {"type": "conv", "params": {"channels": 20}}}, {"wrap": "gate"}]
     }
-    model = lab(spec).from_backbone("flexible", None, patches)
+    model = lab(spec).from_backbone("flexible", weights=None, patches=patches)
     assert model.patches.middle.gate.block.fc.in_channels == 20
     assert model.stage_info[0].channels == 20 and model(images).shape == (4, 3)
 

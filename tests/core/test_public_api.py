@@ -71,7 +71,7 @@ def described(name: str, value: Any) -> Iterator[str]:
         elif callable(getattr(value, member)) and member not in {field.name for field in fields}:
             on_class = isinstance(found, _Listing)  # the registry is not the caller's to give
             yield (
-                f"    {member}{signature(found.function, skip=1) if on_class else signature(found)}"
+                f"    {member}{signature(found.method, skip=1) if on_class else signature(found)}"
             )
 
 

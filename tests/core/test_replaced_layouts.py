@@ -22,14 +22,16 @@ def test_a_block_for_maps_is_refused_where_channels_are_last(builder: HybridBuil
         TargetError,
         match=r"gate cannot take the place of 'stage1\.0\.act' .*\[1, 16, 24, 16\] \(NHWC\)",
     ):
-        builder.from_backbone("channels_last", None, {"stage1.0.act": {"replace": "gate"}})
+        builder.from_backbone(
+            "channels_last", weights=None, patches={"stage1.0.act": {"replace": "gate"}}
+        )
 
 
 def test_a_block_for_maps_is_refused_where_tokens_are(builder: HybridBuilder) -> None:
     with pytest.raises(TargetError, match=r"\(NLC\), and gate takes NCHW"):
-        builder.from_backbone("tokens", None, {"layers.0": {"replace": "gate"}})
+        builder.from_backbone("tokens", weights=None, patches={"layers.0": {"replace": "gate"}})
 
 
 def test_a_block_takes_a_place_of_its_layout(builder: HybridBuilder) -> None:
-    model = builder.from_backbone("maps", None, {"layer2.1": {"replace": "gate"}})
+    model = builder.from_backbone("maps", weights=None, patches={"layer2.1": {"replace": "gate"}})
     assert type(model.get_submodule("layer2.1")).__name__ == "Gate"

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from tvc_core import BackboneError, BackboneSpec, HybridBuilder, PatchError, TargetError
 from tvc_core.surgery.layouts import Adapter, layout_of
-from tvc_core.surgery.sites import Probe, locate, probing
+from tvc_core.surgery.probing import probing
+from tvc_core.surgery.sites import Probe, locate
 
 IMAGE = (64, 96)
 
@@ -84,7 +85,7 @@ def test_channels_are_measured_where_attributes_lie(lab: Any) -> None:
         return network
 
     spec = BackboneSpec(name="dense", factory=build, stem=("0",), stages=("1",), head="head")
-    model = lab(spec).from_backbone("dense", None, {"1": {"wrap": "gate"}})
+    model = lab(spec).from_backbone("dense", weights=None, patches={"1": {"wrap": "gate"}})
     assert model.patches.get_submodule("1.gate").block.fc.in_channels == 12
     assert model.stage_info[0].channels == 12
 
@@ -276,14 +277,16 @@ def test_a_place_where_nothing_can_be_inserted_is_refused_with_what_was_seen(
     lab: Any, patch: Any, message: str
 ) -> None:
     with pytest.raises(TargetError, match=message):
-        lab(PLACES).from_backbone("places", None, patch)
+        lab(PLACES).from_backbone("places", weights=None, patches=patch)
 
 
 @pytest.mark.parametrize("place", ["same", "sizes"])
 def test_a_module_called_twice_with_one_width_runs_its_block_twice(
     lab: Any, images: Tensor, place: str
 ) -> None:
-    model = lab(PLACES).from_backbone("places", None, {place: {"wrap": "gate"}}).eval()
+    model = (
+        lab(PLACES).from_backbone("places", weights=None, patches={place: {"wrap": "gate"}}).eval()
+    )
     runs: list[int] = []
     model.patches.get_submodule(f"{place}.gate").register_forward_hook(lambda *_: runs.append(1))
     model(images)
@@ -294,11 +297,13 @@ def test_the_relu_of_a_bottleneck_is_refused_and_that_of_a_basic_block_is_not(
     builder: HybridBuilder,
 ) -> None:
     assert (
-        builder.from_backbone("resnet18", None, {"layer1.0.relu": {"wrap": "se"}}).step0_difference
+        builder.from_backbone(
+            "resnet18", weights=None, patches={"layer1.0.relu": {"wrap": "se"}}
+        ).step0_difference
         == 0.0
     )
     with pytest.raises(TargetError, match=r"3 times with different output shapes.*64.*64.*256"):
-        builder.from_backbone("resnet50", None, {"layer1.0.relu": {"wrap": "se"}})
+        builder.from_backbone("resnet50", weights=None, patches={"layer1.0.relu": {"wrap": "se"}})
 
 
 @pytest.mark.parametrize("prefix", [0, 1])

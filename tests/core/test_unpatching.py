@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import tvc_core
 from tvc_core import (
     BlockSpec,
     FreezeError,
@@ -228,7 +229,7 @@ def test_a_file_of_what_is_left_reads_back(
     open_gates(model)
     model.unpatch("layer2")
     model.save(tmp_path / "left.safetensors")
-    again = HybridModel.load(tmp_path / "left.safetensors", lab().registry)
+    again = lab().load(tmp_path / "left.safetensors")
     assert (
         torch.equal(again.eval()(images), model.eval()(images))
         and again.recipe.patches == model.recipe.patches
@@ -241,7 +242,7 @@ def test_a_model_from_a_file_says_that_it_lacks_what_was_replaced(
     tiny: Any, lab: Any, tmp_path: Path
 ) -> None:
     tiny({"layer2": REPLACE}).save(tmp_path / "replaced.safetensors")
-    model = HybridModel.load(tmp_path / "replaced.safetensors", lab().registry)
+    model = lab().load(tmp_path / "replaced.safetensors")
     with pytest.raises(PatchError, match=r"'layer2' was replaced.*files keep no replaced modules"):
         model.unpatch()
     assert type(model.layer2).__name__ == "ConvNorm" and model.patch_records
@@ -275,14 +276,14 @@ def test_a_patch_keeps_its_key_when_the_one_before_it_goes(
         "layer1.0": {"wrap": {"type": "se", "position": "branch"}},
         "layer1.0.bn2": {"wrap": "se"},
     }
-    model = builder.from_backbone("resnet18", None, patches)
+    model = builder.from_backbone("resnet18", weights=None, patches=patches)
     assert [record.paths for record in model.patch_records] == [
         ("patches.layer1.0.bn2.se",),
         ("patches.layer1.0.bn2.se_2",),
     ]
     model.unpatch("layer1.0")
     model.save(tmp_path / "left.safetensors")
-    again = HybridModel.load(tmp_path / "left.safetensors")
+    again = tvc_core.load(tmp_path / "left.safetensors")
     assert (
         list(again.state_dict()) == list(model.state_dict())
         and again.recipe.patches[0].name == "se_2"

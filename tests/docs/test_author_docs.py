@@ -188,7 +188,7 @@ def test_factories_are_called_as_the_pages_show() -> None:
         "0": {"put": {"type": "mix", "params": {"depth": 3}, "init": "half", "side": "y"}},
         "1": {"soften": {"side": "z"}},
     }
-    model = builder.from_backbone("net", None, patches, options={"width": 7})
+    model = builder.from_backbone("net", weights=None, patches=patches, options={"width": 7})
     assert isinstance(seen["backbone"]["spec"], BackboneSpec)
     assert (seen["backbone"]["weights"], seen["backbone"]["options"]) == (None, {"width": 7})
     assert (seen["block"]["in_channels"], seen["block"]["params"]) == (8, {"depth": 3})

@@ -453,7 +453,9 @@ def test_replicas_of_data_parallel_would_share_patches() -> None:
     """Why the FAQ says that nn.DataParallel is not supported: a replica's hooks run the original's
     blocks.
     """
-    model = HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}})
+    model = HybridBuilder().from_torchvision(
+        "resnet18", weights=None, patches={"layer3": {"wrap": "se"}}
+    )
     replica = model._replicate_for_data_parallel()
     hooks = list(replica._modules["layer3"]._forward_hooks.values())
     assert any(

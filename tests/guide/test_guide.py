@@ -149,12 +149,12 @@ def supplied() -> dict[str, Callable[[], Any]]:
         "builder": HybridBuilder,
         "torch": lambda: torch,
         "model": lambda: HybridBuilder().from_torchvision(
-            "resnet18", None, {"layer3": {"wrap": "se"}}, 10
+            "resnet18", weights=None, patches={"layer3": {"wrap": "se"}}, num_classes=10
         ),
         "checkpoint_state_dict": lambda: resnet18(weights=None).state_dict(),
         "pretrained_model": lambda: resnet18(weights=None),
         "custom_model": lambda: HybridBuilder().from_torchvision(
-            "resnet18", None, {"layer3": {"wrap": "se"}}, 10
+            "resnet18", weights=None, patches={"layer3": {"wrap": "se"}}, num_classes=10
         ),
     }
 
@@ -217,7 +217,9 @@ def test_the_blocks_of_a_section_run(
         if names.get("patches") is not before:
             backbone = "efficientnet_b0" if "EfficientNet Family" in block.headings else "resnet18"
             model = names["builder"] if "builder" in names else HybridBuilder()
-            records = model.from_torchvision(backbone, None, names["patches"]).patch_records
+            records = model.from_torchvision(
+                backbone, weights=None, patches=names["patches"]
+            ).patch_records
             assert [record.target for record in records] == list(names["patches"])
     printed = capsys.readouterr().out
     if "Fine-tuning Strategies" in blocks[0].headings:
@@ -323,7 +325,9 @@ def test_every_attention_block_goes_behind_a_layer(operation: str, block: str) -
     model = (
         HybridBuilder()
         .from_torchvision(
-            "resnet18", None, {"layer3": {operation: {"type": block, "init": "paper"}}}
+            "resnet18",
+            weights=None,
+            patches={"layer3": {operation: {"type": block, "init": "paper"}}},
         )
         .eval()
     )
@@ -346,7 +350,7 @@ def test_every_attention_block_goes_behind_a_layer(operation: str, block: str) -
 
 def test_wrap_takes_the_parameters_of_its_block() -> None:
     patches = {"layer3": {"wrap": {"type": "se", "params": {"reduction": 16}}}}
-    model = HybridBuilder().from_torchvision("resnet50", None, patches)
+    model = HybridBuilder().from_torchvision("resnet50", weights=None, patches=patches)
     widths = [
         tuple(layer.weight.shape[:2])
         for layer in model.patches.modules()
@@ -357,7 +361,7 @@ def test_wrap_takes_the_parameters_of_its_block() -> None:
 
 def test_replace_puts_the_block_in_the_place_of_the_layer() -> None:
     patches = {"layer1": {"replace": {"type": "conv_bn_act", "params": {"channels": 64}}}}
-    model = HybridBuilder().from_torchvision("resnet18", None, patches)
+    model = HybridBuilder().from_torchvision("resnet18", weights=None, patches=patches)
     layers = [layer for layer in model.layer1.modules() if not layer._modules]
     assert [type(layer) for layer in layers[:2]] == [nn.Conv2d, nn.BatchNorm2d]
     assert layers[0].weight.shape[:2] == (64, 64)
@@ -373,12 +377,11 @@ def test_replace_puts_the_block_in_the_place_of_the_layer() -> None:
 def test_replace_on_a_wider_network_says_what_would_fit() -> None:
     patches = {"layer1": {"replace": {"type": "conv_bn_act", "params": {"channels": 64}}}}
     with pytest.raises(PatchError, match=r"Shape mismatch.*channels=256 would fit"):
-        HybridBuilder().from_torchvision("resnet50", None, patches)
+        HybridBuilder().from_torchvision("resnet50", weights=None, patches=patches)
     patches["layer1"]["replace"]["params"]["channels"] = 256
-    assert HybridBuilder().from_torchvision("resnet50", None, patches).eval()(image()).shape == (
-        2,
-        1000,
-    )
+    assert HybridBuilder().from_torchvision("resnet50", weights=None, patches=patches).eval()(
+        image()
+    ).shape == (2, 1000)
 
 
 # -- fine-tuning -----------------------------------------------------------------------------------
@@ -454,7 +457,9 @@ def test_each_family_gets_a_new_last_layer(name: str, head: str) -> None:
 
 def test_efficientnet_is_patched_by_its_own_names() -> None:
     patches = {"features.5": {"wrap": {"type": "eca", "init": "paper"}}}
-    model = HybridBuilder().from_torchvision("efficientnet_b0", None, patches).eval()
+    model = (
+        HybridBuilder().from_torchvision("efficientnet_b0", weights=None, patches=patches).eval()
+    )
     plain = torchvision.models.efficientnet_b0(weights=None).eval()
     plain.load_state_dict(
         {key: value for key, value in model.state_dict().items() if not key.startswith("patches.")}
@@ -488,7 +493,9 @@ def test_weights_say_the_resolution_of_their_training() -> None:
 
 @pytest.fixture
 def custom() -> HybridModel:
-    return HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}}, 10)
+    return HybridBuilder().from_torchvision(
+        "resnet18", weights=None, patches={"layer3": {"wrap": "se"}}, num_classes=10
+    )
 
 
 @pytest.fixture
@@ -547,7 +554,8 @@ def test_transfer_leaves_the_classifier_alone(custom: HybridModel) -> None:
 def test_transfer_excludes_layers_and_not_letters() -> None:
     patches = {"features.5": {"wrap": "se"}}
     source, target = (
-        HybridBuilder().from_torchvision("mobilenet_v3_small", None, patches) for _ in range(2)
+        HybridBuilder().from_torchvision("mobilenet_v3_small", weights=None, patches=patches)
+        for _ in range(2)
     )
     report = transfer_weights(source=source, target=target, exclude_patterns=["fc", "classifier"])
     assert {key.partition(".")[0] for key in report.excluded} == {"classifier"}
@@ -588,7 +596,9 @@ def test_five_features_of_resnet50(
 def test_features_include_the_patches() -> None:
     model = (
         HybridBuilder()
-        .from_torchvision("resnet18", None, {"layer4": {"wrap": {"type": "se", "init": "paper"}}})
+        .from_torchvision(
+            "resnet18", weights=None, patches={"layer4": {"wrap": {"type": "se", "init": "paper"}}}
+        )
         .eval()
     )
     with torch.no_grad():
@@ -667,14 +677,18 @@ def test_target_not_found() -> None:
     with pytest.raises(
         TargetError, match=r"Target not found: 'layer_3'.*layer3.*named_children\(\)"
     ):
-        HybridBuilder().from_torchvision("resnet18", None, {"layer_3": {"wrap": "se"}})
+        HybridBuilder().from_torchvision(
+            "resnet18", weights=None, patches={"layer_3": {"wrap": "se"}}
+        )
     names = [
         name for name, _ in HybridBuilder().from_torchvision("resnet18", None).named_children()
     ]
     patches = {
         name: {"wrap": "spatial_attention"} for name in names if name not in ("avgpool", "fc")
     }
-    records = HybridBuilder().from_torchvision("resnet18", None, patches).patch_records
+    records = (
+        HybridBuilder().from_torchvision("resnet18", weights=None, patches=patches).patch_records
+    )
     assert [record.target for record in records] == [
         "conv1",
         "bn1",
@@ -697,7 +711,11 @@ def test_shape_mismatch(custom: HybridModel, checkpoint: dict[str, Tensor]) -> N
 
 def test_gradient_checkpointing_keeps_less_and_gives_the_same_gradients() -> None:
     model = (
-        HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}}, 10).train()
+        HybridBuilder()
+        .from_torchvision(
+            "resnet18", weights=None, patches={"layer3": {"wrap": "se"}}, num_classes=10
+        )
+        .train()
     )
 
     def step() -> tuple[int, dict[str, Tensor]]:

@@ -44,7 +44,7 @@ def table(owner: str) -> str:
         rows.append(
             ("backbone", "pretrained weights", "image [pixels]", "stages", "head", "source")
         )
-        for name in HybridBuilder.list_backbones(plugin=owner):
+        for name in HybridBuilder.list_backbones(owner=owner):
             spec = next(offer.spec for offer in backbones if offer.spec.name == name)
             weights = [
                 f"`{w.name}`" + (" (default)" if w.name == spec.default_weights else "")

@@ -18,13 +18,16 @@ from tvc_core import (
     HybridModel,
     InitializerSpec,
     LoadReport,
+    Patches,
     PatchOpSpec,
     Registry,
     StageInfo,
     Target,
     TvcError,
+    Weights,
     audit,
     hookimpl,
+    load,
     load_yaml_recipe,
     param_groups,
     partial_load,
@@ -81,11 +84,18 @@ def main(path: Path) -> None:
     builder = HybridBuilder(prefer=("tvc-attention",))
     assert_type(HybridBuilder.list_backbones("resnet*", origin="torchvision"), list[str])
     assert_type(builder.list_blocks(category="attention"), list[str])
-    patches = {"layer3": {"wrap": "se"}}
+    patches: Patches = {"layer3": {"wrap": "se"}, "layer4": {"wrap": {"type": "eca"}}}
+    weights: Weights = None
     model = builder.from_torchvision(
-        "resnet18", weights=None, patches=patches, num_classes=10, freeze_backbone=True
+        "resnet18", weights, patches=patches, num_classes=10, freeze_backbone=True
     )
     assert_type(model, HybridModel)
+    # a comment that is not needed is an error, so each of these is one that mypy sees
+    builder.from_torchvision("resnet18", freez_backbone=True)  # type: ignore[call-arg]
+    builder.from_backbone("resnet18", None, patches)  # type: ignore[call-arg]
+    builder.from_backbone("resnet18", weights=3)  # type: ignore[arg-type]
+    builder.from_backbone("resnet18", patches=["layer3"])  # type: ignore[arg-type]
+    HybridBuilder.list_backbones(patern="resnet*")  # type: ignore[call-arg]
     assert_type(builder.build(path), HybridModel)
     assert_type(load_yaml_recipe(path), HybridModel)
     assert_type(builder.create_block("se", 64, reduction=8), nn.Module)
@@ -103,7 +113,8 @@ def main(path: Path) -> None:
         assert_type(plain, HybridModel)
     model.freeze_backbone(unfreeze_stages=[-1])
     model.save(path)
-    assert_type(HybridModel.load(path), HybridModel)
+    assert_type(load(path), HybridModel)
+    assert_type(builder.load(path, module=nn.Identity()), HybridModel)
     assert_type(Registry(installed=False).plugins[0].status, str)
     try:
         builder.from_backbone("nothing")

@@ -297,6 +297,8 @@ def maps_of_torchvisions(network: Network, x: Tensor) -> list[Tensor]:
     network.own(x)
     for handle in handles:
         handle.remove()
+    if network.spec.family == "densenet":  # torchvision calls a function on what norm5 returns
+        maps[-1] = torch.relu(maps[-1])
     if network.spec.family == "swin":
         return [found.permute(0, 3, 1, 2) for found in maps]
     if network.spec.family == "vit":  # behind the class token, row after row

@@ -31,7 +31,7 @@ import hashlib, random
 import torch
 from tvc_core import HybridBuilder
 random.seed(3), torch.manual_seed(3)
-model = HybridBuilder().from_torchvision("resnet18", None, {"layer3": {"wrap": "se"}})
+model = HybridBuilder().from_torchvision("resnet18", None, patches={"layer3": {"wrap": "se"}})
 digest = hashlib.sha256()
 for name, tensor in model.state_dict().items():
     digest.update(f"{name} {tensor.dtype} {tensor.device}".encode() + tensor.numpy().tobytes())

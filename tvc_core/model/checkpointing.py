@@ -8,6 +8,8 @@ inserted in it.
 
 from __future__ import annotations
 
+import copy
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from itertools import groupby
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ..surgery import calls
 from ..surgery.patches import installed_patches
 
 __all__ = ["Checkpointed", "CheckpointedRuns", "set_checkpointing"]
@@ -25,31 +28,64 @@ __all__ = ["Checkpointed", "CheckpointedRuns", "set_checkpointing"]
 class Checkpointed:
     """A picklable stand-in for a module's `forward` that keeps no activations while gradients are
     recorded.
+
+    It runs the forward that the module had before: its class's, or one that was assigned to it.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        self.module = module
+        self.inner: Callable[..., Any] | None = module.__dict__.get("forward")
+        self.enabled = True
+        """Another tool may hold this object for the module's forward, and goes on to call it."""
+        # no cycle: a model that is dropped is freed at once
+        self._module = weakref.ref(module)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module whose forward this is."""
+        found = self._module()
+        assert found is not None
+        return found
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward."""
-        return _recomputed(type(self.module).forward, [self.module], self.module, *args, **kwargs)
+        module = self.module
+        if not self.enabled:
+            return self._run(module, *args, **kwargs)
+        return _recomputed(self._run, [module], module, *args, **kwargs)
+
+    def _run(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        if self.inner is not None:
+            return self.inner(*args, **kwargs)
+        return type(module).forward(module, *args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = type(self)(copy.deepcopy(self.module, memo))
+        copied.__dict__.update(self._state(copy.deepcopy(self.inner, memo)))
+        return copied
+
+    def __reduce__(self) -> Any:
+        return type(self), (self.module,), self._state(self.inner)
+
+    def _state(self, inner: Any) -> dict[str, Any]:
+        return {"inner": inner, "enabled": self.enabled}
 
 
-class CheckpointedRuns:
-    """A picklable stand-in for the `forward` of an nn.Sequential that keeps no activations inside
-    runs of its layers.
+class CheckpointedRuns(Checkpointed):
+    """The same for an nn.Sequential of which runs of layers keep no activations inside.
 
     So a stage that is no module, but some layers of a long sequence (VGG's), is checkpointed as a
     whole.
     """
 
-    def __init__(self, module: nn.Sequential) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__(module)
         self.runs: dict[str, tuple[str, ...]] = {}
         """Names of the children of each run, by its first."""
 
-    def __call__(self, x: Any) -> Any:
+    def __call__(self, x: Any) -> Any:  # type: ignore[override]
         """Run the children in order."""
+        if not self.enabled or self.inner is not None:
+            return super().__call__(x)
         done: tuple[str, ...] = ()
         for name, child in self.module._modules.items():
             if name in self.runs:
@@ -60,6 +96,9 @@ class CheckpointedRuns:
                 assert child is not None
                 x = child(x)
         return x
+
+    def _state(self, inner: Any) -> dict[str, Any]:
+        return {**super()._state(inner), "runs": dict(self.runs)}
 
 
 def _run(layers: Iterable[nn.Module], x: Any) -> Any:
@@ -82,17 +121,19 @@ def _recomputed(
     # a compiled second pass writes no buffers, nor what a parallel patch keeps for the end
     if torch.compiler.is_compiling():
         if any(
-            position == "parallel"
+            patch.position.keeps_input
             for module in modules
-            for _, position, _ in installed_patches(module)
+            for _, patch in installed_patches(module)
         ):
             return function(*args, **kwargs)
         return checkpoint(function, *args, use_reentrant=False, **kwargs)
+    # what this thread has of its own now, the thread of the backward pass must have again
+    running, off = list(calls.running()), list(calls.switched_off())
     return checkpoint(
         function,
         *args,
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _spare_buffers(modules)),
+        context_fn=lambda: (nullcontext(), _second_pass(modules, running, off)),
         **kwargs,
     )
 
@@ -112,10 +153,17 @@ def _all_modules(roots: list[nn.Module]) -> list[nn.Module]:
     inserted = [
         module
         for root in roots
-        for _, _, patch in installed_patches(root)
+        for _, patch in installed_patches(root)
         for module in patch.modules()
     ]
     return [*(module for root in roots for module in root.modules()), *inserted]
+
+
+@contextmanager
+def _second_pass(roots: list[nn.Module], running: list[Any], off: list[Any]) -> Iterator[None]:
+    known = calls.within(calls.running(), *running)
+    with known, calls.within(calls.switched_off(), *off), _spare_buffers(roots):
+        yield
 
 
 @contextmanager
@@ -155,19 +203,43 @@ def set_checkpointing(network: nn.Module, paths: Iterable[str], enable: bool) ->
         else:
             single.append(path)
     for parent, run in _runs(modules, single):
-        forward = parent.__dict__.get("forward")
+        forward = _ours(parent.__dict__.get("forward"))
         if not isinstance(forward, CheckpointedRuns):
+            if not enable:
+                continue
             forward = CheckpointedRuns(parent)
+            _switch(parent, forward)
         forward.runs.pop(run[0], None)
         if enable:
             forward.runs[run[0]] = run
-        _switch(parent, forward if forward.runs else None)
+        if not forward.runs:
+            _switch(parent, None)
 
 
-def _switch(module: nn.Module, forward: Callable[..., Any] | None) -> None:
-    module.__dict__.pop("forward", None)
-    if forward is not None:
+def _switch(module: nn.Module, forward: Checkpointed | None) -> None:
+    """Put a forward of ours in the place of the one that is there, or take it away again.
+
+    One that the user assigned stays: inside ours, or around it, where it is only switched off.
+    """
+    found = module.__dict__.get("forward")
+    ours = _ours(found)
+    if ours is not None:
+        ours.enabled = forward is not None
+        if forward is None and found is ours:
+            inner = module.__dict__.pop("forward").inner
+            if inner is not None:
+                module.__dict__["forward"] = inner
+    elif forward is not None:
         module.__dict__["forward"] = forward
+
+
+def _ours(forward: object) -> Checkpointed | None:
+    """Return the stand-in that a forward is, or that it holds, as an assigned function does."""
+    if isinstance(forward, Checkpointed):
+        return forward
+    cells = getattr(forward, "__closure__", None) or ()
+    held = (cell.cell_contents for cell in cells)
+    return next((each for each in held if isinstance(each, Checkpointed)), None)
 
 
 def _runs(

@@ -2,88 +2,55 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator
 
 from torch import nn
 
-from ..errors import BackboneError
-from ..recipe import Plan
 from ..specs import FROM_MODULE
-from ..surgery.anatomy import PartInfo
-from ..surgery.head import dropout_of, last_layer, num_classes_of
+from ..surgery.head import dropout_of, find_last_layer, num_classes_of
 from ..surgery.input import InputRecord
-from ..surgery.patches import installed_patches
-from ..weights.torchvision import transforms_of
-from .hybrid import HybridModel
+from ..surgery.patch import Patch
+from ..surgery.patches import installed_patches, placed_patches
+from ..surgery.sites import find_module
+from .freeze_report import freeze_report
+from .settling import place
+from .state import HybridState
 
-__all__ = ["explain", "transforms"]
+__all__ = ["explain"]
 
 
-def explain(model: HybridModel) -> str:
+def explain(network: nn.Module, state: HybridState) -> str:
     """Return the report behind `HybridModel.explain`."""
-    facts = model._hybrid
-    plan, anatomy = facts.plan, facts.anatomy
+    plan = state.plan
+    lost = place(network, state)
     own = "the module's own" if plan.backbone.owner == FROM_MODULE else "none (random)"
     weights = plan.weights.name if plan.weights else own
-    if not facts.verified:
+    if not state.verified:
         weights += ", file hash not compared (TVC_VERIFY_WEIGHTS=0)"
     lines = [
-        f"{plan.recipe.name or type(model).__name__}: {plan.backbone.qualified}",
+        f"{plan.recipe.name or type(network).__name__}: {plan.backbone.qualified}",
         f"weights: {weights}",
     ]
     if plan.options:
-        lines.append(
-            "options: " + ", ".join(f"{name}={value!r}" for name, value in plan.options.items())
-        )
-    if facts.input is not None:
-        lines.append("input: " + _input_line(facts.input))
-    lines += _patch_lines(model)
-    path, layer = last_layer(model, anatomy.head)
-    dropout = dropout_of(model, anatomy.head)
-    lines.append(
-        f"head: {path} ({type(layer).__name__}), {num_classes_of(layer)} classes, dropout "
-        f"{dropout or 0.0:g}"
-    )
-    lines.append(_table(model.parts()))
+        given = ", ".join(f"{name}={value!r}" for name, value in plan.options.items())
+        lines.append(f"options: {given}")
+    if state.input is not None:
+        lines.append("input: " + _input_line(state.input))
+    lines += _patch_lines(network, state)
+    lines += [f"  cannot run: {each}" for each in lost]
+    lines.append(_head_line(network, state.anatomy.head))
+    lines.append(_table(network, state))
     return "\n".join(lines)
 
 
-def transforms(plan: Plan) -> nn.Module:
-    """Return the preprocessing behind `HybridModel.transforms`."""
-    spec = plan.backbone.spec
-    weights = plan.weights
-    if plan.backbone.owner == FROM_MODULE:
-        raise BackboneError(
-            f"the model was made from a module of your own ({spec.name}), so only you know how its "
-            "images were prepared"
-        )
-    if weights is None:
-        if spec.default_weights is None:
-            raise BackboneError(
-                f"{plan.backbone.qualified} has no pretrained weights, so nothing says how to "
-                "prepare images for it"
-            )
-        weights = spec.find_weights(spec.default_weights)
-        assert weights is not None
-        message = (
-            "the model has no pretrained weights; transforms() gives the preprocessing of "
-            f"the default weights, {weights.name}"
-        )
-        warnings.warn(message, UserWarning, stacklevel=3)
-    if (channels := plan.recipe.in_channels or spec.num_channels) != len(weights.mean):
-        known = (
-            f"mean {weights.mean}, standard deviation {weights.std}, crop {weights.crop_size} "
-            "pixels"
-        )
-        raise BackboneError(
-            f"the model takes {channels} channels, and the preprocessing of {weights.name} knows "
-            f"{len(weights.mean)} ({known}): prepare the images yourself"
-        )
-    size = plan.image_side or weights.crop_size
-    resize = round(weights.resize_size * size / weights.crop_size)
-    return transforms_of(replace(weights, crop_size=size, resize_size=resize))
+def _head_line(network: nn.Module, head: str) -> str:
+    found = find_last_layer(network, head)
+    if found is None:
+        return f"head: {head} ({type(network.get_submodule(head)).__name__}), no last layer"
+    path, layer = found
+    dropout = dropout_of(network, head) or 0.0
+    classes = num_classes_of(layer)
+    return f"head: {path} ({type(layer).__name__}), {classes} classes, dropout {dropout:g}"
 
 
 def _input_line(record: InputRecord) -> str:
@@ -94,70 +61,71 @@ def _input_line(record: InputRecord) -> str:
     )
 
 
-def _patch_lines(model: HybridModel) -> list[str]:
-    facts = model._hybrid
-    present = {
-        id(patch): (target, position) for target, position, patch in installed_patches(model)
-    }
-    modules = dict(model.named_modules())
-    inside = {id(module) for module in modules.values()}
+def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
+    running = {id(patch): path for path, patch in installed_patches(network)}
+    placed = {home: patch for home, _, patch in placed_patches(network)}
     lines: list[str] = []
-    known: set[int] = set()
-    for record in facts.records:
-        what = f"{record.target}: {record.op.partition(':')[2]}"
+    for record in state.records:
+        what = f"  {record.target}: {record.op.partition(':')[2]}"
         params = ", ".join(f"{name}={value!r}" for name, value in record.params.items())
         block = f"{record.block or 'its own module'}{f'({params})' if params else ''}"
         if record.replaced is not None:
-            lines.append(
-                f"  {what} {record.replaced} by {block}, now "
-                f"{type(modules.get(record.target)).__name__}"
-            )
+            now = type(find_module(network, record.target)).__name__
+            lines.append(f"{what} {record.replaced} by {block}, now {now}")
             continue
-        for path in record.paths:
-            patch = modules.get(path)
+        for home in record.paths:
+            patch = placed.get(home)
             if patch is None:
-                lines.append(f"  {what} {block}: no longer in the model (was {path})")
+                lines.append(f"{what} {block}: no longer in the model (was {home})")
                 continue
-            if id(patch) not in present:
-                lines.append(
-                    f"  {what} {block}: at {path}, but never run: its hook on {record.target} is "
-                    "gone"
-                )
+            if id(patch) not in running:
+                lines.append(f"{what} {block}: at {home}, but never run: its target is gone")
                 continue
-            known.add(id(patch))
-            place, position = present[id(patch)]
-            order = {"before": f"{block} -> {place}", "parallel": f"{place} + {block}"}.get(
-                position, f"{place} -> {block}"
-            )
+            path = running[id(patch)]
+            order = patch.position.describe(path, block) + _exchanged(network, state, path)
             if not patch.enabled:
                 order += ", switched off"
-            gate = getattr(patch, "alpha", None)
-            start = (
-                "published start" if gate is None else f"identity start, gate now {gate.item():.3g}"
+            lines.append(f"{what}, {order}, at {home}, {_start(patch)}")
+    known = {home for record in state.records for home in record.paths}
+    inside = {id(patch): home for home, patch in placed.items()}
+    for path, patch in installed_patches(network):
+        if id(patch) not in inside:
+            where = "that is not in the model's tree, so it is not saved"
+            lines.append(f"  {path}: runs a block {patch.position.label} it {where}")
+        elif inside[id(patch)] not in known:
+            lines.append(
+                f"  {path}: runs a block {patch.position.label} it that no record explains"
             )
-            lines.append(f"  {what}, {order}, at {path}, {start}")
-    for identity, (target, position) in present.items():
-        if identity not in known:
-            where = (
-                "that no record explains"
-                if identity in inside
-                else "that is not in the model's tree, so it is not saved"
-            )
-            lines.append(f"  {target}: runs a block {position} it {where}")
     if not lines:
         return ["patches: none"]
-    shape = "x".join(str(size) for size in facts.probe_shape)
+    shape = "x".join(str(size) for size in state.probe_shape)
     difference = (
-        "step 0: largest logit difference to the unpatched backbone "
-        f"{facts.step0_difference:g} (image {shape})"
+        "step 0: largest logit difference from the unpatched backbone "
+        f"{state.step0_difference:g} (image {shape})"
     )
     return [f"patches: {len(lines)}", *lines, difference]
 
 
-def _table(parts: Sequence[PartInfo]) -> str:
-    lines = [f"{'part':<10} {'parameters':>12} {'trainable':>12}  modules"]
-    lines += [
-        f"{p.name:<10} {p.num_parameters:>12,} {p.num_trainable:>12,}  {' '.join(p.paths)}"
-        for p in parts
-    ]
-    return "\n".join(lines)
+def _start(patch: Patch) -> str:
+    if patch.alpha is not None:
+        return f"identity start, gate now {patch.alpha.item():.3g}"
+    return "identity start by itself" if patch.neutral else "published start"
+
+
+def _exchanged(network: nn.Module, state: HybridState, path: str) -> str:
+    """Say that another module stands at a target than when the model was built."""
+    before = state.modules.get(path, "").partition("(")[0]
+    now = type(find_module(network, path)).__name__
+    alike = {before, f"{before}1d", f"{before}2d", f"{before}3d"}
+    return f" (a {now} now, exchanged after the build)" if before and now not in alike else ""
+
+
+def _table(network: nn.Module, state: HybridState) -> str:
+    return "\n".join(_rows(network, state))
+
+
+def _rows(network: nn.Module, state: HybridState) -> Iterator[str]:
+    yield f"{'part':<10} {'parameters':>12} {'trainable':>12}  modules"
+    for part in freeze_report(network, state).parts:
+        paths = " ".join(path for name, path in state.anatomy.items() if name == part.name)
+        yield f"{part.name:<10} {part.num_parameters:>12,} {part.num_trainable:>12,}  {paths}"

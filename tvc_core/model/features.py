@@ -1,67 +1,83 @@
-"""Read the maps of stem and stages from the live network, and run the head on the last one.
+"""Read the maps of stem and stages from the live network.
 
-Taps are placed once, when the hybrid is built, and read a flag: a hook that is registered inside a
-call fails under torch.compile and torch.export, and one that is added after torch.compile is
-ignored without a word.
+Taps are placed once, when the hybrid is built: a hook that is registered inside a call fails under
+torch.compile and torch.export, and one that is added after torch.compile is ignored without a word.
+What a call collects belongs to the call, so a tap looks for it in its thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_hooks
 
-from ..surgery.head import last_layer
-from ..surgery.patches import CONTAINERS, PatchHook, installed_patches
-from ..surgery.sites import Probe, probing
+from ..errors import BackboneError
+from ..surgery import calls
+from ..surgery.hooks import TvcHook
+from ..surgery.patch import PatchHook
+from ..surgery.sites import find_module
 
-__all__ = ["PRE_LOGITS", "Bridge", "MapReader", "Taps", "find_bridge"]
+__all__ = ["PRE_LOGITS", "MapReader", "Taps"]
 
 PRE_LOGITS = -1
+"""Index of what the head's last layer gets, beside those of the features."""
 
 
 class _Stop(Exception):  # noqa: N818  no error: it ends a pass that has nothing more to give
     """Raised where the last wanted map was picked up, caught by whoever wanted it."""
 
 
+class _Collection:
+    """What one call picks up.
+
+    Args:
+        taps: whose maps.
+        wanted: indices of the features.
+        stop: end the pass as soon as all of them are there.
+    """
+
+    def __init__(self, taps: Taps, wanted: tuple[int, ...], stop: bool) -> None:
+        self.taps, self.wanted, self.stop = taps, wanted, stop
+        self.maps: dict[int, Tensor] = {}
+
+
 class Taps:
-    """Picks up the maps of stem and stages, and what the head's last layer gets, while a forward
-    pass runs.
+    """Picks up the maps of stem and stages, and what the head's last layer gets.
 
     Args:
         network: the root.
         paths: modules whose outputs are the features, in order.
-        layer: path of the head's last layer.
+        layer: path of the head's last layer; None where the head has none.
     """
 
-    def __init__(self, network: nn.Module, paths: Sequence[str], layer: str) -> None:
+    def __init__(self, network: nn.Module, paths: Sequence[str], layer: str | None) -> None:
         self.paths = tuple(paths)
-        self.wanted: tuple[int, ...] = ()
-        """Indices of the features to pick up; `PRE_LOGITS` is what the head's last layer gets."""
-        self.stop = False
-        """End the pass as soon as all of them are there."""
         self.repeated = False
         """A tap was seen to run more than once in one pass: its last map counts, so no pass may end
         early.
         """
-        self.maps: dict[int, Tensor] = {}
         self.place(network, layer)
 
-    def place(self, network: nn.Module, layer: str) -> None:
-        """Put the taps where they belong, and take them from where they were before."""
+    def place(self, network: nn.Module, layer: str | None) -> None:
+        """Put the taps where they belong now, once, and take them from where they were before."""
+        places = [(find_module(network, path), index) for index, path in enumerate(self.paths)]
+        places.append((None if layer is None else find_module(network, layer), PRE_LOGITS))
+        if all(module is None or self._reads(module, index) for module, index in places):
+            return
         for module in network.modules():
             for number, hook in list(module._forward_hooks.items()):
-                if isinstance(hook, _Tap):
+                if isinstance(hook, _Tap) and hook.taps is self:
                     del module._forward_hooks[number]
-        for index, path in enumerate(self.paths):
-            network.get_submodule(path).register_forward_hook(_Tap(self, index))
-        network.get_submodule(layer).register_forward_hook(_Tap(self, PRE_LOGITS))
+        for place, index in places:
+            if place is not None:
+                place.register_forward_hook(_Tap(self, index))
+
+    def _reads(self, module: nn.Module, index: int) -> bool:
+        hooks = (hook for hook in module._forward_hooks.values() if isinstance(hook, _Tap))
+        return [hook.index for hook in hooks if hook.taps is self].count(index) == 1
 
     def collect(
         self,
@@ -79,36 +95,54 @@ class Taps:
             wanted: indices of the features; None for those of stem and all stages.
             within: the root, if the pass may end where the last wanted feature is there. It runs
                 whole all the same under torch.export without Dynamo (strict=False), which knows no
-                exceptions, and where somebody's forward hook (FSDP's is one) waits for the end of a
+                exceptions, and where a foreign forward hook (FSDP's is one) waits for the end of a
                 module that would be left.
+
+        Raises:
+            BackboneError: a wanted feature did not come, since the module that gave it was
+                exchanged by hand for something that is not called or returns no tensor.
         """
-        self.maps = {}
-        self.wanted = tuple(range(len(self.paths))) if wanted is None else tuple(wanted)
+        indices = tuple(range(len(self.paths))) if wanted is None else tuple(wanted)
         # asked in this order, since torch 2.11's Dynamo says of every compilation that it is an
         # export
-        knows_exceptions = torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting()
-        self.stop = within is not None and knows_exceptions and self._may_leave(within)
+        exceptions = torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting()
+        stop = within is not None and exceptions and self._may_leave(within, indices)
+        found = _Collection(self, indices, stop)
+        stack = calls.collections()
+        length = len(stack)
         try:
-            run(x)
-            return self.maps
-        except _Stop:
-            return self.maps
-        finally:
-            self.wanted, self.stop = (), False
-            self.maps = {}
+            try:
+                stack.append(found)
+                run(x)
+            except _Stop:
+                pass
+            finally:
+                del stack[length:]
+        finally:  # an interrupt may come on the line above
+            del stack[length:]
+        for index in indices:
+            if index not in found.maps and index != PRE_LOGITS:
+                raise BackboneError(
+                    f"{self.paths[index]!r} returned no tensor in a forward pass: it ends the stem "
+                    "or a stage, and what stands there (exchanged by hand, perhaps) is not called, "
+                    "or returns something else"
+                )
+        return found.maps
 
-    def _may_leave(self, network: nn.Module) -> bool:
-        """Tell whether nobody waits for the end of the modules around the wanted taps; a wrapped
-        one waits itself.
+    def _may_leave(self, network: nn.Module, wanted: tuple[int, ...]) -> bool:
+        """Return whether the pass may be cut short.
+
+        The stop is an exception, which passes through every module around the last wanted one. So
+        no foreign hook may expect one of these modules to finish, and no patch may have something
+        to do at its end except after it. Each wanted module must run the tap at all, and nothing
+        but patches and taps: a wrapped one waits for its own end.
         """
         if self.repeated or _global_forward_hooks:
             return False
-        for index in self.wanted:
+        for index in wanted:
             module: nn.Module | None = network
             for name in self.paths[index].split("."):
-                if module is None or not all(
-                    _is_after(hook) for hook in module._forward_hooks.values()
-                ):
+                if module is None or not all(_is_after(h) for h in module._forward_hooks.values()):
                     return False
                 module = module._modules.get(name)
             hooks = [] if module is None else list(module._forward_hooks.values())
@@ -118,13 +152,10 @@ class Taps:
                 return False
         return True
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "wanted": (), "stop": False, "maps": {}}
 
-
-class _Tap:
+class _Tap(TvcHook):
     """A picklable forward hook that hands one module's output, or the input of the head's last
-    layer, to the taps.
+    layer, to whoever collects in this thread.
     """
 
     def __init__(self, taps: Taps, index: int) -> None:
@@ -132,175 +163,24 @@ class _Tap:
         self.index = index
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
-        taps = self.taps
-        if self.index not in taps.wanted:
+        stack = calls.collections()
+        if not stack or stack[-1].taps is not self.taps or self.index not in stack[-1].wanted:
             return
+        collection = stack[-1]
         found = args[0] if self.index == PRE_LOGITS else output
         if isinstance(found, Tensor):
-            taps.repeated = taps.repeated or self.index in taps.maps
-            taps.maps[self.index] = found.clone()  # a later in-place layer would overwrite it
-            if taps.stop and len(taps.maps) == len(taps.wanted):
+            if self.index in collection.maps:
+                self.taps.repeated = True
+            # a later in-place layer would overwrite it
+            collection.maps[self.index] = found.clone()
+            if collection.stop and len(collection.maps) == len(collection.wanted):
                 raise _Stop
 
 
 def _is_after(hook: Any) -> bool:
-    """Tell whether a hook is ours, and keeps nothing from the beginning of its module for the end:
-    a parallel patch does.
-    """
-    return isinstance(hook, _Tap) or (isinstance(hook, PatchHook) and hook.position == "after")
-
-
-@dataclass(frozen=True)
-class Bridge:
-    """The way from the last stage's map to the logits, as steps that were seen to reproduce them
-    bit for bit.
-
-    Args:
-        steps: "patches:PATH" runs the blocks inserted after a module around the last stage,
-            "child:NAME" calls a child of the root; "pool", "mean", "flatten", "relu", "first_token"
-            and "token_mean" are functions. Between them, "head" runs the head.
-    """
-
-    steps: tuple[str, ...]
-
-    def __call__(self, network: nn.Module, head: str, x: Tensor) -> Tensor:
-        """Return the logits for the last stage's map."""
-        for step in self.steps:
-            if step.startswith("child:"):
-                child = network._modules[step[6:]]
-                assert child is not None
-                x = child(x)
-            elif step.startswith("patches:"):
-                for hook in network.get_submodule(step[8:])._forward_hooks.values():
-                    if (
-                        isinstance(hook, PatchHook)
-                        and hook.position == "after"
-                        and hook.patch.enabled
-                    ):
-                        x = hook.patch(x)
-            elif step == "head":
-                x = network.get_submodule(head)(x)
-            elif step == "first_token":
-                x = x[:, 0]
-            elif step == "token_mean":
-                x = x.mean(1)
-            elif step == "pool":
-                x = nn.functional.adaptive_avg_pool2d(x, (1, 1))
-            elif step == "mean":
-                x = x.mean([2, 3])
-            elif step == "relu":
-                x = torch.relu(x)
-            else:
-                x = torch.flatten(x, 1)
-        return x
-
-
-def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
-    """Return the way from a network's last stage to its head, found by running it once; None if no
-    known way fits.
-
-    Args:
-        network: the root.
-        last: path of the module whose output is the last stage's map.
-        head: path of the head.
-        probe: an image that the network accepts.
-    """
-    with _gates_open(network), _head_open(network, head):
-        return _find_bridge(network, last, head, probe)
-
-
-@contextmanager
-def _gates_open(network: nn.Module) -> Iterator[None]:
-    """Open the gates of all patches for a look: closed, a way that leaves a patch out would look
-    right.
-    """
-    gates = [patch.alpha for _, _, patch in installed_patches(network) if patch.alpha is not None]
-    kept = [gate.detach().clone() for gate in gates]
-    with torch.no_grad():
-        try:
-            for gate in gates:
-                gate.fill_(0.5)
-            yield
-        finally:
-            for gate, before in zip(gates, kept, strict=True):
-                gate.copy_(before)
-
-
-@contextmanager
-def _head_open(network: nn.Module, head: str) -> Iterator[None]:
-    """Give a last layer of zeros (a fresh ViT's) other weights for a look: with zeros, every way
-    gives the same logits.
-    """
-    weight = getattr(last_layer(network, head)[1], "weight", None)
-    if not isinstance(weight, Tensor) or weight.is_meta or bool(weight.any()):
-        yield
-        return
-    with torch.no_grad():
-        try:
-            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
-            yield
-        finally:
-            weight.zero_()
-
-
-def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
-    seen: dict[str, Any] = {"map": None, "between": []}
-
-    def at_last(_: nn.Module, args: Any, output: Tensor) -> None:
-        seen["map"], seen["between"] = output.clone(), []
-
-    def at_child(name: str) -> Any:
-        return lambda *_: seen["between"].append(f"child:{name}")
-
-    outside = (head.partition(".")[0], last.partition(".")[0], *CONTAINERS)
-    children = {
-        name: child
-        for name, child in network._modules.items()
-        if child is not None and name not in outside
-    }
-    hooks: list[Callable[[], Any]] = [
-        lambda: network.get_submodule(last).register_forward_hook(at_last)
-    ]
-    hooks += [
-        partial(child.register_forward_hook, at_child(name)) for name, child in children.items()
-    ]
-    logits = probe.run(network, hooks)
-    if not isinstance(seen["map"], Tensor):
-        return None
-    between = tuple(seen["between"])
-    around = [".".join(last.split(".")[:n]) for n in range(last.count("."), 0, -1)]
-    patched = {target for target, position, _ in installed_patches(network) if position == "after"}
-    first = tuple(f"patches:{path}" for path in around if path in patched)
-    ways = [
-        between,
-        (*between, "flatten"),
-        ("pool", "flatten"),
-        ("mean",),
-        ("relu", "pool", "flatten"),
-        ("pool",),
-        ("first_token",),
-        ("token_mean",),
-    ]
-    # a head without a classifier gives back what it gets: it is to get the vector
-    for behind in ((), ("flatten",)):
-        for way in ways:
-            bridge = Bridge((*first, *way, "head", *behind))
-            try:
-                with probing(network):
-                    found = bridge(network, head, seen["map"].clone())
-            except Exception:  # somebody's head may raise whatever it likes for what it never gets
-                continue
-            if (
-                isinstance(found, Tensor)
-                and found.shape == logits.shape
-                and (found.is_meta or _equal(found, logits))
-            ):
-                return bridge
-    return None
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return bool(((a == b) | (a.isnan() & b.isnan())).all())
+    """Return whether a hook is ours, and has nothing to do at the end of a module that is left."""
+    ours = isinstance(hook, PatchHook) and not hook.patch.position.keeps_input
+    return ours or isinstance(hook, _Tap)
 
 
 class MapReader:
@@ -308,7 +188,7 @@ class MapReader:
 
     Args:
         layout: of the feature: "NCHW", "NHWC" or "NLC"; None where it is no map.
-        prefix: tokens in front of the image's, for NLC.
+        prefix: tokens before the image's, for NLC.
         stride: side of the image divided by the side of the map, for NLC [pixels].
     """
 
@@ -316,11 +196,13 @@ class MapReader:
         self.layout, self.prefix, self.stride = layout, prefix, stride
 
     def __call__(self, x: Tensor, image: Tensor) -> Tensor:
-        """Return the map of a feature; tokens in front of the image's are left out."""
+        """Return the map of a feature; tokens before the image's are left out."""
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2).contiguous()
         if self.layout == "NLC":
-            height, width = image.shape[2] // self.stride, image.shape[3] // self.stride
             tokens = x[:, self.prefix :].transpose(1, 2)
+            height, width = image.shape[2] // self.stride, image.shape[3] // self.stride
+            if height * width != tokens.shape[2]:  # padded to whole patches
+                height, width = (-(-side // self.stride) for side in image.shape[2:])
             return tokens.reshape(x.shape[0], x.shape[2], height, width)
         return x

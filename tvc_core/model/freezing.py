@@ -1,123 +1,99 @@
-"""Frozen means frozen: no gradients, no moving statistics, no dropout or drop-path, whatever
-`train()` is called with.
+"""Freeze and thaw by part: gradients, running statistics, dropout and drop-path together.
 
-The state is kept by part (stem, stages, head, patches), so that it survives train(), deepcopy and
-pickle; a plain state dict does not carry it.
+`requires_grad=False` alone leaves statistics moving, and any `train()` undoes an earlier `eval()`.
+So what is frozen is kept as a state, and `train()` leaves frozen parts in eval mode. The state
+survives `deepcopy` and pickle; a plain state dict does not carry it.
+
+tvc writes only what it holds: the modes of frozen modules, the flags that a call is about. What the
+user, another tool or the network's own `train()` has set elsewhere stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import FreezeError, did_you_mean, join_names
-from ..recipe.schema import HEAD_CHOICES, NORMALIZATION_CHOICES
+from ..errors import FreezeError, join_names, short_repr
+from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
-from ..surgery.head import last_layer
+from ..surgery.head import find_last_layer
 from ..surgery.initializers import is_normalization
-from ..surgery.patches import CONTAINERS, PatchTree
+from ..surgery.patch import PatchTree
+from ..surgery.patches import CONTAINERS
+from ..surgery.sites import find_module
+from .state import FreezeState, HybridState
 
 __all__ = [
-    "FreezeState",
-    "apply_freeze",
-    "held_modules",
-    "hold_modes",
-    "part_of_parameter",
-    "refuse_under_ddp",
-    "wanted_grads",
-]
+    "adopt", "as_data", "freeze", "freeze_head", "from_data", "held_modules",
+    "hold", "keep_statistics", "part_of_parameter", "refuse_under_ddp", "wanted_grads",
+]  # fmt: skip
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-@dataclass(frozen=True, kw_only=True)
-class FreezeState:
-    """What is frozen.
-
-    Args:
-        stem: the stem is frozen.
-        stages: indices of the frozen stages.
-        head: what of the head is trainable: "all", "last" (its last layer) or "none".
-        patches: inserted blocks in frozen parts are frozen with them.
-        normalization: what the normalization layers of a frozen stem and frozen stages do: "frozen"
-            (scale and shift fixed, running statistics fixed), "eval" (scale and shift learn,
-            statistics fixed) or "train" (both move).
-    """
-
-    stem: bool = False
-    stages: tuple[int, ...] = ()
-    head: str = "all"
-    patches: bool = False
-    normalization: str = "frozen"
-
-    def frozen_parts(self) -> set[str]:
-        """Return the names of the parts that are frozen as a whole."""
-        parts = {stage_name(index) for index in self.stages}
-        return parts | ({STEM} if self.stem else set()) | ({HEAD} if self.head == "none" else set())
-
-    def as_data(self) -> dict[str, Any]:
-        """Return plain data for a checkpoint."""
-        return {**asdict(self), "stages": list(self.stages)}
-
-    @staticmethod
-    def from_data(data: Mapping[str, Any], anatomy: Anatomy) -> FreezeState:
-        """Return the state that `as_data` wrote. States from before there was a choice have no
-        `normalization`: "frozen".
-
-        Raises:
-            FreezeError: unknown keys or values of the wrong kind.
-            StageError: a stage that this backbone does not have.
-        """
-        fields = FreezeState.__dataclass_fields__
-        if isinstance(data, Mapping):
-            data = {"normalization": "frozen", **data}
-        if not isinstance(data, Mapping) or set(data) != set(fields):
-            raise FreezeError(
-                f"a freeze state is a mapping with the keys {join_names(fields)}, not {data!r}"
-            )
-        if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
-            raise FreezeError(f"stem and patches of a freeze state are true or false, not {data!r}")
-        check_head(data["head"])
-        check_normalization(data["normalization"])
-        return FreezeState(**{**data, "stages": tuple(anatomy.stage_indices(data["stages"]))})
+def as_data(state: HybridState) -> dict[str, Any]:
+    """Return what is frozen as plain data for a checkpoint, with the network that it is about."""
+    return {
+        **asdict(state.freeze),
+        "stages": list(state.freeze.stages),
+        "backbone": state.plan.backbone.qualified,
+        "num_stages": len(state.anatomy.stages),
+    }
 
 
-def check_head(head: object) -> None:
-    """Refuse what is not one of the choices for the head.
+def from_data(data: Mapping[str, Any], state: HybridState) -> FreezeState:
+    """Return the freeze state that `as_data` wrote.
+
+    States from before there was a choice have no `normalization`, which is "frozen", and do not say
+    which network they are about.
 
     Raises:
-        FreezeError: another value.
+        FreezeError: unknown keys or values of the wrong kind, or the state of a network with
+            another number of stages.
+        StageError: a stage that this backbone does not have.
     """
-    if head not in HEAD_CHOICES:
-        hint = did_you_mean(str(head), HEAD_CHOICES)
+    fields = FreezeState.__dataclass_fields__
+    about = {"backbone": state.plan.backbone.qualified, "num_stages": len(state.anatomy.stages)}
+    if isinstance(data, Mapping):
+        data = {"normalization": "frozen", **about, **data}
+    if not isinstance(data, Mapping) or set(data) != {*fields, *about}:
         raise FreezeError(
-            f"head says what of the head is trainable: {join_names(HEAD_CHOICES)}, not "
-            f"{head!r}.{hint}"
+            f"a freeze state is a mapping with the keys {join_names((*fields, *about))}, "
+            f"not {short_repr(data)}"
         )
-
-
-def check_normalization(normalization: object) -> None:
-    """Refuse what is not one of the choices for the normalization layers of frozen parts.
-
-    Raises:
-        FreezeError: another value.
-    """
-    if normalization not in NORMALIZATION_CHOICES:
-        hint = did_you_mean(str(normalization), NORMALIZATION_CHOICES)
+    if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
         raise FreezeError(
-            "normalization says what the normalization layers of frozen parts do: "
-            f"{join_names(NORMALIZATION_CHOICES)}, "
-            f"not {normalization!r}.{hint}"
+            f"stem and patches of a freeze state are true or false, not {short_repr(data)}"
         )
+    for key in ("head", "normalization"):
+        FREEZE[key].check(key, data[key], FreezeError)
+    if data["num_stages"] != about["num_stages"]:
+        raise FreezeError(
+            f"the freeze state is of {short_repr(data['backbone'])} with {data['num_stages']} "
+            f"stages, and {about['backbone']} has {about['num_stages']}: freeze this one with "
+            "freeze_backbone(unfreeze_stages=...)"
+        )
+    if data["backbone"] != about["backbone"]:
+        warnings.warn(
+            f"the freeze state is of {short_repr(data['backbone'])}, and this network is "
+            f"{about['backbone']}: its stages are frozen by the same numbers",
+            UserWarning,
+            stacklevel=3,
+        )
+    values = {name: data[name] for name in fields}
+    return FreezeState(**{**values, "stages": tuple(state.anatomy.stage_indices(data["stages"]))})
 
 
 def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
     """Return the part that a parameter belongs to, and whether it is in an inserted block.
 
-    A block at a module of no part (the pooling layer between the last stage and the head) counts to
-    the head.
+    A block at a module of no part (the pooling layer between the last stage and the head) is part
+    of the head.
     """
     root, _, rest = name.partition(".")
     if root in CONTAINERS and anatomy.part_of(name) is None:
@@ -125,98 +101,243 @@ def part_of_parameter(name: str, anatomy: Anatomy) -> tuple[str | None, bool]:
     return anatomy.part_of(name), False
 
 
-def apply_freeze(
-    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
-) -> None:
-    """Set `requires_grad` of every parameter, and hold the modes of frozen modules.
+def freeze(network: nn.Module, state: HybridState, wanted: FreezeState) -> None:
+    """Set `requires_grad` of every parameter as wanted, and hold the modes of frozen modules.
 
     Args:
         network: the hybrid.
-        anatomy: its parts.
-        state: what is to be frozen.
-        new: paths of modules that patches put in the place of others; frozen where inserted blocks
-            are.
+        state: what it knows; `freeze` is what tvc had frozen until now.
+        wanted: what is to be frozen.
 
     Raises:
         FreezeError: the network runs under DistributedDataParallel, and the set of trainable
             parameters would change.
     """
-    wanted = wanted_grads(network, anatomy, state, new)
-    changes = [
-        name
-        for name, parameter in network.named_parameters()
-        if parameter.requires_grad != wanted[name]
-    ]
+    before, flags = wanted_grads(network, state), wanted_grads(network, state, wanted)
+    parameters = dict(network.named_parameters())
+    changes = [name for name, p in parameters.items() if p.requires_grad != flags[name]]
     if changes:
         refuse_under_ddp(network, changes)
+    foreign = [name for name in changes if flags[name] and before[name]]
+    released = {id(module): module for _, module in held_modules(network, state)}
+    for name in changes:
+        parameters[name].requires_grad_(flags[name])
+    state.freeze = wanted
+    state.half_thawed_told = False
+    state.statistics = {}
+    held = {id(module) for _, module in held_modules(network, state)}
+    _release(network, [module for key, module in released.items() if key not in held])
+    hold(network, state)
+    if foreign:
+        warnings.warn(
+            f"{len(foreign)} parameters are trainable now that tvc had not frozen (by hand, or by "
+            f"another tool): {join_names(foreign, most=4)}. freeze_backbone and unfreeze_all set "
+            "the whole network",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _release(network: nn.Module, modules: list[nn.Module]) -> None:
+    """Put modules that were held into the network's mode, as its own `train` has it."""
+    if not modules or not network.training:
+        return
+    base: Any = getattr(network, "_hybrid_base", nn.Module)
+    if base.train is not nn.Module.train:  # it may leave some of them in eval mode
+        network.train()
+        return
+    for module in modules:
+        module.training = True
+
+
+def adopt(network: nn.Module, state: HybridState, paths: Collection[str]) -> None:
+    """Freeze or thaw the modules at some paths, which are new in the network, as the state says."""
+    flags = wanted_grads(network, state)
     for name, parameter in network.named_parameters():
-        parameter.requires_grad_(wanted[name])
-    hold_modes(network, anatomy, state, new)
+        if any(f"{name}.".startswith(f"{path}.") for path in paths):
+            parameter.requires_grad_(flags[name])
+    hold(network, state)
+
+
+def freeze_head(network: nn.Module, state: HybridState) -> None:
+    """Freeze the head, and nothing else.
+
+    Raises:
+        FreezeError: the network runs under DistributedDataParallel, and the head is trainable.
+    """
+    paths = [*state.anatomy.heads, *state.anatomy.neck]
+    trainable = [
+        name
+        for name, parameter in network.named_parameters()
+        if parameter.requires_grad and any(f"{name}.".startswith(f"{path}.") for path in paths)
+    ]
+    if trainable:
+        refuse_under_ddp(network, trainable)
+    state.freeze = replace(state.freeze, head="none")
+    adopt(network, state, paths)
 
 
 def wanted_grads(
-    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
+    network: nn.Module, state: HybridState, wanted: FreezeState | None = None
 ) -> dict[str, bool]:
-    """Return for every parameter whether the state lets it learn."""
-    frozen = state.frozen_parts()
-    last, _ = last_layer(network, anatomy.head)
+    """Return for every parameter whether a freeze state lets it learn."""
+    wanted = wanted or state.freeze
+    anatomy, new, frozen = state.anatomy, state.new_modules, frozen_parts(wanted)
+    last = find_last_layer(network, anatomy.head)
     norms = {path for path, module in network.named_modules() if is_normalization(module)}
-    wanted: dict[str, bool] = {}
+    flags: dict[str, bool] = {}
     for name, _ in network.named_parameters():
         part, inserted = part_of_parameter(name, anatomy)
         owner = name.rpartition(".")[0]
         inserted = inserted or (part != HEAD and owner in new)
-        trainable = part not in frozen or (inserted and not state.patches)
-        if part != HEAD and not inserted and state.normalization != "frozen" and owner in norms:
+        trainable = part not in frozen or (inserted and not wanted.patches)
+        if part != HEAD and not inserted and wanted.normalization != "frozen" and owner in norms:
             trainable = True
-        if part == HEAD and not inserted and state.head == "last":
-            trainable = name.startswith(f"{last}.")
-        wanted[name] = trainable
-    return wanted
+        if part == HEAD and not inserted and wanted.head == "last":
+            trainable = last is not None and name.startswith(f"{last[0]}.")
+        flags[name] = trainable
+    return flags
 
 
-def hold_modes(
-    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
-) -> None:
-    """Put frozen modules in eval mode and all others in the network's own mode."""
-    mode = network.training
-    for module in network.modules():
-        module.training = mode
-    if not mode:
-        return
-    for module in held_modules(network, anatomy, state, new):
-        module.training = False
+def frozen_parts(freeze: FreezeState) -> set[str]:
+    """Return the names of the parts that are frozen as a whole."""
+    parts = {stage_name(index) for index in freeze.stages}
+    return parts | ({STEM} if freeze.stem else set()) | ({HEAD} if freeze.head == "none" else set())
 
 
-def held_modules(
-    network: nn.Module, anatomy: Anatomy, state: FreezeState, new: Collection[str] = ()
-) -> Iterator[nn.Module]:
-    """Yield the modules that `train()` leaves in eval mode."""
-    frozen = state.frozen_parts()
+def hold(network: nn.Module, state: HybridState) -> None:
+    """Put frozen modules in eval mode, and keep their statistics. Nothing else is written."""
+    held = list(held_modules(network, state))
+    if network.training:
+        for _, module in held:
+            module.training = False
+        _tell_half_thawed(state, held)
+    norms = {path: module for path, module in held if is_normalization(module)}
+    for path in [path for path in state.statistics if path not in norms]:
+        del state.statistics[path]
+    for path, module in norms.items():
+        if path not in state.statistics and (found := _statistics(module)):
+            state.statistics[path] = _copies(found)
+    keep_statistics(network, state)
+
+
+def held_modules(network: nn.Module, state: HybridState) -> Iterator[tuple[str, nn.Module]]:
+    """Yield (path, module) of the modules that `train()` leaves in eval mode.
+
+    Where another tool has wrapped a module and trains something of its own there (LoRA), only what
+    learns nothing is held.
+    """
+    freeze, anatomy, new = state.freeze, state.anatomy, state.new_modules
+    frozen = frozen_parts(freeze)
     for part in sorted(frozen):
         for root_path, root in anatomy.modules(network, part):
+            foreign = "-"
             for path, module in root.named_modules(prefix=root_path):
-                if (
-                    part != HEAD
-                    and path not in new
-                    and state.normalization == "train"
-                    and is_normalization(module)
-                ):
+                if _is_wrapped(path, module, state):
+                    foreign = path
+                if f"{path}.".startswith(f"{foreign}.") and not _learns_nothing(module):
                     continue
-                if path not in new or state.patches or part == HEAD:
-                    yield module
-    if state.head == "last":
-        last, _ = last_layer(network, anatomy.head)
-        for path, module in network.get_submodule(anatomy.head).named_modules(prefix=anatomy.head):
-            if path != last and is_normalization(module):
-                yield module
-    if state.patches:
+                norm = part != HEAD and path not in new and is_normalization(module)
+                if norm and freeze.normalization == "train":
+                    continue
+                if path not in new or freeze.patches or part == HEAD:
+                    yield path, module
+    if freeze.head == "last" and (last := find_last_layer(network, anatomy.head)):
+        root = network.get_submodule(anatomy.head)
+        for path, module in root.named_modules(prefix=anatomy.head):
+            if path != last[0] and is_normalization(module):
+                yield path, module
+    if freeze.patches:
         for container in CONTAINERS:
             tree = network._modules.get(container)
             if isinstance(tree, PatchTree):
                 for path, module in tree.named_modules():
                     if path and anatomy.part_of(path) in frozen:
-                        yield module
+                        yield f"{container}.{path}", module
+
+
+def _is_wrapped(path: str, module: nn.Module, state: HybridState) -> bool:
+    known = state.modules.get(path, "").partition("(")[0]
+    return bool(known) and known != type(module).__name__ and bool(module._modules)
+
+
+def _learns_nothing(module: nn.Module) -> bool:
+    found = list(module.parameters())
+    return bool(found) and not any(parameter.requires_grad for parameter in found)
+
+
+def _tell_half_thawed(state: HybridState, held: Iterable[tuple[str, nn.Module]]) -> None:
+    if state.half_thawed_told:
+        return
+    norms_learn = state.freeze.normalization != "frozen"
+    half = [
+        path
+        for path, module in held
+        if any(p is not None and p.requires_grad for p in module._parameters.values())
+        and not (norms_learn and is_normalization(module))
+    ]
+    if half:
+        state.half_thawed_told = True
+        warnings.warn(
+            f"{len(half)} modules of frozen parts have trainable parameters, thawed by hand, and "
+            f"stay in eval mode: {join_names(half, most=4)}. Thaw them with freeze_backbone("
+            "unfreeze_stages=...) or unfreeze_all, which let their statistics and dropout work",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def keep_statistics(network: nn.Module, state: HybridState) -> None:
+    """Put the running statistics of frozen normalizations back where they were reset.
+
+    `update_bn` and Lightning's weight averaging reset the statistics of every BatchNorm, call
+    `train()` and let forward passes estimate them again. A frozen one stays in eval mode, so its
+    mean 0 and variance 1 would stay. Any other change is somebody's decision, and is kept.
+    """
+    back: list[str] = []
+    for path, kept in state.statistics.items():
+        module = find_module(network, path)
+        found = {} if module is None else _statistics(module)
+        if not found or _marks(found) == kept.get("marks"):
+            continue
+        if _is_reset(found) and not _is_reset(kept):
+            with torch.no_grad():
+                for name, buffer in found.items():
+                    if name in kept:
+                        buffer.copy_(kept[name])
+            back.append(path)
+        else:
+            kept.update({name: each.detach().clone() for name, each in found.items()})
+        kept["marks"] = _marks(found)
+    if back:
+        warnings.warn(
+            f"the running statistics of {len(back)} frozen normalizations were reset, as weight "
+            f"averaging does to estimate them again, and are put back: {join_names(back, most=4)}. "
+            "Thaw them before if they are to be estimated",
+            UserWarning,
+            stacklevel=5,
+        )
+
+
+def _statistics(module: nn.Module) -> dict[str, Tensor]:
+    found = {name: module._buffers.get(name) for name in _STATISTICS}
+    return {name: each for name, each in found.items() if each is not None and not each.is_meta}
+
+
+def _copies(found: Mapping[str, Tensor]) -> dict[str, Any]:
+    return {**{name: each.detach().clone() for name, each in found.items()}, "marks": None}
+
+
+def _marks(found: Mapping[str, Tensor]) -> tuple[Any, ...]:
+    """Return what tells whether anybody has written to tensors since, without reading them."""
+    return tuple((id(each), 0 if each.is_inference() else each._version) for each in found.values())
+
+
+def _is_reset(found: Mapping[str, Any]) -> bool:
+    mean, var = found.get("running_mean"), found.get("running_var")
+    if mean is None or var is None:
+        return False
+    return not bool(mean.any()) and bool((var == 1).all())
 
 
 def refuse_under_ddp(
@@ -245,7 +366,6 @@ def refuse_under_ddp(
         ):
             raise FreezeError(
                 f"the model is wrapped in DistributedDataParallel, which {harm} "
-                f"({join_names(changes, most=3)}). "
-                "Change it before wrapping: keep ddp.module, delete the wrapper, change, wrap "
-                "again."
+                f"({join_names(changes, most=3)}). Change it before wrapping: keep ddp.module, "
+                "delete the wrapper, change, wrap again."
             )

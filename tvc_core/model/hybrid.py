@@ -1,93 +1,38 @@
-"""The hybrid: the backbone itself, with the same names, keys and type, and a few methods more."""
+"""The hybrid: the backbone itself, with the same names, keys and type, and a few methods more.
+
+Every method here is short: the work is done by functions of `(network, state)` below.
+"""
 
 from __future__ import annotations
 
-import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..errors import BackboneError, HeadError
-from ..recipe import PatchPlan, Plan, Recipe
-from ..surgery.anatomy import HEAD, Anatomy, PartInfo, StageInfo, stage_name
-from ..surgery.head import check_dropout, last_layer, num_classes_of, set_dropout, set_num_classes
-from ..surgery.input import InputRecord
+from ..errors import FreezeError, HeadError
+from ..recipe import Recipe
+from ..recipe.rules import DROPOUT, FREEZE, check_class_names
+from ..surgery.anatomy import HEAD, StageInfo, stage_name
+from ..surgery.head import exchange_heads, last_layer, set_dropout
+from ..weights.preprocessing import transforms
 from . import freezing
 from .checkpointing import set_checkpointing
-from .features import PRE_LOGITS, Bridge, MapReader, Taps
-from .freezing import FreezeState
-from .pyramid import LevelInfo
+from .explain import explain
+from .fingerprint import fingerprint
+from .freeze_report import FreezeReport, freeze_report
+from .patch_report import PatchReport, patch_report
+from .pyramid import LevelInfo, levels_of
+from .reading import FeatureExtractor, forward_head, last_map, read_features
+from .saving import save
+from .settling import place, settle
+from .state import FreezeState, HybridState, PatchRecord, num_classes
+from .unpatching import unpatch, without
 
-if TYPE_CHECKING:
-    from ..registry import Registry
-    from .auditing import FreezeReport
-
-__all__ = ["HybridState", "HybridModel", "PatchRecord", "become_hybrid", "check_class_names"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PatchRecord:
-    """What was done at one target.
-
-    Args:
-        target: dotted path.
-        op: qualified name of the operation.
-        block: qualified name of the block, None for an operation without one.
-        params: the block's parameters as written.
-        init: qualified name of the initializer, None for the operation's own start.
-        starts_as_identity: every inserted block has a gate at 0.
-        paths: where the inserted modules live.
-        replaced: class of the module that is gone, None if nothing was replaced.
-        new: paths of the modules that took its place.
-    """
-
-    target: str
-    op: str
-    block: str | None
-    params: Mapping[str, Any]
-    init: str | None
-    starts_as_identity: bool
-    paths: tuple[str, ...]
-    replaced: str | None
-    new: tuple[str, ...] = ()
-
-
-@dataclass(kw_only=True)
-class HybridState:
-    """What a hybrid knows about itself; the only attribute that it adds to its backbone's."""
-
-    plan: Plan
-    anatomy: Anatomy
-    taps: Taps
-    bridge: Bridge | None
-    readers: tuple[MapReader, ...]
-    stages: tuple[StageInfo, ...]
-    levels: tuple[LevelInfo, ...]
-    records: tuple[PatchRecord, ...]
-    patches: tuple[PatchPlan, ...]
-    originals: dict[str, nn.Module]
-    """Modules that were replaced, by their paths: for `unpatch`."""
-    step0_difference: float
-    probe_shape: tuple[int, ...]
-    verified: bool
-    freeze: FreezeState = field(default_factory=FreezeState)
-    class_names: tuple[str, ...] | None = None
-    new_layers: tuple[str, ...] = ()
-    input: InputRecord | None = None
-
-    @property
-    def new_modules(self) -> frozenset[str]:
-        """Paths of the modules that patches put in the place of others, and of the auxiliary heads'
-        new last layers.
-        """
-        return frozenset(
-            (*self.new_layers, *(path for record in self.records for path in record.new))
-        )
+__all__ = ["HybridModel"]
 
 
 class HybridModel(nn.Module):
@@ -126,12 +71,10 @@ class HybridModel(nn.Module):
         Raises:
             StageError: a stage that is not there, or an empty list; nothing was computed.
         """
-        facts = self._hybrid
-        wanted = (
-            range(len(facts.readers)) if stages is None else facts.anatomy.feature_indices(stages)
-        )
-        maps = facts.taps.collect(self, x, sorted(set(wanted)), within=self)
-        return [facts.readers[index](maps[index], x) for index in wanted]
+        state = self._hybrid
+        every = range(len(state.features))
+        wanted = every if stages is None else state.anatomy.feature_indices(stages)
+        return read_features(self, state, x, wanted)
 
     def forward_features(self, x: Tensor) -> Tensor:
         """Return the last stage's map, before pooling, in the backbone's own layout.
@@ -139,8 +82,7 @@ class HybridModel(nn.Module):
         Args:
             x: images [N, C, H, W].
         """
-        last = len(self._hybrid.anatomy.taps) - 1
-        return self._hybrid.taps.collect(self, x, [last], within=self)[last]
+        return last_map(self, self._hybrid, x)
 
     def pyramid(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Return one map for each stride, the last one of it, finest first; of a ViT this is one
@@ -152,17 +94,14 @@ class HybridModel(nn.Module):
         Args:
             x: images [N, C, H, W].
         """
-        facts = self._hybrid
-        maps = facts.taps.collect(self, x, [level.feature for level in facts.levels], within=self)
-        return OrderedDict(
-            (level.name, facts.readers[level.feature](maps[level.feature], x))
-            for level in facts.levels
-        )
+        levels = self.pyramid_info
+        maps = read_features(self, self._hybrid, x, [level.feature for level in levels])
+        return OrderedDict(zip((level.name for level in levels), maps, strict=True))
 
     @property
     def pyramid_info(self) -> tuple[LevelInfo, ...]:
         """What was measured of the levels of `pyramid`, after patching."""
-        return self._hybrid.levels
+        return levels_of(feature.info for feature in self._hybrid.features)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Return the logits [N, num_classes] for what `forward_features` returned; together they
@@ -178,24 +117,24 @@ class HybridModel(nn.Module):
                 does not know, or its last layer was exchanged by hand, so that nothing reads what
                 it gets.
         """
-        facts = self._hybrid
-        if facts.bridge is None:
-            raise BackboneError(
-                f"{facts.plan.backbone.qualified}: the way from {facts.anatomy.taps[-1]!r} to "
-                f"{facts.anatomy.head!r} is "
-                "unknown, so forward_head cannot reproduce it; use forward"
-            )
-        bridge, head = facts.bridge, facts.anatomy.head
-        if not pre_logits:
-            return bridge(self, head, features)
-        maps = facts.taps.collect(lambda x: bridge(self, head, x), features, [PRE_LOGITS])
-        if PRE_LOGITS not in maps:
-            raise BackboneError(
-                f"the last layer of {head!r} is not the one that tvc knows: it was exchanged by "
-                "hand. "
-                "Exchange it by reset_classifier(num_classes), which keeps what reads its input"
-            )
-        return maps[PRE_LOGITS]
+        return forward_head(self, self._hybrid, features, pre_logits)
+
+    def feature_extractor(
+        self, nodes: Sequence[int | str] | Mapping[int | str, str] | int | str
+    ) -> FeatureExtractor:
+        """Return a module that maps images to maps by name, and owns what it runs.
+
+        What takes children out of a network (torchvision's IntermediateLayerGetter and
+        create_feature_extractor, `nn.Sequential(*list(model.children())[:-2])`) leaves patches or
+        their parameters out; this does not. The model itself is its child `body`.
+
+        Args:
+            nodes: paths of modules, stage numbers or "stem"; or a mapping of these to names.
+
+        Raises:
+            StageError: a stage or a module that is not there, or nothing at all.
+        """
+        return FeatureExtractor(self, nodes)
 
     @property
     def stage_info(self) -> tuple[StageInfo, ...]:
@@ -203,26 +142,6 @@ class HybridModel(nn.Module):
         feature i + 1.
         """
         return self._hybrid.stages
-
-    def parts(self) -> tuple[PartInfo, ...]:
-        """Return stem, stages and head with their parameter counts as they are now. Together they
-        are the model.
-        """
-        anatomy = self._hybrid.anatomy
-        counts = {part: [0, 0] for part in anatomy.parts}
-        for name, parameter in self.named_parameters():
-            part, _ = freezing.part_of_parameter(name, anatomy)
-            if part is not None:
-                counts[part][0] += parameter.numel()
-                counts[part][1] += parameter.numel() if parameter.requires_grad else 0
-        paths = {
-            part: tuple(path for found, path in anatomy.items() if found == part)
-            for part in anatomy.parts
-        }
-        return tuple(
-            PartInfo(name=part, paths=paths[part], num_parameters=total, num_trainable=trainable)
-            for part, (total, trainable) in counts.items()
-        )
 
     # -- freezing ----------------------------------------------------------------------------------
 
@@ -252,20 +171,16 @@ class HybridModel(nn.Module):
             FreezeError: another value for `head` or `normalization`, or the model is wrapped in
                 DistributedDataParallel.
         """
-        anatomy = self._hybrid.anatomy
-        freezing.check_head(head)
-        freezing.check_normalization(normalization)
-        thawed = anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
-        frozen = tuple(index for index in range(len(anatomy.stages)) if index not in thawed)
-        self._set_freeze(
-            FreezeState(
-                stem=True,
-                stages=frozen,
-                head=head,
-                patches=bool(freeze_patches),
-                normalization=normalization,
-            )
+        state = self._hybrid
+        given = {"head": head, "freeze_patches": freeze_patches, "normalization": normalization}
+        for key, value in given.items():
+            FREEZE[key].check(key, value, FreezeError)
+        thawed = state.anatomy.stage_indices([] if unfreeze_stages is None else unfreeze_stages)
+        frozen = tuple(i for i in range(len(state.anatomy.stages)) if i not in thawed)
+        wanted = FreezeState(
+            stem=True, stages=frozen, head=head, patches=freeze_patches, normalization=normalization
         )
+        freezing.freeze(self, state, wanted)
 
     def unfreeze_all(self) -> None:
         """Make everything trainable.
@@ -273,13 +188,13 @@ class HybridModel(nn.Module):
         Raises:
             FreezeError: the model is wrapped in DistributedDataParallel.
         """
-        self._set_freeze(FreezeState())
+        freezing.freeze(self, self._hybrid, FreezeState())
 
     def freeze_state(self) -> dict[str, Any]:
         """Return what is frozen as plain data, for a training loop's own checkpoint. `save`
         includes it.
         """
-        return self._hybrid.freeze.as_data()
+        return freezing.as_data(self._hybrid)
 
     def load_freeze_state(self, state: Mapping[str, Any]) -> None:
         """Freeze and thaw as `freeze_state` said.
@@ -288,28 +203,43 @@ class HybridModel(nn.Module):
             FreezeError: not such a state; nothing has changed.
             StageError: a stage that is not there; nothing has changed.
         """
-        self._set_freeze(FreezeState.from_data(state, self._hybrid.anatomy))
+        freezing.freeze(self, self._hybrid, freezing.from_data(state, self._hybrid))
 
     def freeze_report(self) -> FreezeReport:
         """Return what is frozen, by part, read from the parameters and modules as they are now. It
         prints as a table.
         """
-        from .auditing import freeze_report
-
-        return freeze_report(self)
+        return freeze_report(self, self._hybrid)
 
     def train(self, mode: bool = True) -> HybridModel:
-        """Set training mode, except in frozen parts, which stay in eval mode."""
+        """Set the mode as the backbone's own `train` does; frozen parts stay in eval mode.
+
+        Warns once where a part that is frozen was thawed by hand, and where other tools reset the
+        statistics of frozen normalizations, which are put back.
+        """
         super().train(mode)
         if "_hybrid" in self.__dict__:
-            freezing.hold_modes(
-                self, self._hybrid.anatomy, self._hybrid.freeze, self._hybrid.new_modules
-            )
+            place(self, self._hybrid)
+            freezing.hold(self, self._hybrid)
         return self
 
-    def _set_freeze(self, state: FreezeState) -> None:
-        freezing.apply_freeze(self, self._hybrid.anatomy, state, self._hybrid.new_modules)
-        self._hybrid.freeze = state
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Load as torch does. Frozen normalizations keep the loaded statistics from then on."""
+        found = super().load_state_dict(*args, **kwargs)
+        self._hybrid.statistics = {}
+        freezing.hold(self, self._hybrid)
+        return found
+
+    def get_submodule(self, target: str) -> nn.Module:
+        """Return the module at a path, also where the path begins with a name of the hybrid's own:
+        a network may have a child `save`.
+        """
+        view: nn.Module | None = getattr(self, "_hybrid_view", None)
+        return super().get_submodule(target) if view is None else view.get_submodule(target)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # what to, cuda, half and the like call
+        place(self, self._hybrid)
+        return super()._apply(*args, **kwargs)
 
     def count_parameters(self, trainable_only: bool = False) -> int:
         """Return the number of parameters [parameters].
@@ -362,20 +292,24 @@ class HybridModel(nn.Module):
             HeadError: `num_classes` or `dropout` is out of range; nothing has changed.
             FreezeError: the model is wrapped in DistributedDataParallel; nothing has changed.
         """
-        head = self._hybrid.anatomy.head
+        state = self._hybrid
+        head = state.anatomy.head
         if dropout is not None:
-            check_dropout(dropout)
+            DROPOUT.check("dropout", dropout, HeadError)
         freezing.refuse_under_ddp(self, [last_layer(self, head)[0]])
-        self._hybrid.new_layers = exchange_heads(self, self._hybrid.anatomy, num_classes)
+        state.new_layers = exchange_heads(self, state.anatomy, num_classes)
         if dropout is not None:
             set_dropout(self, head, dropout)
-        self._hybrid.class_names = None
-        self._set_freeze(self._hybrid.freeze)
+        state.class_names = None
+        settle(self, state)
+        for each in state.anatomy.heads:
+            state.modules |= fingerprint(self, each)
+            freezing.adopt(self, state, [last_layer(self, each)[0]])
 
     @property
     def num_classes(self) -> int:
         """Outputs of the head."""
-        return num_classes_of(last_layer(self, self._hybrid.anatomy.head)[1])
+        return num_classes(self, self._hybrid)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
@@ -386,9 +320,8 @@ class HybridModel(nn.Module):
 
     @class_names.setter
     def class_names(self, names: Iterable[str] | None) -> None:
-        names = None if names is None else tuple(names)
         if names is not None:
-            check_class_names(names, self.num_classes)
+            names = check_class_names(names, self.num_classes, HeadError)
         self._hybrid.class_names = names
 
     # -- patches -----------------------------------------------------------------------------------
@@ -410,9 +343,7 @@ class HybridModel(nn.Module):
             HeadError: a replaced last layer had another number of outputs than the head has now.
             FreezeError: the model is wrapped in DistributedDataParallel.
         """
-        from .unpatching import unpatch
-
-        unpatch(self, target)
+        unpatch(self, self._hybrid, target)
 
     def without(self, target: str | None = None) -> AbstractContextManager[HybridModel]:
         """Return a context in which inserted blocks are switched off: `with
@@ -429,9 +360,23 @@ class HybridModel(nn.Module):
             TargetError: nothing is patched there.
             PatchError: a module was replaced there, which cannot be switched off.
         """
-        from .unpatching import without
+        return cast(AbstractContextManager[HybridModel], without(self, self._hybrid, target))
 
-        return without(self, target)
+    def patch_report(self, batch: Any, loss: Callable[..., Tensor] | None = None) -> PatchReport:
+        """Return what each patch does on some data: its gate, and what changes without it.
+
+        Runs in eval mode without gradients; the model is as before afterwards. It prints as a
+        table.
+
+        Args:
+            batch: images [N, C, H, W]; a pair of images and class numbers [N]; or an iterable of
+                such pairs or batches, as a DataLoader is.
+            loss: of logits and targets; by default cross-entropy, where there are targets.
+
+        Raises:
+            ParameterError: there is no batch, or it is of another kind.
+        """
+        return patch_report(self, self._hybrid, batch, loss)
 
     # -- what it is --------------------------------------------------------------------------------
 
@@ -456,9 +401,7 @@ class HybridModel(nn.Module):
 
     def explain(self) -> str:
         """Return what was done to the backbone, read from what is really in the model."""
-        from .explain import explain
-
-        return explain(self)
+        return explain(self, self._hybrid)
 
     def transforms(self) -> nn.Module:
         """Return the preprocessing of the model's weights, torchvision's module: PIL image or
@@ -471,142 +414,27 @@ class HybridModel(nn.Module):
             BackboneError: the backbone has no pretrained weights, so nothing says how its images
                 were prepared.
         """
-        from .explain import transforms
-
         return transforms(self._hybrid.plan)
 
     # -- files -------------------------------------------------------------------------------------
 
-    def save(self, path: str | Path) -> None:
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """The user's own facts about the model, which `save` writes and `load` reads."""
+        return self._hybrid.metadata
+
+    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
         """Write tensors, recipe, freeze state and class names to one .safetensors file, whole or
         not at all.
 
-        Raises:
-            WeightsError: the file cannot be written; what was there before is still there.
-        """
-        from .files import save
-
-        save(self, Path(path))
-
-    @staticmethod
-    def load(
-        path: str | Path, registry: Registry | None = None, *, module: nn.Module | None = None
-    ) -> HybridModel:
-        """Read a model that `save` wrote. Nothing in the file is run; its names are looked up in
-        the registry.
-
         Args:
             path: the file.
-            registry: where names are looked up; by default what is installed.
-            module: for a model that `HybridBuilder.from_module` made: a new network of the same
-                kind, which becomes the model.
+            metadata: facts of your own to write with it, such as accuracy and data; plain data.
 
         Raises:
-            WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
-                not, and one was given).
-            UnknownNameError: it needs a plugin that is not installed.
+            WeightsError: the name does not end in .safetensors; the file cannot be written (what
+                was there before is still there); or modules were changed after the build, so that
+                reading the file would build another model.
+            PatchError: a patch has lost its place.
         """
-        from .files import load
-
-        return load(Path(path), registry, module)
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # the class of a hybrid is made at run time, so a pickle names the backbone's class and
-        # makes it again
-        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
-        _, _, state, *rest = reduced
-        base, delegates = type(self)._tvc_base, type(self)._tvc_delegates  # type: ignore[attr-defined]
-        state = {key: value for key, value in state.items() if key != _VIEW}
-        return (_new_hybrid, (base, delegates), state, *rest)
-
-
-_VIEW = "_hybrid_view"
-_PUBLIC = frozenset(name for name in vars(HybridModel) if not name.startswith("_")) - {"train"}
-
-
-def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tuple[str, ...]:
-    """Give the head and every auxiliary head a new last layer, and return the paths of the
-    auxiliary ones' layers.
-    """
-    for head in anatomy.heads:
-        set_num_classes(network, head, num_classes)
-    return tuple(last_layer(network, head)[0] for head, _ in anatomy.auxiliary)
-
-
-def check_class_names(names: Sequence[object], num_classes: int) -> None:
-    """Refuse class names that do not fit the head.
-
-    Raises:
-        HeadError: their number is not that of the outputs, or one is no text.
-    """
-    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise HeadError(
-            f"class_names has {len(names)} entries; the head has {num_classes} outputs, each needs "
-            "a name"
-        )
-
-
-def become_hybrid(network: nn.Module, facts: HybridState) -> HybridModel:
-    """Turn a network into a hybrid, in place.
-
-    The network's own forward must never reach a method of the hybrid: timm's models call
-    `self.forward_features`. Where a name of the hybrid's is also one of the network's, forward runs
-    on a view: an object of the network's class that has the same `__dict__`.
-    """
-    base = type(network)
-    names = {*network.__dict__, *network._modules, *network._parameters, *network._buffers}
-    names |= {name for cls in base.__mro__ if cls not in nn.Module.__mro__ for name in vars(cls)}
-    network.__dict__["_hybrid"] = facts
-    if not names & _PUBLIC:
-        network.__class__ = _hybrid_class(base, False)
-        assert isinstance(network, HybridModel)
-        return network
-    model = _new_hybrid(base, True, network.__dict__)
-    return model
-
-
-def _new_hybrid(
-    base: type[nn.Module], delegates: bool, attributes: dict[str, Any] | None = None
-) -> HybridModel:
-    cls = _hybrid_class(base, delegates)
-    model: HybridModel = cls.__new__(cls)
-    if attributes is not None:
-        object.__setattr__(model, "__dict__", attributes)
-    if delegates:
-        view = base.__new__(base)
-        object.__setattr__(view, "__dict__", model.__dict__)
-        model.__dict__[_VIEW] = view
-    return model
-
-
-_classes: dict[tuple[type[nn.Module], bool], type[HybridModel]] = {}
-
-
-def _hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridModel]:
-    if (base, delegates) not in _classes:
-        _classes[base, delegates] = _make_hybrid_class(base, delegates)
-    return _classes[base, delegates]
-
-
-def _make_hybrid_class(base: type[nn.Module], delegates: bool) -> type[HybridModel]:
-    body: dict[str, Any] = {
-        "__module__": __name__,
-        "__doc__": HybridModel.__doc__,
-        "_tvc_base": base,
-        "_tvc_delegates": delegates,
-    }
-    if delegates:
-        body["forward"] = _forward_on_view(base)
-    return type(f"Hybrid{base.__name__}", (HybridModel, base), body)
-
-
-def _forward_on_view(base: type[nn.Module]) -> Callable[..., Any]:
-    def forward(self: HybridModel, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__[_VIEW].forward(*args, **kwargs)
-
-    forward.__signature__ = inspect.signature(base.forward)  # type: ignore[attr-defined]  # torch.export reads it
-    # Dynamo counts compilations by code object, and these of unlike networks should not count
-    # together
-    forward.__code__ = forward.__code__.replace(co_name=f"forward_of_{base.__name__}")
-    forward.__qualname__, forward.__doc__ = f"{base.__name__}.forward", base.forward.__doc__
-    return forward
+        save(self, self._hybrid, Path(path), metadata)

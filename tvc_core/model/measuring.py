@@ -1,10 +1,10 @@
 """What is measured of a patched network in one forward pass: which patches run, and the maps of
-stem, stages and levels.
+stem and stages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -15,34 +15,29 @@ from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.layouts import Shape, channels_of, grid_of, layout_of
 from ..surgery.sites import Probe
 from .features import MapReader, Taps
-from .hybrid import PatchRecord
-from .pyramid import LevelInfo, levels_of
+from .state import Feature, PatchRecord
 from .strides import strides_of
 
 __all__ = ["measure"]
 
 
 def measure(
-    network: nn.Module, anatomy: Anatomy, taps: Taps, records: tuple[PatchRecord, ...], probe: Probe
-) -> tuple[torch.Tensor, tuple[MapReader, ...], tuple[StageInfo, ...], tuple[LevelInfo, ...]]:
-    """Run the patched network once and return the logits, and what was seen of stem, stages and
-    levels.
-    """
-    logits, maps = _run_patched(network, anatomy, taps, records, probe)
+    network: nn.Module, anatomy: Anatomy, taps: Taps, records: Iterable[PatchRecord], probe: Probe
+) -> tuple[torch.Tensor, tuple[Feature, ...]]:
+    """Run the patched network once and return the logits, and what was seen of stem and stages."""
+    logits, maps = _run_patched(network, anatomy, taps, tuple(records), probe)
 
     def maps_at(size: tuple[int, int]) -> list[Shape]:
-        image = torch.randn(
-            (*probe.image.shape[:2], *size), generator=torch.Generator().manual_seed(0)
-        ).to(probe.image)
+        generator = torch.Generator().manual_seed(0)
+        image = torch.randn((*probe.image.shape[:2], *size), generator=generator).to(probe.image)
         seen = taps.collect(lambda x: Probe(x).run(network), image)
         return [tuple(seen[index].shape) for index in range(len(maps))]
 
     strides = strides_of(maps, probe.size, maps_at)
-    measured = tuple(
-        _stage_info(index - 1, paths, maps[index], strides[index], probe)
-        for index, paths in enumerate((anatomy.stem, *anatomy.stages))
+    parts = enumerate((anatomy.stem, *anatomy.stages))
+    return logits, tuple(
+        _feature(index - 1, paths, maps[index], strides[index], probe) for index, paths in parts
     )
-    return logits, tuple(_reader(shape, probe) for shape in maps), measured[1:], levels_of(measured)
 
 
 def _run_patched(
@@ -61,17 +56,13 @@ def _run_patched(
     outputs: list[torch.Tensor] = []
     try:
         maps = taps.collect(lambda _: outputs.append(probe.run(network, hooks)), probe.image)
-    except KeyboardInterrupt:
+    except (BackboneError, KeyboardInterrupt):
         raise
-    except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
+    except BaseException as error:  # a foreign forward pass may raise SystemExit or worse
         targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
         raise PatchError(
             f"the network fails with the patches at {targets}: {describe_error(error)[:300]}"
         ) from error
-    for index, path in enumerate(anatomy.taps):
-        if index not in maps:
-            part = "the stem" if index == 0 else f"stage {index - 1}"
-            raise BackboneError(f"{part} ({path!r}) returned no tensor in a forward pass")
     for record, path in homes:
         if path not in ran:
             raise PatchError(
@@ -81,21 +72,18 @@ def _run_patched(
     return outputs[0], [tuple(maps[index].shape) for index in range(len(anatomy.taps))]
 
 
-def _reader(shape: Shape, probe: Probe) -> MapReader:
+def _feature(
+    stage: int, paths: tuple[str, ...], shape: Shape, stride: int, probe: Probe
+) -> Feature:
     layout = layout_of(shape, probe.size)
     grid = grid_of(shape[1], probe.size) if layout == "NLC" else None
-    return MapReader(layout, grid[0], probe.size[0] // grid[1]) if grid else MapReader(layout)
-
-
-def _stage_info(
-    index: int, paths: tuple[str, ...], shape: Shape, stride: int, probe: Probe
-) -> StageInfo:
-    layout = layout_of(shape, probe.size)
-    return StageInfo(
-        stage=index,
+    info = StageInfo(
+        stage=stage,
         module=paths[-1],
         paths=paths,
         channels=channels_of(shape, layout),
         stride=stride,
         layout=layout or "unknown",
     )
+    reader = MapReader(layout, grid[0], probe.size[0] // grid[1]) if grid else MapReader(layout)
+    return Feature(info=info, reader=reader)

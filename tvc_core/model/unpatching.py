@@ -8,114 +8,130 @@ its weights, on the device where the model was built.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import torch
+from torch import nn
 
 from ..errors import HeadError, PatchError, TargetError, did_you_mean, join_names
-from ..recipe import PatchEntry, PatchPlan, qualified_entry
-from ..surgery.head import last_layer, num_classes_of, set_dropout
-from ..surgery.patches import Patch, detach, free_name, restore_module, rollback_on_error
+from ..recipe import PatchEntry, qualified_entry
+from ..surgery import calls
+from ..surgery.head import find_last_layer, num_classes_of, set_dropout
+from ..surgery.patch import Patch
+from ..surgery.patches import (
+    CONTAINERS,
+    detach,
+    free_name,
+    placed_patches,
+    restore_module,
+    rollback_on_error,
+)
 from ..surgery.sites import Probe, has_module
 from ..surgery.targets import expand
 from . import freezing
-from .checkpointing import set_checkpointing
-from .features import find_bridge
-from .hybrid import HybridModel, PatchRecord
+from .bridge import find_bridge
+from .checkpointing import Checkpointed, set_checkpointing
+from .fingerprint import fingerprint
 from .measuring import measure
+from .settling import place
+from .state import HybridState, Installed, num_classes
 
-__all__ = ["unpatch", "without"]
+__all__ = ["switched_off", "unpatch", "without"]
 
 
-def unpatch(model: HybridModel, target: str | None = None) -> None:
-    """Do the work of `HybridModel.unpatch`."""
-    facts = model._hybrid
-    chosen = _chosen(model, target)
+def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -> None:
+    """Do the work of `HybridModel.unpatch`.
+
+    Everything is tried inside the rollback, which puts network and state back: taking blocks out,
+    giving replaced modules back, measuring what is left. The patches lose their flag last, since
+    compiled graphs guard on it and nothing can fail after that.
+    """
+    chosen = _chosen(network, state, target)
     if not chosen:
         return
-    restored = [record.target for record in chosen if record.replaced is not None]
+    restored = [each.record.target for each in chosen if each.record.replaced is not None]
     for path in restored:
-        if path not in facts.originals:
+        if path not in state.originals:
             raise PatchError(
                 f"{path!r} was replaced, and what stood there is not known: files keep no replaced "
-                "modules. Build the backbone "
-                "anew with HybridBuilder"
+                "modules. Build the backbone again with HybridBuilder"
             )
-    paths = [path for record in chosen for path in record.paths]
-    freezing.refuse_under_ddp(model, paths, "would wait for gradients of what is gone")
-    patches = _patches(model, chosen)
-    classes, before = model.num_classes, facts.__dict__.copy()
+    homes = [path for each in chosen for path in each.record.paths]
+    freezing.refuse_under_ddp(network, homes, "would wait for gradients of what is gone")
+    patches = _patches(network, chosen)
+    before = state.__dict__.copy()
     try:
-        with rollback_on_error(model):
-            for record in reversed(chosen):
-                for home in _homes(record):
-                    if has_module(model, home):
-                        detach(model, home)
-                if record.replaced is not None:
-                    checkpointed = "forward" in model.get_submodule(record.target).__dict__
-                    restore_module(model, record.target, facts.originals[record.target])
-                    if checkpointed:
-                        set_checkpointing(model, [record.target], True)
-            path, layer = last_layer(model, facts.anatomy.head)
-            if (old := num_classes_of(layer)) != classes:
-                raise HeadError(
-                    f"the {path!r} that was replaced had {old} outputs, and the head has {classes} "
-                    "now: call "
-                    f"reset_classifier({old}) before unpatch, then reset_classifier({classes})"
-                )
-            if restored:
-                facts.taps.place(model, path)
-            _forget(model, chosen)
-            _measure(model)
+        with rollback_on_error(network):
+            classes = num_classes(network, state)
+            _take_out(network, state, chosen)
+            _check_head(network, state, classes)
+            _drop_records(network, state, chosen)
+            place(network, state)
+            _measure(network, state)
+            _restore_dropout(network, state, restored)
+            state.modules = _known_modules(network, state, restored)
+            freezing.adopt(network, state, restored)
+            for patch in patches:
+                patch.switch("removed", False)
     except BaseException:
-        facts.__dict__.update(before)
+        for patch in patches:
+            patch.switch("removed", True)
+        state.__dict__.clear()
+        state.__dict__.update(before)
         raise
-    for patch in patches:
-        patch.switch(False)
-    if restored:
-        head, dropout = facts.anatomy.head, facts.plan.recipe.dropout
-        if dropout is not None and any(f"{head}.".startswith(f"{path}.") for path in restored):
-            set_dropout(model, head, dropout)
-        model._set_freeze(facts.freeze)
 
 
 @contextmanager
-def without(model: HybridModel, target: str | None = None) -> Iterator[HybridModel]:
+def without(
+    network: nn.Module, state: HybridState, target: str | None = None
+) -> Iterator[nn.Module]:
     """Do the work of `HybridModel.without`."""
-    chosen = _chosen(model, target)
-    replaced = [record.target for record in chosen if record.replaced is not None]
+    chosen = _chosen(network, state, target)
+    replaced = [each.record.target for each in chosen if each.record.replaced is not None]
     if replaced:
         raise PatchError(
             f"{join_names(replaced)} was replaced, and a replacement cannot be switched off: what "
-            "stood there is kept apart, "
-            "untrained, on no device of the model's. Use unpatch, on a copy.deepcopy of the model "
-            "if it is to stay patched"
+            "stood there is kept apart, untrained, on no device of the model's. Use unpatch, on a "
+            "copy.deepcopy of the model if it is to stay patched"
         )
-    patches = _patches(model, chosen)
-    for patch in patches:
-        patch.switch(False)
-    try:
-        yield model
-    finally:
+    with switched_off(_patches(network, chosen)):
+        yield network
+
+
+@contextmanager
+def switched_off(patches: list[Patch]) -> Iterator[None]:
+    """Switch patches off in this thread. A compiled graph has no threads: it follows the flag."""
+    token, here = object(), calls.switched_off()
+
+    def switch_on() -> None:
+        here[:] = [other for other in here if other is not token]
         for patch in patches:
-            patch.switch(True)
+            patch.switch(token, True)
+
+    try:
+        try:
+            here.append(token)
+            for patch in patches:
+                patch.switch(token, False)
+            yield
+        finally:
+            switch_on()
+    finally:  # an interrupt may come in the middle of it
+        switch_on()
 
 
-def _chosen(model: HybridModel, target: str | None) -> list[PatchRecord]:
-    """Return the records of the patches at a target, which may be a pattern; of all where it is
-    None.
-    """
-    facts = model._hybrid
+def _chosen(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:
+    """Return the patches at a target, which may be a pattern; all where it is None."""
     if target is None:
-        return list(facts.records)
+        return list(state.patches)
     paths = {target}
     with suppress(TargetError):  # what is said below says more: it lists the targets
-        paths.update(expand(model, target, facts.anatomy, facts.plan.backbone.qualified))
-    chosen = [record for record in facts.records if record.target in paths]
+        paths.update(expand(network, target, state.anatomy, state.plan.backbone.qualified))
+    chosen = [each for each in state.patches if each.record.target in paths]
     if not chosen:
-        targets = list(dict.fromkeys(record.target for record in facts.records))
+        targets = list(dict.fromkeys(record.target for record in state.records))
         raise TargetError(
             f"nothing is patched at {target!r}.{did_you_mean(target, targets)} Patched are: "
             f"{join_names(targets)}"
@@ -123,67 +139,102 @@ def _chosen(model: HybridModel, target: str | None) -> list[PatchRecord]:
     return chosen
 
 
-def _homes(record: PatchRecord) -> list[str]:
-    """Return where the inserted blocks of a record live."""
-    return [path for path in record.paths if path != record.target]
+def _patches(network: nn.Module, chosen: Iterable[Installed]) -> list[Patch]:
+    """Return the inserted blocks of patches as far as they are still in the model."""
+    placed = {home: patch for home, _, patch in placed_patches(network)}
+    return [placed[home] for each in chosen for home in each.homes if home in placed]
 
 
-def _patches(model: HybridModel, records: list[PatchRecord]) -> list[Patch]:
-    """Return the patches of records as far as they are still in the model."""
-    modules = dict(model.named_modules())
-    found = (modules.get(path) for record in records for path in _homes(record))
-    return [patch for patch in found if isinstance(patch, Patch)]
+def _take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
+    for each in reversed(chosen):
+        for home in each.homes:
+            if has_module(network, home):
+                detach(network, home)
+        target = each.record.target
+        if each.record.replaced is not None:
+            forward = network.get_submodule(target).__dict__.get("forward")
+            restore_module(network, target, state.originals[target])
+            if isinstance(forward, Checkpointed):
+                set_checkpointing(network, [target], True)
 
 
-def _forget(model: HybridModel, chosen: list[PatchRecord]) -> None:
-    """Let records, plan and recipe say what is left."""
-    facts = model._hybrid
-    left = [
-        (record, plan)
-        for record, plan in zip(facts.records, facts.patches, strict=True)
-        if record not in chosen
-    ]
-    facts.records, facts.patches = (
-        tuple(record for record, _ in left),
-        tuple(plan for _, plan in left),
-    )
-    recipe = replace(facts.plan.recipe, patches=tuple(_entries(model, left)))
-    facts.plan = replace(facts.plan, patches=facts.patches, recipe=recipe)
-    facts.originals = {
-        path: module
-        for path, module in facts.originals.items()
-        if path in {r.target for r in facts.records}
-    }
-    if all(record.starts_as_identity for record in facts.records):
-        facts.step0_difference = 0.0
+def _check_head(network: nn.Module, state: HybridState, classes: int) -> None:
+    """Refuse a last layer that comes back with other outputs than the head has now."""
+    found = find_last_layer(network, state.anatomy.head)
+    if found and (old := num_classes_of(found[1])) != classes:
+        raise HeadError(
+            f"the {found[0]!r} that was replaced had {old} outputs, and the head has {classes} "
+            f"now: call reset_classifier({old}) before unpatch, then reset_classifier({classes})"
+        )
 
 
-def _entries(model: HybridModel, left: list[tuple[PatchRecord, PatchPlan]]) -> Iterator[PatchEntry]:
-    """Yield patches as a recipe has them. One that got a number since a patch that is gone had its
-    name keeps it, as a name.
+def _drop_records(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
+    """Let state and recipe say what is left."""
+    state.patches = tuple(each for each in state.patches if each not in chosen)
+    recipe = replace(state.plan.recipe, patches=tuple(_entries(network, state.patches)))
+    plans = tuple(each.plan for each in state.patches)
+    state.plan = replace(state.plan, patches=plans, recipe=recipe)
+    left = {record.target for record in state.records}
+    state.originals = {path: module for path, module in state.originals.items() if path in left}
+    if all(record.starts_as_identity for record in state.records):
+        state.step0_difference = 0.0
+
+
+def _entries(network: nn.Module, left: Iterable[Installed]) -> Iterator[PatchEntry]:
+    """Yield patches as a recipe has them.
+
+    A block that had got a number, since a patch that is gone had its name, keeps it as its name: so
+    the recipe builds the same keys. Which name it would get now is found by handing names out again
+    in the same order.
     """
     taken: dict[str, set[str]] = {}
-    for record, plan in left:
-        entry = qualified_entry(plan)
-        for home in _homes(record):
+    for each in left:
+        entry = qualified_entry(each.plan)
+        for home in each.homes:
             node, _, leaf = home.rpartition(".")
             names = taken.setdefault(node, set())
-            if leaf != free_name(plan.name, model.get_submodule(node.partition(".")[2]), names):
+            target = network.get_submodule(node.partition(".")[2])
+            if leaf != free_name(each.plan.name, target, names):
                 entry = replace(entry, name=leaf)
             names.add(leaf)
         yield entry
 
 
-def _measure(model: HybridModel) -> None:
-    """Measure stages, levels and the way to the head again."""
-    facts = model._hybrid
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.randn(facts.probe_shape, generator=torch.Generator().manual_seed(0))
+def _restore_dropout(network: nn.Module, state: HybridState, restored: Iterable[str]) -> None:
+    """Give a head that came back the dropout that the recipe asked for."""
+    head, dropout = state.anatomy.head, state.plan.recipe.dropout
+    if dropout is not None and any(f"{head}.".startswith(f"{path}.") for path in restored):
+        set_dropout(network, head, dropout)
+
+
+def _known_modules(
+    network: nn.Module, state: HybridState, restored: Iterable[str]
+) -> dict[str, str]:
+    """Return the fingerprint of what is left: what came back is as it is now."""
+    homes = {home for home, _, _ in placed_patches(network)}
+    kept = {
+        path: line
+        for path, line in state.modules.items()
+        if not any(f"{path}.".startswith(f"{other}.") for other in restored)
+        and (not _is_inserted(path) or any(f"{path}.".startswith(f"{home}.") for home in homes))
+    }
+    for path in restored:
+        kept |= fingerprint(network, path)
+    return kept
+
+
+def _is_inserted(path: str) -> bool:
+    return path.partition(".")[0] in CONTAINERS
+
+
+def _measure(network: nn.Module, state: HybridState) -> None:
+    """Measure the features and the way to the head again."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    image = torch.randn(state.probe_shape, generator=torch.Generator().manual_seed(0))
     probe = Probe(image.to(dtype=like.dtype, device=like.device))
     # by model.compile(): not for a look
-    compiled = any(module._compiled_call_impl is not None for module in model.modules())
+    compiled = any(module._compiled_call_impl is not None for module in network.modules())
     with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        _, facts.readers, facts.stages, facts.levels = measure(
-            model, facts.anatomy, facts.taps, facts.records, probe
-        )
-        facts.bridge = find_bridge(model, facts.anatomy.taps[-1], facts.anatomy.head, probe)
+        anatomy = state.anatomy
+        _, state.features = measure(network, anatomy, state.taps, state.records, probe)
+        state.bridge = find_bridge(network, anatomy.taps[-1], anatomy.head, probe)

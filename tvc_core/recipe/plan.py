@@ -1,26 +1,20 @@
 """Bind every name of a recipe to the spec that it stands for. Unknown and ambiguous names stop
-here; no torch yet.
+here, and so does what a recipe must not reach; no torch yet.
 """
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import (
-    ParameterError,
-    RecipeError,
-    TvcError,
-    UnknownNameError,
-    did_you_mean,
-    join_names,
-)
+from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
-from .schema import PatchEntry, Recipe, check_recipe
+from .place import Place
+from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
 
@@ -48,7 +42,7 @@ class Plan:
 
     Args:
         recipe: what the user wrote, with qualified names and the weights' own name instead of
-            "DEFAULT".
+            "DEFAULT", without what only code may set.
         backbone: the network.
         weights: the pretrained set, None for random weights.
         weights_class: the enum class that the user named with the weights, as in
@@ -76,7 +70,11 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, registry: Registry, backbone: Named[BackboneSpec] | None = None
+    recipe: Recipe,
+    registry: Registry,
+    backbone: Named[BackboneSpec] | None = None,
+    *,
+    by_code: bool = False,
 ) -> Plan:
     """Bind a recipe's names in a registry.
 
@@ -84,79 +82,118 @@ def make_plan(
         recipe: what the user wrote.
         registry: where names are looked up.
         backbone: what the backbone's name stands for, where the registry does not know it.
+        by_code: the recipe stands for arguments in a program, which may open addresses and paths. A
+            recipe that was written down reaches nothing: it must not set what a spec names as
+            `code_only`.
 
     Raises:
-        UnknownNameError: a backbone, weights set, operation, block or initializer that nobody
+        UnknownNameError: a backbone, weights set, operation, block or initializer that no plugin
             offers.
         AmbiguousNameError: a short name with several owners.
-        RecipeError: an operation without its block, an option that an operation does not take, or a
-            value of the wrong kind.
+        RecipeError: an operation without its block, an option that an operation does not take, or
+            one that only code may set.
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
-    check_recipe(recipe)
-    with _placed(recipe, "backbone"):
+    with _in_file(recipe, "backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
-    with _placed(recipe, "options"):
+    if not by_code:
+        _refuse_code_only(backbone, recipe.options, recipe.place("options"))
+    with _in_file(recipe, "options"):
         _check_options(recipe.options, backbone)
-    with _placed(recipe, "weights"):
+    with _in_file(recipe, "weights"):
         weights = _bind_weights(recipe.weights, backbone)
-    with _placed(recipe, "image_size"):
+    with _in_file(recipe, "image_size"):
         options = _options(recipe, backbone)
-    patches = tuple(_bind_patch(entry, registry) for entry in recipe.patches)
+    patches = tuple(_bind_patch(entry, registry, by_code) for entry in recipe.patches)
     qualified = replace(
         recipe,
         backbone=backbone.qualified,
         weights=weights.name if weights else None,
         patches=tuple(qualified_entry(patch) for patch in patches),
-    )
-    given = recipe.weights
-    weights_class = (
-        type(given).__name__
-        if isinstance(given, enum.Enum)
-        else str(given or "").rpartition(".")[0] or None
+        options=_for_recipes(backbone, recipe.options),
+        where=Place("recipe"),
     )
     return Plan(
         recipe=qualified,
-        backbone=_taking(backbone, recipe.options),
+        backbone=_knowing_branches(_taking(backbone, recipe.options), registry),
         weights=weights,
-        weights_class=weights_class,
+        weights_class=_weights_class(recipe.weights),
         patches=patches,
         options=options,
     )
 
 
+def qualified_entry(patch: PatchPlan) -> PatchEntry:
+    """Return a patch as a recipe has it: with qualified names, without what only code may set."""
+    return replace(
+        patch.entry,
+        op=patch.op.qualified,
+        block=patch.block.qualified if patch.block else None,
+        params=_for_recipes(patch.block, patch.entry.params),
+        init=patch.init.qualified if patch.init else None,
+        options=_for_recipes(patch.op, patch.entry.options),
+        where=Place("a patch"),
+    )
+
+
+def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:
+    """Put file and line of one of a recipe's values before what is wrong with it."""
+    in_file = recipe.where.lines is not None
+    return recipe.place(key).before_errors() if in_file else nullcontext()
+
+
+# -- a recipe reaches nothing ----------------------------------------------------------------------
+
+
+def _refuse_code_only(offer: Named[Any], given: Iterable[str], place: Place) -> None:
+    for name in given:
+        if name in offer.spec.code_only:
+            raise (place / name).error(
+                f"{name!r} of {offer.qualified} opens an address or a path, so a recipe must not "
+                "set it. Leave it out, or build in Python with HybridBuilder().from_backbone(...), "
+                "whose arguments may"
+            )
+
+
+def _for_recipes(offer: Named[Any] | None, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return options or parameters without those that only code may set."""
+    code_only = offer.spec.code_only if offer is not None else ()
+    return {name: value for name, value in given.items() if name not in code_only}
+
+
+# -- backbone --------------------------------------------------------------------------------------
+
+
 def _taking(backbone: Named[BackboneSpec], options: Mapping[str, Any]) -> Named[BackboneSpec]:
     """Return the backbone as its option for the channels of the image makes it."""
-    channels = options.get(backbone.spec.channels_option)
+    name = backbone.spec.channels_option
+    channels = options.get(name)
     if channels is None:
         return backbone
     if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise ParameterError(
-            f"{backbone.spec.channels_option} is a number of channels, at least 1, not {channels!r}"
-        )
+        raise ParameterError(f"{name} is a number of channels, at least 1, not {channels!r}")
     return Named(backbone.owner, replace(backbone.spec, num_channels=channels))
 
 
-@contextmanager
-def _placed(recipe: Recipe, key: str) -> Iterator[None]:
-    """Put file and line of one of a recipe's values in front of what is wrong with it."""
-    try:
-        yield
-    except TvcError as error:
-        if key not in recipe.lines:
-            raise
-        raise type(error)(f"{recipe.lines[key]}: {error}") from error
+def _knowing_branches(backbone: Named[BackboneSpec], registry: Registry) -> Named[BackboneSpec]:
+    """Return the backbone; one that declares no residual branches, such as a user's own network,
+    knows the classes that any other backbone declares.
+    """
+    if backbone.spec.branches:
+        return backbone
+    others = registry.all(BackboneSpec)
+    known = {name: end for offer in others for name, end in offer.spec.branches.items()}
+    return Named(backbone.owner, replace(backbone.spec, branches=known))
 
 
 def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) -> None:
+    known = backbone.spec.options
     for option in options:
-        if option not in backbone.spec.options:
-            known = join_names(backbone.spec.options)
-            hint = did_you_mean(option, backbone.spec.options)
+        if option not in known:
             raise ParameterError(
-                f"Unknown option {option!r} of the backbone {backbone.qualified!r}.{hint} It "
-                f"takes: {known}."
+                f"Unknown option {option!r} of the backbone {backbone.qualified!r}."
+                f"{did_you_mean(option, known)} It takes: {join_names(known)}."
             )
 
 
@@ -176,26 +213,21 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     if not spec.fixed_size:
         raise ParameterError(
             f"image_size={size} is not needed: {backbone.qualified} takes images of any size from "
-            f"{spec.min_size} pixels. "
-            "Leave image_size out and resize the images."
+            f"{spec.min_size} pixels. Leave image_size out and resize the images."
         )
-    sizes = {weights.crop_size for weights in spec.weights} or {spec.min_size}
-    other = (
-        " Its option input_size builds it for another size, without pretrained weights."
-        if "input_size" in spec.options
-        else ""
-    )
+    sizes = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
+    hint = " Its option input_size builds it for another size, without pretrained weights."
     raise ParameterError(
-        f"image_size={size} cannot be had: {backbone.qualified} takes images of "
-        f"{join_names(map(str, sorted(sizes)))} pixels "
-        f"only, since no rule resamples its position weights. Resize the images.{other}"
+        f"image_size={size} is not available: {backbone.qualified} takes images of "
+        f"{join_names(map(str, sizes))} pixels only, since no rule resamples its position weights. "
+        f"Resize the images.{hint if 'input_size' in spec.options else ''}"
     )
 
 
-def _bind_weights(given: Any, backbone: Named[BackboneSpec]) -> WeightsSpec | None:
-    spec = backbone.spec
+def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec | None:
     if given is None:
         return None
+    spec, of = backbone.spec, f"of the backbone {backbone.qualified!r}"
     name = given.name if isinstance(given, enum.Enum) else given.rpartition(".")[2]
     if name == "DEFAULT":
         if spec.default_weights is None:
@@ -207,44 +239,39 @@ def _bind_weights(given: Any, backbone: Named[BackboneSpec]) -> WeightsSpec | No
     if found is None:
         names = [weights.name for weights in spec.weights]
         raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of the backbone "
-            f"{backbone.qualified!r}.{did_you_mean(name, names)} "
-            f"It has {join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for "
-            "random weights."
+            f"Unknown weights {str(given)!r} {of}.{did_you_mean(name, names)} It has "
+            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random "
+            "weights."
         )
     return found
 
 
-def _bind_patch(entry: PatchEntry, registry: Registry) -> PatchPlan:
-    try:
+def _weights_class(given: Weights) -> str | None:
+    if isinstance(given, enum.Enum):
+        return type(given).__name__
+    return (given or "").rpartition(".")[0] or None
+
+
+# -- patches ---------------------------------------------------------------------------------------
+
+
+def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPlan:
+    with entry.where.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
-        block = registry.resolve(BlockSpec, entry.block) if entry.block is not None else None
-        init = registry.resolve(InitializerSpec, entry.init) if entry.init is not None else None
-    except UnknownNameError as error:
-        raise type(error)(f"{entry.where}: {error}") from error
+        block = None if entry.block is None else registry.resolve(BlockSpec, entry.block)
+        init = None if entry.init is None else registry.resolve(InitializerSpec, entry.init)
     allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
-    given = {"type": entry.block, "params": entry.params or None, "init": entry.init}
-    for key in [*(key for key, value in given.items() if value is not None), *entry.options]:
+    given = {"type": entry.block, "params": entry.params, "init": entry.init}
+    for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            hint = did_you_mean(key, allowed)
-            raise RecipeError(
-                f"{entry.where}: unknown key {key!r} of {op.qualified}.{hint} It takes: "
-                f"{join_names(allowed)}"
-            )
+            hint = f"{did_you_mean(key, allowed)} It takes: {join_names(allowed)}"
+            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
-        raise RecipeError(
-            f"{entry.where}: {op.spec.name} needs a block: write {{'{op.spec.name}': 'se'}}, or "
-            "give 'type'"
+        raise entry.where.error(
+            f"{op.spec.name} needs a block: write {{'{op.spec.name}': 'se'}}, or give 'type'"
         )
+    if not by_code:
+        _refuse_code_only(op, entry.options, entry.where)
+        if block is not None:
+            _refuse_code_only(block, entry.params, entry.where / "params")
     return PatchPlan(entry=entry, op=op, block=block, init=init)
-
-
-def qualified_entry(patch: PatchPlan) -> PatchEntry:
-    """Return a patch as a recipe has it, with qualified names."""
-    return replace(
-        patch.entry,
-        op=patch.op.qualified,
-        block=patch.block.qualified if patch.block else None,
-        init=patch.init.qualified if patch.init else None,
-        where="",
-    )

@@ -23,14 +23,8 @@ Lines = dict[tuple[Any, ...], int]
 value.
 """
 
-MAX_BYTES, MAX_EVENTS, MAX_DEPTH, MAX_ALIASES, MAX_VALUES, MAX_SCALAR = (
-    1_000_000,
-    10_000,
-    50,
-    100,
-    10_000,
-    10_000,
-)
+MAX_BYTES, MAX_EVENTS, MAX_DEPTH = 1_000_000, 10_000, 50
+MAX_ALIASES, MAX_VALUES, MAX_SCALAR = 100, 10_000, 10_000
 MAX_INTEGER = 2**63 - 1
 _DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
@@ -50,9 +44,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
-for _class in (_Loader, _Dumper):
-    _exponent = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-    _class.add_implicit_resolver("tag:yaml.org,2002:float", _exponent, list("-+0123456789"))
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"))
+_Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
+_Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
 
 def write_yaml(data: Any) -> str:
@@ -80,17 +74,15 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = getattr(error, "strerror", None) or error
         raise RecipeError(f"{path}: the recipe cannot be read: {reason}") from error
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{path}: larger than the {MAX_BYTES:,} bytes that a recipe may have")
     try:
         return parse_yaml(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise RecipeError(
-            f"{path}, line {line}: the recipe is not UTF-8 text (byte {error.start})"
-        ) from error
+        problem = f"the recipe is not UTF-8 text (byte {error.start})"
+        raise _error(str(path), content.count(b"\n", 0, error.start), problem) from error
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
@@ -102,22 +94,17 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         root = yaml.compose(text, Loader=_Loader)
         if root is None:
             raise RecipeError(f"{name}: the recipe is empty")
-        lines: Lines = {}
-        return _Walk(name, lines).value(root, (), 0), lines
+        walk = _Walk(name)
+        return walk.value(root, (), 0), walk.lines
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = "; ".join(part for part in (error.context, error.problem) if part)
         if "alias" in problem:  # a pattern of targets such as **.bn3
             problem += "; text that begins with '*' needs quotes"
-        raise RecipeError(
-            f"{name}{f', line {mark.line + 1}' if mark else ''}: not YAML: {problem}"
-        ) from error
+        raise _error(name, mark.line if mark else None, f"not YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position) + 1
-        character = f"{error.character:#06x}"
-        raise RecipeError(
-            f"{name}, line {line}: not YAML: the character {character} is not allowed"
-        ) from error
+        problem = f"not YAML: the character {error.character:#06x} is not allowed"
+        raise _error(name, text.count("\n", 0, error.position), problem) from error
     except RecipeError:
         raise
     except Exception as error:
@@ -125,111 +112,103 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         raise RecipeError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
 
 
+def _error(name: str, line: int | None, message: str) -> RecipeError:
+    """Return an error about a line, which PyYAML counts from 0."""
+    return RecipeError(f"{name}{'' if line is None else f', line {line + 1}'}: {message}")
+
+
 def _check_limits(text: str, name: str) -> None:
     depth = aliases = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
-        where = f"{name}, line {event.start_mark.line + 1}" if event.start_mark else name
-        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(
-            event, yaml.CollectionEndEvent
-        )
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
         aliases += isinstance(event, yaml.AliasEvent)
+        problem = ""
         if count > MAX_EVENTS:
-            raise RecipeError(
-                f"{where}: more than the {MAX_EVENTS:,} entries that a recipe may have"
-            )
-        if depth > MAX_DEPTH:
-            raise RecipeError(
-                f"{where}: nested deeper than the {MAX_DEPTH} levels that a recipe may have"
-            )
-        if aliases > MAX_ALIASES:
-            raise RecipeError(
-                f"{where}: more than the {MAX_ALIASES} aliases that a recipe may have"
-            )
-        tag = getattr(event, "tag", None)
-        if tag is not None:
-            raise RecipeError(f"{where}: tags ({short_repr(tag)}) are not allowed in recipes")
-        if isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
-            raise RecipeError(
-                f"{where}: a value longer than the {MAX_SCALAR:,} characters that it may have"
-            )
+            problem = f"more than the {MAX_EVENTS:,} entries that a recipe may have"
+        elif depth > MAX_DEPTH:
+            problem = f"nested deeper than the {MAX_DEPTH} levels that a recipe may have"
+        elif aliases > MAX_ALIASES:
+            problem = f"more than the {MAX_ALIASES} aliases that a recipe may have"
+        elif (tag := getattr(event, "tag", None)) is not None:
+            problem = f"tags ({short_repr(tag)}) are not allowed in recipes"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
+            problem = f"a value longer than the {MAX_SCALAR:,} characters that it may have"
+        if problem:
+            mark = event.start_mark
+            raise _error(name, mark.line if mark else None, problem)
 
 
 class _Walk:
     """Turn composed nodes into plain data."""
 
-    def __init__(self, name: str, lines: Lines) -> None:
-        self.name, self.lines, self.values = name, lines, 0
+    def __init__(self, name: str) -> None:
+        self.name, self.values = name, 0
+        self.lines: Lines = {}
         self.scalars = yaml.constructor.SafeConstructor()
 
+    def error(self, node: yaml.Node, message: str) -> RecipeError:
+        return _error(self.name, node.start_mark.line, message)
+
     def value(self, node: yaml.Node, path: tuple[Any, ...], depth: int) -> Any:
-        line = node.start_mark.line + 1
-        where = f"{self.name}, line {line}"
-        self.lines.setdefault(path, line)
+        self.lines.setdefault(path, node.start_mark.line + 1)
         self.values += 1
         if self.values > MAX_VALUES:
-            raise RecipeError(
-                f"{where}: its aliases expand to more than the {MAX_VALUES:,} values that a recipe "
-                "may have"
+            raise self.error(
+                node, f"its aliases expand to more than the {MAX_VALUES:,} values of a recipe"
             )
         if depth > MAX_DEPTH:
-            raise RecipeError(
-                f"{where}: nested deeper than the {MAX_DEPTH} levels that a recipe may have"
+            raise self.error(
+                node, f"nested deeper than the {MAX_DEPTH} levels that a recipe may have"
             )
-        if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
-            return [
-                self.value(child, (*path, index), depth + 1)
-                for index, child in enumerate(node.value)
-            ]
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
             return self.mapping(node, path, depth)
+        if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
+            items = enumerate(node.value)
+            return [self.value(item, (*path, index), depth + 1) for index, item in items]
+        return self.scalar(node)
+
+    def scalar(self, node: yaml.Node) -> Any:
+        written, kind = short_repr(node.value), node.tag.rpartition(":")[2]
         if node.tag not in _SCALARS or not isinstance(node, yaml.ScalarNode):
-            kind = node.tag.rpartition(":")[2]
-            raise RecipeError(
-                f"{where}: {short_repr(node.value)} is a {kind} in YAML, which recipes do not "
-                "have; put "
-                "it in quotes"
+            raise self.error(
+                node, f"{written} is a {kind} in YAML, which recipes do not have; put it in quotes"
             )
-        octal_or_so = node.tag.endswith(":int") and not _DECIMAL.fullmatch(node.value)
         # 010 is 8, and 1:30 is 90
-        if octal_or_so or (node.tag.endswith(":float") and ":" in node.value):
-            raise RecipeError(
-                f"{where}: YAML reads {short_repr(node.value)} as another number; write it in "
-                "decimal "
-                "digits"
+        octal_or_so = kind == "int" and not _DECIMAL.fullmatch(node.value)
+        if octal_or_so or (kind == "float" and ":" in node.value):
+            raise self.error(
+                node, f"YAML reads {written} as another number; write it in decimal digits"
             )
         # Python refuses to convert 4,300 digits and more
-        too_long = len(node.value) > 40 and node.tag.endswith(":int")
+        too_long = len(node.value) > 40 and kind == "int"
         value = None if too_long else self.scalars.construct_object(node)
         if too_long or (isinstance(value, int) and abs(value) > MAX_INTEGER):
-            raise RecipeError(f"{where}: the number {short_repr(node.value)} is too large")
+            raise self.error(node, f"the number {written} is too large")
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise RecipeError(
-                f"{where}: {short_repr(value)} has half of a surrogate pair, which is no character"
+            raise self.error(
+                node, f"{short_repr(value)} has half of a surrogate pair, which is no character"
             )
         return value
 
     def mapping(self, node: yaml.MappingNode, path: tuple[Any, ...], depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key_node, value_node in node.value:
-            where = f"{self.name}, line {key_node.start_mark.line + 1}"
             if key_node.tag == _MERGE:
-                raise RecipeError(f"{where}: merge keys ('<<') are not allowed in recipes")
+                raise self.error(key_node, "merge keys ('<<') are not allowed in recipes")
             key = self.value(key_node, (*path, None), depth + 1)
             if not isinstance(key, str):
-                written = (
-                    short_repr(key_node.value) if isinstance(key_node, yaml.ScalarNode) else "[...]"
-                )
-                raise RecipeError(
-                    f"{where}: the key {written} reads as {short_repr(key)}, not as text; put it "
-                    "in "
-                    "quotes"
+                scalar = isinstance(key_node, yaml.ScalarNode)
+                written = short_repr(key_node.value) if scalar else "[...]"
+                raise self.error(
+                    key_node,
+                    f"the key {written} reads as {short_repr(key)}, not as text; put it in quotes",
                 )
             if key in found:
-                first = self.lines[(*path, key)]
-                raise RecipeError(
-                    f"{where}: the key {short_repr(key)} stands here for the second time (first on "
-                    "line "
-                    f"{first})"
+                raise self.error(
+                    key_node,
+                    f"the key {short_repr(key)} stands here for the second time (first on line "
+                    f"{self.lines[(*path, key)]})",
                 )
             self.lines[(*path, key)] = key_node.start_mark.line + 1
             found[key] = self.value(value_node, (*path, key), depth + 1)

@@ -4,6 +4,7 @@ no torch.
 
 from __future__ import annotations
 
+import fnmatch
 import importlib
 import re
 from collections.abc import Iterable
@@ -202,6 +203,73 @@ class Registry:
         ]
         return [f"{short}/{member}" for member in sorted(found, key=_natural)]
 
+    # -- listings for users ------------------------------------------------------------------------
+
+    def list_backbones(
+        self, pattern: str | None = None, origin: str | None = None, owner: str | None = None
+    ) -> list[str]:
+        """Return the names of backbones, naturally sorted.
+
+        The members of families ("timm/resnet50") are listed where the pattern has a slash, or
+        `owner` or `origin` is theirs.
+
+        Args:
+            pattern: shell-style pattern, such as "resnet*" or "timm/resnet*".
+            origin: whose networks, such as "torchvision".
+            owner: the distribution that offers them, such as "tvc-resnet".
+
+        Raises:
+            UnknownNameError: no installed backbone has this origin, or no such plugin is installed.
+        """
+        offers, families = self.all(BackboneSpec), self.all(BackboneFamilySpec)
+        every: list[Named[Any]] = [*offers, *families]
+        _check_known("origin", origin, {offer.spec.origin for offer in every})
+        owner = owner and normalize(owner)
+        _check_known("plugin", owner, {info.owner for info in self.plugins})
+
+        def asked(offer: Named[Any]) -> bool:
+            return origin in (None, offer.spec.origin) and owner in (None, offer.owner)
+
+        listed = [
+            self.label(offer)
+            for offer in filter(asked, offers)
+            if pattern is None
+            or any(
+                fnmatch.fnmatchcase(name, pattern) for name in (offer.spec.name, offer.qualified)
+            )
+        ]
+        if owner is not None or origin is not None or "/" in (pattern or ""):
+            for family in filter(asked, families):
+                listed += self.members(family, pattern)
+        return listed
+
+    def list_families(self) -> list[str]:
+        """Return the names of families, whose members are named "family/member":
+        list_backbones("family/*") lists them.
+        """
+        return self.names(BackboneFamilySpec)
+
+    def list_blocks(self, category: str | None = None) -> list[str]:
+        """Return the names of blocks, naturally sorted.
+
+        Args:
+            category: such as "attention".
+
+        Raises:
+            UnknownNameError: no installed block has this category.
+        """
+        offers = self.all(BlockSpec)
+        _check_known("category", category, {offer.spec.category for offer in offers})
+        return [self.label(offer) for offer in offers if category in (None, offer.spec.category)]
+
+    def list_patch_ops(self) -> list[str]:
+        """Return the names of patch operations."""
+        return self.names(PatchOpSpec)
+
+    def list_initializers(self) -> list[str]:
+        """Return the names of weight initializers."""
+        return self.names(InitializerSpec)
+
     def resolve(self, kind: type[S], name: object) -> Named[S]:
         """Return the spec that a short name ("se") or a qualified name ("tvc-attention:se") stands
         for.
@@ -333,6 +401,15 @@ class Registry:
                 f"Nothing of {join_names(faulty)} could be loaded; 'tvc plugins' says why."
             )
         return " ".join(part for part in parts if part)
+
+
+def _check_known(what: str, given: str | None, known: set[str]) -> None:
+    if given is not None and given not in known:
+        hint = did_you_mean(given, known)
+        raise UnknownNameError(
+            f"no installed plugin has the {what} {given!r}.{hint} There is "
+            f"{join_names(sorted(known))}."
+        )
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:

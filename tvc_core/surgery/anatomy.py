@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
@@ -12,7 +12,7 @@ from ..errors import BackboneError, StageError, join_names
 from ..specs import BackboneSpec
 from .sites import find_module
 
-__all__ = ["HEAD", "STEM", "Anatomy", "PartInfo", "StageInfo", "stage_name"]
+__all__ = ["HEAD", "STEM", "Anatomy", "StageInfo", "stage_name"]
 
 STEM, HEAD = "stem", "head"
 
@@ -45,23 +45,6 @@ class StageInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PartInfo:
-    """One part of a model: stem, stage or head, with the blocks inserted in it.
-
-    Args:
-        name: "stem", "stage 0", ... or "head".
-        paths: paths of its modules, in order of execution.
-        num_parameters: inserted blocks included [parameters].
-        num_trainable: those that require gradients [parameters].
-    """
-
-    name: str
-    paths: tuple[str, ...]
-    num_parameters: int
-    num_trainable: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class Anatomy:
     """The parts of one network.
 
@@ -71,7 +54,8 @@ class Anatomy:
         head: path of the classifier.
         auxiliary: paths of the auxiliary heads that the network has, each with the stage that it
             branches from.
-        neck: paths between pooling and the classifier, which count to the head.
+        neck: paths between pooling and the classifier, which are part of the head.
+        branches: where the residual branches of known blocks end; see `BackboneSpec.branches`.
     """
 
     stem: tuple[str, ...]
@@ -79,14 +63,15 @@ class Anatomy:
     head: str
     auxiliary: tuple[tuple[str, int], ...] = ()
     neck: tuple[str, ...] = ()
+    branches: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
     def of(network: nn.Module, spec: BackboneSpec) -> Anatomy:
         """Return the anatomy that a spec declares, checked against the network.
 
         Raises:
-            BackboneError: a path is not there, is in two parts, or a parameter or buffer is in
-                none.
+            BackboneError: a path is not there or is a second name of what is there, is in two
+                parts, or a parameter or buffer is in none.
         """
         modules = dict(network.named_modules())
         auxiliary = tuple(
@@ -98,12 +83,18 @@ class Anatomy:
             head=spec.head,
             auxiliary=auxiliary,
             neck=spec.neck,
+            branches=dict(spec.branches),
         )
         tensors = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
         fault = f"the backbone {spec.name!r} does not look as its spec says: "
         paths = [path for _, path in anatomy.items()]
         for path in paths:
             if path not in modules and path not in tensors:
+                if (first := _first_name(network, path)) is not None:
+                    raise BackboneError(
+                        f"{fault}{path!r} is {first!r} under a second name (the two are one "
+                        "object), and what it is belongs to one part, under its first name"
+                    )
                 raise BackboneError(
                     f"{fault}it has no {path!r}; its children are {join_names(network._modules)}"
                 )
@@ -204,3 +195,15 @@ class Anatomy:
                 'no stage is asked for: give stage numbers, "stem", or None for stem and all stages'
             )
         return [0 if number == STEM else self.stage_indices([number])[0] + 1 for number in numbers]
+
+
+def _first_name(network: nn.Module, path: str) -> str | None:
+    """Return the name under which a shared module or tied tensor is listed; None for what is not
+    there.
+    """
+    everything = (network.named_modules, network.named_parameters, network.named_buffers)
+    for named in everything:
+        found = dict(named(remove_duplicate=False)).get(path)
+        if found is not None:
+            return next(name for name, other in named() if other is found)
+    return None

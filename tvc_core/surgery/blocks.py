@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import ParameterError, PluginError, TvcError, describe_error, did_you_mean, join_names
+from ..errors import (
+    ParameterError,
+    PluginError,
+    TvcError,
+    describe_error,
+    did_you_mean,
+    foreign,
+    join_names,
+)
 from ..registry import Named
 from ..specs import BlockSpec
 
@@ -49,22 +57,17 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
                 f"{what}: the parameter {join_names(missing)} must be given. It takes: "
                 f"{join_names(takes)}."
             )
-    try:
-        return factory(*positional, **params)
-    except TvcError:
-        raise
-    except Exception as error:  # somebody's factory may raise whatever it likes
-        given = ", ".join(f"{name}={value!r}" for name, value in params.items())
-        raise ParameterError(
-            f"{what} cannot be made with {given or 'its defaults'}: {describe_error(error)}"
-        ) from error
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # SystemExit or worse
-        raise PluginError(
-            f"{what} raised {describe_error(error)}. This is a fault of the distribution "
-            f"{named.owner!r}."
-        ) from error
+    fault = f"This is a fault of the distribution {named.owner!r}."
+    with foreign(PluginError, f"{what} cannot be made", advice=fault):  # SystemExit or worse
+        try:
+            return factory(*positional, **params)
+        except TvcError:
+            raise
+        except Exception as error:  # by any exception a factory may refuse a parameter
+            given = ", ".join(f"{name}={value!r}" for name, value in params.items())
+            raise ParameterError(
+                f"{what} cannot be made with {given or 'its defaults'}: {describe_error(error)}"
+            ) from error
 
 
 def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str, Any]) -> nn.Module:

@@ -1,50 +1,40 @@
-"""Where the residual branch of a block ends: the table behind the position "branch"."""
+"""Where the residual branch of a block ends: what the position "branch" needs to know.
+
+Whoever offers a network declares it, by `BackboneSpec.branches`; a class declares it for itself by
+an attribute.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from torch import nn
 
-__all__ = ["BRANCHES", "branch_of", "known_blocks"]
-
-BRANCHES = {
-    "torchvision.models.resnet.BasicBlock": "bn2",
-    "torchvision.models.resnet.Bottleneck": "bn3",
-    "torchvision.models.regnet.ResBottleneckBlock": "f",
-    "torchvision.models.mobilenetv2.InvertedResidual": "conv",
-    "torchvision.models.mobilenetv3.InvertedResidual": "block",
-    "torchvision.models.mnasnet._InvertedResidual": "layers",
-    "torchvision.models.efficientnet.MBConv": "block",
-    "torchvision.models.efficientnet.FusedMBConv": "block",
-    "torchvision.models.convnext.CNBlock": "block",
-    "torchvision.models.maxvit.MBConv": "layers",
-    "torchvision.models.swin_transformer.SwinTransformerBlock": "mlp",
-    "torchvision.models.swin_transformer.SwinTransformerBlockV2": "norm2",
-    "torchvision.models.vision_transformer.EncoderBlock": "mlp",
-}
-"""Class of a block -> path in it of the module whose output is the end of its branch: what follows
-is layer scale, stochastic depth and the addition. Of the two branches of a transformer's block it
-is the last, the MLP's. A class is in it with its module: timm has a `BasicBlock`, and ShuffleNet an
-`InvertedResidual`, that compute something else."""
+__all__ = ["branch_of", "known_blocks"]
 
 
-def branch_of(module: nn.Module) -> str | None:
-    """Return the path of the end of a block's branch, relative to the block; None for what is no
+def branch_of(module: nn.Module, branches: Mapping[str, str]) -> str | None:
+    """Return the path of the end of a block's branch, relative to the block; None for what is not a
     known block.
 
-    A class or block of one's own says it by an attribute, `tvc_branch = "bn2"`. A subclass of a
-    known block is known as long as it has the same forward.
+    A class or block says it by an attribute, `tvc_branch = "bn2"`. A subclass of a known block is
+    known as long as it has the same forward.
+
+    Args:
+        module: the block.
+        branches: class of a known block, "package.module.Class" -> path of the end of its branch.
     """
     declared = getattr(module, "tvc_branch", None)
     if isinstance(declared, str):
         return declared
     for cls in type(module).__mro__:
-        end = BRANCHES.get(f"{cls.__module__}.{cls.__qualname__}")
-        if end is not None and type(module).forward is vars(cls)["forward"]:
+        end = branches.get(f"{cls.__module__}.{cls.__qualname__}")
+        if end is not None and type(module).forward is getattr(cls, "forward", None):
             return end
     return None
 
 
-def known_blocks() -> list[str]:
+def known_blocks(branches: Mapping[str, str]) -> list[str]:
     """Return the names of the known blocks, such as "BasicBlock (resnet)"."""
-    split = [name.split(".") for name in BRANCHES]
-    return [f"{parts[-1]} ({parts[-2]})" for parts in split]
+    split = [name.split(".") for name in branches]
+    return [f"{cls} ({module})" for *_, module, cls in split]

@@ -11,9 +11,18 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor, nn
 
-from .patches import Patch
+from .patch import Patch
 
 __all__ = ["identity", "is_normalization", "kaiming", "paper", "xavier", "zero"]
+
+_NORMALIZATIONS = (
+    nn.modules.batchnorm._NormBase,  # batch and instance normalization, lazy, synchronized or not
+    nn.GroupNorm,
+    nn.LayerNorm,
+    nn.RMSNorm,
+    nn.LocalResponseNorm,
+    nn.CrossMapLRN2d,
+)
 
 
 def identity(module: nn.Module) -> None:
@@ -69,10 +78,23 @@ def zero(module: nn.Module) -> None:
 def is_normalization(module: nn.Module) -> bool:
     """Tell whether a module normalizes: then its weight is a scale around 1, and it may have
     running statistics.
+
+    Torch's classes are known, and so is what derives from them, with whatever children. Others are
+    known by what all have: an `eps`, a class or base class that has "norm" in its name, and no
+    parameters but vectors. Children that have parameters make it a block with a normalization
+    inside.
     """
-    name = type(module).__name__.lower()
-    leaf = not module._modules and hasattr(module, "eps")
-    return isinstance(module, nn.modules.batchnorm._NormBase) or ("norm" in name and leaf)
+    if isinstance(module, _NORMALIZATIONS):
+        return True
+    if not isinstance(getattr(module, "eps", None), float):
+        return False
+    kinds = type(module).__mro__
+    named = any("norm" in kind.__name__.lower() for kind in kinds)
+    # torch's spectral normalization of a weight has eps and a name, too: it is part of a layer
+    of_weights = any(kind.__module__.startswith("torch.nn.utils") for kind in kinds)
+    own = set(module.parameters(recurse=False))
+    vectors = all(parameter.ndim <= 1 for parameter in own)
+    return named and vectors and not of_weights and own == set(module.parameters())
 
 
 def _fill(module: nn.Module, fill_weight: Callable[[Tensor], Tensor]) -> None:

@@ -4,19 +4,19 @@ modules are nested.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from torch import nn
 
 from .branches import branch_of
-from .patches import PatchTree
+from .patch import PatchTree
 
 __all__ = ["inner_blocks"]
 
 Found = dict[str, nn.Module]
 
 
-def inner_blocks(modules: Found) -> Found:
+def inner_blocks(modules: Found, branches: Mapping[str, str]) -> Found:
     """Return the blocks of a stage by their paths, in order.
 
     A sequence (nn.Sequential, ModuleList, ModuleDict) of modules that have parts is a sequence of
@@ -31,11 +31,12 @@ def inner_blocks(modules: Found) -> Found:
 
     Args:
         modules: the stage's modules by their paths, in order of execution.
+        branches: classes of residual blocks, which are blocks as a whole; see `branch_of`.
     """
     inside = {
         path: block
         for start, module in modules.items()
-        for path, block in _in_sequences(start, module).items()
+        for path, block in _in_sequences(start, module, branches).items()
     }
     if inside:
         return inside
@@ -48,24 +49,24 @@ def inner_blocks(modules: Found) -> Found:
     return {f"{path}.{name}": part for name, part in parts.items()}
 
 
-def _in_sequences(path: str, module: nn.Module) -> Found:
+def _in_sequences(path: str, module: nn.Module, branches: Mapping[str, str]) -> Found:
     """Return the blocks in a sequence of blocks, or in the only one within a module that is none
     itself.
     """
     parts = {f"{path}.{name}": part for name, part in _parts(module).items()}
     if not _is_sequence(module):
-        if branch_of(module) is not None:
+        if branch_of(module, branches) is not None:
             return {}
         held = [
             (name, part)
             for name, part in parts.items()
             if _is_sequence(part) and _all_blocks(_parts(part).values())
         ]
-        return _in_sequences(*held[0]) if len(held) == 1 else {}
+        return _in_sequences(*held[0], branches) if len(held) == 1 else {}
     found: Found = {}
     for name, part in parts.items():
         found |= (
-            _in_sequences(name, part)
+            _in_sequences(name, part, branches)
             if _is_sequence(part)
             else {name: part}
             if _is_block(part)

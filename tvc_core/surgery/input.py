@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import BackboneError, ParameterError, join_names
-from .sites import Probe, probing
+from .probing import probing
+from .sites import Probe
 
 __all__ = ["InputRecord", "change_input", "mixing"]
 

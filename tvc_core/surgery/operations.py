@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..errors import ParameterError, TargetError, did_you_mean, join_names
+from ..errors import TargetError, join_names
 from ..specs import BlockSpec
 from .branches import branch_of, known_blocks
 from .layouts import find_adapter
-from .patches import Patch
+from .patch import Patch
+from .positions import POSITIONS, Position, position_of
 from .sites import Site
 
 __all__ = ["BlockMaker", "Insertion", "Target", "inject", "replace", "wrap"]
@@ -26,12 +27,12 @@ class Insertion:
 
     Args:
         patch: the block and its gate.
-        position: "after", "before" or "parallel".
+        position: how it hangs there.
         site: where its hook goes: the target, or the end of the target's branch.
     """
 
     patch: Patch
-    position: str
+    position: Position
     site: Site
 
 
@@ -46,12 +47,14 @@ class Target:
         block_spec: description of the user's block; None for an operation without one.
         branch_end: the same for the module whose output is the end of the target's residual branch;
             None where the target is no block with a known branch.
+        branches: where the branches of known blocks end, by class; see `BackboneSpec.branches`.
     """
 
     module: nn.Module
     site: Site
     block_spec: BlockSpec | None = None
     branch_end: Site | None = None
+    branches: Mapping[str, str] = field(default_factory=dict)
     insertions: list[Insertion] = field(default_factory=list)
 
     @property
@@ -76,104 +79,128 @@ class Target:
         Raises:
             TargetError: the target is no block with a known branch.
         """
-        return self._branch().channels("output")
+        return self.channels("branch")
+
+    def channels(self, position: str | Position) -> int:
+        """Return the channels of the map that a block reads at a position [channels].
+
+        Raises:
+            ParameterError: there is no position of this name.
+            TargetError: the position is in a branch, and the target is no block with a known
+                branch.
+        """
+        position = position_of(position)
+        return self._site(position).channels(position.reads)
 
     def after(self, block: nn.Module) -> None:
         """Insert a block that maps the target's output, starting as the identity."""
-        self._insert(block, "after", "output", self.site)
+        self.insert(block, "after")
 
     def before(self, block: nn.Module) -> None:
         """Insert a block that maps the target's input, starting as the identity."""
-        self._insert(block, "before", "input", self.site)
+        self.insert(block, "before")
 
     def parallel(self, block: nn.Module) -> None:
         """Insert a block beside the target: its result for the target's input is added to the
-        target's output.
-
-        Raises:
-            TargetError: input and output have different layouts, or different numbers of tokens.
+        target's output. Raises as `insert` does.
         """
-        before, after = self.site.layout("input"), self.site.layout("output")
-        shapes = self.site.shape("input"), self.site.shape("output")
-        if before != after or (before == "NLC" and shapes[0][1] != shapes[1][1]):
-            raise TargetError(
-                f"nothing can be added parallel to {self.path!r} ({self.site.type_name}): it turns "
-                f"{list(shapes[0])} "
-                f"({before}) into {list(shapes[1])} ({after}), and a block keeps the layout and "
-                "the tokens."
-            )
-        self._insert(block, "parallel", "input", self.site)
+        self.insert(block, "parallel")
 
     def branch(self, block: nn.Module) -> None:
         """Insert a block at the end of the target's residual branch, before the addition, starting
-        as the identity.
+        as the identity. Raises as `insert` does.
+        """
+        self.insert(block, "branch")
+
+    def insert(self, block: nn.Module, position: str | Position) -> None:
+        """Insert a block at a position, starting as the identity.
+
+        Args:
+            block: the module, made for `channels(position)`.
+            position: a name out of `POSITIONS`, or a position of one's own.
 
         Raises:
-            TargetError: the target is no block with a known branch.
+            ParameterError: there is no position of this name.
+            TargetError: the block does not take the layout of the map that it would read; input and
+                output have different layouts, or different numbers of tokens, and the position has
+                to do with both; or it is in a branch, and the target is no block with a known one.
         """
-        self._insert(block, "after", "output", self._branch())
+        position = position_of(position)
+        site = self._site(position)
+        shape, layout = site.shape(position.reads), site.layout(position.reads)
+        if position.keeps_input:
+            _check_both_sides(site, position)
+        takes = self.block_spec.layouts if self.block_spec else ("NCHW",)
+        adapter = find_adapter(shape, layout, takes, site.image)
+        if isinstance(adapter, str):
+            name = self.block_spec.name if self.block_spec else type(block).__name__
+            raise TargetError(
+                f"{name} cannot be inserted {position.label} {site.path!r} ({site.type_name}): the "
+                f"{position.reads} there is {list(shape)} ({layout}), and {name} {adapter}."
+            )
+        gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
+        patch = Patch(block, gated=gated, adapter=adapter, position=position)
+        self.insertions.append(Insertion(patch, position, site))
 
-    def _branch(self) -> Site:
+    def _site(self, position: Position) -> Site:
+        if not position.in_branch:
+            return self.site
         if self.branch_end is not None:
             return self.branch_end
-        what = (
-            f"the position 'branch' is inside one residual block, and {self.path!r} "
-            f"({type(self.module).__name__}) is"
-        )
-        end = branch_of(self.module)
+        where = f"{self.path!r} ({type(self.module).__name__})"
+        end = branch_of(self.module, self.branches)
         if end is not None:
             raise TargetError(
-                f"the branch of {self.path!r} ({type(self.module).__name__}) is said to end at "
-                f"{end!r}, and nothing was "
-                "measured there: its class declares it wrong, or another patch put the block there."
+                f"the branch of {where} is said to end at {end!r}, and nothing was measured there: "
+                "its class declares it wrong, or another patch put the block there."
             )
+        what = f"the position {position.name!r} is inside one residual block, and {where} is"
         inside = [
             path
             for path, module in self.module.named_modules(prefix=self.path)
-            if branch_of(module) is not None
+            if branch_of(module, self.branches) is not None
         ]
         if inside:
             parents = list(dict.fromkeys(path.rpartition(".")[0] for path in inside))
             patterns = [f"'{parent}.*'" for parent in parents]
             raise TargetError(
-                f"{what} none but has {len(inside)}: {join_names(inside, most=4)}. Patch one, or "
-                "all "
-                "by the pattern "
-                f"{join_names(patterns, most=3)}."
+                f"{what} not one but has {len(inside)}: {join_names(inside, most=4)}. Patch one, "
+                f"or all by the pattern {join_names(patterns, most=3)}."
             )
         raise TargetError(
-            f"{what} none that tvc knows. It knows torchvision's "
-            f"{join_names(known_blocks(), most=20)}; another class says where "
-            "its branch ends by an attribute, such as tvc_branch = 'bn2'."
+            f"{what} not one that tvc knows. In this network it knows "
+            f"{join_names(known_blocks(self.branches), most=20)}; another class says where its "
+            "branch ends by an attribute, such as tvc_branch = 'bn2'."
         )
 
-    def _insert(self, block: nn.Module, position: str, side: str, site: Site) -> None:
-        layout = site.layout(side)
-        takes = self.block_spec.layouts if self.block_spec else ("NCHW",)
-        adapter = find_adapter(site.shape(side), layout, takes, site.image)
-        if isinstance(adapter, str):
-            name = self.block_spec.name if self.block_spec else type(block).__name__
-            where = "parallel to" if position == "parallel" else position
-            raise TargetError(
-                f"{name} cannot be inserted {where} {site.path!r} ({site.type_name}): the {side} "
-                "there is "
-                f"{list(site.shape(side))} ({layout}), and {name} {adapter}."
-            )
-        gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
-        self.insertions.append(
-            Insertion(Patch(block, gated=gated, adapter=adapter), position, site)
+
+def _check_both_sides(site: Site, position: Position) -> None:
+    """Refuse a block that would read one side and write the other where it cannot fit both."""
+    before, after = site.layout("input"), site.layout("output")
+    shapes = site.shape("input"), site.shape("output")
+    if before != after or (before == "NLC" and shapes[0][1] != shapes[1][1]):
+        raise TargetError(
+            f"nothing can be inserted {position.label} {site.path!r} ({site.type_name}): it turns "
+            f"{list(shapes[0])} ({before}) into {list(shapes[1])} ({after}), and a block keeps the "
+            "layout and the tokens."
         )
 
 
 def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
-    """Make a block the last part of the target: original -> block. It is frozen and addressed with
-    the target.
+    """Make a block the last part of the target: original -> block. It is what `inject` does there:
+    both are addressed and frozen with the target, and differ in the positions that they take.
+
+    Args:
+        target: where.
+        block: makes the block.
+        position: one at which the block reads the target's output, such as "after", or "branch"
+            (of a residual block: before the addition).
 
     Raises:
-        ParameterError: `position` is neither "after" nor "branch" (of a residual block: before the
-            addition).
+        ParameterError: another `position`.
     """
-    return _put(target, block, "wrap", position, ("after", "branch"))
+    names = tuple(name for name, each in POSITIONS.items() if each.reads == "output")
+    return _insert(target, block, position_of(position, names, what="wrap"))
 
 
 def inject(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
@@ -188,27 +215,11 @@ def inject(target: Target, block: BlockMaker, position: str = "after") -> nn.Mod
     Raises:
         ParameterError: another `position`.
     """
-    return _put(target, block, "inject", position, ("after", "before", "parallel", "branch"))
+    return _insert(target, block, position_of(position, what="inject"))
 
 
-def _put(
-    target: Target, block: BlockMaker, op: str, position: str, positions: tuple[str, ...]
-) -> nn.Module:
-    if position not in positions:
-        hint = did_you_mean(str(position), positions)
-        names = [repr(name) for name in positions]
-        raise ParameterError(
-            f"{op} takes the position {', '.join(names[:-1])} or {names[-1]}, not "
-            f"{position!r}.{hint}"
-        )
-    if position == "after":
-        target.after(block(target.out_channels))
-    elif position == "branch":
-        target.branch(block(target.branch_channels))
-    elif position == "before":
-        target.before(block(target.in_channels))
-    else:
-        target.parallel(block(target.in_channels))
+def _insert(target: Target, block: BlockMaker, position: Position) -> nn.Module:
+    target.insert(block(target.channels(position)), position)
     return target.module
 
 

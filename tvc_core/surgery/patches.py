@@ -1,154 +1,44 @@
-"""What an inserted module is, and the only code that changes a network's modules.
+"""The only code that changes a network's modules: where patches live, and which module runs them.
 
 The network's own tree stays as it is. Every inserted module lives under one child of the root, in a
 tree that mirrors the targets' paths (`patches.layer3.se.block...`), and the target calls it through
 a forward hook that refers to it. So names, state-dict keys and types of the original do not change,
 whatever is inserted.
+
+That tree is the one record of what hangs where: a patch belongs to a path, not to the module that
+stood there when it was made. Other tools exchange modules (SyncBatchNorm, quantization, LoRA), and
+`hang` then lets the new module run the patch.
 """
 
 from __future__ import annotations
 
+import os
+import threading
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from .layouts import Adapter
+from .patch import Patch, PatchHook, PatchTree
+from .sites import find_module
 
 __all__ = [
-    "CONTAINERS",
-    "Patch",
-    "PatchHook",
-    "PatchTree",
-    "attach",
-    "detach",
-    "free_name",
-    "restore_module",
-    "installed_patches",
-    "set_module",
-    "rollback_on_error",
-]
+    "CONTAINERS", "attach", "detach", "free_name", "hang", "installed_patches", "placed_patches",
+    "restore_module", "rollback_on_error", "set_module",
+]  # fmt: skip
 
 CONTAINERS = ("patches", "tvc_patches")
 """Names of the root's child that holds the patches; the second where the network has a `patches` of
 its own.
 """
 
-
-class Patch(nn.Module):
-    """An inserted block and the gate by which it starts as the identity.
-
-    For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with
-    `a` (`alpha`, shape [1]) zero at first: exactly x, whatever the block's weights. The optimizer
-    moves `a` first, and through it the block. Maps a tensor to the same layout and dtype; the shape
-    is kept while there is a gate. Given the target's output, too (the position "parallel"),
-    computes output + a * block(x).
-
-    Args:
-        block: the inserted module.
-        gated: the block has a method `gate(x)` with block(x) == x * gate(x).
-        adapter: shows the block the map in another layout; None where it takes the map as it is.
-    """
-
-    alpha: nn.Parameter | None
-
-    def __init__(
-        self, block: nn.Module, *, gated: bool = False, adapter: Adapter | None = None
-    ) -> None:
-        super().__init__()
-        self.block = block
-        self.gated = gated
-        self.adapter = adapter
-        self.enabled = True
-        """The hook runs the block. A plain attribute, which torch.compile guards on."""
-        self.num_off = 0
-        like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
-        self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
-
-    def ungate(self) -> None:
-        """Drop the gate: from now on this is the block alone, with its published start."""
-        self.alpha = None
-
-    def switch(self, on: bool) -> None:
-        """Switch off, or on again; it is on when it was switched on as often as off."""
-        self.num_off += -1 if on else 1
-        self.enabled = self.num_off == 0
-
-    def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
-        if output is not None:
-            return self._add(x, output)
-        if self.adapter is None:
-            return self._mix(x)
-        return self.adapter.run(self._mix, x)
-
-    def _mix(self, x: Tensor) -> Tensor:
-        if self.alpha is None:
-            return self.block(x)
-        a = self.alpha.to(x.dtype)  # uncast, a float32 gate turns a bfloat16 map into float32
-        if self.gated:
-            gate: Tensor = self.block.gate(x)  # type: ignore[operator]
-            return x * (1 + a * (gate.to(x.dtype) - 1))
-        # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow,
-        # and 0 * inf is nan
-        return x + (a * self.block(x).to(x.dtype) - a * x)
-
-    def _add(self, x: Tensor, output: Tensor) -> Tensor:
-        y = self.block(x) if self.adapter is None else self.adapter.run(self.block, x)
-        y = y.to(output.dtype)
-        return output + (y if self.alpha is None else self.alpha.to(output.dtype) * y)
-
-    def __getstate__(self) -> dict[str, Any]:
-        # nobody would switch a copy on again
-        return {**self.__dict__, "enabled": True, "num_off": 0}
-
-    def extra_repr(self) -> str:
-        return "" if self.alpha is not None else "start=paper"
+_HANGING = threading.Lock()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_HANGING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-class PatchTree(nn.Module):
-    """A node of the tree that mirrors the targets' paths.
-
-    Its forward is the identity, so that a root nn.Sequential, which runs all its children, may hold
-    one.
-    """
-
-    def forward(self, x: Any) -> Any:
-        return x
-
-
-class PatchHook:
-    """What makes a target run a patch: a picklable forward hook, a pre-hook where `position` is
-    "before".
-
-    For "parallel" it is both: the target's input is copied before the target runs, which may
-    overwrite it in place.
-    """
-
-    def __init__(self, patch: Patch, position: str) -> None:
-        self.patch = patch
-        self.position = position
-        self.input: Tensor | None = None
-
-    def __call__(self, module: nn.Module, args: Any, *output: Any) -> Any:
-        if not self.patch.enabled:
-            return None
-        if self.position == "before":
-            return (self.patch(args[0]), *args[1:])
-        if self.position == "after":
-            return self.patch(output[0])
-        if not output:
-            self.input = args[0].clone()
-            return None
-        x, self.input = self.input, None
-        return self.patch(x, output[0])
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "input": None}  # left there where a forward pass ended early
-
-
-def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str) -> str:
+def attach(network: nn.Module, path: str, name: str, patch: Patch) -> str:
     """Insert a patch at a target, and return the path where it lives.
 
     Args:
@@ -156,10 +46,10 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         path: dotted path of the target.
         name: wanted last part of the patch's path. Where the target has a child of that name, or a
             patch, a number follows.
-        patch: the patch.
-        position: "after", "before" or "parallel".
+        patch: the patch; its position says which hooks it needs.
     """
     target = network.get_submodule(path)
+    others = [other for _, _, other in placed_patches(network)]
     node, node_path = _container(network)
     for part in path.split("."):
         if part not in node._modules:
@@ -169,12 +59,10 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch, position: str
         node, node_path = child, f"{node_path}.{part}"
     leaf = free_name(name, target, node._modules)
     node.add_module(leaf, patch)
-    hook = PatchHook(patch, position)
-    if position != "after":
-        target.register_forward_pre_hook(hook)
-    if position != "before":
-        target.register_forward_hook(hook)
-    return f"{node_path}.{leaf}"
+    patch.home = f"{node_path}.{leaf}"
+    patch.told = others[0].told if others else patch.told
+    _register(target, patch, patch)
+    return patch.home
 
 
 def free_name(name: str, target: nn.Module, taken: Container[str]) -> str:
@@ -182,7 +70,7 @@ def free_name(name: str, target: nn.Module, taken: Container[str]) -> str:
     the name is taken.
     """
     number, leaf, empty = 1, name, PatchTree()
-    # an attribute of nn.Module such as `half`
+    # an attribute of nn.Module such as `half` is no free name, either
     while leaf in target._modules or leaf in taken or hasattr(empty, leaf):
         number += 1
         leaf = f"{name}_{number}"
@@ -191,12 +79,7 @@ def free_name(name: str, target: nn.Module, taken: Container[str]) -> str:
 
 def detach(network: nn.Module, home: str) -> None:
     """Take a patch out: its hooks, its module, and the nodes of the tree that are empty then."""
-    patch = network.get_submodule(home)
-    for module in network.modules():
-        for hooks in (module._forward_pre_hooks, module._forward_hooks):
-            for number, hook in list(hooks.items()):
-                if isinstance(hook, PatchHook) and hook.patch is patch:
-                    del hooks[number]
+    _unregister(network, {home})
     while home:
         home, _, leaf = home.rpartition(".")
         node = network.get_submodule(home)
@@ -206,24 +89,127 @@ def detach(network: nn.Module, home: str) -> None:
 
 
 def restore_module(network: nn.Module, path: str, original: nn.Module) -> None:
-    """Put a replaced module back, with the device, type, mode and hooks that its replacement has
-    now.
-    """
+    """Put a replaced module back, with the device, type and mode that its replacement has now."""
     replacement = network.get_submodule(path)
     tensors = (*replacement.parameters(), *replacement.buffers(), *network.parameters())
-    if (
-        like := next((tensor for tensor in tensors if tensor.is_floating_point()), None)
-    ) is not None:
+    if (like := next((each for each in tensors if each.is_floating_point()), None)) is not None:
         original.to(device=like.device, dtype=like.dtype)
     original.train(network.training)
-    for found, wanted in (
-        (replacement._forward_pre_hooks, original._forward_pre_hooks),
-        (replacement._forward_hooks, original._forward_hooks),
-    ):
-        wanted.update(
-            {number: hook for number, hook in found.items() if not isinstance(hook, PatchHook)}
-        )
     set_module(network, path, original)
+
+
+def placed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
+    """Yield (where it lives, path of its target, patch) for every patch in a network's tree."""
+    for name in CONTAINERS:
+        tree = network._modules.get(name)
+        if isinstance(tree, PatchTree):
+            yield from ((home, path, patch) for home, path, patch, _ in _leaves(tree, name, ""))
+
+
+def installed_patches(network: nn.Module) -> Iterator[tuple[str, Patch]]:
+    """Yield (target's path, patch) for every patch that a module within `network` runs."""
+    for path, module in network.named_modules():
+        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+        for patch in dict.fromkeys(hook.patch for hook in hooks if isinstance(hook, PatchHook)):
+            yield path, patch
+
+
+def hang(network: nn.Module) -> list[tuple[str, str, Patch]]:
+    """Let the module that stands at a patch's path run it, once, whoever has put it there.
+
+    Returns:
+        (where it lives, path of its target, patch) of those whose path leads nowhere now.
+    """
+    misplaced = [leaf for leaf in _all_leaves(network) if not _hangs(network, *leaf[1:])]
+    if not misplaced:
+        return []
+    lost: list[tuple[str, str, Patch]] = []
+    with _HANGING:
+        _unregister(network, {home for home, _, _, _ in misplaced})
+        for home, path, patch, module in misplaced:
+            target = find_module(network, path)
+            if target is None:
+                lost.append((home, path, patch))
+            else:
+                _register(target, patch, module)
+        order = {id(patch): number for number, (_, _, patch, _) in enumerate(_all_leaves(network))}
+        for target in {
+            id(t): t for _, p, _, _ in misplaced if (t := find_module(network, p))
+        }.values():
+            for hooks in (target._forward_pre_hooks, target._forward_hooks):
+                _sort(hooks, order)
+    return lost
+
+
+def _sort(hooks: Any, order: dict[int, int]) -> None:
+    """Let patches run before other hooks: what reads a module's map reads the patched one."""
+    first = sorted(
+        (number for number, hook in hooks.items() if isinstance(hook, PatchHook)),
+        key=lambda number: order.get(id(hooks[number].patch), -1),
+    )
+    ordered = {number: hooks[number] for number in (*first, *hooks)}
+    hooks.clear()
+    hooks.update(ordered)
+
+
+def _all_leaves(network: nn.Module) -> list[tuple[str, str, Patch, nn.Module]]:
+    trees = ((name, network._modules.get(name)) for name in CONTAINERS)
+    return [
+        leaf
+        for name, tree in trees
+        if isinstance(tree, PatchTree)
+        for leaf in _leaves(tree, name, "")
+    ]
+
+
+def _leaves(tree: nn.Module, home: str, path: str) -> Iterator[tuple[str, str, Patch, nn.Module]]:
+    """Yield (where it lives, path of its target, patch, what is to be called for it)."""
+    for name, child in tree._modules.items():
+        if isinstance(child, Patch):
+            yield f"{home}.{name}", path, child, child
+        elif isinstance(child, PatchTree):
+            yield from _leaves(child, f"{home}.{name}", f"{path}.{name}" if path else name)
+        elif child is not None:  # another tool has wrapped the patch
+            inside = next((each for each in child.modules() if isinstance(each, Patch)), None)
+            if inside is not None:
+                yield f"{home}.{name}", path, inside, child
+
+
+def _wanted(patch: Patch) -> tuple[int, int]:
+    """Return how many pre-hooks and forward hooks a patch has."""
+    return int(patch.position.runs_before), int(patch.position.runs_after)
+
+
+def _hangs(network: nn.Module, path: str, patch: Patch, module: nn.Module) -> bool:
+    target = find_module(network, path)
+    if target is None:
+        return False
+    counts = [
+        sum(
+            type(hook) is PatchHook and hook.patch is patch and hook.module is module
+            for hook in hooks.values()
+        )
+        for hooks in (target._forward_pre_hooks, target._forward_hooks)
+    ]
+    return tuple(counts) == _wanted(patch)
+
+
+def _register(target: nn.Module, patch: Patch, module: nn.Module) -> None:
+    hook = PatchHook(patch, module)
+    before, after = _wanted(patch)
+    if before:
+        target.register_forward_pre_hook(hook)
+    if after:
+        target.register_forward_hook(hook)
+
+
+def _unregister(network: nn.Module, homes: set[str]) -> None:
+    """Take away the hooks of patches, and those of copies that another tool made of them."""
+    for module in network.modules():
+        for hooks in (module._forward_pre_hooks, module._forward_hooks):
+            for number, hook in list(hooks.items()):
+                if isinstance(hook, PatchHook) and hook.patch.home in homes:
+                    del hooks[number]
 
 
 def _container(network: nn.Module) -> tuple[nn.Module, str]:
@@ -234,20 +220,13 @@ def _container(network: nn.Module) -> tuple[nn.Module, str]:
         if not hasattr(network, name):
             tree = PatchTree()
             network.add_module(name, tree)
+            if not isinstance(network, (nn.Sequential, nn.ModuleList)):
+                # first, since "all children but the last" is how people take a head off
+                others = {key: child for key, child in network._modules.items() if key != name}
+                network._modules.clear()
+                network._modules.update({name: tree, **others})
             return tree, name
     raise AssertionError(f"the network has children of both names {CONTAINERS}")
-
-
-def installed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
-    """Yield (target's path, position, patch) for every patch that runs in a network, in order of
-    the targets.
-    """
-    for path, module in network.named_modules():
-        for hook in dict.fromkeys(
-            (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        ):
-            if isinstance(hook, PatchHook):
-                yield path, hook.position, hook.patch
 
 
 @contextmanager
@@ -255,7 +234,7 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
     """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs
     inside raises.
     """
-    modules = list(network.modules())
+    modules = list(_every_module(network))
     classes = [(module, type(module)) for module in modules]
     kept: list[tuple[Any, dict[Any, Any]]] = [
         (registry, dict(registry))
@@ -278,6 +257,19 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
         raise
+
+
+def _every_module(root: nn.Module) -> Iterator[nn.Module]:
+    """Yield all modules, the nodes of the tree of patches included, which `modules()` hides."""
+    seen: dict[int, nn.Module] = {id(root): root}
+    queue = [root]
+    while queue:
+        module = queue.pop()
+        yield module
+        for child in module._modules.values():
+            if child is not None and id(child) not in seen:
+                seen[id(child)] = child
+                queue.append(child)
 
 
 def set_module(network: nn.Module, path: str, module: nn.Module) -> None:

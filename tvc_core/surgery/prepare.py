@@ -13,13 +13,15 @@ import torch
 from torch import nn
 
 from ..errors import PatchError, PluginError, TvcError, describe_error
-from ..recipe import PatchPlan
+from ..recipe import PatchPlan, Place
 from .blocks import call_factory, create_block, parameters_of
 from .branches import branch_of
 from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion, Target
-from .patches import Patch, free_name
-from .sites import Probe, Site, has_module, probing
+from .patch import Patch
+from .patches import free_name
+from .probing import probing
+from .sites import Probe, Site, has_module
 from .targets import expand
 
 if TYPE_CHECKING:
@@ -43,6 +45,13 @@ class Prepared:
     site: Site
     insertions: tuple[Insertion, ...]
     replacement: nn.Module | None
+
+    @property
+    def starts_as_identity(self) -> bool:
+        """Nothing is replaced, and every block has a gate."""
+        return self.replacement is None and all(
+            i.patch.alpha is not None or i.patch.neutral for i in self.insertions
+        )
 
 
 def prepare(
@@ -69,7 +78,9 @@ def prepare(
     patches = [each for patch in patches for each in _expanded(patch, network, anatomy, name)]
     targets = list(dict.fromkeys(patch.entry.target for patch in patches))
     ends = {
-        path: f"{path}.{end}" for path in targets if (end := branch_of(network.get_submodule(path)))
+        path: f"{path}.{end}"
+        for path in targets
+        if (end := branch_of(network.get_submodule(path), anatomy.branches))
     }
     paths = list(
         dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
@@ -80,7 +91,7 @@ def prepare(
     names: dict[str, set[str]] = {}
     ready: list[Prepared] = []
     for patch in patches:
-        with _about(patch):
+        with patch.entry.where.before_errors():
             _check_inside(patch, ready)
             path = patch.entry.target
             if not sites:
@@ -88,7 +99,11 @@ def prepare(
             module = stand_ins.get(path, network.get_submodule(path))
             branch_end = sites.get(ends.get(path, "")) if path not in stand_ins else None
             target = Target(
-                module, sites[path], patch.block.spec if patch.block else None, branch_end
+                module,
+                sites[path],
+                patch.block.spec if patch.block else None,
+                branch_end,
+                anatomy.branches,
             )
             prepared = _apply(patch, target, probe)
             for insertion in prepared.insertions:
@@ -114,25 +129,15 @@ def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str)
     and the path.
     """
     entry = patch.entry
-    with _about(patch):
+    with patch.entry.where.before_errors():
         paths = expand(network, entry.target, anatomy, name)
     if paths == [entry.target]:
         return [patch]
-    where = f"{entry.where}: {entry.target}" if entry.where else entry.target
+    where = f"{entry.where}: {entry.target}, here "
     return [
-        replace(patch, entry=replace(entry, target=path, where=f"{where}, here {path}"))
+        replace(patch, entry=replace(entry, target=path, where=Place(f"{where}{path}")))
         for path in paths
     ]
-
-
-@contextmanager
-def _about(patch: PatchPlan) -> Iterator[None]:
-    """Put the place of a patch in front of errors."""
-    try:
-        yield
-    except TvcError as error:
-        entry = patch.entry
-        raise type(error)(f"{entry.where or entry.target}: {error}") from error
 
 
 def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) -> None:
@@ -243,27 +248,28 @@ def _keeping(module: nn.Module) -> Iterator[None]:
 def _try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
     """Run an inserted block on every measured shape."""
     site = insertion.site
-    if insertion.position == "parallel":
-        for before, after in dict.fromkeys(
-            zip(site.every("input"), site.every("output"), strict=True)
-        ):
-            _try_beside(before, after, patch, insertion, probe)
-    else:
-        for shape in site.shapes("input" if insertion.position == "before" else "output"):
+    position = insertion.position
+    if position.combine is None:
+        for shape in site.shapes(position.reads):
             _try_on(shape, patch, insertion, site, probe)
+    else:
+        both = zip(site.every(position.reads), site.every(position.writes), strict=True)
+        for before, after in dict.fromkeys(both):
+            _try_beside(before, after, patch, insertion, probe)
 
 
 def _try_beside(
     before: Shape, after: Shape, patch: PatchPlan, insertion: Insertion, probe: Probe
 ) -> None:
-    path, block = insertion.site.path, _block_name(patch, insertion.patch.block)
+    path, position = insertion.site.path, insertion.position
+    block = _block_name(patch, insertion.patch.block)
     seen, wanted = _seen_by_block(before, insertion.patch), _seen_by_block(after, insertion.patch)
     found = _output_shape(insertion.patch.block, seen, probe, f"the block {block!r}")
     if found != wanted:
         raise PatchError(
-            f"Shape mismatch: {block} parallel to {path!r} turns {list(seen)} into {list(found)}, "
-            "and it is added to what "
-            f"{path!r} gives, {list(wanted)}.{_what_fits(patch, seen, wanted, probe)}"
+            f"Shape mismatch: {block} {position.label} {path!r} turns {list(seen)} into "
+            f"{list(found)}, and the {position.writes} of {path!r}, with which it is combined, is "
+            f"{list(wanted)}.{_what_fits(patch, seen, wanted, probe)}"
         )
 
 

@@ -4,8 +4,8 @@ never guessed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,18 +15,9 @@ from torch import nn
 from ..errors import BackboneError, TargetError, describe_error, join_names, near_names
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
+from .probing import probing
 
-__all__ = [
-    "Call",
-    "Probe",
-    "Site",
-    "first_tensor",
-    "find_module",
-    "has_module",
-    "locate",
-    "probing",
-    "same_kernels",
-]
+__all__ = ["Call", "Probe", "Site", "first_tensor", "find_module", "has_module", "locate"]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as
@@ -166,57 +157,6 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
 def has_module(network: nn.Module, path: str) -> bool:
     """Return whether there is a module at a dotted path."""
     return find_module(network, path) is not None
-
-
-@contextmanager
-def same_kernels() -> Iterator[None]:
-    """Let torch's attention compute alike with and without hooks: its fused path, for modules
-    without any, rounds otherwise.
-    """
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-
-
-@contextmanager
-def probing(*networks: nn.Module) -> Iterator[None]:
-    """Run networks in eval mode for a look: afterwards mode, buffers and random state are what they
-    were.
-    """
-    modes = {module: module.training for network in networks for module in network.modules()}
-    buffers = [
-        (module, name, buffer, buffer.clone())
-        for module in modes
-        for name, buffer in module._buffers.items()
-        if buffer is not None
-    ]
-    devices = sorted(
-        {
-            p.device.index
-            for network in networks
-            for p in network.parameters()
-            if p.device.type == "cuda"
-        }
-    )
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), same_kernels():
-        try:
-            for module in modes:
-                module.training = False
-            yield
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
-            for module, name, buffer, before in buffers:
-                module._buffers[name] = buffer  # a forward pass may have put another tensor there
-                if not _same(buffer, before):
-                    buffer.copy_(before)
-
-
-def _same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.is_meta or torch.equal(a, b)
 
 
 @dataclass

@@ -5,17 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ..errors import StageError, TargetError, did_you_mean, join_names, near_names
+from .anatomy import Anatomy
 from .inner_blocks import inner_blocks
-from .patches import PatchTree
+from .patch import PatchTree
 from .sites import find_module, has_module, locate
-
-if TYPE_CHECKING:
-    from .anatomy import Anatomy
 
 __all__ = ["expand", "is_pattern"]
 
@@ -148,7 +145,7 @@ def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> lis
             for path in anatomy.stages[index]
             if (module := find_module(network, path)) is not None
         }
-        blocks = inner_blocks(modules)
+        blocks = inner_blocks(modules, anatomy.branches)
         start = (
             dict(_in_stage(modules, blocks, others[0]))
             if others

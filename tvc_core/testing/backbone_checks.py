@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import io
 import os
 import socket
 import tempfile
+import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from unittest import SkipTest, mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..builder import HybridBuilder
 from ..errors import BackboneError, HeadError, TvcError, join_names
@@ -20,7 +27,8 @@ from ..specs import BackboneSpec, WeightsSpec
 from ..surgery.anatomy import HEAD, Anatomy
 from ..surgery.head import last_layer
 from ..surgery.patches import installed_patches
-from ..surgery.sites import Probe, first_tensor, has_module, same_kernels
+from ..surgery.probing import same_kernels
+from ..surgery.sites import Probe, first_tensor, has_module
 from .helpers import (
     SEED,
     changed_names,
@@ -212,6 +220,79 @@ def backbone_last_stage(backbone: Subject) -> None:
             "a map that grows with the image from the last stage",
             f"maps of {sizes[-1]} pixels for all",
             do,
+        )
+
+
+def backbone_pooling(backbone: Subject) -> None:
+    """Between the last stage and pooling something else changes the map, such as an activation, so
+    that features and attention do not see what is classified.
+    """
+    network, spec = _plain(backbone).eval(), _spec(backbone)
+    watch = _PoolingWatch()
+    last = network.get_submodule(spec.stage_paths[-1][-1])
+    last.register_forward_hook(lambda _, args, output: watch.begin(output))
+    for path in (*spec.neck, spec.head):
+        if has_module(network, path):
+            network.get_submodule(path).register_forward_pre_hook(lambda *_: watch.end())
+    x = _images(backbone, network)
+    with watch:
+        _forward(network, x)
+    if watch.changed:
+        do = (
+            "make it a module without parameters, and let the last stage end with it: its keys "
+            "stay as they are"
+        )
+        raise Fault(
+            "that pooling gets what the last stage returns",
+            f"that {watch.changed} changes it before",
+            do,
+        )
+
+
+class _PoolingWatch(TorchDispatchMode):
+    """Follows a map through every operation until one makes it smaller, as pooling does, and notes
+    the first that changes values instead of moving them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.changed = ""
+        self._values: Tensor | None = None
+        self._seen: list[Tensor] = []  # kept, so that no other tensor gets the memory of one
+
+    def begin(self, output: Tensor) -> None:
+        """Follow this map from here; what was followed before was not the last one."""
+        self.changed, self._values = "", None
+        self._seen, self._values = [output], output.flatten().sort().values
+
+    def end(self) -> None:
+        """Stop: what comes now is the head."""
+        self._values = None
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        output = function(*args, **(kwargs or {}))
+        values = self._values
+        if values is None or not any(map(self._is_seen, tree_leaves((args, kwargs)))):
+            return output
+        found = next((leaf for leaf in tree_leaves(output) if isinstance(leaf, Tensor)), None)
+        if found is None:
+            return output
+        name = str(function).removeprefix("aten.").partition(".")[0]
+        if found.numel() < values.numel() or "pool" in name:  # AlexNet's may make small maps larger
+            self.end()
+        elif found.numel() == values.numel() and torch.equal(found.flatten().sort().values, values):
+            self._seen.append(found)
+        else:
+            self.changed = name
+            self.end()
+        return output
+
+    def _is_seen(self, given: Any) -> bool:
+        return isinstance(given, Tensor) and any(
+            given.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr()
+            for tensor in self._seen
         )
 
 
@@ -499,7 +580,7 @@ def backbone_patches(backbone: Subject) -> None:
                 "other logits",
                 do,
             )
-        for _, _, patch in installed_patches(model):
+        for _, patch in installed_patches(model):
             with torch.no_grad():
                 assert patch.alpha is not None
                 patch.alpha.fill_(1.0)
@@ -570,6 +651,92 @@ def backbone_pickle(backbone: Subject) -> None:
     check_copies(model, _images(backbone, model), "the hybrid")
 
 
+def backbone_exports(backbone: Subject) -> None:
+    """Exported to ONNX, the network with patches computes something else for a size or number of
+    images that its spec allows; an exporter that refuses is no failure.
+    """
+    runtime = _onnxruntime()
+    spec = _spec(backbone)
+    model = _hybrid(backbone, {"stage:*": {"wrap": "tvc-kit:gate"}})
+    with torch.no_grad():
+        for _, patch in installed_patches(model):
+            assert patch.alpha is not None
+            patch.alpha.fill_(0.5)
+    height, width = _side(backbone, model)
+    x = image(2, _channels(backbone), height, width)
+    _fill_statistics(model, x)
+    axes = ["batch"] if spec.fixed_size else ["batch", "", "height", "width"]
+    dynamic = {index: name for index, name in enumerate(axes) if name}
+    others = [(1, height, width), (3, height, width)]
+    if not spec.fixed_size:
+        others += [(1, height + 33, width + 17), (2, height + 1, 4 * width + 3)]
+        others += [(1, spec.min_size, 3 * height + 2)]
+    with tempfile.TemporaryDirectory() as folder:
+        file = str(Path(folder) / "network.onnx")
+        _export(model, x, file, dynamic)
+        session = runtime.InferenceSession(file, providers=["CPUExecutionProvider"])
+        for seed, (num, *size) in enumerate(others):
+            given = image(num, x.shape[1], *size, seed=seed)
+            found = torch.from_numpy(session.run(None, {"image": given.numpy()})[0])
+            expected = _forward(model, given)
+            difference = float((found - expected).abs().max() / expected.abs().max())
+            if not difference <= 1e-4:
+                do = (
+                    "compute sizes by operations that exporters know (ONNX divides toward zero), "
+                    "without deciding by a size in Python"
+                )
+                raise Fault(
+                    f"the same logits from ONNX Runtime for images {list(given.shape)}",
+                    f"a difference of {difference:.2g} of the largest",
+                    do,
+                )
+
+
+def _onnxruntime() -> Any:
+    for name in ("onnx", "onnxscript", "onnxruntime"):
+        try:
+            module = importlib.import_module(name)
+        except ImportError as error:
+            raise SkipTest(f"{name} is not installed") from error
+    return module
+
+
+def _export(model: nn.Module, x: Tensor, file: str, dynamic: dict[int, str]) -> None:
+    """Write an ONNX file by torch's quick exporter, or where that refuses by its new one."""
+    names: dict[str, Any] = {"input_names": ["image"], "output_names": ["logits"]}
+    dims = dict.fromkeys(dynamic, torch.export.Dim.DYNAMIC)  # type: ignore[attr-defined]
+    ways: tuple[dict[str, Any], ...] = (
+        {"dynamo": False, "dynamic_axes": {"image": dynamic, "logits": {0: "batch"}}},
+        {"dynamo": True, "dynamic_shapes": (dims,), "verbose": False},
+    )
+    reasons = []
+    for way in ways:
+        try:
+            # an exporter that refuses prints the whole graph
+            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+                warnings.simplefilter("ignore")
+                torch.onnx.export(model, (x,), file, **names, **way)
+            return
+        except Exception as error:  # exporters raise nearly anything for what they cannot write
+            reasons.append(describe_error(error))
+    raise SkipTest(f"torch's exporters refuse it: {'; '.join(reasons)}")
+
+
+def _fill_statistics(model: nn.Module, x: Tensor) -> None:
+    """Bring the statistics of batch normalizations half of the way to those of images.
+
+    With those of the start, a deep network's logits are its biases; with the images' own, rounding
+    grows.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum, norm.training = 0.5, True
+    _forward(model, x)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum, norm.training = momentum, False
+
+
 BASIC = (
     backbone_built,
     backbone_independent,
@@ -585,6 +752,7 @@ BASIC = (
 CHECKS = (
     *BASIC,
     backbone_last_stage,
+    backbone_pooling,
     backbone_sizes,
     backbone_weights,
     backbone_loads_weights,
@@ -594,6 +762,7 @@ CHECKS = (
     backbone_patches,
     backbone_freeze,
     backbone_pickle,
+    backbone_exports,
 )
 
 
@@ -631,7 +800,11 @@ def _hybrid(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         model = builder.from_backbone(
-            backbone.named.qualified, None, patches, num_classes, options=dict(backbone.params)
+            backbone.named.qualified,
+            weights=None,
+            patches=patches,
+            num_classes=num_classes,
+            options=dict(backbone.params),
         )
     _enliven(model)
     return model.eval()  # type: ignore[return-value]

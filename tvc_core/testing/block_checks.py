@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..builder import HybridBuilder
 from ..errors import ParameterError, TvcError, join_names
 from ..surgery.blocks import create_block
-from ..surgery.patches import Patch
+from ..surgery.patch import Patch
 from .helpers import (
     SEED,
     changed_names,
@@ -590,7 +590,9 @@ def _build_with(block: Subject) -> None:
     for path in paths:
         patches = {path: {"wrap": {"type": block.named.qualified, "params": dict(block.params)}}}
         try:
-            HybridBuilder(registry=block.registry).from_backbone(host, None, patches)
+            HybridBuilder(registry=block.registry).from_backbone(
+                host, weights=None, patches=patches
+            )
         except ParameterError as error:
             if not refuses_clearly(
                 error.__cause__ if isinstance(error.__cause__, TvcError) else error

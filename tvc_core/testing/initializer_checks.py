@@ -12,7 +12,7 @@ from torch import nn
 from ..builder import HybridBuilder
 from ..errors import TvcError, join_names
 from ..surgery.blocks import call_factory
-from ..surgery.patches import Patch
+from ..surgery.patch import Patch
 from .helpers import SEED, changed_names, describe_error, leaves_seed, named_tensors, snapshot
 from .subjects import Fault, Subject
 from .toy_networks import Gate, Mix, maps
@@ -135,7 +135,7 @@ def initializer_in_build(init: Subject) -> None:
         patches = {"layer2": {"wrap": {"type": block, "init": init.named.qualified}}}
         try:
             with torch.enable_grad():  # and as it was afterwards, whatever the initializer sets
-                model = builder.from_backbone("tvc-kit:maps", None, patches)
+                model = builder.from_backbone("tvc-kit:maps", weights=None, patches=patches)
         except TvcError as error:
             raise Fault(
                 "that a patch can be built with it", describe_error(error), GIVEN

@@ -12,7 +12,7 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
-from ..assemble import build_backbone
+from ..backbone import build_backbone
 from ..builder import HybridBuilder
 from ..errors import TvcError, join_names
 from ..model.hybrid import HybridModel
@@ -20,7 +20,8 @@ from ..recipe import Recipe, make_plan
 from ..specs import BackboneSpec
 from ..surgery.anatomy import Anatomy
 from ..surgery.prepare import prepare
-from ..surgery.sites import Probe, same_kernels
+from ..surgery.probing import same_kernels
+from ..surgery.sites import Probe
 from .helpers import (
     SEED,
     changed_names,
@@ -317,7 +318,9 @@ def _build(op: Subject, place: Place, options: dict[str, Any] | None = None) -> 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
         builder = HybridBuilder(registry=op.registry)
-        return builder.from_backbone(place.host, None, _patches(op, place, options)).eval()  # type: ignore[return-value]
+        return builder.from_backbone(
+            place.host, weights=None, patches=_patches(op, place, options)
+        ).eval()  # type: ignore[return-value]
 
 
 def _plain(op: Subject, host: str) -> nn.Module:

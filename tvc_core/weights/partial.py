@@ -16,7 +16,7 @@ from ..errors import WeightsError, join_names, near_names
 from ..registry import Registry
 from ..specs import InitializerSpec
 from ..surgery.blocks import call_factory
-from ..surgery.patches import Patch
+from ..surgery.patch import Patch
 from .files import check_state_dict, read_state_dict
 
 __all__ = ["LoadReport", "Mismatch", "partial_load", "transfer_weights"]

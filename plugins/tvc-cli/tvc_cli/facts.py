@@ -15,7 +15,6 @@ from tvc_core import (
     BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
-    HybridBuilder,
     InitializerSpec,
     PatchOpSpec,
     PluginInfo,
@@ -65,18 +64,17 @@ def list_facts(
     Raises:
         UnknownNameError: nothing that is installed has this origin, plugin or category.
     """
-    builder = HybridBuilder(registry=registry)
     names = registry.names(KINDS[kind])
     kept = set(names)
     members: list[str] = []
     if kind == "backbones":
-        listed = builder.list_backbones(pattern, origin=origin, plugin=plugin)
+        listed = registry.list_backbones(pattern, origin=origin, owner=plugin)
         members = [name for name in listed if name not in kept]
         kept &= set(listed)
     elif plugin is not None:
-        builder.list_backbones(plugin=plugin)  # for the error about a plugin that is not there
+        registry.list_backbones(owner=plugin)  # for the error about a plugin that is not there
     if kind == "blocks":
-        kept &= set(builder.list_blocks(category))
+        kept &= set(registry.list_blocks(category))
     # a name that several plugins offer is listed in its qualified form, which is not the spec's own
     found = [
         {**_spec_facts(registry.resolve(KINDS[kind], name)), "name": name}
@@ -155,7 +153,7 @@ def backbone_facts(
     from tvc_core import describe_backbone  # imports torch
 
     spec: BackboneSpec = named.spec
-    paths = describe_backbone(named.qualified, registry, size, target)
+    paths = describe_backbone(named.qualified, size=size, target=target, registry=registry)
     return {
         "kind": spec.kind,
         **_spec_facts(named),

@@ -10,7 +10,7 @@ from typing import Any
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 Stages = tuple[tuple[str, ...], ...]
 
@@ -52,7 +52,7 @@ def _spec(name: str, family: str, weights: tuple[WeightsSpec, ...], **others: An
         name=name,
         family=family,
         origin="torchvision",
-        factory="tvc_core:build_torchvision",
+        factory=others.pop("factory", "tvc_core:build_torchvision"),
         weights=weights,
         default_weights=default,
         options=options,
@@ -70,6 +70,7 @@ def _alexnet() -> BackboneSpec:
         "alexnet",
         "alexnet",
         (_V1,),
+        factory="tvc_convnets.pooling:build",
         summary="Five convolutions and three fully connected layers.",
         source="Krizhevsky 2014, arXiv:1404.5997",
         stem=_features(0, 2),
@@ -110,6 +111,7 @@ def _vggs() -> list[BackboneSpec]:
                     f"{name}_bn" if normalized else name,
                     "vgg",
                     weights,
+                    factory="tvc_convnets.pooling:build",
                     default_weights="IMAGENET1K_V1",
                     summary=f"{sum(counts)} "
                     f"convolutions{' with batch normalization' if normalized else ''}, 3 "
@@ -152,12 +154,14 @@ def _densenets() -> list[BackboneSpec]:
     stages += [
         (f"features.transition{index - 1}", f"features.denseblock{index}") for index in (2, 3)
     ]
-    stages.append(("features.transition3", "features.denseblock4", "features.norm5"))
+    last = ("features.denseblock4", "features.norm5", "features.relu5")
+    stages.append(("features.transition3", *last))
     return [
         _spec(
             f"densenet{depth}",
             "densenet",
             (_V1,),
+            factory="tvc_convnets.densenet:build",
             summary=f"{depth} layers, each of which sees all earlier maps of its block.",
             source="Huang et al. 2017, arXiv:1608.06993",
             stem=("features.conv0", "features.norm0", "features.relu0", "features.pool0"),
@@ -251,6 +255,7 @@ def _mnasnets() -> list[BackboneSpec]:
             stem=_features(0, 2, "layers"),
             stages=stages,
             head="classifier",
+            branches={"torchvision.models.mnasnet._InvertedResidual": "layers"},
             options={"dropout": 0.2},
         )
         for width in ("0_5", "0_75", "1_0", "1_3")
@@ -295,6 +300,7 @@ def _regnets() -> list[BackboneSpec]:
             stem=("stem",),
             stages=tuple((f"trunk_output.block{index}",) for index in (1, 2, 3, 4)),
             head="fc",
+            branches={"torchvision.models.regnet.ResBottleneckBlock": "f"},
             options={"norm_layer": None},
         )
         for name in names

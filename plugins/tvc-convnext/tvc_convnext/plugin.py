@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 
 def _spec(name: str, summary: str, resize_size: int, stochastic_depth_prob: float) -> BackboneSpec:
@@ -25,6 +25,7 @@ def _spec(name: str, summary: str, resize_size: int, stochastic_depth_prob: floa
             ("features.6", "features.7"),
         ),
         head="classifier",
+        branches={"torchvision.models.convnext.CNBlock": "block"},
         options={
             "progress": True,
             "stochastic_depth_prob": stochastic_depth_prob,

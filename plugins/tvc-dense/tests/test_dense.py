@@ -46,7 +46,7 @@ FAMILIES = {
     "mobilenet_v3_small": "features.12",
     "efficientnet_b0": "features.8",
     "convnext_tiny": "features.7",
-    "densenet121": "features.norm5",
+    "densenet121": "features.relu5",
     "swin_t": "norm",
     "regnet_x_400mf": "trunk_output.block4",
 }
@@ -329,7 +329,7 @@ def test_a_wrong_stage_for_aux_is_named(aux: Any) -> None:
 def test_a_plain_network_is_refused() -> None:
     for adapt in (as_detection_backbone, as_segmentation_backbone):
         with pytest.raises(
-            BackboneError, match="a hybrid is needed, as HybridBuilder makes them, not ResNet"
+            ParameterError, match="a hybrid is needed, as HybridBuilder makes them, not ResNet"
         ):
             adapt(torchvision.models.resnet18())  # type: ignore[arg-type]
 

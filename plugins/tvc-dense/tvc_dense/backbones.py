@@ -119,9 +119,9 @@ def as_detection_backbone(
             pyramid network.
 
     Raises:
-        BackboneError: not a hybrid, or one with a single scale.
-        ParameterError: `out_channels`, `extra` or `strides` is not what it can be; nothing has
-            changed.
+        BackboneError: a hybrid with a single scale.
+        ParameterError: not a hybrid, or `out_channels`, `extra` or `strides` is not what it can be;
+            nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
     _check_hybrid(model)
@@ -157,7 +157,8 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
             it.
 
     Raises:
-        BackboneError: not a hybrid, or its last stage returns no map.
+        ParameterError: not a hybrid.
+        BackboneError: its last stage returns no map.
         StageError: a stage that is not there; nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
@@ -195,7 +196,7 @@ def _stage(level: LevelInfo) -> int | str:
 
 def _check_hybrid(model: object) -> None:
     if not isinstance(model, HybridModel):
-        raise BackboneError(
+        raise ParameterError(
             f"a hybrid is needed, as HybridBuilder makes them, not {type(model).__name__}"
         )
 

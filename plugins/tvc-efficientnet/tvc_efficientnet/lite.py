@@ -44,8 +44,11 @@ class SameConv2d(nn.Conv2d):
         )
 
     def _padding(self, size: int, axis: int) -> int:
-        stride, reach = self.stride[axis], (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
-        return max((-(-size // stride) - 1) * stride + reach - size, 0)
+        # (ceil(size / stride) - 1) * stride + reach - size, written without a division: ONNX rounds
+        # quotients toward zero, and torch.export cannot simplify nested ones. Equal, and never
+        # negative, where the kernel reaches at least as far as the stride, as in every layer here.
+        reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
+        return reach - 1 - (size - 1) % self.stride[axis]
 
 
 def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) -> nn.Module:

@@ -8,7 +8,7 @@ from typing import Any
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 _B = "Tan and Le 2019, arXiv:1905.11946"
 _V2 = "Tan and Le 2021, arXiv:2104.00298"
@@ -63,6 +63,10 @@ def _spec(
         stem=("features.0",),
         stages=tuple(stages),
         head="classifier",
+        branches={
+            "torchvision.models.efficientnet.MBConv": "block",
+            "torchvision.models.efficientnet.FusedMBConv": "block",
+        },
         **{**defaults, **others},
     )
 
@@ -99,15 +103,15 @@ def tvc_backbones() -> list[BackboneSpec]:
             _imagenet(
                 224,
                 256,
-                mean=_TF_MEAN,
-                std=_TF_STD,
-                version="1_TF",
-                recipe="the preprocessing of its training",
+                recipe="the same file, with the preprocessing that torchvision's networks share",
             ),
             _imagenet(
                 224,
                 256,
-                recipe="the same file, with the preprocessing that torchvision's networks share",
+                mean=_TF_MEAN,
+                std=_TF_STD,
+                version="1_TF",
+                recipe="the preprocessing of its training",
             ),
             dropout=0.2,
             origin="tensorflow",

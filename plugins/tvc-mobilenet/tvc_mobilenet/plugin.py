@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 _V1 = WeightsSpec(name="IMAGENET1K_V1")
 _V2 = WeightsSpec(name="IMAGENET1K_V2", resize_size=232)
@@ -41,6 +41,10 @@ def _spec(
         stem=("features.0",),
         stages=stages,
         head="classifier",
+        branches={
+            "torchvision.models.mobilenetv2.InvertedResidual": "conv",
+            "torchvision.models.mobilenetv3.InvertedResidual": "block",
+        },
         options={
             "progress": True,
             "dropout": 0.2,

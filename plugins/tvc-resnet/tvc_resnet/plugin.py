@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 _HE = "He et al. 2016, arXiv:1512.03385"
 _XIE = "Xie et al. 2017, arXiv:1611.05431"
@@ -20,6 +20,11 @@ _OPTIONS = {
 }
 _FIXED = {"resnext": ("groups", "width_per_group"), "wide_resnet": ("width_per_group",)}
 """What torchvision's builders of a family refuse to change."""
+
+_BRANCHES = {
+    "torchvision.models.resnet.BasicBlock": "bn2",
+    "torchvision.models.resnet.Bottleneck": "bn3",
+}
 
 _V1 = WeightsSpec(name="IMAGENET1K_V1")
 _V2 = WeightsSpec(name="IMAGENET1K_V2", resize_size=232)
@@ -38,6 +43,7 @@ def _spec(name: str, family: str, summary: str, source: str, *weights: WeightsSp
         stem=("conv1", "bn1", "relu", "maxpool"),
         stages=("layer1", "layer2", "layer3", "layer4"),
         head="fc",
+        branches=_BRANCHES,
         options={
             option: default
             for option, default in _OPTIONS.items()

@@ -22,7 +22,6 @@ from tvc_core import (
     BackboneError,
     BackboneSpec,
     HybridBuilder,
-    HybridModel,
     ParameterError,
     Registry,
     UnknownNameError,
@@ -204,10 +203,7 @@ def check_patches(name: str, folder: Path, builder: HybridBuilder) -> None:
                 )
             changed = model(x)
         model.save(folder / "model.safetensors")
-        others = (
-            HybridModel.load(folder / "model.safetensors", builder.registry),
-            pickle.loads(pickle.dumps(model)),
-        )
+        others = (builder.load(folder / "model.safetensors"), pickle.loads(pickle.dumps(model)))
         with torch.no_grad():
             assert all(torch.equal(other.eval()(x), changed) for other in others)
     model.freeze_backbone(unfreeze_stages=[-1])
@@ -225,7 +221,9 @@ def check_patches(name: str, folder: Path, builder: HybridBuilder) -> None:
     moved = {
         key for key, tensor in model.state_dict().items() if not torch.equal(tensor, before[key])
     }
-    parts = {part.name: part.paths for part in model.parts()}
+    spec = builder.registry.resolve(BackboneSpec, model.recipe.backbone).spec
+    stages = {f"stage {index}": paths for index, paths in enumerate(spec.stage_paths)}
+    parts = {"stem": spec.stem, **stages}
     of_frozen = tuple(f"{path}." for part in frozen for path in parts[part])
     assert moved and not [key for key in moved if f"{key}.".startswith(of_frozen)]
     assert any(key.startswith("patches.") for key in moved)
@@ -236,7 +234,7 @@ def check_patches(name: str, folder: Path, builder: HybridBuilder) -> None:
 
 def test_the_names_are_timms_own() -> None:
     assert sorted(names()) == sorted(timm.list_models())
-    assert len(HybridBuilder.list_backbones(plugin="tvc-timm")) == len(timm.list_models())
+    assert len(HybridBuilder.list_backbones(owner="tvc-timm")) == len(timm.list_models())
 
 
 def test_listing_and_reading_recipes_import_neither_torch_nor_timm(tmp_path: Path) -> None:
@@ -563,7 +561,9 @@ def test_a_branch_patch_stands_at_the_end_of_the_branch(
     name: str, target: str, end: str, builder: HybridBuilder
 ) -> None:
     model: Any = builder.from_backbone(
-        f"timm/{name}", None, {target: {"wrap": {"type": "eca", "position": "branch"}}}
+        f"timm/{name}",
+        weights=None,
+        patches={target: {"wrap": {"type": "eca", "position": "branch"}}},
     )
     assert (
         model.patch_records[0].paths == (f"patches.{target}.{end}.eca",)

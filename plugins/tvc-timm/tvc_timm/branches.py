@@ -27,12 +27,13 @@ branch: what follows is layer scale, stochastic depth and the addition."""
 
 
 def declare_branches(network: nn.Module) -> None:
-    """Tell every known block of a network where its branch ends. Subclasses are not known: their
-    forward may differ.
+    """Tell every known block of a network where its branch ends; which of the names it has depends
+    on the options of the network. A subclass is known as long as it has the same forward.
     """
     for module in network.modules():
-        cls = type(module)
-        for name in BRANCHES.get(f"{cls.__module__}.{cls.__qualname__}", ()):
-            if module._modules.get(name) is not None:
-                module.tvc_branch = name  # type: ignore[assignment]
+        for cls in type(module).__mro__:
+            names = BRANCHES.get(f"{cls.__module__}.{cls.__qualname__}", ())
+            end = next((name for name in names if module._modules.get(name) is not None), None)
+            if end is not None and type(module).forward is getattr(cls, "forward", None):
+                module.tvc_branch = end  # type: ignore[assignment]
                 break

@@ -18,6 +18,7 @@ from torch import nn
 
 from tvc_core import BackboneError, BackboneSpec, UnknownNameError, WeightsSpec
 
+from .branches import BRANCHES
 from .names import names
 from .parts import Refused, find_parts, runs
 
@@ -153,6 +154,7 @@ def _describe(
         stages=parts.stages,
         neck=parts.neck,
         head=parts.head,
+        branches={block: ends[-1] for block, ends in BRANCHES.items()},
         auxiliary=parts.auxiliary,
         options=options,
         num_channels=channels,

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 
 @hookimpl
@@ -68,6 +68,7 @@ def _vit(name: str, depth: int, *weights: WeightsSpec) -> BackboneSpec:
         stem=("class_token", "conv_proj", "encoder.pos_embedding", "encoder.dropout"),
         stages=tuple(stages),
         head="heads",
+        branches={"torchvision.models.vision_transformer.EncoderBlock": "mlp"},
         options={
             "progress": True,
             "image_size": 224,
@@ -88,7 +89,7 @@ def _swin(name: str, crop_size: int, resize_size: int) -> BackboneSpec:
         family="swin",
         origin="torchvision",
         summary=f"Transformer over shifted windows, version {version}.",
-        factory="tvc_core:build_torchvision",
+        factory="tvc_transformers.swin:build",
         weights=(
             WeightsSpec(
                 name="IMAGENET1K_V1",
@@ -106,6 +107,10 @@ def _swin(name: str, crop_size: int, resize_size: int) -> BackboneSpec:
             ("features.6", "features.7", "norm"),
         ),
         head="head",
+        branches={
+            "torchvision.models.swin_transformer.SwinTransformerBlock": "mlp",
+            "torchvision.models.swin_transformer.SwinTransformerBlockV2": "norm2",
+        },
         options={"progress": True, "dropout": 0.0, "attention_dropout": 0.0, "norm_layer": None},
         min_size=32,
         source="Liu et al. "
@@ -125,6 +130,7 @@ def _maxvit() -> BackboneSpec:
         stem=("stem",),
         stages=("blocks.0", "blocks.1", "blocks.2", "blocks.3"),
         head="classifier",
+        branches={"torchvision.models.maxvit.MBConv": "layers"},
         options={"progress": True, "input_size": (224, 224)},
         min_size=224,
         fixed_size=True,

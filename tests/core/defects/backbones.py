@@ -167,6 +167,40 @@ class Bypassed(Healthy):
         return torch.cat([x, x], 1)
 
 
+class ActivatesLate(Healthy):
+    """torch's function between the last stage and pooling, as in torchvision's DenseNet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer2 = self.layer2[:1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.features(x), inplace=True)
+        return self.fc(torch.flatten(self.pool(x), 1))
+
+
+class ActivatesBeforeMoving(Healthy):
+    """The map is first brought into another layout, then scaled, then pooled by a mean."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.features(x).permute(0, 2, 3, 1).flatten(1, 2)
+        return self.fc(F.gelu(x).mean(1))
+
+
+class RoundsUp(Healthy):
+    """Pads by a quotient that ONNX rounds in another direction."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(F.pad(x, [0, -(-x.shape[3] // 16) * 16 - x.shape[3], 0, 0]))
+
+
+class DecidesBySize(Healthy):
+    """An exporter sees only what was decided for its example."""
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x if x.shape[3] > 100 else x.flip(3))
+
+
 class Moves(Healthy):
     def __init__(self) -> None:
         super().__init__()
@@ -331,6 +365,30 @@ DEFECTS = (
         thing=_spec(build, stages=("layer1", ("layer2", "pool"))),
         caught_by="backbone_last_stage",
         says="where pooling begins",
+    ),
+    Defect(
+        what="an activation before pooling",
+        thing=_spec(Make(ActivatesLate)),
+        caught_by="backbone_pooling",
+        says="relu",
+    ),
+    Defect(
+        what="an activation before pooling, in another layout",
+        thing=_spec(Make(ActivatesBeforeMoving)),
+        caught_by="backbone_pooling",
+        says="gelu",
+    ),
+    Defect(
+        what="a quotient that is rounded up",
+        thing=_spec(Make(RoundsUp)),
+        caught_by="backbone_exports",
+        says="ONNX Runtime",
+    ),
+    Defect(
+        what="a decision by the size of the image",
+        thing=_spec(Make(DecidesBySize)),
+        caught_by="backbone_exports",
+        says="ONNX Runtime",
     ),
     Defect(
         what="a min_size too small",

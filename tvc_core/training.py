@@ -1,22 +1,25 @@
-"""Parameter groups for an optimizer: rates that fall with the distance from the head, and weight
-decay where it belongs.
-"""
+"""Tools for a training loop: parameter groups for its optimizer, and an audit of what it moved."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from ..errors import FreezeError, ParameterError, did_you_mean, join_names, short_repr
-from ..surgery.anatomy import HEAD, STEM, Anatomy
-from ..surgery.initializers import is_normalization
-from .freezing import part_of_parameter
-from .hybrid import HybridModel
+from .errors import FreezeError, ParameterError, did_you_mean, join_names, short_repr
+from .model import freezing
+from .model.freezing import held_modules, part_of_parameter
+from .model.state import state_of
+from .recipe.rules import check_hybrid
+from .surgery.anatomy import HEAD, STEM, Anatomy
+from .surgery.initializers import is_normalization
 
-__all__ = ["param_groups"]
+__all__ = ["AuditReport", "audit", "freeze_head", "param_groups"]
 
 BY_CHOICES = ("stage", "block")
 _POSITIONS = re.compile(r"(token|pos_embed|position)[^.]*$|(^|\.)cpb_mlp\.")
@@ -60,8 +63,8 @@ def param_groups(
         FreezeError: nothing is trainable.
     """
     _check(model, lr, layer_decay, weight_decay, by)
-    assert isinstance(model, HybridModel)
-    anatomy, new = model._hybrid.anatomy, model._hybrid.new_modules
+    state = state_of(model)
+    anatomy, new = state.anatomy, state.new_modules
     modules = dict(model.named_modules())
     layers = list(_layers(anatomy, modules, by))
     names = list(dict.fromkeys(layer for layer, _ in layers))
@@ -149,12 +152,7 @@ def _decays(name: str, parameter: nn.Parameter, owner: nn.Module) -> bool:
 def _check(
     model: object, lr: object, layer_decay: object, weight_decay: object, by: object
 ) -> None:
-    if not isinstance(model, HybridModel):
-        raise ParameterError(
-            f"param_groups takes a model that HybridBuilder made, not {type(model).__name__}; of a "
-            "wrapped one, what is "
-            "inside: ddp.module, compiled._orig_mod"
-        )
+    check_hybrid(model, "param_groups")
     if not _is_number(lr) or not 0 < lr < float("inf"):  # type: ignore[operator]
         raise ParameterError(f"lr is a number above 0, not {short_repr(lr)}")
     if layer_decay is not None and (not _is_number(layer_decay) or not 0 < layer_decay <= 1):  # type: ignore[operator]
@@ -175,3 +173,149 @@ def _check(
 
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+@dataclass(kw_only=True)
+class AuditReport:
+    """What an audit found. Filled when its context ends.
+
+    Args:
+        moved: frozen parameters and buffers whose bits are not what they were, or that are gone.
+        without_gradient: trainable parameters that no backward pass reached.
+        not_in_optimizer: trainable parameters that the optimizer does not have.
+        num_frozen: frozen parameters and buffers that were watched.
+        num_trainable: trainable parameters that were watched.
+        finished: the context has ended.
+    """
+
+    moved: tuple[str, ...] = ()
+    without_gradient: tuple[str, ...] = ()
+    not_in_optimizer: tuple[str, ...] = ()
+    num_frozen: int = 0
+    num_trainable: int = 0
+    finished: bool = False
+
+    @property
+    def ok(self) -> bool:
+        """The audit has ended and found nothing."""
+        return self.finished and not (self.moved or self.without_gradient or self.not_in_optimizer)
+
+    def __str__(self) -> str:
+        if not self.finished:
+            return "audit: not finished; the report is complete when its context ends"
+        return "\n".join(
+            [
+                f"frozen and moved: {_some(self.moved)} of {self.num_frozen}",
+                f"trainable without gradient: {_some(self.without_gradient)} of "
+                f"{self.num_trainable}",
+                f"trainable and not in the optimizer: {_some(self.not_in_optimizer)} of "
+                f"{self.num_trainable}",
+            ]
+        )
+
+
+def _some(names: tuple[str, ...]) -> str:
+    return f"{len(names)} ({join_names(names, most=6)})" if names else "none"
+
+
+def freeze_head(model: nn.Module) -> None:
+    """Freeze the classifier of a hybrid, whose output is not used, and change nothing else.
+
+    Without gradients, its parameters would stop DistributedDataParallel.
+
+    Args:
+        model: a hybrid.
+
+    Raises:
+        ParameterError: `model` is no hybrid.
+        FreezeError: the model is wrapped in DistributedDataParallel already.
+    """
+    check_hybrid(model, "freeze_head")
+    freezing.freeze_head(model, state_of(model))
+
+
+@contextmanager
+def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[AuditReport]:
+    """Watch some steps of training, and afterwards tell what moved or was left out against the
+    intent.
+
+    Frozen are parameters that do not require gradients when the context begins, the buffers of the
+    modules that `model.train()` leaves in eval mode, and those of normalizations that are frozen by
+    hand. Keeps a copy of them meanwhile.
+
+    Args:
+        model: a hybrid, the one inside where it is wrapped or compiled.
+        optimizer: what the loop steps with, a torch optimizer.
+        strict: raise at the end if something was found.
+
+    Yields:
+        The report, filled when the context ends without an exception.
+
+    Raises:
+        ParameterError: `model` is no hybrid, or `optimizer` has no parameter groups.
+        FreezeError: `strict`, and something was found.
+    """
+    check_hybrid(model, "audit")
+    if not isinstance(getattr(optimizer, "param_groups", None), list):
+        raise ParameterError(
+            f"audit takes a torch optimizer, which has param_groups, not {type(optimizer).__name__}"
+        )
+    report = AuditReport()
+    frozen = {name: tensor.detach().clone() for name, tensor in _frozen_tensors(model)}
+    trainable = {
+        name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
+    }
+    reached: set[str] = set()
+    hooks = [
+        parameter.register_post_accumulate_grad_hook(lambda _, name=name: reached.add(name))  # type: ignore[misc]
+        for name, parameter in trainable.items()
+    ]
+    try:
+        yield report
+    finally:
+        for hook in hooks:
+            hook.remove()
+    now = {
+        name: tensor.detach()
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+    }
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    learning = {**trainable, **{name: p for name, p in model.named_parameters() if p.requires_grad}}
+    report.moved = tuple(
+        name
+        for name, before in frozen.items()
+        if name not in now or not _same_bits(before, now[name])
+    )
+    report.without_gradient = tuple(name for name in trainable if name not in reached)
+    report.not_in_optimizer = tuple(
+        name for name, parameter in learning.items() if id(parameter) not in known
+    )
+    report.num_frozen, report.num_trainable = len(frozen), len(learning)
+    report.finished = True
+    if strict and not report.ok:
+        raise FreezeError(f"the audit found what should not be:\n{report}")
+
+
+def _frozen_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    state = state_of(model)
+    yield from (
+        (name, parameter)
+        for name, parameter in model.named_parameters()
+        if not parameter.requires_grad
+    )
+    held = {id(module) for _, module in held_modules(model, state)}
+    for path, module in model.named_modules():
+        by_hand = is_normalization(module) and _none_trainable(module.parameters())
+        if id(module) in held or by_hand:
+            yield from module.named_buffers(prefix=path, recurse=False)
+
+
+def _none_trainable(parameters: Iterable[nn.Parameter]) -> bool:
+    found = list(parameters)
+    return bool(found) and not any(parameter.requires_grad for parameter in found)
+
+
+def _same_bits(a: Tensor, b: Tensor) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
+        return False
+    return torch.equal(*(t.to(a.device).contiguous().reshape(-1).view(torch.uint8) for t in (a, b)))

@@ -1,0 +1,140 @@
+"""The house stands on floors: every import of the core looks down, those in functions and under
+TYPE_CHECKING included, and there is no circle.
+"""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+CORE = Path(__file__).resolve().parents[2] / "tvc_core"
+
+FLOORS = (
+    "version", "errors", "specs", "hookspecs", "builtin", "local", "quarantine", "registry",
+    "recipe", "surgery", "from_module", "weights", "model", "training", "backbone", "describe",
+    "assemble", "opening", "builder", "tvc_core",
+)  # fmt: skip
+"""From the ground up: a file or folder imports from those before it. The last is the face."""
+
+MODEL = (
+    "pyramid", "strides", "features", "bridge", "state", "measuring", "checkpointing",
+    "fingerprint", "freezing", "freeze_report", "settling", "explain", "saving", "unpatching",
+    "patch_report", "reading", "running", "hybrid", "classes",
+)  # fmt: skip
+"""The same inside `model`: what a hybrid knows, the verbs, the class that names them."""
+
+
+def files() -> list[Path]:
+    found = [file for file in sorted(CORE.rglob("*.py")) if "testing" not in file.parts]
+    assert len(found) > 50
+    return found
+
+
+def dotted(file: Path) -> str:
+    parts = ["tvc_core", *file.relative_to(CORE).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+NAMES = {dotted(file) for file in files()}
+
+
+def imported(tree: ast.AST, name: str, is_package: bool) -> Iterator[str]:
+    """Yield the modules of the core that a module imports, wherever the import stands."""
+    package = name.split(".") if is_package else name.split(".")[:-1]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in NAMES)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                if inner in NAMES:
+                    yield inner
+                elif module in NAMES:
+                    yield module
+
+
+def graph() -> dict[str, set[str]]:
+    return {
+        dotted(file): set(
+            imported(ast.parse(file.read_text("utf-8")), dotted(file), file.stem == "__init__")
+        )
+        for file in files()
+    }
+
+
+def circle(found: dict[str, set[str]]) -> list[str]:
+    try:
+        graphlib.TopologicalSorter(found).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def floor_of(name: str) -> str:
+    return name.split(".")[1] if "." in name else name
+
+
+def upward(found: dict[str, set[str]]) -> list[str]:
+    """Return the imports that look up, between the floors and inside `model`."""
+    wrong = []
+    for name, others in found.items():
+        for other in others:
+            here, there = FLOORS.index(floor_of(name)), FLOORS.index(floor_of(other))
+            if there > here:
+                wrong.append(f"{name} -> {other}")
+            elif floor_of(name) == floor_of(other) == "model" and name.count(".") > 1:
+                below, above = (MODEL.index(each.split(".")[2]) for each in (other, name))
+                if below > above:
+                    wrong.append(f"{name} -> {other}")
+    return wrong
+
+
+def test_no_import_closes_a_circle() -> None:
+    assert circle(graph()) == []
+
+
+def test_every_import_looks_down() -> None:
+    assert upward(graph()) == []
+
+
+def test_nobody_inside_imports_the_face() -> None:
+    assert [name for name, others in graph().items() if "tvc_core" in others] == []
+
+
+def test_every_file_stands_on_a_floor() -> None:
+    assert {floor_of(name) for name in NAMES} == set(FLOORS)
+    assert {name.split(".")[2] for name in NAMES if name.startswith("tvc_core.model.")} == set(
+        MODEL
+    )
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "from ..builder import HybridBuilder",
+        "def f():\n    from ..builder import HybridBuilder",
+        "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from .. import builder",
+        "import tvc_core.builder",
+    ],
+)
+def test_the_rule_sees_an_import_wherever_it_stands(code: str) -> None:
+    found = {
+        **graph(),
+        "tvc_core.surgery.head": set(imported(ast.parse(code), "tvc_core.surgery.head", False)),
+    }
+    assert upward(found) == ["tvc_core.surgery.head -> tvc_core.builder"]
+
+
+def test_the_rule_sees_a_circle_in_one_room() -> None:
+    found = graph()
+    found["tvc_core.errors"] = {"tvc_core.builder"}
+    assert "tvc_core.errors" in circle(found)
+    found = graph()
+    found["tvc_core.model.state"] = found["tvc_core.model.state"] | {"tvc_core.model.hybrid"}
+    assert upward(found) == ["tvc_core.model.state -> tvc_core.model.hybrid"]

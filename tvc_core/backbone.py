@@ -1,0 +1,53 @@
+"""Build the backbone of a plan by its factory: unpatched, with its weights in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import nn
+
+from .errors import BackboneError, TvcError, describe_error
+from .recipe import Plan
+from .weights.torchvision import check_weights_class
+
+__all__ = ["build_backbone", "is_hybrid"]
+
+
+def is_hybrid(module: object) -> bool:
+    """Return whether a module is a hybrid already."""
+    return hasattr(type(module), "_hybrid_base")
+
+
+def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
+    """Return the backbone of a plan, unpatched, with its weights in.
+
+    Args:
+        plan: a recipe with every name bound.
+        pretrained: load the plan's weights; false leaves them random.
+
+    Raises:
+        BackboneError: the factory fails, or does not return a new module.
+        WeightsError: the weights cannot be downloaded or read, or do not fit.
+    """
+    spec, name = plan.backbone.spec, plan.backbone.qualified
+    if plan.weights_class is not None:
+        check_weights_class(spec, plan.weights_class)
+    factory: Callable[..., Any] = plan.backbone.load()
+    try:
+        if pretrained or plan.weights is None:
+            network = factory(spec, weights=plan.weights, **plan.options)
+        else:
+            network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
+    except (TvcError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # a factory may raise SystemExit or worse
+        given = ", ".join(f"{option}={value!r}" for option, value in plan.options.items())
+        what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
+        raise BackboneError(f"{what}: {describe_error(error)}") from error
+    if not isinstance(network, nn.Module):
+        kind = type(network).__name__
+        raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")
+    if is_hybrid(network):
+        raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
+    return network

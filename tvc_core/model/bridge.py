@@ -1,0 +1,194 @@
+"""The way from the last stage's map to the logits, found by trying: pooling, a norm, a mean, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..surgery import calls
+from ..surgery.head import find_last_layer
+from ..surgery.patch import Patch, PatchHook
+from ..surgery.patches import CONTAINERS, installed_patches
+from ..surgery.probing import probing
+from ..surgery.sites import Probe
+
+__all__ = ["Bridge", "find_bridge"]
+
+Step = Callable[[nn.Module, str, Tensor], Tensor]
+"""A picklable function of the network, the path of its head and what the step before it gave."""
+
+
+@dataclass(frozen=True)
+class Bridge:
+    """Steps that were seen to make the logits out of the last stage's map, bit for bit."""
+
+    steps: tuple[Step, ...]
+
+    def __call__(self, network: nn.Module, head: str, x: Tensor) -> Tensor:
+        """Return the logits for the last stage's map."""
+        with calls.within(calls.running(), network):
+            for step in self.steps:
+                x = step(network, head, x)
+        return x
+
+
+def _child(name: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
+    child = network._modules[name]
+    assert child is not None
+    return child(x)
+
+
+def _patches(path: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
+    """Run the blocks that are inserted after a module around the last stage."""
+    module = network.get_submodule(path)
+    for hook in module._forward_hooks.values():
+        if isinstance(hook, PatchHook) and not hook.patch.position.keeps_input:
+            found = hook(module, (), x)
+            x = x if found is None else found
+    return x
+
+
+def _head(network: nn.Module, head: str, x: Tensor) -> Tensor:
+    return network.get_submodule(head)(x)
+
+
+def _pool(network: nn.Module, head: str, x: Tensor) -> Tensor:
+    return nn.functional.adaptive_avg_pool2d(x, (1, 1))
+
+
+def _mean(network: nn.Module, head: str, x: Tensor) -> Tensor:
+    return x.mean([2, 3])
+
+
+def _flatten(network: nn.Module, head: str, x: Tensor) -> Tensor:
+    return torch.flatten(x, 1)
+
+
+def _relu(network: nn.Module, head: str, x: Tensor) -> Tensor:
+    return torch.relu(x)
+
+
+def _first_token(network: nn.Module, head: str, x: Tensor) -> Tensor:
+    return x[:, 0]
+
+
+def _token_mean(network: nn.Module, head: str, x: Tensor) -> Tensor:
+    return x.mean(1)
+
+
+def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
+    """Return the way from a network's last stage to its head; None if no known way fits.
+
+    Args:
+        network: the root.
+        last: path of the module whose output is the last stage's map.
+        head: path of the head.
+        probe: an image that the network accepts.
+    """
+    with _gates_open(network), _head_open(network, head):
+        return _find_bridge(network, last, head, probe)
+
+
+@contextmanager
+def _gates_open(network: nn.Module) -> Iterator[None]:
+    """Open the gates of all patches for a look: closed, a way that leaves a patch out would look
+    right.
+    """
+    gates = [patch.alpha for _, patch in installed_patches(network) if patch.alpha is not None]
+    kept = [gate.detach().clone() for gate in gates]
+    with torch.no_grad():
+        try:
+            for gate in gates:
+                gate.fill_(0.5)
+            yield
+        finally:
+            for gate, before in zip(gates, kept, strict=True):
+                gate.copy_(before)
+
+
+@contextmanager
+def _head_open(network: nn.Module, head: str) -> Iterator[None]:
+    """Give a last layer of zeros (a fresh ViT's) other weights for a look: with zeros, every way
+    gives the same logits.
+    """
+    found = find_last_layer(network, head)
+    weight = getattr(found[1], "weight", None) if found else None
+    if not isinstance(weight, Tensor) or weight.is_meta or bool(weight.any()):
+        yield
+        return
+    with torch.no_grad():
+        try:
+            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+            yield
+        finally:
+            weight.zero_()
+
+
+def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
+    # One pass keeps the last stage's map, and notes which children of the root run after it: most
+    # networks are a chain of children, so these are the way, up to what the root's forward does
+    # between them by functions. That is guessed: each of `ways` is tried on the map, and the one
+    # whose logits have equal bits is the way. Blocks after a module that only ends with the last
+    # stage (features of features.denseblock4) run when that module ends, so they come first.
+    seen: dict[str, Any] = {"map": None, "between": []}
+
+    def at_last(_: nn.Module, args: Any, output: Tensor) -> None:
+        seen["map"], seen["between"] = output.clone(), []
+
+    def at_child(name: str) -> Any:
+        return lambda *_: seen["between"].append(name)
+
+    outside = (head.partition(".")[0], last.partition(".")[0], *CONTAINERS)
+    children = {name: child for name, child in network._modules.items() if child is not None}
+    hooks: list[Callable[[], Any]] = [
+        lambda: network.get_submodule(last).register_forward_hook(at_last)
+    ]
+    hooks += [
+        partial(child.register_forward_hook, at_child(name))
+        for name, child in children.items()
+        if name not in outside
+    ]
+    logits = probe.run(network, hooks)
+    if not isinstance(seen["map"], Tensor):
+        return None
+    between = tuple(partial(_child, name) for name in seen["between"])
+    around = [".".join(last.split(".")[:n]) for n in range(last.count("."), 0, -1)]
+    patched = {path for path, patch in installed_patches(network) if _acts_after(patch)}
+    first = tuple(partial(_patches, path) for path in around if path in patched)
+    ways: list[tuple[Step, ...]] = [
+        between,
+        (*between, _flatten),
+        (_pool, _flatten),
+        (_mean,),
+        (_relu, _pool, _flatten),
+        (_pool,),
+        (_first_token,),
+        (_token_mean,),
+    ]
+    # a head without a classifier gives back what it gets, and what it is to give is a vector
+    for after in ((), (_flatten,)):
+        for way in ways:
+            bridge = Bridge((*first, *way, _head, *after))
+            try:
+                with probing(network):
+                    found = bridge(network, head, seen["map"].clone())
+            except Exception:  # a foreign head may raise any exception for what it never gets
+                continue
+            alike = isinstance(found, Tensor) and found.shape == logits.shape
+            if alike and (found.is_meta or _equal(found, logits)):
+                return bridge
+    return None
+
+
+def _acts_after(patch: Patch) -> bool:
+    return patch.position.runs_after and not patch.position.keeps_input
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    return bool(((a == b) | (a.isnan() & b.isnan())).all())

@@ -1,0 +1,79 @@
+"""What every module of a network is, in a line: so that a change by another tool can be named.
+
+A file holds tensors and a recipe, and reading it builds the recipe's modules again. Where another
+tool has exchanged modules meanwhile, the file would compute something else than the saved model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+
+from torch import nn
+
+from .checkpointing import Checkpointed, CheckpointedRuns
+
+__all__ = ["changes", "fingerprint"]
+
+# What may differ while the function in eval mode is the same: how it is trained, and where it runs.
+_TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
+_DROPOUTS = (nn.modules.dropout._DropoutNd,)
+
+
+def fingerprint(network: nn.Module, within: str | None = None) -> dict[str, str]:
+    """Return class, settings and tensors of every module below the root, by path.
+
+    Args:
+        network: the root.
+        within: only the module at this path, and what is in it.
+    """
+    return {
+        path: _line(module)
+        for path, module in network.named_modules()
+        if path and (within is None or f"{path}.".startswith(f"{within}."))
+    }
+
+
+def changes(network: nn.Module, built: Mapping[str, str]) -> list[str]:
+    """Return in words what is not as it was built, outermost first.
+
+    Args:
+        network: the root.
+        built: its fingerprint when it was built.
+    """
+    return list(_changes(network, built))
+
+
+def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
+    now = fingerprint(network)
+    told: list[str] = []
+    for path in dict.fromkeys((*built, *now)):
+        before, after = built.get(path), now.get(path)
+        if before == after or any(path.startswith(f"{other}.") for other in told):
+            continue
+        told.append(path)
+        if after is None:
+            yield f"{path} ({before}) is gone"
+        elif before is None:
+            yield f"{path} ({after}) is new"
+        else:
+            yield f"{path} was {before} and is {after}"
+    for path, module in network.named_modules():
+        forward = module.__dict__.get("forward")
+        if forward is not None and not isinstance(forward, (Checkpointed, CheckpointedRuns)):
+            yield f"{path or 'the model'} has a forward that was assigned to it"
+
+
+def _line(module: nn.Module) -> str:
+    name = type(module).__name__.removeprefix("FSDP")
+    if "BatchNorm" in name:  # a synchronized one computes the same in eval mode
+        name = re.sub(r"\dd$", "", name.removeprefix("Sync"))
+    settings = "" if isinstance(module, _DROPOUTS) else module.extra_repr()
+    tensors = {**module._parameters, **module._buffers}
+    shapes = [
+        f"{key} {'x'.join(map(str, tensor.shape))}"
+        for key, tensor in tensors.items()
+        if tensor is not None and key not in module._non_persistent_buffers_set
+    ]
+    text = f"{name}({_TRAINING_ONLY.sub('', settings)})"
+    return f"{text} with {', '.join(shapes)}" if shapes else text

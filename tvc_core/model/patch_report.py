@@ -1,0 +1,189 @@
+"""What each patch does on some data: whether it is alive, and whether the model needs it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ParameterError, short_repr
+from ..surgery.patches import placed_patches
+from ..surgery.probing import probing
+from ..surgery.sites import first_tensor
+from .settling import settle
+from .state import HybridState
+from .unpatching import switched_off
+
+__all__ = ["PatchEffect", "PatchReport", "patch_report"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchEffect:
+    """What one patch does, measured by switching it off.
+
+    Args:
+        path: where it lives, such as "patches.layer3.se".
+        target: the module that runs it.
+        position: where at the target.
+        gate: the gate now; None where it has none.
+        map_change: norm of the change of the target's map, divided by the map's norm without it.
+        logits_change: the same of the logits.
+        num_changed: predictions (largest logit) that differ without it.
+        loss: mean loss with it; None without targets.
+        loss_without: mean loss without it; None without targets.
+    """
+
+    path: str
+    target: str
+    position: str
+    gate: float | None
+    map_change: float
+    logits_change: float
+    num_changed: int
+    loss: float | None
+    loss_without: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchReport:
+    """What the patches of a model do on some data. Prints as a table.
+
+    Args:
+        patches: in the order of the model; replaced modules, which cannot be switched off, are not
+            in it.
+        num_images: that were looked at [images].
+    """
+
+    patches: tuple[PatchEffect, ...]
+    num_images: int
+
+    def __str__(self) -> str:
+        head = ("patch", "gate", "map", "logits", "predictions", "loss with", "without")
+        rows = [head, *(self._row(each) for each in self.patches)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        lines = [
+            "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
+            for row in rows
+        ]
+        return "\n".join([*lines, f"change without the patch, on {self.num_images} images"])
+
+    def _row(self, effect: PatchEffect) -> tuple[str, ...]:
+        losses = (effect.loss, effect.loss_without)
+        return (
+            effect.path,
+            "-" if effect.gate is None else f"{effect.gate:.3g}",
+            f"{effect.map_change:.2%}",
+            f"{effect.logits_change:.2%}",
+            f"{effect.num_changed} of {self.num_images}",
+            *("-" if loss is None else f"{loss:.4g}" for loss in losses),
+        )
+
+
+@dataclass
+class _Sums:
+    """Sums over batches for one patch: squared norms, and losses."""
+
+    maps: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    logits: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    changed: int = 0
+    loss: float = 0.0
+
+
+def patch_report(
+    network: nn.Module, state: HybridState, data: Any, loss: Callable[..., Tensor] | None
+) -> PatchReport:
+    """Do the work of `HybridModel.patch_report`."""
+    settle(network, state)
+    placed = list(placed_patches(network))
+    sums = {home: _Sums() for home, _, _ in placed}
+    criterion = loss or nn.functional.cross_entropy
+    count, total, has_targets = 0, 0.0, True
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    with probing(network):
+        for images, targets in _batches(data):
+            images = images.to(device=like.device, dtype=like.dtype)
+            targets = None if targets is None else targets.to(like.device)
+            has_targets = has_targets and targets is not None
+            num = len(images)
+            count += num
+            with_all, maps = _run(network, images, [path for _, path, _ in placed])
+            if targets is not None:
+                total += float(criterion(with_all, targets)) * num
+            for home, path, patch in placed:
+                with switched_off([patch]):
+                    logits, without = _run(network, images, [path])
+                found = sums[home]
+                _add(found.maps, maps[path], without[path])
+                _add(found.logits, with_all, logits)
+                found.changed += int((with_all.argmax(-1) != logits.argmax(-1)).sum())
+                if targets is not None:
+                    found.loss += float(criterion(logits, targets)) * num
+    if not count:
+        raise ParameterError("patch_report needs at least one image; the data is empty")
+    effects = tuple(
+        PatchEffect(
+            path=home,
+            target=path,
+            position=patch.position.name,
+            gate=None if patch.alpha is None else float(patch.alpha.detach()),
+            map_change=_ratio(sums[home].maps),
+            logits_change=_ratio(sums[home].logits),
+            num_changed=sums[home].changed,
+            loss=total / count if has_targets else None,
+            loss_without=sums[home].loss / count if has_targets else None,
+        )
+        for home, path, patch in placed
+    )
+    return PatchReport(patches=effects, num_images=count)
+
+
+def _batches(data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+    if isinstance(data, Tensor):
+        yield data, None
+    elif isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
+        if data[0].ndim != 4 or not isinstance(data[1], Tensor):
+            raise ParameterError(
+                "patch_report takes images [N, C, H, W], a pair of images and class numbers [N], "
+                f"or an iterable of these, not a pair {short_repr(data)}"
+            )
+        yield data[0], data[1]
+    elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
+        for batch in data:
+            yield from _batches(batch)
+    else:
+        raise ParameterError(
+            "patch_report takes images [N, C, H, W], a pair of images and class numbers [N], or an "
+            f"iterable of these, not {short_repr(data)}"
+        )
+
+
+def _run(
+    network: nn.Module, images: Tensor, paths: Iterable[str]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the logits and the maps of some modules."""
+    maps: dict[str, Tensor] = {}
+
+    def keep(path: str) -> Any:
+        return lambda _, args, output: maps.update({path: first_tensor(output).clone()})
+
+    handles = [
+        network.get_submodule(path).register_forward_hook(keep(path))
+        for path in dict.fromkeys(paths)
+    ]
+    try:
+        return first_tensor(network(images)), maps
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _add(sums: list[float], with_it: Tensor, without: Tensor) -> None:
+    sums[0] += float((with_it - without).double().square().sum())
+    sums[1] += float(without.double().square().sum())
+
+
+def _ratio(sums: list[float]) -> float:
+    return (sums[0] / sums[1]) ** 0.5 if sums[1] else 0.0

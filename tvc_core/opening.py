@@ -1,0 +1,144 @@
+"""Open a saved model: read the file, check it, build what its recipe describes, and fill it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+from torch import Tensor, nn
+
+from .assemble import assemble
+from .errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, join_names
+from .from_module import module_backbone
+from .model.hybrid import HybridModel
+from .model.saving import KEYS, MODULE_KEY, digest_of
+from .recipe import Recipe, make_plan
+from .registry import Registry
+from .surgery.patches import rollback_on_error
+
+__all__ = ["load", "open_model"]
+
+
+def load(
+    path: str | Path, *, module: nn.Module | None = None, registry: Registry | None = None
+) -> HybridModel:
+    """Read a model that `HybridModel.save` wrote, and return it in eval mode.
+
+    Nothing in the file is run; its names are looked up in the registry.
+
+    Args:
+        path: the file.
+        module: for a model that `HybridBuilder.from_module` made: a new network of the same kind,
+            which becomes the model.
+        registry: where names are looked up; by default what is installed.
+
+    Raises:
+        WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
+            not, and one was given).
+        UnknownNameError: it needs a plugin that is not installed.
+    """
+    return open_model(Path(path), registry or Registry(), module)
+
+
+def open_model(path: Path, registry: Registry, module: nn.Module | None = None) -> HybridModel:
+    """Read a model as `load` does, by the names of a registry."""
+    tensors, content = _read(path)
+    _check_module(path, content, module)
+    with nullcontext() if module is None else rollback_on_error(module):
+        return _load(path, registry, module, tensors, content)
+
+
+def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | None) -> None:
+    own = content.get(MODULE_KEY)
+    if own is not None and module is None:
+        raise WeightsError(
+            f"{path}: made from a module of your own ({own.get('type')}), which no file can "
+            "rebuild: make a new one and "
+            f"pass it: tvc_core.load({str(path)!r}, module=network)"
+        )
+    if own is None and module is not None:
+        raise WeightsError(
+            f"{path}: rebuilds its own backbone, {content['recipe']['backbone']['name']}; leave "
+            "module out"
+        )
+
+
+def _load(
+    path: Path,
+    registry: Registry,
+    module: nn.Module | None,
+    tensors: dict[str, Tensor],
+    content: dict[str, Any],
+) -> HybridModel:
+    try:
+        recipe = Recipe.from_mapping(content["recipe"], source=str(path))
+    except RecipeError as error:
+        raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
+    backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
+    model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
+    own = model.state_dict()
+    if own.keys() != tensors.keys():
+        lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
+        raise WeightsError(
+            f"{path}: does not fit its own recipe: lacks {join_names(lost, most=4)}; has also "
+            f"{join_names(extra, most=4)}"
+        )
+    for name, tensor in own.items():
+        if tensor.shape != tensors[name].shape:
+            raise WeightsError(
+                f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives "
+                f"{list(tensor.shape)}"
+            )
+    assign = any(own[name].dtype != tensors[name].dtype for name in own)
+    # keeps the metadata of the state dict, without which MNASNet refuses to load
+    own.update(tensors)
+    model.load_state_dict(own, assign=assign)
+    try:
+        model.class_names = content["class_names"]
+        model.load_freeze_state(content["freeze"])
+    except (FreezeError, HeadError, StageError) as error:
+        raise WeightsError(f"{path}: {error}") from error
+    state = model._hybrid
+    state.originals = {}  # their weights are not in the file
+    state.step0_difference = float(content["step0_difference"])
+    state.verified = bool(content["verified"])
+    state.metadata = dict(content.get("metadata") or {})
+    model.eval()
+    return model
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: the model cannot be read: {error.strerror or error}"
+        ) from error
+    try:
+        tensors = safetensors.torch.load(data)
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        text = header.get("__metadata__", {}).get("tvc")
+        content = json.loads(text) if text is not None else None
+    except Exception as error:  # a damaged file raises nearly anything
+        raise WeightsError(
+            f"{path}: not a model that HybridModel.save wrote, or damaged: {error}"
+        ) from error
+    if content is None:
+        raise WeightsError(
+            f"{path}: holds tensors but no recipe: HybridModel.save did not write it. Build the "
+            "model, then use partial_load."
+        )
+    version = content.get("format") if isinstance(content, dict) else None
+    keys = KEYS.get(version) if type(version) is int else None
+    if keys is None or set(content) - {MODULE_KEY} != set(keys):
+        known = " or ".join(map(str, KEYS))
+        raise WeightsError(f"{path}: damaged, or of another format than {known}: {version!r}")
+    if content.pop("sha256") != digest_of(content, tensors):
+        raise WeightsError(
+            f"{path}: damaged: its content does not have the hash that it was written with"
+        )
+    return tensors, content

@@ -1,0 +1,104 @@
+"""The build arguments: what `from_backbone`, `from_torchvision` and `from_module` take alike.
+
+A new one is three edits:
+
+1. its name and the type that may be given, in `BuildArguments` here, where type checkers and
+   editors read it;
+2. a field of `Recipe`, with its default, its rule and its documentation;
+3. the code that acts on it, such as `assemble`.
+
+Signatures, `help()`, the YAML form, its reference page and every check follow from these.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from typing import Any, TypedDict, TypeVar
+
+from ..errors import RecipeError, did_you_mean, join_names
+from .schema import Patches, Recipe, Weights
+
+__all__ = ["BuildArguments", "ModuleArguments", "recipe_of", "takes"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
+
+
+class ModuleArguments(TypedDict, total=False):
+    """What `from_module` takes besides the description of the network."""
+
+    patches: Patches | None
+    num_classes: int | None
+    dropout: float | None
+    freeze_backbone: bool | Mapping[str, Any]
+    unfreeze_stages: Sequence[int] | int | None
+    class_names: Sequence[str] | None
+    in_channels: int | None
+    in_channels_policy: str | Sequence[str | int] | None
+
+
+class BuildArguments(ModuleArguments, total=False):
+    """What `from_backbone` and `from_torchvision` take besides name and weights."""
+
+    options: Mapping[str, Any] | None
+    image_size: int | None
+
+
+_HINTS = {"pretrained": " torchvision's pretrained=True is weights='DEFAULT', and False is None."}
+
+
+def takes(arguments: type) -> Callable[[F], F]:
+    """Give a function of `**arguments` the signature and the documentation of each of them.
+
+    Type checkers read `Unpack[BuildArguments]`; `inspect.signature`, `help()` and editors at run
+    time would see only `**arguments`.
+
+    Args:
+        arguments: one of the classes above. In the function's docstring the documentation of each
+            takes the place of "{arguments}".
+    """
+    names = {
+        name: getattr(t, "__forward_arg__", t) for name, t in arguments.__annotations__.items()
+    }
+    defaults = {entry.name: entry.default for entry in fields(Recipe)}
+    documented = inspect.getdoc(Recipe) or ""  # python -OO leaves no docstrings
+    entries = re.split(r"\n    (?=\w+: )", documented.partition("\nArgs:")[2].partition("\n\n")[0])
+    lines = [f"    {entry}" for entry in entries if entry.partition(":")[0] in names]
+
+    def decorate(function: F) -> F:
+        own = inspect.signature(function)
+        *parameters, keywords = own.parameters.values()
+        parameters += [
+            keywords.replace(name=name, kind=KEYWORD_ONLY, default=defaults[name], annotation=each)
+            for name, each in names.items()
+        ]
+        function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+        del function.__annotations__[keywords.name]
+        function.__annotations__ |= names
+        text = inspect.getdoc(function) or ""
+        function.__doc__ = text.replace("    {arguments}", "\n".join(lines))
+        return function
+
+    return decorate
+
+
+def recipe_of(
+    door: Callable[..., Any], backbone: str, weights: Weights, arguments: Mapping[str, Any]
+) -> Recipe:
+    """Return the recipe for what one of the three functions was given.
+
+    Raises:
+        RecipeError: an argument that the function does not take, or a value that is not right.
+    """
+    known = list(inspect.signature(door).parameters)
+    for name in arguments:
+        if name not in known:
+            hint = _HINTS.get(name) or did_you_mean(name, known)
+            takes = join_names(known, most=30)
+            raise RecipeError(
+                f"Unknown argument {name!r} of {door.__name__}.{hint} It takes: {takes}"
+            )
+    return Recipe(backbone=backbone, weights=weights, **arguments)

@@ -1,0 +1,185 @@
+"""What a value may be: one rule for the recipe that has it and for the method of a model that takes
+it.
+
+A rule raises what its caller says, such as `HeadError` or the error of a place in a file.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import ParameterError, TvcError, did_you_mean, join_names, short_repr
+
+__all__ = ["Rule", "check_class_names", "check_hybrid", "is_keywords", "is_name"]
+
+MAX_SIZE, MAX_CLASSES = 100_000, 10_000_000
+
+HEAD_CHOICES = ("all", "last", "none")
+NORMALIZATION_CHOICES = ("frozen", "eval", "train")
+CHANNEL_POLICIES = ("mean", "repeat", "zero")
+CHANNEL_RULES = ("r", "g", "b", "mean", "zero")
+
+MakeError = Callable[[str], TvcError]
+"""What makes an error out of its message: its class, or a method that adds a place."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value may be.
+
+    Args:
+        says: what it is, as errors say it after the value's name.
+        fits: tells whether a value is that.
+        keep: makes of a value that fits what is kept of it.
+        choices: the values that there are, for "did you mean".
+    """
+
+    says: str
+    fits: Callable[[Any], bool]
+    keep: Callable[[Any], Any] = lambda value: value
+    choices: tuple[Any, ...] = ()
+
+    def check(self, name: str, value: Any, error: MakeError) -> Any:
+        """Return what is kept of a value.
+
+        Args:
+            name: what the error calls it.
+            value: as it was given.
+            error: makes the error.
+
+        Raises:
+            TvcError: what `error` makes: the value does not fit.
+        """
+        if self.fits(value):
+            return self.keep(value)
+        names = [choice for choice in self.choices if isinstance(choice, str)]
+        near = did_you_mean(value, names) if isinstance(value, str) else ""
+        raise error(f"{name} {self.says}, not {short_repr(value)}{near and f'.{near}'}")
+
+
+def is_name(value: Any) -> bool:
+    """Return whether a value is text with something in it."""
+    return isinstance(value, str) and bool(value.strip())
+
+
+def is_keywords(value: Any) -> bool:
+    """Return whether a value is a mapping whose keys can be keyword arguments."""
+    return isinstance(value, Mapping) and all(
+        isinstance(key, str) and key.isidentifier() for key in value
+    )
+
+
+def _is_int(value: Any, least: float = float("-inf"), most: float = float("inf")) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _is_probability(value: Any) -> bool:
+    return (isinstance(value, float) or _is_int(value)) and 0 <= value < 1
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+
+
+def _is_channel_policy(value: Any) -> bool:
+    if isinstance(value, str) or not isinstance(value, (list, tuple)):
+        return isinstance(value, str) and value in CHANNEL_POLICIES
+    known = [
+        _is_int(rule, 0) or (isinstance(rule, str) and rule in CHANNEL_RULES) for rule in value
+    ]
+    return bool(value) and all(known)
+
+
+def _stages(value: Any) -> tuple[Any, ...]:
+    many = isinstance(value, (list, tuple, set, frozenset, range))
+    return tuple(value) if many else (value,)
+
+
+def _choice(says: str, *choices: Any) -> Rule:
+    def fits(value: Any) -> bool:
+        return any(type(value) is type(choice) and value == choice for choice in choices)
+
+    return Rule(f"says {says}: {join_names(map(str, choices))}", fits, choices=choices)
+
+
+TEXT = Rule("is text", lambda value: isinstance(value, str))
+NAME = Rule("is a name", is_name)
+BACKBONE = Rule("is the name of a backbone", is_name)
+WEIGHTS = Rule(
+    "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null for "
+    "random weights",
+    lambda value: value is None or isinstance(value, enum.Enum) or is_name(value),
+)
+OPTIONS = Rule("is a mapping of option names to values", is_keywords, dict)
+PARAMS = Rule("is a mapping of parameter names to values", is_keywords, dict)
+TARGET = Rule("is the path of a module", is_name)
+OPERATION = Rule("is a name such as 'wrap'", is_name)
+PATH_PART = Rule(
+    "is one part of a path, letters, digits and '_'", lambda v: is_name(v) and v.isidentifier()
+)
+SIZE = Rule(f"is a whole number from 1 to {MAX_SIZE:,}", lambda v: _is_int(v, 1, MAX_SIZE))
+NUM_CLASSES = Rule(
+    f"is a whole number from 0 (no classifier) to {MAX_CLASSES:,}",
+    lambda v: _is_int(v, 0, MAX_CLASSES),
+)
+DROPOUT = Rule("is a probability from 0 to below 1", _is_probability, float)
+CLASS_NAMES = Rule(
+    "is a list of different names", lambda v: _are_texts(v) and len(set(v)) == len(v), tuple
+)
+CHANNEL_POLICY = Rule(
+    "is 'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', 'mean', "
+    "'zero' and channel numbers",
+    _is_channel_policy,
+    lambda value: tuple(value) if isinstance(value, list) else value,
+)
+STAGES = Rule(
+    "is a list of stage numbers, such as [2, 3], or one number",
+    lambda value: all(map(_is_int, _stages(value))),
+    _stages,
+)
+FREEZE = {
+    "head": _choice("what of the head is trainable", *HEAD_CHOICES),
+    "freeze_patches": _choice("whether blocks in frozen parts are frozen", True, False),
+    "normalization": _choice(
+        "what the normalization layers of frozen parts do", *NORMALIZATION_CHOICES
+    ),
+}
+"""What `freeze_backbone` takes in place of true: the keyword arguments of the model's method."""
+
+
+def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> tuple[str, ...]:
+    """Return class names as a tuple: one for each output, text, and all different.
+
+    Args:
+        names: a list or tuple.
+        num_classes: outputs of the head; None where they are not known yet.
+        error: makes the error.
+
+    Raises:
+        TvcError: what `error` makes: they are not that.
+    """
+    kept: tuple[str, ...] = CLASS_NAMES.check("class_names", names, error)
+    if num_classes in (None, len(kept)):
+        return kept
+    outputs = f"{num_classes} outputs, each needs a name"
+    raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
+
+
+def check_hybrid(model: object, what: str) -> None:
+    """Refuse what is not a hybrid.
+
+    Args:
+        model: what was given.
+        what: the function that takes a hybrid, for the error.
+
+    Raises:
+        ParameterError: it is not a model that HybridBuilder made.
+    """
+    if not hasattr(type(model), "_hybrid_base"):  # the mark of the classes made for hybrids
+        raise ParameterError(
+            f"{what} takes a model that HybridBuilder made, not {type(model).__name__}; of a "
+            "wrapped one, what is inside: ddp.module, compiled._orig_mod"
+        )

@@ -1,0 +1,213 @@
+"""What is inserted: the block with its gate, the hook that runs it, and the tree where it lives."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from . import calls
+from .hooks import TvcHook
+from .layouts import Adapter
+from .positions import POSITIONS, Combine, Position
+
+__all__ = ["Patch", "PatchHook", "PatchTree"]
+
+
+class Patch(nn.Module):
+    """An inserted block and the gate by which it starts as the identity.
+
+    For a gated block, computes x * (1 + a * (gate(x) - 1)), for others x + a * (block(x) - x), with
+    `a` (`alpha`, shape [1]) zero at first: exactly x, whatever the block's weights. The optimizer
+    moves `a` first, and through it the block. Maps a tensor to the same layout and dtype; the shape
+    is kept while there is a gate. A position may combine map and result by another rule, such as
+    map + a * block(x) beside the target.
+
+    Args:
+        block: the inserted module.
+        gated: the block has a method `gate(x)` with block(x) == x * gate(x).
+        adapter: shows the block the map in another layout; None where it takes the map as it is.
+        position: what the block reads, and what becomes of its result.
+    """
+
+    alpha: nn.Parameter | None
+
+    def __init__(
+        self,
+        block: nn.Module,
+        *,
+        gated: bool = False,
+        adapter: Adapter | None = None,
+        position: Position = POSITIONS["after"],
+    ) -> None:
+        super().__init__()
+        self.block = block
+        self.gated = gated
+        self.adapter = adapter
+        self.position = position
+        self.neutral = False
+        """The block by itself leaves the map unchanged at the start, so that it needs no gate."""
+        self.home = ""
+        """Path at which it lives, such as "patches.layer3.se"; `attach` sets it."""
+        self.told = _Told()
+        self.enabled = True
+        """It runs in every thread. A plain attribute, which torch.compile guards on."""
+        self.off: set[Any] = set()
+        """Who has switched it off: one entry for each `without`, and "removed" after `unpatch`."""
+        like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
+        self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
+
+    def ungate(self) -> None:
+        """Drop the gate: from now on this is the block alone, with its published start."""
+        self.alpha = None
+
+    def switch(self, token: Any, on: bool) -> None:
+        """Switch off, or on again for whoever gave this token; it runs when no token is left."""
+        (self.off.discard if on else self.off.add)(token)
+        self.enabled = not self.off
+
+    def runs(self) -> bool:
+        """Return whether this thread is to run the block."""
+        if self.enabled:
+            return True
+        if torch.compiler.is_compiling() or "removed" in self.off:
+            return False
+        return self.off.isdisjoint(calls.switched_off())
+
+    def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
+        if self.position.combine is not None:
+            return self._combine(self.position.combine, x, x if output is None else output)
+        if self.adapter is None:
+            return self._mix(x)
+        return self.adapter.run(self._mix, x)
+
+    def _mix(self, x: Tensor) -> Tensor:
+        if self.alpha is None:
+            return self.block(x)
+        a = self.alpha.to(x.dtype)  # uncast, a float32 gate turns a bfloat16 map into float32
+        if self.gated:
+            gate: Tensor = self.block.gate(x)  # type: ignore[operator]
+            return x * (1 + a * (gate.to(x.dtype) - 1))
+        # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow,
+        # and 0 * inf is nan
+        return x + (a * self.block(x).to(x.dtype) - a * x)
+
+    def _combine(self, combine: Combine, x: Tensor, map: Tensor) -> Tensor:
+        y = self.block(x) if self.adapter is None else self.adapter.run(self.block, x)
+        gate = None if self.alpha is None else self.alpha.to(map.dtype)
+        return combine(map, y.to(map.dtype), gate)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # nobody would switch a copy on again
+        return {**self.__dict__, "enabled": True, "off": set()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("off", set())
+
+    def extra_repr(self) -> str:
+        return "" if self.alpha is not None else f"start={'itself' if self.neutral else 'paper'}"
+
+
+class _Told:
+    """Whether a warning has named a patch of this network: one flag, which its patches share."""
+
+    already = False
+
+
+class PatchTree(nn.Module):
+    """A node of the tree that mirrors the targets' paths.
+
+    Its forward is the identity, so that a root nn.Sequential, which runs all its children, may hold
+    one, and so may a Sequential that somebody makes of a network's children.
+    """
+
+    def forward(self, x: Any) -> Any:
+        return x
+
+    def named_modules(
+        self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
+    ) -> Iterator[tuple[str, nn.Module]]:
+        """Yield what is inserted, not the nodes: tools take modules by the end of their names."""
+        memo = set() if memo is None else memo
+        for name, child in self._modules.items():
+            if child is not None:
+                path = f"{prefix}.{name}" if prefix else name
+                yield from child.named_modules(memo, path, remove_duplicate)
+
+
+class _Kept(tuple[Any, ...]):
+    """The arguments of one call of a target, with copies of the first for parallel patches.
+
+    A pre-hook returns it, torch hands it to the forward hook of the same call: so the copies belong
+    to the call, and any number of calls may be under way.
+    """
+
+    copies: dict[str, Tensor]
+
+
+def _keep(args: tuple[Any, ...], like: Any, copies: dict[str, Tensor] | None = None) -> _Kept:
+    """Return arguments with the copies that `like` has, and more."""
+    kept = _Kept(args)
+    kept.copies = {**(like.copies if isinstance(like, _Kept) else {}), **(copies or {})}
+    return kept
+
+
+class PatchHook(TvcHook):
+    """What makes a target run a patch: a picklable forward hook or pre-hook, as the position says.
+
+    Where the target's input is kept it is both: the input is copied before the target runs, which
+    may overwrite it in place.
+
+    Args:
+        patch: the patch.
+        module: what is called: the patch, or what another tool has wrapped around it.
+    """
+
+    def __init__(self, patch: Patch, module: nn.Module | None = None) -> None:
+        self.patch = patch
+        self.module = patch if module is None else module
+
+    def __call__(self, target: nn.Module, args: Any, *output: Any) -> Any:
+        patch = self.patch
+        if not patch.runs():
+            return None
+        if not torch.compiler.is_compiling() and not calls.running():
+            _tell(target, patch)
+        position = patch.position
+        if not position.runs_after:
+            changed = (self.module(args[0]), *args[1:])
+            return _keep(changed, args) if isinstance(args, _Kept) else changed
+        if not position.keeps_input:
+            return _own_step(self.module(output[0]))
+        if not output:
+            return _keep(args, args, {patch.home: args[0].clone()})
+        x = args.copies.get(patch.home, args[0]) if isinstance(args, _Kept) else args[0]
+        return _own_step(self.module(x, output[0]))
+
+
+def _own_step(x: Any) -> Any:
+    """Return a patch's result; under torch.fx, which names steps by modules, as the target's own.
+
+    torchvision's create_feature_extractor takes the last step of "layer3" for the map of layer3.
+    """
+    return x.clone() if isinstance(x, torch.fx.Proxy) else x
+
+
+def _tell(target: nn.Module, patch: Patch) -> None:
+    if patch.told.already:
+        return
+    patch.told.already = True
+    path = patch.home.partition(".")[2].rpartition(".")[0]
+    warnings.warn(
+        f"{path!r} ({type(target).__name__}) runs outside of its model, and its patch "
+        f"{patch.home!r} with it. Patches are parameters of the model's child "
+        f"{patch.home.partition('.')[0]!r}: what runs here trains, saves and moves them only if it "
+        "holds that child. Use get_stage_outputs, forward_features or pyramid of the model, or "
+        f"model.feature_extractor([{path!r}]), which owns what it runs.",
+        UserWarning,
+        stacklevel=5,
+    )
