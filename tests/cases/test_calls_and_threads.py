@@ -177,7 +177,7 @@ def test_an_error_inside_of_a_call_leaves_the_model() -> None:
     model = ready("resnet18", EVERY_POSITION)
     (x,) = images(1)
     right = model(x)
-    handle = model.layer3.register_forward_pre_hook(lambda *_: 1 / 0)
+    handle = model.bn1.register_forward_pre_hook(lambda *_: 1 / 0)
     for call in calls_of(model)[:6]:
         with pytest.raises(ZeroDivisionError):
             call(x)
