@@ -4,18 +4,22 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+TOOLS := $(VENV)/.tools
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 WORKERS ?= 2
 
-.PHONY: demo test test-all sweep bench docs lint format wheels release-check clean
+.PHONY: demo test test-interop test-all sweep bench docs lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
 
 test: $(READY) lint  ## what every change must pass
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep and not interop"
 
-test-all: $(READY) lint  ## also the sweeps over all backbones
+test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate, lightning, ...
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m interop
+
+test-all: $(READY) $(TOOLS) lint  ## also the sweeps over all backbones, and other tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 sweep: $(READY)  ## the part of test-all that writes docs/reference/sweep.md
@@ -53,3 +57,9 @@ $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(BIN)/python -m pip install --quiet --group dev
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable . $(addprefix --editable ,$(PLUGINS))
 	touch $(READY)
+
+# torch and what else is there stays as it is
+$(TOOLS): $(READY)
+	$(BIN)/python -m pip freeze --exclude-editable > $(VENV)/constraints.txt
+	$(BIN)/python -m pip install --quiet --group interop --constraint $(VENV)/constraints.txt
+	touch $(TOOLS)

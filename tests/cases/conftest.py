@@ -22,3 +22,7 @@ def quiet_and_repeatable() -> Iterator[None]:
     yield
     torch.set_num_threads(threads)
     torch.set_rng_state(state)
+    # what a test that failed may have left
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.backends.mha.set_fastpath_enabled(True)
