@@ -21,6 +21,7 @@ from .positions import POSITIONS, Combine, Position
 
 __all__ = [
     "CONTAINERS",
+    "add_child",
     "Patch",
     "PatchHook",
     "PatchTree",
@@ -292,6 +293,11 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
         for parameter, flag in trainable:
             parameter.requires_grad_(flag)
         raise
+
+
+def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Give a module a child under a name that is free."""
+    module.add_module(name, child)
 
 
 def set_module(network: nn.Module, path: str, module: nn.Module) -> None:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..assemble import build_backbone
-from ..builder import HybridBuilder
 from ..errors import TvcError, join_names
 from ..model.hybrid import HybridModel
 from ..recipe import Recipe, make_plan
@@ -23,6 +22,7 @@ from ..surgery.prepare import prepare
 from ..surgery.sites import Probe, same_kernels
 from .helpers import (
     SEED,
+    build_patched,
     changed_names,
     check_copies,
     describe_error,
@@ -316,8 +316,7 @@ def _build(op: Subject, place: Place, options: dict[str, Any] | None = None) -> 
     """Return a patched network in eval mode, built under a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        builder = HybridBuilder(registry=op.registry)
-        return builder.from_backbone(place.host, None, _patches(op, place, options)).eval()  # type: ignore[return-value]
+        return build_patched(op.registry, place.host, _patches(op, place, options)).eval()  # type: ignore[return-value]
 
 
 def _plain(op: Subject, host: str) -> nn.Module:
