@@ -24,7 +24,8 @@ from .patch import Patch, PatchHook, PatchTree
 from .sites import find_module
 
 __all__ = [
-    "CONTAINERS", "attach", "detach", "free_name", "hang", "installed_patches", "placed_patches",
+    "CONTAINERS", "add_child", "attach", "detach", "free_name", "hang", "installed_patches",
+    "placed_patches",
     "restore_module", "rollback_on_error", "set_module",
 ]  # fmt: skip
 
@@ -294,6 +295,11 @@ def _every_module(root: nn.Module) -> Iterator[nn.Module]:
             if child is not None and id(child) not in seen:
                 seen[id(child)] = child
                 queue.append(child)
+
+
+def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Give a module a child under a name that is free."""
+    module.add_module(name, child)
 
 
 def set_module(network: nn.Module, path: str, module: nn.Module) -> None:
