@@ -215,7 +215,8 @@ def test_normalizations_of_timm(layer: str) -> None:
     if not hasattr(layers, layer):
         pytest.skip(f"this timm has no {layer}")
     make = getattr(layers, layer)
-    norm = make(16, num_groups=4) if layer == "GroupNormAct" else make(16)
+    groups = {"GroupNormAct": {"num_groups": 4}, "EvoNorm2dS0": {"groups": 4}}
+    norm = make(16, **groups.get(layer, {}))
 
     class Last(nn.Module):
         def __init__(self) -> None:
