@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvc_core import BackboneFamilySpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 
 @hookimpl
