@@ -74,7 +74,7 @@ def test_every_hook_has_a_page_and_the_tutorial_lists_them() -> None:
     for hook, page in re.findall(
         r"^\| `(\w+)` \|.*\]\((\w[\w-]*\.md)\) \|$", text_of("first-plugin.md"), re.MULTILINE
     ):
-        assert HOOKS[hook] is PAGES[page] and f"`{hook}`" in text_of(page)
+        assert HOOKS[hook][0] is PAGES[page] and f"`{hook}`" in text_of(page)
 
 
 def test_hooks_in_the_documentation_take_the_arguments_of_the_code_and_return_its_specs() -> None:
