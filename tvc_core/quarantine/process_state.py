@@ -175,7 +175,7 @@ _SETTINGS = (
              lambda m, v: m.backends.cudnn.set_flags(**dict(v)),
              lambda _: (("_enabled", True), ("_benchmark", False), ("_deterministic", False))),
     _Setting("CPU kernels and attention kernels of torch", "torch", "process",
-             _read_kernels, _write_kernels, lambda _: (True,) * 5),
+             _read_kernels, _write_kernels, lambda _: (True,) * 6),
     _Setting("precision of matrix products of torch", "torch", "process",
              lambda m: m.get_float32_matmul_precision(),
              lambda m, v: m.set_float32_matmul_precision(v), lambda _: "highest"),
