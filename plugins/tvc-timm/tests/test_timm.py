@@ -557,7 +557,7 @@ def test_a_saved_model_does_not_ask_for_the_file_that_its_weights_came_from(
     model = builder.from_backbone("timm/test_resnet", options=options).eval()
     model.save(tmp_path / "model.safetensors")
     file.unlink()
-    loaded: Any = HybridModel.load(tmp_path / "model.safetensors").eval()
+    loaded: Any = load(tmp_path / "model.safetensors").eval()
     x = images(model)
     with torch.no_grad():
         assert torch.equal(loaded(x), model(x)) and loaded.num_classes == 7
