@@ -444,6 +444,9 @@ def _constant_docs() -> dict[str, str]:
         "API_VERSION": "The plugin API of this core: a plugin's major must be equal, its minor at "
         "most this one's.",
         "BlockMaker": "Makes the user's block for a number of input channels.",
+        "Patches": "What to change where: targets with their patches.",
+        "Weights": 'A pretrained set: its name, "DEFAULT", an enum member of torchvision, or None '
+        "for random weights.",
     }
 
 
@@ -458,7 +461,7 @@ def _members(cls: type[Any]) -> Iterable[tuple[str, Any]]:
         callable_ = (
             isinstance(thing, (property, staticmethod))
             or inspect.isfunction(thing)
-            or hasattr(thing, "function")
+            or hasattr(thing, "method")
         )
         if not name.startswith("_") and callable_ and getattr(thing, "__doc__", None):
             yield name, thing
@@ -476,7 +479,7 @@ def _member(owner: str, name: str, thing: Any, level: str) -> Iterable[str]:
         yield from _docstring(thing.__doc__)
         return
     function = (
-        thing.__func__ if isinstance(thing, staticmethod) else getattr(thing, "function", thing)
+        thing.__func__ if isinstance(thing, staticmethod) else getattr(thing, "method", thing)
     )
     yield from _signature(name, function, skip=0 if isinstance(thing, staticmethod) else 1)
     yield from _docstring(function.__doc__)

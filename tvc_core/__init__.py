@@ -26,7 +26,7 @@ from .errors import (
     UnknownNameError,
     WeightsError,
 )
-from .hookspecs import API_VERSION, hookimpl
+from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
 from .recipe import Patches, Recipe, Weights
 from .registry import Named, PluginInfo, Registry
@@ -35,6 +35,7 @@ from .specs import (
     BackboneSpec,
     BlockSpec,
     InitializerSpec,
+    Kind,
     PatchOpSpec,
     Spec,
     WeightsSpec,
@@ -75,7 +76,7 @@ __all__ = [
     "TvcError", "UnknownNameError", "WeightsError",
     # for plugin authors: what plugins offer
     "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
-    "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl",
+    "Kind", "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use
     "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
     "Registry", "Target", "build_torchvision", "read_state_dict",

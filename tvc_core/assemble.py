@@ -2,14 +2,12 @@
 
 Each step is a function that takes what the step before gave. Until `_insert` nothing in the network
 has changed but its input layer, and whatever fails afterwards is rolled back: so a network that a
-user handed over is as it was.
+user handed over is as it was. What the code of plugins does to the process meanwhile is put back.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +22,7 @@ from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.measuring import measure
 from .model.state import Feature, HybridState, Installed, PatchRecord
+from .quarantine.process_state import run_preserved
 from .recipe import Plan
 from .recipe.rules import check_class_names
 from .surgery.anatomy import Anatomy
@@ -32,6 +31,7 @@ from .surgery.input import InputRecord, change_input
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe
+from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.torchvision import class_names_of
 
@@ -49,10 +49,13 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
     """
-    with _keeping_random_state():
-        network = build_backbone(plan, pretrained=pretrained)
-        with rollback_on_error(network):
-            return _assemble(plan, network, pretrained)
+    return run_preserved(_build, plan, pretrained)
+
+
+def _build(plan: Plan, pretrained: bool) -> HybridModel:
+    network = build_backbone(plan, pretrained=pretrained)
+    with rollback_on_error(network):
+        return _assemble(plan, network, pretrained)
 
 
 def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
@@ -70,6 +73,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     installed = tuple(_insert(network, patch) for patch in prepared)
     proof = _prove(network, anatomy, installed, probe, before)
     new_layers, class_names = _set_head(plan, network, anatomy)
+    if pretrained:  # a file has passed it, or is older than the proof and loads all the same
+        prove_trains(network, prepared, originals, probe)
     state = HybridState(
         plan=plan,
         anatomy=anatomy,
@@ -191,22 +196,3 @@ def _set_head(
     if recipe.dropout is not None:
         set_dropout(network, anatomy.head, recipe.dropout)
     return new_layers, names
-
-
-@contextmanager
-def _keeping_random_state() -> Iterator[None]:
-    """Put torch's random state back if what runs inside raises.
-
-    Not where another thread may have drawn meanwhile: it would draw the same numbers again.
-    """
-    alone = threading.active_count() == 1
-    cpu = torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-    try:
-        yield
-    except BaseException:
-        if alone:
-            torch.set_rng_state(cpu)
-            if cuda:
-                torch.cuda.set_rng_state_all(cuda)
-        raise

@@ -110,7 +110,7 @@ class HybridBuilder:
             ParameterError: a parameter or option that a block or the backbone does not take.
             WeightsError: the weights cannot be downloaded or read, verified or fitted.
         """
-        return self._assemble(recipe_of(self.from_backbone, name, weights, arguments))
+        return self._assemble(recipe_of("from_backbone", name, weights, arguments))
 
     @takes(BuildArguments)
     def from_torchvision(
@@ -129,7 +129,7 @@ class HybridBuilder:
             UnknownNameError: the backbone is not torchvision's, or is not installed.
             TvcError: as for `from_backbone`.
         """
-        recipe = recipe_of(self.from_torchvision, name, weights, arguments)
+        recipe = recipe_of("from_torchvision", name, weights, arguments)
         offer = self.registry.resolve(BackboneSpec, name)
         if offer.spec.origin != "torchvision":
             raise UnknownNameError(
@@ -194,7 +194,7 @@ class HybridBuilder:
             fixed_size=fixed_size,
             auxiliary=auxiliary,
         )
-        recipe = recipe_of(self.from_module, backbone.qualified, None, arguments)
+        recipe = recipe_of("from_module", backbone.qualified, None, arguments)
         warn_of_hidden_names(module, HybridModel)
         return self._assemble(recipe, backbone)
 

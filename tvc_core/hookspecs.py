@@ -1,4 +1,5 @@
-"""The four hooks through which everything with a name reaches tvc.
+"""The four hooks through which everything that the core uses by name reaches it. Plugins define
+hooks for kinds of their own in the same way (`Kind`).
 
 A plugin is a light module (no torch import) that a distribution announces in its `pyproject.toml`:
 
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import pluggy
 
-from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec
+from .specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, Kind, PatchOpSpec
 
 API_VERSION = (1, 1)
 """The plugin API of this core: a plugin's major must be equal, its minor at most this one's."""
@@ -34,20 +35,16 @@ def tvc_backbones() -> list[BackboneSpec | BackboneFamilySpec]:
 
     Example:
 
-        from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+        from tvc_core import BackboneSpec, hookimpl
 
         TVC_API = (1, 0)
 
         @hookimpl
         def tvc_backbones():
-            return [
-                BackboneSpec(
-                    name="acme_net", family="acme", origin="acme", summary="A small residual
-                    network.", factory="acme_blocks.net:build",  # build(spec, *, weights,
-                    **options) -> nn.Module stem=("conv1", "bn1"), stages=("layer1", "layer2"),
-                    head="fc",
-                )
-            ]
+            # build(spec, *, weights, **options) -> nn.Module
+            net = {"name": "acme_net", "factory": "acme_blocks.net:build"}
+            parts = {"stem": ("conv1", "bn1"), "stages": ("layer1", "layer2"), "head": "fc"}
+            return [BackboneSpec(**net, **parts, summary="A small residual network.")]
     """
     raise NotImplementedError
 
@@ -64,13 +61,9 @@ def tvc_blocks() -> list[BlockSpec]:
 
         @hookimpl
         def tvc_blocks():
-            return [
-                BlockSpec(
-                    name="gate", category="attention", summary="Scale each channel by a learned
-                    constant.", factory="acme_blocks.gate:Gate",  # Gate(in_channels, **params) ->
-                    nn.Module
-                )
-            ]
+            # Gate(in_channels, **params) -> nn.Module
+            gate = {"name": "gate", "factory": "acme_blocks.gate:Gate", "category": "attention"}
+            return [BlockSpec(**gate, summary="Scale each channel by a learned constant.")]
     """
     raise NotImplementedError
 
@@ -87,12 +80,9 @@ def tvc_patch_ops() -> list[PatchOpSpec]:
 
         @hookimpl
         def tvc_patch_ops():
-            return [
-                PatchOpSpec(
-                    name="twice", takes_block=True, summary="Insert two blocks after the target.",
-                    factory="acme_blocks.ops:twice",  # twice(target, block, **options) -> nn.Module
-                )
-            ]
+            # twice(target, block, **options) -> nn.Module
+            twice = {"name": "twice", "factory": "acme_blocks.ops:twice"}
+            return [PatchOpSpec(**twice, summary="Insert two blocks after the target.")]
     """
     raise NotImplementedError
 
@@ -109,11 +99,18 @@ def tvc_initializers() -> list[InitializerSpec]:
 
         @hookimpl
         def tvc_initializers():
-            return [
-                InitializerSpec(
-                    name="orthogonal", summary="Orthogonal weights, biases 0.",
-                    factory="acme_blocks.init:orthogonal",  # orthogonal(module) -> None
-                )
-            ]
+            # orthogonal(module) -> None
+            orthogonal = {"name": "orthogonal", "factory": "acme_blocks.init:orthogonal"}
+            return [InitializerSpec(**orthogonal, summary="Orthogonal weights, biases 0.")]
     """
     raise NotImplementedError
+
+
+KINDS = (
+    Kind(spec=BackboneSpec, hook=tvc_backbones),
+    Kind(spec=BackboneFamilySpec, hook=tvc_backbones, plural="families"),
+    Kind(spec=BlockSpec, hook=tvc_blocks),
+    Kind(spec=PatchOpSpec, hook=tvc_patch_ops),
+    Kind(spec=InitializerSpec, hook=tvc_initializers),
+)
+"""The core's own kinds; plugins define others in the same way."""

@@ -4,34 +4,50 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
 
 from .errors import PluginError, short_repr
-from .hookspecs import hookimpl
-from .specs import (
-    BackboneFamilySpec,
-    BackboneSpec,
-    BlockSpec,
-    Factory,
-    InitializerSpec,
-    PatchOpSpec,
-    Spec,
-    normalize,
-)
+from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, is_owner, normalize
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["LocalPlugin"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class _Fields(TypedDict, total=False):
+    name: str
+    summary: str
+    source: str
+    replace: bool
+
+
+class _BlockFields(_Fields, total=False):
+    category: str
+    preserves_shape: bool
+    layouts: Sequence[str]
+    gated: bool
+    starts_as: str
+    code_only: Sequence[str]
+
+
+class _PatchOpFields(_Fields, total=False):
+    takes_block: bool
+    options: Mapping[str, Any]
+    code_only: Sequence[str]
+
+
 class LocalPlugin:
     """A plugin of this process, filled by decorators or by `add`: `HybridBuilder(plugins=[plugin])`
     knows what it offers.
 
-    Each decorator returns the class or function as it was. A builder and a registry are snapshots:
-    they know what the plugin offered when they were made, so decorate first. Where nothing else is
-    said, the name is the function's, or the class's in snake case (`MyGate` becomes `my_gate`), and
-    the summary the first line of its docstring.
+    Each decorator returns the class or function unchanged. A builder and a registry are snapshots:
+    they know what the plugin offered when they were made, so decorate first. Without `name`, the
+    name is the function's, or the class's in snake case (`MyGate` becomes `my_gate`); without
+    `summary`, it is the first line of the docstring. `replace=True` takes the place of what has the
+    name, as when a notebook's cell is run again.
 
     A model that was built with it can be saved. To load it, use a builder that has such
     a plugin again: `HybridBuilder(plugins=[plugin]).load(path)`.
@@ -40,78 +56,30 @@ class LocalPlugin:
         owner: first half of the qualified names, letters, digits and "-".
 
     Raises:
-        PluginError: an owner of another form.
+        PluginError: an owner of another form. By the decorators: the name is taken, or a value has
+            the wrong form; then the plugin is unchanged.
     """
 
     def __init__(self, owner: str) -> None:
-        if not isinstance(owner, str) or not re.fullmatch(
-            r"[a-z0-9]+(-[a-z0-9]+)*", normalize(owner)
-        ):
+        if not is_owner(owner):
             raise PluginError(
                 f"the owner of a LocalPlugin is letters, digits and '-', not {short_repr(owner)}"
             )
         self.TVC_OWNER = normalize(owner)
-        self._specs: dict[tuple[str, str], Spec] = {}
+        self._specs: dict[tuple[type[Spec], str], Spec] = {}
 
     @overload
     def block(self, factory: F, /) -> F: ...
-
     @overload
-    def block(
-        self,
-        /,
-        *,
-        name: str | None = ...,
-        category: str = ...,
-        summary: str | None = ...,
-        source: str = ...,
-        preserves_shape: bool = ...,
-        layouts: Sequence[str] = ...,
-        gated: bool = ...,
-        replace: bool = ...,
-    ) -> Callable[[F], F]: ...
-
-    def block(
-        self,
-        factory: F | None = None,
-        /,
-        *,
-        name: str | None = None,
-        category: str = "",
-        summary: str | None = None,
-        source: str = "",
-        preserves_shape: bool = True,
-        layouts: Sequence[str] = ("NCHW",),
-        gated: bool = False,
-        replace: bool = False,
-    ) -> Any:
+    def block(self, /, **fields: Unpack[_BlockFields]) -> Callable[[F], F]: ...
+    def block(self, factory: Any = None, /, **fields: Any) -> Any:
         """Offer a class or function `(in_channels, **params) -> nn.Module` as a block.
 
         Args:
             factory: what is decorated, where the decorator has no arguments.
-            name: as in `BlockSpec`, as are those that follow.
-            category: for listings.
-            summary: for listings.
-            source: where it was published.
-            preserves_shape: the output has the shape of the input.
-            layouts: the layouts that it takes.
-            gated: it has a method `gate`.
-            replace: take the place of what has this name, as when a notebook's cell is run again.
-
-        Raises:
-            PluginError: the name is taken, or a value has the wrong form; the plugin is as it was.
+            **fields: those of `BlockSpec`, such as `category` or `gated`, and `replace`.
         """
-
-        def make(factory: F) -> BlockSpec:
-            return BlockSpec(
-                **_about(factory, name, summary, source),
-                category=category,
-                preserves_shape=preserves_shape,
-                layouts=tuple(layouts),
-                gated=gated,
-            )
-
-        return self._decorator(factory, make, replace)
+        return self._offer(BlockSpec, factory, fields)
 
     def backbone(
         self,
@@ -119,10 +87,6 @@ class LocalPlugin:
         stem: str | Sequence[str],
         stages: Sequence[str | Sequence[str]],
         head: str,
-        name: str | None = None,
-        summary: str | None = None,
-        source: str = "",
-        replace: bool = False,
         **fields: Any,
     ) -> Callable[[F], F]:
         """Offer a function `(spec, *, weights, **options) -> nn.Module` as a backbone.
@@ -131,198 +95,100 @@ class LocalPlugin:
             stem: path or paths from the input to the first stage.
             stages: for each stage its path or paths.
             head: path of the classifier.
-            name: as in `BackboneSpec`.
-            summary: for listings.
-            source: where it was published.
-            replace: take the place of what has this name.
-            **fields: the other fields of `BackboneSpec`, such as `options` or `min_size`.
-
-        Raises:
-            PluginError: the name is taken, or a value has the wrong form; the plugin is as it was.
+            **fields: the other fields of `BackboneSpec`, such as `options`, and `replace`.
         """
-
-        def make(factory: F) -> BackboneSpec:
-            parts: dict[str, Any] = {
-                "stem": (stem,) if isinstance(stem, str) else stem,
-                "stages": stages,
-                "head": head,
-            }
-            return BackboneSpec(**_about(factory, name, summary, source), **parts, **fields)
-
-        return self._decorator(None, make, replace)
+        paths = (stem,) if isinstance(stem, str) else stem
+        return self.offer(BackboneSpec, stem=paths, stages=stages, head=head, **fields)
 
     @overload
     def patch_op(self, factory: F, /) -> F: ...
-
     @overload
-    def patch_op(
-        self,
-        /,
-        *,
-        name: str | None = ...,
-        summary: str | None = ...,
-        source: str = ...,
-        takes_block: bool = ...,
-        options: Mapping[str, Any] | None = ...,
-        replace: bool = ...,
-    ) -> Callable[[F], F]: ...
-
-    def patch_op(
-        self,
-        factory: F | None = None,
-        /,
-        *,
-        name: str | None = None,
-        summary: str | None = None,
-        source: str = "",
-        takes_block: bool = True,
-        options: Mapping[str, Any] | None = None,
-        replace: bool = False,
-    ) -> Any:
+    def patch_op(self, /, **fields: Unpack[_PatchOpFields]) -> Callable[[F], F]: ...
+    def patch_op(self, factory: Any = None, /, **fields: Any) -> Any:
         """Offer a function `(target, block, **options) -> nn.Module` as a patch operation.
 
         Args:
             factory: what is decorated, where the decorator has no arguments.
-            name: as in `PatchOpSpec`, as are those that follow.
-            summary: for listings.
-            source: where it was published.
-            takes_block: the operation inserts a block.
-            options: names and defaults of its keyword arguments.
-            replace: take the place of what has this name.
-
-        Raises:
-            PluginError: the name is taken, or a value has the wrong form; the plugin is as it was.
+            **fields: those of `PatchOpSpec`, such as `takes_block` or `options`, and `replace`.
         """
-
-        def make(factory: F) -> PatchOpSpec:
-            return PatchOpSpec(
-                **_about(factory, name, summary, source),
-                takes_block=takes_block,
-                options=options or {},
-            )
-
-        return self._decorator(factory, make, replace)
+        return self._offer(PatchOpSpec, factory, fields)
 
     @overload
     def initializer(self, factory: F, /) -> F: ...
-
     @overload
-    def initializer(
-        self,
-        /,
-        *,
-        name: str | None = ...,
-        summary: str | None = ...,
-        source: str = ...,
-        replace: bool = ...,
-    ) -> Callable[[F], F]: ...
-
-    def initializer(
-        self,
-        factory: F | None = None,
-        /,
-        *,
-        name: str | None = None,
-        summary: str | None = None,
-        source: str = "",
-        replace: bool = False,
-    ) -> Any:
+    def initializer(self, /, **fields: Unpack[_Fields]) -> Callable[[F], F]: ...
+    def initializer(self, factory: Any = None, /, **fields: Any) -> Any:
         """Offer a function `(module) -> None` as an initializer.
 
         Args:
             factory: what is decorated, where the decorator has no arguments.
-            name: as in `InitializerSpec`, as are those that follow.
-            summary: for listings.
-            source: where it was published.
-            replace: take the place of what has this name.
-
-        Raises:
-            PluginError: the name is taken, or a value has the wrong form; the plugin is as it was.
+            **fields: those of `InitializerSpec`, and `replace`.
         """
-        return self._decorator(
-            factory, lambda given: InitializerSpec(**_about(given, name, summary, source)), replace
-        )
+        return self._offer(InitializerSpec, factory, fields)
+
+    def offer(self, spec: type[Spec], /, **fields: Any) -> Callable[[F], F]:
+        """Offer a class or function as something of any kind, another plugin's included.
+
+        Args:
+            spec: class of the kind's specs.
+            **fields: its fields, and `replace`.
+        """
+        decorate: Callable[[F], F] = self._offer(spec, None, fields)
+        return decorate
 
     def add(self, *specs: Spec, replace: bool = False) -> None:
         """Offer what is described already.
 
         Args:
-            specs: of any kind, families of backbones included.
+            specs: of any kind, families of backbones and kinds of other plugins included.
             replace: take the place of what has these names.
 
         Raises:
-            PluginError: a name is taken, or something is no spec; the plugin is as it was.
+            PluginError: a name is taken, or something is no spec; the plugin is unchanged.
         """
-        before = dict(self._specs)
-        try:
-            for spec in specs:
-                self._put(spec, replace)
-        except PluginError:
-            self._specs = before
-            raise
-
-    @hookimpl
-    def tvc_blocks(self) -> list[BlockSpec]:
-        """Offer the decorated blocks."""
-        return self._of(BlockSpec)
-
-    @hookimpl
-    def tvc_backbones(self) -> list[BackboneSpec | BackboneFamilySpec]:
-        """Offer the decorated backbones."""
-        return [*self._of(BackboneSpec), *self._of(BackboneFamilySpec)]
-
-    @hookimpl
-    def tvc_patch_ops(self) -> list[PatchOpSpec]:
-        """Offer the decorated patch operations."""
-        return self._of(PatchOpSpec)
-
-    @hookimpl
-    def tvc_initializers(self) -> list[InitializerSpec]:
-        """Offer the decorated initializers."""
-        return self._of(InitializerSpec)
+        added = dict(self._specs)
+        for spec in specs:
+            if not isinstance(spec, Spec):
+                raise PluginError(
+                    f"{self!r} offers specs, such as a BlockSpec, not {short_repr(spec)}"
+                )
+            if (type(spec), spec.name) in added and not replace:
+                raise PluginError(
+                    f"{self!r} offers the {spec.kind} {spec.name!r} already: give another "
+                    "name=..., or replace=True, as for a notebook's cell that is run again"
+                )
+            added[type(spec), spec.name] = spec
+        self._specs = added
 
     def __repr__(self) -> str:
         return f"LocalPlugin({self.TVC_OWNER!r})"
 
-    def _of(self, kind: type[Any]) -> list[Any]:
-        return [spec for spec in self._specs.values() if isinstance(spec, kind)]
+    def _tvc_specs(self) -> list[Spec]:
+        """Return what it offers; the registry asks for it, since the plugin knows no hooks."""
+        return list(self._specs.values())
 
-    def _decorator(self, factory: F | None, make: Callable[[F], Spec], replace: bool) -> Any:
+    def _offer(self, spec: type[Spec], factory: Any, fields: dict[str, Any]) -> Any:
         def decorate(factory: F) -> F:
             if not callable(factory):
                 raise PluginError(
                     f"{self!r}: a decorator goes above a class or function, not above "
                     f"{short_repr(factory)}"
                 )
+            given = dict(fields)
+            replace = given.pop("replace", False)
             try:
-                spec = make(factory)
+                made = spec(**{**_described(factory), **given, "factory": factory})
             except (TypeError, ValueError) as error:
                 raise PluginError(f"{self!r}: {error}") from error
-            self._put(spec, replace)
+            self.add(made, replace=replace)
             return factory
 
         return decorate if factory is None else decorate(factory)
 
-    def _put(self, spec: Spec, replace: bool) -> None:
-        if not isinstance(spec, Spec):
-            raise PluginError(f"{self!r} offers specs, such as a BlockSpec, not {short_repr(spec)}")
-        if (spec.kind, spec.name) in self._specs and not replace:
-            raise PluginError(
-                f"{self!r} offers the {spec.kind} {spec.name!r} already: give another name=..., or "
-                "replace=True, as for a "
-                "notebook's cell that is run again"
-            )
-        self._specs[spec.kind, spec.name] = spec
 
-
-def _about(factory: Factory, name: str | None, summary: str | None, source: str) -> dict[str, Any]:
-    """Return the fields that every spec has, by default taken from a class or function."""
+def _described(factory: Any) -> dict[str, str]:
+    """Return the name and summary that a class or function says of itself."""
     own = getattr(factory, "__name__", "")
-    first = (getattr(factory, "__doc__", None) or "").strip().partition("\n")[0]
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", own).lower()
-    return {
-        "name": words if name is None else name,
-        "factory": factory,
-        "summary": first if summary is None else summary,
-        "source": source,
-    }
+    first = (getattr(factory, "__doc__", None) or "").strip().partition("\n")[0]
+    return {"name": words, "summary": first}

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from .assemble import assemble
 from .errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, join_names
 from .from_module import module_backbone
+from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.saving import KEYS, MODULE_KEY, digest_of
 from .recipe import Recipe, make_plan
 from .registry import Registry
+from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 
 __all__ = ["load", "open_model"]
@@ -80,6 +82,7 @@ def _load(
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
     model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
+    restore_gates(model, tensors)
     own = model.state_dict()
     if own.keys() != tensors.keys():
         lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
@@ -107,6 +110,7 @@ def _load(
     state.step0_difference = float(content["step0_difference"])
     state.verified = bool(content["verified"])
     state.metadata = dict(content.get("metadata") or {})
+    state.modules = fingerprint(model)
     model.eval()
     return model
 

@@ -16,6 +16,7 @@ callable.
 """
 
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
+_KIND = re.compile(r"[a-z][a-z0-9]*( [a-z0-9]+)*")
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
@@ -48,6 +49,9 @@ class _Picklable:
 @dataclass(frozen=True, kw_only=True)
 class Spec(_Picklable):
     """What every offered thing has in common.
+
+    A kind of your own (`Kind`) is a frozen dataclass derived from it, with a class attribute
+    `kind`, fields, and rules for them in `__post_init__`.
 
     Args:
         name: short name, `[a-z][a-z0-9_]*`; the qualified name is "distribution:name".
@@ -358,6 +362,57 @@ class InitializerSpec(Spec):
     kind: ClassVar[str] = "initializer"
 
 
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """A kind of thing that plugins offer: the class of its specs, and the hook that returns them.
+
+    A plugin defines kinds of its own beside its `TVC_API`: `TVC_KINDS = (Kind(...),)`. Since plugin
+    API 1.1.
+
+    Args:
+        spec: a frozen dataclass derived from `Spec`. Its class attribute `kind` is the kind's name,
+            lower-case words such as "loss". What is offered is of exactly this class.
+        hook: a function without arguments, decorated with `hookspec`. Its name starts with the
+            distribution's, such as "acme_losses" for acme.
+        plural: what `tvc list` calls the kind, one word; by default the last word of its name
+            with an "s".
+
+    Raises:
+        TypeError: `spec` or `hook` is something else.
+        ValueError: the kind's name or `plural` is not of that form.
+    """
+
+    kind: ClassVar[str] = "kind"
+
+    spec: type[Spec]
+    hook: Callable[[], Any]
+    plural: str = ""
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.spec, type) and issubclass(self.spec, Spec)):
+            raise TypeError(f"Kind: spec is {self.spec!r}, not a class derived from Spec")
+        if "__dataclass_fields__" not in vars(self.spec) or self.spec is Spec:
+            raise TypeError(f"Kind: {self.spec.__name__} is not decorated as a frozen dataclass")
+        if not _KIND.fullmatch(self.name) or self.name == Spec.kind:
+            raise ValueError(
+                f"Kind: {self.spec.__name__}.kind is {self.name!r}, not lower-case words, "
+                "such as 'loss'"
+            )
+        if not (callable(self.hook) and hasattr(self.hook, "tvc_spec")):
+            raise TypeError(
+                f"Kind {self.name!r}: hook is {self.hook!r}, not a function decorated with hookspec"
+            )
+        plural = self.plural or f"{self.name.rpartition(' ')[2]}s"
+        if not _NAME.fullmatch(plural):
+            raise ValueError(f"Kind {self.name!r}: plural is {plural!r}, not a lower-case word")
+        object.__setattr__(self, "plural", plural)
+
+    @property
+    def name(self) -> str:
+        """The kind's name, such as "loss"; the qualified name is "distribution:loss"."""
+        return self.spec.kind
+
+
 def _check_types(spec: Spec | WeightsSpec, wanted: type, *names: str) -> None:
     """Refuse a field of another type: a listing that sorts or compares it later would fail for
     everybody.
@@ -442,3 +497,8 @@ def _remake(cls: type[Any], values: dict[str, Any]) -> Any:
 def normalize(distribution: str) -> str:
     """Return a distribution's name in the normalized form that owners have (PEP 503)."""
     return re.sub(r"[-_.]+", "-", distribution).lower()
+
+
+def is_owner(name: object) -> bool:
+    """Return whether a name can stand for a distribution in qualified names."""
+    return isinstance(name, str) and bool(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", normalize(name)))

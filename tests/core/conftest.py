@@ -154,7 +154,9 @@ def install(
     """
     find = importlib_metadata.distributions
     folders: list[str] = []
-    monkeypatch.setattr(discovery.importlib_metadata, "distributions", lambda: find(path=folders))
+    monkeypatch.setattr(
+        discovery.importlib_metadata, "distributions", lambda **_: find(path=folders)
+    )
     monkeypatch.setattr(discovery, "_MENTIONED", set())
     for variable in ("TVC_DISABLE", "TVC_ONLY", "TVC_STRICT"):
         monkeypatch.delenv(variable, raising=False)

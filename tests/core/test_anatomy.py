@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tvc_core import BackboneError, BackboneSpec, HybridBuilder, StageError
 from tvc_core.surgery.anatomy import Anatomy
@@ -125,3 +125,37 @@ def test_every_parameter_belongs_to_the_part_that_computes_with_it(builder: Hybr
     assert {name for name in names if name not in reached} == {
         name for name in names if anatomy.part_of(name) == "head"
     }
+
+
+class Tied(nn.Module):
+    """Two names for one stage, and two for one token."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = self.again = nn.Parameter(torch.zeros(1, 4, 1, 1))
+        self.a, self.b = nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
+        self.c = self.b
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.c(self.b(self.a(x) + self.token)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("stem", "stages", "message"),
+    [
+        (("token", "a"), ("b", "c"), "'c' is 'b' under a second name"),
+        (("token", "a"), ("c",), "'c' is 'b' under a second name"),
+        (("token", "a"), ("b.0", "c.1"), "'c.1' is 'b.1' under a second name"),
+        (("again", "a"), ("b",), "'again' is 'token' under a second name"),
+        (("token", "a"), ("d",), "it has no 'd'; its children are a, b, c, fc"),
+    ],
+)
+def test_a_second_name_of_a_shared_part_is_told_from_a_missing_one(
+    stem: tuple[str, ...], stages: tuple[str, ...], message: str
+) -> None:
+    spec = BackboneSpec(name="tied", factory=Tied, stem=stem, stages=stages, head="fc")
+    with pytest.raises(BackboneError, match=message):
+        Anatomy.of(Tied(), spec)
+    right = BackboneSpec(name="tied", factory=Tied, stem=("token", "a"), stages=("b",), head="fc")
+    assert Anatomy.of(Tied(), right).part_of("b.0.weight") == "stage 0"

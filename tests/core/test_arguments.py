@@ -147,3 +147,15 @@ def test_arguments_are_given_by_keyword(
 ) -> None:
     with pytest.raises(TypeError, match="positional arguments"):
         call(alone)
+
+
+def test_a_subclass_may_wrap_the_doors_with_a_signature_of_its_own(alone: HybridBuilder) -> None:
+    class Mine(HybridBuilder):
+        def from_backbone(self, name: str, *more: Any, **arguments: Any) -> Any:
+            return super().from_backbone(name, *more, **arguments)
+
+    mine = Mine(registry=alone.registry)
+    with pytest.raises(tvc_core.UnknownNameError, match="Unknown backbone 'net'"):
+        mine.from_backbone("net", None, num_classes=3, image_size=64)
+    with pytest.raises(RecipeError, match="Did you mean 'num_classes'"):
+        mine.from_backbone("net", None, num_class=3)

@@ -330,15 +330,15 @@ def test_the_choice_for_norms_leaves_head_and_blocks_alone(
         if isinstance(m, nn.LayerNorm) and not path.startswith("classifier")
     }
     assert trainable(model) == {f"{path}.{name}" for path in norms for name in ("weight", "bias")}
-    model = tiny({"layer1": {"wrap": "conv"}, "layer3.0.norm": {"replace": "conv"}})
+    model = tiny({"layer1": {"wrap": "conv"}, "layer3.0.conv": {"replace": "conv"}})
     model.freeze_backbone(freeze_patches=True, normalization=normalization)
     assert not {
-        name for name in trainable(model) if name.startswith(("patches.", "layer3.0.norm."))
+        name for name in trainable(model) if name.startswith(("patches.", "layer3.0.conv."))
     }
     assert not any(
         m.training for m in model.patches.layer1.modules() if not isinstance(m, type(model.patches))
     )
-    assert not any(m.training for m in model.layer3[0].norm.modules())
+    assert not any(m.training for m in model.layer3[0].conv.modules())
 
 
 def test_an_unknown_choice_for_norms_changes_nothing(tiny: Any) -> None:

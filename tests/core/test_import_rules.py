@@ -110,13 +110,19 @@ def heavy_imports(tree: ast.Module) -> list[str]:
 
 
 def foreign_names(tree: ast.Module, allowed: Iterable[str]) -> list[str]:
-    """Return what a plugin's module takes from tvc that it may not take."""
+    """Return what a plugin's module takes from tvc that it may not take.
+
+    From another plugin's distribution it may take the spec class of a kind, from the top of its
+    package, inside the hook that offers something of that kind: an optional one, of that
+    distribution's name.
+    """
     wrong = []
-    for module, name, _ in modules(tree):
+    offered = [entry for node in ast.walk(tree) for entry in spec_imports(node)]
+    for module, name, line in modules(tree):
         if module == "tvc_core" and (name in allowed or not name):
             continue
         if module.partition(".")[0] in ("tvc_core", *FIRST_PARTY):
-            wrong.append(f"{module}:{name}")
+            wrong += [f"{module}:{name}"] * ((module, name, line) not in offered)
     for node in ast.walk(tree):  # import tvc_core; tvc_core.registry
         if (
             isinstance(node, ast.Attribute)
@@ -125,6 +131,18 @@ def foreign_names(tree: ast.Module, allowed: Iterable[str]) -> list[str]:
         ):
             wrong += [f"tvc_core.{node.attr}"] * (node.attr not in allowed)
     return wrong
+
+
+def spec_imports(node: ast.AST) -> list[tuple[str, str, int]]:
+    """Return what a function imports of the distribution that defines its hook, if it is one."""
+    marks = [ast.unparse(mark) for mark in getattr(node, "decorator_list", ())]
+    if not isinstance(node, ast.FunctionDef) or "hookimpl(optionalhook=True)" not in marks:
+        return []
+    return [
+        (module, name, line)
+        for module, name, line in modules(node)
+        if name.endswith("Spec") and node.name.startswith(f"{module}_")
+    ]
 
 
 def core_imports(file: Path, tree: ast.Module) -> set[str]:
@@ -251,10 +269,22 @@ def test_a_plugins_tests_import_the_public_core_and_its_testing_tools(plugin: Pa
         "import tvc_core\ntvc_core.registry",
         "from tvc_core import testing",
         "import tvc_core.specs",
+        "from tvc_cli import CommandSpec",
+        "@hookimpl\ndef tvc_cli_commands():\n    from tvc_cli import CommandSpec",
+        "@hookimpl(optionalhook=True)\ndef tvc_timm_x():\n    from tvc_cli import CommandSpec",
+        "@hookimpl(optionalhook=True)\ndef tvc_cli_commands():\n    from tvc_cli import main",
+        "@hookimpl(optionalhook=True)\ndef tvc_cli_commands():\n"
+        "    from tvc_cli.kinds import CommandSpec",
+        "def tvc_cli_commands():\n    from tvc_cli import CommandSpec",
     ],
 )
 def test_the_rule_for_plugins_catches(code: str) -> None:
     assert foreign_names(ast.parse(code), ALL)
+
+
+def test_a_hook_may_import_the_spec_class_of_its_kind() -> None:
+    hook = "@hookimpl(optionalhook=True)\ndef tvc_cli_commands():\n    "
+    assert not foreign_names(ast.parse(f"{hook}from tvc_cli import CommandSpec"), ALL)
 
 
 # -- what must be light, is ------------------------------------------------------------------------

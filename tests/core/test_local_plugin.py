@@ -145,7 +145,7 @@ def test_a_wrong_value_is_refused_where_it_is_written(arguments: dict[str, Any])
     plugin = LocalPlugin("notebook")
     with pytest.raises(PluginError, match=r"LocalPlugin\('notebook'\): BlockSpec"):
         plugin.block(**arguments)(ChannelScale)
-    assert plugin.tvc_blocks() == []
+    assert Registry([plugin], installed=False).all(BlockSpec) == []
 
 
 def test_a_decorator_above_something_else_says_so() -> None:

@@ -52,11 +52,12 @@ sys.addaudithook(note)
 @contextmanager
 def watched() -> Iterator[list[str]]:
     global SEEN
+    before, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # of a first import
     SEEN = seen = []
     try:
         yield seen
     finally:
-        SEEN = None
+        SEEN, sys.dont_write_bytecode = None, before
 
 
 def reach(where: Any) -> None:

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import torch
-import torchvision
 from torch import Tensor, nn
 from torchvision.models.densenet import _DenseLayer
 from torchvision.models.efficientnet import MBConv
@@ -66,16 +65,17 @@ VECTOR = BlockSpec(name="vector_gate", factory=VectorGate, layouts=("NC",))
 
 @pytest.fixture(scope="module")
 def networks() -> dict[str, tuple[nn.Module, Anatomy]]:
-    """torchvision's own networks, without memory for their weights, and the anatomies that the
-    plugins declare.
+    """The plugins' networks, without memory for their weights, and the anatomies that they
+    declare.
     """
     registry = Registry()
-    with torch.device("meta"):
-        made = {name: torchvision.models.get_model(name, weights=None) for name in NETWORKS}
-    return {
-        name: (net, Anatomy.of(net, registry.resolve(BackboneSpec, name).spec))
-        for name, net in made.items()
-    }
+    found = {}
+    for name in NETWORKS:
+        offer = registry.resolve(BackboneSpec, name)
+        with torch.device("meta"):
+            network = offer.load()(offer.spec, weights=None)
+        found[name] = (network, Anatomy.of(network, offer.spec))
+    return found
 
 
 @pytest.fixture
@@ -351,11 +351,12 @@ LAST_BLOCKS = {
 
 @pytest.mark.parametrize("name", LAST_BLOCKS)
 def test_the_last_block_of_each_stage_is_the_last_module_of_its_class_there(name: str) -> None:
-    spec = Registry().resolve(BackboneSpec, name).spec
+    offer = Registry().resolve(BackboneSpec, name)
+    spec = offer.spec
     # RegNet computes its widths with tensors
     with nullcontext() if name.startswith("regnet") else torch.device("meta"):
         options = {"init_weights": False} if "init_weights" in spec.options else {}
-        network = torchvision.models.get_model(name, weights=None, **options)
+        network = offer.load()(spec, weights=None, **options)
     anatomy = Anatomy.of(network, spec)
     expected = []
     for index, stage in enumerate(spec.stage_paths):

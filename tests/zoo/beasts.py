@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from tvc_core.testing import write_distribution
 
@@ -24,6 +25,7 @@ class Beast:
         source: of its module; NAME stands for the beast's name.
         status: what `tvc plugins` shows.
         words: part of its error, or of its side effects where it is active.
+        doctor: what `tvc doctor` says of a plugin that changes what tvc does not put back.
         change: does more to the metadata's folder.
         slow: takes seconds, since it hangs or brings a large package along.
     """
@@ -31,6 +33,7 @@ class Beast:
     source: str | bytes
     status: str = "failed"
     words: str = ""
+    doctor: str = ""
     change: Callable[[Path], object] = lambda info: None
     slow: bool = False
 
@@ -44,12 +47,23 @@ def hook(
     return f"{HEADER}{decorator}\ndef {name}({arguments}):\n    {body}\n"
 
 
+def kind(name: str = "loss", hook: str = "beast_NAME_losses", arguments: str = "") -> str:
+    """Return a plugin that defines a kind."""
+    return (
+        "from dataclasses import dataclass\nfrom typing import ClassVar\n"
+        "from tvc_core import Kind, Spec, hookimpl, hookspec\nTVC_API = (1, 1)\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass LossSpec(Spec):\n"
+        f"    kind: ClassVar[str] = {name!r}\n@hookspec\ndef {hook}({arguments}): ...\n"
+        f"TVC_KINDS = (Kind(spec=LossSpec, hook={hook}),)\n"
+    )
+
+
 def at_import(code: str) -> str:
     """Return a plugin that works, after running this code."""
     return f"{code}\n{hook()}"
 
 
-def effect(code: str, words: str, **more: bool) -> Beast:
+def effect(code: str, words: str, **more: Any) -> Beast:
     return Beast(at_import(code), "active", words, **more)
 
 
@@ -115,7 +129,6 @@ BEASTS: dict[str, Beast] = {
     ),
     "waits": hang(at_import("import threading; threading.Event().wait()")),
     "hook_sleeps": hang(hook("import time; time.sleep(1e9)")),
-    "asks": Beast(at_import("input('your name? ')"), words="EOFError"),
     # hooks
     "no_hook": Beast(HEADER, words="implements none of the hooks"),
     "misspelt_hook": Beast(hook(name="tvc_block"), words="Did you mean 'tvc_blocks'"),
@@ -123,7 +136,7 @@ BEASTS: dict[str, Beast] = {
     "misspelt_undecorated": Beast(
         hook(name="tvc_backbone", decorator="#"), words="Did you mean 'tvc_backbones'"
     ),
-    "hook_takes_argument": Beast(hook(arguments="registry"), words="{'registry'}"),
+    "hook_takes_argument": Beast(hook(arguments="registry"), words="takes arguments, (registry)"),
     "hook_raises": Beast(hook("raise OSError('no disk')"), words="OSError: no disk"),
     "hook_exits": Beast(hook("raise SystemExit(3)"), words="SystemExit: 3"),
     "gives_none": Beast(hook(f"[{GATE}]"), words="returned NoneType"),
@@ -145,7 +158,7 @@ BEASTS: dict[str, Beast] = {
         "        return super().__getattribute__(name)\nready = False\nbomb = Bomb(name='bomb', "
         "factory='a:b')\nready = True\n"
         "@hookimpl\ndef tvc_blocks(): return [bomb]",
-        words="OSError: bang",
+        words="not a BlockSpec",
     ),
     # specs
     "bad_name": Beast(
@@ -168,6 +181,47 @@ BEASTS: dict[str, Beast] = {
     "api_text": Beast(hook().replace("(1, 0)", "'1.0'"), words="TVC_API is '1.0'"),
     "api_future": Beast(hook().replace("(1, 0)", "(9, 0)"), "incompatible", "upgrade tvc-core"),
     "api_past": Beast(hook().replace("(1, 0)", "(0, 9)"), "incompatible", "upgrade the plugin"),
+    "api_later": Beast(hook().replace("(1, 0)", "(1, 99)"), "incompatible", "upgrade tvc-core"),
+    "api_number": Beast(hook().replace("(1, 0)", "1.0"), words="TVC_API is 1.0"),
+    "api_three": Beast(hook().replace("(1, 0)", "(1, 0, 0)"), words="TVC_API is (1, 0, 0)"),
+    "api_booleans": Beast(
+        hook().replace("(1, 0)", "(True, False)"), words="TVC_API is (True, False)"
+    ),
+    # kinds
+    "kind_of_nothing": Beast(kind() + "TVC_KINDS = LossSpec\n", words="not a tuple of Kind"),
+    "kind_of_old_api": Beast(
+        kind().replace("(1, 1)", "(1, 0)"), words="TVC_KINDS needs plugin API 1.1"
+    ),
+    "kind_of_the_core": Beast(kind(name="block"), words="defines the kind 'block'"),
+    "kind_named_badly": Beast(kind(name="My Loss"), words="not lower-case words"),
+    "kind_not_frozen": Beast(
+        kind().replace("@dataclass(frozen=True, kw_only=True)\n", ""),
+        words="is not decorated as a frozen dataclass",
+    ),
+    "kind_of_another_class": Beast(
+        kind().replace("spec=LossSpec", "spec=dict"), words="not a class derived from Spec"
+    ),
+    "kind_without_hook": Beast(
+        kind().replace("@hookspec\n", ""), words="not a function decorated with hookspec"
+    ),
+    "kind_with_argument": Beast(kind(arguments="registry"), words="takes arguments"),
+    "kind_of_another_owner": Beast(
+        kind(hook="acme_losses"), words="a hook carries the name of the distribution"
+    ),
+    "kind_with_core_hook": Beast(
+        kind(hook="tvc_losses"), words="a hook carries the name of the distribution"
+    ),
+    "kind_with_subclass": Beast(
+        kind() + "class Other(LossSpec): pass\n"
+        "@hookimpl(specname='beast_NAME_losses')\n"
+        "def losses(): return [Other(name='l', factory='a:b')]\n",
+        words="not a LossSpec",
+    ),
+    "unknown_hook": Beast(hook(name="acme_losses"), words="an unknown hook 'acme_losses'"),
+    "misspelt_optional": Beast(
+        hook(name="tvc_block", decorator="@hookimpl(optionalhook=True)"),
+        words="Did you mean 'tvc_blocks'",
+    ),
     # metadata
     "no_module": entry("nowhere.plugin", "No module named 'nowhere'"),
     "no_attribute": entry("beast_no_attribute_plugin:Plugin", "has no attribute 'Plugin'"),
@@ -176,8 +230,9 @@ BEASTS: dict[str, Beast] = {
     "no_metadata": metadata("METADATA", None),
     "metadata_not_text": metadata("METADATA", b"\xff\xfe\x00"),
     "entry_points_not_text": metadata("entry_points.txt", b"\xff\xfe\x00"),
-    # they work, and change what is not theirs
+    # they work, and change what can change the bits of a build
     "seeds": effect("import random; random.seed(0)", "random seed of Python"),
+    "draws": effect("import random; random.random()", "random seed of Python"),
     "seeds_numpy": effect("import numpy; numpy.random.seed(0)", "random seed of numpy", slow=True),
     "seeds_torch": effect("import torch; torch.manual_seed(0)", "random seed of torch", slow=True),
     "sets_dtype": effect(
@@ -189,32 +244,41 @@ BEASTS: dict[str, Beast] = {
     "stops_gradients": effect(
         "import torch; torch.set_grad_enabled(False)", "gradient mode of torch", slow=True
     ),
+    "sets_threads": effect(
+        "import torch; torch.set_num_threads(3)", "number of threads of torch", slow=True
+    ),
+    "is_deterministic": effect(
+        "import torch; torch.use_deterministic_algorithms(True)",
+        "deterministic algorithms of torch",
+        slow=True,
+    ),
+    "sets_cudnn": effect(
+        "import torch; torch.backends.cudnn.benchmark = True", "cuDNN flags of torch", slow=True
+    ),
+    "sets_kernels": effect(
+        "import torch; torch.backends.mkldnn.set_flags(False); "
+        "torch.backends.cuda.enable_math_sdp(False)",
+        "CPU kernels and attention kernels of torch",
+        slow=True,
+    ),
+    "sets_precision": effect(
+        "import torch; torch.set_float32_matmul_precision('medium')",
+        "precision of matrix products of torch",
+        slow=True,
+    ),
+    "flushes": effect(
+        "import torch; torch.set_flush_denormal(True)", "flushing of denormal numbers", slow=True
+    ),
+    "sets_autocast": effect(
+        "import torch; torch.set_autocast_enabled('cpu', True)", "autocast of torch", slow=True
+    ),
     "changes_folder": effect("import os; os.chdir('/')", "working directory"),
     "sets_environment": effect(
         "import os; os.environ['BEAST'] = '1'", "environment variables (BEAST)"
     ),
-    "sets_signals": effect(
-        "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)", "signal handlers"
-    ),
-    "ignores_warnings": effect(
-        "import warnings; warnings.simplefilter('ignore')", "warnings filters"
-    ),
-    "changes_path": effect("import sys; sys.path.insert(0, '/nowhere')", "sys.path"),
-    "sets_logging": effect("import logging; logging.basicConfig(level=10)", "logging of the root"),
-    "sets_timeout": effect(
-        "import socket; socket.setdefaulttimeout(1e-3)", "default timeout of sockets"
-    ),
-    "sets_locale": effect("import locale; locale.setlocale(locale.LC_ALL, 'C')", "locale"),
-    "sets_recursion": effect("import sys; sys.setrecursionlimit(7000)", "recursion limit"),
-    "sets_excepthook": effect("import sys; sys.excepthook = print", "sys.excepthook"),
-    "prints": effect("print('{')", "output"),
-    "replaces_stdout": effect("import sys, io; sys.stdout = io.StringIO()", "sys.stdout"),
-    "closes_stdout": effect("import sys; sys.stdout.close()", "sys.stdout"),
-    "replaces_stderr": effect("import sys, io; sys.stderr = io.StringIO()", "sys.stderr"),
 }
 
 QUIET: dict[str, Beast] = {
-    "writes": effect("import os; os.write(1, b'{')", ""),
     "prints_at_exit": effect(
         "import atexit, os; atexit.register(print, '{'); atexit.register(os.write, 1, b'{')", ""
     ),
@@ -229,6 +293,62 @@ QUIET: dict[str, Beast] = {
     ),
 }
 """Bad plugins of which nothing is known when they are listed."""
+
+
+def habit(code: str, words: str, **more: Any) -> Beast:
+    return Beast(at_import(code), "active", doctor=words, **more)
+
+
+HABITS: dict[str, Beast] = {
+    "ignores_warnings": habit(
+        "import warnings; warnings.simplefilter('ignore')", "warnings filters"
+    ),
+    "changes_path": habit("import sys; sys.path.insert(0, '/nowhere')", "sys.path"),
+    "finds_first": habit(
+        "import sys; sys.meta_path.insert(0, type('F', (), {'find_spec': lambda *_: None}))",
+        "sys.meta_path",
+    ),
+    "sets_logging": habit("import logging; logging.basicConfig(level=10)", "logging of the root"),
+    "sets_timeout": habit(
+        "import socket; socket.setdefaulttimeout(1e-3)", "default timeout of sockets"
+    ),
+    "sets_locale": habit("import locale; locale.setlocale(locale.LC_ALL, 'C')", "locale"),
+    "sets_recursion": habit("import sys; sys.setrecursionlimit(7000)", "recursion limit"),
+    "sets_excepthook": habit("import sys; sys.excepthook = print", "sys.excepthook"),
+    "stops_collection": habit("import gc; gc.disable()", "garbage collection"),
+    "starts_processes": habit(
+        "import multiprocessing; multiprocessing.set_start_method('spawn', force=True)",
+        "start method of processes",
+    ),
+    "sets_umask": habit("import os; os.umask(0o777 & ~0o077)", "umask"),
+    "sets_alarm": habit("import signal; signal.alarm(10000)", "alarm"),
+    "prints": habit("print('{')", "output"),
+    "writes": habit("import os; os.write(1, b'{')", "output"),
+    "detects_anomalies": habit(
+        "import torch; torch.autograd.set_detect_anomaly(True)",
+        "anomaly detection of torch",
+        slow=True,
+    ),
+    "moves_hub": habit("import torch; torch.hub.set_dir('/tmp')", "folder of torch.hub", slow=True),
+}
+"""Plugins that change what is the process's and cannot change the bits of a build. `tvc doctor`,
+which loads each in a process of its own, says so.
+"""
+
+STREAMS: dict[str, Beast] = {
+    "replaces_stdout": habit("import sys, io; sys.stdout = io.StringIO()", "sys.stdout"),
+    "closes_stdout": habit("import sys; sys.stdout.close()", "sys.stdout (closed)"),
+    "replaces_stderr": habit("import sys, io; sys.stderr = io.StringIO()", "sys.stderr"),
+    "replaces_stdin": habit("import sys, io; sys.stdin = io.StringIO()", "sys.stdin"),
+    "asks": Beast(at_import("input('your name? ')"), words="EOFError"),
+    "sets_signals": Beast(
+        at_import("import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"),
+        words="ValueError: signal only works in main thread",
+    ),
+}
+"""Plugins that would take the streams or signals from the process that loads them, which tvc leaves
+alone: these are for `tvc doctor` alone.
+"""
 
 
 def owner_of(name: str) -> str:

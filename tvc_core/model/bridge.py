@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..surgery import calls
+from ..surgery.gates import gates_open
 from ..surgery.head import find_last_layer
 from ..surgery.patch import Patch, PatchHook
 from ..surgery.patches import CONTAINERS, installed_patches
@@ -91,25 +92,9 @@ def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridg
         head: path of the head.
         probe: an image that the network accepts.
     """
-    with _gates_open(network), _head_open(network, head):
+    # closed, a way that leaves a patch out would look right
+    with gates_open(patch for _, patch in installed_patches(network)), _head_open(network, head):
         return _find_bridge(network, last, head, probe)
-
-
-@contextmanager
-def _gates_open(network: nn.Module) -> Iterator[None]:
-    """Open the gates of all patches for a look: closed, a way that leaves a patch out would look
-    right.
-    """
-    gates = [patch.alpha for _, patch in installed_patches(network) if patch.alpha is not None]
-    kept = [gate.detach().clone() for gate in gates]
-    with torch.no_grad():
-        try:
-            for gate in gates:
-                gate.fill_(0.5)
-            yield
-        finally:
-            for gate, before in zip(gates, kept, strict=True):
-                gate.copy_(before)
 
 
 @contextmanager

@@ -13,7 +13,8 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from ..errors import FreezeError, HeadError
+from ..errors import BackboneError, FreezeError, HeadError
+from ..quarantine.process_state import run_preserved
 from ..recipe import Recipe
 from ..recipe.rules import DROPOUT, FREEZE, check_class_names
 from ..surgery.anatomy import HEAD, StageInfo, stage_name
@@ -45,6 +46,22 @@ class HybridModel(nn.Module):
     """
 
     _hybrid: HybridState
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+        """Refuse an empty hybrid: only a class made for a network has one to be."""
+        if cls is HybridModel:
+            raise TypeError(
+                "HybridModel has no network by itself: HybridBuilder().from_torchvision(...), "
+                "from_backbone(...) or from_module(...) makes hybrids, and tvc_core.load(path) "
+                "reads one"
+            )
+        return super().__new__(cls)
+
+    def _replicate_for_data_parallel(self) -> Any:
+        raise BackboneError(
+            "nn.DataParallel makes replicas that share patches and state with the model, and would "
+            "run each other's: use torch.nn.parallel.DistributedDataParallel, one process a device"
+        )
 
     # -- features ----------------------------------------------------------------------------------
 
@@ -343,7 +360,7 @@ class HybridModel(nn.Module):
             HeadError: a replaced last layer had another number of outputs than the head has now.
             FreezeError: the model is wrapped in DistributedDataParallel.
         """
-        unpatch(self, self._hybrid, target)
+        run_preserved(unpatch, self, self._hybrid, target)
 
     def without(self, target: str | None = None) -> AbstractContextManager[HybridModel]:
         """Return a context in which inserted blocks are switched off: `with

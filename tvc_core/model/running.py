@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..errors import join_names
 from ..surgery import calls
 from ..surgery.patches import installed_patches
 from .settling import settle
@@ -52,14 +54,60 @@ def _traced_through(network: nn.Module) -> Iterator[None]:
     """Let torch.fx trace into patched layers, whose hooks it would not see.
 
     It takes every module of torch.nn for one step, known by the module that its class is from; an
-    attribute of the instance hides that while the trace lasts.
+    attribute of the instance hides that while the trace lasts. What it cannot trace into stays one
+    step with its hooks, and a warning says what that means.
     """
-    patched = [network.get_submodule(path) for path, _ in installed_patches(network)]
-    marked = [module for module in dict.fromkeys(patched) if "__module__" not in vars(module)]
+    patched = dict.fromkeys(network.get_submodule(path) for path, _ in installed_patches(network))
+    steps = [module for module in patched if type(module).__module__.startswith("torch.nn")]
+    marks: list[tuple[nn.Module, dict[str, Any]]] = []
+    opaque: list[str] = []
+    for module in steps:
+        if isinstance(module, _TRACEABLE) and not (_is_norm(module) and module.training):
+            checked = {"_check_input_dim": _unchecked} if _is_norm(module) else {}
+            marks.append((module, {"__module__": __name__, **checked}))
+        elif not isinstance(module, nn.Sequential):
+            opaque.append(type(module).__name__)
+    if opaque:
+        warnings.warn(
+            f"torch.fx takes patched layers ({join_names(dict.fromkeys(opaque), most=3)}) for one "
+            "step: their patches run as hooks of these layers, and are lost where a tool removes "
+            "or exchanges the layers in the graph (fusing, quantization). Trace in eval mode, or "
+            "patch the modules around these layers",
+            UserWarning,
+            stacklevel=4,
+        )
     try:
-        for module in marked:
-            module.__dict__["__module__"] = __name__
+        for module, attributes in marks:
+            module.__dict__.update(attributes)
         yield
     finally:
-        for module in marked:
-            module.__dict__.pop("__module__", None)
+        for module, attributes in marks:
+            for name in attributes:
+                module.__dict__.pop(name, None)
+
+
+_TRACEABLE = (
+    nn.Linear,
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.Identity,
+    nn.ReLU,
+    nn.ReLU6,
+    nn.SiLU,
+    nn.GELU,
+    nn.Hardswish,
+    nn.modules.dropout._DropoutNd,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+)
+
+
+def _is_norm(module: nn.Module) -> bool:
+    return isinstance(module, nn.modules.batchnorm._NormBase)
+
+
+def _unchecked(x: Any) -> None:
+    """Stand for a check of dimensions, which a traced value cannot answer."""

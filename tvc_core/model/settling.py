@@ -36,7 +36,7 @@ def settle(network: nn.Module, state: HybridState) -> None:
 
 def place(network: nn.Module, state: HybridState) -> list[str]:
     """Put in place what has one, and return in words which patches have none."""
-    lost = [f"{home} (there is no module {path!r} any more)" for home, path, _ in hang(network)]
+    lost = [f"{home} ({reason})" for home, reason in hang(network)]
     last = find_last_layer(network, state.anatomy.head)
     state.taps.place(network, last[0] if last else None)
     if state.statistics and network.training:

@@ -1,14 +1,15 @@
-"""Run a plugin's code so that it can hang without holding up anybody, and leave the process as it
-was.
+"""Run a plugin's code so that it can hang without holding up others, and put back what can change
+the bits of a build.
 
 The code runs in a thread, and the caller waits for it. Nothing else ends a wait that the plugin has
 begun: a signal belongs to the user, and a process could not hand over what was imported
-(docs/explanation/architecture.md, "The hook layer").
+(docs/explanation/architecture.md, "The hook layer"). The caller holds no lock, so an interrupt at
+any of its lines leaves none behind.
 """
 
 from __future__ import annotations
 
-import contextlib
+import _thread
 import math
 import os
 import sys
@@ -16,75 +17,33 @@ import threading
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
 from ..errors import PluginError, RegistryWarning
-from .process_state import ProcessState, StreamGuard
+from .process_state import ProcessState
 
-__all__ = ["Guard", "Run", "guarding", "import_timeout"]
+__all__ = ["Run", "check_not_loading", "import_timeout", "run_guarded"]
 
 DEFAULT_TIMEOUT = 10.0
 """What a plugin's import and hooks may take together [s]."""
 
-_LOADING = threading.Lock()
-"""Held while plugins are loaded: two threads must not look at what the process shares at the same
-time.
+_GRACE = 0.5
+"""What the caller still waits after an interrupt, so that most plugins come to an end [s]."""
+
+_LOADING = threading.RLock()
+"""Held by the thread that runs a plugin's code, and by one that forks. A new one takes its place if
+that thread does not come back.
 """
 
+_HUNG: dict[str, Run] = {}
+"""How the modules ran whose import hung. Their import locks are held for ever."""
+
 _THREAD = threading.local()
-"""`loading` is true in a thread while it runs a plugin's code."""
-
-_HUNG: set[str] = set()
-"""Top-level packages of modules whose import hung. Their locks are held for ever."""
-
-
-class _HangError(Exception):
-    """A plugin's code did not come back in time; the argument is the stack at which it was left."""
-
-
-class _Worker(threading.Thread):
-    """A thread that does one job after another, until it is given None."""
-
-    def __init__(self) -> None:
-        super().__init__(name="tvc plugin loader", daemon=True)
-        self.jobs: SimpleQueue[Callable[[], Any] | None] = SimpleQueue()
-        self.results: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
-
-    def run(self) -> None:
-        while (job := self.jobs.get()) is not None:
-            try:
-                self.results.put((job(), None))
-            except BaseException as error:  # it is raised again in the thread that waits
-                self.results.put((None, error))
-
-    def imports(self) -> set[str]:
-        """Return the packages that it is in the middle of importing."""
-        frame, found = sys._current_frames().get(self.ident or 0), set()
-        while frame is not None:
-            if frame.f_code.co_name == "_find_and_load" and "importlib" in frame.f_code.co_filename:
-                found.add(str(frame.f_locals.get("name")).partition(".")[0])
-            frame = frame.f_back
-        return found
-
-    def abandon(self, package: str) -> str:
-        """Leave it to itself, and end it as soon as it runs Python code; return where it is.
-
-        In the middle of an import of another package it goes on: half of that would be left for
-            everybody.
-        """
-        import ctypes
-
-        self.jobs.put(None)
-        frame = sys._current_frames().get(self.ident or 0)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-        if self.imports() <= {package}:
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(
-                ctypes.c_ulong(self.ident or 0), ctypes.py_object(SystemExit)
-            )
-        return stack
+"""`loading` is true in a thread while it runs a plugin's code; `lock` is what it forks with."""
 
 
 @dataclass(frozen=True)
@@ -93,124 +52,157 @@ class Run:
 
     Args:
         result: what it returned.
-        side_effects: what it changed for everybody, in words.
+        side_effects: what it changed and was put back, in words.
         seconds: what it took [s].
         hung: the stack at which it was left, if it did not come back in time.
     """
 
-    result: Any
-    side_effects: tuple[str, ...]
-    seconds: float
+    result: Any = None
+    side_effects: tuple[str, ...] = ()
+    seconds: float = 0.0
     hung: str | None = None
 
 
-class Guard:
-    """Runs plugins' code within a time limit [s]; made by `guarding`."""
+class _Job:
+    """An action that runs in a thread of its own, and what has become of it."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds = seconds
-        self._worker: _Worker | None = None
-        self._quiet: StreamGuard | None = None
+    def __init__(self, action: Callable[[], Any]) -> None:
+        self._action = action
+        self._begun: SimpleQueue[None] = SimpleQueue()
+        self._done: SimpleQueue[None] = SimpleQueue()
+        self._start = time.perf_counter()
+        self._thread = 0
+        self._lock: Any = None
+        self._state: ProcessState | None = None
+        self._abandoned = self._closed = False
+        self.run: Run | None = None
+        self.error: BaseException | None = None
 
-    def run(self, action: Callable[[], Any], module: str) -> Run:
-        """Run what imports a module, and put back what that changes."""
-        if self._quiet is None:
-            _LOADING.acquire()
-            self._quiet, self._state = StreamGuard(), ProcessState()
-        package = module.partition(".")[0]
-        hung: str | None = None
-        result: Any = None
-        local: tuple[str, ...] = ()
-        start = time.perf_counter()
+    def __call__(self) -> None:
+        """Run the action, after those of other threads."""
+        lock = _take_turn()
         try:
-            # the caller holds the lock that a thread would wait for
-            if _is_being_imported(package) and package not in _HUNG:
-                result, local = self._watching_thread(action)
-            else:
-                result, local = self._in_thread(lambda: self._watching_thread(action), package)
-        except _HangError as error:
-            hung = str(error)
-            _HUNG.add(package)
+            if self._abandoned:
+                return
+            self._lock, self._thread, self._start = lock, threading.get_ident(), time.perf_counter()
+            self._state = ProcessState()
+            self._begun.put(None)
+            _THREAD.loading = True
+            result = None
+            try:
+                result = self._action()
+            except BaseException as error:  # it is raised again in the thread that waits
+                self.error = error
+            seconds = time.perf_counter() - self._start
+            if not self._abandoned:  # else later changes are other code's, as far as one can tell
+                self.run = Run(result, self._state.put_back(), seconds)
         finally:
-            seconds = time.perf_counter() - start
-            changes, self._state = self._state.put_back()
-            changes = (*self._quiet.changes(), *local, *changes)
-        return Run(result, changes, seconds, hung)
+            lock.release()
+            self._done.put(None)
 
-    def _watching_thread(self, action: Callable[[], Any]) -> tuple[Any, tuple[str, ...]]:
-        """Run an action; return its result, and in words what it changed of what every thread has
-        of its own.
+    def wait(self, seconds: float) -> Run:
+        """Wait until the action has ended or hangs.
+
+        Importing torch is slow on some machines, and half an import would make every build fail:
+        then the wait is up to ten times as long.
         """
-        assert self._quiet is not None
-        self._quiet.thread = threading.get_ident()
-        before = ProcessState(local=True)
-        _THREAD.loading = True
+        self._begun.get()
+        for _ in range(10):
+            had_torch = "torch" in sys.modules
+            try:
+                self._done.get(timeout=seconds)
+                break
+            except Empty:
+                new_torch = "torch" in sys.modules and not had_torch
+                if not (new_torch or is_being_imported("torch")):
+                    break
+        if self.run is None and self.error is None:
+            frame = sys._current_frames().get(self._thread)
+            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+            self._abandoned = True
+            effects = self._state.put_back(thread=False) if self._state is not None else ()
+            return Run(None, effects, time.perf_counter() - self._start, stack)
+        if self.error is not None:
+            raise self.error
+        assert self.run is not None
+        return self.run
+
+    def close(self, *, hung: bool) -> None:
+        """Leave the action to itself if it has not ended: put back what it has changed so far, and
+        let others go on. May be repeated.
+        """
+        global _LOADING
+        if self._closed or self.run is not None:
+            return
+        if not hung and self._state is not None:
+            with suppress(Empty):
+                self._done.get(timeout=_GRACE)
+        self._abandoned = True
+        if self.run is None and self._state is not None:
+            self._state.put_back(thread=False)
+            if self._lock is _LOADING:
+                _LOADING = threading.RLock()
+        self._closed = True
+
+
+def run_guarded(action: Callable[[], Any], module: str, seconds: float) -> Run:
+    """Run what imports a module or calls its hooks, and put back what that changes.
+
+    Args:
+        action: what is to be run.
+        module: the plugin's module. One that has hung once is not run again.
+        seconds: how long it may take.
+    """
+    if module in _HUNG:
+        return _HUNG[module]
+    package = module.partition(".")[0]
+    # the caller holds the import lock that a thread would wait for
+    if is_being_imported(package) and not any(_in(package, hung) for hung in _HUNG):
+        return _run_here(action)
+    job, hung = _Job(action), False
+    # _thread and not threading, whose start() takes locks in Python code of this thread
+    try:
         try:
+            _thread.start_new_thread(job, ())
+            run = job.wait(seconds)
+            if run.hung is not None:
+                hung = True
+                _HUNG[module] = run
+            return run
+        finally:
+            job.close(hung=hung)
+    finally:  # an interrupt may fall on the line of the first one
+        job.close(hung=hung)
+
+
+def _run_here(action: Callable[[], Any]) -> Run:
+    """Run an action in the calling thread, which nothing can end."""
+    state, start = ProcessState(), time.perf_counter()
+    try:
+        try:
+            _THREAD.loading = True
             result = action()
+            _THREAD.loading = False
+            return Run(result, state.put_back(), time.perf_counter() - start)
         finally:
             _THREAD.loading = False
-        return result, before.put_back()[0]
-
-    def _in_thread(self, job: Callable[[], Any], package: str) -> Any:
-        if self._worker is None:
-            self._worker = _Worker()
-            self._worker.start()
-        # until it comes back it is nobody's, whatever ends the wait
-        worker, self._worker = self._worker, None
-        worker.jobs.put(job)
-        try:
-            result, error = self._wait(worker)
-        except BaseException as reason:  # Empty, or Ctrl-C
-            stack = worker.abandon(package)
-            if isinstance(reason, Empty):
-                raise _HangError(stack) from None
-            raise
-        self._worker = worker
-        if error is not None:
-            raise error
-        return result
-
-    def _wait(self, worker: _Worker) -> tuple[Any, BaseException | None]:
-        """Wait for a result; ten times as long while torch is imported, which is slow but must not
-        be left half done.
-        """
-        for _ in range(9):
-            try:
-                return worker.results.get(timeout=self.seconds)
-            except Empty:
-                if "torch" not in worker.imports():
-                    raise
-        return worker.results.get(timeout=self.seconds)
-
-    def close(self) -> None:
-        """Give everything back. The thread ends, since a process with several has trouble with
-        forks.
-        """
-        if self._worker is not None:
-            self._worker.jobs.put(None)
-            self._worker.join()
-        if self._quiet is not None:
-            self._quiet.close()
-            _LOADING.release()
+            state.put_back()
+    finally:
+        _THREAD.loading = False
+        state.put_back()
 
 
-@contextlib.contextmanager
-def guarding() -> Iterator[Guard]:
-    """Yield a guard for the plugins of one registry.
+def check_not_loading() -> None:
+    """Refuse to look for plugins in the middle of loading one.
 
     Raises:
-        PluginError: a plugin asks for one while it is loaded.
+        PluginError: this thread is running a plugin's code.
     """
     if getattr(_THREAD, "loading", False):
         raise PluginError(
             "a plugin is being loaded, and what is installed is not known yet: make the registry "
             "later"
         )
-    guard = Guard(import_timeout())
-    try:
-        yield guard
-    finally:
-        guard.close()
 
 
 def import_timeout() -> float:
@@ -232,7 +224,52 @@ def import_timeout() -> float:
     return min(seconds, threading.TIMEOUT_MAX)
 
 
-def _is_being_imported(package: str) -> bool:
-    """Tell whether the import of a package has begun and not ended."""
+def is_being_imported(package: str) -> bool:
+    """Return whether the import of a package has begun and not ended."""
     spec = getattr(sys.modules.get(package), "__spec__", None)
     return bool(getattr(spec, "_initializing", False))
+
+
+def _in(package: str, module: str) -> bool:
+    return module.partition(".")[0] == package
+
+
+def _take_turn(most: float = math.inf) -> Any:
+    """Return the lock, held: no other thread runs a plugin's code.
+
+    Args:
+        most: how long to wait; then the lock is returned all the same, unheld [s].
+    """
+    end = time.monotonic() + most
+    while True:
+        lock = _LOADING
+        if lock.acquire(timeout=0.2):
+            if lock is _LOADING:
+                return lock
+            lock.release()  # its holder had been given up
+        elif time.monotonic() > end:
+            return None
+
+
+def _before_fork() -> None:
+    # A child has a copy of every lock, and not the threads that would release them: Python's locks
+    # of the modules that are being imported, too. So a fork waits until no plugin is being loaded.
+    _THREAD.lock = _take_turn(most=30.0)
+
+
+def _after_fork() -> None:
+    lock, _THREAD.lock = getattr(_THREAD, "lock", None), None
+    if lock is not None:
+        lock.release()
+
+
+def _after_fork_in_child() -> None:
+    global _LOADING
+    _after_fork()
+    _LOADING = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_before_fork, after_in_parent=_after_fork, after_in_child=_after_fork_in_child
+    )

@@ -1,157 +1,116 @@
-"""See what loading a plugin changes for everybody, and put it back.
+"""What can change the bits of a build: look at it, and put it back.
 
-Looks only at what is loaded already and imports nothing heavy: a look takes some ten microseconds,
-so that listing names stays fast. What a plugin does to torch in the very import in which it brings
-torch along is held against fresh torch.
+A look imports nothing: it sees what is loaded already, and takes some ten microseconds, so that
+listing names stays fast. Streams, signals and the other things that plugins change belong to the
+process; `tvc doctor`, which loads each plugin in a process of its own, reports those.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
-import operator
 import os
 import random
 import sys
 import threading
-import warnings
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from contextlib import suppress
+from typing import Any, NamedTuple, TypeVar
 
 from ..errors import join_names
 
-__all__ = ["StreamGuard", "ProcessState"]
+__all__ = ["ProcessState", "preserved", "run_preserved"]
 
-_HEAVY = (
-    "torch",
-    "torchvision",
-    "timm",
-    "numpy",
-    "scipy",
-    "pandas",
-    "sklearn",
-    "cv2",
-    "PIL",
-    "matplotlib",
-    "tensorflow",
-    "jax",
-)
-_UNKNOWN = object()
+T = TypeVar("T")
+
+_ABSENT, _UNKNOWN = object(), object()
+"""Instead of a value: the module is not loaded; the value cannot be read."""
 
 
-@dataclass(frozen=True, eq=False)
-class _Watched:
+class _Setting(NamedTuple):
     """One thing that a module shares with the whole process.
 
     Args:
         words: what it is, for people.
         module: it is looked at where this module is loaded.
+        scope: "process"; "thread", if each thread has its own; "random", for the generators, which
+            other threads may use at the same time.
         read: returns its value, given the module.
         write: puts a value back, given the module and the value.
-        fresh: returns the value that it has just after the module's import; None where that is not
-            known.
-        same: compares two values.
-        local: every thread has its own.
+        fresh: returns the value that it has just after the module's import.
     """
 
     words: str
     module: str
+    scope: str
     read: Callable[[Any], Any]
     write: Callable[[Any, Any], object]
-    fresh: Callable[[Any], Any] | None = None
-    same: Callable[[Any, Any], bool] = operator.eq
-    local: bool = False
+    fresh: Callable[[Any], Any] = lambda _: _UNKNOWN
 
     def now(self) -> Any:
         module = sys.modules.get(self.module)
         try:
-            return self.read(module) if module is not None else _UNKNOWN
-        except Exception:
-            # another thread is in the middle of its import, or somebody has put another object
-            # there
+            return _ABSENT if module is None else self.read(module)
+        except Exception:  # another thread is in the middle of its import
             return _UNKNOWN
 
-    def at_first(self) -> Any:
-        try:
-            return self.fresh(sys.modules[self.module]) if self.fresh is not None else _UNKNOWN
-        except Exception:
-            return _UNKNOWN
+    def put_back(self, before: Any) -> str | None:
+        """Write a value where another stands now; return in words what it was, or None."""
+        now = self.now()
+        if before is _ABSENT and now is not _ABSENT:
+            with suppress(Exception):
+                before = self.fresh(sys.modules[self.module])
+        unknown = any(value is _ABSENT or value is _UNKNOWN for value in (before, now))
+        if unknown or _same(before, now):
+            return None
+        with suppress(Exception):  # a folder that is gone cannot be the working directory again
+            self.write(sys.modules[self.module], before)
+        if not isinstance(before, dict):
+            return self.words
+        changed = (key for key in {*before, *now} if before.get(key) != now.get(key))
+        names = sorted(os.fsdecode(key) for key in changed)
+        return f"{self.words} ({join_names(names, most=4)})"
 
 
-def _attribute(words: str, module: str, name: str) -> _Watched:
-    """Watch an attribute by its identity."""
-    return _Watched(
-        words,
-        module,
-        lambda m: getattr(m, name),
-        lambda m, value: setattr(m, name, value),
-        same=operator.is_,
-    )
+def _same(one: Any, other: Any) -> bool:
+    try:
+        return bool(one == other)
+    except (RuntimeError, ValueError):  # arrays, or tuples of arrays and numbers
+        if isinstance(one, tuple):
+            return all(_same(a, b) for a, b in zip(one, other, strict=True))
+        return bool((one == other).all())
 
 
-def _getter_setter(words: str, module: str, name: str, fresh: Any = _UNKNOWN) -> _Watched:
-    """Watch what the function get`name` returns and set`name` sets."""
-    return _Watched(
-        words,
-        module,
-        lambda m: getattr(m, f"get{name}")(),
-        lambda m, value: getattr(m, f"set{name}")(value),
-        fresh=None if fresh is _UNKNOWN else lambda _: fresh,
-    )
+_ENVIRONMENT: Any = os.environb if os.supports_bytes_environ else os.environ
 
 
-def _write_environment(_: Any, before: Mapping[str, str]) -> None:
-    for name in {*os.environ, *before}:
+def _read_environment(_: Any) -> dict[Any, Any]:
+    # the mapping itself decodes each name and value, which takes a hundred times as long
+    return dict(getattr(_ENVIRONMENT, "_data", _ENVIRONMENT))
+
+
+def _write_environment(_: Any, before: Mapping[Any, Any]) -> None:
+    for name in {*_ENVIRONMENT, *before}:
         if name not in before:
-            del os.environ[name]
-        elif os.environ.get(name) != before[name]:
-            os.environ[name] = before[name]
-
-
-def _write_finders(module: Any, before: tuple[Any, ...]) -> None:
-    module.meta_path[:] = [
-        *before,
-        *(finder for finder in module.meta_path if finder not in before),
-    ]
-
-
-def _write_filters(module: Any, before: tuple[list[Any], tuple[Any, ...]]) -> None:
-    module.filters = before[0]
-    module.filters[:] = before[1]
-    # leaving it tells the warnings module that its filters have changed
-    with warnings.catch_warnings():
-        pass
-
-
-def _write_logging(module: Any, before: tuple[int, tuple[Any, ...], int]) -> None:
-    module.root.setLevel(before[0])
-    module.root.handlers[:] = before[1]
-    module.disable(before[2])
-
-
-def _same_numpy_state(one: Any, other: Any) -> bool:
-    return bool(one[0] == other[0] and one[2:] == other[2:] and (one[1] == other[1]).all())
+            del _ENVIRONMENT[name]
+        elif _ENVIRONMENT.get(name) != before[name]:
+            _ENVIRONMENT[name] = before[name]
 
 
 def _fresh_numpy_state(module: Any) -> Any:
-    """Return numpy's state, or one from the system's entropy, as numpy itself starts, if somebody
-    has seeded it.
-    """
+    """Return numpy's state; if it has been seeded, one from the system's entropy, as it starts."""
     seeded = module.mtrand._rand._bit_generator.seed_seq is None
     return (module.RandomState() if seeded else module).get_state()
 
 
 def _fresh_torch_state(module: Any) -> Any:
-    """Return torch's state, or one from the system's entropy, as torch itself starts, if somebody
-    has seeded it.
+    """Return torch's state; if it has been seeded, one from the system's entropy, as it starts.
 
     torch draws its first seed from 64 bits of entropy. Seeds that people write are smaller by far.
     """
-    if module.initial_seed() >= 2**48:
-        return module.default_generator.get_state()
-    generator = module.Generator()
-    generator.seed()
+    generator = module.default_generator
+    if module.initial_seed() < 2**48:
+        generator = module.Generator()
+        generator.seed()
     return generator.get_state()
 
 
@@ -162,321 +121,159 @@ def _write_torch_state(module: Any, before: Any) -> None:
         module.cuda.manual_seed_all(module.initial_seed())
 
 
+_CUDNN = ("enabled", "benchmark", "deterministic")
+_ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
+"""Kernels of torch's attention, as torch.backends.cuda names them."""
+
+
+def _read_kernels(module: Any) -> tuple[bool, ...]:
+    attention = (getattr(module.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION)
+    return (module.backends.mkldnn.enabled, *attention)
+
+
 def _write_kernels(module: Any, before: tuple[bool, ...]) -> None:
     module.backends.mkldnn.set_flags(_enabled=before[0])
     for name, enabled in zip(_ATTENTION, before[1:], strict=True):
         getattr(module.backends.cuda, f"enable_{name}_sdp")(enabled)
 
 
-_ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
-"""Kernels of torch's attention, as torch.backends.cuda names them."""
+def _read_autocast(module: Any) -> tuple[tuple[str, bool, Any], ...]:
+    devices = ("cpu", "cuda")
+    return tuple((d, module.is_autocast_enabled(d), module.get_autocast_dtype(d)) for d in devices)
 
-_WATCHED = (
-    _Watched("working directory", "os", lambda m: m.getcwd(), lambda m, value: m.chdir(value)),
-    _attribute("os.environ", "os", "environ"),
-    _Watched("environment variables", "os", lambda m: dict(m.environ), _write_environment),
-    _Watched(
-        "sys.path",
-        "sys",
-        lambda m: list(m.path),
-        lambda m, value: operator.setitem(m.path, slice(None), value),
-    ),
-    _Watched(
-        "sys.meta_path",
-        "sys",
-        lambda m: tuple(m.meta_path),
-        _write_finders,
-        # whoever comes last takes nothing from others
-        same=lambda before, after: after[: len(before)] == before,
-    ),
-    _attribute("sys.stderr", "sys", "stderr"),
-    _attribute("sys.excepthook", "sys", "excepthook"),
-    _getter_setter("recursion limit", "sys", "recursionlimit"),
-    _Watched(
-        "garbage collection",
-        "gc",
-        lambda m: m.isenabled(),
-        lambda m, value: m.enable() if value else m.disable(),
-        fresh=lambda _: True,
-    ),
-    _Watched(
-        "alarm",  # which would end the process
-        "signal",
-        lambda m: m.getitimer(m.ITIMER_REAL)[0],
-        lambda m, value: m.setitimer(m.ITIMER_REAL, value),
-        fresh=lambda _: 0.0,
-        same=lambda before, after: before > 0 or after == 0,  # the user's own may go off meanwhile
-    ),
-    _Watched(
-        "warnings filters", "warnings", lambda m: (m.filters, tuple(m.filters)), _write_filters
-    ),
-    _attribute("warnings display", "warnings", "showwarning"),
-    _Watched(
-        "logging of the root",
-        "logging",
-        lambda m: (m.root.level, tuple(m.root.handlers), m.root.manager.disable),
-        _write_logging,
-        fresh=lambda m: (m.WARNING, (), 0),
-    ),
-    _Watched(
-        "start method of processes",
-        "multiprocessing",
-        lambda m: m.get_start_method(allow_none=True),
-        lambda m, value: m.set_start_method(value, force=True),
-        fresh=lambda _: None,
-    ),
-    _getter_setter("default timeout of sockets", "socket", "defaulttimeout", fresh=None),
-    _Watched(
-        "locale",
-        "_locale",
-        lambda m: m.setlocale(m.LC_ALL, None),
-        lambda m, value: m.setlocale(m.LC_ALL, value),
-    ),
-    _Watched(
-        "random seed of Python",
-        "random",
-        lambda _: random.getstate(),
-        lambda _, value: random.setstate(value),
-    ),
-    _Watched(
-        "random seed of numpy",
-        "numpy.random",
-        lambda m: m.get_state(),
-        lambda m, value: m.set_state(value),
-        fresh=_fresh_numpy_state,
-        same=_same_numpy_state,
-    ),
-    _Watched(
-        "random seed of torch",
-        "torch",
-        lambda m: m.default_generator.get_state(),
-        _write_torch_state,
-        fresh=_fresh_torch_state,
-        same=lambda one, other: bool((one == other).all()),
-    ),
-    _Watched(
-        "default dtype of torch",
-        "torch",
-        lambda m: m.get_default_dtype(),
-        lambda m, value: m.set_default_dtype(value),
-        fresh=lambda m: m.float32,
-    ),
-    _Watched(
-        "deterministic algorithms of torch",
-        "torch",
-        lambda m: (
-            m.are_deterministic_algorithms_enabled(),
-            m.is_deterministic_algorithms_warn_only_enabled(),
-        ),
-        lambda m, value: m.use_deterministic_algorithms(value[0], warn_only=value[1]),
-        fresh=lambda m: (False, False),
-    ),
-    _Watched(
-        "cuDNN flags of torch",
-        "torch",
-        lambda m: tuple(
-            getattr(m.backends.cudnn, name) for name in ("enabled", "benchmark", "deterministic")
-        ),
-        lambda m, value: m.backends.cudnn.set_flags(
-            _enabled=value[0], _benchmark=value[1], _deterministic=value[2]
-        ),
-        fresh=lambda m: (True, False, False),
-    ),
-    _Watched(
-        "CPU kernels and attention kernels of torch",
-        "torch",
-        lambda m: (
-            m.backends.mkldnn.enabled,
-            *(getattr(m.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION),
-        ),
-        _write_kernels,
-        fresh=lambda m: (True,) * (1 + len(_ATTENTION)),
-    ),
-    _getter_setter(
-        "precision of matrix products of torch",
-        "torch",
-        "_float32_matmul_precision",
-        fresh="highest",
-    ),
-    _Watched(
-        "number of threads of torch",
-        "torch",
-        lambda m: m.get_num_threads(),
-        lambda m, value: m.set_num_threads(value),
-        local=True,
-    ),
-    _Watched(
-        "gradient mode of torch",
-        "torch",
-        lambda m: m.is_grad_enabled(),
-        lambda m, value: m.set_grad_enabled(value),
-        fresh=lambda _: True,
-        local=True,
-    ),
-    _Watched(
-        "default device of torch",
-        "torch",
-        lambda m: m.get_default_device(),
-        lambda m, value: m.set_default_device(None if value.type == "cpu" else value),
-        fresh=lambda m: m.device("cpu"),
-        local=True,
-    ),
+
+def _write_autocast(module: Any, before: tuple[tuple[str, bool, Any], ...]) -> None:
+    for device, enabled, dtype in before:
+        module.set_autocast_enabled(device, enabled)
+        module.set_autocast_dtype(device, dtype)
+
+
+# fmt: off
+_SETTINGS = (
+    _Setting("working directory", "os", "process",
+             lambda m: m.getcwd(), lambda m, v: m.chdir(v)),
+    _Setting("environment variables", "os", "process",
+             _read_environment, _write_environment),
+    _Setting("random seed of Python", "random", "random",
+             lambda _: random.getstate(), lambda _, v: random.setstate(v)),
+    _Setting("random seed of numpy", "numpy.random", "random",
+             lambda m: m.get_state(), lambda m, v: m.set_state(v), _fresh_numpy_state),
+    _Setting("random seed of torch", "torch", "random",
+             lambda m: m.default_generator.get_state(), _write_torch_state, _fresh_torch_state),
+    _Setting("default dtype of torch", "torch", "process",
+             lambda m: m.get_default_dtype(), lambda m, v: m.set_default_dtype(v),
+             lambda m: m.float32),
+    _Setting("deterministic algorithms of torch", "torch", "process",
+             lambda m: (m.are_deterministic_algorithms_enabled(),
+                        m.is_deterministic_algorithms_warn_only_enabled()),
+             lambda m, v: m.use_deterministic_algorithms(v[0], warn_only=v[1]),
+             lambda _: (False, False)),
+    _Setting("cuDNN flags of torch", "torch", "process",
+             lambda m: tuple((f"_{name}", getattr(m.backends.cudnn, name)) for name in _CUDNN),
+             lambda m, v: m.backends.cudnn.set_flags(**dict(v)),
+             lambda _: (("_enabled", True), ("_benchmark", False), ("_deterministic", False))),
+    _Setting("CPU kernels and attention kernels of torch", "torch", "process",
+             _read_kernels, _write_kernels, lambda _: (True,) * 5),
+    _Setting("precision of matrix products of torch", "torch", "process",
+             lambda m: m.get_float32_matmul_precision(),
+             lambda m, v: m.set_float32_matmul_precision(v), lambda _: "highest"),
+    # read by a division of Python's, which the processor does in the thread's mode
+    _Setting("flushing of denormal numbers", "torch", "thread",
+             lambda _: sys.float_info.min / 2 == 0.0, lambda m, v: m.set_flush_denormal(v),
+             lambda _: False),
+    _Setting("number of threads of torch", "torch", "thread",
+             lambda m: m.get_num_threads(), lambda m, v: m.set_num_threads(v)),
+    _Setting("gradient mode of torch", "torch", "thread",
+             lambda m: m.is_grad_enabled(), lambda m, v: m.set_grad_enabled(v), lambda _: True),
+    _Setting("default device of torch", "torch", "thread",
+             lambda m: m.get_default_device(),
+             lambda m, v: m.set_default_device(None if v.type == "cpu" else v),
+             lambda m: m.device("cpu")),
+    _Setting("autocast of torch", "torch", "thread", _read_autocast, _write_autocast,
+             lambda m: (("cpu", False, m.bfloat16), ("cuda", False, m.float16))),
 )
+# fmt: on
+
+_ACTIVE: weakref.WeakValueDictionary[int, ProcessState] = weakref.WeakValueDictionary()
+"""The looks that are to be put back. One that an interrupt loses vanishes with its frame."""
 
 
 class ProcessState:
-    """What the process shares, at the moment of the look.
+    """What can change the bits of a build, at the moment of the look.
 
-    Args:
-        local: look at what every thread has of its own, and at nothing else.
-    """
-
-    def __init__(self, *, local: bool = False) -> None:
-        self.local = local
-        self.values = {entry: entry.now() for entry in _WATCHED if entry.local is local}
-        self.heavy = set() if local else {name for name in _HEAVY if name in sys.modules}
-
-    def put_back(self) -> tuple[tuple[str, ...], ProcessState]:
-        """Make everything as it was here; return in words what was not, and the state that there is
-        then.
-        """
-        now = ProcessState(local=self.local)
-        changes: list[str] = []
-        for entry, after in now.values.items():
-            before = self.values[entry]
-            if before is _UNKNOWN and after is not _UNKNOWN:
-                before = entry.at_first()
-            if before is _UNKNOWN or after is _UNKNOWN or entry.same(before, after):
-                continue
-            # a folder that is gone cannot be the working directory again
-            with contextlib.suppress(Exception):
-                entry.write(sys.modules[entry.module], before)
-            keyed = type(after) is dict and entry.same is operator.eq
-            names = (
-                sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-                if keyed
-                else []
-            )
-            changes.append(f"{entry.words} ({join_names(names, most=4)})" if names else entry.words)
-        heavy = sorted(now.heavy - self.heavy)
-        changes += [f"import of {join_names(heavy)}"] if heavy else []
-        return tuple(changes), ProcessState(local=self.local) if changes else now
-
-
-class StreamGuard:
-    """Keeps from plugins what they must not touch while they are loaded: the standard streams and
-    signal handlers.
-
-    Handlers can be set in the main thread only, and plugins are loaded in another. So that a plugin
-    that sets one can be loaded all the same, `signal.signal` does nothing meanwhile.
+    Nobody can tell which thread has changed what. So looks that overlap share their values: a
+    thread never takes what another has changed for a moment for the state to go back to. And it
+    leaves the random generators alone, since rewinding them would give two threads the same
+    numbers.
     """
 
     def __init__(self) -> None:
-        import signal
+        self._thread = threading.get_ident()
+        self._overlaps: bool
+        self._before: dict[_Setting, Any]
+        active = [state for state in (ref() for ref in _ACTIVE.valuerefs()) if state is not None]
+        others = [state for state in active if state._thread != self._thread]
+        for state in others:
+            state._overlaps = True
+        self._overlaps = bool(others)
+        shared = others[0]._before if others else {}
+        self._before = {
+            setting: shared[setting]
+            if setting.scope == "process" and shared.get(setting, _ABSENT) is not _ABSENT
+            else setting.now()
+            for setting in _SETTINGS
+        }
+        self._changes: dict[str, None] = {}
+        self._done = False
+        _ACTIVE[id(self)] = self
 
-        self.thread = 0
-        """The thread that runs a plugin's code. What others print goes where it would go
-        otherwise.
+    def put_back(self, *, thread: bool = True, generators: bool = True) -> tuple[str, ...]:
+        """Make everything as it was at the look; return in words what was not.
+
+        Repeated after an interrupt it goes on, and repeated after its end it does nothing more.
+
+        Args:
+            thread: also what the calling thread has of its own, which is then the looking one.
+            generators: also the random generators, unless another thread had a look meanwhile.
         """
-        self._signal, self._set = signal, signal.signal
-        self._streams = {name: getattr(sys, name) for name in _STREAMS}
-        self._on = True
-        self._printed = _Bytes(self)
-        self._restart()
-        sys.stdin = sys.__stdin__ = io.TextIOWrapper(io.BytesIO())  # type: ignore[misc]
-        for name in ("stderr", "__stderr__"):
-            if self._streams[name] is not None:
-                setattr(sys, name, _BorrowedStream(self._streams[name]))
-        signal.signal = self._note_signal  # type: ignore[assignment]
-
-    def close(self) -> None:
-        """Give everything back."""
-        self._on = False
-        self._printed.read_already = True
-        for name, stream in self._streams.items():
-            setattr(sys, name, stream)
-        self._signal.signal = self._set
-
-    def changes(self) -> tuple[str, ...]:
-        """Return in words what a plugin tried since the last call; what it printed goes to
-        stderr.
-        """
-        replaced = sys.stdout is not self.stdout
-        text = ""
-        try:
-            self.stdout.flush()
-            text = self.stdout.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
-        except (ValueError, AttributeError):  # closed or detached
-            replaced = True
-        found = ["sys.stdout"] if replaced else []
-        if text:
-            found.append("output")
-            with contextlib.suppress(Exception):
-                print(text, end="" if text.endswith("\n") else "\n", file=sys.stderr)
-        if self.signals:
-            found.append("signal handlers")
-        if found:
-            self._restart()
-        return tuple(found)
-
-    def write_elsewhere(self, text: str) -> None:
-        """Write what another thread prints."""
-        if self._streams["stdout"] is not None:
-            self._streams["stdout"].write(text)
-
-    def _restart(self) -> None:
-        self.signals = 0
-        self._printed.read_already = True
-        self._printed = _Bytes(self)
-        self.stdout = io.TextIOWrapper(
-            self._printed, encoding="utf-8", errors="backslashreplace", write_through=True
-        )
-        sys.stdout = sys.__stdout__ = self.stdout  # type: ignore[misc]
-
-    def _note_signal(self, number: Any, handler: Any) -> Any:
-        if not self._on:  # a plugin may have kept this function
-            return self._set(number, handler)
-        self.signals += 1
-        return self._signal.getsignal(number)
+        leave = {"thread": not thread, "random": self._overlaps or not generators}
+        for setting, before in () if self._done else self._before.items():
+            if leave.get(setting.scope):
+                continue
+            if (words := setting.put_back(before)) is not None:
+                self._changes[words] = None
+        _ACTIVE.pop(id(self), None)
+        self._done = True
+        return tuple(self._changes)
 
 
-_STREAMS = ("stdout", "__stdout__", "stdin", "__stdin__", "stderr", "__stderr__")
+class preserved:  # noqa: N801  a context manager, written like a function
+    """Put back what the code inside changes: after an error everything, else not the generators."""
+
+    def __enter__(self) -> None:
+        self._state = ProcessState()
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        self._state.put_back(generators=error is not None)
 
 
-class _Bytes(io.BytesIO):
-    """What a plugin prints; once it was read, what a plugin that kept its stream prints goes to
-    stderr at once.
+def run_preserved(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call a function as inside of `preserved`, also where an interrupt falls on the way out.
+
+    An interrupt on the line of a `with` or a `finally` skips what it would do. So there are two,
+    one around the other, and putting back twice does no harm.
     """
-
-    read_already = False
-
-    def __init__(self, quiet: StreamGuard) -> None:
-        super().__init__()
-        self._quiet = quiet
-
-    def write(self, data: Any) -> int:
-        text = bytes(data).decode("utf-8", "replace")
-        if self.read_already:
-            sys.stderr.write(text)
-        elif threading.get_ident() != self._quiet.thread:
-            self._quiet.write_elsewhere(text)
-        else:
-            return super().write(data)
-        return len(data)
+    state, failed = ProcessState(), True
+    try:
+        try:
+            result = function(*args, **kwargs)
+            failed = False
+            return result
+        finally:
+            state.put_back(generators=failed)
+    finally:
+        state.put_back(generators=failed)
 
 
-class _BorrowedStream:
-    """A stream that its borrower cannot close."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self._stream, name)
-        return _BorrowedStream(found) if name in ("buffer", "raw") else found
-
-    def close(self) -> None:
-        """Leave it open."""
-
-    def detach(self) -> Any:
-        raise io.UnsupportedOperation("this stream is another's")
+if hasattr(os, "register_at_fork"):  # the other threads, and their looks, stay behind
+    os.register_at_fork(after_in_child=_ACTIVE.clear)

@@ -47,6 +47,9 @@ class BuildArguments(ModuleArguments, total=False):
     image_size: int | None
 
 
+_NAMES: dict[str, list[str]] = {}
+"""All arguments of each function. Its signature says less where a subclass or a tool wraps it."""
+
 _HINTS = {"pretrained": " torchvision's pretrained=True is weights='DEFAULT', and False is None."}
 
 
@@ -75,6 +78,7 @@ def takes(arguments: type) -> Callable[[F], F]:
             keywords.replace(name=name, kind=KEYWORD_ONLY, default=defaults[name], annotation=each)
             for name, each in names.items()
         ]
+        _NAMES[function.__name__] = [each.name for each in parameters[1:]]
         function.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
         del function.__annotations__[keywords.name]
         function.__annotations__ |= names
@@ -86,19 +90,17 @@ def takes(arguments: type) -> Callable[[F], F]:
 
 
 def recipe_of(
-    door: Callable[..., Any], backbone: str, weights: Weights, arguments: Mapping[str, Any]
+    function: str, backbone: str, weights: Weights, arguments: Mapping[str, Any]
 ) -> Recipe:
     """Return the recipe for what one of the three functions was given.
 
     Raises:
         RecipeError: an argument that the function does not take, or a value that is not right.
     """
-    known = list(inspect.signature(door).parameters)
+    known = _NAMES[function]
     for name in arguments:
         if name not in known:
             hint = _HINTS.get(name) or did_you_mean(name, known)
             takes = join_names(known, most=30)
-            raise RecipeError(
-                f"Unknown argument {name!r} of {door.__name__}.{hint} It takes: {takes}"
-            )
+            raise RecipeError(f"Unknown argument {name!r} of {function}.{hint} It takes: {takes}")
     return Recipe(backbone=backbone, weights=weights, **arguments)

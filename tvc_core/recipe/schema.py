@@ -60,14 +60,17 @@ class PatchEntry:
     def __post_init__(self) -> None:
         rules.TARGET.check("a patch target", self.target, self.where.error)
         rules.OPERATION.check("a patch operation", self.op, self.where.error)
-        names = {"type": self.block, "init": self.init, "name": self.name}
-        for key, value in names.items():
+        for key, value, rule in (
+            ("type", self.block, rules.NAME),
+            ("init", self.init, rules.NAME),
+            ("name", self.name, rules.PATH_PART),
+            ("params", self.params, rules.PARAMS),
+            ("options", self.options, rules.OPTIONS),
+        ):
             if value is not None:
-                rule = rules.PATH_PART if key == "name" else rules.NAME
                 rule.check(key, value, (self.where / key).error)
-        for key, rule in (("params", rules.PARAMS), ("options", rules.OPTIONS)):
-            kept = rule.check(key, getattr(self, key), (self.where / key).error)
-            object.__setattr__(self, key, kept)
+        for key in ("params", "options"):
+            object.__setattr__(self, key, dict(getattr(self, key) or {}))
 
 
 def _key(section: str, rule: Rule | None = None, default: Any = None) -> Any:
@@ -81,8 +84,8 @@ class Recipe:
     name.
 
     Args:
-        backbone: short or qualified name.
         name: free text, what the model is called.
+        backbone: short or qualified name.
         weights: name of a pretrained set, "DEFAULT", a torchvision enum member, or None for random
             weights.
         patches: what to change where, such as {"layer3": {"wrap": "se"}}; a target may be a
@@ -111,8 +114,8 @@ class Recipe:
         RecipeError: a value of the wrong kind or out of range, or values that exclude each other.
     """
 
-    backbone: str = field(metadata={"section": "backbone", "rule": rules.BACKBONE})
     name: str | None = _key("", rules.TEXT)
+    backbone: str = field(metadata={"section": "backbone", "rule": rules.BACKBONE})
     weights: Weights = _key("backbone", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  makes a field
     patches: tuple[PatchEntry, ...] = _key("backbone")
     options: Mapping[str, Any] = _key("backbone", rules.OPTIONS)
@@ -158,9 +161,7 @@ class Recipe:
         policy, channels = self.in_channels_policy, self.in_channels
         error = self.place("in_channels_policy").error
         if policy is not None and channels is None:
-            raise error(
-                "in_channels_policy is given without in_channels; say how many channels there are"
-            )
+            raise error("in_channels_policy is given without in_channels: how many are there?")
         if isinstance(policy, tuple) and len(policy) != channels:
             raise error(f"in_channels_policy has {len(policy)} rules for in_channels {channels}")
         if self.class_names is not None:
@@ -168,9 +169,8 @@ class Recipe:
             rules.check_class_names(self.class_names, self.num_classes, error)
         if self.unfreeze_stages is not None and not self.freeze_backbone:
             raise self.place("unfreeze_stages").error(
-                "unfreeze_stages says what stays trainable in a frozen backbone, but "
-                "freeze_backbone is not true; set freeze_backbone=True, or leave unfreeze_stages "
-                "out"
+                "unfreeze_stages says what stays trainable in a frozen backbone: set "
+                "freeze_backbone=True, or leave unfreeze_stages out"
             )
 
     def place(self, key: str) -> Place:
@@ -179,9 +179,8 @@ class Recipe:
         """
         if self.where.lines is None:
             return self.where
-        section = Recipe.__dataclass_fields__[key].metadata["section"]
-        place = self.where / section if section else self.where
-        return place / ("name" if key == "backbone" else key)
+        section = _SECTION_OF[key]
+        return (self.where / section if section else self.where) / _WRITTEN.get(key, key)
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -194,17 +193,12 @@ class Recipe:
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal recipe."""
-        data: dict[str, Any] = {} if self.name is None else {"name": self.name}
-        data["backbone"] = {"name": self.backbone, "weights": _plain(self.weights)}
-        for entry in fields(self):
-            value, section = getattr(self, entry.name), entry.metadata.get("section")
-            if entry.name in ("backbone", "name", "weights", "where") or value == _LEFT_OUT.get(
-                entry.name
-            ):
-                continue
-            (data.setdefault(section, {}) if section else data)[entry.name] = (
-                _patches_as_data(value) if entry.name == "patches" else _plain(value)
-            )
+        data: dict[str, Any] = {}
+        for key, section in _SECTION_OF.items():
+            value = getattr(self, key)
+            if key == "weights" or value != _LEFT_OUT.get(key):
+                place = data.setdefault(section, {}) if section else data
+                place[_WRITTEN.get(key, key)] = _plain(value)
         return data
 
     def to_yaml(self) -> str:
@@ -222,17 +216,19 @@ _LEFT_OUT = {"patches": (), "options": {}, "freeze_backbone": False}
 """Values that a mapping need not say; of the other keys that is None."""
 
 
-def _section(name: str) -> tuple[str, ...]:
-    keys = [entry.name for entry in fields(Recipe) if entry.metadata.get("section") == name]
-    return tuple("name" if key == "backbone" else key for key in keys)
+_WRITTEN = {"backbone": "name"}
+"""The key of the YAML form, where it is not the field's name."""
 
-
+_SECTION_OF: dict[str, str] = {
+    entry.name: entry.metadata["section"] for entry in fields(Recipe) if entry.metadata
+}
 SECTIONS = {
-    "": ("name", "backbone", "head", *_section("")[1:]),
-    "backbone": _section("backbone"),
-    "head": _section("head"),
+    section: [_WRITTEN.get(key, key) for key, where in _SECTION_OF.items() if where == section]
+    for section in ("", "backbone", "head")
 }
 """The keys of the YAML form: at the top, under `backbone` and under `head`."""
+
+SECTIONS[""][1:1] = ["backbone", "head"]
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -251,9 +247,8 @@ def load_recipe(path: str | Path) -> Recipe:
 def _parse(data: Any, where: Place) -> Recipe:
     top = dict(where.section(data, "a recipe", SECTIONS[""]))
     if "backbone" not in top:
-        raise where.error(
-            "the key 'backbone' is missing; a recipe needs at least 'backbone: resnet50'"
-        )
+        needed = "a recipe needs at least 'backbone: resnet50'"
+        raise where.error(f"the key 'backbone' is missing; {needed}")
     backbone, head, at = top.pop("backbone"), top.pop("head", None), where / "backbone"
     if isinstance(backbone, str):
         backbone = {"name": backbone}
@@ -299,13 +294,8 @@ def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
             f"not {short_repr(value)}"
         )
     known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}
-    return PatchEntry(
-        target=target,
-        op=op,
-        **{key: each for key, each in known.items() if each is not None},
-        options={key: option for key, option in value.items() if key not in PATCH_KEYS},
-        where=where,
-    )
+    options = {key: option for key, option in value.items() if key not in PATCH_KEYS}
+    return PatchEntry(target=target, op=op, **known, options=options, where=where)
 
 
 def _patches_as_data(patches: Iterable[PatchEntry]) -> dict[str, Any]:
@@ -321,5 +311,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, enum.Enum):
         return value.name
     if isinstance(value, tuple):
-        return list(value)
+        patches = value and isinstance(value[0], PatchEntry)
+        return _patches_as_data(value) if patches else list(value)
     return dict(value) if isinstance(value, Mapping) else value

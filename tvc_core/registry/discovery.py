@@ -1,11 +1,9 @@
-"""Load plugins, each behind its own guard: a faulty one becomes a value in the list, never an
-exception.
+"""Load plugins, each by itself: a faulty one becomes a value in the list, never an exception.
 
-pluggy validates and calls the hooks. What it must not decide for us: which of two entry points of
-one name survives, whether one bad import stops the others, and whether a misspelt hook is an error
-(docs/explanation/ architecture.md, "The hook layer"). So entry points are loaded here, one by one,
-each plugin into a manager of its own. What was loaded is kept for the process; what failed is tried
-again by the next registry, unless it hung.
+Entry points are loaded here, one by one: pluggy's loader drops the second of two with one name, and
+one bad import stops all. First come the plugin's import, its kinds and what it offers of the core's
+kinds and its own; once all kinds are known, what it offers of other plugins' kinds. What was loaded
+is kept for the process; what failed is tried again by the next registry, unless it hung.
 """
 
 from __future__ import annotations
@@ -15,41 +13,28 @@ import re
 import sys
 import threading
 import traceback
-import types
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import importlib_metadata
-import pluggy
 
-from .. import hookspecs
-from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean, join_names
-from ..quarantine.loading import Guard, guarding
-from ..specs import (
-    BackboneFamilySpec,
-    BackboneSpec,
-    BlockSpec,
-    InitializerSpec,
-    PatchOpSpec,
-    Spec,
-    normalize,
-)
+from .. import builtin, hookspecs
+from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean
+from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
+from ..specs import Kind, Spec, is_owner, normalize
+from ..version import __version__
+from . import contract
+from .contract import HOOKS, Fault, Hook, Reserved
 
-__all__ = ["PluginInfo", "installed_plugins", "local_plugin"]
+__all__ = ["HOOKS", "PluginInfo", "load_plugins"]
 
 CORE_OWNER = "tvc-core"
-_OWNER = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
-
-HOOKS: dict[str, type[Spec]] = {
-    "tvc_backbones": BackboneSpec,
-    "tvc_blocks": BlockSpec,
-    "tvc_patch_ops": PatchOpSpec,
-    "tvc_initializers": InitializerSpec,
-}
+_FAULTY = ("failed", "incompatible")
+_HEADER = re.compile(r"^(Name|Version):[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +50,12 @@ class PluginInfo:
         api: the plugin API that it was written for.
         error: one line, why it failed.
         traceback: the original traceback, where there is one.
-        side_effects: what loading it changed for everybody, in words ("random seed of torch"); it
-            was put back.
+        side_effects: what loading it changed of what can change the bits of a build, in words
+            ("random seed of torch"); tvc restored it.
         seconds: what its import and its hooks took.
         specs: what it offers; empty unless active.
+        kinds: the kinds that it defines; empty unless active.
+        unknown_hooks: its hooks of kinds that no plugin here defines; it offers nothing there.
     """
 
     owner: str
@@ -81,6 +68,13 @@ class PluginInfo:
     side_effects: tuple[str, ...] = ()
     seconds: float = 0.0
     specs: tuple[Spec, ...] = field(default=(), repr=False)
+    kinds: tuple[Kind, ...] = field(default=(), repr=False)
+    unknown_hooks: tuple[str, ...] = ()
+
+    @property
+    def offers(self) -> tuple[Spec | Kind, ...]:
+        """Everything with a name: the kinds that it defines, and its specs."""
+        return (*self.kinds, *self.specs)
 
     def count(self, kind: str) -> int:
         """Return how many specs of this kind it offers."""
@@ -89,383 +83,315 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class _Found:
-    """An entry point, or metadata that cannot be read.
+    """A plugin on its way into the list.
 
     Args:
-        start: what is known of the plugin before it is loaded.
-        entry_point: None if the metadata cannot be read; then `start` says why.
-        home: folder of the distribution.
+        info: what is known of it.
+        entry_point: None if there is nothing to load.
+        home: folder of the distribution; empty for an in-process plugin.
+        later: its hooks that are not the core's nor of its own kinds.
     """
 
-    start: PluginInfo
-    entry_point: importlib_metadata.EntryPoint | None
-    home: str
+    info: PluginInfo
+    entry_point: importlib_metadata.EntryPoint | None = None
+    home: str = ""
+    later: tuple[Hook, ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
-        return (self.start.owner, self.start.module, self.home)
+        return (self.info.owner, self.info.module, self.home)
 
     def contents(self) -> tuple[Any, ...]:
-        """Return what tells the loaded module from a later one of its name, and from itself after a
-        reload.
+        """Identify this load of the module: the value differs after a reload, or if another module
+        takes the name.
         """
         assert self.entry_point is not None
         module = sys.modules.get(self.entry_point.module)
-        names = (*HOOKS, "TVC_API", (self.entry_point.attr or "").partition(".")[0])
-        return (module, *(vars(module).get(name) for name in names)) if module is not None else ()
+        spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
+        return (id(module), id(spec), module, spec) if module is not None else ()
 
 
-_LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], PluginInfo]] = {}
+_LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], _Found]] = {}
 """The plugins that are active, with their contents."""
 
-_HUNG: dict[tuple[str, str, str], PluginInfo] = {}
-"""The plugins that hung: nobody waits for them twice."""
+_COMPLETED: dict[tuple[Any, ...], PluginInfo] = {}
+"""The same after their later hooks, which depend on the kinds that there are."""
 
 _MENTIONED: set[tuple[str, str]] = set()
 """Owners and folders of the plugins that a warning has named."""
 
 
-class _Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error of ours
-    """A plugin breaks a rule; `status` is what it becomes."""
-
-    def __init__(self, message: str, status: str = "failed") -> None:
-        super().__init__(message)
-        self.status = status
-
-
-def installed_plugins(reserved: frozenset[tuple[str, str]]) -> list[PluginInfo]:
-    """Return every installed plugin, sorted by owner, loaded unless the environment excludes it.
+def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
+    """Return the core's own plugin, the installed ones and those that are given, sorted by owner.
 
     `TVC_DISABLE=a,b` excludes owners, `TVC_ONLY=a,b` excludes all others, `TVC_STRICT=1` turns a
     faulty plugin into an error, `TVC_IMPORT_TIMEOUT=seconds` says how long one may take to load.
     Excluded plugins are not imported. A plugin that is faulty or has side effects is named by one
     `RegistryWarning` a process.
 
-    Args:
-        reserved: (kind, name) pairs of the core, which no plugin may offer.
-
     Raises:
-        PluginError: with TVC_STRICT=1, a plugin is faulty or incompatible.
+        PluginError: a given plugin is faulty, or two have one owner; with TVC_STRICT=1, an
+            installed one is faulty.
     """
-    disabled, only = _owners_in("TVC_DISABLE"), _owners_in("TVC_ONLY")
-    found = sorted(_installed(), key=lambda found: found.key)
-    owners = {each.start.owner for each in found}
-    _warn_of_unknown("TVC_DISABLE", disabled, owners)
-    _warn_of_unknown("TVC_ONLY", (only or frozenset()) - {CORE_OWNER}, owners)
-    infos: list[PluginInfo] = []
-    seen: set[tuple[str, str]] = set()
-    with guarding() as guard:
-        for each in found:
-            start = each.start
-            if start.owner in disabled or (only is not None and start.owner not in only):
-                infos.append(replace(start, status="disabled", error=""))
-            elif (start.owner, start.module) not in seen:
-                # an editable install can list itself twice
-                seen.add((start.owner, start.module))
-                infos.append(_load(each, reserved, guard))
-    infos = _without_doubles(infos)
-    faulty = [info for info in infos if info.status in ("failed", "incompatible")]
+    info = PluginInfo(
+        owner=CORE_OWNER, status="failed", version=__version__, module=builtin.__name__
+    )
+    core = _examine(_Found(info), lambda: builtin, frozenset())
+    assert core.info.status == "active", core.info.error
+    reserved = frozenset((type(spec), spec.name) for spec in core.info.specs)
+    found = [replace(core, info=replace(core.info, kinds=hookspecs.KINDS))]
+    found += installed_plugins(reserved) if installed else []
+    for plugin in given:
+        local = local_plugin(plugin, reserved)
+        if any(local.info.owner == other.info.owner for other in found):
+            raise PluginError(
+                f"two plugins have the owner {local.info.owner!r}; give one another TVC_OWNER"
+            )
+        found.append(local)
+    kinds = [kind for each in found for kind in each.info.kinds]
+    infos = _without_doubles([_complete(each, kinds, reserved) for each in found])
+    faulty = [info for info in infos if info.status in _FAULTY]
     if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
         lines = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
         raise PluginError(
-            f"TVC_STRICT is set and {len(faulty)} of {len(infos)} plugins are faulty: {lines}"
+            f"TVC_STRICT is set and {len(faulty)} of {len(infos) - 1} plugins are faulty: {lines}"
         )
-    _mention(infos, {each.start.owner: each.home for each in found})
-    return infos
+    _mention(infos, {each.info.owner: each.home for each in found})
+    return sorted(infos, key=lambda info: (info.owner, info.module))
 
 
-def local_plugin(plugin: Any, reserved: frozenset[tuple[str, str]]) -> PluginInfo:
+def installed_plugins(reserved: Reserved) -> list[_Found]:
+    """Return every installed plugin, loaded unless the environment excludes it."""
+    check_not_loading()
+    disabled, only = _owners_in("TVC_DISABLE") or set(), _owners_in("TVC_ONLY")
+    found = sorted(_installed(), key=lambda found: found.key)
+    owners = {each.info.owner for each in found}
+    _warn_of_unknown("TVC_DISABLE", disabled, owners)
+    _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER}, owners)
+    seconds, loaded = import_timeout(), {}
+    for each in found:
+        owner = each.info.owner
+        if owner in disabled or (only is not None and owner not in only):
+            each = _Found(replace(each.info, status="disabled", error=""))
+        # an editable install can list itself twice
+        if (owner, each.info.module) not in loaded:
+            loaded[owner, each.info.module] = _load(each, reserved, seconds)
+    return list(loaded.values())
+
+
+def local_plugin(plugin: Any, reserved: Reserved) -> _Found:
     """Return an in-process plugin: a module, class or object with hook implementations.
 
     Its owner is its attribute `TVC_OWNER`, else the name of the module's top-level package, the
     class, or the object's class.
 
     Raises:
-        PluginError: the plugin is faulty. The caller handed it over, so nothing is quarantined
-            here.
+        PluginError: the plugin is faulty. The caller handed it over, so it is not quarantined.
     """
     name = getattr(plugin, "__name__", None) or type(plugin).__name__
     owner = getattr(plugin, "TVC_OWNER", None) or name.partition(".")[0].strip("_")
-    if not isinstance(owner, str) or not _OWNER.fullmatch(normalize(owner)):
+    if not is_owner(owner):
         raise PluginError(
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
-    start = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
-    info = _guarded(start, lambda: plugin, reserved, api_required=False)
-    if info.status != "active":
-        raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
-    return info
+    info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
+    return _checked(_examine(_Found(info), lambda: plugin, reserved, api_required=False))
 
 
-def core_plugin(module: types.ModuleType) -> PluginInfo:
-    """Return the core's own plugin, which goes through the same hooks as everybody's."""
-    from ..version import __version__
-
-    start = PluginInfo(
-        owner=CORE_OWNER, status="failed", version=__version__, module=module.__name__
-    )
-    info = _guarded(start, lambda: module, frozenset())
-    assert info.status == "active", info.error
-    return info
+def _checked(found: _Found) -> _Found:
+    if found.info.status != "active":
+        raise PluginError(f"in-process plugin {found.info.owner!r}: {found.info.error}")
+    return found
 
 
 def _installed() -> Iterable[_Found]:
     seen: set[str] = set()
-    for distribution in importlib_metadata.distributions():
+    # a path that does not exist would be taken for a zip file, whose reader is slow to import
+    path = [entry for entry in sys.path if Path(entry).exists()]
+    for distribution in importlib_metadata.distributions(path=path):
         home = str(getattr(distribution, "_path", distribution))
         try:
-            entry_points = [
-                entry
-                for entry in distribution.entry_points
-                if entry.group == hookspecs.ENTRY_POINT_GROUP
-            ]
-            if not entry_points:
+            # most distributions have no plugin, and parsing their files takes far longer
+            if hookspecs.ENTRY_POINT_GROUP not in (
+                distribution.read_text("entry_points.txt") or ""
+            ):
                 continue
-            metadata = distribution.metadata
-            owner, version = normalize(metadata["Name"]), metadata["Version"] or ""
+            entry_points = distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
+            # read here, since parsing all of it takes longer than everything else
+            header = dict(reversed(_HEADER.findall(distribution.read_text("METADATA") or "")))
+            owner, version = normalize(header["Name"]), header.get("Version", "")
         except Exception as error:
-            # broken metadata of any distribution whatever must not hide the plugins of others
+            # broken metadata of one distribution must not hide the plugins of others
             name, _, version = Path(home).stem.partition("-")
             problem = f"its metadata in {home} cannot be read: {describe_error(error)}"
-            yield _Found(
-                PluginInfo(owner=normalize(name), status="failed", version=version, error=problem),
-                None,
-                home,
-            )
+            yield _Found(_failed(normalize(name), version, problem), home=home)
             continue
-        if owner in seen:  # the first on sys.path is the one that imports find, too
+        if owner in seen:  # the first on sys.path is the one that imports find
             continue
         seen.add(owner)
         for entry in entry_points:
-            start = PluginInfo(owner=owner, status="failed", version=version, module=entry.value)
+            problem = f"its entry point {entry.name!r} is {entry.value!r}, no module"
             try:
                 names_module = bool(entry.module)
-            except Exception:
-                # importlib-metadata takes the value apart here, and raises what it likes
+            except Exception:  # importlib-metadata takes the value apart here
                 names_module = False
-            if names_module:
-                yield _Found(start, entry, home)
-            else:
-                yield _Found(
-                    replace(
-                        start, error=f"its entry point {entry.name!r} is {entry.value!r}, no module"
-                    ),
-                    None,
-                    home,
-                )
+            if names_module and not is_owner(owner):
+                problem = "the name of its distribution is not made of letters, digits and '-'"
+                names_module = False
+            info = replace(_failed(owner, version, problem), module=entry.value)
+            yield _Found(info, entry if names_module else None, home)
 
 
-def _load(found: _Found, reserved: frozenset[tuple[str, str]], guard: Guard) -> PluginInfo:
-    """Load an installed plugin, unless that has been done or is known to hang."""
-    start, entry_point = found.start, found.entry_point
-    if entry_point is None:
-        return start
-    if not _OWNER.fullmatch(start.owner):
-        return replace(
-            start, error="the name of its distribution is not made of letters, digits and '-'"
-        )
-    if found.key in _HUNG:
-        return _HUNG[found.key]
-    contents, info = _LOADED.get(found.key, ((), start))
-    if contents and contents == found.contents():
-        return replace(info, version=start.version)
-    run = guard.run(lambda: _guarded(start, entry_point.load, reserved), entry_point.module)
+def _failed(owner: str, version: str, error: str) -> PluginInfo:
+    return PluginInfo(owner=owner, status="failed", version=version, error=error)
+
+
+def _load(found: _Found, reserved: Reserved, seconds: float) -> _Found:
+    """Load an installed plugin, unless that has been done."""
+    entry_point, known = found.entry_point, _known(found)
+    if entry_point is None or known is not None:
+        return known or found
+    # asked again in its turn: another thread may have loaded it by then
+    loaded = _guarded(
+        found, lambda: _known(found) or _examine(found, entry_point.load, reserved), seconds
+    )
+    if loaded.info.status == "active":
+        _LOADED[found.key] = (found.contents(), loaded)
+    return loaded
+
+
+def _known(found: _Found) -> _Found | None:
+    contents, known = _LOADED.get(found.key, ((), found))
+    if not contents or contents != found.contents():
+        return None
+    return replace(known, info=replace(known.info, version=found.info.version))
+
+
+def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInfo:
+    """Return a plugin with what it offers of other plugins' kinds."""
+    if not found.later:
+        return found.info
+    known = contract.hooks_of(kinds)
+    there = tuple((hook, known.get(hook.name)) for hook in found.later)
+    key = (found.key, there)
+
+    unknown = tuple(hook.name for hook in found.later if hook.name and hook.name not in known)
+    found = replace(found, info=replace(found.info, unknown_hooks=unknown))
+
+    def complete() -> _Found:
+        specs = contract.collect(contract.check_hooks(found.later, known), known, reserved)
+        return replace(found, info=replace(found.info, specs=(*found.info.specs, *specs)))
+
+    if found.entry_point is None:
+        return _checked(_quarantined(found, complete)).info
+    if key not in _COMPLETED:
+        completed = _guarded(found, lambda: _quarantined(found, complete), import_timeout()).info
+        if completed.status != "active":
+            return completed
+        _COMPLETED[key] = completed
+    return _COMPLETED[key]
+
+
+def _guarded(found: _Found, action: Callable[[], _Found], seconds: float) -> _Found:
+    """Run a plugin's code in quarantine, and add what that did to what is known of the plugin."""
+    assert found.entry_point is not None
+    run = run_guarded(action, found.entry_point.module, seconds)
+    result = run.result
     if run.hung is not None:
         error = (
-            f"did not finish importing within {guard.seconds:g} s (module and hooks); TVC_DISABLE "
-            "leaves it out, "
-            "TVC_IMPORT_TIMEOUT=seconds waits longer"
+            f"did not finish importing within {seconds:g} s (module and hooks); TVC_DISABLE "
+            "leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
         )
-        info = replace(
-            start,
-            error=error,
-            traceback=run.hung,
-            side_effects=run.side_effects,
-            seconds=run.seconds,
+        info = _failed(found.info.owner, found.info.version, error)
+        result = _Found(
+            replace(info, module=found.info.module, traceback=run.hung), home=found.home
         )
-        _HUNG[found.key] = info
-        return info
-    info = replace(run.result, side_effects=run.side_effects, seconds=run.seconds)
-    if info.status == "active":
-        _LOADED[found.key] = (found.contents(), info)
-    return info
+    effects = tuple(dict.fromkeys((*result.info.side_effects, *run.side_effects)))
+    spent = result.info.seconds + run.seconds
+    return replace(result, info=replace(result.info, side_effects=effects, seconds=spent))
 
 
-def _mention(infos: Iterable[PluginInfo], homes: Mapping[str, str]) -> None:
-    """Name every plugin that deserves a look, once a process, however many of its modules do."""
-    problems: dict[str, list[str]] = {}
-    versions: dict[str, str] = {}
-    for info in infos:
-        if info.status in ("failed", "incompatible"):
-            problem = f"({info.status}) offers nothing: {info.error.rstrip('.')}"
-        elif info.side_effects:
-            problem = (
-                "changes on import what is not its own, which was put back: "
-                f"{', '.join(info.side_effects)}"
-            )
-        else:
-            continue
-        versions[info.owner] = info.version
-        if problem not in problems.setdefault(info.owner, []):
-            problems[info.owner].append(problem)
-    for owner, said_of_it in problems.items():
-        key = (owner, homes[owner])
-        if key not in _MENTIONED:
-            _MENTIONED.add(key)
-            what = " ".join(part for part in (owner, versions[owner]) if part)
-            message = (
-                f"The plugin {what} {'; it '.join(said_of_it)}. 'tvc plugins' lists all plugins."
-            )
-            warnings.warn(message, RegistryWarning, stacklevel=4)
+def _examine(
+    found: _Found, load: Callable[[], Any], reserved: Reserved, *, api_required: bool = True
+) -> _Found:
+    """Return a plugin with what it offers of the core's kinds and its own."""
+
+    def examine() -> _Found:
+        api, kinds, hooks = contract.examine(load(), found.info.owner, api_required=api_required)
+        known = HOOKS | contract.hooks_of(kinds)
+        later = tuple(hook for hook in hooks if hook.name not in known)
+        specs = contract.collect([h for h in hooks if h.name in known], known, reserved)
+        info = replace(found.info, status="active", error="", api=api, kinds=kinds, specs=specs)
+        return replace(found, info=info, later=later)
+
+    return _quarantined(found, examine)
 
 
-def _guarded(
-    start: PluginInfo, load: Any, reserved: frozenset[tuple[str, str]], *, api_required: bool = True
-) -> PluginInfo:
-    """Load one plugin; the only place where anything that a plugin raises is caught."""
+def _quarantined(found: _Found, action: Callable[[], _Found]) -> _Found:
+    """Return what an action returns; whatever a plugin raises in it becomes the plugin's status."""
+    status, text = "failed", ""
     try:
-        module = load()
-        api = _api_of(module, required=api_required)
-        return replace(
-            start, status="active", api=api, specs=_collect(module, start.owner, reserved)
-        )
-    except _Fault as fault:
-        return replace(start, status=fault.status, error=str(fault))
-    except BaseException as error:  # a plugin may raise SystemExit or worse
-        if (
-            isinstance(error, KeyboardInterrupt)
-            and threading.current_thread() is threading.main_thread()
-        ):
+        return action()
+    except Fault as fault:
+        error, status = str(fault), fault.status
+    except BaseException as raised:  # a plugin may raise SystemExit or worse
+        main = threading.current_thread() is threading.main_thread()
+        if isinstance(raised, KeyboardInterrupt) and main:
             raise  # Ctrl-C comes to this thread alone
-        return replace(
-            start, status="failed", error=describe_error(error), traceback=traceback.format_exc()
-        )
-
-
-def _api_of(module: Any, *, required: bool) -> tuple[int, int] | None:
-    api = getattr(module, "TVC_API", None)
-    if api is None and not required:
-        return None
-    if not (isinstance(api, tuple) and len(api) == 2 and all(type(part) is int for part in api)):
-        raise _Fault(
-            f"TVC_API is {api!r}; a plugin module states the API it was written for, such as "
-            "TVC_API = (1, 0)"
-        )
-    major, minor = hookspecs.API_VERSION
-    if api[0] != major or api[1] > minor:
-        raise _Fault(
-            f"written for plugin API {api[0]}.{api[1]}, this tvc-core has {major}.{minor}; "
-            f"{'upgrade tvc-core' if api > (major, minor) else 'upgrade the plugin'}",
-            status="incompatible",
-        )
-    return api
-
-
-class _Manager(pluggy.PluginManager):
-    """Looks at the names of hooks only. pluggy looks at every name of a module, which is most of
-    what a plugin costs.
-    """
-
-    def parse_hookspec_opts(self, module_or_class: Any, name: str) -> Any:
-        return super().parse_hookspec_opts(module_or_class, name) if name in HOOKS else None
-
-    def parse_hookimpl_opts(self, plugin: Any, name: str) -> Any:
-        return super().parse_hookimpl_opts(plugin, name) if name in HOOKS else None
-
-
-def _collect(plugin: Any, owner: str, reserved: frozenset[tuple[str, str]]) -> tuple[Spec, ...]:
-    _check_hook_names(plugin)
-    manager = _Manager(hookspecs.PROJECT)
-    manager.add_hookspecs(hookspecs)
-    manager.register(plugin, name=owner)
-    specs: list[Spec] = []
-    offered = [hook for hook in HOOKS if getattr(manager.hook, hook).get_hookimpls()]
-    if not offered:
-        raise _Fault(
-            f"implements none of the hooks {join_names(HOOKS)}; the entry point may name the wrong "
-            "module"
-        )
-    for hook in offered:
-        expected = HOOKS[hook]
-        # pluggy drops a None, so a hook without a return statement would be a plugin that offers
-        # nothing, without a word
-        for result in getattr(manager.hook, hook)() or [None]:
-            if not isinstance(result, (list, tuple)):
-                raise _Fault(
-                    f"{hook} returned {type(result).__name__}, not a list of {expected.__name__}"
-                )
-            for spec in result:
-                # no subclass: code of its own could fail later, in somebody's listing
-                if type(spec) is not expected and not (
-                    expected is BackboneSpec and type(spec) is BackboneFamilySpec
-                ):
-                    raise _Fault(f"{hook} returned {spec!r} in its list, not a {expected.__name__}")
-                if "/" in spec.name:
-                    raise _Fault(
-                        f"{hook} returned {spec.name!r} in its list; only a BackboneFamilySpec "
-                        "offers names with '/'"
-                    )
-                specs.append(spec)
-    seen: set[tuple[str, str]] = set()
-    for spec in specs:
-        key = (spec.kind, spec.name)
-        if key in seen:
-            raise _Fault(f"offers the {spec.kind} {spec.name!r} twice")
-        if key in reserved:
-            raise _Fault(
-                f"offers the {spec.kind} {spec.name!r}, a name of tvc-core's own; choose another"
-            )
-        seen.add(key)
-    return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))
+        error, text = describe_error(raised), traceback.format_exc()
+    info = replace(found.info, status=status, error=error, traceback=text, specs=(), kinds=())
+    return replace(found, info=info, later=())
 
 
 def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
     """Fail the modules of one distribution that offer the same name: no qualified name could tell
     them apart.
     """
-    offers = Counter((info.owner, spec.kind, spec.name) for info in infos for spec in info.specs)
+    offers = Counter((info.owner, type(each), each.name) for info in infos for each in info.offers)
     checked: list[PluginInfo] = []
     for info in infos:
-        twice = next(
-            (spec for spec in info.specs if offers[info.owner, spec.kind, spec.name] > 1), None
-        )
-        if twice is not None:
-            error = (
-                f"offers the {twice.kind} {twice.name!r}, which another module of the "
-                "distribution offers, too"
-            )
-            info = replace(info, status="failed", error=error, specs=())
+        for each in info.offers:
+            if offers[info.owner, type(each), each.name] > 1:
+                error = (
+                    f"offers the {each.kind} {each.name!r}, which another module of the "
+                    "distribution offers, too"
+                )
+                info = replace(info, status="failed", error=error, specs=(), kinds=())
+                break
         checked.append(info)
     return checked
 
 
-def _check_hook_names(plugin: Any) -> None:
-    """Refuse what pluggy would pass over: misspelt and undecorated hooks."""
-    for name in dir(plugin):
-        value = getattr(plugin, name, None)
-        decorated = getattr(value, f"{hookspecs.PROJECT}_impl", None) is not None
-        if not callable(value) or not (decorated or name.startswith("tvc_")):
-            continue
-        if name not in HOOKS:
-            raise _Fault(
-                f"implements an unknown hook {name!r}.{did_you_mean(name, HOOKS)} The hooks are "
-                f"{join_names(HOOKS)}"
+def _mention(infos: Iterable[PluginInfo], homes: dict[str, str]) -> None:
+    """Name every plugin that deserves a look, once a process, however many of its modules do."""
+    problems: dict[tuple[str, str], dict[str, None]] = {}
+    for info in infos:
+        if info.status in _FAULTY:
+            problem = f"({info.status}) offers nothing: {info.error.rstrip('.')}"
+        elif info.side_effects:
+            problem = (
+                "changed process-wide state while it was imported; tvc restored it: "
+                f"{', '.join(info.side_effects)}"
             )
-        if not decorated:
-            raise _Fault(f"{name} is not decorated: put @tvc_core.hookimpl above it")
+        else:
+            continue
+        problems.setdefault((info.owner, info.version), {})[problem] = None
+    for (owner, version), said in problems.items():
+        if (owner, homes[owner]) not in _MENTIONED:
+            _MENTIONED.add((owner, homes[owner]))
+            what = f"{owner} {version}".rstrip()
+            message = f"The plugin {what} {'; it '.join(said)}. 'tvc plugins' lists all plugins."
+            warnings.warn(message, RegistryWarning, stacklevel=4)
 
 
-def _owners_in(variable: str) -> frozenset[str] | Any:
-    """Return the owners that an environment variable lists; for an unset TVC_ONLY None, which
-    excludes nobody.
-    """
-    text = os.environ.get(variable)
-    if text is None or not text.strip():
-        return frozenset() if variable == "TVC_DISABLE" else None
-    return frozenset(normalize(part.strip()) for part in text.split(",") if part.strip())
+def _owners_in(variable: str) -> set[str] | None:
+    """Return the owners that an environment variable lists; None where it is not set."""
+    text = os.environ.get(variable, "")
+    owners = {normalize(part.strip()) for part in text.split(",") if part.strip()}
+    return owners if text.strip() else None
 
 
-def _warn_of_unknown(variable: str, asked: frozenset[str], installed: set[str]) -> None:
+def _warn_of_unknown(variable: str, asked: set[str], installed: set[str]) -> None:
     for owner in sorted(asked - installed):
         message = f"{variable} names {owner!r}, which is not an installed plugin."
-        warnings.warn(message + did_you_mean(owner, installed), RegistryWarning, stacklevel=3)
+        warnings.warn(message + did_you_mean(owner, installed), RegistryWarning, stacklevel=5)

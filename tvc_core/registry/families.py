@@ -8,7 +8,7 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import PluginError, TvcError, UnknownNameError, did_you_mean, join_names
+from ..errors import PluginError, UnknownNameError, did_you_mean, foreign, join_names
 from ..specs import BackboneSpec
 
 __all__ = ["check_members", "describe", "matches", "unknown_member"]
@@ -21,7 +21,7 @@ def describe(family: str, owner: str, factory: Callable[[str], Any], member: str
         family: short name of the family.
         owner: the distribution that offers it.
         factory: `describe` of its spec.
-        member: the name behind the slash.
+        member: the name after the slash.
 
     Raises:
         PluginError: it fails, or returns something else than the member's spec.
@@ -29,25 +29,13 @@ def describe(family: str, owner: str, factory: Callable[[str], Any], member: str
             member, BackboneError where there is one that it cannot offer.
     """
     name, fault = f"{family}/{member}", f"This is a fault of the distribution {owner!r}."
-    try:
+    what = f"backbone {owner}:{name}: its family"
+    with foreign(PluginError, f"{what} cannot describe it", advice=fault):
         spec = factory(member)
-    except (TvcError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # a plugin may raise SystemExit or worse
-        raise PluginError(
-            f"backbone {owner}:{name}: its family cannot describe it: {type(error).__name__}: "
-            f"{error}. {fault}"
-        ) from error
     if not isinstance(spec, BackboneSpec):
-        raise PluginError(
-            f"backbone {owner}:{name}: its family returned {type(spec).__name__}, not a "
-            f"BackboneSpec. {fault}"
-        )
+        raise PluginError(f"{what} returned {type(spec).__name__}, not a BackboneSpec. {fault}")
     if spec.name != name:
-        raise PluginError(
-            f"backbone {owner}:{name}: its family returned the description of {spec.name!r}. "
-            f"{fault}"
-        )
+        raise PluginError(f"{what} returned the description of {spec.name!r}. {fault}")
     return spec
 
 
@@ -58,20 +46,12 @@ def check_members(family: str, owner: str, members: Callable[[], Any]) -> tuple[
         PluginError: it fails, or gives something else than names.
     """
     fault = f"This is a fault of the distribution {owner!r}."
-    try:
+    what = f"backbone family {owner}:{family}: its members"
+    with foreign(PluginError, f"{what} cannot be listed", advice=fault):
         found = members()
-        names = None if isinstance(found, (str, bytes)) else tuple(found)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # a plugin may raise SystemExit or worse
-        raise PluginError(
-            f"backbone family {owner}:{family}: its members cannot be listed: "
-            f"{type(error).__name__}: {error}. {fault}"
-        ) from error
-    if names is None or not all(isinstance(name, str) for name in names):
-        raise PluginError(
-            f"backbone family {owner}:{family}: its members are no list of names. {fault}"
-        )
+        names = () if isinstance(found, (str, bytes)) else tuple(found)
+    if isinstance(found, (str, bytes)) or not all(isinstance(name, str) for name in names):
+        raise PluginError(f"{what} are not a list of names. {fault}")
     return names
 
 

@@ -4,19 +4,19 @@ no torch.
 
 from __future__ import annotations
 
-import fnmatch
 import importlib
 import re
 from collections.abc import Iterable
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Generic, TypeVar
 
-from .. import builtin
 from ..errors import (
     AmbiguousNameError,
     PluginError,
     UnknownNameError,
-    describe_error,
     did_you_mean,
+    foreign,
     join_names,
     near_names,
 )
@@ -27,46 +27,39 @@ from ..specs import (
     BlockSpec,
     Factory,
     InitializerSpec,
+    Kind,
     PatchOpSpec,
     Spec,
     normalize,
 )
 from . import families, hints
-from .discovery import PluginInfo, core_plugin, installed_plugins, local_plugin
+from .discovery import PluginInfo, load_plugins
 
 __all__ = ["Named", "PluginInfo", "Registry"]
 
-S = TypeVar("S", bound=Spec)
+S = TypeVar("S", bound="Spec | Kind")
 
-_LISTED_BY = {
+_LISTED_BY: dict[type[Any], str] = {
     BackboneSpec: "HybridBuilder.list_backbones()",
     BackboneFamilySpec: "HybridBuilder.list_families()",
     BlockSpec: "HybridBuilder.list_blocks()",
     PatchOpSpec: "HybridBuilder.list_patch_ops()",
     InitializerSpec: "HybridBuilder.list_initializers()",
+    Kind: "Registry().names(Kind)",
 }
 
 
-class Named(tuple[str, S]):
-    """A spec together with its owner: what a name was resolved to."""
+@dataclass(frozen=True)
+class Named(Generic[S]):
+    """A spec together with its owner: what a name was resolved to.
 
-    __slots__ = ()
+    Args:
+        owner: normalized name of the distribution.
+        spec: the spec itself.
+    """
 
-    def __new__(cls, owner: str, spec: S) -> Named[S]:  # noqa: D102
-        return super().__new__(cls, (owner, spec))  # type: ignore[type-var]
-
-    def __getnewargs__(self) -> tuple[str, S]:
-        return (self.owner, self.spec)
-
-    @property
-    def owner(self) -> str:
-        """Normalized name of the distribution."""
-        return self[0]
-
-    @property
-    def spec(self) -> S:
-        """The spec itself."""
-        return self[1]  # type: ignore[return-value]
+    owner: str
+    spec: S
 
     @property
     def qualified(self) -> str:
@@ -79,34 +72,35 @@ class Named(tuple[str, S]):
         Raises:
             PluginError: the import fails, or the module has no such attribute.
         """
-        return self._load(self.spec.factory)
+        return load_factory(self, self.spec.factory) if isinstance(self.spec, Spec) else self.spec
 
-    def _load(self, factory: Factory) -> Any:
-        if not isinstance(factory, str):
-            return factory
-        module, _, attribute = factory.partition(":")
-        try:
-            found: Any = importlib.import_module(module)
-            for part in attribute.split("."):
-                found = getattr(found, part)
-        except KeyboardInterrupt:
-            raise
-        except BaseException as error:  # a plugin may raise SystemExit or worse
-            raise PluginError(
-                f"{self.spec.kind} {self.qualified!r}: its factory {factory!r} cannot be loaded: "
-                f"{describe_error(error)}. This is a fault of the distribution {self.owner!r}."
-            ) from error
-        if not callable(found):
-            raise PluginError(
-                f"{self.spec.kind} {self.qualified!r}: its factory {factory!r} is of type "
-                f"{type(found).__name__}, which cannot "
-                f"be called. This is a fault of the distribution {self.owner!r}."
-            )
-        return found
+
+def load_factory(named: Named[Any], factory: Factory) -> Any:
+    """Import and return what a factory of a spec points at.
+
+    Raises:
+        PluginError: the import fails, or the module has no such attribute.
+    """
+    if not isinstance(factory, str):
+        return factory
+    what = f"{named.spec.kind} {named.qualified!r}: its factory {factory!r}"
+    fault = f"This is a fault of the distribution {named.owner!r}."
+    module, _, attribute = factory.partition(":")
+    with foreign(PluginError, f"{what} cannot be loaded", advice=fault):
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    if not callable(found):
+        kind = type(found).__name__
+        raise PluginError(f"{what} is of type {kind}, which cannot be called. {fault}")
+    return found
 
 
 class Registry:
     """An immutable table of names, made from a list of plugins.
+
+    A kind is given by the class of its specs, or by its name: `BlockSpec` or "block". `Kind` stands
+    for the kinds themselves.
 
     Args:
         plugins: in-process plugins (modules, classes or objects with hook implementations).
@@ -122,22 +116,8 @@ class Registry:
     def __init__(
         self, plugins: Iterable[Any] = (), *, installed: bool = True, prefer: Iterable[str] = ()
     ) -> None:
-        core = core_plugin(builtin)
-        reserved = frozenset((spec.kind, spec.name) for spec in core.specs)
-        infos = [core]
-        if installed:
-            infos += installed_plugins(reserved)
-        for plugin in plugins:
-            info = local_plugin(plugin, reserved)
-            if any(info.owner == other.owner for other in infos):
-                raise PluginError(
-                    f"two plugins have the owner {info.owner!r}; give one another TVC_OWNER"
-                )
-            infos.append(info)
-        self.plugins: tuple[PluginInfo, ...] = tuple(
-            sorted(infos, key=lambda info: (info.owner, info.module))
-        )
-        owners = {info.owner for info in infos}
+        self.plugins: tuple[PluginInfo, ...] = tuple(load_plugins(plugins, installed=installed))
+        owners = {info.owner for info in self.plugins}
         self.prefer = tuple(
             normalize(owner) for owner in ([prefer] if isinstance(prefer, str) else prefer)
         )
@@ -147,63 +127,74 @@ class Registry:
                     f"prefer names {owner!r}, which is not an installed "
                     f"plugin.{did_you_mean(owner, owners)}"
                 )
-        self._table: dict[tuple[str, str], list[Named[Any]]] = {}
+        self._table: dict[tuple[type[Any], str], list[Named[Any]]] = {}
         for info in self.plugins:
-            for spec in info.specs:
-                self._table.setdefault((spec.kind, spec.name), []).append(Named(info.owner, spec))
+            for each in info.offers:
+                self._table.setdefault((type(each), each.name), []).append(Named(info.owner, each))
         self._described: dict[tuple[str, str], Named[BackboneSpec]] = {}
         self._members: dict[tuple[str, str], tuple[str, ...]] = {}
 
-    def names(self, kind: type[Spec]) -> list[str]:
+    def names(self, kind: type[Spec] | type[Kind] | str) -> list[str]:
         """Return a name for everything of a kind, naturally sorted; what the short name does not
         stand for is qualified.
+
+        Raises:
+            UnknownNameError: no plugin defines a kind of this name.
         """
         return [self.label(offer) for offer in self.all(kind)]
 
     def label(self, offer: Named[Any]) -> str:
         """Return the short name if it stands for this offer here, else the qualified name."""
-        kind, name = offer.spec.kind, offer.spec.name
-        if isinstance(offer.spec, BackboneSpec) and "/" in name:  # its family's name decides
-            kind, name = BackboneFamilySpec.kind, name.partition("/")[0]
-        offers = self._table[kind, name]
-        means = offers[0] if len(offers) == 1 else self._preferred(offers)
-        return (
-            offer.spec.name if means is not None and offer.owner == means.owner else offer.qualified
-        )
+        kind, name = type(offer.spec), offer.spec.name
+        if kind is BackboneSpec and "/" in name:  # its family's name decides
+            kind, name = BackboneFamilySpec, name.partition("/")[0]
+        means = self._meant(self._table[kind, name])
+        short = means is not None and offer.owner == means.owner
+        return offer.spec.name if short else offer.qualified
 
-    def all(self, kind: type[S]) -> list[Named[S]]:
+    def all(self, kind: type[S] | str) -> list[Named[S]]:
         """Return everything of a kind with its owner, sorted by name, then owner; of families not
         the members.
+
+        Raises:
+            UnknownNameError: no plugin defines a kind of this name.
         """
+        wanted = self._class_of(kind)
         found = [
-            offer
-            for (table_kind, _), offers in self._table.items()
-            if table_kind == kind.kind
-            for offer in offers
+            offer for (each, _), offers in self._table.items() if each is wanted for offer in offers
         ]
         return sorted(found, key=lambda offer: (_natural(offer.spec.name), offer.owner))
 
-    def members(self, family: Named[BackboneFamilySpec], pattern: str | None = None) -> list[str]:
-        """Return the names of a family's members, "family/member", naturally sorted.
+    def resolve(self, kind: type[S] | str, name: object) -> Named[S]:
+        """Return the spec that a short name ("se") or a qualified name ("tvc-attention:se") stands
+        for.
 
-        Args:
-            family: one of `all(BackboneFamilySpec)`.
-            pattern: shell-style pattern for a name, the part of it behind the slash, or the
-                qualified name.
+        The member of a family ("acme/net") is described by the family, once, which may import
+        torch.
 
         Raises:
-            PluginError: the family cannot list them.
+            UnknownNameError: no plugin offers it. The message has near names and who would provide
+                it.
+            AmbiguousNameError: several plugins offer the short name, and `prefer` does not settle
+                it.
+            PluginError: a family fails to describe its member.
         """
-        owner, name = family.owner, family.spec.name
-        short = self.label(family)
-        found = [
-            member
-            for member in self._all_members(family)
-            if families.matches(pattern, owner, name, member)
-        ]
-        return [f"{short}/{member}" for member in sorted(found, key=_natural)]
+        wanted: type[Any] = self._class_of(kind)
+        if not isinstance(name, str):
+            raise UnknownNameError(
+                f"Unknown {wanted.kind} {name!r}: a name is a string, not {type(name).__name__}."
+            )
+        owner, _, short = name.rpartition(":")
+        if wanted is BackboneSpec and "/" in short:
+            return self._resolve_member(name, normalize(owner), short)  # type: ignore[return-value]
+        offers = self._offers(wanted, owner if ":" in name else None, short)
+        if not offers:
+            advice = self._advice(wanted, normalize(owner), short)
+            raise UnknownNameError(f"Unknown {wanted.kind} {name!r}. {advice}")
+        is_offered = f"The {wanted.kind} {name!r} is offered by {len(offers)} plugins"
+        return self._meant(offers) or self._ambiguous(is_offered, "", offers)
 
-    # -- listings for users ------------------------------------------------------------------------
+    # -- lists -------------------------------------------------------------------------------------
 
     def list_backbones(
         self, pattern: str | None = None, origin: str | None = None, owner: str | None = None
@@ -221,26 +212,22 @@ class Registry:
         Raises:
             UnknownNameError: no installed backbone has this origin, or no such plugin is installed.
         """
-        offers, families = self.all(BackboneSpec), self.all(BackboneFamilySpec)
-        every: list[Named[Any]] = [*offers, *families]
-        _check_known("origin", origin, {offer.spec.origin for offer in every})
-        owner = owner and normalize(owner)
-        _check_known("plugin", owner, {info.owner for info in self.plugins})
-
-        def asked(offer: Named[Any]) -> bool:
-            return origin in (None, offer.spec.origin) and owner in (None, offer.owner)
-
-        listed = [
-            self.label(offer)
-            for offer in filter(asked, offers)
-            if pattern is None
-            or any(
-                fnmatch.fnmatchcase(name, pattern) for name in (offer.spec.name, offer.qualified)
-            )
-        ]
-        if owner is not None or origin is not None or "/" in (pattern or ""):
-            for family in filter(asked, families):
-                listed += self.members(family, pattern)
+        offers: list[Named[Any]] = [*self.all(BackboneSpec), *self.all(BackboneFamilySpec)]
+        _check_known("origin", origin, {offer.spec.origin for offer in offers})
+        if owner is not None:
+            owner = self.check_owner(owner)
+        asked = owner is not None or origin is not None or "/" in (pattern or "")
+        listed: list[str] = []
+        for offer in offers:
+            names = (offer.spec.name, offer.qualified)
+            if (origin or offer.spec.origin) != offer.spec.origin or (
+                owner or offer.owner
+            ) != offer.owner:
+                continue
+            if isinstance(offer.spec, BackboneFamilySpec):
+                listed += self.members(offer, pattern) if asked else []
+            elif pattern is None or any(fnmatchcase(name, pattern) for name in names):
+                listed.append(self.label(offer))
         return listed
 
     def list_families(self) -> list[str]:
@@ -270,61 +257,76 @@ class Registry:
         """Return the names of weight initializers."""
         return self.names(InitializerSpec)
 
-    def resolve(self, kind: type[S], name: object) -> Named[S]:
-        """Return the spec that a short name ("se") or a qualified name ("tvc-attention:se") stands
-        for.
+    def members(self, family: Named[BackboneFamilySpec], pattern: str | None = None) -> list[str]:
+        """Return the names of a family's members, "family/member", naturally sorted.
 
-        The member of a family ("acme/net") is described by the family, once, which may import
-        torch.
+        Args:
+            family: one of `all(BackboneFamilySpec)`.
+            pattern: shell-style pattern for a name, the part of it after the slash, or the
+                qualified name.
 
         Raises:
-            UnknownNameError: nobody offers it. The message has near names and who would provide it.
-            AmbiguousNameError: several plugins offer the short name, and `prefer` does not settle
-                it.
-            PluginError: a family fails to describe its member.
+            PluginError: the family cannot list them.
         """
-        if not isinstance(name, str):
-            raise UnknownNameError(
-                f"Unknown {kind.kind} {name!r}: a name is a string, not {type(name).__name__}."
-            )
-        owner, qualified, short = name.rpartition(":")
-        if issubclass(kind, BackboneSpec) and "/" in short:
-            return self._resolve_member(name, normalize(owner), short)  # type: ignore[return-value]
-        offers = self._table.get((kind.kind, short), [])
-        if qualified:
-            offers = [offer for offer in offers if offer.owner == normalize(owner)]
-        if not offers:
-            raise UnknownNameError(
-                f"Unknown {kind.kind} {name!r}. {self._advice(kind, normalize(owner), short)}"
-            )
-        if len(offers) == 1:
-            return offers[0]
-        preferred = self._preferred(offers)
-        if preferred is None:
-            choices = " or ".join(repr(offer.qualified) for offer in offers)
-            raise AmbiguousNameError(
-                f"The {kind.kind} {name!r} is offered by {len(offers)} plugins: write {choices}, "
-                f"or build with HybridBuilder(prefer=({offers[0].owner!r},))."
-            )
-        return preferred
+        short = self.label(family)
+        found = [
+            member
+            for member in self._all_members(family)
+            if families.matches(pattern, family.owner, family.spec.name, member)
+        ]
+        return [f"{short}/{member}" for member in sorted(found, key=_natural)]
+
+    def check_owner(self, owner: str) -> str:
+        """Return the normalized name of an installed plugin's distribution.
+
+        Raises:
+            UnknownNameError: no such plugin is installed.
+        """
+        name, owners = normalize(owner), {info.owner for info in self.plugins}
+        if name in owners:
+            return name
+        near = near_names(name, [*owners, *hints.distributions()], most=1)
+        text = f"No plugin {owner!r} is installed."
+        if near and near[0] != name:
+            text += f" Did you mean {near[0]!r}?"
+            text += "" if near[0] in owners else " It is not installed either:"
+        elif not near:
+            text += f" There is {join_names(sorted(owners))}."
+        raise UnknownNameError(
+            text if not near or near[0] in owners else f"{text} pip install {near[0]}."
+        )
+
+    # -- parts -------------------------------------------------------------------------------------
+
+    def _class_of(self, kind: type[Any] | str) -> type[Any]:
+        return self.resolve(Kind, kind).spec.spec if isinstance(kind, str) else kind
+
+    def _offers(self, kind: type[Any], owner: str | None, name: str) -> list[Named[Any]]:
+        offers = self._table.get((kind, name), [])
+        return [each for each in offers if owner is None or each.owner == normalize(owner)]
+
+    def _meant(self, offers: list[Named[Any]]) -> Named[Any] | None:
+        """Return the only offer, or the one whose owner is preferred."""
+        by_owner = {offer.owner: offer for offer in offers}
+        preferred = next((by_owner[owner] for owner in self.prefer if owner in by_owner), None)
+        return offers[0] if len(offers) == 1 else preferred
+
+    def _ambiguous(self, what: str, ending: str, offers: list[Named[Any]]) -> Any:
+        choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in offers)
+        built = type(offers[0].spec) in _LISTED_BY and type(offers[0].spec) is not Kind
+        prefer = f", or build with HybridBuilder(prefer=({offers[0].owner!r},))" if built else ""
+        raise AmbiguousNameError(f"{what}: write {choices}{prefer}.")
 
     def _resolve_member(self, name: str, owner: str, short: str) -> Named[BackboneSpec]:
         family, _, member = short.partition("/")
-        offers = self._table.get((BackboneFamilySpec.kind, family), [])
-        offers = [offer for offer in offers if not owner or offer.owner == owner]
+        offers = self._offers(BackboneFamilySpec, owner or None, family)
         if not offers:
             advice = self._advice(BackboneFamilySpec, owner, family)
             raise UnknownNameError(
                 f"Unknown backbone {name!r}: there is no family {family!r}. {advice}"
             )
-        chosen = offers[0] if len(offers) == 1 else self._preferred(offers)
-        if chosen is None:
-            choices = " or ".join(repr(f"{offer.qualified}/{member}") for offer in offers)
-            raise AmbiguousNameError(
-                f"The backbone {name!r} is of a family that {len(offers)} plugins offer: write "
-                f"{choices}, "
-                f"or build with HybridBuilder(prefer=({offers[0].owner!r},))."
-            )
+        of_family = f"The backbone {name!r} is of a family that {len(offers)} plugins offer"
+        chosen = self._meant(offers) or self._ambiguous(of_family, f"/{member}", offers)
         key = chosen.owner, short
         if key not in self._described:
             try:
@@ -337,24 +339,20 @@ class Registry:
         return self._described[key]
 
     def _all_members(self, family: Named[BackboneFamilySpec]) -> tuple[str, ...]:
-        owner, spec = family
-        key = owner, spec.name
+        key = family.owner, family.spec.name
         if key not in self._members:
-            self._members[key] = families.check_members(
-                spec.name, owner, family._load(spec.members)
-            )
+            members = load_factory(family, family.spec.members)
+            self._members[key] = families.check_members(family.spec.name, family.owner, members)
         return self._members[key]
 
-    def _preferred(self, offers: list[Named[S]]) -> Named[S] | None:
-        by_owner = {offer.owner: offer for offer in offers}
-        return next((by_owner[owner] for owner in self.prefer if owner in by_owner), None)
-
-    def _advice(self, kind: type[Spec], owner: str, short: str) -> str:
-        """Return what to do about a name that nobody offers; `owner` is empty for a short name."""
+    def _advice(self, kind: type[Any], owner: str, short: str) -> str:
+        """Return what to do about a name that no plugin offers; `owner` is empty for a short
+        name.
+        """
         if owner == normalize(FROM_MODULE):
             return (
-                "It is a network of somebody's own, which no recipe builds: make it and use "
-                "HybridBuilder.from_module."
+                "It is a network that was handed over in code, which no recipe builds: make it and "
+                "use HybridBuilder.from_module."
             )
         provider = hints.provider(kind.kind, short)
         known = {info.owner: info for info in self.plugins}
@@ -367,34 +365,24 @@ class Registry:
                 f"{info.owner} {info.version} is installed but {info.status}: {why}. 'tvc "
                 "plugins' shows all plugins."
             )
-        offers = [offer.qualified for offer in self._table.get((kind.kind, short), [])]
-        if offers:
+        if offers := [offer.qualified for offer in self._table.get((kind, short), [])]:
             return f"{owner!r} does not offer it; there is {join_names(offers)}."
         parts = []
-        if owner and info is None:
-            first_party = owner in hints.distributions()
-            parts.append(
-                f"{owner} is not installed: pip install {owner}."
-                if first_party
-                else f"There is no plugin {owner!r}."
-            )
-            parts.append("" if first_party else did_you_mean(owner, known).strip())
-        others = sorted({table_kind for table_kind, name in self._table if name == short})
+        if owner in hints.distributions() and info is None:
+            parts.append(f"{owner} is not installed: pip install {owner}.")
+        elif owner and info is None:
+            parts += [f"There is no plugin {owner!r}.", did_you_mean(owner, known).strip()]
+        others = sorted({other.kind for other, name in self._table if name == short})
         parts += [f"There is the {other} {short!r}." for other in others]
         names = self.names(kind)
-        installable = {
-            name: hints.provider(kind.kind, name)
-            for name in hints.known(kind.kind)
-            if name not in names
-        }
+        installable = hints.table(kind.kind, without=names)
         parts.append(did_you_mean(short, [*names, *installable]).strip())
         parts += [
             f"{name} is in {installable[name]}, which is not installed."
             for name in near_names(short, installable, most=1)
         ]
-        parts.append(
-            f"Installed are {len(names)}: {join_names(names)}. {_LISTED_BY[kind]} lists them."
-        )
+        lists = _LISTED_BY.get(kind, f"Registry().names({kind.kind!r})")
+        parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
         faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
         if faulty:
             parts.append(
@@ -405,10 +393,9 @@ class Registry:
 
 def _check_known(what: str, given: str | None, known: set[str]) -> None:
     if given is not None and given not in known:
-        hint = did_you_mean(given, known)
         raise UnknownNameError(
-            f"no installed plugin has the {what} {given!r}.{hint} There is "
-            f"{join_names(sorted(known))}."
+            f"no installed plugin has the {what} {given!r}.{did_you_mean(given, known)} "
+            f"There is {join_names(sorted(known))}."
         )
 
 

@@ -17,6 +17,7 @@ from ..errors import (
     foreign,
     join_names,
 )
+from ..quarantine.process_state import run_preserved
 from ..registry import Named
 from ..specs import BlockSpec
 
@@ -60,7 +61,7 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
     fault = f"This is a fault of the distribution {named.owner!r}."
     with foreign(PluginError, f"{what} cannot be made", advice=fault):  # SystemExit or worse
         try:
-            return factory(*positional, **params)
+            return run_preserved(factory, *positional, **params)
         except TvcError:
             raise
         except Exception as error:  # by any exception a factory may refuse a parameter

@@ -16,7 +16,7 @@ from ..errors import HeadError
 from ..recipe.rules import DROPOUT, NUM_CLASSES
 from .anatomy import Anatomy
 from .hooks import TvcHook, carry_hooks
-from .patches import installed_patches, set_module
+from .patches import add_child, installed_patches, set_module
 
 __all__ = [
     "HeadDropout",
@@ -155,7 +155,7 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     new = layer if num_classes else NoClassifier(layer)
     for hook in old._forward_pre_hooks.values():
         if isinstance(hook, HeadDropout) and hook.name in old._modules:
-            new.add_module(hook.name, old._modules[hook.name])
+            add_child(new, hook.name, old.get_submodule(hook.name))
     new.training = old.training
     carry_hooks(old, new)
     set_module(network, path, new)
@@ -188,7 +188,7 @@ def set_dropout(network: nn.Module, head: str, p: float) -> None:
         name = f"head_{name}"
     dropout = nn.Dropout(float(p))
     dropout.training = layer.training
-    layer.add_module(name, dropout)
+    add_child(layer, name, dropout)
     layer.register_forward_pre_hook(HeadDropout(name))
 
 

@@ -56,8 +56,12 @@ class Patch(nn.Module):
         self.enabled = True
         """It runs in every thread. A plain attribute, which torch.compile guards on."""
         self.off: set[Any] = set()
-        """Who has switched it off: one entry for each `without`, and "removed" after `unpatch`."""
-        like = next((p for p in block.parameters() if p.is_floating_point()), torch.empty(0))
+        """Who has switched it off: one entry for each `without`, or one of `_EVERYWHERE`."""
+        self.regate()
+
+    def regate(self) -> None:
+        """Take the gate back, closed: for tensors that have one."""
+        like = next((p for p in self.block.parameters() if p.is_floating_point()), torch.empty(0))
         self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
 
     def ungate(self) -> None:
@@ -73,7 +77,7 @@ class Patch(nn.Module):
         """Return whether this thread is to run the block."""
         if self.enabled:
             return True
-        if torch.compiler.is_compiling() or "removed" in self.off:
+        if torch.compiler.is_compiling() or not self.off.isdisjoint(_EVERYWHERE):
             return False
         return self.off.isdisjoint(calls.switched_off())
 
@@ -110,6 +114,10 @@ class Patch(nn.Module):
 
     def extra_repr(self) -> str:
         return "" if self.alpha is not None else f"start={'itself' if self.neutral else 'paper'}"
+
+
+_EVERYWHERE = {"removed", "proof"}
+"""Tokens that switch a patch off in every thread, where nobody else runs the model."""
 
 
 class _Told:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from torch import nn
@@ -24,7 +24,8 @@ from .patch import Patch, PatchHook, PatchTree
 from .sites import find_module
 
 __all__ = [
-    "CONTAINERS", "attach", "detach", "free_name", "hang", "installed_patches", "placed_patches",
+    "CONTAINERS", "add_child", "attach", "detach", "free_name", "hang", "installed_patches",
+    "placed_patches",
     "restore_module", "rollback_on_error", "set_module",
 ]  # fmt: skip
 
@@ -114,31 +115,52 @@ def installed_patches(network: nn.Module) -> Iterator[tuple[str, Patch]]:
             yield path, patch
 
 
-def hang(network: nn.Module) -> list[tuple[str, str, Patch]]:
+def hang(network: nn.Module) -> list[tuple[str, str]]:
     """Let the module that stands at a patch's path run it, once, whoever has put it there.
 
     Returns:
-        (where it lives, path of its target, patch) of those whose path leads nowhere now.
+        (where it lives, why it has no place) of those that cannot hang.
     """
-    misplaced = [leaf for leaf in _all_leaves(network) if not _hangs(network, *leaf[1:])]
+    leaves = _all_leaves(network)
+    lost = [(home, f"there is no module {path!r}") for home, path in _gone(network, leaves)]
+    lost += [(home, f"{path!r} is {other!r} now") for home, path, other in _tied(network, leaves)]
+    gone = {home for home, _ in lost}
+    misplaced = [leaf for leaf in leaves if leaf[0] not in gone and not _hangs(network, *leaf[1:])]
     if not misplaced:
-        return []
-    lost: list[tuple[str, str, Patch]] = []
-    with _HANGING:
+        return lost
+    # an interrupt may come between the lock and what gives it back: nobody waits for that for long
+    _HANGING.acquire(timeout=5)
+    try:
         _unregister(network, {home for home, _, _, _ in misplaced})
-        for home, path, patch, module in misplaced:
-            target = find_module(network, path)
-            if target is None:
-                lost.append((home, path, patch))
-            else:
-                _register(target, patch, module)
-        order = {id(patch): number for number, (_, _, patch, _) in enumerate(_all_leaves(network))}
-        for target in {
-            id(t): t for _, p, _, _ in misplaced if (t := find_module(network, p))
-        }.values():
-            for hooks in (target._forward_pre_hooks, target._forward_hooks):
-                _sort(hooks, order)
+        order = {id(patch): number for number, (_, _, patch, _) in enumerate(leaves)}
+        for _, path, patch, module in misplaced:
+            target = network.get_submodule(path)
+            _register(target, patch, module)
+            _sort(target._forward_pre_hooks, order)
+            _sort(target._forward_hooks, order)
+    finally:
+        with suppress(RuntimeError):
+            _HANGING.release()
     return lost
+
+
+Leaf = tuple[str, str, Patch, nn.Module]
+"""Where a patch lives, the path of its target, the patch, and what is to be called for it."""
+
+
+def _gone(network: nn.Module, leaves: list[Leaf]) -> Iterator[tuple[str, str]]:
+    yield from ((home, path) for home, path, *_ in leaves if find_module(network, path) is None)
+
+
+def _tied(network: nn.Module, leaves: list[Leaf]) -> Iterator[tuple[str, str, str]]:
+    """Yield (where it lives, path, other path) of patches whose target is another one's, too: each
+    would run at both paths.
+    """
+    first: dict[int, str] = {}
+    for home, path, *_ in leaves:
+        target = find_module(network, path)
+        if target is not None and first.setdefault(id(target), path) != path:
+            yield home, path, first[id(target)]
 
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:
@@ -152,7 +174,7 @@ def _sort(hooks: Any, order: dict[int, int]) -> None:
     hooks.update(ordered)
 
 
-def _all_leaves(network: nn.Module) -> list[tuple[str, str, Patch, nn.Module]]:
+def _all_leaves(network: nn.Module) -> list[Leaf]:
     trees = ((name, network._modules.get(name)) for name in CONTAINERS)
     return [
         leaf
@@ -162,8 +184,7 @@ def _all_leaves(network: nn.Module) -> list[tuple[str, str, Patch, nn.Module]]:
     ]
 
 
-def _leaves(tree: nn.Module, home: str, path: str) -> Iterator[tuple[str, str, Patch, nn.Module]]:
-    """Yield (where it lives, path of its target, patch, what is to be called for it)."""
+def _leaves(tree: nn.Module, home: str, path: str) -> Iterator[Leaf]:
     for name, child in tree._modules.items():
         if isinstance(child, Patch):
             yield f"{home}.{name}", path, child, child
@@ -181,16 +202,20 @@ def _wanted(patch: Patch) -> tuple[int, int]:
 
 
 def _hangs(network: nn.Module, path: str, patch: Patch, module: nn.Module) -> bool:
+    """Return whether the module at a path runs a patch, once, and no copy of it."""
     target = find_module(network, path)
     if target is None:
         return False
-    counts = [
-        sum(
-            type(hook) is PatchHook and hook.patch is patch and hook.module is module
+    counts = []
+    for hooks in (target._forward_pre_hooks, target._forward_hooks):
+        found = [
+            hook
             for hook in hooks.values()
-        )
-        for hooks in (target._forward_pre_hooks, target._forward_hooks)
-    ]
+            if isinstance(hook, PatchHook) and hook.patch.home == patch.home
+        ]
+        if any(hook.patch is not patch or hook.module is not module for hook in found):
+            return False  # a tool has copied the module, with its hooks
+        counts.append(len(found))
     return tuple(counts) == _wanted(patch)
 
 
@@ -270,6 +295,11 @@ def _every_module(root: nn.Module) -> Iterator[nn.Module]:
             if child is not None and id(child) not in seen:
                 seen[id(child)] = child
                 queue.append(child)
+
+
+def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
+    """Give a module a child under a name that is free."""
+    module.add_module(name, child)
 
 
 def set_module(network: nn.Module, path: str, module: nn.Module) -> None:

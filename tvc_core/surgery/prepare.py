@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from ..errors import PatchError, PluginError, TvcError, describe_error
+from ..errors import PatchError, PluginError, TvcError, foreign
 from ..recipe import PatchPlan, Place
 from .blocks import call_factory, create_block, parameters_of
 from .branches import branch_of
+from .gates import leave_out_gate
 from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion, Target
 from .patch import Patch
@@ -211,6 +212,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
     for insertion in target.insertions:
         _initialize(patch, insertion.patch)
         _try_insertion(patch, insertion, probe)
+        leave_out_gate(patch, insertion, probe)
     if replacement is not None:
         with _keeping(module):
             _initialize(patch, replacement)
@@ -327,13 +329,8 @@ def _output_shape(
     module: nn.Module, shape: Shape, probe: Probe, name: str, device: str | None = None
 ) -> Shape:
     x = torch.zeros(shape, dtype=probe.image.dtype, device=device or probe.image.device)
-    try:
-        with probing(module):
-            output = module(x)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # somebody's forward pass may raise SystemExit or worse
-        raise PatchError(f"{name} fails on {list(shape)}: {describe_error(error)}") from error
+    with foreign(PatchError, f"{name} fails on {list(shape)}"), probing(module):
+        output = module(x)
     if not isinstance(output, torch.Tensor):
         raise PatchError(f"{name} returns a {type(output).__name__}, not a tensor")
     return tuple(output.shape)

@@ -16,12 +16,15 @@ from .conformance import (
     parametrize_with_checks,
 )
 from .distributions import fake_distributions, no_discovery, write_distribution
+from .process_watch import HEAVY, ProcessWatch
 from .weights import CachedFile, cached_weights, official_weights
 
 __all__ = [
     "CachedFile",
     "Check",
     "ConformanceError",
+    "HEAVY",
+    "ProcessWatch",
     "Report",
     "cached_weights",
     "check_plugin",

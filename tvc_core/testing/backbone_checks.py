@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import io
 import os
 import socket
 import tempfile
@@ -693,7 +692,7 @@ def backbone_exports(backbone: Subject) -> None:
 
 
 def _onnxruntime() -> Any:
-    for name in ("onnx", "onnxscript", "onnxruntime"):
+    for name in ("onnx", "onnxruntime"):
         try:
             module = importlib.import_module(name)
         except ImportError as error:
@@ -712,8 +711,7 @@ def _export(model: nn.Module, x: Tensor, file: str, dynamic: dict[int, str]) -> 
     reasons = []
     for way in ways:
         try:
-            # an exporter that refuses prints the whole graph
-            with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
+            with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 torch.onnx.export(model, (x,), file, **names, **way)
             return

@@ -11,12 +11,12 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
-from ..builder import HybridBuilder
 from ..errors import ParameterError, TvcError, join_names
 from ..surgery.blocks import create_block
 from ..surgery.patch import Patch
 from .helpers import (
     SEED,
+    build_patched,
     changed_names,
     check_copies,
     close,
@@ -590,9 +590,7 @@ def _build_with(block: Subject) -> None:
     for path in paths:
         patches = {path: {"wrap": {"type": block.named.qualified, "params": dict(block.params)}}}
         try:
-            HybridBuilder(registry=block.registry).from_backbone(
-                host, weights=None, patches=patches
-            )
+            build_patched(block.registry, host, patches)
         except ParameterError as error:
             if not refuses_clearly(
                 error.__cause__ if isinstance(error.__cause__, TvcError) else error

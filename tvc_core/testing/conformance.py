@@ -15,7 +15,7 @@ from unittest import SkipTest
 
 from ..errors import ParameterError, TvcError, did_you_mean, join_names
 from ..registry import Named
-from ..specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec
+from ..specs import BackboneFamilySpec, BackboneSpec, BlockSpec, InitializerSpec, Kind, PatchOpSpec
 from .subjects import Fault, PluginSubject, Subject, open_plugin
 
 __all__ = [
@@ -38,8 +38,10 @@ _MODULES = {
     BackboneSpec.kind: "backbone_checks",
     PatchOpSpec.kind: "operation_checks",
     InitializerSpec.kind: "initializer_checks",
+    "other kind": "kind_checks",
 }
-_KINDS: tuple[type[Spec], ...] = (BlockSpec, BackboneSpec, PatchOpSpec, InitializerSpec)
+_FIRST = (BlockSpec, BackboneSpec, PatchOpSpec, InitializerSpec)
+"""The kinds that are checked first, in this order."""
 
 
 class ConformanceError(TvcError, AssertionError):
@@ -255,13 +257,16 @@ def parametrize_with_checks(
 
 def _functions(kind: str) -> tuple[Function, ...]:
     """Return the checks of a kind; most import torch."""
-    checks: tuple[Function, ...] = importlib.import_module(f".{_MODULES[kind]}", __package__).CHECKS
+    checks: tuple[Function, ...] = _module(kind).CHECKS
     return checks
 
 
+def _module(kind: str) -> Any:
+    return importlib.import_module(f".{_MODULES.get(kind, 'kind_checks')}", __package__)
+
+
 def _checks(subject: PluginSubject | Subject) -> list[Check]:
-    module = importlib.import_module(f".{_MODULES[subject.kind]}", __package__)
-    basic: tuple[Function, ...] = module.BASIC
+    basic: tuple[Function, ...] = _module(subject.kind).BASIC
     checks = []
     for function in _functions(subject.kind):
         before = basic[: basic.index(function)] if function in basic else basic
@@ -279,15 +284,18 @@ def _checks(subject: PluginSubject | Subject) -> list[Check]:
 
 
 def _catches(function: Function) -> str:
-    return (function.__doc__ or "").strip().split("\n\n")[0]
+    return " ".join((function.__doc__ or "").split("\n\n")[0].split())
 
 
 def _things(subject: PluginSubject, names: Iterable[str]) -> list[Subject]:
     registry = subject.registry
     if registry is None:
         return []
+    others = [offer.spec.spec for offer in registry.all(Kind)]
+    others = [kind for kind in others if kind not in (*_FIRST, BackboneFamilySpec)]
+    kinds: tuple[Any, ...] = (*_FIRST, *others, Kind)
     offers: list[Named[Any]] = [
-        offer for kind in _KINDS for offer in registry.all(kind) if offer.owner == subject.owner
+        offer for kind in kinds for offer in registry.all(kind) if offer.owner == subject.owner
     ]
     offers += [registry.resolve(BackboneSpec, name) for name in names]
     return [Subject(named=offer, registry=registry) for offer in offers]

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from .. import registry
 from ..errors import PluginError
-from ..registry import Registry
+from ..registry import Registry, discovery
 
 __all__ = ["fake_distributions", "no_discovery", "write_distribution"]
 
@@ -95,5 +94,5 @@ def no_discovery() -> Iterator[Callable[..., Registry]]:
             "HybridBuilder(registry=make(plugin))"
         )
 
-    with mock.patch.object(registry, "installed_plugins", refuse):
+    with mock.patch.object(discovery, "installed_plugins", refuse):
         yield lambda *plugins, **more: Registry(plugins, installed=False, **more)

@@ -12,12 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..assemble import assemble
 from ..errors import ParameterError, TvcError
+from ..model.hybrid import HybridModel
+from ..recipe import Recipe, make_plan
+from ..registry import Registry
 from ..surgery.blocks import create_block
 from .subjects import Fault, Subject
 
 __all__ = [
     "SEED",
+    "build_patched",
     "changed_names",
     "check_copies",
     "close",
@@ -47,6 +52,14 @@ def refuses_clearly(error: BaseException) -> bool:
     if isinstance(error, ParameterError) and error.__cause__ is not None:
         return isinstance(error.__cause__, (ValueError, TvcError))
     return isinstance(error, (TvcError, ValueError))
+
+
+def build_patched(registry: Registry, backbone: str, patches: dict[str, Any]) -> HybridModel:
+    """Return a hybrid that was built without the proof by a training step: the checks say more of
+    what it would refuse.
+    """
+    given = {"backbone": {"name": backbone, "weights": None, "patches": patches}}
+    return assemble(make_plan(Recipe.from_mapping(given), registry), pretrained=False)
 
 
 def seeded_block(subject: Subject, in_channels: int, seed: int = SEED) -> nn.Module:

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import build_backbone
-from ..builder import HybridBuilder
 from ..errors import TvcError, join_names
 from ..model.hybrid import HybridModel
 from ..recipe import Recipe, make_plan
@@ -24,6 +23,7 @@ from ..surgery.probing import same_kernels
 from ..surgery.sites import Probe
 from .helpers import (
     SEED,
+    build_patched,
     changed_names,
     check_copies,
     describe_error,
@@ -317,10 +317,7 @@ def _build(op: Subject, place: Place, options: dict[str, Any] | None = None) -> 
     """Return a patched network in eval mode, built under a seed."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(SEED)
-        builder = HybridBuilder(registry=op.registry)
-        return builder.from_backbone(
-            place.host, weights=None, patches=_patches(op, place, options)
-        ).eval()  # type: ignore[return-value]
+        return build_patched(op.registry, place.host, _patches(op, place, options)).eval()  # type: ignore[return-value]
 
 
 def _plain(op: Subject, host: str) -> nn.Module:

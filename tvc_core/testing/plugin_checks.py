@@ -5,7 +5,6 @@ they must.
 from __future__ import annotations
 
 import ast
-import inspect
 import json
 import os
 import subprocess
@@ -13,49 +12,35 @@ import sys
 from pathlib import Path
 from unittest import SkipTest
 
-from ..errors import PluginError, did_you_mean, join_names
-from ..hookspecs import API_VERSION, PROJECT
-from ..registry import Named, Registry
-from ..registry.discovery import HOOKS
+from ..errors import PluginError, join_names
+from ..hookspecs import API_VERSION
+from ..registry import Named, Registry, contract
 from ..specs import Spec
+from .process_watch import HEAVY
 from .subjects import Fault, PluginSubject
 
 __all__ = ["BASIC", "CHECKS"]
 
-HEAVY = (
-    *(
-        "torch",
-        "torchvision",
-        "timm",
-        "numpy",
-        "scipy",
-        "pandas",
-        "PIL",
-        "cv2",
-        "matplotlib",
-        "sklearn",
-        "transformers",
-    ),
-    *("lightning", "tensorflow", "jax", "safetensors"),
-)
 MOST_SECONDS = 1.0
 """How long a registration module and its hooks may take, beyond tvc_core's own import."""
 
 _IMPORT = """
-import importlib, json, locale, logging, random, socket, sys, threading, time, warnings
+import importlib, json, locale, logging, os, random, signal, socket, sys, time, warnings
 import tvc_core
-from tvc_core.quarantine.process_state import ProcessState, StreamGuard
-quiet, state, before, start = StreamGuard(), ProcessState(), set(sys.modules), time.perf_counter()
-quiet.thread = threading.get_ident()
+from tvc_core.registry import contract
+from tvc_core.testing.process_watch import ProcessWatch
+watch, before, start = ProcessWatch(), set(sys.modules), time.perf_counter()
 module = importlib.import_module(sys.argv[1])
-for name in sys.argv[2:]:
-    if hasattr(module, name):
-        getattr(module, name)()
+try:
+    hooks = contract.examine(module, sys.argv[2], api_required=False).hooks
+except contract.Fault:
+    hooks = ()
+for hook in hooks:
+    if not hook.optional:
+        hook.function()
 seconds = time.perf_counter() - start
-effects = [*quiet.changes(), *state.put_back()[0]]
-quiet.close()
-effects = [effect for effect in effects if not effect.startswith("import of ")]
-print("\\n" + json.dumps([seconds, sorted(set(sys.modules) - before), effects]))
+found = [seconds, sorted(set(sys.modules) - before), watch.changes()]
+os.write(1, b"\\n" + json.dumps(found).encode())
 """
 
 
@@ -76,7 +61,7 @@ def plugin_light_import(plugin: PluginSubject) -> None:
     name = plugin.module_name()
     best = float("inf")
     for _ in range(3):  # a busy machine is slow now and then
-        seconds, modules, _ = _imported_by(name)
+        seconds, modules, _ = _imported_by(name, plugin.owner)
         if heavy := _heavy(modules):
             raise Fault(
                 f"that importing {name!r} and calling its hooks imports nothing heavy",
@@ -99,7 +84,7 @@ def plugin_side_effects(plugin: PluginSubject) -> None:
     filters, output, and so on.
     """
     name = plugin.module_name()
-    _, modules, effects = _imported_by(name)
+    _, modules, effects = _imported_by(name, plugin.owner)
     if _heavy(modules):
         raise SkipTest("it imports heavy packages, which change the process themselves")
     if effects:
@@ -115,7 +100,7 @@ def _heavy(modules: list[str]) -> list[str]:
     return sorted({module.partition(".")[0] for module in modules} & set(HEAVY))
 
 
-def _imported_by(module: str) -> tuple[float, list[str], list[str]]:
+def _imported_by(module: str, owner: str) -> tuple[float, list[str], list[str]]:
     """Return what a fresh process takes for a module and its hooks [s], the modules that come with
     it, and side effects.
     """
@@ -123,7 +108,7 @@ def _imported_by(module: str) -> tuple[float, list[str], list[str]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _IMPORT, module, *HOOKS],
+            [sys.executable, "-c", _IMPORT, module, owner],
             capture_output=True,
             text=True,
             env=environment,
@@ -182,38 +167,17 @@ def plugin_api_version(plugin: PluginSubject) -> None:
 
 
 def plugin_hooks(plugin: PluginSubject) -> None:
-    """A hook is misspelt, not decorated, or takes arguments; there is none at all."""
-    hooks = []
-    for name in dir(plugin.plugin):
-        value = getattr(plugin.plugin, name, None)
-        decorated = getattr(value, f"{PROJECT}_impl", None) is not None
-        if not callable(value) or not (decorated or name.startswith("tvc_")):
-            continue
-        if name not in HOOKS:
-            raise Fault(
-                f"hooks named {join_names(HOOKS)}",
-                repr(name),
-                f"rename it.{did_you_mean(name, HOOKS)}".rstrip("."),
-            )
-        if not decorated:
-            raise Fault(
-                "that every hook is decorated",
-                f"{name} without decorator",
-                "put @tvc_core.hookimpl above it",
-            )
-        if list(inspect.signature(value).parameters):
-            raise Fault(
-                "hooks without arguments",
-                f"{name}{inspect.signature(value)}",
-                "take none; the specs say everything",
-            )
-        hooks.append(name)
-    if not hooks:
+    """A hook is misspelt, not decorated or takes arguments; there is none; a kind is wrong."""
+    try:
+        contents = contract.examine(plugin.plugin, plugin.owner, api_required=False)
+        known = contract.HOOKS | contract.hooks_of((*contents.kinds, *plugin.foreign_kinds()))
+        contract.check_hooks(contents.hooks, known)
+    except contract.Fault as fault:
         raise Fault(
-            f"one of the hooks {join_names(HOOKS)}",
-            "none of them",
-            "implement one, decorated with @tvc_core.hookimpl",
-        )
+            f"hooks named {join_names(contract.HOOKS)}, or of a kind that a plugin defines",
+            str(fault),
+            "rename it, decorate it with @tvc_core.hookimpl, or correct TVC_KINDS",
+        ) from fault
 
 
 def plugin_specs(plugin: PluginSubject) -> None:

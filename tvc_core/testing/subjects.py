@@ -17,8 +17,8 @@ import importlib_metadata
 from .. import builtin
 from ..errors import PluginError
 from ..hookspecs import ENTRY_POINT_GROUP
-from ..registry import Named, Registry
-from ..specs import normalize
+from ..registry import Named, PluginInfo, Registry, contract
+from ..specs import Kind, normalize
 from . import toy_plugin
 
 __all__ = ["Fault", "PluginSubject", "Subject", "open_plugin"]
@@ -54,7 +54,8 @@ class Subject:
     @property
     def kind(self) -> str:
         """Kind of the thing, such as "block"."""
-        return self.named.spec.kind
+        kind: str = self.named.spec.kind
+        return kind
 
     def __str__(self) -> str:
         return f"{self.kind} {self.named.qualified!r}"
@@ -96,12 +97,38 @@ class PluginSubject:
         return self.module
 
     def register(self) -> Registry:
-        """Return a registry with this plugin, the core and the kit's own networks and
-        blocks alone.
+        """Return a registry with this plugin, the core, the kit's own networks and blocks, and the
+        installed plugins that define the kinds of its other hooks.
         """
         if self.plugin in (builtin, toy_plugin):
             return Registry([toy_plugin], installed=False)
-        return Registry([_with_owner(self.plugin, self.owner), toy_plugin], installed=False)
+        plugins = [_with_owner(self.plugin, self.owner), toy_plugin]
+        for info in self._definers():
+            entry = importlib_metadata.EntryPoint(info.owner, info.module, ENTRY_POINT_GROUP)
+            plugins.append(_with_owner(entry.load(), info.owner))
+        return Registry(plugins, installed=False)
+
+    def foreign_kinds(self) -> tuple[Kind, ...]:
+        """Return the kinds of installed plugins that it offers something of."""
+        return tuple(kind for info in self._definers() for kind in info.kinds)
+
+    def _definers(self) -> list[PluginInfo]:
+        try:
+            _, kinds, hooks = contract.examine(self.plugin, self.owner, api_required=False)
+        except contract.Fault:
+            return []
+        known = contract.HOOKS | contract.hooks_of(kinds)
+        names = {hook.name for hook in hooks if hook.name and hook.name not in known}
+        specs = [spec for hook in hooks if not hook.name for spec in hook.function()]
+        classes = {type(spec) for spec in specs} - {c for each in known.values() for c in each}
+        if not names and not classes:
+            return []
+        return [
+            info
+            for info in Registry().plugins
+            if info.owner not in ("tvc-core", self.owner)
+            if any(kind.hook.__name__ in names or kind.spec in classes for kind in info.kinds)
+        ]
 
 
 def _with_owner(plugin: Any, owner: str) -> Any:

@@ -1,32 +1,33 @@
-"""The preprocessing that a model's images need."""
+"""How images are prepared for a model: by the preprocessing of its weights."""
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import nn
 
 from ..errors import BackboneError
+from ..recipe import Plan
 from ..specs import FROM_MODULE
 from .torchvision import transforms_of
-
-if TYPE_CHECKING:
-    from ..recipe import Plan
 
 __all__ = ["transforms"]
 
 
 def transforms(plan: Plan) -> nn.Module:
-    """Return the preprocessing of a plan's weights, or of its backbone's default weights.
+    """Return the preprocessing of a plan's weights at its image size, as torchvision's own module.
+
+    A UserWarning says where those of the default weights stand in for a random start.
+
+    Args:
+        plan: of the model.
 
     Raises:
-        BackboneError: the backbone has no pretrained weights, or they were trained on images with
-            another number of channels.
+        BackboneError: nothing says how: the network is a module of the user's, has no pretrained
+            weights, or takes another number of channels than they do.
     """
-    spec = plan.backbone.spec
-    weights = plan.weights
+    spec, weights = plan.backbone.spec, plan.weights
     if plan.backbone.owner == FROM_MODULE:
         raise BackboneError(
             f"the model was made from a module of your own ({spec.name}), so only you know how its "
@@ -40,19 +41,18 @@ def transforms(plan: Plan) -> nn.Module:
             )
         weights = spec.find_weights(spec.default_weights)
         assert weights is not None
-        message = (
+        warnings.warn(
             "the model has no pretrained weights; transforms() gives the preprocessing of "
-            f"the default weights, {weights.name}"
+            f"the default weights, {weights.name}",
+            UserWarning,
+            stacklevel=3,  # whoever called the model's method
         )
-        warnings.warn(message, UserWarning, stacklevel=3)
-    if (channels := plan.recipe.in_channels or spec.num_channels) != len(weights.mean):
-        known = (
-            f"mean {weights.mean}, standard deviation {weights.std}, crop {weights.crop_size} "
-            "pixels"
-        )
+    channels = plan.recipe.in_channels or spec.num_channels
+    if channels != len(weights.mean):
         raise BackboneError(
             f"the model takes {channels} channels, and the preprocessing of {weights.name} knows "
-            f"{len(weights.mean)} ({known}): prepare the images yourself"
+            f"{len(weights.mean)} (mean {weights.mean}, standard deviation {weights.std}, crop "
+            f"{weights.crop_size} pixels): prepare the images yourself"
         )
     size = plan.image_side or weights.crop_size
     resize = round(weights.resize_size * size / weights.crop_size)

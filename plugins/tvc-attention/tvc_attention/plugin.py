@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvc_core import BlockSpec, hookimpl
 
-TVC_API = (1, 0)
+TVC_API = (1, 1)
 
 _WOO = "Woo et al. 2018, arXiv:1807.06521"
 

@@ -10,8 +10,8 @@ from torchvision import ops
 
 __all__ = [
     "DeformConv",
+    "DropBlock",
     "conv_bn_act",
-    "drop_block",
     "frozen_batch_norm",
     "identity",
     "mlp",
@@ -228,22 +228,31 @@ def mlp(
     )
 
 
-def drop_block(in_channels: int, p: float = 0.1, block_size: int = 7) -> nn.Module:
+class DropBlock(ops.DropBlock2d):  # type: ignore[misc]  # torchvision has no types
     """Zero contiguous squares of [N, C, H, W] in training, and scale the rest.
 
     Args:
         in_channels: C; what is dropped does not depend on it.
         p: probability of an entry to be dropped.
-        block_size: side of the squares [pixels].
+        block_size: largest side of the squares; the side is the largest odd number that is not
+            above it and fits into the map [pixels].
 
     Raises:
         ValueError: `p` is no probability, or `block_size` is not positive.
 
-    Source: torchvision.ops.DropBlock2d.
+    Source: Ghiasi et al. 2018, arXiv:1810.12890; torchvision.ops.DropBlock2d.
     """
-    _check_probability(p)
-    _check_counts(block_size=block_size)
-    return ops.DropBlock2d(p, block_size)
+
+    def __init__(self, in_channels: int, p: float = 0.1, block_size: int = 7) -> None:
+        _check_probability(p)
+        _check_counts(block_size=block_size)
+        super().__init__(p, block_size)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Drop in training mode; give the map back in eval mode."""
+        # torchvision's function shrinks a square to the map, and then refuses an even side
+        fits = min(self.block_size, *x.shape[-2:])
+        return ops.drop_block2d(x, self.p, fits - (fits + 1) % 2, training=self.training)
 
 
 def stochastic_depth(in_channels: int, p: float = 0.1, mode: str = "row") -> nn.Module:

@@ -48,7 +48,8 @@ def tvc_blocks() -> list[BlockSpec]:
         BlockSpec(
             name="drop_block",
             category="regularization",
-            factory=f"{home}:drop_block",
+            starts_as="identity",
+            factory=f"{home}:DropBlock",
             summary="Zero contiguous squares of the map, in training.",
             source="torchvision.ops.DropBlock2d; Ghiasi et al. 2018, arXiv:1810.12890",
         ),
@@ -56,6 +57,7 @@ def tvc_blocks() -> list[BlockSpec]:
             name="stochastic_depth",
             category="regularization",
             layouts=("NCHW", "NHWC", "NLC", "NC"),
+            starts_as="identity",
             factory=f"{home}:stochastic_depth",
             summary="Zero the whole map of random samples, in training; belongs in a residual "
             "branch.",
@@ -72,6 +74,7 @@ def tvc_blocks() -> list[BlockSpec]:
             name="identity",
             category="identity",
             layouts=("NCHW", "NHWC", "NLC", "NC"),
+            starts_as="identity",
             factory=f"{home}:identity",
             summary="Nothing: with replace, takes a module out.",
             source="torch.nn.Identity",

@@ -10,7 +10,7 @@ from unittest import SkipTest
 
 from tvc_core import Registry, UnknownNameError
 
-from .facts import normalized
+from .first_party import normalized
 from .guard import environment
 
 __all__ = ["check_facts", "plugin_module"]

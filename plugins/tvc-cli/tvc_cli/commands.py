@@ -4,7 +4,7 @@ no half result.
 
 from __future__ import annotations
 
-import fnmatch
+import os
 import shlex
 import textwrap
 import warnings
@@ -15,25 +15,37 @@ from typing import Any
 import click
 
 from tvc_core import (
-    API_VERSION,
+    AmbiguousNameError,
     BackboneFamilySpec,
     BackboneSpec,
+    BlockSpec,
     HybridBuilder,
+    PatchOpSpec,
     Registry,
     RegistryWarning,
+    UnknownNameError,
 )
 
 from . import facts
-from .guard import GuardedGroup, common_options
+from .group import tvc
+from .guard import Command, common_options
 from .output import as_text, print_json, print_pairs, print_table, say
 
-__all__ = ["tvc"]
+__all__ = [
+    "build_command",
+    "check_command",
+    "doctor_command",
+    "list_command",
+    "new_plugin_command",
+    "plugins_command",
+    "show_command",
+    "tvc",
+]
 
 _COLUMNS = {
-    "backbones": ("name", "family", "origin", "plugin", "default_weights", "summary"),
-    "blocks": ("name", "category", "layouts", "plugin", "summary"),
-    "ops": ("name", "takes_block", "options", "plugin", "summary"),
-    "initializers": ("name", "plugin", "summary"),
+    BackboneSpec: ("name", "family", "origin", "plugin", "default_weights", "summary"),
+    BlockSpec: ("name", "category", "layouts", "plugin", "summary"),
+    PatchOpSpec: ("name", "takes_block", "options", "plugin", "summary"),
 }
 _PIECES = ("block", "backbone", "op", "initializer")
 _ONLY_FOR = {"origin": "backbones", "category": "blocks"}
@@ -43,54 +55,11 @@ _json_option = click.option(
 )
 
 
-def _print_version(ctx: click.Context, _: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        from importlib import metadata
-
-        api = ".".join(str(number) for number in API_VERSION)
-        click.echo(
-            f"tvc {metadata.version('tvc-cli')} (tvc-core {metadata.version('tvc-core')}, plugin "
-            f"API {api})"
-        )
-        ctx.exit()
-
-
-@click.group(
-    cls=GuardedGroup,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-@click.option(
-    "--version",
-    is_flag=True,
-    expose_value=False,
-    is_eager=True,
-    callback=_print_version,
-    help="Show the version and exit.",
-)
-@common_options
-def tvc() -> None:
-    """Change pretrained vision backbones by name: see what is installed, look inside a network,
-    build a recipe.
-
-    \b
-    tvc list                       what networks are there
-    tvc list blocks                what can be put into them
-    tvc show resnet50              where it can be put
-    tvc build recipe.yaml          build, explain
-    tvc plugins                    where all this comes from
-    tvc doctor                     what is wrong, and what to do
-    tvc new-plugin acme-blocks     a plugin of your own
-    tvc check acme-blocks          whether it keeps the rules
-
-    Exit codes: 0 fine, 1 an error, 2 wrong usage.
-    """
-
-
-@tvc.command("list", short_help="List what is installed.")
-@click.argument("kind", type=click.Choice(list(facts.KINDS)), default="backbones")
+@click.command("list", cls=Command)
+@click.argument("kind", default="backbones")
 @click.argument("pattern", required=False)
 @click.option("--origin", help="Only backbones of this origin, such as torchvision.")
-@click.option("--plugin", help="Only what this distribution offers, such as tvc-resnet.")
+@click.option("--owner", help="Only what this distribution offers, such as tvc-resnet.")
 @click.option("--category", help="Only blocks of this category, such as attention.")
 @_json_option
 @common_options
@@ -98,31 +67,31 @@ def list_command(
     kind: str,
     pattern: str | None,
     origin: str | None,
-    plugin: str | None,
+    owner: str | None,
     category: str | None,
     as_json: bool,
 ) -> None:
-    """List what is installed: backbones, blocks, ops (patch operations) or initializers.
+    """List what is installed: backbones, blocks, ops (patch operations), initializers, or what
+    plugins define besides; kinds lists those words.
 
     PATTERN is shell-style and best quoted: tvc list backbones 'resnet*'. What a family offers
     without listing every name (timm/resnet50) is shown for a PATTERN with a slash, or for its
-    --plugin.
+    --owner.
     """
+    registry = Registry()
+    spec_type = _kind(registry, kind, "'KIND'")
     for option, value in (("origin", origin), ("category", category)):
         if value is not None and kind != _ONLY_FOR[option]:
             raise click.UsageError(f"--{option} is for {_ONLY_FOR[option]}; {kind} have none")
-    registry = Registry()
     found = facts.list_facts(
-        registry, kind, origin=origin, plugin=plugin, category=category, pattern=pattern
+        registry, spec_type, origin=origin, owner=owner, category=category, pattern=pattern
     )
-    if kind != "backbones":
-        found = [
-            fact for fact in found if pattern is None or fnmatch.fnmatchcase(fact["name"], pattern)
-        ]
     if as_json:
         print_json(found)
     elif found:
-        columns = _COLUMNS[kind]
+        columns = _COLUMNS.get(spec_type) or [
+            name for name in found[0] if name not in ("qualified", "source")
+        ]
         print_table(
             [_title(column) for column in columns],
             [[fact[column] for column in columns] for fact in found],
@@ -133,19 +102,17 @@ def list_command(
             f"no {kind}{asked}{'; without the pattern, tvc list shows all' if pattern else ''}",
             err=True,
         )
-    if kind == "backbones" and not (origin or plugin or "/" in (pattern or "")):
+    if spec_type is BackboneSpec and not (origin or owner or "/" in (pattern or "")):
         for family in registry.all(BackboneFamilySpec):
             name = registry.label(family)
             more = f"the family {name} of {family.owner} has more, which are not listed here"
             click.echo(f"{more}: tvc list backbones '{name}/*'", err=True)
 
 
-@tvc.command("show", short_help="Show a backbone and its paths, or a block, op or initializer.")
+@click.command("show", cls=Command)
 @click.argument("name")
 @click.option(
-    "--kind",
-    type=click.Choice(list(facts.KINDS)),
-    help="What NAME is, where a block and an initializer share it.",
+    "--kind", help="What NAME is, such as blocks, where a block and an initializer share it."
 )
 @click.option(
     "--size",
@@ -171,16 +138,18 @@ def show_command(
     target: str | None,
     as_json: bool,
 ) -> None:
-    """Show one thing: a backbone with all paths that patches can take, or a block, op or
-    initializer.
+    """Show one thing: a backbone with all paths that patches can take, or a block, op, initializer,
+    or something of another kind.
 
     Channels, sizes and layouts of a backbone are those of the map that a module returns, measured
     by one forward pass of the network with random weights. A path with a reason in the last column
     cannot be patched. A target with `*` in it needs quotes.
     """
     registry = Registry()
-    spec_type, named = facts.find(registry, name, kind)
-    is_backbone = spec_type is BackboneSpec
+    if kind is not None:
+        _kind(registry, kind, "'--kind'")
+    named = facts.find(registry, name, kind)
+    is_backbone = isinstance(named.spec, BackboneSpec)
     if not is_backbone and any(option is not None for option in (size, depth, target)):
         raise click.UsageError(
             f"--size, --depth and --target are for backbones; {name!r} is a {named.spec.kind}"
@@ -200,19 +169,20 @@ def show_command(
         _print_thing(found)
 
 
-@tvc.command("build", short_help="Build a recipe and explain the model.")
+@click.command("build", cls=Command)
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Save the model to this .safetensors file.",
 )
+@click.option("--force", is_flag=True, help="Let --out take the place of a file that exists.")
 @_json_option
 @common_options
-def build_command(recipe: Path, out: Path | None, as_json: bool) -> None:
+def build_command(recipe: Path, out: Path | None, force: bool, as_json: bool) -> None:
     """Build the model that the YAML file RECIPE describes, and explain it."""
     if out is not None:  # looked at first, since building may download weights and take minutes
-        _check_out(out)
+        _check_out(out, force)
     model = HybridBuilder().build(recipe)
     if out is not None:
         model.save(out)
@@ -225,7 +195,7 @@ def build_command(recipe: Path, out: Path | None, as_json: bool) -> None:
         say(f"saved: {out} ({out.stat().st_size:,} bytes)")
 
 
-@tvc.command("plugins", short_help="List plugins and whether they work.")
+@click.command("plugins", cls=Command)
 @click.option(
     "--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed."
 )
@@ -236,11 +206,12 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
     with warnings.catch_warnings():
         # the table says the same
         warnings.filterwarnings("ignore", message="The plugin ", category=RegistryWarning)
-        found = [facts.plugin_facts(info) for info in Registry().plugins]
+        registry = Registry()
+        found = [facts.plugin_facts(info, registry) for info in registry.plugins]
     if as_json:
         print_json(found)
         return
-    counts = [*facts.KINDS, "families"]
+    counts = [*facts.kinds_of(registry), "families"]
     columns = ["plugin", "version", "status", "api", *counts, "seconds", "error"]
     rows = [
         [*(fact[column] for column in columns[:-1]), fact["error"] or _side_effects(fact)]
@@ -258,7 +229,7 @@ def plugins_command(with_traceback: bool, as_json: bool) -> None:
         click.echo("tvc plugins --traceback shows where they failed", err=True)
 
 
-@tvc.command("doctor", short_help="Look for what is wrong, and say what to do.")
+@click.command("doctor", cls=Command)
 @click.option(
     "--traceback", "with_traceback", is_flag=True, help="Show where faulty plugins failed."
 )
@@ -269,8 +240,8 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
     """Look for what is wrong with the installation: faulty and slow plugins, clashing names,
     versions, variables.
 
-    Each plugin is loaded in a process of its own, so that one that crashes or hangs is found, too.
-    Exit code 1 where there is a problem; a note is none.
+    Each plugin is loaded in a process of its own, so that one that crashes or hangs is found.
+    Exit code 1 where there is a problem; a note is not one.
     """
     from . import doctor
 
@@ -282,7 +253,7 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
     ctx.exit(0 if found["fine"] else 1)
 
 
-@tvc.command("check", short_help="Run the conformance kit on a plugin.")
+@click.command("check", cls=Command)
 @click.argument("plugin")
 @_json_option
 @common_options
@@ -313,9 +284,7 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
     ctx.exit(1 if failed else 0)
 
 
-@tvc.command(
-    "new-plugin", short_help="Write a new plugin: a complete distribution with one working piece."
-)
+@click.command("new-plugin", cls=Command)
 @click.argument("name")
 @click.option(
     "--kind", type=click.Choice(_PIECES), default="block", show_default=True, help="What it offers."
@@ -425,8 +394,10 @@ def _print_thing(found: dict[str, Any]) -> None:
     hidden = ("kind", "name", "qualified", "plugin", "parameters", "options")
     rest = {_title(key): value for key, value in found.items() if key not in hidden}
     print_pairs({found["kind"]: found["qualified"], **rest})
-    parameters = found["parameters"]
-    if parameters is None:
+    parameters = found.get("parameters", ())
+    if "parameters" not in found:
+        pass  # how its factory is called, the plugin that defines the kind says
+    elif parameters is None:
         say("parameters: any keyword; see its documentation")
     elif parameters:
         say()
@@ -441,7 +412,7 @@ def _print_thing(found: dict[str, Any]) -> None:
         say("parameters: none")
 
 
-def _check_out(out: Path) -> None:
+def _check_out(out: Path, force: bool) -> None:
     if out.suffix != ".safetensors":
         raise click.BadParameter(
             f"{str(out)!r} does not end in .safetensors, the format of the file",
@@ -451,11 +422,28 @@ def _check_out(out: Path) -> None:
         raise click.BadParameter(
             f"the folder {str(out.parent)!r} does not exist", param_hint="'--out'"
         )
+    if out.exists() and not force:
+        raise click.BadParameter(
+            f"{str(out)!r} exists; --force puts the new model in its place", param_hint="'--out'"
+        )
+    if not os.access(out.parent, os.W_OK):
+        raise click.BadParameter(
+            f"the folder {str(out.parent)!r} cannot be written to", param_hint="'--out'"
+        )
+
+
+def _kind(registry: Registry, word: str, argument: str) -> type[Any]:
+    try:
+        return facts.kind_of(registry, word)
+    except AmbiguousNameError:
+        raise
+    except UnknownNameError as error:
+        raise click.BadParameter(str(error), param_hint=argument) from error
 
 
 def _side_effects(fact: dict[str, Any]) -> str | None:
     return (
-        f"side effects of loading it: {as_text(fact['side_effects'])}"
+        f"restored after loading it: {as_text(fact['side_effects'])}"
         if fact["side_effects"]
         else None
     )

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import operator
 import os
 import platform
-import re
 import time
 import warnings
 from collections import defaultdict
@@ -16,10 +14,13 @@ from dataclasses import asdict, dataclass
 from importlib import metadata
 from typing import Any
 
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.version import InvalidVersion, Version
+
 from tvc_core import API_VERSION, PluginInfo, Registry
 
-from .facts import normalized, plugin_facts
-from .first_party import FIRST_PARTY
+from .facts import plugin_facts
+from .first_party import FIRST_PARTY, normalized
 from .guard import environment
 from .output import as_text
 from .probe import look_at
@@ -39,16 +40,6 @@ SLOW = 0.3
 """From here on loading a plugin counts as slow [s]: somebody who types `tvc list` feels it."""
 
 _TIMEOUT = 10.0  # what the core takes where TVC_IMPORT_TIMEOUT is not a number [s]
-_REQUIREMENT = re.compile(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^]]*\])?\s*\(?([^;)]*)\)?\s*$")
-_CLAUSE = re.compile(r"(>=|<=|==|!=|<|>)\s*(\d[\w.+!-]*)$")
-_COMPARE = {
-    ">=": operator.ge,
-    "<=": operator.le,
-    "==": operator.eq,
-    "!=": operator.ne,
-    "<": operator.lt,
-    ">": operator.gt,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,15 +71,14 @@ def examine() -> dict[str, Any]:
         warnings.catch_warnings(record=True) as said,
     ):
         warnings.simplefilter("always")
+        registry = Registry()
         found = {
-            (info.owner, info.module): info
-            for info in Registry().plugins
-            if info.owner != "tvc-core"
+            (info.owner, info.module): info for info in registry.plugins if info.owner != "tvc-core"
         }
     installed = list(found.values())
     wanted = [info for info in installed if not _excluded(info.owner)]
     seen = look_at(dict.fromkeys(info.owner for info in wanted), _import_timeout())
-    plugins = [fact for info in installed for fact in _facts_of(info, installed, seen)]
+    plugins = [fact for info in installed for fact in _facts_of(info, registry, seen)]
     findings = [
         *_warnings(str(warning.message) for warning in said),
         *_faults(plugins),
@@ -110,12 +100,12 @@ def examine() -> dict[str, Any]:
 
 
 def _facts_of(
-    info: PluginInfo, installed: list[PluginInfo], seen: dict[str, list[dict[str, Any]]]
+    info: PluginInfo, registry: Registry, seen: dict[str, list[dict[str, Any]]]
 ) -> Iterator[dict[str, Any]]:
     """Yield what is known of a plugin: from its own process, or from the list of what is
     installed.
     """
-    start = {**plugin_facts(info), "heavy": [], "offers": {}}
+    start = {**plugin_facts(info, registry), "changes": [], "heavy": [], "offers": {}}
     if info.owner not in seen:
         yield start
         return
@@ -153,18 +143,16 @@ def _faults(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
 
 
 def _manners(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
-    """Find what a plugin does to everybody when it is loaded."""
+    """Find what a plugin does to the process when it is loaded."""
     for fact in plugins:
+        if fact["status"] != "active":  # `_faults` has named it
+            continue
         owner = fact["plugin"]
-        changes = [
-            change
-            for change in fact["side_effects"]
-            if not (fact["heavy"] and change.startswith("import of "))
-        ]
+        changes = [*fact["side_effects"], *fact["changes"]]
         told = (
             [f"imports {as_text(fact['heavy'])} ({fact['seconds']:.2f} s)"] if fact["heavy"] else []
         )
-        told += [f"changes for everybody: {as_text(changes)}"] if changes else []
+        told += [f"changes for the whole process: {as_text(changes)}"] if changes else []
         if told:
             yield Finding(
                 level="problem",
@@ -174,7 +162,7 @@ def _manners(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
                 "names are offered; "
                 f"TVC_DISABLE={owner} leaves it out where it is not needed",
             )
-        elif fact["status"] == "active" and fact["seconds"] >= SLOW:
+        elif fact["seconds"] >= SLOW:
             yield Finding(
                 level="note",
                 about=owner,
@@ -193,14 +181,15 @@ def _clashes(plugins: list[dict[str, Any]]) -> Iterator[Finding]:
     for (kind, name), found in sorted(owners.items()):
         if len(set(found)) > 1:
             qualified = [f"{owner}:{name}" for owner in sorted(set(found))]
+            built = kind in ("backbone", "backbone family", "block", "patch op", "initializer")
+            prefer = f"build with HybridBuilder(prefer=({found[0]!r},)), " if built else ""
             yield Finding(
                 level="problem",
                 about=name,
                 text=f"the {kind} {name!r} is offered by {as_text(sorted(set(found)))}, so the "
                 "short name is an error",
-                advice=f"write {' or '.join(qualified)}, build with "
-                f"HybridBuilder(prefer=({found[0]!r},)), or leave one out "
-                f"with TVC_DISABLE={found[-1]}",
+                advice=f"write {' or '.join(qualified)}, {prefer}or leave one out with "
+                f"TVC_DISABLE={found[-1]}",
             )
 
 
@@ -209,20 +198,23 @@ def _requirements(owners: set[str]) -> Iterator[Finding]:
     torchvision (its torch).
     """
     for name in ("tvc-core", "torchvision", *sorted({*owners, *FIRST_PARTY} - {"tvc-core"})):
-        for requirement in _requires(name):
-            found = _REQUIREMENT.match(requirement)
-            if found is None:  # one with a condition, such as an extra
+        for text in _requires(name):
+            try:
+                requirement = Requirement(text)
+            except InvalidRequirement:
                 continue
-            there = _version(found[1])
-            if there is None or not all(_fits(there, clause) for clause in found[2].split(",")):
-                has = (
-                    f"{found[1]} {there} is installed" if there else f"{found[1]} is not installed"
-                )
+            # one of an extra that was not asked for, or for other systems
+            if requirement.marker and not requirement.marker.evaluate({"extra": ""}):
+                continue
+            there = _version(requirement.name)
+            # a development version of ours, or torch's nightly, is not an error in itself
+            if there is None or not requirement.specifier.contains(there, prereleases=True):
+                has = f"{there} is installed" if there else "is not installed"
                 yield Finding(
                     level="problem",
                     about=name,
-                    text=f"{name} {_version(name)} requires {requirement}, and {has}",
-                    advice=f'pip install "{requirement}"',
+                    text=f"{name} {_version(name)} requires {text}, and {requirement.name} {has}",
+                    advice=f'pip install "{text}"',
                 )
 
 
@@ -323,22 +315,11 @@ def _requires(name: str) -> list[str]:
     return []
 
 
-def _fits(version: str, clause: str) -> bool:
-    """Tell whether a version fits one clause such as ">=2.10"; a form that is not
-    understood fits.
-    """
-    found = _CLAUSE.match(clause.strip())
-    if found is None:
-        return True
-    have, want = _release(version), _release(found[2])
-    width = max(len(have), len(want))
-    pad = lambda parts: parts + (0,) * (width - len(parts))  # noqa: E731
-    return bool(_COMPARE[found[1]](pad(have), pad(want)))
-
-
-def _release(version: str) -> tuple[int, ...]:
-    found = re.match(r"(?:\d+!)?(\d+(?:\.\d+)*)", version)
-    return tuple(int(part) for part in found[1].split(".")) if found else ()
+def _release(version: str) -> Version:
+    try:
+        return Version(version)
+    except InvalidVersion:
+        return Version("0")
 
 
 def _excluded(owner: str) -> bool:

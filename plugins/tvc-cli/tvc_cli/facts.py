@@ -4,10 +4,13 @@ factory has to be.
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import inspect
 import math
-import re
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from tvc_core import (
@@ -16,93 +19,130 @@ from tvc_core import (
     BackboneSpec,
     BlockSpec,
     InitializerSpec,
+    Kind,
     PatchOpSpec,
     PluginInfo,
     Registry,
+    Spec,
     UnknownNameError,
     WeightsSpec,
 )
+
+from .first_party import normalized
 
 if TYPE_CHECKING:
     from tvc_core import HybridModel  # at run time this would import torch
 
 __all__ = [
-    "KINDS",
     "backbone_facts",
     "find",
+    "kind_of",
+    "kinds_of",
     "list_facts",
     "model_facts",
-    "normalized",
     "offers_of",
     "plugin_facts",
     "thing_facts",
 ]
 
-AnySpec = type[BackboneSpec] | type[BlockSpec] | type[PatchOpSpec] | type[InitializerSpec]
+_CORE = ("backbones", "blocks", "ops", "initializers")
+"""The words of the core's kinds, in the order in which they are shown."""
 
-KINDS: dict[str, AnySpec] = {
-    "backbones": BackboneSpec,
-    "blocks": BlockSpec,
-    "ops": PatchOpSpec,
-    "initializers": InitializerSpec,
-}
-"""The word of the command line for each kind of thing that plugins offer."""
+
+def kinds_of(registry: Registry) -> dict[str, type[Any]]:
+    """Return the kinds that there are, by the words of the command line; those of families, whose
+    members are backbones, left out. A word that two plugins use is qualified.
+    """
+    offers = [offer for offer in registry.all(Kind) if offer.spec.spec is not BackboneFamilySpec]
+    counts = Counter(offer.spec.plural for offer in offers)
+    words = {
+        offer.spec.plural
+        if counts[offer.spec.plural] == 1
+        else f"{offer.owner}:{offer.spec.plural}": offer.spec.spec
+        for offer in offers
+    }
+    others = sorted(word for word in words if word not in _CORE)
+    return {word: words[word] for word in (*_CORE, *others)}
+
+
+def kind_of(registry: Registry, word: str) -> type[Any]:
+    """Return the kind that a word of the command line stands for: "blocks", "acme:losses", "kinds".
+
+    Raises:
+        UnknownNameError: no plugin defines it.
+        AmbiguousNameError: several plugins do.
+    """
+    words = {**kinds_of(registry), "kinds": Kind}
+    owner, _, plural = word.rpartition(":")
+    if word in words:
+        return words[word]
+    owners = [offer.owner for offer in registry.all(Kind) if offer.spec.plural == plural]
+    for offer in registry.all(Kind):
+        if (normalized(owner), plural) == (offer.owner, offer.spec.plural):
+            return offer.spec.spec
+    if owners and not owner:
+        choices = " or ".join(repr(f"{each}:{plural}") for each in owners)
+        raise AmbiguousNameError(
+            f"The kind {word!r} is defined by {len(owners)} plugins: write {choices}."
+        )
+    near = difflib.get_close_matches(word, words, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise UnknownNameError(f"Unknown kind {word!r}.{hint} There is {', '.join(words)}.")
 
 
 def list_facts(
     registry: Registry,
-    kind: str,
+    kind: type[Any],
     *,
     origin: str | None = None,
-    plugin: str | None = None,
+    owner: str | None = None,
     category: str | None = None,
     pattern: str | None = None,
 ) -> list[dict[str, Any]]:
-    """Return one dictionary for each thing of a kind, naturally sorted by name; `pattern` is for
-    backbones.
+    """Return one dictionary for each thing of a kind, naturally sorted by name.
 
     Raises:
-        UnknownNameError: nothing that is installed has this origin, plugin or category.
+        UnknownNameError: nothing that is installed has this origin, owner or category.
     """
-    names = registry.names(KINDS[kind])
+    names = registry.names(kind)
     kept = set(names)
     members: list[str] = []
-    if kind == "backbones":
-        listed = registry.list_backbones(pattern, origin=origin, owner=plugin)
+    if kind is BackboneSpec:
+        listed = registry.list_backbones(pattern, origin=origin, owner=owner)
         members = [name for name in listed if name not in kept]
         kept &= set(listed)
-    elif plugin is not None:
-        registry.list_backbones(owner=plugin)  # for the error about a plugin that is not there
-    if kind == "blocks":
+    elif pattern is not None:
+        kept = {name for name in kept if fnmatch.fnmatchcase(name, pattern)}
+    if kind is BlockSpec:
         kept &= set(registry.list_blocks(category))
     # a name that several plugins offer is listed in its qualified form, which is not the spec's own
     found = [
-        {**_spec_facts(registry.resolve(KINDS[kind], name)), "name": name}
+        {**_spec_facts(registry.resolve(kind, name)), "name": name}
         for name in names
         if name in kept
     ]
     found += [_member_facts(registry, name) for name in members]
-    owner = normalized(plugin) if plugin is not None else None
+    owner = registry.check_owner(owner) if owner is not None else None
     return [fact for fact in found if owner is None or fact["plugin"] == owner]
 
 
-def find(registry: Registry, name: str, kind: str | None) -> tuple[AnySpec, Any]:
-    """Return the kind and the resolved spec that a name stands for.
+def find(registry: Registry, name: str, kind: str | None) -> Any:
+    """Return the spec that a name stands for, with its owner.
 
     Args:
         registry: where to look.
         name: short or qualified.
-        kind: a word of `KINDS`; None looks among all of them.
+        kind: a word of the command line; None looks among all kinds.
 
     Raises:
         UnknownNameError: nothing has the name.
         AmbiguousNameError: several things have it.
     """
     if kind is not None:
-        return KINDS[kind], registry.resolve(KINDS[kind], name)
+        return registry.resolve(kind_of(registry, kind), name)
     found: dict[str, Any] = {}
     errors: list[UnknownNameError] = []
-    for word, spec_type in KINDS.items():
+    for word, spec_type in kinds_of(registry).items():
         try:
             found[word] = registry.resolve(spec_type, name)
         except AmbiguousNameError:
@@ -110,8 +150,7 @@ def find(registry: Registry, name: str, kind: str | None) -> tuple[AnySpec, Any]
         except UnknownNameError as error:
             errors.append(error)
     if len(found) == 1:
-        [(word, named)] = found.items()
-        return KINDS[word], named
+        return next(iter(found.values()))
     if found:
         meanings = " and ".join(
             f"the {named.spec.kind} {named.qualified!r}" for named in found.values()
@@ -122,8 +161,8 @@ def find(registry: Registry, name: str, kind: str | None) -> tuple[AnySpec, Any]
 
 
 def thing_facts(named: Any) -> dict[str, Any]:
-    """Return what there is to say of a block, patch op or initializer, with the parameters of its
-    factory.
+    """Return what there is to say of anything but a backbone; of the core's kinds with the
+    parameters of its factory.
 
     Raises:
         PluginError: the factory cannot be loaded.
@@ -135,8 +174,8 @@ def thing_facts(named: Any) -> dict[str, Any]:
             {"name": name, "default": value, "required": False}
             for name, value in spec.options.items()
         ]
-        return facts
-    facts["parameters"] = _parameters(named.load())
+    elif isinstance(spec, (BlockSpec, InitializerSpec)):
+        facts["parameters"] = _parameters(named.load())
     return facts
 
 
@@ -209,16 +248,17 @@ def model_facts(model: HybridModel) -> dict[str, Any]:
     }
 
 
-def plugin_facts(info: PluginInfo) -> dict[str, Any]:
-    """Return what there is to say of a plugin."""
+def plugin_facts(info: PluginInfo, registry: Registry) -> dict[str, Any]:
+    """Return what there is to say of a plugin, with a count for each kind that there is."""
     return {
         "plugin": info.owner,
         "version": info.version or _version_of(info.owner),
         "status": info.status,
         "module": info.module,
         "api": ".".join(str(number) for number in info.api) if info.api else None,
-        **{word: info.count(spec_type.kind) for word, spec_type in KINDS.items()},
-        "families": info.count(BackboneFamilySpec.kind),
+        **{word: _count(info, spec_type) for word, spec_type in kinds_of(registry).items()},
+        "families": _count(info, BackboneFamilySpec),
+        "kinds": [kind.name for kind in info.kinds],
         "seconds": round(info.seconds, 3),
         "side_effects": info.side_effects,
         "error": info.error or None,
@@ -229,20 +269,21 @@ def plugin_facts(info: PluginInfo) -> dict[str, Any]:
 def offers_of(info: PluginInfo) -> dict[str, list[str]]:
     """Return the names that a plugin offers, by kind."""
     offers: dict[str, list[str]] = {}
-    for spec in info.specs:
-        offers.setdefault(spec.kind, []).append(spec.name)
+    for each in info.offers:
+        offers.setdefault(each.kind, []).append(each.name)
     return offers
 
 
-def normalized(distribution: str) -> str:
-    """Return a distribution's name in the form that owners have (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", distribution).lower()
+def _count(info: PluginInfo, spec_type: type[Any]) -> int:
+    return sum(type(spec) is spec_type for spec in info.specs)
 
 
 def _spec_facts(named: Any) -> dict[str, Any]:
     """Return what a spec says by itself, which costs no import."""
     spec = named.spec
     facts: dict[str, Any] = {"name": spec.name, "qualified": named.qualified, "plugin": named.owner}
+    if isinstance(spec, Kind):
+        return facts | {"plural": spec.plural, "hook": spec.hook.__name__}
     if isinstance(spec, BackboneSpec):
         facts |= {"family": spec.family, "origin": spec.origin}
         facts |= {
@@ -257,6 +298,9 @@ def _spec_facts(named: Any) -> dict[str, Any]:
         }
     elif isinstance(spec, PatchOpSpec):
         facts |= {"takes_block": spec.takes_block, "options": dict(spec.options)}
+    elif not isinstance(spec, InitializerSpec):  # of another plugin's kind
+        own = {field.name for field in fields(spec)} - {field.name for field in fields(Spec)}
+        facts |= {name: getattr(spec, name) for name in sorted(own)}
     return facts | {"summary": spec.summary, "source": spec.source}
 
 
@@ -295,7 +339,7 @@ def _weights_facts(weights: WeightsSpec) -> dict[str, Any]:
 
 
 def _parameters(factory: Callable[..., Any]) -> list[dict[str, Any]] | None:
-    """Return a factory's parameters behind the first, which is the core's; None where only its
+    """Return a factory's parameters after the first, which is the core's; None where only its
     source would tell.
     """
     try:
@@ -335,7 +379,6 @@ def _most_helpful(name: str, errors: list[UnknownNameError]) -> UnknownNameError
                 return error
     return UnknownNameError(
         f"Unknown name {name!r}: no installed plugin offers a backbone, block, patch op or "
-        "initializer of this name. "
-        "'tvc list' shows the backbones, and 'tvc list blocks', 'tvc list ops' and 'tvc list "
-        "initializers' the others."
+        "initializer of this name, or something of another kind. 'tvc list' shows the backbones, "
+        "'tvc list blocks' the blocks, and 'tvc list kinds' what else can be listed."
     )

@@ -1,10 +1,12 @@
 """The distributions of the tvc project itself: their names are taken, and their versions belong
-together. Data only.
+together.
 """
 
 from __future__ import annotations
 
-__all__ = ["FIRST_PARTY"]
+import re
+
+__all__ = ["FIRST_PARTY", "WITH_COMMANDS", "normalized"]
 
 FIRST_PARTY = (
     "tvc-core",
@@ -21,3 +23,13 @@ FIRST_PARTY = (
     "tvc-timm",
     "tvc-transformers",
 )
+
+WITH_COMMANDS = ("tvc-cli",)
+"""Those of them that offer commands of `tvc`: where commands are looked for, the others are not
+loaded.
+"""
+
+
+def normalized(distribution: str) -> str:
+    """Return a distribution's name in the form that owners have (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", distribution.strip()).lower()

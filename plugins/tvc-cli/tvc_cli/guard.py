@@ -15,17 +15,23 @@ import click
 
 from tvc_core import RegistryWarning, TvcError
 
-from .streams import while_running
+from .streams import given, while_running
 
-__all__ = ["GuardedGroup", "common_options", "environment"]
+__all__ = ["Command", "GuardedGroup", "common_options", "environment", "show_warnings"]
 
 _DEBUG = "tvc_cli.debug"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Command(click.Command):
-    """A command during which stdout is for results only; its help is printed as usual."""
+class Command(click.Command):
+    """A command of tvc itself: stdout is for results only, and for its help."""
+
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
+        """Parse the arguments."""
+        helping = {"-h", "--help"} & {*args}
+        with given() if helping else contextlib.nullcontext():
+            return super().make_context(info_name, args, *more, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""
@@ -39,14 +45,10 @@ class GuardedGroup(click.Group):
     Exit codes: 1 for a TvcError and for a bug, 130 for Ctrl-C; wrong usage stays click's own 2.
     """
 
-    command_class = _Command
-
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command that was asked for."""
         with warnings.catch_warnings():
-            warnings.showwarning = _show_warning(ctx)
-            # said, whatever PYTHONWARNINGS would make of it
-            warnings.simplefilter("always", RegistryWarning)
+            show_warnings(ctx)
             try:
                 return super().invoke(ctx)
             except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
@@ -57,6 +59,8 @@ class GuardedGroup(click.Group):
                 _fail(ctx, f"error: {error}", 1)
             except (KeyboardInterrupt, click.Abort):
                 _fail(ctx, "interrupted", 130)
+            except OSError as error:  # a full disk, a folder that cannot be written
+                _fail(ctx, f"error: {error}", 1)
             except Exception as error:  # the last resort: whatever it is, the user gets a sentence
                 advice = "" if _debugging(ctx) else " --debug shows where."
                 _fail(
@@ -68,7 +72,7 @@ class GuardedGroup(click.Group):
 
 
 def common_options(command: F) -> F:
-    """Add `--debug` and `--no-plugins`, which are understood before and behind the name of a
+    """Add `--debug` and `--no-plugins`, which are understood before and after the name of a
     command.
     """
 
@@ -122,8 +126,11 @@ def _fail(ctx: click.Context, message: str, code: int) -> None:
     ctx.exit(code)
 
 
-def _show_warning(ctx: click.Context) -> Callable[..., None]:
+def show_warnings(ctx: click.Context) -> None:
+    """Print warnings as lines on stderr; to be called inside of `warnings.catch_warnings`."""
     usual = warnings.showwarning
+    # said, whatever PYTHONWARNINGS would make of it
+    warnings.simplefilter("always", RegistryWarning)
 
     def show(
         message: Warning | str, category: type[Warning], filename: str, lineno: int, *rest: Any
@@ -133,4 +140,4 @@ def _show_warning(ctx: click.Context) -> Callable[..., None]:
         else:
             click.echo(f"warning: {message}", err=True)
 
-    return show
+    warnings.showwarning = show  # type: ignore[assignment]

@@ -14,7 +14,7 @@ def main() -> None:
         from .streams import stdout_for_results
 
         with stdout_for_results():
-            from .commands import tvc
+            from .group import tvc
 
             tvc(prog_name="tvc")
     except KeyboardInterrupt:

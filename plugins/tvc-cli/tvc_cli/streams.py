@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from typing import TextIO
 
-__all__ = ["results", "stdout_for_results", "while_running"]
+__all__ = ["given", "results", "stdout_for_results", "while_running"]
 
 _kept: list[TextIO] = []  # where results go, while sys.stdout is stderr
 # what sys.stdout was before file descriptor 1 became stderr: it writes to stderr
@@ -53,12 +53,22 @@ def stdout_for_results() -> Iterator[None]:
 
 @contextlib.contextmanager
 def while_running() -> Iterator[None]:
-    """Send what is printed meanwhile to stderr, except what is printed to `results()`."""
-    _kept.append(sys.stdout)
+    """Send what is printed inside to stderr, except what is printed to `results()`."""
+    _kept.append(results())
     sys.stdout = _elsewhere[-1] if _elsewhere else sys.stderr
     try:
         yield
     finally:
         kept = _kept.pop()
-        if not _elsewhere:  # else a plugin's thread may print until the process ends
+        if not _elsewhere and not _kept:  # else a plugin's thread may print until the process ends
             sys.stdout = kept
+
+
+@contextlib.contextmanager
+def given() -> Iterator[None]:
+    """Let `sys.stdout` be the stream of results, for help and for commands that print there."""
+    before, sys.stdout = sys.stdout, results()
+    try:
+        yield
+    finally:
+        sys.stdout = before

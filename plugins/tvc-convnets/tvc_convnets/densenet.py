@@ -13,7 +13,7 @@ from tvc_core import BackboneSpec, WeightsSpec, build_torchvision
 __all__ = ["DenseNet", "build"]
 
 
-class DenseNet(torchvision.models.DenseNet):
+class DenseNet(torchvision.models.DenseNet):  # type: ignore[misc]
     """torchvision's DenseNet whose last ReLU is the module `features.relu5`.
 
     torchvision calls a function there, so that no module returns the map that is pooled. It has no

@@ -23,16 +23,16 @@ class AdaptiveAvgPool2d(nn.AdaptiveAvgPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool [N, C, H, W]."""
-        if not (torch.jit.is_tracing() or torch.compiler.is_exporting()):
+        traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+        if not (traced or torch.compiler.is_exporting()):
             return super().forward(input)
-        rows, columns = (
-            _means(size, places, input)
-            for size, places in zip(input.shape[2:], self.output_size, strict=True)  # type: ignore[arg-type]
-        )
-        return rows @ input @ columns.T
+        height, width = self.output_size  # type: ignore[misc]
+        rows, columns = _means(input.shape[2], height, input), _means(input.shape[3], width, input)
+        linear = nn.functional.linear
+        return linear(linear(input, columns).transpose(2, 3), rows).transpose(2, 3)
 
 
-def _means(size: int, places: int, like: Tensor) -> Tensor:
+def _means(size: int, places: Any, like: Tensor) -> Tensor:
     """Return the matrix [places, size] that averages as torch does: place i has the mean from
     floor(i * size / places) to ceil((i + 1) * size / places).
     """

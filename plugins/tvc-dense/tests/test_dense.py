@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -340,6 +341,68 @@ def test_the_classifier_is_frozen_and_everything_else_as_it_was() -> None:
     as_detection_backbone(model, 8)
     for name, parameter in model.named_parameters():
         assert parameter.requires_grad is (before[name] and not name.startswith("fc."))
+
+
+@pytest.mark.parametrize("adapt", [as_detection_backbone, as_segmentation_backbone])
+@pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121", "convnext_tiny"])
+def test_what_others_set_by_hand_stays(adapt: Callable[..., nn.Module], name: str) -> None:
+    """An adapter changes the flags of the head's own parameters and the modes of its modules, and
+    nothing else, whoever set it; a second one changes nothing.
+    """
+    model = hybrid(name, patches={"stage:1": {"wrap": "se"}}).train()
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.requires_grad_(bool(torch.rand((), generator=generator) < 0.5))
+    for module in model.modules():
+        module.training = module is model or bool(torch.rand((), generator=generator) < 0.5)
+
+    def seen() -> dict[str, bool]:
+        return {
+            **{path: module.training for path, module in model.named_modules()},
+            **{path: parameter.requires_grad for path, parameter in model.named_parameters()},
+        }
+
+    before = seen()
+    for _ in range(2):
+        adapt(model)
+        for path, value in seen().items():
+            inside = f"{path}.".startswith("classifier.")
+            assert value is (before[path] and not inside), path
+    assert model.freeze_state()["head"] == "none"
+    assert not model.train().classifier.training
+
+
+@pytest.mark.parametrize("kind", ["faster_rcnn", "fcn"])
+def test_four_threads_share_an_adapter(kind: str) -> None:
+    """Each gets what the same call gives alone."""
+    beside = {"type": "conv_bn_act", "position": "parallel", "params": {"channels": 128}}
+    model = hybrid("resnet18", patches={"layer2.1": {"inject": beside}}).eval()
+    with torch.no_grad():
+        for parameter in model.get_submodule("patches").parameters():
+            parameter.add_(torch.rand(parameter.shape))
+    backbone = assemble(kind, model).eval().get_submodule("backbone")
+    images = [torch.randn(1, 3, 64, 64 + 32 * (i % 3)) * (i + 1) for i in range(6)]
+    with torch.no_grad():
+        expected = [backbone(image) for image in images]
+
+    def serve(offset: int) -> list[str]:
+        wrong = []
+        for step in range(30):
+            i = (step + offset) % len(images)
+            try:
+                with torch.no_grad():
+                    found = backbone(images[i])
+            except Exception as error:  # whatever it is, it counts
+                wrong.append(type(error).__name__)
+                continue
+            for key, value in expected[i].items():
+                same = found[key].shape == value.shape and torch.equal(found[key], value)
+                if not same:
+                    wrong.append(f"{key} of image {i}")
+        return wrong
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [each for wrong in pool.map(serve, range(4)) for each in wrong] == []
 
 
 def test_modes_follow_the_freezing_inside_a_detector() -> None:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from tvc_core import BackboneError, HybridModel, LevelInfo, ParameterError, StageError
+from tvc_core import BackboneError, HybridModel, LevelInfo, ParameterError, StageError, freeze_head
 
 __all__ = [
     "DetectionBackbone",
@@ -119,7 +119,7 @@ def as_detection_backbone(
             pyramid network.
 
     Raises:
-        BackboneError: a hybrid with a single scale.
+        BackboneError: the hybrid has a single scale.
         ParameterError: not a hybrid, or `out_channels`, `extra` or `strides` is not what it can be;
             nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
@@ -139,7 +139,7 @@ def as_detection_backbone(
     fpn = FeaturePyramidNetwork(
         channels, out_channels, extra_blocks=blocks[extra](), norm_layer=norm_layer
     )
-    _freeze_head(model)
+    freeze_head(model)  # parameters without gradients would stop DistributedDataParallel
     return DetectionBackbone(model, levels, fpn, out_channels)
 
 
@@ -157,8 +157,8 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
             it.
 
     Raises:
+        BackboneError: the last stage returns no map.
         ParameterError: not a hybrid.
-        BackboneError: its last stage returns no map.
         StageError: a stage that is not there; nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
@@ -186,7 +186,7 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
         chosen, channels = stages[aux].stage, stages[aux].channels
     elif finer:
         chosen, channels = _stage(finer[-1]), finer[-1].channels
-    _freeze_head(model)
+    freeze_head(model)  # parameters without gradients would stop DistributedDataParallel
     return SegmentationBackbone(model, last.channels, chosen, channels)
 
 
@@ -224,10 +224,3 @@ def _levels(
             f"strides are at least two different ones of {', '.join(map(str, known))}, not {given}"
         )
     return [known[stride] for stride in sorted(given)]
-
-
-def _freeze_head(model: HybridModel) -> None:
-    """Freeze the classifier: without gradients, its parameters would stop
-    DistributedDataParallel.
-    """
-    model.load_freeze_state({**model.freeze_state(), "head": "none"})

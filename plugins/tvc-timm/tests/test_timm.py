@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import io
+import logging
 import pickle
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +22,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 from tvc_timm.branches import BRANCHES
+from tvc_timm.family import describe
 from tvc_timm.names import names
 
 from tvc_core import (
@@ -24,8 +31,10 @@ from tvc_core import (
     HybridBuilder,
     ParameterError,
     Registry,
+    TvcError,
     UnknownNameError,
     WeightsError,
+    load_yaml_recipe,
 )
 from tvc_core.testing import parametrize_with_checks
 
@@ -442,6 +451,142 @@ def test_transforms_are_those_of_timms_evaluation(name: str, builder: HybridBuil
     torch.testing.assert_close(
         prepare(image), create_transform(**config, is_training=False)(image), rtol=0, atol=1e-5
     )
+
+
+# -- what a recipe reaches -------------------------------------------------------------------------
+
+
+class Server(BaseHTTPRequestHandler):
+    """Answers every request with the file that it has, and notes that it was asked."""
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.path)  # type: ignore[attr-defined]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(self.server.content)  # type: ignore[attr-defined]
+
+    do_HEAD = do_GET  # noqa: N815
+
+    def log_message(self, *_: Any) -> None:
+        """Be quiet."""
+
+
+@pytest.fixture
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ThreadingHTTPServer]:
+    folder = tmp_path_factory.mktemp("server")
+    made_up("test_resnet", folder)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Server) as found:
+        found.asked, found.content = [], (folder / "test_resnet.pth").read_bytes()  # type: ignore[attr-defined]
+        thread = threading.Thread(target=found.serve_forever)
+        thread.start()
+        yield found
+        found.shutdown()
+        thread.join()
+
+
+def test_what_opens_addresses_and_paths_is_for_code_only(builder: HybridBuilder) -> None:
+    for name in ("test_resnet", "test_vit", "mobilenetv3_small_050"):
+        spec = builder.registry.resolve(BackboneSpec, f"timm/{name}").spec
+        signature = inspect.signature(timm.create_model).parameters
+        loading = {"pretrained_cfg_overlay", "cache_dir", "checkpoint_path", "pretrained_cfg"}
+        assert loading <= set(signature)
+        assert (
+            set(spec.code_only)
+            == loading & set(spec.options)
+            == {"pretrained_cfg_overlay", "cache_dir"}
+        )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        "pretrained_cfg_overlay: {url: 'ADDRESS/innocent.pth', hf_hub_id: ''}",
+        "pretrained_cfg_overlay: {url: 'ADDRESS/innocent.pth', hf_hub_id: ''}, cache_dir: FOLDER",
+        "pretrained_cfg_overlay: {file: FOLDER/own.pth}",
+        "cache_dir: FOLDER",
+    ],
+)
+@pytest.mark.parametrize("weights", ["DEFAULT", "null"])
+def test_a_recipe_reaches_neither_an_address_nor_a_path(
+    tmp_path: Path, server: ThreadingHTTPServer, options: str, weights: str
+) -> None:
+    address = f"http://127.0.0.1:{server.server_port}"
+    options = options.replace("ADDRESS", address).replace("FOLDER", str(tmp_path / "planted"))
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"backbone:\n  name: timm/test_resnet\n  weights: {weights}\n  options: {{{options}}}\n"
+    )
+    opened: list[str] = []
+    listening = True
+
+    def hear(event: str, arguments: tuple[Any, ...]) -> None:  # no hook can be taken away
+        if listening and (
+            event == "socket.connect" or (event == "open" and "planted" in str(arguments[0]))
+        ):
+            opened.append(f"{event} {arguments}")
+
+    sys.addaudithook(hear)
+    with pytest.raises(TvcError, match=r"pretrained_cfg_overlay|cache_dir") as error:
+        load_yaml_recipe(recipe)
+    listening = False
+    assert not isinstance(error.value, WeightsError), "the file was looked for"
+    assert opened == [] and server.asked == []  # type: ignore[attr-defined]
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_code_gives_the_place_of_the_weights(tmp_path: Path, server: ThreadingHTTPServer) -> None:
+    address = f"http://127.0.0.1:{server.server_port}/own.pth"
+    overlay = {"url": address, "hf_hub_id": ""}
+    options = {"pretrained_cfg_overlay": overlay, "cache_dir": str(tmp_path)}
+    model = HybridBuilder().from_backbone("timm/test_resnet", options=options).eval()
+    expected = torch.load(io.BytesIO(server.content), weights_only=True)  # type: ignore[attr-defined]
+    assert server.asked  # type: ignore[attr-defined]
+    assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+def test_models_are_described_and_built_in_threads_without_a_trace(tmp_path: Path) -> None:
+    """Each thread gets what it would get alone; logger, seed and modes of torch stay."""
+    members = ["test_resnet", "test_convnext", "test_vit", "test_efficientnet"]
+    own = {name: made_up(name, tmp_path) for name in members}
+    logger = logging.getLogger("timm")
+
+    def settings() -> tuple[Any, ...]:
+        return (
+            logger.level,
+            tuple(logger.filters),
+            tuple(logger.handlers),
+            torch.get_default_dtype(),
+            torch.get_default_device(),
+            torch.is_grad_enabled(),
+            timm.layers.is_scriptable(),
+            timm.layers.is_exportable(),
+            timm.layers.use_fused_attn(),
+        )
+
+    before = settings()
+    describe.cache_clear()
+    torch.manual_seed(3)
+    state = torch.get_rng_state()
+    for name in members:
+        describe(name)
+    assert torch.equal(torch.get_rng_state(), state)
+    describe.cache_clear()
+
+    def build(index: int) -> str:
+        name = members[index % len(members)]
+        network, options = own[name]
+        patches = {"stage:*": {"wrap": "se"}}
+        model = HybridBuilder().from_backbone(f"timm/{name}", patches=patches, options=options)
+        x = images(network)
+        with torch.no_grad():
+            return "" if torch.equal(model.eval()(x), network(x)) else f"{name} is another"
+
+    with ThreadPoolExecutor(4) as pool:
+        assert [found for found in pool.map(build, range(16)) if found] == []
+    assert settings() == before
 
 
 # -- options ---------------------------------------------------------------------------------------

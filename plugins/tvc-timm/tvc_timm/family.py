@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import difflib
 import inspect
-import logging
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -69,8 +67,10 @@ OPTIONS = (
 another architecture.
 """
 
-LOADING = {"pretrained_cfg_overlay": None, "cache_dir": None}
-"""Keyword arguments of `timm.create_model` that say where weights are."""
+LOADING = ("pretrained_cfg_overlay", "cache_dir")
+"""Keyword arguments of `timm.create_model` that say where weights are: they open addresses and
+paths.
+"""
 
 
 @lru_cache(maxsize=256)
@@ -106,8 +106,7 @@ def describe(member: str) -> BackboneSpec:
     )
     config = _config(arch, chosen)
     try:
-        with quiet():
-            return _describe(f"timm/{member}", arch, chosen, tags, config)
+        return _describe(f"timm/{member}", arch, chosen, tags, config)
     except Refused as refused:
         raise BackboneError(
             f"timm/{member} cannot be a backbone of tvc: {refused}. timm itself builds it."
@@ -136,7 +135,7 @@ def _describe(
         min_size < height
         or any(_accepts(network, channels, (side, side)) for side in (height + 32, 2 * height))
     )
-    options = {**_options(network), **LOADING}
+    options = {**_options(network), **dict.fromkeys(LOADING)}
     options |= {
         name: value
         for name, value in _known(network, channels, height, fixed).items()
@@ -157,6 +156,7 @@ def _describe(
         branches={block: ends[-1] for block, ends in BRANCHES.items()},
         auxiliary=parts.auxiliary,
         options=options,
+        code_only=LOADING,
         num_channels=channels,
         channels_option="in_chans" if "in_chans" in options else "",
         size_option="img_size",
@@ -185,7 +185,7 @@ def _config(arch: str, tag: str) -> dict[str, Any]:
 
 def _on_meta(arch: str, tag: str) -> nn.Module:
     try:
-        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        with torch.device("meta"):  # draws no random numbers
             return timm.create_model(arch, pretrained_cfg=tag or None).eval()
     except Exception as error:  # timm raises whatever it likes
         raise Refused(
@@ -269,15 +269,3 @@ def _source(config: Mapping[str, Any]) -> str:
 
 def _count(network: nn.Module) -> str:
     return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}"
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep timm from logging and warning about a model that nobody uses."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

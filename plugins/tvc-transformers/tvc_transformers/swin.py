@@ -29,7 +29,7 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
     return network
 
 
-class WindowAttention(ShiftedWindowAttention):
+class WindowAttention(ShiftedWindowAttention):  # type: ignore[misc]
     """torchvision's attention in shifted windows, which maps [N, H, W, C] to the same shape; it
     computes in another way while it is exported.
     """
@@ -39,7 +39,7 @@ class WindowAttention(ShiftedWindowAttention):
         return _attend(self, x) if _is_exported(self) else super().forward(x)
 
 
-class WindowAttentionV2(ShiftedWindowAttentionV2):
+class WindowAttentionV2(ShiftedWindowAttentionV2):  # type: ignore[misc]
     """torchvision's attention of Swin v2, otherwise as `WindowAttention`."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +54,8 @@ _EXPORTED: dict[type[nn.Module], type[nn.Module]] = {
 
 
 def _is_exported(attention: Any) -> bool:
-    return any(attention.shift_size) and (torch.jit.is_tracing() or torch.compiler.is_exporting())
+    traced = torch.jit.is_tracing()  # type: ignore[attr-defined]
+    return any(attention.shift_size) and (traced or torch.compiler.is_exporting())
 
 
 def _attend(attention: Any, x: Tensor) -> Tensor:
@@ -98,4 +99,6 @@ def _shifted(size: int, window: int, shift: int, device: Any) -> tuple[Tensor, T
     shift = shift * (1 - 1 // windows)  # a single window is not shifted
     places = torch.arange(padded, device=device)
     regions = (places >= padded - window).long() + (places >= padded - shift).long()
-    return (places + shift) % padded, (places + padded - shift) % padded, regions
+    there = torch.cat([places[shift:], places[:shift]])
+    back = torch.cat([places[padded - shift :], places[: padded - shift]])
+    return there, back, regions

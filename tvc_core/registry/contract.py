@@ -1,0 +1,210 @@
+"""What a plugin must look like: the API that it states, the kinds that it defines, and its hooks.
+
+pluggy marks hooks. It does not call them, since its answers to a misspelt, undecorated or empty
+hook are not ours (docs/explanation/architecture.md, "The hook layer").
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, NamedTuple
+
+from ..errors import did_you_mean, join_names, short_repr
+from ..hookspecs import API_VERSION, KINDS
+from ..specs import Kind, Spec
+
+__all__ = ["HOOKS", "Contents", "Fault", "Hook", "check_hooks", "collect", "examine", "hooks_of"]
+
+Reserved = frozenset[tuple[type[Any], str]]
+"""The classes and names of the core's specs, which no plugin may offer."""
+
+_NEAR = 0.85
+"""How alike two names of hooks must be for one to be taken for the other misspelt."""
+
+
+class Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error of ours
+    """A plugin breaks a rule; `status` is what it becomes."""
+
+    def __init__(self, message: str, status: str = "failed") -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Hook(NamedTuple):
+    """One hook as a plugin implements it; `name` is empty for a LocalPlugin, which has specs of any
+    kind.
+    """
+
+    name: str
+    function: Callable[[], Any]
+    optional: bool = False
+
+
+class Contents(NamedTuple):
+    """What a plugin says of itself, before a hook is called."""
+
+    api: tuple[int, int] | None
+    kinds: tuple[Kind, ...]
+    hooks: tuple[Hook, ...]
+
+
+def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
+    """Return what each hook may return, given the kinds that there are."""
+    found: dict[str, tuple[type[Spec], ...]] = {}
+    for kind in kinds:
+        name = kind.hook.__name__
+        found[name] = (*found.get(name, ()), kind.spec)
+    return found
+
+
+HOOKS = hooks_of(KINDS)
+"""The core's hooks, and the classes of specs that each may return."""
+
+
+def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
+    """Return what a plugin says of itself.
+
+    Raises:
+        Fault: it breaks a rule.
+    """
+    api = _api_of(plugin, required=api_required)
+    kinds, hooks = _kinds_of(plugin, owner, api), _hooks_in(plugin)
+    if not hooks and not kinds:
+        raise Fault(
+            f"implements none of the hooks {join_names(HOOKS)}; the entry point may name the wrong "
+            "module"
+        )
+    return Contents(api, kinds, tuple(hooks))
+
+
+def _api_of(plugin: Any, *, required: bool) -> tuple[int, int] | None:
+    api = getattr(plugin, "TVC_API", None)
+    if api is None and not required:
+        return None
+    if not (isinstance(api, tuple) and len(api) == 2 and all(type(part) is int for part in api)):
+        raise Fault(
+            f"TVC_API is {short_repr(api)}; a plugin module states the API it was written for, "
+            "such as TVC_API = (1, 0)"
+        )
+    major, minor = API_VERSION
+    if api[0] != major or api[1] > minor:
+        raise Fault(
+            f"written for plugin API {api[0]}.{api[1]}, this tvc-core has {major}.{minor}; "
+            f"{'upgrade tvc-core' if api > API_VERSION else 'upgrade the plugin'}",
+            status="incompatible",
+        )
+    return api
+
+
+def _kinds_of(plugin: Any, owner: str, api: tuple[int, int] | None) -> tuple[Kind, ...]:
+    kinds = getattr(plugin, "TVC_KINDS", ())
+    if not isinstance(kinds, (tuple, list)) or not all(isinstance(kind, Kind) for kind in kinds):
+        raise Fault(f"TVC_KINDS is {short_repr(kinds)}, not a tuple of Kind")
+    if kinds and api is not None and api < (1, 1):
+        raise Fault(f"TVC_KINDS needs plugin API 1.1, and TVC_API is {api}")
+    taken = {word for kind in KINDS for word in (kind.name, kind.plural)}
+    prefix = owner.replace("-", "_")
+    for kind in kinds:
+        hook = kind.hook.__name__
+        if {kind.name, kind.plural} & taken or issubclass(kind.spec, tuple(k.spec for k in KINDS)):
+            raise Fault(f"defines the kind {kind.name!r}, which is tvc-core's own; choose another")
+        whole = hook == prefix and not hook.startswith("tvc_")
+        if not whole and (prefix == "tvc" or not hook.startswith(f"{prefix}_")):
+            raise Fault(
+                f"the hook of its kind {kind.name!r} is {hook!r}; a hook carries the name of the "
+                f"distribution that defines it: '{prefix}_{kind.plural}'. Only the core's begin "
+                "with 'tvc_' and a plain noun"
+            )
+        if inspect.signature(kind.hook).parameters:
+            raise Fault(f"the hook {hook!r} of its kind {kind.name!r} takes arguments")
+        taken |= {kind.name, kind.plural}
+    return tuple(kinds)
+
+
+def _hooks_in(plugin: Any) -> list[Hook]:
+    specs: Callable[[], Any] | None = getattr(plugin, "_tvc_specs", None)
+    if specs is not None:  # a LocalPlugin
+        return [Hook("", specs)]
+    found = []
+    for name in dir(plugin):
+        value: Any = getattr(plugin, name, None)
+        options = getattr(value, "tvc_impl", None)
+        if isinstance(options, dict):
+            if (signature := inspect.signature(value)).parameters:
+                raise Fault(f"{name} takes arguments, {signature}; a hook takes none")
+            found.append(Hook(options["specname"] or name, value, options["optionalhook"]))
+        elif name.startswith("tvc_") and callable(value) and not hasattr(value, "tvc_spec"):
+            if name not in HOOKS and (near := did_you_mean(name, HOOKS)):
+                raise Fault(f"implements an unknown hook {name!r}.{near}")
+            raise Fault(f"{name} is not decorated: put @tvc_core.hookimpl above it")
+    return found
+
+
+def check_hooks(hooks: Iterable[Hook], known: Mapping[str, Any]) -> list[Hook]:
+    """Return the hooks whose kind exists here.
+
+    An optional one is left out where its kind does not exist, unless it seems to be misspelt.
+
+    Raises:
+        Fault: there is no such hook.
+    """
+    there = []
+    for hook in hooks:
+        if hook.name in known or not hook.name:
+            there.append(hook)
+        elif not hook.optional or difflib.get_close_matches(hook.name, known, 1, _NEAR):
+            near = did_you_mean(hook.name, known)
+            raise Fault(
+                f"implements an unknown hook {hook.name!r}.{near} The hooks are "
+                f"{join_names(known)}; for one of a distribution that may be absent write "
+                "@hookimpl(optionalhook=True)"
+            )
+    return there
+
+
+def collect(
+    hooks: Iterable[Hook], known: Mapping[str, tuple[type[Spec], ...]], reserved: Reserved
+) -> tuple[Spec, ...]:
+    """Call hooks and return what they offer, sorted by kind and name.
+
+    Raises:
+        Fault: one returns something else than a list of its specs.
+    """
+    specs: list[Spec] = []
+    for hook in hooks:
+        wanted = known.get(hook.name) or tuple(spec for each in known.values() for spec in each)
+        result, what = hook.function(), wanted[0].__name__
+        if not isinstance(result, (list, tuple)):
+            raise Fault(f"{hook.name} returned {type(result).__name__}, not a list of {what}")
+        for spec in result:
+            # no subclass: code of its own could fail later, in a listing of all plugins
+            if type(spec) not in wanted:
+                raise Fault(
+                    f"{hook.name} returned {short_repr(spec)} in its list, not a {what}"
+                    if hook.name
+                    else f"offers the {spec.kind} {spec.name!r}, of a kind that no plugin here "
+                    "defines"
+                )
+            if "/" in spec.name:
+                raise Fault(
+                    f"{hook.name} returned {spec.name!r} in its list; only a BackboneFamilySpec "
+                    "offers names with '/'"
+                )
+        specs += result
+    _check_names(specs, reserved)
+    return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))
+
+
+def _check_names(specs: Iterable[Spec], reserved: Reserved) -> None:
+    seen: set[tuple[type[Spec], str]] = set()
+    for spec in specs:
+        key = (type(spec), spec.name)
+        if key in seen:
+            raise Fault(f"offers the {spec.kind} {spec.name!r} twice")
+        if key in reserved:
+            raise Fault(
+                f"offers the {spec.kind} {spec.name!r}, a name of tvc-core's own; choose another"
+            )
+        seen.add(key)
