@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -221,7 +222,7 @@ def blocks_with_needs() -> list[tuple[Block, str | None]]:
     found: list[tuple[Block, str | None]] = []
     for page in PAGES:
         blocks = blocks_of(page)
-        for block, after in zip(blocks, [*blocks[1:], None], strict=True):
+        for block, after in zip_longest(blocks, blocks[1:]):
             if block.info.startswith(NEEDS):
                 shown = after.text if after and after.info == "text output" else None
                 found.append((block, shown))
