@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ INFO_STRINGS = {
     "python": "run in the page's namespace, or written to a file where its first line is '# file: "
     "NAME'",
     "python no-run": "not run; its first line is a comment that says why",
+    "python needs MODULE": "run by itself where the module is installed",
     "yaml": "written to a file where its first line is '# file: NAME'",
     "toml": "written to a file where its first line is '# file: NAME'",
     "console": "each line '$ tvc ...' is run",
@@ -42,6 +44,7 @@ INFO_STRINGS = {
     "text": "not run",
     "text output": "compared with what the Python block before it printed",
 }
+NEEDS = "python needs "
 SMALL = {
     "resnet18",
     "resnet34",
@@ -191,13 +194,15 @@ def run_page(page: Path) -> dict[int, str]:
     """Run a page's Python blocks in one namespace, and return what each printed by its line."""
     namespace: dict[str, object] = {"__name__": "__docs__"}
     printed: dict[int, str] = {}
-    last = ""
+    last: str | None = ""
     for block in blocks_of(page):
         if block.info in ("python", "yaml", "toml") and write_file(block):
             continue
         if block.info == "python":
             last = printed[block.line] = run_python(block, namespace)
-        elif block.info == "text output":
+        elif block.info.startswith(NEEDS):
+            last = None  # `test_blocks_that_need_other_tools_run` runs it
+        elif block.info == "text output" and last is not None:
             assert tidy(last) == tidy(block.text), (
                 f"{block.where}: the block before it printed\n{last}"
             )
@@ -210,6 +215,30 @@ def run_page(page: Path) -> dict[int, str]:
 def test_python_blocks_run(page: Path, supply_weights: Callable[[Path], None]) -> None:
     supply_weights(page)
     run_page(page)
+
+
+def blocks_with_needs() -> list[tuple[Block, str | None]]:
+    """Return the blocks that need another tool, each with what it is to print."""
+    found: list[tuple[Block, str | None]] = []
+    for page in PAGES:
+        blocks = blocks_of(page)
+        for block, after in zip_longest(blocks, blocks[1:]):
+            if block.info.startswith(NEEDS):
+                shown = after.text if after and after.info == "text output" else None
+                found.append((block, shown))
+    return found
+
+
+@pytest.mark.interop
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize(
+    ("block", "shown"), [pytest.param(*each, id=each[0].where) for each in blocks_with_needs()]
+)
+def test_blocks_that_need_other_tools_run(block: Block, shown: str | None, desk: Path) -> None:
+    pytest.importorskip(block.info.removeprefix(NEEDS), reason="`make test-interop` installs it")
+    printed = run_python(block, {"__name__": "__docs__"})
+    if shown is not None:
+        assert tidy(printed) == tidy(shown), block.where
 
 
 @pytest.mark.parametrize("page", with_blocks("console"), ids=page_id)
@@ -243,7 +272,8 @@ def test_console_blocks_run(page: Path, supply_weights: Callable[[Path], None]) 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_block_has_a_known_kind(page: Path) -> None:
     for block in blocks_of(page):
-        assert block.info in INFO_STRINGS, (
+        info = re.sub(r"(?<=^python needs )\w+$", "MODULE", block.info)
+        assert info in INFO_STRINGS, (
             f"{block.where}: {block.info!r} is none of {sorted(INFO_STRINGS)}"
         )
         if block.info == "python no-run":
