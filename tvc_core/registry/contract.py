@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -187,11 +188,11 @@ def collect(
                     "offers names with '/'"
                 )
         specs += result
-    names = [(type(spec), spec.name) for spec in specs]
-    for spec, name in zip(specs, names, strict=True):
-        if names.count(name) > 1:
+    times = Counter((type(spec), spec.name) for spec in specs)
+    for spec in specs:
+        if times[type(spec), spec.name] > 1:
             raise Fault(f"offers the {spec.kind} {spec.name!r} twice")
-        if name in reserved:
+        if (type(spec), spec.name) in reserved:
             what = f"offers the {spec.kind} {spec.name!r}"
             raise Fault(f"{what}, a name of tvc-core's own; choose another")
     return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))

@@ -23,8 +23,9 @@ from typing import Any
 
 import importlib_metadata
 
-from .. import builtin, hookspecs
+from .. import builtin
 from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean
+from ..hookspecs import ENTRY_POINT_GROUP, KINDS
 from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
 from ..version import __version__
@@ -113,7 +114,7 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
     core = PluginInfo(owner=CORE_OWNER, status="", version=__version__, module=builtin.__name__)
     core = _checked(_quarantined(core, lambda: _first(core, builtin, frozenset())))
     reserved = frozenset((type(spec), spec.name) for spec in core.specs)
-    infos = [replace(core, kinds=hookspecs.KINDS)]
+    infos = [replace(core, kinds=KINDS)]
     infos += installed_plugins(reserved) if installed else []
     for plugin in given:
         local = local_plugin(plugin, reserved)
@@ -193,11 +194,9 @@ def _installed() -> Iterable[PluginInfo]:
         info = PluginInfo(owner=normalize(name), version=version, status="failed", _home=home)
         try:
             # most distributions have no plugin, and parsing their files takes far longer
-            if hookspecs.ENTRY_POINT_GROUP not in (
-                distribution.read_text("entry_points.txt") or ""
-            ):
+            if ENTRY_POINT_GROUP not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            entry_points = distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
+            entry_points = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
             # read here, since parsing all of it takes longer than everything else
             header = dict(reversed(_HEADER.findall(distribution.read_text("METADATA") or "")))
             info = replace(info, owner=normalize(header["Name"]), version=header.get("Version", ""))
