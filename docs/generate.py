@@ -397,7 +397,7 @@ def _hooks() -> Iterable[str]:
         "plugin](../plugin-authors/first-plugin.md) makes one.",
         "",
     )
-    for name, spec in HOOKS.items():
+    for name, (spec, *_) in HOOKS.items():
         yield from (
             f"## {name}",
             "",

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from .model.state import state_of
 from .recipe.rules import check_hybrid
 from .surgery.anatomy import HEAD, STEM, Anatomy
 from .surgery.initializers import is_normalization
+from .surgery.patches import placed_patches
 
 __all__ = ["AuditReport", "audit", "freeze_head", "param_groups"]
 
@@ -183,6 +185,10 @@ class AuditReport:
         moved: frozen parameters and buffers whose bits are not what they were, or that are gone.
         without_gradient: trainable parameters that no backward pass reached.
         not_in_optimizer: trainable parameters that the optimizer does not have.
+        zero_gradient: trainable parameters that backward passes reached with zeros only, so that
+            they cannot learn. The first pass tells that of a block whose gate is open or that has
+            none; for all else it takes a second one, since a closed gate or a head of zeros lets
+            gradients through after its own first step.
         num_frozen: frozen parameters and buffers that were watched.
         num_trainable: trainable parameters that were watched.
         finished: the context has ended.
@@ -191,6 +197,7 @@ class AuditReport:
     moved: tuple[str, ...] = ()
     without_gradient: tuple[str, ...] = ()
     not_in_optimizer: tuple[str, ...] = ()
+    zero_gradient: tuple[str, ...] = ()
     num_frozen: int = 0
     num_trainable: int = 0
     finished: bool = False
@@ -198,7 +205,8 @@ class AuditReport:
     @property
     def ok(self) -> bool:
         """The audit has ended and found nothing."""
-        return self.finished and not (self.moved or self.without_gradient or self.not_in_optimizer)
+        found = (self.moved, self.without_gradient, self.not_in_optimizer, self.zero_gradient)
+        return self.finished and not any(found)
 
     def __str__(self) -> str:
         if not self.finished:
@@ -209,6 +217,8 @@ class AuditReport:
                 f"trainable without gradient: {_some(self.without_gradient)} of "
                 f"{self.num_trainable}",
                 f"trainable and not in the optimizer: {_some(self.not_in_optimizer)} of "
+                f"{self.num_trainable}",
+                f"trainable, but only zeros as gradient: {_some(self.zero_gradient)} of "
                 f"{self.num_trainable}",
             ]
         )
@@ -265,10 +275,22 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
     trainable = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
     }
-    reached: set[str] = set()
+    passes: dict[str, int] = {}
+    """Backward passes that reached a parameter, negative once a gradient was not zero."""
+
+    def count(parameter: Tensor, name: str) -> None:
+        seen = passes.get(name, 0)
+        moves = seen < 0 or (parameter.grad is not None and bool(parameter.grad.any()))
+        passes[name] = -1 if moves else seen + 1
+
     hooks = [
-        parameter.register_post_accumulate_grad_hook(lambda _, name=name: reached.add(name))  # type: ignore[misc]
+        parameter.register_post_accumulate_grad_hook(partial(count, name=name))
         for name, parameter in trainable.items()
+    ]
+    open_homes = [
+        f"{home}."
+        for home, _, patch in placed_patches(model)
+        if patch.alpha is None or bool(patch.alpha.detach().any())
     ]
     try:
         yield report
@@ -286,7 +308,12 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
         for name, before in frozen.items()
         if name not in now or not _same_bits(before, now[name])
     )
-    report.without_gradient = tuple(name for name in trainable if name not in reached)
+    report.without_gradient = tuple(name for name in trainable if name not in passes)
+    report.zero_gradient = tuple(
+        name
+        for name, seen in passes.items()
+        if seen > 1 or (seen == 1 and name.startswith(tuple(open_homes)))
+    )
     report.not_in_optimizer = tuple(
         name for name, parameter in learning.items() if id(parameter) not in known
     )

@@ -1,4 +1,4 @@
-"""Compare the forward pass of a hybrid between two states of the code, each in a process of its own.
+"""Compare the forward pass of a hybrid between two states of the code, in a process each.
 
     python tests/bench/versus.py NEW_PATH OLD_PATH [--runs 30]
 

@@ -427,6 +427,8 @@ def seed_everything() -> None:
 @pytest.mark.parametrize("kind", ["block", "backbone", "initializer"])
 @pytest.mark.parametrize("fails", [True, False])
 def test_r14_a_factory_leaves_the_process(change: Any, kind: str, fails: bool) -> None:
+    if change is change_seeds and not fails:
+        pytest.skip("a factory may draw random numbers, and nothing tells that from a seed")
     plugin = LocalPlugin("acme")
 
     @plugin.block(name="rude_block")

@@ -364,11 +364,11 @@ def test_hooks_in_the_documentation_are_those_of_the_code() -> None:
     }
     declared = {name for name in vars(hookspecs) if name.startswith("tvc_")}
     # tvc_block is the FAQ's misspelt hook, tvc_branch the attribute of a block that declares its
-    # branch
+    # branch, and tvc_cli_commands the hook of a plugin's kind
     named = (
         set(re.findall(r"\btvc_[a-z_]+", text))
         - (packages - declared)
-        - {"tvc_block", "tvc_branch"}
+        - {"tvc_block", "tvc_branch", "tvc_cli_commands"}
     )
     assert named == declared == set(HOOKS)
 
@@ -376,8 +376,14 @@ def test_hooks_in_the_documentation_are_those_of_the_code() -> None:
 def test_environment_switches_in_the_documentation_are_those_of_the_code() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "tvc_core").rglob("*.py"))
     text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
-    switches = set(re.findall(r"[\"'](TVC_[A-Z_]+)[\"']", code)) - {"TVC_API", "TVC_OWNER"}
-    assert set(re.findall(r"\bTVC_[A-Z_]+", text)) - {"TVC_API", "TVC_OWNER"} == switches
+    switches = set(re.findall(r"[\"'](TVC_[A-Z_]+)[\"']", code)) - {
+        "TVC_API",
+        "TVC_KINDS",
+        "TVC_OWNER",
+    }
+    assert (
+        set(re.findall(r"\bTVC_[A-Z_]+", text)) - {"TVC_API", "TVC_KINDS", "TVC_OWNER"} == switches
+    )
 
 
 def test_make_targets_in_the_documentation_exist() -> None:

@@ -12,6 +12,7 @@ from ..surgery.input import InputRecord
 from ..surgery.patch import Patch
 from ..surgery.patches import installed_patches, placed_patches
 from ..surgery.sites import find_module
+from .fingerprint import kind_of
 from .freeze_report import freeze_report
 from .settling import place
 from .state import HybridState
@@ -114,10 +115,11 @@ def _start(patch: Patch) -> str:
 
 def _exchanged(network: nn.Module, state: HybridState, path: str) -> str:
     """Say that another module stands at a target than when the model was built."""
+    module = network.get_submodule(path)
     before = state.modules.get(path, "").partition("(")[0]
-    now = type(find_module(network, path)).__name__
-    alike = {before, f"{before}1d", f"{before}2d", f"{before}3d"}
-    return f" (a {now} now, exchanged after the build)" if before and now not in alike else ""
+    if not before or before == kind_of(module):
+        return ""
+    return f" (a {type(module).__name__} now, exchanged after the build)"
 
 
 def _table(network: nn.Module, state: HybridState) -> str:

@@ -41,6 +41,8 @@ class _Collection:
 
     def __init__(self, taps: Taps, wanted: tuple[int, ...], stop: bool) -> None:
         self.taps, self.wanted, self.stop = taps, wanted, stop
+        self.claimed = False
+        """A forward pass has begun that fills it; another one inside that does not."""
         self.maps: dict[int, Tensor] = {}
 
 
@@ -164,9 +166,11 @@ class _Tap(TvcHook):
 
     def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         stack = calls.collections()
-        if not stack or stack[-1].taps is not self.taps or self.index not in stack[-1].wanted:
+        collection = stack[-1] if stack else None
+        if collection is None or collection.taps is not self.taps:
             return
-        collection = stack[-1]
+        if self.index not in collection.wanted:
+            return
         found = args[0] if self.index == PRE_LOGITS else output
         if isinstance(found, Tensor):
             if self.index in collection.maps:

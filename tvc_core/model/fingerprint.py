@@ -13,7 +13,7 @@ from torch import nn
 
 from .checkpointing import Checkpointed, CheckpointedRuns
 
-__all__ = ["changes", "fingerprint"]
+__all__ = ["changes", "fingerprint", "kind_of"]
 
 # What may differ while the function in eval mode is the same: how it is trained, and where it runs.
 _TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
@@ -64,10 +64,15 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
             yield f"{path or 'the model'} has a forward that was assigned to it"
 
 
-def _line(module: nn.Module) -> str:
+def kind_of(module: nn.Module) -> str:
+    """Return the name of a module's class, one name for those that compute the same."""
     name = type(module).__name__.removeprefix("FSDP")
-    if "BatchNorm" in name:  # a synchronized one computes the same in eval mode
+    if "BatchNorm" in name:  # a synchronized one does in eval mode
         name = re.sub(r"\dd$", "", name.removeprefix("Sync"))
+    return name
+
+
+def _line(module: nn.Module) -> str:
     settings = "" if isinstance(module, _DROPOUTS) else module.extra_repr()
     tensors = {**module._parameters, **module._buffers}
     shapes = [
@@ -75,5 +80,5 @@ def _line(module: nn.Module) -> str:
         for key, tensor in tensors.items()
         if tensor is not None and key not in module._non_persistent_buffers_set
     ]
-    text = f"{name}({_TRAINING_ONLY.sub('', settings)})"
+    text = f"{kind_of(module)}({_TRAINING_ONLY.sub('', settings)})"
     return f"{text} with {', '.join(shapes)}" if shapes else text

@@ -26,6 +26,7 @@ from ..surgery.initializers import is_normalization
 from ..surgery.patch import PatchTree
 from ..surgery.patches import CONTAINERS
 from ..surgery.sites import find_module
+from .fingerprint import kind_of
 from .state import FreezeState, HybridState
 
 __all__ = [
@@ -72,18 +73,11 @@ def from_data(data: Mapping[str, Any], state: HybridState) -> FreezeState:
         )
     for key in ("head", "normalization"):
         FREEZE[key].check(key, data[key], FreezeError)
-    if data["num_stages"] != about["num_stages"]:
+    if any(data[key] != value for key, value in about.items()):
         raise FreezeError(
             f"the freeze state is of {short_repr(data['backbone'])} with {data['num_stages']} "
-            f"stages, and {about['backbone']} has {about['num_stages']}: freeze this one with "
+            f"stages, and this is {about['backbone']} with {about['num_stages']}: freeze it with "
             "freeze_backbone(unfreeze_stages=...)"
-        )
-    if data["backbone"] != about["backbone"]:
-        warnings.warn(
-            f"the freeze state is of {short_repr(data['backbone'])}, and this network is "
-            f"{about['backbone']}: its stages are frozen by the same numbers",
-            UserWarning,
-            stacklevel=3,
         )
     values = {name: data[name] for name in fields}
     return FreezeState(**{**values, "stages": tuple(state.anatomy.stage_indices(data["stages"]))})
@@ -156,7 +150,7 @@ def adopt(network: nn.Module, state: HybridState, paths: Collection[str]) -> Non
     for name, parameter in network.named_parameters():
         if any(f"{name}.".startswith(f"{path}.") for path in paths):
             parameter.requires_grad_(flags[name])
-    hold(network, state)
+    hold(network, state, paths)
 
 
 def freeze_head(network: nn.Module, state: HybridState) -> None:
@@ -205,12 +199,19 @@ def frozen_parts(freeze: FreezeState) -> set[str]:
     return parts | ({STEM} if freeze.stem else set()) | ({HEAD} if freeze.head == "none" else set())
 
 
-def hold(network: nn.Module, state: HybridState) -> None:
-    """Put frozen modules in eval mode, and keep their statistics. Nothing else is written."""
+def hold(network: nn.Module, state: HybridState, within: Collection[str] | None = None) -> None:
+    """Put frozen modules in eval mode, and keep their statistics. Nothing else is written.
+
+    Args:
+        network: the hybrid.
+        state: what it knows.
+        within: only the modes of modules at these paths; by default all.
+    """
     held = list(held_modules(network, state))
     if network.training:
-        for _, module in held:
-            module.training = False
+        for path, module in held:
+            if within is None or any(f"{path}.".startswith(f"{each}.") for each in within):
+                module.training = False
         _tell_half_thawed(state, held)
     norms = {path: module for path, module in held if is_normalization(module)}
     for path in [path for path in state.statistics if path not in norms]:
@@ -258,7 +259,7 @@ def held_modules(network: nn.Module, state: HybridState) -> Iterator[tuple[str, 
 
 def _is_wrapped(path: str, module: nn.Module, state: HybridState) -> bool:
     known = state.modules.get(path, "").partition("(")[0]
-    return bool(known) and known != type(module).__name__ and bool(module._modules)
+    return bool(known) and known != kind_of(module) and bool(module._modules)
 
 
 def _learns_nothing(module: nn.Module) -> bool:

@@ -34,19 +34,24 @@ def run_forward(
         PatchError: a patch has no place any more.
     """
     settle(network, state_of(network))
-    stack = calls.running()
-    length = len(stack)
+    stack, collections = calls.running(), calls.collections()
+    length, others = len(stack), len(collections)
     try:
         try:
             stack.append(network)
+            if collections and collections[-1] is not None:
+                if collections[-1].claimed:  # a call inside of a call, by a hook: nothing is its
+                    collections.append(None)
+                else:
+                    collections[-1].claimed = True
             if any(isinstance(each, torch.fx.Proxy) for each in (*args, *kwargs.values())):
                 with _traced_through(network):
                     return forward(*args, **kwargs)
             return forward(*args, **kwargs)
         finally:
-            del stack[length:]
+            del stack[length:], collections[others:]
     finally:  # an interrupt may come on the line above
-        del stack[length:]
+        del stack[length:], collections[others:]
 
 
 @contextmanager

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError, join_names
 from ..from_module import described
+from ..recipe import Plan
 from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of
 from ..version import __version__
@@ -120,7 +121,7 @@ def _content(
             "torchvision": torchvision.__version__,
         },
         "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "preprocessing": None if plan.weights is None else _preprocessing(plan.weights),
+        "preprocessing": _preprocessing(plan),
         "metadata": {**state.metadata, **(metadata or {})},
     }
     if plan.backbone.owner == FROM_MODULE:
@@ -128,7 +129,12 @@ def _content(
     return content
 
 
-def _preprocessing(weights: Any) -> dict[str, Any]:
+def _preprocessing(plan: Plan) -> dict[str, Any] | None:
+    """Return how images are prepared for the weights, or for those that would be the default."""
+    spec = plan.backbone.spec
+    weights = plan.weights or spec.find_weights(spec.default_weights or "")
+    if weights is None:
+        return None
     names = ("crop_size", "resize_size", "squash", "interpolation", "mean", "std")
     found = {name: getattr(weights, name) for name in names}
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}

@@ -128,12 +128,14 @@ _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 
 def _read_kernels(module: Any) -> tuple[bool, ...]:
     attention = (getattr(module.backends.cuda, f"{name}_sdp_enabled")() for name in _ATTENTION)
-    return (module.backends.mkldnn.enabled, *attention)
+    fused = module.backends.mha.get_fastpath_enabled()
+    return (module.backends.mkldnn.enabled, fused, *attention)
 
 
 def _write_kernels(module: Any, before: tuple[bool, ...]) -> None:
     module.backends.mkldnn.set_flags(_enabled=before[0])
-    for name, enabled in zip(_ATTENTION, before[1:], strict=True):
+    module.backends.mha.set_fastpath_enabled(before[1])
+    for name, enabled in zip(_ATTENTION, before[2:], strict=True):
         getattr(module.backends.cuda, f"enable_{name}_sdp")(enabled)
 
 
@@ -173,7 +175,7 @@ _SETTINGS = (
              lambda m, v: m.backends.cudnn.set_flags(**dict(v)),
              lambda _: (("_enabled", True), ("_benchmark", False), ("_deterministic", False))),
     _Setting("CPU kernels and attention kernels of torch", "torch", "process",
-             _read_kernels, _write_kernels, lambda _: (True,) * 5),
+             _read_kernels, _write_kernels, lambda _: (True,) * 6),
     _Setting("precision of matrix products of torch", "torch", "process",
              lambda m: m.get_float32_matmul_precision(),
              lambda m, v: m.set_float32_matmul_precision(v), lambda _: "highest"),

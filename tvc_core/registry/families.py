@@ -29,13 +29,14 @@ def describe(family: str, owner: str, factory: Callable[[str], Any], member: str
             member, BackboneError where there is one that it cannot offer.
     """
     name, fault = f"{family}/{member}", f"This is a fault of the distribution {owner!r}."
-    what = f"backbone {owner}:{name}: its family"
-    with foreign(PluginError, f"{what} cannot describe it", advice=fault):
+    what = f"backbone {owner}:{name}"
+    with foreign(PluginError, f"{what}: its family cannot describe it", advice=fault):
         spec = factory(member)
     if not isinstance(spec, BackboneSpec):
-        raise PluginError(f"{what} returned {type(spec).__name__}, not a BackboneSpec. {fault}")
+        given = type(spec).__name__
+        raise PluginError(f"{what}: its family returned {given}, not a BackboneSpec. {fault}")
     if spec.name != name:
-        raise PluginError(f"{what} returned the description of {spec.name!r}. {fault}")
+        raise PluginError(f"{what}: its family returned the description of {spec.name!r}. {fault}")
     return spec
 
 

@@ -284,7 +284,7 @@ def _checks(subject: PluginSubject | Subject) -> list[Check]:
 
 
 def _catches(function: Function) -> str:
-    return " ".join((function.__doc__ or "").split("\n\n")[0].split())
+    return " ".join((function.__doc__ or "").strip().split("\n\n")[0].split())
 
 
 def _things(subject: PluginSubject, names: Iterable[str]) -> list[Subject]:

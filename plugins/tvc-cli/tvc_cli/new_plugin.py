@@ -17,7 +17,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tvc_core import API_VERSION, BackboneSpec, BlockSpec, Registry
+from tvc_core import BackboneSpec, BlockSpec, Registry
 
 from .first_party import FIRST_PARTY
 
@@ -151,7 +151,7 @@ def _values(name: str, kind: str) -> dict[str, str]:
         "piece": f"{prefix}_{ending}",
         "module": module,
         "summary": summary,
-        "api": repr(API_VERSION),
+        "api": "(1, 0)",  # the lowest that has what the templates use
         "core_version": metadata.version("tvc-core"),
         "test_requires": ", ".join(f'"{requirement}"' for requirement in requires),
         "backbone": backbone,

@@ -110,7 +110,8 @@ def load(owner: str, limit: float, beside: Iterable[str] = ()) -> None:
 
     faulthandler.dump_traceback_later(limit, exit=True)
     with stdout_for_results(), while_running(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what they say of the plugin is in its facts
+        # what they say of the plugin is in its facts
+        warnings.filterwarnings("ignore", message="The plugin |TVC_")
         from tvc_core import Registry
 
         from . import facts

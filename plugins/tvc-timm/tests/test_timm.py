@@ -544,6 +544,26 @@ def test_code_gives_the_place_of_the_weights(tmp_path: Path, server: ThreadingHT
     assert all(torch.equal(value, expected[key]) for key, value in model.state_dict().items())
 
 
+def test_a_saved_model_does_not_ask_for_the_file_that_its_weights_came_from(
+    tmp_path: Path, builder: HybridBuilder
+) -> None:
+    file = tmp_path / "own.pth"
+    torch.save(timm.create_model("test_resnet", num_classes=7).state_dict(), file)
+    options = {
+        "pretrained_cfg_overlay": {"file": str(file), "num_classes": 7},
+        "cache_dir": str(tmp_path),
+        "drop_rate": 0.3,
+    }
+    model = builder.from_backbone("timm/test_resnet", options=options).eval()
+    model.save(tmp_path / "model.safetensors")
+    file.unlink()
+    loaded: Any = load(tmp_path / "model.safetensors").eval()
+    x = images(model)
+    with torch.no_grad():
+        assert torch.equal(loaded(x), model(x)) and loaded.num_classes == 7
+    assert loaded.drop_rate == 0.3
+
+
 # -- threads ---------------------------------------------------------------------------------------
 
 
