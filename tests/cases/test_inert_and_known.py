@@ -215,14 +215,15 @@ def test_normalizations_of_timm(layer: str) -> None:
     if not hasattr(layers, layer):
         pytest.skip(f"this timm has no {layer}")
     make = getattr(layers, layer)
-    norm = make(32, num_groups=4) if layer == "GroupNormAct" else make(32)
+    groups = {"GroupNormAct": {"num_groups": 4}, "EvoNorm2dS0": {"groups": 4}}
+    norm = make(16, **groups.get(layer, {}))
 
     class Last(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.stem, self.conv = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 32, 3, 2, 1)
+            self.stem, self.conv = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 2, 1)
             self.norm = norm
-            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(32, 4)
+            self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 4)
 
         def forward(self, x: Tensor) -> Tensor:
             y = self.conv(self.stem(x))
