@@ -132,7 +132,7 @@ def test_sound_training_is_found_sound(tiny: Any, images: Tensor, normalization:
             optimizer.zero_grad()
             step(model, images, optimizer)
     assert report.ok and report.num_trainable == sum(p.requires_grad for p in model.parameters())
-    assert str(report).count("none") == 3
+    assert str(report).count("none") == 4
 
 
 def test_statistics_that_move_in_a_frozen_part_are_named(tiny: Any, images: Tensor) -> None:

@@ -124,8 +124,8 @@ def test_memory_format_and_shared_memory_do_not_matter(tiny: Any, reload: Any) -
     )
 
 
-def test_a_model_read_back_is_a_fresh_build_in_training_mode(tiny: Any, reload: Any) -> None:
-    assert all(module.training for module in reload(tiny().eval()).modules())
+def test_a_model_read_back_is_ready_for_use(tiny: Any, reload: Any) -> None:
+    assert not any(module.training for module in reload(tiny().train()).modules())
 
 
 def test_reading_needs_no_weight_file(
@@ -306,7 +306,7 @@ def test_a_folder_that_cannot_be_synced_does_not_fail_a_written_file(
 def test_a_folder_that_is_not_there_is_a_weights_error(tiny: Any, tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="cannot be written"):
         tiny().save(tmp_path / "absent" / "m.safetensors")
-    with pytest.raises(WeightsError, match="cannot be written"):
+    with pytest.raises(WeightsError, match="safetensors"):
         tiny().save(tmp_path)
 
 

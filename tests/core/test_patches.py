@@ -428,7 +428,7 @@ def test_a_root_sequential_with_patches_still_runs_its_layers_once(
     build: Callable[..., Any] = lab(spec).from_backbone
     plain, patched = (
         build("line", None).eval(),
-        build("line", None, {"body": {"wrap": "gate"}}).eval(),
+        build("line", None, patches={"body": {"wrap": "gate"}}).eval(),
     )
     assert torch.equal(plain(images), patched(images))
     assert torch.equal(patched.forward_head(patched.forward_features(images)), patched(images))

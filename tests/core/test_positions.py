@@ -26,6 +26,7 @@ from tvc_core import (
     PatchOpSpec,
     Position,
     TargetError,
+    load,
 )
 from tvc_core.surgery.branches import branch_of
 
@@ -451,13 +452,15 @@ def test_a_backbone_declares_the_branches_of_its_blocks(lab: Any) -> None:
     place = f"{Unmarked.__module__}.{Unmarked.__qualname__}"
     spec = dataclasses.replace(RESIDUALS, factory=build, branches={place: "body.0"})
     patches = {"stage:0.*": {"wrap": {"type": "gate", "position": "branch"}}}
-    model = lab(spec).from_backbone("residuals", None, patches)
+    model = lab(spec).from_backbone("residuals", weights=None, patches=patches)
     assert [record.paths[0] for record in model.patch_records] == [
         "patches.layer1.0.body.0.gate",
         "patches.layer1.1.body.0.gate",
     ]
     with pytest.raises(TargetError, match="not one that tvc knows"):
-        lab(dataclasses.replace(spec, branches={})).from_backbone("residuals", None, patches)
+        lab(dataclasses.replace(spec, branches={})).from_backbone(
+            "residuals", weights=None, patches=patches
+        )
 
 
 def test_in_a_users_network_torchvisions_blocks_are_known(builder: HybridBuilder) -> None:
@@ -657,7 +660,7 @@ def test_every_position_is_explained_copied_saved_and_taken_out(
     )
     knows = lab(RESIDUALS, AROUND_OP)
     plain = knows.from_backbone("residuals", None)
-    model = knows.from_backbone("residuals", None, {"layer1.1": patch}).eval()
+    model = knows.from_backbone("residuals", weights=None, patches={"layer1.1": patch}).eval()
     model.load_state_dict(plain.state_dict(), strict=False)
     place = "layer1.1.body.1" if name == "branch" else "layer1.1"
     position = AROUND if name == "around" else POSITIONS[name]
@@ -669,7 +672,7 @@ def test_every_position_is_explained_copied_saved_and_taken_out(
     for other in (
         copy.deepcopy(model),
         pickle.loads(pickle.dumps(model)),
-        HybridModel.load(tmp_path / "model.safetensors", knows.registry).eval(),
+        load(tmp_path / "model.safetensors", registry=knows.registry).eval(),
     ):
         assert torch.equal(other(images), right)
     traced = torch.export.export(model, (images,)).module()

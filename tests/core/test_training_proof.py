@@ -121,7 +121,7 @@ def test_a_refused_build_leaves_the_network_alone(lab: Any, plain: Any, images: 
             "stem",
             ["layer1", "layer2", "layer3"],
             "fc",
-            {"layer2.norm": {"replace": "conv"}},
+            patches={"layer2.norm": {"replace": "conv"}},
         )
     assert torch.equal(torch.get_rng_state(), random_state) and network.training
     assert all(torch.equal(state[name], t) for name, t in network.state_dict().items())
@@ -135,7 +135,11 @@ def test_the_proof_leaves_no_trace(tiny: Any, lab: Any, plain: Any) -> None:
     network.layer1.requires_grad_(False)
     network.layer2.eval()
     model = lab(*BLOCKS).from_module(
-        network, "stem", ["layer1", "layer2", "layer3"], "fc", {"layer2": {"wrap": "counts"}}
+        network,
+        "stem",
+        ["layer1", "layer2", "layer3"],
+        "fc",
+        patches={"layer2": {"wrap": "counts"}},
     )
     assert model.get_submodule("patches.layer2.counts.block").passes == 0
     reference = plain().state_dict()
@@ -173,7 +177,7 @@ def test_a_network_that_cannot_train_on_the_small_image_is_no_fault_of_a_patch(
     network.layer3.add_module("picky", Picky())
     stages = ["layer1", "layer2", "layer3"]
     knows = lab(*BLOCKS)
-    model = knows.from_module(network, "stem", stages, "fc", {"layer2": {"wrap": "gate"}})
+    model = knows.from_module(network, "stem", stages, "fc", patches={"layer2": {"wrap": "gate"}})
     assert model.step0_difference == 0.0
     for name, message in (
         ("refuses", "fails in training mode"),
@@ -182,7 +186,7 @@ def test_a_network_that_cannot_train_on_the_small_image_is_no_fault_of_a_patch(
         other = plain()
         other.layer3.add_module("picky", Picky())
         with pytest.raises(PatchError, match=rf"layer2\.wrap \(lab:{name}\).*{message}"):
-            knows.from_module(other, "stem", stages, "fc", {"layer2": {"wrap": name}})
+            knows.from_module(other, "stem", stages, "fc", patches={"layer2": {"wrap": name}})
 
 
 @pytest.mark.parametrize("block", ["adapter", "undeclared"])
@@ -234,22 +238,36 @@ def test_a_start_that_a_block_declares_and_does_not_have_is_its_plugins_fault(ti
 def test_a_branch_that_starts_at_zero_hides_no_block(builder: HybridBuilder) -> None:
     """With zero_init_residual no gradient reaches the branch in the first step."""
     patches = {"layer*.0.conv2": {"wrap": "se"}}
-    model = builder.from_backbone("resnet18", None, patches, options={"zero_init_residual": True})
+    model = builder.from_backbone(
+        "resnet18", weights=None, patches=patches, options={"zero_init_residual": True}
+    )
     assert model.step0_difference == 0.0
 
 
 @pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
 def test_networks_with_auxiliary_heads_pass(builder: HybridBuilder, name: str) -> None:
     patches = {"stage:-1": {"wrap": "eca"}}
-    assert builder.from_backbone(name, None, patches, num_classes=4).num_classes == 4
+    assert (
+        builder.from_backbone(name, weights=None, patches=patches, num_classes=4).num_classes == 4
+    )
 
 
 def test_a_block_for_the_old_width_of_the_head_is_named(builder: HybridBuilder) -> None:
     block = {"type": "cbam_block", "position": "before"}
     with pytest.raises(PatchError, match=r"classifier\.2\.inject .*cbam.*num_classes"):
-        builder.from_backbone("squeezenet1_1", None, {"classifier.2": {"inject": block}}, 3)
+        builder.from_backbone(
+            "squeezenet1_1",
+            weights=None,
+            patches={"classifier.2": {"inject": block}},
+            num_classes=3,
+        )
     before = {"classifier.1": {"inject": block}}
-    assert builder.from_backbone("squeezenet1_1", None, before, 3).num_classes == 3
+    assert (
+        builder.from_backbone(
+            "squeezenet1_1", weights=None, patches=before, num_classes=3
+        ).num_classes
+        == 3
+    )
 
 
 # -- any patch -------------------------------------------------------------------------------------
@@ -282,7 +300,7 @@ def trains(builder: HybridBuilder, name: str, seed: int) -> str:
     patches = random_patch(builder.from_backbone(name, None), builder, draw)
     classes = draw.choice([None, 3])
     try:
-        model = builder.from_backbone(name, None, patches, num_classes=classes)
+        model = builder.from_backbone(name, weights=None, patches=patches, num_classes=classes)
     except TvcError:
         return "refused"
     side = 224 if name in ("vit_b_16", "maxvit_t") else 64

@@ -252,7 +252,9 @@ class HybridModel(nn.Module):
         a network may have a child `save`.
         """
         view: nn.Module | None = getattr(self, "_hybrid_view", None)
-        return super().get_submodule(target) if view is None else view.get_submodule(target)
+        if view is None or not target:
+            return super().get_submodule(target)
+        return view.get_submodule(target)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:  # what to, cuda, half and the like call
         place(self, self._hybrid)

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from tvc_core import HybridBuilder, HybridModel, PatchError
+from tvc_core import HybridBuilder, PatchError, load
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def test_stochastic_depth_drops_samples_from_the_first_step(
 ) -> None:
     torch.manual_seed(0)
     patch = {"type": "stochastic_depth", "position": position, "params": {"p": 0.4}, **start}
-    model = builder.from_backbone(name, None, {target: {"wrap": patch}})
+    model = builder.from_backbone(name, weights=None, patches={target: {"wrap": patch}})
     assert model.step0_difference == 0.0 and model.patch_records[0].starts_as_identity
     assert "alpha" not in " ".join(model.state_dict())
     (home,) = model.patch_records[0].paths
@@ -72,7 +72,9 @@ def test_where_the_map_holds_the_square_drop_block_is_torchvisions() -> None:
 
 @pytest.mark.parametrize("name", ["alexnet", "resnet18", "vgg11_bn"])
 def test_drop_block_trains_on_even_maps(builder: HybridBuilder, name: str) -> None:
-    model = builder.from_backbone(name, None, {"stage:-1": {"wrap": "drop_block"}}, 3).train()
+    model = builder.from_backbone(
+        name, weights=None, patches={"stage:-1": {"wrap": "drop_block"}}, num_classes=3
+    ).train()
     model(torch.randn(2, 3, 64, 64)).sum().backward()
     first, second = (model(torch.ones(2, 3, 64, 64)) for _ in range(2))
     assert not torch.equal(first, second)
@@ -80,13 +82,13 @@ def test_drop_block_trains_on_even_maps(builder: HybridBuilder, name: str) -> No
 
 def test_a_regularizer_that_another_initializer_fills_still_acts(builder: HybridBuilder) -> None:
     patch = {"type": "drop_block", "init": "kaiming", "params": {"p": 0.5}}
-    model = builder.from_backbone("resnet18", None, {"layer2": {"wrap": patch}})
+    model = builder.from_backbone("resnet18", weights=None, patches={"layer2": {"wrap": patch}})
     assert model.get_submodule("patches.layer2.drop_block").alpha is None
 
 
 def test_beside_a_target_identity_is_no_start_and_keeps_its_gate(builder: HybridBuilder) -> None:
     patch = {"inject": {"type": "identity", "position": "parallel"}}
-    model = builder.from_backbone("resnet18", None, {"layer1": patch})
+    model = builder.from_backbone("resnet18", weights=None, patches={"layer1": patch})
     assert model.get_submodule("patches.layer1.identity").alpha.tolist() == [0.0]
     assert model.step0_difference == 0.0
 
@@ -98,12 +100,14 @@ def test_a_file_from_before_regularizers_had_no_gate_still_loads(
     import safetensors.torch as st
 
     path, patch = tmp_path / "m.safetensors", {"type": "stochastic_depth", "params": {"p": 0.5}}
-    model = builder.from_backbone("resnet18", None, {"layer3": {"wrap": patch}}, 3)
+    model = builder.from_backbone(
+        "resnet18", weights=None, patches={"layer3": {"wrap": patch}}, num_classes=3
+    )
     block = model.get_submodule("patches.layer3.stochastic_depth")
     block.alpha = nn.Parameter(torch.tensor([0.25]))
     model.save(path)
     assert "patches.layer3.stochastic_depth.alpha" in st.load_file(path)
-    again = HybridModel.load(path)
+    again = load(path)
     found = again.get_submodule("patches.layer3.stochastic_depth").train()
     assert found.alpha.tolist() == [0.25]
     y = found(torch.ones(100, 2, 3, 3)).unique()
@@ -117,13 +121,15 @@ def test_a_block_of_zeros_that_cannot_learn_is_refused(
     params = {"channels": 256, "stride": 2} if position == "parallel" else {}
     patch = {"type": "conv_bn_act", "position": position, "init": "zero", "params": params}
     with pytest.raises(PatchError, match=r"layer3\.inject: .*never learn.*init: zero.*Leave init"):
-        builder.from_backbone("resnet18", None, {"layer3": {"inject": patch}})
+        builder.from_backbone("resnet18", weights=None, patches={"layer3": {"inject": patch}})
 
 
 def test_a_block_of_zeros_beside_a_target_learns_without_a_gate(builder: HybridBuilder) -> None:
     params = {"channels": 256, "stride": 2, "activation": None}
     patch = {"type": "conv_bn_act", "position": "parallel", "init": "zero", "params": params}
-    model = builder.from_backbone("resnet18", None, {"layer3": {"inject": patch}}, 3).train()
+    model = builder.from_backbone(
+        "resnet18", weights=None, patches={"layer3": {"inject": patch}}, num_classes=3
+    ).train()
     assert model.step0_difference == 0.0
     model(torch.randn(4, 3, 64, 64)).square().sum().backward()
     conv = model.get_submodule("patches.layer3.conv_bn_act.block.0")
