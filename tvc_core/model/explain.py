@@ -117,7 +117,8 @@ def _exchanged(network: nn.Module, state: HybridState, path: str) -> str:
     """Say that another module stands at a target than when the model was built."""
     module = network.get_submodule(path)
     before = state.modules.get(path, "").partition("(")[0]
-    if not before or before == kind_of(module):
+    synchronized = type(module).__name__.startswith("Sync")  # the same kind to a file
+    if not before or (before == kind_of(module) and not synchronized):
         return ""
     return f" (a {type(module).__name__} now, exchanged after the build)"
 

@@ -36,7 +36,7 @@ def levels_of(features: Iterable[StageInfo]) -> tuple[LevelInfo, ...]:
     none.
 
     Args:
-        features: what was measured of the stem (its index is -1) and the stages.
+        features: what was measured of the stem (its stage is -1) and the stages.
     """
     last = {feature.stride: feature for feature in features if feature.layout in MAPS}
     return tuple(
@@ -45,7 +45,7 @@ def levels_of(features: Iterable[StageInfo]) -> tuple[LevelInfo, ...]:
             part=STEM if feature.stage < 0 else stage_name(feature.stage),
             feature=feature.stage + 1,
             channels=feature.channels,
-            stride=stride,
+            stride=feature.stride,
         )
-        for number, (stride, feature) in enumerate(sorted(last.items()))
+        for number, feature in enumerate(last[stride] for stride in sorted(last))
     )

@@ -9,11 +9,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..builder import HybridBuilder
 from ..errors import TvcError, join_names
 from ..surgery.blocks import call_factory
 from ..surgery.patch import Patch
-from .helpers import SEED, changed_names, describe_error, leaves_seed, named_tensors, snapshot
+from .helpers import (
+    SEED,
+    build_patched,
+    changed_names,
+    describe_error,
+    leaves_seed,
+    named_tensors,
+    snapshot,
+)
 from .subjects import Fault, Subject
 from .toy_networks import Gate, Mix, maps
 
@@ -130,12 +137,11 @@ def initializer_finite(init: Subject) -> None:
 
 def initializer_in_build(init: Subject) -> None:
     """In a build with `init` the network's own tensors change, or the patch does not work."""
-    builder = HybridBuilder(registry=init.registry)
     for block in ("tvc-kit:gate", "tvc-kit:mix"):
         patches = {"layer2": {"wrap": {"type": block, "init": init.named.qualified}}}
         try:
             with torch.enable_grad():  # and as it was afterwards, whatever the initializer sets
-                model = builder.from_backbone("tvc-kit:maps", weights=None, patches=patches)
+                model = build_patched(init.registry, "tvc-kit:maps", patches)
         except TvcError as error:
             raise Fault(
                 "that a patch can be built with it", describe_error(error), GIVEN
