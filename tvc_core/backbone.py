@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from .errors import BackboneError, TvcError, describe_error
+from .errors import BackboneError, foreign
 from .recipe import Plan
 from .weights.torchvision import check_weights_class
 
@@ -34,17 +34,13 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
     if plan.weights_class is not None:
         check_weights_class(spec, plan.weights_class)
     factory: Callable[..., Any] = plan.backbone.load()
-    try:
+    given = ", ".join(f"{option}={value!r}" for option, value in plan.options.items())
+    what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
+    with foreign(BackboneError, what):
         if pretrained or plan.weights is None:
             network = factory(spec, weights=plan.weights, **plan.options)
         else:
             network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
-    except (TvcError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # a factory may raise SystemExit or worse
-        given = ", ".join(f"{option}={value!r}" for option, value in plan.options.items())
-        what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
-        raise BackboneError(f"{what}: {describe_error(error)}") from error
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")

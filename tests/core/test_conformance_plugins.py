@@ -260,7 +260,7 @@ def test_every_check_says_which_defect_it_catches_and_names_are_unique() -> None
 def test_the_documentation_lists_every_check_with_what_it_catches() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "plugin-authors" / "conformance.md"
     rows = re.findall(
-        r"^\| `((?:plugin|block|backbone|operation|initializer)_\w+)` \| (.+) \|$",
+        r"^\| `((?:plugin|block|backbone|operation|initializer|kind)_\w+)` \| (.+) \|$",
         page.read_text(),
         flags=re.M,
     )

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackboneError, PatchError, describe_error
+from ..errors import PatchError, foreign
 from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.layouts import Shape, channels_of, grid_of, layout_of
 from ..surgery.sites import Probe
@@ -54,15 +54,9 @@ def _run_patched(
 
     hooks = [watch(path) for _, path in homes]
     outputs: list[torch.Tensor] = []
-    try:
+    targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
+    with foreign(PatchError, f"the network fails with the patches at {targets}"):
         maps = taps.collect(lambda _: outputs.append(probe.run(network, hooks)), probe.image)
-    except (BackboneError, KeyboardInterrupt):
-        raise
-    except BaseException as error:  # a foreign forward pass may raise SystemExit or worse
-        targets = ", ".join(f"{record.target} ({record.block or record.op})" for record in records)
-        raise PatchError(
-            f"the network fails with the patches at {targets}: {describe_error(error)[:300]}"
-        ) from error
     for record, path in homes:
         if path not in ran:
             raise PatchError(

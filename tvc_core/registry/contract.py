@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from ..errors import did_you_mean, join_names, short_repr
 from ..hookspecs import API_VERSION, KINDS
 from ..specs import Kind, Spec
 
-__all__ = ["HOOKS", "Contents", "Fault", "Hook", "check_hooks", "collect", "examine", "hooks_of"]
+__all__ = ["HOOKS", "Fault", "Hook", "Reserved", "check_hooks", "collect", "examine", "hooks_of"]
 
 Reserved = frozenset[tuple[type[Any], str]]
 """The classes and names of the core's specs, which no plugin may offer."""
@@ -42,14 +43,6 @@ class Hook(NamedTuple):
     optional: bool = False
 
 
-class Contents(NamedTuple):
-    """What a plugin says of itself, before a hook is called."""
-
-    api: tuple[int, int] | None
-    kinds: tuple[Kind, ...]
-    hooks: tuple[Hook, ...]
-
-
 def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
     """Return what each hook may return, given the kinds that there are."""
     found: dict[str, tuple[type[Spec], ...]] = {}
@@ -63,8 +56,10 @@ HOOKS = hooks_of(KINDS)
 """The core's hooks, and the classes of specs that each may return."""
 
 
-def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
-    """Return what a plugin says of itself.
+def examine(
+    plugin: Any, owner: str, *, api_required: bool = True
+) -> tuple[tuple[int, int] | None, tuple[Kind, ...], tuple[Hook, ...]]:
+    """Return what a plugin says of itself: the plugin API, its kinds, and the hooks that it has.
 
     Raises:
         Fault: it breaks a rule.
@@ -76,7 +71,7 @@ def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
             f"implements none of the hooks {join_names(HOOKS)}; the entry point may name the wrong "
             "module"
         )
-    return Contents(api, kinds, tuple(hooks))
+    return api, kinds, tuple(hooks)
 
 
 def _api_of(plugin: Any, *, required: bool) -> tuple[int, int] | None:
@@ -193,18 +188,11 @@ def collect(
                     "offers names with '/'"
                 )
         specs += result
-    _check_names(specs, reserved)
-    return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))
-
-
-def _check_names(specs: Iterable[Spec], reserved: Reserved) -> None:
-    seen: set[tuple[type[Spec], str]] = set()
+    times = Counter((type(spec), spec.name) for spec in specs)
     for spec in specs:
-        key = (type(spec), spec.name)
-        if key in seen:
+        if times[type(spec), spec.name] > 1:
             raise Fault(f"offers the {spec.kind} {spec.name!r} twice")
-        if key in reserved:
-            raise Fault(
-                f"offers the {spec.kind} {spec.name!r}, a name of tvc-core's own; choose another"
-            )
-        seen.add(key)
+        if (type(spec), spec.name) in reserved:
+            what = f"offers the {spec.kind} {spec.name!r}"
+            raise Fault(f"{what}, a name of tvc-core's own; choose another")
+    return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))

@@ -15,20 +15,21 @@ import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import importlib_metadata
 
-from .. import builtin, hookspecs
+from .. import builtin
 from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean
+from ..hookspecs import ENTRY_POINT_GROUP, KINDS
 from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
 from ..version import __version__
-from . import contract
-from .contract import HOOKS, Fault, Hook, Reserved
+from .contract import HOOKS, Fault, Hook, Reserved, check_hooks, collect, examine, hooks_of
 
 __all__ = ["HOOKS", "PluginInfo", "load_plugins"]
 
@@ -71,6 +72,13 @@ class PluginInfo:
     kinds: tuple[Kind, ...] = field(default=(), repr=False)
     unknown_hooks: tuple[str, ...] = ()
 
+    _home: str = field(default="", repr=False)
+    """Folder of the distribution."""
+    _entry_point: Any = field(default=None, repr=False, compare=False)
+    """None where there is nothing to load."""
+    _later: tuple[Hook, ...] = field(default=(), repr=False, compare=False)
+    """Its hooks that are not the core's nor of its own kinds."""
+
     @property
     def offers(self) -> tuple[Spec | Kind, ...]:
         """Everything with a name: the kinds that it defines, and its specs."""
@@ -81,38 +89,8 @@ class PluginInfo:
         return sum(spec.kind == kind for spec in self.specs)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A plugin on its way into the list.
-
-    Args:
-        info: what is known of it.
-        entry_point: None if there is nothing to load.
-        home: folder of the distribution; empty for an in-process plugin.
-        later: its hooks that are not the core's nor of its own kinds.
-    """
-
-    info: PluginInfo
-    entry_point: importlib_metadata.EntryPoint | None = None
-    home: str = ""
-    later: tuple[Hook, ...] = ()
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return (self.info.owner, self.info.module, self.home)
-
-    def contents(self) -> tuple[Any, ...]:
-        """Identify this load of the module: the value differs after a reload, or if another module
-        takes the name.
-        """
-        assert self.entry_point is not None
-        module = sys.modules.get(self.entry_point.module)
-        spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
-        return (id(module), id(spec), module, spec) if module is not None else ()
-
-
-_LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], _Found]] = {}
-"""The plugins that are active, with their contents."""
+_LOADED: dict[tuple[str, ...], tuple[tuple[Any, ...], PluginInfo]] = {}
+"""The plugins that are active, with what identifies their modules."""
 
 _COMPLETED: dict[tuple[Any, ...], PluginInfo] = {}
 """The same after their later hooks, which depend on the kinds that there are."""
@@ -133,53 +111,49 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
         PluginError: a given plugin is faulty, or two have one owner; with TVC_STRICT=1, an
             installed one is faulty.
     """
-    info = PluginInfo(
-        owner=CORE_OWNER, status="failed", version=__version__, module=builtin.__name__
-    )
-    core = _examine(_Found(info), lambda: builtin, frozenset())
-    assert core.info.status == "active", core.info.error
-    reserved = frozenset((type(spec), spec.name) for spec in core.info.specs)
-    found = [replace(core, info=replace(core.info, kinds=hookspecs.KINDS))]
-    found += installed_plugins(reserved) if installed else []
+    core = PluginInfo(owner=CORE_OWNER, status="", version=__version__, module=builtin.__name__)
+    core = _checked(_quarantined(core, lambda: _first(core, builtin, frozenset())))
+    reserved = frozenset((type(spec), spec.name) for spec in core.specs)
+    infos = [replace(core, kinds=KINDS)]
+    infos += installed_plugins(reserved) if installed else []
     for plugin in given:
         local = local_plugin(plugin, reserved)
-        if any(local.info.owner == other.info.owner for other in found):
+        if local.owner in {info.owner for info in infos}:
             raise PluginError(
-                f"two plugins have the owner {local.info.owner!r}; give one another TVC_OWNER"
+                f"two plugins have the owner {local.owner!r}; give one another TVC_OWNER"
             )
-        found.append(local)
-    kinds = [kind for each in found for kind in each.info.kinds]
-    infos = _without_doubles([_complete(each, kinds, reserved) for each in found])
+        infos.append(local)
+    known = hooks_of(kind for info in infos for kind in info.kinds)
+    infos = _without_doubles([_complete(info, known, reserved) for info in infos])
     faulty = [info for info in infos if info.status in _FAULTY]
     if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
         lines = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
         raise PluginError(
             f"TVC_STRICT is set and {len(faulty)} of {len(infos) - 1} plugins are faulty: {lines}"
         )
-    _mention(infos, {each.info.owner: each.home for each in found})
+    _mention([info for info in infos if info.status in _FAULTY or info.side_effects])
     return sorted(infos, key=lambda info: (info.owner, info.module))
 
 
-def installed_plugins(reserved: Reserved) -> list[_Found]:
+def installed_plugins(reserved: Reserved) -> list[PluginInfo]:
     """Return every installed plugin, loaded unless the environment excludes it."""
     check_not_loading()
     disabled, only = _owners_in("TVC_DISABLE") or set(), _owners_in("TVC_ONLY")
-    found = sorted(_installed(), key=lambda found: found.key)
-    owners = {each.info.owner for each in found}
+    found = sorted(_installed(), key=_key)
+    owners = {info.owner for info in found}
     _warn_of_unknown("TVC_DISABLE", disabled, owners)
     _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER}, owners)
     seconds, loaded = import_timeout(), {}
-    for each in found:
-        owner = each.info.owner
-        if owner in disabled or (only is not None and owner not in only):
-            each = _Found(replace(each.info, status="disabled", error=""))
+    for info in found:
+        if info.owner in disabled or (only is not None and info.owner not in only):
+            info = replace(info, status="disabled", error="", _entry_point=None)
         # an editable install can list itself twice
-        if (owner, each.info.module) not in loaded:
-            loaded[owner, each.info.module] = _load(each, reserved, seconds)
+        if (info.owner, info.module) not in loaded:
+            loaded[info.owner, info.module] = _load(info, reserved, seconds)
     return list(loaded.values())
 
 
-def local_plugin(plugin: Any, reserved: Reserved) -> _Found:
+def local_plugin(plugin: Any, reserved: Reserved) -> PluginInfo:
     """Return an in-process plugin: a module, class or object with hook implementations.
 
     Its owner is its attribute `TVC_OWNER`, else the name of the module's top-level package, the
@@ -194,153 +168,152 @@ def local_plugin(plugin: Any, reserved: Reserved) -> _Found:
         raise PluginError(
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
-    info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
-    return _checked(_examine(_Found(info), lambda: plugin, reserved, api_required=False))
+    info = PluginInfo(owner=normalize(owner), status="", module=repr(plugin))
+    first = partial(_first, info, plugin, reserved, api_required=False)
+    return _checked(_quarantined(info, first))
 
 
-def _checked(found: _Found) -> _Found:
-    if found.info.status != "active":
-        raise PluginError(f"in-process plugin {found.info.owner!r}: {found.info.error}")
-    return found
+def _checked(info: PluginInfo) -> PluginInfo:
+    if info.status != "active":
+        raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
+    return info
 
 
-def _installed() -> Iterable[_Found]:
+def _key(info: PluginInfo) -> tuple[str, str, str]:
+    return (info.owner, info.module, info._home)
+
+
+def _installed() -> Iterable[PluginInfo]:
+    """Yield what metadata says of each plugin, in the state of one that fails."""
     seen: set[str] = set()
     # a path that does not exist would be taken for a zip file, whose reader is slow to import
     path = [entry for entry in sys.path if Path(entry).exists()]
     for distribution in importlib_metadata.distributions(path=path):
         home = str(getattr(distribution, "_path", distribution))
+        name, _, version = Path(home).stem.partition("-")
+        info = PluginInfo(owner=normalize(name), version=version, status="failed", _home=home)
         try:
             # most distributions have no plugin, and parsing their files takes far longer
-            if hookspecs.ENTRY_POINT_GROUP not in (
-                distribution.read_text("entry_points.txt") or ""
-            ):
+            if ENTRY_POINT_GROUP not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            entry_points = distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
+            entry_points = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
             # read here, since parsing all of it takes longer than everything else
             header = dict(reversed(_HEADER.findall(distribution.read_text("METADATA") or "")))
-            owner, version = normalize(header["Name"]), header.get("Version", "")
+            info = replace(info, owner=normalize(header["Name"]), version=header.get("Version", ""))
         except Exception as error:
             # broken metadata of one distribution must not hide the plugins of others
-            name, _, version = Path(home).stem.partition("-")
             problem = f"its metadata in {home} cannot be read: {describe_error(error)}"
-            yield _Found(_failed(normalize(name), version, problem), home=home)
+            yield replace(info, error=problem)
             continue
-        if owner in seen:  # the first on sys.path is the one that imports find
-            continue
-        seen.add(owner)
-        for entry in entry_points:
+        for entry in () if info.owner in seen else entry_points:
             problem = f"its entry point {entry.name!r} is {entry.value!r}, no module"
             try:
-                names_module = bool(entry.module)
+                loadable = bool(entry.module)
             except Exception:  # importlib-metadata takes the value apart here
-                names_module = False
-            if names_module and not is_owner(owner):
+                loadable = False
+            if loadable and not is_owner(info.owner):
                 problem = "the name of its distribution is not made of letters, digits and '-'"
-                names_module = False
-            info = replace(_failed(owner, version, problem), module=entry.value)
-            yield _Found(info, entry if names_module else None, home)
+                loadable = False
+            entry_point = entry if loadable else None
+            yield replace(info, module=entry.value, error=problem, _entry_point=entry_point)
+        if entry_points:  # the first on sys.path is the one that imports find
+            seen.add(info.owner)
 
 
-def _failed(owner: str, version: str, error: str) -> PluginInfo:
-    return PluginInfo(owner=owner, status="failed", version=version, error=error)
-
-
-def _load(found: _Found, reserved: Reserved, seconds: float) -> _Found:
+def _load(info: PluginInfo, reserved: Reserved, seconds: float) -> PluginInfo:
     """Load an installed plugin, unless that has been done."""
-    entry_point, known = found.entry_point, _known(found)
-    if entry_point is None or known is not None:
-        return known or found
-    # asked again in its turn: another thread may have loaded it by then
-    loaded = _guarded(
-        found, lambda: _known(found) or _examine(found, entry_point.load, reserved), seconds
-    )
-    if loaded.info.status == "active":
-        _LOADED[found.key] = (found.contents(), loaded)
+    entry_point = info._entry_point
+    if entry_point is None:
+        return info
+
+    def known() -> PluginInfo | None:
+        contents, loaded = _LOADED.get(_key(info), (None, info))
+        return replace(loaded, version=info.version) if contents == _contents(info) else None
+
+    def load() -> PluginInfo:  # another thread may have loaded it by its turn
+        return known() or _quarantined(info, lambda: _first(info, entry_point.load(), reserved))
+
+    if (loaded := known()) is None:
+        loaded = _guarded(info, load, seconds)
+    if loaded.status == "active":
+        _LOADED[_key(info)] = (_contents(info), loaded)
     return loaded
 
 
-def _known(found: _Found) -> _Found | None:
-    contents, known = _LOADED.get(found.key, ((), found))
-    if not contents or contents != found.contents():
-        return None
-    return replace(known, info=replace(known.info, version=found.info.version))
+def _contents(info: PluginInfo) -> tuple[Any, ...]:
+    """Identify this load of the module: the value differs after a reload, or if another module
+    takes the name.
+    """
+    module = sys.modules.get(info._entry_point.module)
+    spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
+    return (id(module), id(spec), module, spec)
 
 
-def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInfo:
+def _first(
+    info: PluginInfo, plugin: Any, reserved: Reserved, *, api_required: bool = True
+) -> PluginInfo:
+    """Return a plugin with what it offers of the core's kinds and its own."""
+    api, kinds, hooks = examine(plugin, info.owner, api_required=api_required)
+    known = HOOKS | hooks_of(kinds)
+    later = tuple(hook for hook in hooks if hook.name not in known)
+    specs = collect([hook for hook in hooks if hook not in later], known, reserved)
+    active = replace(info, status="active", error="", api=api, kinds=kinds, specs=specs)
+    return replace(active, _later=later)
+
+
+def _complete(
+    info: PluginInfo, known: Mapping[str, tuple[type[Spec], ...]], reserved: Reserved
+) -> PluginInfo:
     """Return a plugin with what it offers of other plugins' kinds."""
-    if not found.later:
-        return found.info
-    known = contract.hooks_of(kinds)
-    there = tuple((hook, known.get(hook.name)) for hook in found.later)
-    key = (found.key, there)
+    if not info._later:
+        return info
+    unknown = tuple(hook.name for hook in info._later if hook.name and hook.name not in known)
+    info = replace(info, unknown_hooks=unknown)
 
-    unknown = tuple(hook.name for hook in found.later if hook.name and hook.name not in known)
-    found = replace(found, info=replace(found.info, unknown_hooks=unknown))
+    def complete() -> PluginInfo:
+        specs = collect(check_hooks(info._later, known), known, reserved)
+        return replace(info, specs=(*info.specs, *specs))
 
-    def complete() -> _Found:
-        specs = contract.collect(contract.check_hooks(found.later, known), known, reserved)
-        return replace(found, info=replace(found.info, specs=(*found.info.specs, *specs)))
-
-    if found.entry_point is None:
-        return _checked(_quarantined(found, complete)).info
+    if info._entry_point is None:
+        return _checked(_quarantined(info, complete))
+    key = (_key(info), *((hook, known.get(hook.name)) for hook in info._later))
     if key not in _COMPLETED:
-        completed = _guarded(found, lambda: _quarantined(found, complete), import_timeout()).info
+        action = partial(_quarantined, info, complete)
+        completed = _guarded(info, action, import_timeout())
         if completed.status != "active":
             return completed
         _COMPLETED[key] = completed
     return _COMPLETED[key]
 
 
-def _guarded(found: _Found, action: Callable[[], _Found], seconds: float) -> _Found:
+def _guarded(info: PluginInfo, action: Callable[[], PluginInfo], seconds: float) -> PluginInfo:
     """Run a plugin's code in quarantine, and add what that did to what is known of the plugin."""
-    assert found.entry_point is not None
-    run = run_guarded(action, found.entry_point.module, seconds)
-    result = run.result
-    if run.hung is not None:
-        error = (
-            f"did not finish importing within {seconds:g} s (module and hooks); TVC_DISABLE "
-            "leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
-        )
-        info = _failed(found.info.owner, found.info.version, error)
-        result = _Found(
-            replace(info, module=found.info.module, traceback=run.hung), home=found.home
-        )
-    effects = tuple(dict.fromkeys((*result.info.side_effects, *run.side_effects)))
-    spent = result.info.seconds + run.seconds
-    return replace(result, info=replace(result.info, side_effects=effects, seconds=spent))
+    run = run_guarded(action, info._entry_point.module, seconds)
+    error = (
+        f"did not finish importing within {seconds:g} s (module and hooks); TVC_DISABLE leaves it "
+        "out, TVC_IMPORT_TIMEOUT=seconds waits longer"
+    )
+    result = run.result if run.hung is None else _faulty(info, error, run.hung)
+    effects = tuple(dict.fromkeys((*result.side_effects, *run.side_effects)))
+    return replace(result, side_effects=effects, seconds=result.seconds + run.seconds)
 
 
-def _examine(
-    found: _Found, load: Callable[[], Any], reserved: Reserved, *, api_required: bool = True
-) -> _Found:
-    """Return a plugin with what it offers of the core's kinds and its own."""
-
-    def examine() -> _Found:
-        api, kinds, hooks = contract.examine(load(), found.info.owner, api_required=api_required)
-        known = HOOKS | contract.hooks_of(kinds)
-        later = tuple(hook for hook in hooks if hook.name not in known)
-        specs = contract.collect([h for h in hooks if h.name in known], known, reserved)
-        info = replace(found.info, status="active", error="", api=api, kinds=kinds, specs=specs)
-        return replace(found, info=info, later=later)
-
-    return _quarantined(found, examine)
-
-
-def _quarantined(found: _Found, action: Callable[[], _Found]) -> _Found:
+def _quarantined(info: PluginInfo, action: Callable[[], PluginInfo]) -> PluginInfo:
     """Return what an action returns; whatever a plugin raises in it becomes the plugin's status."""
-    status, text = "failed", ""
     try:
         return action()
     except Fault as fault:
-        error, status = str(fault), fault.status
+        return _faulty(info, str(fault), status=fault.status)
     except BaseException as raised:  # a plugin may raise SystemExit or worse
         main = threading.current_thread() is threading.main_thread()
         if isinstance(raised, KeyboardInterrupt) and main:
             raise  # Ctrl-C comes to this thread alone
-        error, text = describe_error(raised), traceback.format_exc()
-    info = replace(found.info, status=status, error=error, traceback=text, specs=(), kinds=())
-    return replace(found, info=info, later=())
+        return _faulty(info, describe_error(raised), traceback.format_exc())
+
+
+def _faulty(info: PluginInfo, error: str, where: str = "", status: str = "failed") -> PluginInfo:
+    nothing: dict[str, Any] = {"specs": (), "kinds": (), "_later": ()}
+    return replace(info, status=status, error=error, traceback=where, **nothing)
 
 
 def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
@@ -348,40 +321,31 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
     them apart.
     """
     offers = Counter((info.owner, type(each), each.name) for info in infos for each in info.offers)
-    checked: list[PluginInfo] = []
-    for info in infos:
+    for number, info in enumerate(infos):
         for each in info.offers:
             if offers[info.owner, type(each), each.name] > 1:
-                error = (
-                    f"offers the {each.kind} {each.name!r}, which another module of the "
-                    "distribution offers, too"
-                )
-                info = replace(info, status="failed", error=error, specs=(), kinds=())
-                break
-        checked.append(info)
-    return checked
+                what = f"offers the {each.kind} {each.name!r}"
+                error = f"{what}, which another module of the distribution offers, too"
+                infos[number] = _faulty(info, error)
+    return infos
 
 
-def _mention(infos: Iterable[PluginInfo], homes: dict[str, str]) -> None:
+def _mention(infos: Iterable[PluginInfo]) -> None:
     """Name every plugin that deserves a look, once a process, however many of its modules do."""
-    problems: dict[tuple[str, str], dict[str, None]] = {}
+    problems: dict[str, dict[str, None]] = {}
     for info in infos:
-        if info.status in _FAULTY:
-            problem = f"({info.status}) offers nothing: {info.error.rstrip('.')}"
-        elif info.side_effects:
-            problem = (
-                "changed process-wide state while it was imported; tvc restored it: "
-                f"{', '.join(info.side_effects)}"
-            )
-        else:
-            continue
-        problems.setdefault((info.owner, info.version), {})[problem] = None
-    for (owner, version), said in problems.items():
-        if (owner, homes[owner]) not in _MENTIONED:
-            _MENTIONED.add((owner, homes[owner]))
-            what = f"{owner} {version}".rstrip()
-            message = f"The plugin {what} {'; it '.join(said)}. 'tvc plugins' lists all plugins."
-            warnings.warn(message, RegistryWarning, stacklevel=4)
+        problem = (
+            f"({info.status}) offers nothing: {info.error.rstrip('.')}"
+            if info.status in _FAULTY
+            else "changed process-wide state while it was imported; tvc restored it: "
+            + ", ".join(info.side_effects)
+        )
+        if (info.owner, info._home) not in _MENTIONED:
+            problems.setdefault(f"{info.owner} {info.version}".rstrip(), {})[problem] = None
+    _MENTIONED.update((info.owner, info._home) for info in infos)
+    for what, said in problems.items():
+        message = f"The plugin {what} {'; it '.join(said)}. 'tvc plugins' lists all plugins."
+        warnings.warn(message, RegistryWarning, stacklevel=4)
 
 
 def _owners_in(variable: str) -> set[str] | None:

@@ -20,6 +20,7 @@ from ..errors import (
     join_names,
     near_names,
 )
+from ..hookspecs import KINDS
 from ..specs import (
     FROM_MODULE,
     BackboneFamilySpec,
@@ -40,12 +41,7 @@ __all__ = ["Named", "PluginInfo", "Registry"]
 S = TypeVar("S", bound="Spec | Kind")
 
 _LISTED_BY: dict[type[Any], str] = {
-    BackboneSpec: "HybridBuilder.list_backbones()",
-    BackboneFamilySpec: "HybridBuilder.list_families()",
-    BlockSpec: "HybridBuilder.list_blocks()",
-    PatchOpSpec: "HybridBuilder.list_patch_ops()",
-    InitializerSpec: "HybridBuilder.list_initializers()",
-    Kind: "Registry().names(Kind)",
+    kind.spec: f"HybridBuilder.list_{kind.plural.replace('ops', 'patch_ops')}()" for kind in KINDS
 }
 
 
@@ -117,16 +113,13 @@ class Registry:
         self, plugins: Iterable[Any] = (), *, installed: bool = True, prefer: Iterable[str] = ()
     ) -> None:
         self.plugins: tuple[PluginInfo, ...] = tuple(load_plugins(plugins, installed=installed))
+        self.prefer = tuple(map(normalize, [prefer] if isinstance(prefer, str) else prefer))
         owners = {info.owner for info in self.plugins}
-        self.prefer = tuple(
-            normalize(owner) for owner in ([prefer] if isinstance(prefer, str) else prefer)
-        )
-        for owner in self.prefer:
-            if owner not in owners:
-                raise UnknownNameError(
-                    f"prefer names {owner!r}, which is not an installed "
-                    f"plugin.{did_you_mean(owner, owners)}"
-                )
+        for owner in (owner for owner in self.prefer if owner not in owners):
+            near = did_you_mean(owner, owners)
+            raise UnknownNameError(
+                f"prefer names {owner!r}, which is not an installed plugin.{near}"
+            )
         self._table: dict[tuple[type[Any], str], list[Named[Any]]] = {}
         for info in self.plugins:
             for each in info.offers:
@@ -160,9 +153,7 @@ class Registry:
             UnknownNameError: no plugin defines a kind of this name.
         """
         wanted = self._class_of(kind)
-        found = [
-            offer for (each, _), offers in self._table.items() if each is wanted for offer in offers
-        ]
+        found = [offer for key, each in self._table.items() if key[0] is wanted for offer in each]
         return sorted(found, key=lambda offer: (_natural(offer.spec.name), offer.owner))
 
     def resolve(self, kind: type[S] | str, name: object) -> Named[S]:
@@ -214,15 +205,12 @@ class Registry:
         """
         offers: list[Named[Any]] = [*self.all(BackboneSpec), *self.all(BackboneFamilySpec)]
         _check_known("origin", origin, {offer.spec.origin for offer in offers})
-        if owner is not None:
-            owner = self.check_owner(owner)
+        owner = owner and self.check_owner(owner)
         asked = owner is not None or origin is not None or "/" in (pattern or "")
         listed: list[str] = []
         for offer in offers:
             names = (offer.spec.name, offer.qualified)
-            if (origin or offer.spec.origin) != offer.spec.origin or (
-                owner or offer.owner
-            ) != offer.owner:
+            if origin not in (None, offer.spec.origin) or owner not in (None, offer.owner):
                 continue
             if isinstance(offer.spec, BackboneFamilySpec):
                 listed += self.members(offer, pattern) if asked else []
@@ -268,12 +256,9 @@ class Registry:
         Raises:
             PluginError: the family cannot list them.
         """
-        short = self.label(family)
-        found = [
-            member
-            for member in self._all_members(family)
-            if families.matches(pattern, family.owner, family.spec.name, member)
-        ]
+        short, owner, name = self.label(family), family.owner, family.spec.name
+        members = self._all_members(family)
+        found = [member for member in members if families.matches(pattern, owner, name, member)]
         return [f"{short}/{member}" for member in sorted(found, key=_natural)]
 
     def check_owner(self, owner: str) -> str:
@@ -287,14 +272,15 @@ class Registry:
             return name
         near = near_names(name, [*owners, *hints.distributions()], most=1)
         text = f"No plugin {owner!r} is installed."
-        if near and near[0] != name:
-            text += f" Did you mean {near[0]!r}?"
-            text += "" if near[0] in owners else " It is not installed either:"
-        elif not near:
+        if not near:
             text += f" There is {join_names(sorted(owners))}."
-        raise UnknownNameError(
-            text if not near or near[0] in owners else f"{text} pip install {near[0]}."
-        )
+        elif near[0] in owners:
+            text += f" Did you mean {near[0]!r}?"
+        elif near[0] == name:
+            text += f" pip install {name}."
+        else:
+            text += f" Did you mean {near[0]!r}? It is not installed either: pip install {near[0]}."
+        raise UnknownNameError(text)
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -313,8 +299,8 @@ class Registry:
 
     def _ambiguous(self, what: str, ending: str, offers: list[Named[Any]]) -> Any:
         choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in offers)
-        built = type(offers[0].spec) in _LISTED_BY and type(offers[0].spec) is not Kind
-        prefer = f", or build with HybridBuilder(prefer=({offers[0].owner!r},))" if built else ""
+        prefer = f", or build with HybridBuilder(prefer=({offers[0].owner!r},))"
+        prefer = prefer if type(offers[0].spec) in _LISTED_BY else ""
         raise AmbiguousNameError(f"{what}: write {choices}{prefer}.")
 
     def _resolve_member(self, name: str, owner: str, short: str) -> Named[BackboneSpec]:
@@ -381,7 +367,8 @@ class Registry:
             f"{name} is in {installable[name]}, which is not installed."
             for name in near_names(short, installable, most=1)
         ]
-        lists = _LISTED_BY.get(kind, f"Registry().names({kind.kind!r})")
+        listed = "Kind" if kind is Kind else repr(kind.kind)
+        lists = _LISTED_BY.get(kind, f"Registry().names({listed})")
         parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
         faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
         if faulty:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackboneError, TargetError, describe_error, join_names, near_names
+from ..errors import BackboneError, TargetError, TvcError, foreign, join_names, near_names
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 from .probing import probing
@@ -211,13 +211,10 @@ class Probe:
             )
             image = image.to(dtype=like.dtype, device=like.device)
             try:
-                with probing(network):
+                with foreign(BackboneError, f"{height}x{width}"), probing(network):
                     network(image)
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                # a network may raise whatever it likes for a size that it does not accept
-                tries.append(f"{height}x{width}: {describe_error(error)}")
+            except TvcError as error:
+                tries.append(str(error))
                 continue
             return Probe(image, tries)
         raise BackboneError(

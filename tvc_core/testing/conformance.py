@@ -38,7 +38,7 @@ _MODULES = {
     BackboneSpec.kind: "backbone_checks",
     PatchOpSpec.kind: "operation_checks",
     InitializerSpec.kind: "initializer_checks",
-    "other kind": "kind_checks",
+    Kind.kind: "kind_checks",
 }
 _FIRST = (BlockSpec, BackboneSpec, PatchOpSpec, InitializerSpec)
 """The kinds that are checked first, in this order."""

@@ -11,13 +11,13 @@ from .subjects import Fault, Subject
 __all__ = ["BASIC", "CHECKS"]
 
 
-def spec_summary(thing: Subject) -> None:
+def kind_summary(thing: Subject) -> None:
     """The summary is missing, so that listings show a bare name."""
     if isinstance(thing.named.spec, Spec) and not thing.named.spec.summary.strip():
         raise Fault("a summary in its spec", "none", "say in one sentence what it is")
 
 
-def spec_pickles(thing: Subject) -> None:
+def kind_pickles(thing: Subject) -> None:
     """The spec cannot be pickled, or differs afterwards, so that no process can hand it on."""
     spec = thing.named.spec
     if not isinstance(spec, Spec) or not isinstance(spec.factory, str):
@@ -54,4 +54,4 @@ def kind_documented(thing: Subject) -> None:
 
 
 BASIC = ()
-CHECKS = (spec_summary, spec_pickles, kind_documented)
+CHECKS = (kind_summary, kind_pickles, kind_documented)

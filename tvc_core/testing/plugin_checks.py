@@ -32,7 +32,7 @@ from tvc_core.testing.process_watch import ProcessWatch
 watch, before, start = ProcessWatch(), set(sys.modules), time.perf_counter()
 module = importlib.import_module(sys.argv[1])
 try:
-    hooks = contract.examine(module, sys.argv[2], api_required=False).hooks
+    _, _, hooks = contract.examine(module, sys.argv[2], api_required=False)
 except contract.Fault:
     hooks = ()
 for hook in hooks:
@@ -169,9 +169,9 @@ def plugin_api_version(plugin: PluginSubject) -> None:
 def plugin_hooks(plugin: PluginSubject) -> None:
     """A hook is misspelt, not decorated or takes arguments; there is none; a kind is wrong."""
     try:
-        contents = contract.examine(plugin.plugin, plugin.owner, api_required=False)
-        known = contract.HOOKS | contract.hooks_of((*contents.kinds, *plugin.foreign_kinds()))
-        contract.check_hooks(contents.hooks, known)
+        _, kinds, hooks = contract.examine(plugin.plugin, plugin.owner, api_required=False)
+        known = contract.HOOKS | contract.hooks_of((*kinds, *plugin.foreign_kinds()))
+        contract.check_hooks(hooks, known)
     except contract.Fault as fault:
         raise Fault(
             f"hooks named {join_names(contract.HOOKS)}, or of a kind that a plugin defines",

@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import sys
 import types
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,7 +16,7 @@ from unittest import SkipTest
 import importlib_metadata
 
 from .. import builtin
-from ..errors import PluginError
+from ..errors import PluginError, RegistryWarning
 from ..hookspecs import ENTRY_POINT_GROUP
 from ..registry import Named, PluginInfo, Registry, contract
 from ..specs import Kind, normalize
@@ -123,9 +124,12 @@ class PluginSubject:
         classes = {type(spec) for spec in specs} - {c for each in known.values() for c in each}
         if not names and not classes:
             return []
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RegistryWarning)  # of other plugins, or of this one
+            installed = Registry().plugins
         return [
             info
-            for info in Registry().plugins
+            for info in installed
             if info.owner not in ("tvc-core", self.owner)
             if any(kind.hook.__name__ in names or kind.spec in classes for kind in info.kinds)
         ]

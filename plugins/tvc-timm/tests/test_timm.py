@@ -34,6 +34,7 @@ from tvc_core import (
     TvcError,
     UnknownNameError,
     WeightsError,
+    load,
     load_yaml_recipe,
 )
 from tvc_core.testing import parametrize_with_checks

@@ -83,7 +83,35 @@ DEFECTS = {
         "plugin_hooks",
         "(registry)",
     ),
-    "no hook": ("TVC_API = (1, 0)\n", "plugin_hooks", "none of them"),
+    "no hook": ("TVC_API = (1, 0)\n", "plugin_hooks", "implements none of the hooks"),
+    "an optional hook that is misspelt": (
+        changed(_HOOK, "@hookimpl(optionalhook=True)\ndef tvc_initialiser"),
+        "plugin_hooks",
+        "Did you mean 'tvc_initializers'",
+    ),
+    "a kind without a tuple": (
+        changed("TVC_API", "TVC_KINDS = 3\nTVC_API").replace("(1, 0)", "(1, 1)"),
+        "plugin_hooks",
+        "not a tuple of Kind",
+    ),
+    "a kind of an old API": (
+        changed(
+            "TVC_API",
+            "from dataclasses import dataclass\nfrom tvc_core import Kind, Spec, hookspec\n"
+            "@dataclass(frozen=True)\nclass Loss(Spec):\n    kind = 'loss'\n@hookspec\n"
+            "def acme_broken_losses(): ...\n"
+            "TVC_KINDS = (Kind(spec=Loss, hook=acme_broken_losses),)\nTVC_API",
+        ),
+        "plugin_hooks",
+        "TVC_KINDS needs plugin API 1.1",
+    ),
+    "signal handlers": (
+        changed(
+            "TVC_API", "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\nTVC_API"
+        ),
+        "plugin_side_effects",
+        "signal handlers",
+    ),
     "a hook that raises": (changed(_LIST, "raise KeyError('ones')"), "plugin_specs", "KeyError"),
     "a hook that returns nothing": (changed(_LIST, "pass"), "plugin_specs", "not a list"),
     "another kind of spec": (
