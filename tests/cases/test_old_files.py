@@ -33,7 +33,7 @@ Network.__name__ = "Old"
 
 
 def test_a_file_of_before(tmp_path: Path) -> None:
-    """Patches in three positions, one with a name, a replaced layer, a gated drop_block, dropout."""
+    """Patches in three positions, a named one, a replaced layer, a gated drop_block, dropout."""
     expected = json.loads((DATA / "f28d61c.json").read_text())
     model = tvc_core.load(DATA / "f28d61c.safetensors", module=Network())
     x = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
