@@ -73,7 +73,7 @@ def look(model: HybridModel) -> None:
 
 
 STEPS = [reset, reset_with_dropout, unpatch_all, checkpoint, detection, segmentation, extract, look]
-HEADS = ("fc", "classifier", "head", "patches")
+HEADS = ("fc", "classifier", "head", "global_pool", "patches")
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
