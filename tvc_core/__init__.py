@@ -9,23 +9,9 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import errors
 from .builder import HybridBuilder, load_yaml_recipe
-from .errors import (
-    AmbiguousNameError,
-    BackboneError,
-    FreezeError,
-    HeadError,
-    ParameterError,
-    PatchError,
-    PluginError,
-    RecipeError,
-    RegistryWarning,
-    StageError,
-    TargetError,
-    TvcError,
-    UnknownNameError,
-    WeightsError,
-)
+from .errors import *  # noqa: F403  its __all__ is what is public
 from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
 from .recipe import Patches, Recipe, Weights
@@ -71,9 +57,7 @@ __all__ = [
     "AuditReport", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport", "audit",
     "freeze_head", "param_groups", "partial_load", "transfer_weights",
     # errors
-    "AmbiguousNameError", "BackboneError", "FreezeError", "HeadError", "ParameterError",
-    "PatchError", "PluginError", "RecipeError", "RegistryWarning", "StageError", "TargetError",
-    "TvcError", "UnknownNameError", "WeightsError",
+    *errors.__all__,
     # for plugin authors: what plugins offer
     "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
     "Kind", "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl", "hookspec",

@@ -13,21 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
-    "AmbiguousNameError",
-    "BackboneError",
-    "FreezeError",
-    "HeadError",
-    "ParameterError",
-    "PatchError",
-    "PluginError",
-    "RecipeError",
-    "RegistryWarning",
-    "StageError",
-    "TargetError",
-    "TvcError",
-    "UnknownNameError",
-    "WeightsError",
-]
+    "AmbiguousNameError", "BackboneError", "FreezeError", "HeadError", "ParameterError",
+    "PatchError", "PluginError", "RecipeError", "RegistryWarning", "StageError", "TargetError",
+    "TvcError", "UnknownNameError", "WeightsError",
+]  # fmt: skip
 
 
 class TvcError(Exception):
