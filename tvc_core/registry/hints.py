@@ -59,6 +59,6 @@ def distributions() -> frozenset[str]:
     return frozenset(owner for owners in _NAMES.values() for owner in owners)
 
 
-def table(kind: str, *, without: list[str] | tuple[str, ...] = ()) -> dict[str, str]:
-    """Return the first-party distribution of every name of a kind, except some names."""
-    return {n: owner for n, owner in sorted(_TABLES.get(kind, {}).items()) if n not in without}
+def table(kind: str) -> dict[str, str]:
+    """Return the first-party distribution of every name of a kind, sorted by name."""
+    return dict(sorted(_TABLES.get(kind, {}).items()))

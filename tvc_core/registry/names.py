@@ -4,40 +4,28 @@ no torch.
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from ..errors import (
-    AmbiguousNameError,
-    PluginError,
-    UnknownNameError,
-    did_you_mean,
-    foreign,
-    join_names,
-    near_names,
-)
+from ..errors import AmbiguousNameError, UnknownNameError, did_you_mean, join_names, near_names
 from ..specs import (
     FROM_MODULE,
     BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
-    Factory,
     InitializerSpec,
     Kind,
     PatchOpSpec,
     Spec,
     normalize,
 )
-from . import families, hints
+from . import hints, offers
 from .discovery import PluginInfo, load_plugins
+from .offers import Named, S
 
-__all__ = ["Named", "PluginInfo", "Registry"]
-
-S = TypeVar("S", bound="Spec | Kind")
+__all__ = ["Registry"]
 
 _LISTED_BY: dict[type[Any], str] = {
     BackboneSpec: "HybridBuilder.list_backbones()",
@@ -47,53 +35,6 @@ _LISTED_BY: dict[type[Any], str] = {
     InitializerSpec: "HybridBuilder.list_initializers()",
     Kind: "Registry().names(Kind)",
 }
-
-
-@dataclass(frozen=True)
-class Named(Generic[S]):
-    """A spec together with its owner: what a name was resolved to.
-
-    Args:
-        owner: normalized name of the distribution.
-        spec: the spec itself.
-    """
-
-    owner: str
-    spec: S
-
-    @property
-    def qualified(self) -> str:
-        """The name that means the same whatever else is installed, "owner:name"."""
-        return f"{self.owner}:{self.spec.name}"
-
-    def load(self) -> Any:
-        """Import and return what the spec's factory points at.
-
-        Raises:
-            PluginError: the import fails, or the module has no such attribute.
-        """
-        return load_factory(self, self.spec.factory) if isinstance(self.spec, Spec) else self.spec
-
-
-def load_factory(named: Named[Any], factory: Factory) -> Any:
-    """Import and return what a factory of a spec points at.
-
-    Raises:
-        PluginError: the import fails, or the module has no such attribute.
-    """
-    if not isinstance(factory, str):
-        return factory
-    what = f"{named.spec.kind} {named.qualified!r}: its factory {factory!r}"
-    fault = f"This is a fault of the distribution {named.owner!r}."
-    module, _, attribute = factory.partition(":")
-    with foreign(PluginError, f"{what} cannot be loaded", advice=fault):
-        found: Any = importlib.import_module(module)
-        for part in attribute.split("."):
-            found = getattr(found, part)
-    if not callable(found):
-        kind = type(found).__name__
-        raise PluginError(f"{what} is of type {kind}, which cannot be called. {fault}")
-    return found
 
 
 class Registry:
@@ -117,16 +58,8 @@ class Registry:
         self, plugins: Iterable[Any] = (), *, installed: bool = True, prefer: Iterable[str] = ()
     ) -> None:
         self.plugins: tuple[PluginInfo, ...] = tuple(load_plugins(plugins, installed=installed))
-        owners = {info.owner for info in self.plugins}
-        self.prefer = tuple(
-            normalize(owner) for owner in ([prefer] if isinstance(prefer, str) else prefer)
-        )
-        for owner in self.prefer:
-            if owner not in owners:
-                raise UnknownNameError(
-                    f"prefer names {owner!r}, which is not an installed "
-                    f"plugin.{did_you_mean(owner, owners)}"
-                )
+        preferred = [prefer] if isinstance(prefer, str) else prefer
+        self.prefer = tuple(self.check_owner(owner) for owner in preferred)
         self._table: dict[tuple[type[Any], str], list[Named[Any]]] = {}
         for info in self.plugins:
             for each in info.offers:
@@ -160,9 +93,7 @@ class Registry:
             UnknownNameError: no plugin defines a kind of this name.
         """
         wanted = self._class_of(kind)
-        found = [
-            offer for (each, _), offers in self._table.items() if each is wanted for offer in offers
-        ]
+        found = [one for (kind, _), each in self._table.items() if kind is wanted for one in each]
         return sorted(found, key=lambda offer: (_natural(offer.spec.name), offer.owner))
 
     def resolve(self, kind: type[S] | str, name: object) -> Named[S]:
@@ -184,15 +115,10 @@ class Registry:
             raise UnknownNameError(
                 f"Unknown {wanted.kind} {name!r}: a name is a string, not {type(name).__name__}."
             )
-        owner, _, short = name.rpartition(":")
+        owner, _, short = name.rpartition(":") if name[:1] != ":" else ("", "", name)
         if wanted is BackboneSpec and "/" in short:
-            return self._resolve_member(name, normalize(owner), short)  # type: ignore[return-value]
-        offers = self._offers(wanted, owner if ":" in name else None, short)
-        if not offers:
-            advice = self._advice(wanted, normalize(owner), short)
-            raise UnknownNameError(f"Unknown {wanted.kind} {name!r}. {advice}")
-        is_offered = f"The {wanted.kind} {name!r} is offered by {len(offers)} plugins"
-        return self._meant(offers) or self._ambiguous(is_offered, "", offers)
+            return self._resolve_member(name, owner, short)  # type: ignore[return-value]
+        return self._choose(wanted, owner, short, f"{wanted.kind} {name!r}")
 
     # -- lists -------------------------------------------------------------------------------------
 
@@ -212,21 +138,17 @@ class Registry:
         Raises:
             UnknownNameError: no installed backbone has this origin, or no such plugin is installed.
         """
-        offers: list[Named[Any]] = [*self.all(BackboneSpec), *self.all(BackboneFamilySpec)]
-        _check_known("origin", origin, {offer.spec.origin for offer in offers})
-        if owner is not None:
-            owner = self.check_owner(owner)
-        asked = owner is not None or origin is not None or "/" in (pattern or "")
+        every: list[Named[Any]] = [*self.all(BackboneSpec), *self.all(BackboneFamilySpec)]
+        _check_known("origin", origin, {offer.spec.origin for offer in every})
+        owner = None if owner is None else self.check_owner(owner)
+        members = owner is not None or origin is not None or "/" in (pattern or "")
         listed: list[str] = []
-        for offer in offers:
-            names = (offer.spec.name, offer.qualified)
-            if (origin or offer.spec.origin) != offer.spec.origin or (
-                owner or offer.owner
-            ) != offer.owner:
+        for offer in every:
+            if origin not in (None, offer.spec.origin) or owner not in (None, offer.owner):
                 continue
             if isinstance(offer.spec, BackboneFamilySpec):
-                listed += self.members(offer, pattern) if asked else []
-            elif pattern is None or any(fnmatchcase(name, pattern) for name in names):
+                listed += self.members(offer, pattern) if members else []
+            elif _matches(pattern, offer.spec.name, offer.qualified):
                 listed.append(self.label(offer))
         return listed
 
@@ -268,13 +190,13 @@ class Registry:
         Raises:
             PluginError: the family cannot list them.
         """
-        short = self.label(family)
+        short, full = family.spec.name, family.qualified
         found = [
             member
             for member in self._all_members(family)
-            if families.matches(pattern, family.owner, family.spec.name, member)
+            if _matches(pattern, member, f"{short}/{member}", f"{full}/{member}")
         ]
-        return [f"{short}/{member}" for member in sorted(found, key=_natural)]
+        return [f"{self.label(family)}/{member}" for member in sorted(found, key=_natural)]
 
     def check_owner(self, owner: str) -> str:
         """Return the normalized name of an installed plugin's distribution.
@@ -285,101 +207,113 @@ class Registry:
         name, owners = normalize(owner), {info.owner for info in self.plugins}
         if name in owners:
             return name
-        near = near_names(name, [*owners, *hints.distributions()], most=1)
-        text = f"No plugin {owner!r} is installed."
-        if near and near[0] != name:
-            text += f" Did you mean {near[0]!r}?"
-            text += "" if near[0] in owners else " It is not installed either:"
-        elif not near:
-            text += f" There is {join_names(sorted(owners))}."
-        raise UnknownNameError(
-            text if not near or near[0] in owners else f"{text} pip install {near[0]}."
-        )
+        near = next(iter(near_names(name, [*owners, *hints.distributions()], most=1)), "")
+        if not near:
+            hint = f"There is {join_names(sorted(owners))}."
+        else:
+            hint = f"Did you mean {near!r}?" if near != name else ""
+            hint += "" if near in owners else f" It can be installed: pip install {near}"
+        raise UnknownNameError(f"No plugin {owner!r} is installed. {hint.strip()}")
 
     # -- parts -------------------------------------------------------------------------------------
 
     def _class_of(self, kind: type[Any] | str) -> type[Any]:
         return self.resolve(Kind, kind).spec.spec if isinstance(kind, str) else kind
 
-    def _offers(self, kind: type[Any], owner: str | None, name: str) -> list[Named[Any]]:
-        offers = self._table.get((kind, name), [])
-        return [each for each in offers if owner is None or each.owner == normalize(owner)]
+    def _choose(
+        self, kind: type[Any], owner: str, short: str, what: str, ending: str = ""
+    ) -> Named[Any]:
+        """Return the offer that a name stands for; `owner` is empty for a short name.
 
-    def _meant(self, offers: list[Named[Any]]) -> Named[Any] | None:
+        Args:
+            kind: class of its specs.
+            owner: first half of the name.
+            short: second half of the name.
+            what: what errors call it.
+            ending: what follows the name that is looked up here in what the user writes.
+        """
+        owner = normalize(owner)
+        found = [one for one in self._table.get((kind, short), []) if owner in ("", one.owner)]
+        if not found:
+            missing = f": there is no family {short!r}" if ending else ""
+            raise UnknownNameError(f"Unknown {what}{missing}. {self._advice(kind, owner, short)}")
+        if (meant := self._meant(found)) is not None:
+            return meant
+        choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in found)
+        built = kind in _LISTED_BY and kind is not Kind
+        prefer = f", or build with HybridBuilder(prefer=({found[0].owner!r},))" if built else ""
+        is_offered = f"The {what} is offered by {len(found)} plugins"
+        raise AmbiguousNameError(f"{is_offered}: write {choices}{prefer}.")
+
+    def _meant(self, found: list[Named[Any]]) -> Named[Any] | None:
         """Return the only offer, or the one whose owner is preferred."""
-        by_owner = {offer.owner: offer for offer in offers}
+        by_owner = {offer.owner: offer for offer in found}
         preferred = next((by_owner[owner] for owner in self.prefer if owner in by_owner), None)
-        return offers[0] if len(offers) == 1 else preferred
-
-    def _ambiguous(self, what: str, ending: str, offers: list[Named[Any]]) -> Any:
-        choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in offers)
-        built = type(offers[0].spec) in _LISTED_BY and type(offers[0].spec) is not Kind
-        prefer = f", or build with HybridBuilder(prefer=({offers[0].owner!r},))" if built else ""
-        raise AmbiguousNameError(f"{what}: write {choices}{prefer}.")
+        return found[0] if len(found) == 1 else preferred
 
     def _resolve_member(self, name: str, owner: str, short: str) -> Named[BackboneSpec]:
-        family, _, member = short.partition("/")
-        offers = self._offers(BackboneFamilySpec, owner or None, family)
-        if not offers:
-            advice = self._advice(BackboneFamilySpec, owner, family)
-            raise UnknownNameError(
-                f"Unknown backbone {name!r}: there is no family {family!r}. {advice}"
-            )
-        of_family = f"The backbone {name!r} is of a family that {len(offers)} plugins offer"
-        chosen = self._meant(offers) or self._ambiguous(of_family, f"/{member}", offers)
+        family, slash, member = short.partition("/")
+        what = f"backbone {name!r}"
+        chosen = self._choose(BackboneFamilySpec, owner, family, what, slash + member)
         key = chosen.owner, short
         if key not in self._described:
             try:
-                spec = families.describe(family, chosen.owner, chosen.load(), member)
+                self._described[key] = Named(chosen.owner, offers.describe(chosen, short))
             except UnknownNameError as error:
-                raise families.unknown_member(
-                    name, self.label(chosen), error, self._all_members(chosen)
-                ) from error
-            self._described[key] = Named(chosen.owner, spec)
+                raise self._unknown_member(name, member, chosen, str(error)) from error
         return self._described[key]
+
+    def _unknown_member(
+        self, name: str, member: str, family: Named[BackboneFamilySpec], said: str
+    ) -> UnknownNameError:
+        label, members = self.label(family), self._all_members(family)
+        said = " ".join(said.split()).rstrip(".") or f"the family {label!r} has no such member"
+        if "?" not in said:
+            said += f".{did_you_mean(f'{label}/{member}', [f'{label}/{one}' for one in members])}"
+        return UnknownNameError(
+            f"Unknown backbone {name!r}: {said} The family has {len(members)} members: "
+            f"{join_names(members, most=4)}. HybridBuilder.list_backbones('{label}/*') lists them."
+        )
 
     def _all_members(self, family: Named[BackboneFamilySpec]) -> tuple[str, ...]:
         key = family.owner, family.spec.name
         if key not in self._members:
-            members = load_factory(family, family.spec.members)
-            self._members[key] = families.check_members(family.spec.name, family.owner, members)
+            self._members[key] = offers.members_of(family)
         return self._members[key]
 
     def _advice(self, kind: type[Any], owner: str, short: str) -> str:
         """Return what to do about a name that no plugin offers; `owner` is empty for a short
         name.
         """
+        known = {info.owner: info for info in self.plugins}
+        provider = hints.provider(kind.kind, short)
+        info = known.get(owner or provider or "")
         if owner == normalize(FROM_MODULE):
             return (
                 "It is a network that was handed over in code, which no recipe builds: make it and "
                 "use HybridBuilder.from_module."
             )
-        provider = hints.provider(kind.kind, short)
-        known = {info.owner: info for info in self.plugins}
         if provider and provider not in known and owner in ("", provider):
             return f"{provider} provides it and is not installed: pip install {provider}"
-        info = known.get(owner or provider or "")
         if info is not None and info.status != "active":
             why = info.error or "by TVC_DISABLE or TVC_ONLY"
-            return (
-                f"{info.owner} {info.version} is installed but {info.status}: {why}. 'tvc "
-                "plugins' shows all plugins."
-            )
-        if offers := [offer.qualified for offer in self._table.get((kind, short), [])]:
-            return f"{owner!r} does not offer it; there is {join_names(offers)}."
+            what = f"{info.owner} {info.version} is installed but {info.status}"
+            return f"{what}: {why}. 'tvc plugins' shows all plugins."
+        if there := [offer.qualified for offer in self._table.get((kind, short), [])]:
+            return f"{owner!r} does not offer it; there is {join_names(there)}."
         parts = []
         if owner in hints.distributions() and info is None:
             parts.append(f"{owner} is not installed: pip install {owner}.")
         elif owner and info is None:
-            parts += [f"There is no plugin {owner!r}.", did_you_mean(owner, known).strip()]
+            parts.append(f"There is no plugin {owner!r}.{did_you_mean(owner, known)}")
         others = sorted({other.kind for other, name in self._table if name == short})
         parts += [f"There is the {other} {short!r}." for other in others]
-        names = self.names(kind)
-        installable = hints.table(kind.kind, without=names)
-        parts.append(did_you_mean(short, [*names, *installable]).strip())
+        names, installable = self.names(kind), hints.table(kind.kind)
+        absent = [name for name in installable if name not in names]
+        parts.append(did_you_mean(short, [*names, *absent]).strip())
         parts += [
             f"{name} is in {installable[name]}, which is not installed."
-            for name in near_names(short, installable, most=1)
+            for name in near_names(short, absent, most=1)
         ]
         lists = _LISTED_BY.get(kind, f"Registry().names({kind.kind!r})")
         parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
@@ -389,6 +323,11 @@ class Registry:
                 f"Nothing of {join_names(faulty)} could be loaded; 'tvc plugins' says why."
             )
         return " ".join(part for part in parts if part)
+
+
+def _matches(pattern: str | None, *names: str) -> bool:
+    """Tell whether a shell-style pattern means something that has these names."""
+    return pattern is None or any(fnmatchcase(name, pattern) for name in names)
 
 
 def _check_known(what: str, given: str | None, known: set[str]) -> None:
