@@ -101,6 +101,10 @@ class _Found:
     def key(self) -> tuple[str, str, str]:
         return (self.info.owner, self.info.module, self.home)
 
+    def known_as(self, **info: Any) -> _Found:
+        """Return this plugin with other fields of what is known of it."""
+        return replace(self, info=replace(self.info, **info))
+
     def contents(self) -> tuple[Any, ...]:
         """Identify this load of the module: the value differs after a reload, or if another module
         takes the name.
@@ -133,29 +137,24 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
         PluginError: a given plugin is faulty, or two have one owner; with TVC_STRICT=1, an
             installed one is faulty.
     """
-    info = PluginInfo(
-        owner=CORE_OWNER, status="failed", version=__version__, module=builtin.__name__
-    )
-    core = _examine(_Found(info), lambda: builtin, frozenset())
-    assert core.info.status == "active", core.info.error
+    info = replace(_failed(CORE_OWNER, __version__), module=builtin.__name__)
+    core = _checked(_examine(_Found(info), lambda: builtin, frozenset()))
     reserved = frozenset((type(spec), spec.name) for spec in core.info.specs)
-    found = [replace(core, info=replace(core.info, kinds=hookspecs.KINDS))]
+    found = [core.known_as(kinds=hookspecs.KINDS)]
     found += installed_plugins(reserved) if installed else []
     for plugin in given:
         local = local_plugin(plugin, reserved)
-        if any(local.info.owner == other.info.owner for other in found):
-            raise PluginError(
-                f"two plugins have the owner {local.info.owner!r}; give one another TVC_OWNER"
-            )
+        owner = local.info.owner
+        if any(owner == other.info.owner for other in found):
+            raise PluginError(f"two plugins have the owner {owner!r}; give one another TVC_OWNER")
         found.append(local)
     kinds = [kind for each in found for kind in each.info.kinds]
     infos = _without_doubles([_complete(each, kinds, reserved) for each in found])
     faulty = [info for info in infos if info.status in _FAULTY]
     if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
-        lines = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
-        raise PluginError(
-            f"TVC_STRICT is set and {len(faulty)} of {len(infos) - 1} plugins are faulty: {lines}"
-        )
+        faults = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
+        counts = f"{len(faulty)} of {len(infos) - 1}"
+        raise PluginError(f"TVC_STRICT is set and {counts} plugins are faulty: {faults}")
     _mention(infos, {each.info.owner: each.home for each in found})
     return sorted(infos, key=lambda info: (info.owner, info.module))
 
@@ -166,13 +165,13 @@ def installed_plugins(reserved: Reserved) -> list[_Found]:
     disabled, only = _owners_in("TVC_DISABLE") or set(), _owners_in("TVC_ONLY")
     found = sorted(_installed(), key=lambda found: found.key)
     owners = {each.info.owner for each in found}
-    _warn_of_unknown("TVC_DISABLE", disabled, owners)
-    _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER}, owners)
+    _warn_of_unknown("TVC_DISABLE", disabled - owners, owners)
+    _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER} - owners, owners)
     seconds, loaded = import_timeout(), {}
     for each in found:
         owner = each.info.owner
         if owner in disabled or (only is not None and owner not in only):
-            each = _Found(replace(each.info, status="disabled", error=""))
+            each = _Found(each.known_as(status="disabled", error="").info)
         # an editable install can list itself twice
         if (owner, each.info.module) not in loaded:
             loaded[owner, each.info.module] = _load(each, reserved, seconds)
@@ -205,18 +204,16 @@ def _checked(found: _Found) -> _Found:
 
 
 def _installed() -> Iterable[_Found]:
-    seen: set[str] = set()
+    seen, group = set(), hookspecs.ENTRY_POINT_GROUP
     # a path that does not exist would be taken for a zip file, whose reader is slow to import
     path = [entry for entry in sys.path if Path(entry).exists()]
     for distribution in importlib_metadata.distributions(path=path):
         home = str(getattr(distribution, "_path", distribution))
         try:
             # most distributions have no plugin, and parsing their files takes far longer
-            if hookspecs.ENTRY_POINT_GROUP not in (
-                distribution.read_text("entry_points.txt") or ""
-            ):
+            if group not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            entry_points = distribution.entry_points.select(group=hookspecs.ENTRY_POINT_GROUP)
+            entry_points = distribution.entry_points.select(group=group)
             # read here, since parsing all of it takes longer than everything else
             header = dict(reversed(_HEADER.findall(distribution.read_text("METADATA") or "")))
             owner, version = normalize(header["Name"]), header.get("Version", "")
@@ -231,18 +228,17 @@ def _installed() -> Iterable[_Found]:
         seen.add(owner)
         for entry in entry_points:
             problem = f"its entry point {entry.name!r} is {entry.value!r}, no module"
-            try:
-                names_module = bool(entry.module)
-            except Exception:  # importlib-metadata takes the value apart here
-                names_module = False
-            if names_module and not is_owner(owner):
+            if not is_owner(owner):
                 problem = "the name of its distribution is not made of letters, digits and '-'"
-                names_module = False
+            try:
+                usable = bool(entry.module) and is_owner(owner)
+            except Exception:  # importlib-metadata takes the value apart here
+                usable = False
             info = replace(_failed(owner, version, problem), module=entry.value)
-            yield _Found(info, entry if names_module else None, home)
+            yield _Found(info, entry if usable else None, home)
 
 
-def _failed(owner: str, version: str, error: str) -> PluginInfo:
+def _failed(owner: str, version: str, error: str = "") -> PluginInfo:
     return PluginInfo(owner=owner, status="failed", version=version, error=error)
 
 
@@ -252,9 +248,8 @@ def _load(found: _Found, reserved: Reserved, seconds: float) -> _Found:
     if entry_point is None or known is not None:
         return known or found
     # asked again in its turn: another thread may have loaded it by then
-    loaded = _guarded(
-        found, lambda: _known(found) or _examine(found, entry_point.load, reserved), seconds
-    )
+    load = entry_point.load
+    loaded = _guarded(found, lambda: _known(found) or _examine(found, load, reserved), seconds)
     if loaded.info.status == "active":
         _LOADED[found.key] = (found.contents(), loaded)
     return loaded
@@ -264,7 +259,7 @@ def _known(found: _Found) -> _Found | None:
     contents, known = _LOADED.get(found.key, ((), found))
     if not contents or contents != found.contents():
         return None
-    return replace(known, info=replace(known.info, version=found.info.version))
+    return known.known_as(version=found.info.version)
 
 
 def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInfo:
@@ -272,24 +267,21 @@ def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInf
     if not found.later:
         return found.info
     known = contract.hooks_of(kinds)
-    there = tuple((hook, known.get(hook.name)) for hook in found.later)
-    key = (found.key, there)
-
+    key = (found.key, tuple((hook, known.get(hook.name)) for hook in found.later))
     unknown = tuple(hook.name for hook in found.later if hook.name and hook.name not in known)
-    found = replace(found, info=replace(found.info, unknown_hooks=unknown))
 
     def complete() -> _Found:
         specs = contract.collect(contract.check_hooks(found.later, known), known, reserved)
-        return replace(found, info=replace(found.info, specs=(*found.info.specs, *specs)))
+        return found.known_as(specs=(*found.info.specs, *specs), unknown_hooks=unknown)
 
     if found.entry_point is None:
         return _checked(_quarantined(found, complete)).info
-    if key not in _COMPLETED:
-        completed = _guarded(found, lambda: _quarantined(found, complete), import_timeout()).info
-        if completed.status != "active":
-            return completed
-        _COMPLETED[key] = completed
-    return _COMPLETED[key]
+    if key in _COMPLETED:
+        return _COMPLETED[key]
+    info = _guarded(found, lambda: _quarantined(found, complete), import_timeout()).info
+    if info.status == "active":
+        _COMPLETED[key] = info
+    return info
 
 
 def _guarded(found: _Found, action: Callable[[], _Found], seconds: float) -> _Found:
@@ -302,13 +294,9 @@ def _guarded(found: _Found, action: Callable[[], _Found], seconds: float) -> _Fo
             f"did not finish importing within {seconds:g} s (module and hooks); TVC_DISABLE "
             "leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
         )
-        info = _failed(found.info.owner, found.info.version, error)
-        result = _Found(
-            replace(info, module=found.info.module, traceback=run.hung), home=found.home
-        )
+        result = _without_offers(found, "failed", error, run.hung)
     effects = tuple(dict.fromkeys((*result.info.side_effects, *run.side_effects)))
-    spent = result.info.seconds + run.seconds
-    return replace(result, info=replace(result.info, side_effects=effects, seconds=spent))
+    return result.known_as(side_effects=effects, seconds=result.info.seconds + run.seconds)
 
 
 def _examine(
@@ -321,8 +309,8 @@ def _examine(
         known = HOOKS | contract.hooks_of(kinds)
         later = tuple(hook for hook in hooks if hook.name not in known)
         specs = contract.collect([h for h in hooks if h.name in known], known, reserved)
-        info = replace(found.info, status="active", error="", api=api, kinds=kinds, specs=specs)
-        return replace(found, info=info, later=later)
+        active = found.known_as(status="active", error="", api=api, kinds=kinds, specs=specs)
+        return replace(active, later=later)
 
     return _quarantined(found, examine)
 
@@ -339,8 +327,12 @@ def _quarantined(found: _Found, action: Callable[[], _Found]) -> _Found:
         if isinstance(raised, KeyboardInterrupt) and main:
             raise  # Ctrl-C comes to this thread alone
         error, text = describe_error(raised), traceback.format_exc()
-    info = replace(found.info, status=status, error=error, traceback=text, specs=(), kinds=())
-    return replace(found, info=info, later=())
+    return _without_offers(found, status, error, text)
+
+
+def _without_offers(found: _Found, status: str, error: str, text: str = "") -> _Found:
+    found = found.known_as(status=status, error=error, traceback=text, specs=(), kinds=())
+    return replace(found, later=())
 
 
 def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
@@ -350,14 +342,11 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
     offers = Counter((info.owner, type(each), each.name) for info in infos for each in info.offers)
     checked: list[PluginInfo] = []
     for info in infos:
-        for each in info.offers:
-            if offers[info.owner, type(each), each.name] > 1:
-                error = (
-                    f"offers the {each.kind} {each.name!r}, which another module of the "
-                    "distribution offers, too"
-                )
-                info = replace(info, status="failed", error=error, specs=(), kinds=())
-                break
+        double = [one for one in info.offers if offers[info.owner, type(one), one.name] > 1]
+        if double:
+            what = f"the {double[0].kind} {double[0].name!r}"
+            error = f"offers {what}, which another module of the distribution offers, too"
+            info = replace(info, status="failed", error=error, specs=(), kinds=())
         checked.append(info)
     return checked
 
@@ -366,16 +355,12 @@ def _mention(infos: Iterable[PluginInfo], homes: dict[str, str]) -> None:
     """Name every plugin that deserves a look, once a process, however many of its modules do."""
     problems: dict[tuple[str, str], dict[str, None]] = {}
     for info in infos:
+        restored = "changed process-wide state while it was imported; tvc restored it"
+        problem = f"{restored}: {', '.join(info.side_effects)}" if info.side_effects else ""
         if info.status in _FAULTY:
             problem = f"({info.status}) offers nothing: {info.error.rstrip('.')}"
-        elif info.side_effects:
-            problem = (
-                "changed process-wide state while it was imported; tvc restored it: "
-                f"{', '.join(info.side_effects)}"
-            )
-        else:
-            continue
-        problems.setdefault((info.owner, info.version), {})[problem] = None
+        if problem:
+            problems.setdefault((info.owner, info.version), {})[problem] = None
     for (owner, version), said in problems.items():
         if (owner, homes[owner]) not in _MENTIONED:
             _MENTIONED.add((owner, homes[owner]))
@@ -392,6 +377,6 @@ def _owners_in(variable: str) -> set[str] | None:
 
 
 def _warn_of_unknown(variable: str, asked: set[str], installed: set[str]) -> None:
-    for owner in sorted(asked - installed):
+    for owner in sorted(asked):
         message = f"{variable} names {owner!r}, which is not an installed plugin."
         warnings.warn(message + did_you_mean(owner, installed), RegistryWarning, stacklevel=5)
