@@ -9,23 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from . import errors
+from . import errors, specs
 from .builder import HybridBuilder, load_yaml_recipe
 from .errors import *  # noqa: F403  its __all__ is what is public
 from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
 from .recipe import Patches, Recipe, Weights
 from .registry import Named, PluginInfo, Registry
-from .specs import (
-    BackboneFamilySpec,
-    BackboneSpec,
-    BlockSpec,
-    InitializerSpec,
-    Kind,
-    PatchOpSpec,
-    Spec,
-    WeightsSpec,
-)
+from .specs import *  # noqa: F403
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
@@ -59,8 +50,7 @@ __all__ = [
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer
-    "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
-    "Kind", "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl", "hookspec",
+    *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use
     "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
     "Registry", "Target", "build_torchvision", "read_state_dict",

@@ -5,7 +5,6 @@ is built.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
@@ -50,12 +49,10 @@ class _Listing(Generic[P, R]):
         if builder is not None:
             return MethodType(self.method, builder.registry)
 
-        @functools.wraps(self.method)
+        @functools.wraps(MethodType(self.method, self))  # whose signature has no `self`
         def of_installed(*args: P.args, **kwargs: P.kwargs) -> R:
             return self.method(Registry(), *args, **kwargs)
 
-        without_self = inspect.signature(MethodType(self.method, self))
-        of_installed.__signature__ = without_self  # type: ignore[attr-defined]
         return of_installed
 
 

@@ -11,6 +11,11 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
+__all__ = [
+    "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec", "Kind", "PatchOpSpec",
+    "Spec", "WeightsSpec",
+]  # fmt: skip
+
 Factory = str | Callable[..., Any]
 """What a spec's `factory` may be: "package.module:attribute" (imported on first use) or a
 callable.
@@ -36,8 +41,6 @@ class _Frozen:
     cannot be pickled, its content can.
     """
 
-    __slots__ = ()
-
     name: str
 
     def __post_init__(self) -> None:
@@ -59,12 +62,10 @@ class _Frozen:
             raise error(f"{what} is not {wanted}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
         plain = {
-            name: dict(value) if isinstance(value, MappingProxyType) else value
-            for name, value in values.items()
+            k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
         }
-        return _remake, (type(self), plain)
+        return functools.partial(type(self), **plain), ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,10 +427,6 @@ def _frozen(value: Any) -> Any:
     if isinstance(value, (tuple, list)):
         return tuple(map(_frozen, value))
     return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
-
-
-def _remake(cls: type[Any], values: dict[str, Any]) -> Any:
-    return cls(**values)
 
 
 def normalize(distribution: str) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import ParameterError, TvcError, did_you_mean, join_names, short_repr
+from ..specs import PATCH_KEYS
 
 __all__ = ["Rule", "check_class_names", "check_hybrid", "is_keywords", "is_name"]
 
@@ -85,12 +86,11 @@ def _are_texts(value: Any) -> bool:
 
 
 def _is_channel_policy(value: Any) -> bool:
-    if isinstance(value, str) or not isinstance(value, (list, tuple)):
-        return isinstance(value, str) and value in CHANNEL_POLICIES
-    known = [
-        _is_int(rule, 0) or (isinstance(rule, str) and rule in CHANNEL_RULES) for rule in value
-    ]
-    return bool(value) and all(known)
+    if isinstance(value, str):
+        return value in CHANNEL_POLICIES
+    rules = list(value) if isinstance(value, (list, tuple)) else []
+    names = [rule for rule in rules if not _is_int(rule, 0)]
+    return bool(rules) and all(isinstance(n, str) and n in CHANNEL_RULES for n in names)
 
 
 def _stages(value: Any) -> tuple[Any, ...]:
@@ -149,6 +149,22 @@ FREEZE = {
 }
 """What `freeze_backbone` takes in place of true: the keyword arguments of the model's method."""
 
+FREEZE_BACKBONE = Rule(
+    f"is true or false, or a mapping with the keys {join_names(FREEZE)}",
+    lambda value: isinstance(value, bool) or (isinstance(value, Mapping) and bool(value)),
+)
+PATCHES = Rule(
+    "is a mapping of targets to operations, such as {'layer3': {'wrap': 'se'}}",
+    lambda value: isinstance(value, Mapping),
+)
+PATCH = Rule(
+    "is an operation and its block, such as {'wrap': 'se'}, or a list of them",
+    lambda value: isinstance(value, Mapping) and bool(value),
+)
+PATCH_VALUE = Rule(
+    f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}", is_keywords
+)
+
 
 def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> tuple[str, ...]:
     """Return class names as a tuple: one for each output, text, and all different.
@@ -162,10 +178,10 @@ def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> 
         TvcError: what `error` makes: they are not that.
     """
     kept: tuple[str, ...] = CLASS_NAMES.check("class_names", names, error)
-    if num_classes in (None, len(kept)):
-        return kept
-    outputs = f"{num_classes} outputs, each needs a name"
-    raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
+    if num_classes not in (None, len(kept)):
+        outputs = f"{num_classes} outputs, each needs a name"
+        raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
+    return kept
 
 
 def check_hybrid(model: object, what: str) -> None:
