@@ -20,7 +20,7 @@ from .specs import *  # noqa: F403
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .describe import PathInfo, describe_backbone
+    from .describe import describe_backbone
     from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
     from .model.hybrid import HybridModel
     from .model.patch_report import PatchEffect, PatchReport
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .surgery.head import NoClassifier
     from .surgery.operations import BlockMaker, Target
     from .surgery.patch import Patch
+    from .surgery.path_info import PathInfo
     from .surgery.positions import POSITIONS, Position
     from .training import AuditReport, audit, freeze_head, param_groups
     from .weights.files import read_state_dict
@@ -59,7 +60,7 @@ __all__ = [
 _HEAVY = {
     name: module
     for module, names in {
-        "describe": "PathInfo describe_backbone",
+        "describe": "describe_backbone",
         "model.freeze_report": "FreezeReport NormalizationReport PartReport",
         "model.hybrid": "HybridModel",
         "model.patch_report": "PatchEffect PatchReport",
@@ -71,6 +72,7 @@ _HEAVY = {
         "surgery.head": "NoClassifier",
         "surgery.operations": "BlockMaker Target",
         "surgery.patch": "Patch",
+        "surgery.path_info": "PathInfo",
         "surgery.positions": "POSITIONS Position",
         "training": "AuditReport audit freeze_head param_groups",
         "weights.files": "read_state_dict",

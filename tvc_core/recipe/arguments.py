@@ -63,9 +63,8 @@ def takes(arguments: type) -> Callable[[F], F]:
         arguments: one of the classes above. In the function's docstring the documentation of each
             takes the place of "{arguments}".
     """
-    names = {
-        name: getattr(t, "__forward_arg__", t) for name, t in arguments.__annotations__.items()
-    }
+    written = arguments.__annotations__
+    names = {name: getattr(hint, "__forward_arg__", hint) for name, hint in written.items()}
     defaults = {entry.name: entry.default for entry in fields(Recipe)}
     documented = inspect.getdoc(Recipe) or ""  # python -OO leaves no docstrings
     entries = re.split(r"\n    (?=\w+: )", documented.partition("\nArgs:")[2].partition("\n\n")[0])

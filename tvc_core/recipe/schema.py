@@ -119,7 +119,7 @@ class Recipe:
     num_classes: int | None = _key("head", rules.NUM_CLASSES)
     dropout: float | None = _key("head", rules.DROPOUT)
     class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
-    freeze_backbone: bool | Mapping[str, Any] = _key("", default=False)
+    freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
     unfreeze_stages: tuple[int, ...] | None = _key("", rules.STAGES)
     in_channels: int | None = _key("backbone", rules.SIZE)
     in_channels_policy: str | tuple[str | int, ...] | None = _key("backbone", rules.CHANNEL_POLICY)
@@ -134,23 +134,18 @@ class Recipe:
                 kept[entry.name] = rule.check(entry.name, value, self.place(entry.name).error)
         kept.setdefault("options", {})
         kept["patches"] = _entries(self.patches, self.place("patches"))
-        kept["freeze_backbone"] = self._checked_freeze()
         for key, value in kept.items():
             object.__setattr__(self, key, value)
         self._check_pairs()
 
-    def _checked_freeze(self) -> bool | dict[str, Any]:
-        given, place = self.freeze_backbone, self.place("freeze_backbone")
-        rules.FREEZE_BACKBONE.check("freeze_backbone", given, place.error)
-        if isinstance(given, bool):
-            return given
-        for key, value in place.section(given, "'freeze_backbone'", rules.FREEZE).items():
-            at = place if place.lines is None else place / key
-            rules.FREEZE[key].check(key, value, at.error)
-        return dict(given)
-
     def _check_pairs(self) -> None:
-        """Refuse values that are right alone and wrong together."""
+        """Refuse values that are right alone and wrong together, or wrong inside."""
+        if isinstance(self.freeze_backbone, dict):
+            place = self.place("freeze_backbone")
+            place.section(self.freeze_backbone, "'freeze_backbone'", rules.FREEZE)
+            for key, value in self.freeze_backbone.items():
+                at = place if place.lines is None else place / key
+                rules.FREEZE[key].check(key, value, at.error)
         policy, channels = self.in_channels_policy, self.in_channels
         error = self.place("in_channels_policy").error
         if policy is not None and channels is None:
