@@ -11,16 +11,8 @@ from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import (
-    BuildArguments,
-    ModuleArguments,
-    Recipe,
-    Weights,
-    load_recipe,
-    make_plan,
-    recipe_of,
-    takes,
-)
+from .recipe import Recipe, Weights, load_recipe, make_plan
+from .recipe.arguments import BuildArguments, ModuleArguments, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
 
@@ -129,9 +121,9 @@ class HybridBuilder:
         recipe = recipe_of("from_torchvision", name, weights, arguments)
         offer = self.registry.resolve(BackboneSpec, name)
         if offer.spec.origin != "torchvision":
+            origin = f"its origin is {offer.spec.origin or 'not stated'!r}"
             raise UnknownNameError(
-                f"The backbone {offer.qualified!r} is not torchvision's (its origin is "
-                f"{offer.spec.origin or 'not stated'!r}): build it with "
+                f"The backbone {offer.qualified!r} is not torchvision's ({origin}): build it with "
                 f"from_backbone({name!r}, ...)."
             )
         return self._assemble(recipe)

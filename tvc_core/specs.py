@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
@@ -61,6 +61,12 @@ class _Frozen:
             what = f"{type(self).__name__} {self.name!r}: {entry} {getattr(self, entry)!r}"
             raise error(f"{what} is not {wanted}")
 
+    def _check_options(self: Any) -> None:
+        fits = all(name.isidentifier() for name in self.options)
+        self._require(fits, "options", "a mapping of argument names to defaults", TypeError)
+        known = set(getattr(self, "code_only", ())) <= set(self.options)
+        self._require(known, "code_only", f"a tuple of names out of {list(self.options)}")
+
     def __reduce__(self) -> tuple[Any, ...]:
         plain = {
             k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
@@ -109,12 +115,6 @@ class Spec(_Frozen):
         fits = not isinstance(factory, str) or bool(_FACTORY.fullmatch(factory))
         self._require(fits, entry, "of the form 'package.module:attribute'")
 
-    def _check_options(self, options: Mapping[str, Any], code_only: Iterable[str]) -> None:
-        fits = all(name.isidentifier() for name in options)
-        self._require(fits, "options", "a mapping of argument names to defaults", TypeError)
-        known = all(name in options for name in code_only)
-        self._require(known, "code_only", f"a tuple of names out of {list(options)}")
-
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsSpec(_Frozen):
@@ -148,6 +148,7 @@ class WeightsSpec(_Frozen):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_options()
         known = self.interpolation in ("bilinear", "bicubic")
         self._require(known, "interpolation", "'bilinear' or 'bicubic'")
 
@@ -222,7 +223,7 @@ class BackboneSpec(Spec):
             raise ValueError(f"BackboneSpec {self.name!r}: the same weights name twice in {names}")
         default = self.default_weights
         self._require(default in (None, *names), "default_weights", f"one of {names}")
-        self._check_options(self.options, self.code_only)
+        self._check_options()
         option = self.channels_option
         known = not option or option in self.options
         self._require(known, "channels_option", f"one of its options {list(self.options)}")
@@ -335,7 +336,7 @@ class PatchOpSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._check_options(self.options, self.code_only)
+        self._check_options()
         taken = sorted(set(self.options) & set(PATCH_KEYS))
         if taken:
             raise ValueError(

@@ -233,7 +233,7 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
         names = [weights.name for weights in spec.weights]
         raise UnknownNameError(
             f"Unknown weights {str(given)!r} of {what}.{did_you_mean(name, names)} It has "
-            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random ones."
+            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random."
         )
     return found
 

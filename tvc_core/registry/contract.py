@@ -47,7 +47,7 @@ class Contents(NamedTuple):
 
     api: tuple[int, int] | None
     kinds: tuple[Kind, ...]
-    hooks: tuple[Hook, ...]
+    hooks: list[Hook]
 
 
 def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
@@ -74,7 +74,7 @@ def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
     if not hooks and not kinds:
         none = f"implements none of the hooks {join_names(HOOKS)}"
         raise Fault(f"{none}; the entry point may name the wrong module")
-    return Contents(api, kinds, tuple(hooks))
+    return Contents(api, kinds, hooks)
 
 
 def _api_of(plugin: Any, *, required: bool) -> tuple[int, int] | None:

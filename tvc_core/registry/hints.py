@@ -4,7 +4,7 @@ resolved here.
 
 from __future__ import annotations
 
-__all__ = ["distributions", "provider", "table"]
+__all__ = ["distributions", "table"]
 
 _NAMES: dict[str, dict[str, str]] = {
     "backbone": {
@@ -34,15 +34,6 @@ _NAMES: dict[str, dict[str, str]] = {
     "command": {"tvc-cli": "build check doctor list new_plugin plugins show"},
     "kind": {"tvc-cli": "command"},
 }
-_TABLES = {
-    kind: {name: owner for owner, names in owners.items() for name in names.split()}
-    for kind, owners in _NAMES.items()
-}
-
-
-def provider(kind: str, name: str) -> str | None:
-    """Return the first-party distribution that provides this name, or None."""
-    return _TABLES.get(kind, {}).get(name)
 
 
 def distributions() -> frozenset[str]:
@@ -52,4 +43,5 @@ def distributions() -> frozenset[str]:
 
 def table(kind: str) -> dict[str, str]:
     """Return the first-party distribution of every name of a kind, sorted by name."""
-    return dict(sorted(_TABLES.get(kind, {}).items()))
+    owners = _NAMES.get(kind, {})
+    return dict(sorted((name, owner) for owner in owners for name in owners[owner].split()))

@@ -286,7 +286,8 @@ class Registry:
         name.
         """
         known = {info.owner: info for info in self.plugins}
-        provider = hints.provider(kind.kind, short)
+        installable = hints.table(kind.kind)
+        provider = installable.get(short)
         info = known.get(owner or provider or "")
         if owner == normalize(FROM_MODULE):
             return (
@@ -308,20 +309,17 @@ class Registry:
             parts.append(f"There is no plugin {owner!r}.{did_you_mean(owner, known)}")
         others = sorted({other.kind for other, name in self._table if name == short})
         parts += [f"There is the {other} {short!r}." for other in others]
-        names, installable = self.names(kind), hints.table(kind.kind)
+        names = self.names(kind)
         absent = [name for name in installable if name not in names]
         parts.append(did_you_mean(short, [*names, *absent]).strip())
-        parts += [
-            f"{name} is in {installable[name]}, which is not installed."
-            for name in near_names(short, absent, most=1)
-        ]
+        if near := near_names(short, absent, most=1):
+            parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
         lists = _LISTED_BY.get(kind, f"Registry().names({kind.kind!r})")
         parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
         faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
         if faulty:
-            parts.append(
-                f"Nothing of {join_names(faulty)} could be loaded; 'tvc plugins' says why."
-            )
+            of = join_names(faulty)
+            parts.append(f"Nothing of {of} could be loaded; 'tvc plugins' says why.")
         return " ".join(part for part in parts if part)
 
 
@@ -332,16 +330,11 @@ def _matches(pattern: str | None, *names: str) -> bool:
 
 def _check_known(what: str, given: str | None, known: set[str]) -> None:
     if given is not None and given not in known:
-        raise UnknownNameError(
-            f"no installed plugin has the {what} {given!r}.{did_you_mean(given, known)} "
-            f"There is {join_names(sorted(known))}."
-        )
+        hint = f"{did_you_mean(given, known)} There is {join_names(sorted(known))}."
+        raise UnknownNameError(f"no installed plugin has the {what} {given!r}.{hint}")
 
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which resnet18 comes before resnet101."""
-    return [
-        (0, int(part), "") if part.isdigit() else (1, 0, part)
-        for part in re.split(r"(\d+)", name)
-        if part
-    ]
+    parts = filter(None, re.split(r"(\d+)", name))
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]
