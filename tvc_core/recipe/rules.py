@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ParameterError, TvcError, did_you_mean, join_names, short_repr
+from ..errors import TvcError, did_you_mean, join_names, short_repr
 from ..specs import PATCH_KEYS
 
-__all__ = ["Rule", "check_class_names", "check_hybrid", "is_keywords", "is_name"]
+__all__ = ["Rule", "check_class_names", "is_keywords", "is_name"]
 
 MAX_SIZE, MAX_CLASSES = 100_000, 10_000_000
 
@@ -180,20 +180,3 @@ def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> 
         outputs = f"{num_classes} outputs, each needs a name"
         raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
     return kept
-
-
-def check_hybrid(model: object, what: str) -> None:
-    """Refuse what is not a hybrid.
-
-    Args:
-        model: what was given.
-        what: the function that takes a hybrid, for the error.
-
-    Raises:
-        ParameterError: it is not a model that HybridBuilder made.
-    """
-    if not hasattr(type(model), "_hybrid_base"):  # the mark of the classes made for hybrids
-        raise ParameterError(
-            f"{what} takes a model that HybridBuilder made, not {type(model).__name__}; of a "
-            "wrapped one, what is inside: ddp.module, compiled._orig_mod"
-        )
