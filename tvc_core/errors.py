@@ -129,6 +129,12 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(repr(name) for name in found[:3])}?" if found else ""
 
 
+def what_there_is(given: str, names: Iterable[str], there_is: str = "It takes:") -> str:
+    """Return the near names, and after them all names: ' Did you mean 'a'? It takes: a, b'."""
+    names = list(names)
+    return f"{did_you_mean(given, names)} {there_is} {join_names(names, most=30)}"
+
+
 def join_names(names: Iterable[str], *, most: int = 12) -> str:
     """Return names as 'a, b, c', cut with a count after `most`; 'none' where there are none."""
     names = list(names)

@@ -128,10 +128,8 @@ class LocalPlugin:
                     f"{self!r} offers specs, such as a BlockSpec, not {short_repr(spec)}"
                 )
             if (type(spec), spec.name) in added and not replace:
-                raise PluginError(
-                    f"{self!r} offers the {spec.kind} {spec.name!r} already: give another "
-                    "name=..., or replace=True, as for a notebook's cell that is run again"
-                )
+                what = f"{self!r} offers the {spec.kind} {spec.name!r} already"
+                raise PluginError(f"{what}: give another name=..., or replace=True to run it again")
             added[type(spec), spec.name] = spec
         self._specs = added
 
@@ -145,10 +143,8 @@ class LocalPlugin:
     def _offer(self, spec: type[Spec], factory: Any, fields: dict[str, Any]) -> Any:
         def decorate(factory: F) -> F:
             if not callable(factory):
-                raise PluginError(
-                    f"{self!r}: a decorator goes above a class or function, not above "
-                    f"{short_repr(factory)}"
-                )
+                what = f"{self!r}: a decorator goes above a class or function"
+                raise PluginError(f"{what}, not above {short_repr(factory)}")
             given = dict(fields)
             replace = given.pop("replace", False)
             try:

@@ -51,8 +51,9 @@ class _Frozen:
         core = next(base for base in type(self).__mro__ if base.__module__ == __name__)
         for entry in fields(core):  # type: ignore[arg-type]
             value, wanted = getattr(self, entry.name), _types(core)[entry.name]
-            self._require(_fits(value, wanted), entry.name, f"of type {entry.type}", TypeError)
-            object.__setattr__(self, entry.name, _frozen(value))
+            if value is not entry.default:
+                self._require(_fits(value, wanted), entry.name, f"of type {entry.type}", TypeError)
+                object.__setattr__(self, entry.name, _frozen(value))
 
     def _require(
         self, fits: bool, entry: str, wanted: str, error: type[Exception] = ValueError
@@ -104,10 +105,8 @@ class Spec(_Frozen):
         super().__post_init__()
         member = isinstance(self, BackboneSpec) and _MEMBER.fullmatch(self.name)
         if not (_NAME.fullmatch(self.name) or member):
-            raise ValueError(
-                f"{type(self).__name__} {self.name!r}: a name is lower-case letters, digits and "
-                "'_', and starts with a letter"
-            )
+            rule = "a name is lower-case letters, digits and '_', and starts with a letter"
+            raise ValueError(f"{type(self).__name__} {self.name!r}: {rule}")
         self._check_factory("factory")
 
     def _check_factory(self, entry: str) -> None:
@@ -339,10 +338,8 @@ class PatchOpSpec(Spec):
         self._check_options()
         taken = sorted(set(self.options) & set(PATCH_KEYS))
         if taken:
-            raise ValueError(
-                f"PatchOpSpec {self.name!r}: the option names {taken} have a meaning of their own "
-                "in patches"
-            )
+            what = f"PatchOpSpec {self.name!r}: the option names {taken}"
+            raise ValueError(f"{what} have a meaning of their own in patches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -410,6 +407,8 @@ _types = functools.cache(get_type_hints)
 
 def _fits(value: Any, wanted: Any) -> bool:
     """Tell whether a value is of a type; a list can be given for a tuple."""
+    if type(value) is wanted:
+        return True
     origin, parts = get_origin(wanted), get_args(wanted)
     if origin is UnionType:
         return any(_fits(value, part) for part in parts)

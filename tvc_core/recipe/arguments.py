@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, TypeVar
 
-from ..errors import RecipeError, did_you_mean, join_names
+from ..errors import RecipeError, what_there_is
 from .schema import Patches, Recipe, Weights
 
 __all__ = ["BuildArguments", "ModuleArguments", "recipe_of", "takes"]
@@ -99,7 +99,6 @@ def recipe_of(
     known = _NAMES[function]
     for name in arguments:
         if name not in known:
-            hint = _HINTS.get(name) or did_you_mean(name, known)
-            takes = join_names(known, most=30)
-            raise RecipeError(f"Unknown argument {name!r} of {function}.{hint} It takes: {takes}")
+            hint = _HINTS.get(name, "") + what_there_is(name, known)
+            raise RecipeError(f"Unknown argument {name!r} of {function}.{hint}")
     return Recipe(backbone=backbone, weights=weights, **arguments)

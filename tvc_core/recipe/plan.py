@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names
+from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
@@ -184,13 +184,11 @@ def _with_facts(
 
 
 def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) -> None:
-    known = backbone.spec.options
     for option in options:
-        if option not in known:
-            raise ParameterError(
-                f"Unknown option {option!r} of the backbone {backbone.qualified!r}."
-                f"{did_you_mean(option, known)} It takes: {join_names(known)}."
-            )
+        if option not in backbone.spec.options:
+            known = what_there_is(option, backbone.spec.options)
+            what = f"option {option!r} of the backbone {backbone.qualified!r}"
+            raise ParameterError(f"Unknown {what}.{known}.")
 
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
@@ -256,8 +254,8 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     given = {"type": entry.block, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            hint = f"{did_you_mean(key, allowed)} It takes: {join_names(allowed)}"
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
+            known = what_there_is(key, allowed)
+            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{known}")
     if op.spec.takes_block and block is None:
         name = op.spec.name
         raise entry.where.error(f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'")

@@ -165,8 +165,8 @@ def installed_plugins(reserved: Reserved) -> list[_Found]:
     disabled, only = _owners_in("TVC_DISABLE") or set(), _owners_in("TVC_ONLY")
     found = sorted(_installed(), key=lambda found: found.key)
     owners = {each.info.owner for each in found}
-    _warn_of_unknown("TVC_DISABLE", disabled - owners, owners)
-    _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER} - owners, owners)
+    _warn_of_unknown("TVC_DISABLE", disabled, owners)
+    _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER}, owners)
     seconds, loaded = import_timeout(), {}
     for each in found:
         owner = each.info.owner
@@ -269,10 +269,11 @@ def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInf
     known = contract.hooks_of(kinds)
     key = (found.key, tuple((hook, known.get(hook.name)) for hook in found.later))
     unknown = tuple(hook.name for hook in found.later if hook.name and hook.name not in known)
+    found = found.known_as(unknown_hooks=unknown)
 
     def complete() -> _Found:
         specs = contract.collect(contract.check_hooks(found.later, known), known, reserved)
-        return found.known_as(specs=(*found.info.specs, *specs), unknown_hooks=unknown)
+        return found.known_as(specs=(*found.info.specs, *specs))
 
     if found.entry_point is None:
         return _checked(_quarantined(found, complete)).info
@@ -290,10 +291,8 @@ def _guarded(found: _Found, action: Callable[[], _Found], seconds: float) -> _Fo
     run = run_guarded(action, found.entry_point.module, seconds)
     result = run.result
     if run.hung is not None:
-        error = (
-            f"did not finish importing within {seconds:g} s (module and hooks); TVC_DISABLE "
-            "leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
-        )
+        advice = "TVC_DISABLE leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
+        error = f"did not finish importing within {seconds:g} s (module and hooks); {advice}"
         result = _without_offers(found, "failed", error, run.hung)
     effects = tuple(dict.fromkeys((*result.info.side_effects, *run.side_effects)))
     return result.known_as(side_effects=effects, seconds=result.info.seconds + run.seconds)
@@ -377,6 +376,6 @@ def _owners_in(variable: str) -> set[str] | None:
 
 
 def _warn_of_unknown(variable: str, asked: set[str], installed: set[str]) -> None:
-    for owner in sorted(asked):
+    for owner in sorted(asked - installed):
         message = f"{variable} names {owner!r}, which is not an installed plugin."
         warnings.warn(message + did_you_mean(owner, installed), RegistryWarning, stacklevel=5)

@@ -10,30 +10,20 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from ..errors import AmbiguousNameError, UnknownNameError, did_you_mean, join_names, near_names
-from ..specs import (
-    FROM_MODULE,
-    BackboneFamilySpec,
-    BackboneSpec,
-    BlockSpec,
-    InitializerSpec,
-    Kind,
-    PatchOpSpec,
-    Spec,
-    normalize,
-)
+from ..specs import FROM_MODULE, BackboneFamilySpec, BackboneSpec, Kind, Spec, normalize
 from . import hints, offers
 from .discovery import PluginInfo, load_plugins
 from .offers import Named, S
 
 __all__ = ["Registry"]
 
-_LISTED_BY: dict[type[Any], str] = {
-    BackboneSpec: "HybridBuilder.list_backbones()",
-    BackboneFamilySpec: "HybridBuilder.list_families()",
-    BlockSpec: "HybridBuilder.list_blocks()",
-    PatchOpSpec: "HybridBuilder.list_patch_ops()",
-    InitializerSpec: "HybridBuilder.list_initializers()",
-    Kind: "Registry().names(Kind)",
+_LISTED_BY = {
+    "backbone family": "HybridBuilder.list_families()",
+    "kind": "Registry().names(Kind)",
+    **{
+        kind: f"HybridBuilder.list_{kind.replace(' ', '_')}s()"
+        for kind in ("backbone", "block", "patch op", "initializer")
+    },
 }
 
 
@@ -156,7 +146,7 @@ class Registry:
         """Return the names of families, whose members are named "family/member":
         list_backbones("family/*") lists them.
         """
-        return self.names(BackboneFamilySpec)
+        return self.names("backbone family")
 
     def list_blocks(self, category: str | None = None) -> list[str]:
         """Return the names of blocks, naturally sorted.
@@ -167,17 +157,17 @@ class Registry:
         Raises:
             UnknownNameError: no installed block has this category.
         """
-        offers = self.all(BlockSpec)
+        offers: list[Named[Any]] = self.all("block")
         _check_known("category", category, {offer.spec.category for offer in offers})
         return [self.label(offer) for offer in offers if category in (None, offer.spec.category)]
 
     def list_patch_ops(self) -> list[str]:
         """Return the names of patch operations."""
-        return self.names(PatchOpSpec)
+        return self.names("patch op")
 
     def list_initializers(self) -> list[str]:
         """Return the names of weight initializers."""
-        return self.names(InitializerSpec)
+        return self.names("initializer")
 
     def members(self, family: Named[BackboneFamilySpec], pattern: str | None = None) -> list[str]:
         """Return the names of a family's members, "family/member", naturally sorted.
@@ -191,12 +181,11 @@ class Registry:
             PluginError: the family cannot list them.
         """
         short, full = family.spec.name, family.qualified
-        found = [
-            member
-            for member in self._all_members(family)
+        return [
+            f"{self.label(family)}/{member}"
+            for member in sorted(self._all_members(family), key=_natural)
             if _matches(pattern, member, f"{short}/{member}", f"{full}/{member}")
         ]
-        return [f"{self.label(family)}/{member}" for member in sorted(found, key=_natural)]
 
     def check_owner(self, owner: str) -> str:
         """Return the normalized name of an installed plugin's distribution.
@@ -240,7 +229,7 @@ class Registry:
         if (meant := self._meant(found)) is not None:
             return meant
         choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in found)
-        built = kind in _LISTED_BY and kind is not Kind
+        built = kind.kind in _LISTED_BY and kind is not Kind
         prefer = f", or build with HybridBuilder(prefer=({found[0].owner!r},))" if built else ""
         is_offered = f"The {what} is offered by {len(found)} plugins"
         raise AmbiguousNameError(f"{is_offered}: write {choices}{prefer}.")
@@ -314,7 +303,7 @@ class Registry:
         parts.append(did_you_mean(short, [*names, *absent]).strip())
         if near := near_names(short, absent, most=1):
             parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
-        lists = _LISTED_BY.get(kind, f"Registry().names({kind.kind!r})")
+        lists = _LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
         parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
         faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
         if faulty:
