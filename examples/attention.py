@@ -2,7 +2,7 @@
 costs.
 
 Prints the report of the model, then a table of all installed attention blocks behind layer4:
-parameters that each adds, and the largest logit difference to the network without it, with the
+parameters that each adds, and the largest logit difference from the network without it, with the
 identity start (the default) and with the published one.
 """
 

@@ -112,7 +112,7 @@ def main(epochs: tuple[int, int] = (3, 4), limit: int | None = None) -> float:
     console.print(model.explain(), highlight=False)
     difference = largest_difference(plain, model, held_out)
     console.print(
-        "\nlargest logit difference to the unpatched network at step 0: "
+        "\nlargest logit difference from the unpatched network at step 0: "
         f"[bold]{difference}[/bold]\n"
     )
 

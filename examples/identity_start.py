@@ -39,7 +39,7 @@ def logits(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def main(folder: Path | None = None) -> None:
-    """Print a table: block, start, photos classified right, largest logit difference to the plain
+    """Print a table: block, start, photos classified right, largest logit difference from the plain
     network.
     """
     builder = HybridBuilder()

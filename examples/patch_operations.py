@@ -56,7 +56,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             f"{len(keys - names)} are new"
         )
         print(
-            f"  largest logit difference to the network without it: {model.step0_difference:.3g}\n"
+            "  largest logit difference from the network without it: "
+            f"{model.step0_difference:.3g}\n"
         )
 
     for title, (backbone, patches) in FAULTY.items():

@@ -4,62 +4,25 @@ Importing this package, listing what is installed and reading recipes imports no
 does.
 """
 
+# ruff: noqa: F403, F405  errors, specs and heavy say in __all__ what of them is public
+
 from __future__ import annotations
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from . import errors, specs
 from .builder import HybridBuilder, load_yaml_recipe
-from .errors import (
-    AmbiguousNameError,
-    BackboneError,
-    FreezeError,
-    HeadError,
-    ParameterError,
-    PatchError,
-    PluginError,
-    RecipeError,
-    RegistryWarning,
-    StageError,
-    TargetError,
-    TvcError,
-    UnknownNameError,
-    WeightsError,
-)
+from .errors import *
 from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
 from .recipe import Patches, Recipe, Weights
 from .registry import Named, PluginInfo, Registry
-from .specs import (
-    BackboneFamilySpec,
-    BackboneSpec,
-    BlockSpec,
-    InitializerSpec,
-    Kind,
-    PatchOpSpec,
-    Spec,
-    WeightsSpec,
-)
+from .specs import *
 from .version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from .describe import PathInfo, describe_backbone
-    from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
-    from .model.hybrid import HybridModel
-    from .model.patch_report import PatchEffect, PatchReport
-    from .model.pyramid import LevelInfo
-    from .model.reading import FeatureExtractor
-    from .model.state import PatchRecord
-    from .opening import load
-    from .surgery.anatomy import StageInfo
-    from .surgery.head import NoClassifier
-    from .surgery.operations import BlockMaker, Target
-    from .surgery.patch import Patch
-    from .surgery.positions import POSITIONS, Position
-    from .training import AuditReport, audit, freeze_head, param_groups
-    from .weights.files import read_state_dict
-    from .weights.partial import LoadReport, partial_load, transfer_weights
-    from .weights.torchvision import build_torchvision
+    from .heavy import *
 
 __all__ = [
     # building models
@@ -71,50 +34,22 @@ __all__ = [
     "AuditReport", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport", "audit",
     "freeze_head", "param_groups", "partial_load", "transfer_weights",
     # errors
-    "AmbiguousNameError", "BackboneError", "FreezeError", "HeadError", "ParameterError",
-    "PatchError", "PluginError", "RecipeError", "RegistryWarning", "StageError", "TargetError",
-    "TvcError", "UnknownNameError", "WeightsError",
+    *errors.__all__,
     # for plugin authors: what plugins offer
-    "API_VERSION", "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec",
-    "Kind", "LocalPlugin", "PatchOpSpec", "Spec", "WeightsSpec", "hookimpl", "hookspec",
+    *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use
     "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
     "Registry", "Target", "build_torchvision", "read_state_dict",
 ]  # fmt: skip
 
-_HEAVY = {
-    name: module
-    for module, names in {
-        "describe": "PathInfo describe_backbone",
-        "model.freeze_report": "FreezeReport NormalizationReport PartReport",
-        "model.hybrid": "HybridModel",
-        "model.patch_report": "PatchEffect PatchReport",
-        "model.pyramid": "LevelInfo",
-        "model.reading": "FeatureExtractor",
-        "model.state": "PatchRecord",
-        "opening": "load",
-        "surgery.anatomy": "StageInfo",
-        "surgery.head": "NoClassifier",
-        "surgery.operations": "BlockMaker Target",
-        "surgery.patch": "Patch",
-        "surgery.positions": "POSITIONS Position",
-        "training": "AuditReport audit freeze_head param_groups",
-        "weights.files": "read_state_dict",
-        "weights.partial": "LoadReport partial_load transfer_weights",
-        "weights.torchvision": "build_torchvision",
-    }.items()
-    for name in names.split()
-}
-"""What needs torch, and the module that has it: imported when it is first asked for."""
-
 
 def __getattr__(name: str) -> Any:
-    if name not in _HEAVY:
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(f".{_HEAVY[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    heavy = importlib.import_module(".heavy", __name__)  # imports torch
+    globals().update((each, getattr(heavy, each)) for each in heavy.__all__)
+    return globals()[name]
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HEAVY})
+    return sorted({*globals(), *__all__})

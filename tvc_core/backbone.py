@@ -9,14 +9,10 @@ from torch import nn
 
 from .errors import BackboneError, foreign
 from .recipe import Plan
+from .surgery.marks import is_hybrid
 from .weights.torchvision import check_weights_class
 
-__all__ = ["build_backbone", "is_hybrid"]
-
-
-def is_hybrid(module: object) -> bool:
-    """Return whether a module is a hybrid already."""
-    return hasattr(type(module), "_hybrid_base")
+__all__ = ["build_backbone"]
 
 
 def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:

@@ -5,23 +5,14 @@ is built.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import (
-    BuildArguments,
-    ModuleArguments,
-    Recipe,
-    Weights,
-    load_recipe,
-    make_plan,
-    recipe_of,
-    takes,
-)
+from .recipe import Recipe, Weights, load_recipe, make_plan
+from .recipe.arguments import BuildArguments, ModuleArguments, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
 
@@ -50,12 +41,10 @@ class _Listing(Generic[P, R]):
         if builder is not None:
             return MethodType(self.method, builder.registry)
 
-        @functools.wraps(self.method)
+        @functools.wraps(MethodType(self.method, self))  # whose signature has no `self`
         def of_installed(*args: P.args, **kwargs: P.kwargs) -> R:
             return self.method(Registry(), *args, **kwargs)
 
-        without_self = inspect.signature(MethodType(self.method, self))
-        of_installed.__signature__ = without_self  # type: ignore[attr-defined]
         return of_installed
 
 
@@ -132,9 +121,9 @@ class HybridBuilder:
         recipe = recipe_of("from_torchvision", name, weights, arguments)
         offer = self.registry.resolve(BackboneSpec, name)
         if offer.spec.origin != "torchvision":
+            origin = f"its origin is {offer.spec.origin or 'not stated'!r}"
             raise UnknownNameError(
-                f"The backbone {offer.qualified!r} is not torchvision's (its origin is "
-                f"{offer.spec.origin or 'not stated'!r}): build it with "
+                f"The backbone {offer.qualified!r} is not torchvision's ({origin}): build it with "
                 f"from_backbone({name!r}, ...)."
             )
         return self._assemble(recipe)

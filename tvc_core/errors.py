@@ -13,21 +13,10 @@ from collections.abc import Iterable
 from typing import Any
 
 __all__ = [
-    "AmbiguousNameError",
-    "BackboneError",
-    "FreezeError",
-    "HeadError",
-    "ParameterError",
-    "PatchError",
-    "PluginError",
-    "RecipeError",
-    "RegistryWarning",
-    "StageError",
-    "TargetError",
-    "TvcError",
-    "UnknownNameError",
-    "WeightsError",
-]
+    "AmbiguousNameError", "BackboneError", "FreezeError", "HeadError", "ParameterError",
+    "PatchError", "PluginError", "RecipeError", "RegistryWarning", "StageError", "TargetError",
+    "TvcError", "UnknownNameError", "WeightsError",
+]  # fmt: skip
 
 
 class TvcError(Exception):
@@ -138,6 +127,12 @@ def did_you_mean(given: str, names: Iterable[str]) -> str:
     """Return ' Did you mean ...?' with the near names, or an empty string where nothing is near."""
     found = near_names(given, names)
     return f" Did you mean {' or '.join(repr(name) for name in found[:3])}?" if found else ""
+
+
+def what_there_is(given: str, names: Iterable[str], there_is: str = "It takes:") -> str:
+    """Return the near names, and after them all names: ' Did you mean 'a'? It takes: a, b'."""
+    names = list(names)
+    return f"{did_you_mean(given, names)} {there_is} {join_names(names, most=30)}"
 
 
 def join_names(names: Iterable[str], *, most: int = 12) -> str:

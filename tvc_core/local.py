@@ -3,40 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, overload
 
 from .errors import PluginError, short_repr
 from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, is_owner, normalize
 
-if TYPE_CHECKING:
-    from typing_extensions import Unpack
-
 __all__ = ["LocalPlugin"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
-class _Fields(TypedDict, total=False):
-    name: str
-    summary: str
-    source: str
-    replace: bool
-
-
-class _BlockFields(_Fields, total=False):
-    category: str
-    preserves_shape: bool
-    layouts: Sequence[str]
-    gated: bool
-    starts_as: str
-    code_only: Sequence[str]
-
-
-class _PatchOpFields(_Fields, total=False):
-    takes_block: bool
-    options: Mapping[str, Any]
-    code_only: Sequence[str]
 
 
 class LocalPlugin:
@@ -71,7 +46,7 @@ class LocalPlugin:
     @overload
     def block(self, factory: F, /) -> F: ...
     @overload
-    def block(self, /, **fields: Unpack[_BlockFields]) -> Callable[[F], F]: ...
+    def block(self, /, **fields: Any) -> Callable[[F], F]: ...
     def block(self, factory: Any = None, /, **fields: Any) -> Any:
         """Offer a class or function `(in_channels, **params) -> nn.Module` as a block.
 
@@ -103,7 +78,7 @@ class LocalPlugin:
     @overload
     def patch_op(self, factory: F, /) -> F: ...
     @overload
-    def patch_op(self, /, **fields: Unpack[_PatchOpFields]) -> Callable[[F], F]: ...
+    def patch_op(self, /, **fields: Any) -> Callable[[F], F]: ...
     def patch_op(self, factory: Any = None, /, **fields: Any) -> Any:
         """Offer a function `(target, block, **options) -> nn.Module` as a patch operation.
 
@@ -116,7 +91,7 @@ class LocalPlugin:
     @overload
     def initializer(self, factory: F, /) -> F: ...
     @overload
-    def initializer(self, /, **fields: Unpack[_Fields]) -> Callable[[F], F]: ...
+    def initializer(self, /, **fields: Any) -> Callable[[F], F]: ...
     def initializer(self, factory: Any = None, /, **fields: Any) -> Any:
         """Offer a function `(module) -> None` as an initializer.
 
@@ -153,10 +128,8 @@ class LocalPlugin:
                     f"{self!r} offers specs, such as a BlockSpec, not {short_repr(spec)}"
                 )
             if (type(spec), spec.name) in added and not replace:
-                raise PluginError(
-                    f"{self!r} offers the {spec.kind} {spec.name!r} already: give another "
-                    "name=..., or replace=True, as for a notebook's cell that is run again"
-                )
+                what = f"{self!r} offers the {spec.kind} {spec.name!r} already"
+                raise PluginError(f"{what}: give another name=..., or replace=True to run it again")
             added[type(spec), spec.name] = spec
         self._specs = added
 
@@ -170,10 +143,8 @@ class LocalPlugin:
     def _offer(self, spec: type[Spec], factory: Any, fields: dict[str, Any]) -> Any:
         def decorate(factory: F) -> F:
             if not callable(factory):
-                raise PluginError(
-                    f"{self!r}: a decorator goes above a class or function, not above "
-                    f"{short_repr(factory)}"
-                )
+                what = f"{self!r}: a decorator goes above a class or function"
+                raise PluginError(f"{what}, not above {short_repr(factory)}")
             given = dict(fields)
             replace = given.pop("replace", False)
             try:

@@ -4,11 +4,17 @@ here.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from types import MappingProxyType
-from typing import Any, ClassVar
+from types import MappingProxyType, UnionType
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+__all__ = [
+    "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec", "Kind", "PatchOpSpec",
+    "Spec", "WeightsSpec",
+]  # fmt: skip
 
 Factory = str | Callable[..., Any]
 """What a spec's `factory` may be: "package.module:attribute" (imported on first use) or a
@@ -30,24 +36,47 @@ PATCH_KEYS = ("type", "params", "init", "name")
 """The keys of a patch's full form that mean the same for every operation."""
 
 
-class _Picklable:
-    """Pickles a frozen dataclass by its fields: a read-only mapping cannot be pickled, its content
-    can.
+class _Frozen:
+    """A dataclass that checks and freezes its fields, and that pickles by them: a read-only mapping
+    cannot be pickled, its content can.
     """
 
-    __slots__ = ()
+    name: str
+
+    def __post_init__(self) -> None:
+        """Refuse a field of another type than its annotation, which would fail a listing that sorts
+        or compares it for everybody; make lists tuples, and mappings read-only.
+        """
+        # the fields that a plugin's own kind adds have rules of their own
+        core = next(base for base in type(self).__mro__ if base.__module__ == __name__)
+        for entry in fields(core):  # type: ignore[arg-type]
+            value, wanted = getattr(self, entry.name), _types(core)[entry.name]
+            if value is not entry.default:
+                self._require(_fits(value, wanted), entry.name, f"of type {entry.type}", TypeError)
+                object.__setattr__(self, entry.name, _frozen(value))
+
+    def _require(
+        self, fits: bool, entry: str, wanted: str, error: type[Exception] = ValueError
+    ) -> None:
+        if not fits:
+            what = f"{type(self).__name__} {self.name!r}: {entry} {getattr(self, entry)!r}"
+            raise error(f"{what} is not {wanted}")
+
+    def _check_options(self: Any) -> None:
+        fits = all(name.isidentifier() for name in self.options)
+        self._require(fits, "options", "a mapping of argument names to defaults", TypeError)
+        known = set(getattr(self, "code_only", ())) <= set(self.options)
+        self._require(known, "code_only", f"a tuple of names out of {list(self.options)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}  # type: ignore[arg-type]
         plain = {
-            name: dict(value) if isinstance(value, MappingProxyType) else value
-            for name, value in values.items()
+            k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
         }
-        return _remake, (type(self), plain)
+        return functools.partial(type(self), **plain), ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spec(_Picklable):
+class Spec(_Frozen):
     """What every offered thing has in common.
 
     A kind of your own (`Kind`) is a frozen dataclass derived from it, with a class attribute
@@ -73,20 +102,21 @@ class Spec(_Picklable):
     source: str = ""
 
     def __post_init__(self) -> None:
-        what = f"{type(self).__name__} {self.name!r}"
-        _check_types(self, str, "name", "summary", "source")
-        if not (
-            _NAME.fullmatch(self.name)
-            or (isinstance(self, BackboneSpec) and _MEMBER.fullmatch(self.name))
-        ):
-            raise ValueError(
-                f"{what}: a name is lower-case letters, digits and '_', and starts with a letter"
-            )
-        _check_factory(f"{what}: factory", self.factory)
+        super().__post_init__()
+        member = isinstance(self, BackboneSpec) and _MEMBER.fullmatch(self.name)
+        if not (_NAME.fullmatch(self.name) or member):
+            rule = "a name is lower-case letters, digits and '_', and starts with a letter"
+            raise ValueError(f"{type(self).__name__} {self.name!r}: {rule}")
+        self._check_factory("factory")
+
+    def _check_factory(self, entry: str) -> None:
+        factory = getattr(self, entry)
+        fits = not isinstance(factory, str) or bool(_FACTORY.fullmatch(factory))
+        self._require(fits, entry, "of the form 'package.module:attribute'")
 
 
 @dataclass(frozen=True, kw_only=True)
-class WeightsSpec(_Picklable):
+class WeightsSpec(_Frozen):
     """One pretrained set of a backbone, with the preprocessing that it was trained for.
 
     Args:
@@ -116,16 +146,10 @@ class WeightsSpec(_Picklable):
     recipe: str = ""
 
     def __post_init__(self) -> None:
-        _check_types(self, str, "name", "recipe")
-        _check_types(self, int, "crop_size", "resize_size")
-        _check_types(self, bool, "squash")
-        _freeze_tuples(self, "mean", "std")
-        _freeze_options(self, self.options)
-        if self.interpolation not in ("bilinear", "bicubic"):
-            raise ValueError(
-                f"weights {self.name!r}: interpolation {self.interpolation!r} is not bilinear or "
-                "bicubic"
-            )
+        super().__post_init__()
+        self._check_options()
+        known = self.interpolation in ("bilinear", "bicubic")
+        self._require(known, "interpolation", "'bilinear' or 'bicubic'")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,40 +215,22 @@ class BackboneSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        what = f"BackboneSpec {self.name!r}"
-        _check_types(self, str, "family", "origin", "head", "channels_option", "size_option")
-        _check_types(self, int, "num_channels", "min_size")
-        _check_types(self, bool, "fixed_size")
-        _freeze_tuples(self, "weights", "stem", "stages", "neck")
-        object.__setattr__(
-            self,
-            "stages",
-            tuple(tuple(s) if isinstance(s, (tuple, list)) else (s,) for s in self.stages),
-        )
-        if not all(
-            isinstance(path, str)
-            for paths in (self.stem, *self.stages, self.neck)
-            for path in paths
-        ):
-            raise TypeError(f"{what}: stem, stages and neck are tuples of paths, which are strings")
-        if not all(isinstance(weights, WeightsSpec) for weights in self.weights):
-            raise TypeError(f"{what}: weights is a tuple of WeightsSpec")
+        stages = tuple((s,) if isinstance(s, str) else s for s in self.stages)
+        object.__setattr__(self, "stages", stages)
         names = [weights.name for weights in self.weights]
         if len(set(names)) != len(names):
-            raise ValueError(f"{what}: the same weights name twice in {names}")
-        if self.default_weights is not None and self.default_weights not in names:
-            raise ValueError(
-                f"{what}: default_weights {self.default_weights!r} is not one of {names}"
-            )
-        _freeze_options(self, self.options)
-        _check_code_only(self, self.options)
-        _freeze_branches(self)
-        if self.channels_option and self.channels_option not in self.options:
-            raise ValueError(
-                f"{what}: channels_option {self.channels_option!r} is not one of its options "
-                f"{list(self.options)}"
-            )
-        _freeze_auxiliary(self)
+            raise ValueError(f"BackboneSpec {self.name!r}: the same weights name twice in {names}")
+        default = self.default_weights
+        self._require(default in (None, *names), "default_weights", f"one of {names}")
+        self._check_options()
+        option = self.channels_option
+        known = not option or option in self.options
+        self._require(known, "channels_option", f"one of its options {list(self.options)}")
+        dotted = all("." in name for name in self.branches)
+        wanted = "a mapping of classes, 'package.module.Class', to paths"
+        self._require(dotted, "branches", wanted, TypeError)
+        there = all(stage in range(len(stages)) for stage in self.auxiliary.values())
+        self._require(there, "auxiliary", "a mapping of paths to stage numbers", TypeError)
 
     @property
     def stage_paths(self) -> tuple[tuple[str, ...], ...]:
@@ -263,8 +269,7 @@ class BackboneFamilySpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_types(self, str, "origin")
-        _check_factory(f"BackboneFamilySpec {self.name!r}: members", self.members)
+        self._check_factory("members")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -299,20 +304,10 @@ class BlockSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_types(self, str, "category")
-        _check_types(self, bool, "preserves_shape", "gated")
-        _freeze_tuples(self, "layouts")
-        _check_code_only(self)
-        if self.starts_as not in ("", "identity", "zero"):
-            raise ValueError(
-                f"BlockSpec {self.name!r}: starts_as is '', 'identity' or 'zero', "
-                f"not {self.starts_as!r}"
-            )
-        if not self.layouts or any(layout not in _LAYOUTS for layout in self.layouts):
-            raise ValueError(
-                f"BlockSpec {self.name!r}: layouts {self.layouts!r} is not a tuple out of "
-                f"{_LAYOUTS}"
-            )
+        known = self.starts_as in ("", "identity", "zero")
+        self._require(known, "starts_as", "'', 'identity' or 'zero'")
+        fits = bool(self.layouts) and set(self.layouts) <= set(_LAYOUTS)
+        self._require(fits, "layouts", f"a tuple out of {_LAYOUTS}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,15 +335,11 @@ class PatchOpSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_types(self, bool, "takes_block")
-        _freeze_options(self, self.options)
-        _check_code_only(self, self.options)
+        self._check_options()
         taken = sorted(set(self.options) & set(PATCH_KEYS))
         if taken:
-            raise ValueError(
-                f"PatchOpSpec {self.name!r}: the option names {taken} have a meaning of their own "
-                "in patches"
-            )
+            what = f"PatchOpSpec {self.name!r}: the option names {taken}"
+            raise ValueError(f"{what} have a meaning of their own in patches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -395,16 +386,14 @@ class Kind:
             raise TypeError(f"Kind: {self.spec.__name__} is not decorated as a frozen dataclass")
         if not _KIND.fullmatch(self.name) or self.name == Spec.kind:
             raise ValueError(
-                f"Kind: {self.spec.__name__}.kind is {self.name!r}, not lower-case words, "
-                "such as 'loss'"
+                f"Kind: {self.spec.__name__}.kind {self.name!r} is not lower-case words"
             )
-        if not (callable(self.hook) and hasattr(self.hook, "tvc_spec")):
-            raise TypeError(
-                f"Kind {self.name!r}: hook is {self.hook!r}, not a function decorated with hookspec"
-            )
+        what, hook = f"Kind {self.name!r}", self.hook
+        if not (callable(hook) and hasattr(hook, "tvc_spec")):
+            raise TypeError(f"{what}: hook is {hook!r}, not a function decorated with hookspec")
         plural = self.plural or f"{self.name.rpartition(' ')[2]}s"
         if not _NAME.fullmatch(plural):
-            raise ValueError(f"Kind {self.name!r}: plural is {plural!r}, not a lower-case word")
+            raise ValueError(f"{what}: plural is {plural!r}, not a lower-case word")
         object.__setattr__(self, "plural", plural)
 
     @property
@@ -413,85 +402,31 @@ class Kind:
         return self.spec.kind
 
 
-def _check_types(spec: Spec | WeightsSpec, wanted: type, *names: str) -> None:
-    """Refuse a field of another type: a listing that sorts or compares it later would fail for
-    everybody.
-    """
-    for name in names:
-        value = getattr(spec, name)
-        if not isinstance(value, wanted) or (wanted is int and isinstance(value, bool)):
-            raise TypeError(
-                f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not of type "
-                f"{wanted.__name__}"
-            )
+_types = functools.cache(get_type_hints)
 
 
-def _check_factory(what: str, factory: object) -> None:
-    if isinstance(factory, str):
-        if not _FACTORY.fullmatch(factory):
-            raise ValueError(f"{what} {factory!r} is not of the form 'package.module:attribute'")
-    elif not callable(factory):
-        raise TypeError(f"{what} is neither a string 'package.module:attribute' nor a callable")
-
-
-def _freeze_tuples(spec: Spec | WeightsSpec, *names: str) -> None:
-    for name in names:
-        value = getattr(spec, name)
-        if not isinstance(value, (tuple, list)):
-            raise TypeError(
-                f"{type(spec).__name__} {spec.name!r}: {name} is {value!r}, not a tuple"
-            )
-        object.__setattr__(spec, name, tuple(value))
-
-
-def _freeze_options(spec: Spec | WeightsSpec, options: Mapping[str, Any]) -> None:
-    if not isinstance(options, Mapping) or not all(
-        isinstance(name, str) and name.isidentifier() for name in options
-    ):
-        raise TypeError(
-            f"{type(spec).__name__} {spec.name!r}: options is {options!r}, not a mapping of "
-            "argument names to defaults"
+def _fits(value: Any, wanted: Any) -> bool:
+    """Tell whether a value is of a type; a list can be given for a tuple."""
+    if type(value) is wanted:
+        return True
+    origin, parts = get_origin(wanted), get_args(wanted)
+    if origin is UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        return isinstance(value, (tuple, list)) and all(_fits(item, parts[0]) for item in value)
+    if origin is Mapping:
+        return isinstance(value, Mapping) and all(
+            _fits(key, parts[0]) and _fits(item, parts[1]) for key, item in value.items()
         )
-    object.__setattr__(spec, "options", MappingProxyType(dict(options)))
+    if isinstance(value, bool):  # which is an int of Python's
+        return wanted in (bool, Any)
+    return wanted is Any or isinstance(value, (int, float) if wanted is float else origin or wanted)
 
 
-def _check_code_only(spec: Any, options: Mapping[str, Any] | None = None) -> None:
-    _freeze_tuples(spec, "code_only")
-    unknown = [name for name in spec.code_only if options is not None and name not in options]
-    if unknown or not all(isinstance(name, str) for name in spec.code_only):
-        raise ValueError(
-            f"{type(spec).__name__} {spec.name!r}: code_only {spec.code_only!r} is not a tuple of "
-            f"names out of its options"
-        )
-
-
-def _freeze_branches(spec: BackboneSpec) -> None:
-    if not isinstance(spec.branches, Mapping) or not all(
-        isinstance(name, str) and isinstance(end, str) and "." in name
-        for name, end in spec.branches.items()
-    ):
-        raise TypeError(
-            f"BackboneSpec {spec.name!r}: branches is {spec.branches!r}, not a mapping of classes, "
-            "'package.module.Class', to paths"
-        )
-    object.__setattr__(spec, "branches", MappingProxyType(dict(spec.branches)))
-
-
-def _freeze_auxiliary(spec: BackboneSpec) -> None:
-    stages = range(len(spec.stages))
-    if not isinstance(spec.auxiliary, Mapping) or not all(
-        isinstance(path, str) and type(stage) is int and stage in stages
-        for path, stage in spec.auxiliary.items()
-    ):
-        raise TypeError(
-            f"BackboneSpec {spec.name!r}: auxiliary is {spec.auxiliary!r}, not a mapping of paths "
-            "to stage numbers"
-        )
-    object.__setattr__(spec, "auxiliary", MappingProxyType(dict(spec.auxiliary)))
-
-
-def _remake(cls: type[Any], values: dict[str, Any]) -> Any:
-    return cls(**values)
+def _frozen(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_frozen, value))
+    return MappingProxyType(dict(value)) if isinstance(value, Mapping) else value
 
 
 def normalize(distribution: str) -> str:

@@ -16,9 +16,9 @@ from .errors import FreezeError, ParameterError, did_you_mean, join_names, short
 from .model import freezing
 from .model.freezing import held_modules, part_of_parameter
 from .model.state import state_of
-from .recipe.rules import check_hybrid
 from .surgery.anatomy import HEAD, STEM, Anatomy
 from .surgery.initializers import is_normalization
+from .surgery.marks import check_hybrid
 from .surgery.patches import placed_patches
 
 __all__ = ["AuditReport", "audit", "freeze_head", "param_groups"]

@@ -16,7 +16,7 @@ import pytest
 
 import tvc_core
 from tvc_core import HybridBuilder, Recipe, RecipeError, Registry
-from tvc_core.recipe import BuildArguments, ModuleArguments
+from tvc_core.recipe.arguments import BuildArguments, ModuleArguments
 from tvc_core.recipe.schema import SECTIONS
 
 CORE = Path(tvc_core.__file__).parent

@@ -275,7 +275,7 @@ def test_an_option_may_set_the_channels_of_the_image(lab: Callable[..., HybridBu
         "wide", weights=None, patches={"layer2": {"wrap": "gate"}}, options={"in_chans": 5}
     )
     assert model(torch.randn(2, 5, 32, 32)).shape == (2, 7)
-    with pytest.raises(ParameterError, match="in_chans is a number of channels"):
+    with pytest.raises(ParameterError, match="in_chans is a whole number from 1"):
         lab(CHANNELS).from_backbone("wide", None, options={"in_chans": 0})
 
 

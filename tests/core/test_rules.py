@@ -20,7 +20,7 @@ from tvc_core import (
     audit,
     param_groups,
 )
-from tvc_core.recipe.rules import check_hybrid
+from tvc_core.surgery.marks import check_hybrid
 
 Call = Callable[[HybridModel], object]
 

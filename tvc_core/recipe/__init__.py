@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from .arguments import BuildArguments, ModuleArguments, recipe_of, takes
 from .place import Place
 from .plan import PatchPlan, Plan, make_plan, qualified_entry
 from .schema import PatchEntry, Patches, Recipe, Weights, load_recipe
 
 __all__ = [
-    "BuildArguments", "ModuleArguments", "PatchEntry", "PatchPlan", "Patches", "Place", "Plan",
-    "Recipe", "Weights", "load_recipe", "make_plan", "qualified_entry", "recipe_of", "takes",
+    "PatchEntry", "PatchPlan", "Patches", "Place", "Plan", "Recipe", "Weights", "load_recipe",
+    "make_plan", "qualified_entry",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, TypeVar
 
-from ..errors import RecipeError, did_you_mean, join_names
+from ..errors import RecipeError, what_there_is
 from .schema import Patches, Recipe, Weights
 
 __all__ = ["BuildArguments", "ModuleArguments", "recipe_of", "takes"]
@@ -63,9 +63,8 @@ def takes(arguments: type) -> Callable[[F], F]:
         arguments: one of the classes above. In the function's docstring the documentation of each
             takes the place of "{arguments}".
     """
-    names = {
-        name: getattr(t, "__forward_arg__", t) for name, t in arguments.__annotations__.items()
-    }
+    written = arguments.__annotations__
+    names = {name: getattr(hint, "__forward_arg__", hint) for name, hint in written.items()}
     defaults = {entry.name: entry.default for entry in fields(Recipe)}
     documented = inspect.getdoc(Recipe) or ""  # python -OO leaves no docstrings
     entries = re.split(r"\n    (?=\w+: )", documented.partition("\nArgs:")[2].partition("\n\n")[0])
@@ -100,7 +99,6 @@ def recipe_of(
     known = _NAMES[function]
     for name in arguments:
         if name not in known:
-            hint = _HINTS.get(name) or did_you_mean(name, known)
-            takes = join_names(known, most=30)
-            raise RecipeError(f"Unknown argument {name!r} of {function}.{hint} It takes: {takes}")
+            hint = _HINTS.get(name, "") + what_there_is(name, known)
+            raise RecipeError(f"Unknown argument {name!r} of {function}.{hint}")
     return Recipe(backbone=backbone, weights=weights, **arguments)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RecipeError, TvcError, did_you_mean, join_names, short_repr
+from ..errors import RecipeError, TvcError, join_names, short_repr, what_there_is
 
 __all__ = ["Place"]
 
@@ -60,13 +60,10 @@ class Place:
         """
         keys = list(keys)
         if not isinstance(data, Mapping):
-            raise self.error(
-                f"{name} is a mapping with the keys {join_names(keys)}, not {short_repr(data)}"
-            )
+            wanted = f"a mapping with the keys {join_names(keys)}"
+            raise self.error(f"{name} is {wanted}, not {short_repr(data)}")
         for key in data:
             if key not in keys:
-                raise (self / key).error(
-                    f"unknown key {short_repr(key)} in {name}.{did_you_mean(str(key), keys)} The "
-                    f"keys are {join_names(keys)}"
-                )
+                known = what_there_is(str(key), keys, "The keys are")
+                raise (self / key).error(f"unknown key {short_repr(key)} in {name}.{known}")
         return data

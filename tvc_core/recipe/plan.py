@@ -10,10 +10,11 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names
+from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
+from .rules import SIZE
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -101,6 +102,7 @@ def make_plan(
         _refuse_code_only(backbone, recipe.options, recipe.place("options"))
     with _in_file(recipe, "options"):
         _check_options(recipe.options, backbone)
+        known = _with_facts(backbone, recipe.options, registry)
     with _in_file(recipe, "weights"):
         weights = _bind_weights(recipe.weights, backbone)
     with _in_file(recipe, "image_size"):
@@ -116,7 +118,7 @@ def make_plan(
     )
     return Plan(
         recipe=qualified,
-        backbone=_knowing_branches(_taking(backbone, recipe.options), registry),
+        backbone=known,
         weights=weights,
         weights_class=_weights_class(recipe.weights),
         patches=patches,
@@ -149,10 +151,10 @@ def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:
 def _refuse_code_only(offer: Named[Any], given: Iterable[str], place: Place) -> None:
     for name in given:
         if name in offer.spec.code_only:
+            reaches = f"{name!r} of {offer.qualified} opens an address or a path"
             raise (place / name).error(
-                f"{name!r} of {offer.qualified} opens an address or a path, so a recipe must not "
-                "set it. Leave it out, or build in Python with HybridBuilder().from_backbone(...), "
-                "whose arguments may"
+                f"{reaches}, so a recipe must not set it. Leave it out, or build in Python with "
+                "HybridBuilder().from_backbone(...), whose arguments may"
             )
 
 
@@ -165,36 +167,28 @@ def _for_recipes(offer: Named[Any] | None, given: Mapping[str, Any]) -> dict[str
 # -- backbone --------------------------------------------------------------------------------------
 
 
-def _taking(backbone: Named[BackboneSpec], options: Mapping[str, Any]) -> Named[BackboneSpec]:
-    """Return the backbone as its option for the channels of the image makes it."""
-    name = backbone.spec.channels_option
-    channels = options.get(name)
-    if channels is None:
-        return backbone
-    if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-        raise ParameterError(f"{name} is a number of channels, at least 1, not {channels!r}")
-    return Named(backbone.owner, replace(backbone.spec, num_channels=channels))
-
-
-def _knowing_branches(backbone: Named[BackboneSpec], registry: Registry) -> Named[BackboneSpec]:
-    """Return the backbone; one that declares no residual branches, such as a user's own network,
-    knows the classes that any other backbone declares.
+def _with_facts(
+    backbone: Named[BackboneSpec], options: Mapping[str, Any], registry: Registry
+) -> Named[BackboneSpec]:
+    """Return the backbone with the channels of the image that its option sets. One that declares no
+    residual branches, such as a user's own network, knows the classes that any other declares.
     """
-    if backbone.spec.branches:
-        return backbone
-    others = registry.all(BackboneSpec)
-    known = {name: end for offer in others for name, end in offer.spec.branches.items()}
-    return Named(backbone.owner, replace(backbone.spec, branches=known))
+    spec = backbone.spec
+    name, facts = spec.channels_option, {}
+    if (channels := options.get(name)) is not None:
+        facts["num_channels"] = SIZE.check(name, channels, ParameterError)
+    if not spec.branches:
+        others = [offer.spec.branches for offer in registry.all(BackboneSpec)]
+        facts["branches"] = {path: end for each in others for path, end in each.items()}
+    return Named(backbone.owner, replace(spec, **facts)) if facts else backbone
 
 
 def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) -> None:
-    known = backbone.spec.options
     for option in options:
-        if option not in known:
-            raise ParameterError(
-                f"Unknown option {option!r} of the backbone {backbone.qualified!r}."
-                f"{did_you_mean(option, known)} It takes: {join_names(known)}."
-            )
+        if option not in backbone.spec.options:
+            known = what_there_is(option, backbone.spec.options)
+            what = f"option {option!r} of the backbone {backbone.qualified!r}"
+            raise ParameterError(f"Unknown {what}.{known}.")
 
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
@@ -204,44 +198,40 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
     if size is None:
         return options
-    if (name := spec.size_option) in spec.options:
+    name, what = spec.size_option, f"{backbone.qualified} takes images of"
+    if name in spec.options:
         if options.setdefault(name, size) != size:
-            raise ParameterError(
-                f"image_size is {size}, and the option {name} is {options[name]}: give one of them"
-            )
+            both = f"image_size is {size}, and the option {name} is {options[name]}"
+            raise ParameterError(f"{both}: give one of them")
         return options
     if not spec.fixed_size:
         raise ParameterError(
-            f"image_size={size} is not needed: {backbone.qualified} takes images of any size from "
-            f"{spec.min_size} pixels. Leave image_size out and resize the images."
+            f"image_size={size} is not needed: {what} any size from {spec.min_size} pixels. Leave "
+            "image_size out and resize the images."
         )
     sizes = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
     hint = " Its option input_size builds it for another size, without pretrained weights."
     raise ParameterError(
-        f"image_size={size} is not available: {backbone.qualified} takes images of "
-        f"{join_names(map(str, sizes))} pixels only, since no rule resamples its position weights. "
-        f"Resize the images.{hint if 'input_size' in spec.options else ''}"
+        f"image_size={size} is not available: {what} {join_names(map(str, sizes))} pixels only, "
+        "since no rule resamples its position weights. Resize the images."
+        f"{hint if 'input_size' in spec.options else ''}"
     )
 
 
 def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec | None:
     if given is None:
         return None
-    spec, of = backbone.spec, f"of the backbone {backbone.qualified!r}"
+    spec, what = backbone.spec, f"the backbone {backbone.qualified!r}"
     name = given.name if isinstance(given, enum.Enum) else given.rpartition(".")[2]
     if name == "DEFAULT":
         if spec.default_weights is None:
-            raise UnknownNameError(
-                f"The backbone {backbone.qualified!r} has no pretrained weights: pass weights=None."
-            )
+            raise UnknownNameError(f"{what} has no pretrained weights: pass weights=None.")
         name = spec.default_weights
-    found = spec.find_weights(name)
-    if found is None:
+    if (found := spec.find_weights(name)) is None:
         names = [weights.name for weights in spec.weights]
         raise UnknownNameError(
-            f"Unknown weights {str(given)!r} {of}.{did_you_mean(name, names)} It has "
-            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random "
-            "weights."
+            f"Unknown weights {str(given)!r} of {what}.{did_you_mean(name, names)} It has "
+            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random."
         )
     return found
 
@@ -264,12 +254,11 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     given = {"type": entry.block, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            hint = f"{did_you_mean(key, allowed)} It takes: {join_names(allowed)}"
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
+            known = what_there_is(key, allowed)
+            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{known}")
     if op.spec.takes_block and block is None:
-        raise entry.where.error(
-            f"{op.spec.name} needs a block: write {{'{op.spec.name}': 'se'}}, or give 'type'"
-        )
+        name = op.spec.name
+        raise entry.where.error(f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'")
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:

@@ -11,14 +11,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import ParameterError, TvcError, did_you_mean, join_names, short_repr
+from ..errors import TvcError, did_you_mean, join_names, short_repr
+from ..specs import PATCH_KEYS
 
-__all__ = ["Rule", "check_class_names", "check_hybrid", "is_keywords", "is_name"]
+__all__ = ["Rule", "check_class_names", "is_keywords", "is_name"]
 
 MAX_SIZE, MAX_CLASSES = 100_000, 10_000_000
 
-HEAD_CHOICES = ("all", "last", "none")
-NORMALIZATION_CHOICES = ("frozen", "eval", "train")
 CHANNEL_POLICIES = ("mean", "repeat", "zero")
 CHANNEL_RULES = ("r", "g", "b", "mean", "zero")
 
@@ -65,11 +64,13 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _is_identifier(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()
+
+
 def is_keywords(value: Any) -> bool:
     """Return whether a value is a mapping whose keys can be keyword arguments."""
-    return isinstance(value, Mapping) and all(
-        isinstance(key, str) and key.isidentifier() for key in value
-    )
+    return isinstance(value, Mapping) and all(map(_is_identifier, value))
 
 
 def _is_int(value: Any, least: float = float("-inf"), most: float = float("inf")) -> bool:
@@ -80,17 +81,17 @@ def _is_probability(value: Any) -> bool:
     return (isinstance(value, float) or _is_int(value)) and 0 <= value < 1
 
 
-def _are_texts(value: Any) -> bool:
-    return isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+def _are_different_texts(value: Any) -> bool:
+    texts = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
+    return texts and len(set(value)) == len(value)
 
 
 def _is_channel_policy(value: Any) -> bool:
-    if isinstance(value, str) or not isinstance(value, (list, tuple)):
-        return isinstance(value, str) and value in CHANNEL_POLICIES
-    known = [
-        _is_int(rule, 0) or (isinstance(rule, str) and rule in CHANNEL_RULES) for rule in value
-    ]
-    return bool(value) and all(known)
+    if isinstance(value, str):
+        return value in CHANNEL_POLICIES
+    rules = list(value) if isinstance(value, (list, tuple)) else []
+    names = [rule for rule in rules if not _is_int(rule, 0)]
+    return bool(rules) and all(isinstance(n, str) and n in CHANNEL_RULES for n in names)
 
 
 def _stages(value: Any) -> tuple[Any, ...]:
@@ -117,18 +118,14 @@ OPTIONS = Rule("is a mapping of option names to values", is_keywords, dict)
 PARAMS = Rule("is a mapping of parameter names to values", is_keywords, dict)
 TARGET = Rule("is the path of a module", is_name)
 OPERATION = Rule("is a name such as 'wrap'", is_name)
-PATH_PART = Rule(
-    "is one part of a path, letters, digits and '_'", lambda v: is_name(v) and v.isidentifier()
-)
+PATH_PART = Rule("is one part of a path, letters, digits and '_'", _is_identifier)
 SIZE = Rule(f"is a whole number from 1 to {MAX_SIZE:,}", lambda v: _is_int(v, 1, MAX_SIZE))
 NUM_CLASSES = Rule(
     f"is a whole number from 0 (no classifier) to {MAX_CLASSES:,}",
     lambda v: _is_int(v, 0, MAX_CLASSES),
 )
 DROPOUT = Rule("is a probability from 0 to below 1", _is_probability, float)
-CLASS_NAMES = Rule(
-    "is a list of different names", lambda v: _are_texts(v) and len(set(v)) == len(v), tuple
-)
+CLASS_NAMES = Rule("is a list of different names", _are_different_texts, tuple)
 CHANNEL_POLICY = Rule(
     "is 'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', 'mean', "
     "'zero' and channel numbers",
@@ -141,13 +138,30 @@ STAGES = Rule(
     _stages,
 )
 FREEZE = {
-    "head": _choice("what of the head is trainable", *HEAD_CHOICES),
+    "head": _choice("what of the head is trainable", "all", "last", "none"),
     "freeze_patches": _choice("whether blocks in frozen parts are frozen", True, False),
     "normalization": _choice(
-        "what the normalization layers of frozen parts do", *NORMALIZATION_CHOICES
+        "what the normalization layers of frozen parts do", "frozen", "eval", "train"
     ),
 }
 """What `freeze_backbone` takes in place of true: the keyword arguments of the model's method."""
+
+FREEZE_BACKBONE = Rule(
+    f"is true or false, or a mapping with the keys {join_names(FREEZE)}",
+    lambda value: isinstance(value, bool) or (isinstance(value, Mapping) and bool(value)),
+    lambda value: value if isinstance(value, bool) else dict(value),
+)
+PATCHES = Rule(
+    "is a mapping of targets to operations, such as {'layer3': {'wrap': 'se'}}",
+    lambda value: isinstance(value, Mapping),
+)
+PATCH = Rule(
+    "is an operation and its block, such as {'wrap': 'se'}, or a list of them",
+    lambda value: isinstance(value, Mapping) and bool(value),
+)
+PATCH_VALUE = Rule(
+    f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}", is_keywords
+)
 
 
 def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> tuple[str, ...]:
@@ -162,24 +176,7 @@ def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> 
         TvcError: what `error` makes: they are not that.
     """
     kept: tuple[str, ...] = CLASS_NAMES.check("class_names", names, error)
-    if num_classes in (None, len(kept)):
-        return kept
-    outputs = f"{num_classes} outputs, each needs a name"
-    raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
-
-
-def check_hybrid(model: object, what: str) -> None:
-    """Refuse what is not a hybrid.
-
-    Args:
-        model: what was given.
-        what: the function that takes a hybrid, for the error.
-
-    Raises:
-        ParameterError: it is not a model that HybridBuilder made.
-    """
-    if not hasattr(type(model), "_hybrid_base"):  # the mark of the classes made for hybrids
-        raise ParameterError(
-            f"{what} takes a model that HybridBuilder made, not {type(model).__name__}; of a "
-            "wrapped one, what is inside: ddp.module, compiled._orig_mod"
-        )
+    if num_classes not in (None, len(kept)):
+        outputs = f"{num_classes} outputs, each needs a name"
+        raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
+    return kept

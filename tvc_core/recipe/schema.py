@@ -10,7 +10,6 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from ..errors import join_names, short_repr
 from ..specs import PATCH_KEYS
 from . import rules
 from .place import Place
@@ -26,8 +25,6 @@ Patches = Mapping[str, PatchStep | Sequence[PatchStep]]
 
 Weights = str | enum.Enum | None
 """A pretrained set: its name, "DEFAULT", torchvision's enum member, or None for random weights."""
-
-_A_PATCH = "a patch is an operation and its block, such as {'wrap': 'se'}, or a list of them"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +119,7 @@ class Recipe:
     num_classes: int | None = _key("head", rules.NUM_CLASSES)
     dropout: float | None = _key("head", rules.DROPOUT)
     class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
-    freeze_backbone: bool | Mapping[str, Any] = _key("", default=False)
+    freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
     unfreeze_stages: tuple[int, ...] | None = _key("", rules.STAGES)
     in_channels: int | None = _key("backbone", rules.SIZE)
     in_channels_policy: str | tuple[str | int, ...] | None = _key("backbone", rules.CHANNEL_POLICY)
@@ -137,27 +134,18 @@ class Recipe:
                 kept[entry.name] = rule.check(entry.name, value, self.place(entry.name).error)
         kept.setdefault("options", {})
         kept["patches"] = _entries(self.patches, self.place("patches"))
-        kept["freeze_backbone"] = self._checked_freeze()
         for key, value in kept.items():
             object.__setattr__(self, key, value)
         self._check_pairs()
 
-    def _checked_freeze(self) -> bool | dict[str, Any]:
-        given, place = self.freeze_backbone, self.place("freeze_backbone")
-        if isinstance(given, bool):
-            return given
-        if not isinstance(given, Mapping) or not given:
-            raise place.error(
-                "freeze_backbone is true or false, or a mapping with the keys "
-                f"{join_names(rules.FREEZE)}, not {short_repr(given)}"
-            )
-        for key, value in place.section(given, "'freeze_backbone'", rules.FREEZE).items():
-            at = place if place.lines is None else place / key
-            rules.FREEZE[key].check(key, value, at.error)
-        return dict(given)
-
     def _check_pairs(self) -> None:
-        """Refuse values that are right alone and wrong together."""
+        """Refuse values that are right alone and wrong together, or wrong inside."""
+        if isinstance(self.freeze_backbone, dict):
+            place = self.place("freeze_backbone")
+            place.section(self.freeze_backbone, "'freeze_backbone'", rules.FREEZE)
+            for key, value in self.freeze_backbone.items():
+                at = place if place.lines is None else place / key
+                rules.FREEZE[key].check(key, value, at.error)
         policy, channels = self.in_channels_policy, self.in_channels
         error = self.place("in_channels_policy").error
         if policy is not None and channels is None:
@@ -254,9 +242,7 @@ def _parse(data: Any, where: Place) -> Recipe:
         backbone = {"name": backbone}
     backbone = dict(at.section(backbone, "'backbone'", SECTIONS["backbone"]))
     if "name" not in backbone:
-        raise at.error(
-            "the key 'name' is missing in 'backbone'; it names the network, such as resnet50"
-        )
+        raise at.error("the key 'name' is missing in 'backbone'; it names the network")
     head = {} if head is None else (where / "head").section(head, "'head'", SECTIONS["head"])
     return Recipe(backbone=backbone.pop("name"), **backbone, **head, **top, where=where)
 
@@ -267,20 +253,13 @@ def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
         return ()
     if isinstance(given, tuple) and all(isinstance(entry, PatchEntry) for entry in given):
         return given
-    if not isinstance(given, Mapping):
-        raise where.error(
-            "patches is a mapping of targets to operations, such as {'layer3': {'wrap': 'se'}}, "
-            f"not {short_repr(given)}"
-        )
+    rules.PATCHES.check("patches", given, where.error)
     entries: list[PatchEntry] = []
     for target, written in given.items():
-        at = where / target
-        steps: list[tuple[Place, Any]] = [(at, written)]
-        if isinstance(written, (list, tuple)) and written:
-            steps = [(at / index, step) for index, step in enumerate(written)]
-        for place, step in steps:
-            if not isinstance(step, Mapping) or not step:
-                raise place.error(f"{_A_PATCH}, not {short_repr(step)}")
+        at, many = where / target, isinstance(written, (list, tuple)) and bool(written)
+        for index, step in enumerate(written if many else [written]):
+            place = at / index if many else at
+            rules.PATCH.check("a patch", step, place.error)
             entries += [_entry(target, op, value, place / op) for op, value in step.items()]
     return tuple(entries)
 
@@ -288,11 +267,7 @@ def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
 def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
     if value is None or rules.is_name(value):
         value = {"type": value}
-    if not rules.is_keywords(value):
-        raise where.error(
-            f"{op} takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}, "
-            f"not {short_repr(value)}"
-        )
+    rules.PATCH_VALUE.check(str(op), value, where.error)
     known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}
     options = {key: option for key, option in value.items() if key not in PATCH_KEYS}
     return PatchEntry(target=target, op=op, **known, options=options, where=where)

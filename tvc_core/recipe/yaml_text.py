@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import RecipeError, short_repr
+from ..errors import RecipeError, describe_error, short_repr
 
 __all__ = ["Lines", "parse_yaml", "read_yaml", "write_yaml"]
 
@@ -26,7 +26,11 @@ value.
 MAX_BYTES, MAX_EVENTS, MAX_DEPTH = 1_000_000, 10_000, 50
 MAX_ALIASES, MAX_VALUES, MAX_SCALAR = 100, 10_000, 10_000
 MAX_INTEGER = 2**63 - 1
-_DECIMAL = re.compile(r"[-+]?(0|[1-9][0-9_]*)")
+_TOO_DEEP = f"nested deeper than the {MAX_DEPTH} levels that a recipe may have"
+_SURROGATE = re.compile("[\ud800-\udfff]")
+_DECIMAL = {"int": re.compile(r"[-+]?(0|[1-9][0-9_]*)"), "float": re.compile("[^:]*")}
+"""How numbers may be written: 010 would be 8, and 1:30 would be 90."""
+
 _SCALARS = {f"tag:yaml.org,2002:{kind}" for kind in ("str", "int", "float", "bool", "null")}
 _MERGE = "tag:yaml.org,2002:merge"
 
@@ -58,10 +62,8 @@ def write_yaml(data: Any) -> str:
     try:
         return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     except (yaml.YAMLError, RecursionError) as error:
-        reason = " ".join(str(part) for part in error.args) or type(error).__name__
-        raise RecipeError(
-            f"the recipe has a value that cannot be written as YAML: {reason[:200]}"
-        ) from error
+        problem = f"a value that cannot be written as YAML: {describe_error(error)[:200]}"
+        raise RecipeError(f"the recipe has {problem}") from error
 
 
 def read_yaml(path: Path) -> tuple[Any, Lines]:
@@ -109,7 +111,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         raise
     except Exception as error:
         # PyYAML lets through what Python's own conversions raise, on a code point too large, say
-        raise RecipeError(f"{name}: not YAML: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"{name}: not YAML: {describe_error(error)}") from error
 
 
 def _error(name: str, line: int | None, message: str) -> RecipeError:
@@ -123,20 +125,22 @@ def _check_limits(text: str, name: str) -> None:
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
         aliases += isinstance(event, yaml.AliasEvent)
-        problem = ""
-        if count > MAX_EVENTS:
-            problem = f"more than the {MAX_EVENTS:,} entries that a recipe may have"
-        elif depth > MAX_DEPTH:
-            problem = f"nested deeper than the {MAX_DEPTH} levels that a recipe may have"
-        elif aliases > MAX_ALIASES:
-            problem = f"more than the {MAX_ALIASES} aliases that a recipe may have"
-        elif (tag := getattr(event, "tag", None)) is not None:
-            problem = f"tags ({short_repr(tag)}) are not allowed in recipes"
-        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > MAX_SCALAR:
-            problem = f"a value longer than the {MAX_SCALAR:,} characters that it may have"
-        if problem:
-            mark = event.start_mark
-            raise _error(name, mark.line if mark else None, problem)
+        tag, value = getattr(event, "tag", None), getattr(event, "value", "")
+        for exceeded, problem in (
+            (count > MAX_EVENTS, f"more than the {MAX_EVENTS:,} entries that a recipe may have"),
+            (depth > MAX_DEPTH, _TOO_DEEP),
+            (aliases > MAX_ALIASES, f"more than the {MAX_ALIASES} aliases that a recipe may have"),
+            (tag is not None, f"tags ({tag!r:.100}) are not allowed in recipes"),
+            (len(value) > MAX_SCALAR, f"a value longer than the {MAX_SCALAR:,} characters allowed"),
+        ):
+            if exceeded:
+                mark = event.start_mark
+                raise _error(name, mark.line if mark else None, problem)
+
+
+def _is_small(number: str) -> bool:
+    digits = number.replace("_", "")  # of which Python refuses to convert 4,300 and more
+    return len(digits) <= 40 and abs(int(digits)) <= MAX_INTEGER
 
 
 class _Walk:
@@ -154,13 +158,10 @@ class _Walk:
         self.lines.setdefault(path, node.start_mark.line + 1)
         self.values += 1
         if self.values > MAX_VALUES:
-            raise self.error(
-                node, f"its aliases expand to more than the {MAX_VALUES:,} values of a recipe"
-            )
+            problem = f"its aliases expand to more than the {MAX_VALUES:,} values of a recipe"
+            raise self.error(node, problem)
         if depth > MAX_DEPTH:
-            raise self.error(
-                node, f"nested deeper than the {MAX_DEPTH} levels that a recipe may have"
-            )
+            raise self.error(node, _TOO_DEEP)
         if isinstance(node, yaml.MappingNode) and node.tag.endswith(":map"):
             return self.mapping(node, path, depth)
         if isinstance(node, yaml.SequenceNode) and node.tag.endswith(":seq"):
@@ -171,25 +172,16 @@ class _Walk:
     def scalar(self, node: yaml.Node) -> Any:
         written, kind = short_repr(node.value), node.tag.rpartition(":")[2]
         if node.tag not in _SCALARS or not isinstance(node, yaml.ScalarNode):
-            raise self.error(
-                node, f"{written} is a {kind} in YAML, which recipes do not have; put it in quotes"
-            )
-        # 010 is 8, and 1:30 is 90
-        octal_or_so = kind == "int" and not _DECIMAL.fullmatch(node.value)
-        if octal_or_so or (kind == "float" and ":" in node.value):
-            raise self.error(
-                node, f"YAML reads {written} as another number; write it in decimal digits"
-            )
-        # Python refuses to convert 4,300 digits and more
-        too_long = len(node.value) > 40 and kind == "int"
-        value = None if too_long else self.scalars.construct_object(node)
-        if too_long or (isinstance(value, int) and abs(value) > MAX_INTEGER):
-            raise self.error(node, f"the number {written} is too large")
-        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
-            raise self.error(
-                node, f"{short_repr(value)} has half of a surrogate pair, which is no character"
-            )
-        return value
+            problem = f"{written} is a {kind} in YAML, which recipes do not have; put it in quotes"
+        elif kind in _DECIMAL and not _DECIMAL[kind].fullmatch(node.value):
+            problem = f"YAML reads {written} as another number; write it in decimal digits"
+        elif kind == "int" and not _is_small(node.value):
+            problem = f"the number {written} is too large"
+        elif _SURROGATE.search(node.value):
+            problem = f"{written} has half of a surrogate pair, which is no character"
+        else:
+            return self.scalars.construct_object(node)
+        raise self.error(node, problem)
 
     def mapping(self, node: yaml.MappingNode, path: tuple[Any, ...], depth: int) -> dict[str, Any]:
         found: dict[str, Any] = {}
@@ -198,18 +190,13 @@ class _Walk:
                 raise self.error(key_node, "merge keys ('<<') are not allowed in recipes")
             key = self.value(key_node, (*path, None), depth + 1)
             if not isinstance(key, str):
-                scalar = isinstance(key_node, yaml.ScalarNode)
-                written = short_repr(key_node.value) if scalar else "[...]"
-                raise self.error(
-                    key_node,
-                    f"the key {written} reads as {short_repr(key)}, not as text; put it in quotes",
-                )
+                written = short_repr(key_node.value) if key_node.id == "scalar" else "[...]"
+                problem = f"reads as {short_repr(key)}, not as text; put it in quotes"
+                raise self.error(key_node, f"the key {written} {problem}")
+            at = (*path, key)
             if key in found:
-                raise self.error(
-                    key_node,
-                    f"the key {short_repr(key)} stands here for the second time (first on line "
-                    f"{self.lines[(*path, key)]})",
-                )
-            self.lines[(*path, key)] = key_node.start_mark.line + 1
-            found[key] = self.value(value_node, (*path, key), depth + 1)
+                problem = f"stands here for the second time (first on line {self.lines[at]})"
+                raise self.error(key_node, f"the key {short_repr(key)} {problem}")
+            self.lines[at] = key_node.start_mark.line + 1
+            found[key] = self.value(value_node, at, depth + 1)
         return found

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -16,7 +15,7 @@ from ..errors import did_you_mean, join_names, short_repr
 from ..hookspecs import API_VERSION, KINDS
 from ..specs import Kind, Spec
 
-__all__ = ["HOOKS", "Fault", "Hook", "Reserved", "check_hooks", "collect", "examine", "hooks_of"]
+__all__ = ["HOOKS", "Contents", "Fault", "Hook", "check_hooks", "collect", "examine", "hooks_of"]
 
 Reserved = frozenset[tuple[type[Any], str]]
 """The classes and names of the core's specs, which no plugin may offer."""
@@ -43,6 +42,14 @@ class Hook(NamedTuple):
     optional: bool = False
 
 
+class Contents(NamedTuple):
+    """What a plugin says of itself, before a hook is called."""
+
+    api: tuple[int, int] | None
+    kinds: tuple[Kind, ...]
+    hooks: list[Hook]
+
+
 def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
     """Return what each hook may return, given the kinds that there are."""
     found: dict[str, tuple[type[Spec], ...]] = {}
@@ -56,10 +63,8 @@ HOOKS = hooks_of(KINDS)
 """The core's hooks, and the classes of specs that each may return."""
 
 
-def examine(
-    plugin: Any, owner: str, *, api_required: bool = True
-) -> tuple[tuple[int, int] | None, tuple[Kind, ...], tuple[Hook, ...]]:
-    """Return what a plugin says of itself: the plugin API, its kinds, and the hooks that it has.
+def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
+    """Return what a plugin says of itself.
 
     Raises:
         Fault: it breaks a rule.
@@ -67,29 +72,23 @@ def examine(
     api = _api_of(plugin, required=api_required)
     kinds, hooks = _kinds_of(plugin, owner, api), _hooks_in(plugin)
     if not hooks and not kinds:
-        raise Fault(
-            f"implements none of the hooks {join_names(HOOKS)}; the entry point may name the wrong "
-            "module"
-        )
-    return api, kinds, tuple(hooks)
+        none = f"implements none of the hooks {join_names(HOOKS)}"
+        raise Fault(f"{none}; the entry point may name the wrong module")
+    return Contents(api, kinds, hooks)
 
 
 def _api_of(plugin: Any, *, required: bool) -> tuple[int, int] | None:
     api = getattr(plugin, "TVC_API", None)
     if api is None and not required:
         return None
-    if not (isinstance(api, tuple) and len(api) == 2 and all(type(part) is int for part in api)):
-        raise Fault(
-            f"TVC_API is {short_repr(api)}; a plugin module states the API it was written for, "
-            "such as TVC_API = (1, 0)"
-        )
-    major, minor = API_VERSION
-    if api[0] != major or api[1] > minor:
-        raise Fault(
-            f"written for plugin API {api[0]}.{api[1]}, this tvc-core has {major}.{minor}; "
-            f"{'upgrade tvc-core' if api > API_VERSION else 'upgrade the plugin'}",
-            status="incompatible",
-        )
+    if not (isinstance(api, tuple) and [type(part) for part in api] == [int, int]):
+        example = "a plugin module states the API it was written for, such as TVC_API = (1, 0)"
+        raise Fault(f"TVC_API is {short_repr(api)}; {example}")
+    if api[0] != API_VERSION[0] or api > API_VERSION:
+        written, here = (".".join(map(str, version)) for version in (api, API_VERSION))
+        upgrade = "tvc-core" if api > API_VERSION else "the plugin"
+        message = f"written for plugin API {written}, this tvc-core has {here}; upgrade {upgrade}"
+        raise Fault(message, status="incompatible")
     return api
 
 
@@ -100,10 +99,10 @@ def _kinds_of(plugin: Any, owner: str, api: tuple[int, int] | None) -> tuple[Kin
     if kinds and api is not None and api < (1, 1):
         raise Fault(f"TVC_KINDS needs plugin API 1.1, and TVC_API is {api}")
     taken = {word for kind in KINDS for word in (kind.name, kind.plural)}
-    prefix = owner.replace("-", "_")
+    prefix, core = owner.replace("-", "_"), tuple(kind.spec for kind in KINDS)
     for kind in kinds:
-        hook = kind.hook.__name__
-        if {kind.name, kind.plural} & taken or issubclass(kind.spec, tuple(k.spec for k in KINDS)):
+        hook, words = kind.hook.__name__, {kind.name, kind.plural}
+        if words & taken or issubclass(kind.spec, core):
             raise Fault(f"defines the kind {kind.name!r}, which is tvc-core's own; choose another")
         whole = hook == prefix and not hook.startswith("tvc_")
         if not whole and (prefix == "tvc" or not hook.startswith(f"{prefix}_")):
@@ -112,10 +111,14 @@ def _kinds_of(plugin: Any, owner: str, api: tuple[int, int] | None) -> tuple[Kin
                 f"distribution that defines it: '{prefix}_{kind.plural}'. Only the core's begin "
                 "with 'tvc_' and a plain noun"
             )
-        if inspect.signature(kind.hook).parameters:
-            raise Fault(f"the hook {hook!r} of its kind {kind.name!r} takes arguments")
-        taken |= {kind.name, kind.plural}
+        _check_takes_nothing(f"the hook {hook!r} of its kind {kind.name!r}", kind.hook)
+        taken |= words
     return tuple(kinds)
+
+
+def _check_takes_nothing(what: str, hook: Callable[..., Any]) -> None:
+    if (signature := inspect.signature(hook)).parameters:
+        raise Fault(f"{what} takes arguments, {signature}; a hook takes none")
 
 
 def _hooks_in(plugin: Any) -> list[Hook]:
@@ -127,8 +130,7 @@ def _hooks_in(plugin: Any) -> list[Hook]:
         value: Any = getattr(plugin, name, None)
         options = getattr(value, "tvc_impl", None)
         if isinstance(options, dict):
-            if (signature := inspect.signature(value)).parameters:
-                raise Fault(f"{name} takes arguments, {signature}; a hook takes none")
+            _check_takes_nothing(name, value)
             found.append(Hook(options["specname"] or name, value, options["optionalhook"]))
         elif name.startswith("tvc_") and callable(value) and not hasattr(value, "tvc_spec"):
             if name not in HOOKS and (near := did_you_mean(name, HOOKS)):
@@ -150,11 +152,10 @@ def check_hooks(hooks: Iterable[Hook], known: Mapping[str, Any]) -> list[Hook]:
         if hook.name in known or not hook.name:
             there.append(hook)
         elif not hook.optional or difflib.get_close_matches(hook.name, known, 1, _NEAR):
-            near = did_you_mean(hook.name, known)
             raise Fault(
-                f"implements an unknown hook {hook.name!r}.{near} The hooks are "
-                f"{join_names(known)}; for one of a distribution that may be absent write "
-                "@hookimpl(optionalhook=True)"
+                f"implements an unknown hook {hook.name!r}.{did_you_mean(hook.name, known)} The "
+                f"hooks are {join_names(known)}; for one of a distribution that may be absent "
+                "write @hookimpl(optionalhook=True)"
             )
     return there
 
@@ -168,6 +169,7 @@ def collect(
         Fault: one returns something else than a list of its specs.
     """
     specs: list[Spec] = []
+    seen: set[tuple[type[Spec], str]] = set()
     for hook in hooks:
         wanted = known.get(hook.name) or tuple(spec for each in known.values() for spec in each)
         result, what = hook.function(), wanted[0].__name__
@@ -175,24 +177,22 @@ def collect(
             raise Fault(f"{hook.name} returned {type(result).__name__}, not a list of {what}")
         for spec in result:
             # no subclass: code of its own could fail later, in a listing of all plugins
+            if type(spec) not in wanted and not hook.name:
+                what = f"the {spec.kind} {spec.name!r}"
+                raise Fault(f"offers {what}, of a kind that no plugin here defines")
             if type(spec) not in wanted:
-                raise Fault(
-                    f"{hook.name} returned {short_repr(spec)} in its list, not a {what}"
-                    if hook.name
-                    else f"offers the {spec.kind} {spec.name!r}, of a kind that no plugin here "
-                    "defines"
-                )
-            if "/" in spec.name:
-                raise Fault(
-                    f"{hook.name} returned {spec.name!r} in its list; only a BackboneFamilySpec "
-                    "offers names with '/'"
-                )
+                raise Fault(f"{hook.name} returned {short_repr(spec)} in its list, not a {what}")
+            _check_name(spec, seen, reserved)
         specs += result
-    times = Counter((type(spec), spec.name) for spec in specs)
-    for spec in specs:
-        if times[type(spec), spec.name] > 1:
-            raise Fault(f"offers the {spec.kind} {spec.name!r} twice")
-        if (type(spec), spec.name) in reserved:
-            what = f"offers the {spec.kind} {spec.name!r}"
-            raise Fault(f"{what}, a name of tvc-core's own; choose another")
     return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))
+
+
+def _check_name(spec: Spec, seen: set[tuple[type[Spec], str]], reserved: Reserved) -> None:
+    key, what = (type(spec), spec.name), f"offers the {spec.kind} {spec.name!r}"
+    if "/" in spec.name:
+        raise Fault(f"{what}; only a BackboneFamilySpec offers names with '/'")
+    if key in seen:
+        raise Fault(f"{what} twice")
+    if key in reserved:
+        raise Fault(f"{what}, a name of tvc-core's own; choose another")
+    seen.add(key)

@@ -15,21 +15,20 @@ import threading
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import importlib_metadata
 
-from .. import builtin
+from .. import builtin, hookspecs
 from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean
-from ..hookspecs import ENTRY_POINT_GROUP, KINDS
 from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
 from ..version import __version__
-from .contract import HOOKS, Fault, Hook, Reserved, check_hooks, collect, examine, hooks_of
+from . import contract
+from .contract import HOOKS, Fault, Hook, Reserved
 
 __all__ = ["HOOKS", "PluginInfo", "load_plugins"]
 
@@ -72,13 +71,6 @@ class PluginInfo:
     kinds: tuple[Kind, ...] = field(default=(), repr=False)
     unknown_hooks: tuple[str, ...] = ()
 
-    _home: str = field(default="", repr=False)
-    """Folder of the distribution."""
-    _entry_point: Any = field(default=None, repr=False, compare=False)
-    """None where there is nothing to load."""
-    _later: tuple[Hook, ...] = field(default=(), repr=False, compare=False)
-    """Its hooks that are not the core's nor of its own kinds."""
-
     @property
     def offers(self) -> tuple[Spec | Kind, ...]:
         """Everything with a name: the kinds that it defines, and its specs."""
@@ -89,8 +81,42 @@ class PluginInfo:
         return sum(spec.kind == kind for spec in self.specs)
 
 
-_LOADED: dict[tuple[str, ...], tuple[tuple[Any, ...], PluginInfo]] = {}
-"""The plugins that are active, with what identifies their modules."""
+@dataclass(frozen=True)
+class _Found:
+    """A plugin on its way into the list.
+
+    Args:
+        info: what is known of it.
+        entry_point: None if there is nothing to load.
+        home: folder of the distribution; empty for an in-process plugin.
+        later: its hooks that are not the core's nor of its own kinds.
+    """
+
+    info: PluginInfo
+    entry_point: importlib_metadata.EntryPoint | None = None
+    home: str = ""
+    later: tuple[Hook, ...] = ()
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return (self.info.owner, self.info.module, self.home)
+
+    def known_as(self, **info: Any) -> _Found:
+        """Return this plugin with other fields of what is known of it."""
+        return replace(self, info=replace(self.info, **info))
+
+    def contents(self) -> tuple[Any, ...]:
+        """Identify this load of the module: the value differs after a reload, or if another module
+        takes the name.
+        """
+        assert self.entry_point is not None
+        module = sys.modules.get(self.entry_point.module)
+        spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
+        return (id(module), id(spec), module, spec) if module is not None else ()
+
+
+_LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], _Found]] = {}
+"""The plugins that are active, with their contents."""
 
 _COMPLETED: dict[tuple[Any, ...], PluginInfo] = {}
 """The same after their later hooks, which depend on the kinds that there are."""
@@ -111,49 +137,48 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
         PluginError: a given plugin is faulty, or two have one owner; with TVC_STRICT=1, an
             installed one is faulty.
     """
-    core = PluginInfo(owner=CORE_OWNER, status="", version=__version__, module=builtin.__name__)
-    core = _checked(_quarantined(core, lambda: _first(core, builtin, frozenset())))
-    reserved = frozenset((type(spec), spec.name) for spec in core.specs)
-    infos = [replace(core, kinds=KINDS)]
-    infos += installed_plugins(reserved) if installed else []
+    info = replace(_failed(CORE_OWNER, __version__), module=builtin.__name__)
+    core = _checked(_examine(_Found(info), lambda: builtin, frozenset()))
+    reserved = frozenset((type(spec), spec.name) for spec in core.info.specs)
+    found = [core.known_as(kinds=hookspecs.KINDS)]
+    found += installed_plugins(reserved) if installed else []
     for plugin in given:
         local = local_plugin(plugin, reserved)
-        if local.owner in {info.owner for info in infos}:
-            raise PluginError(
-                f"two plugins have the owner {local.owner!r}; give one another TVC_OWNER"
-            )
-        infos.append(local)
-    known = hooks_of(kind for info in infos for kind in info.kinds)
-    infos = _without_doubles([_complete(info, known, reserved) for info in infos])
+        owner = local.info.owner
+        if any(owner == other.info.owner for other in found):
+            raise PluginError(f"two plugins have the owner {owner!r}; give one another TVC_OWNER")
+        found.append(local)
+    kinds = [kind for each in found for kind in each.info.kinds]
+    infos = _without_doubles([_complete(each, kinds, reserved) for each in found])
     faulty = [info for info in infos if info.status in _FAULTY]
     if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
-        lines = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
-        raise PluginError(
-            f"TVC_STRICT is set and {len(faulty)} of {len(infos) - 1} plugins are faulty: {lines}"
-        )
-    _mention([info for info in infos if info.status in _FAULTY or info.side_effects])
+        faults = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
+        counts = f"{len(faulty)} of {len(infos) - 1}"
+        raise PluginError(f"TVC_STRICT is set and {counts} plugins are faulty: {faults}")
+    _mention(infos, {each.info.owner: each.home for each in found})
     return sorted(infos, key=lambda info: (info.owner, info.module))
 
 
-def installed_plugins(reserved: Reserved) -> list[PluginInfo]:
+def installed_plugins(reserved: Reserved) -> list[_Found]:
     """Return every installed plugin, loaded unless the environment excludes it."""
     check_not_loading()
     disabled, only = _owners_in("TVC_DISABLE") or set(), _owners_in("TVC_ONLY")
-    found = sorted(_installed(), key=_key)
-    owners = {info.owner for info in found}
+    found = sorted(_installed(), key=lambda found: found.key)
+    owners = {each.info.owner for each in found}
     _warn_of_unknown("TVC_DISABLE", disabled, owners)
     _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER}, owners)
     seconds, loaded = import_timeout(), {}
-    for info in found:
-        if info.owner in disabled or (only is not None and info.owner not in only):
-            info = replace(info, status="disabled", error="", _entry_point=None)
+    for each in found:
+        owner = each.info.owner
+        if owner in disabled or (only is not None and owner not in only):
+            each = _Found(each.known_as(status="disabled", error="").info)
         # an editable install can list itself twice
-        if (info.owner, info.module) not in loaded:
-            loaded[info.owner, info.module] = _load(info, reserved, seconds)
+        if (owner, each.info.module) not in loaded:
+            loaded[owner, each.info.module] = _load(each, reserved, seconds)
     return list(loaded.values())
 
 
-def local_plugin(plugin: Any, reserved: Reserved) -> PluginInfo:
+def local_plugin(plugin: Any, reserved: Reserved) -> _Found:
     """Return an in-process plugin: a module, class or object with hook implementations.
 
     Its owner is its attribute `TVC_OWNER`, else the name of the module's top-level package, the
@@ -168,152 +193,145 @@ def local_plugin(plugin: Any, reserved: Reserved) -> PluginInfo:
         raise PluginError(
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
-    info = PluginInfo(owner=normalize(owner), status="", module=repr(plugin))
-    first = partial(_first, info, plugin, reserved, api_required=False)
-    return _checked(_quarantined(info, first))
+    info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
+    return _checked(_examine(_Found(info), lambda: plugin, reserved, api_required=False))
 
 
-def _checked(info: PluginInfo) -> PluginInfo:
-    if info.status != "active":
-        raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
-    return info
+def _checked(found: _Found) -> _Found:
+    if found.info.status != "active":
+        raise PluginError(f"in-process plugin {found.info.owner!r}: {found.info.error}")
+    return found
 
 
-def _key(info: PluginInfo) -> tuple[str, str, str]:
-    return (info.owner, info.module, info._home)
-
-
-def _installed() -> Iterable[PluginInfo]:
-    """Yield what metadata says of each plugin, in the state of one that fails."""
-    seen: set[str] = set()
+def _installed() -> Iterable[_Found]:
+    seen, group = set(), hookspecs.ENTRY_POINT_GROUP
     # a path that does not exist would be taken for a zip file, whose reader is slow to import
     path = [entry for entry in sys.path if Path(entry).exists()]
     for distribution in importlib_metadata.distributions(path=path):
         home = str(getattr(distribution, "_path", distribution))
-        name, _, version = Path(home).stem.partition("-")
-        info = PluginInfo(owner=normalize(name), version=version, status="failed", _home=home)
         try:
             # most distributions have no plugin, and parsing their files takes far longer
-            if ENTRY_POINT_GROUP not in (distribution.read_text("entry_points.txt") or ""):
+            if group not in (distribution.read_text("entry_points.txt") or ""):
                 continue
-            entry_points = distribution.entry_points.select(group=ENTRY_POINT_GROUP)
+            entry_points = distribution.entry_points.select(group=group)
             # read here, since parsing all of it takes longer than everything else
             header = dict(reversed(_HEADER.findall(distribution.read_text("METADATA") or "")))
-            info = replace(info, owner=normalize(header["Name"]), version=header.get("Version", ""))
+            owner, version = normalize(header["Name"]), header.get("Version", "")
         except Exception as error:
             # broken metadata of one distribution must not hide the plugins of others
+            name, _, version = Path(home).stem.partition("-")
             problem = f"its metadata in {home} cannot be read: {describe_error(error)}"
-            yield replace(info, error=problem)
+            yield _Found(_failed(normalize(name), version, problem), home=home)
             continue
-        for entry in () if info.owner in seen else entry_points:
+        if owner in seen:  # the first on sys.path is the one that imports find
+            continue
+        seen.add(owner)
+        for entry in entry_points:
             problem = f"its entry point {entry.name!r} is {entry.value!r}, no module"
-            try:
-                loadable = bool(entry.module)
-            except Exception:  # importlib-metadata takes the value apart here
-                loadable = False
-            if loadable and not is_owner(info.owner):
+            if not is_owner(owner):
                 problem = "the name of its distribution is not made of letters, digits and '-'"
-                loadable = False
-            entry_point = entry if loadable else None
-            yield replace(info, module=entry.value, error=problem, _entry_point=entry_point)
-        if entry_points:  # the first on sys.path is the one that imports find
-            seen.add(info.owner)
+            try:
+                usable = bool(entry.module) and is_owner(owner)
+            except Exception:  # importlib-metadata takes the value apart here
+                usable = False
+            info = replace(_failed(owner, version, problem), module=entry.value)
+            yield _Found(info, entry if usable else None, home)
 
 
-def _load(info: PluginInfo, reserved: Reserved, seconds: float) -> PluginInfo:
+def _failed(owner: str, version: str, error: str = "") -> PluginInfo:
+    return PluginInfo(owner=owner, status="failed", version=version, error=error)
+
+
+def _load(found: _Found, reserved: Reserved, seconds: float) -> _Found:
     """Load an installed plugin, unless that has been done."""
-    entry_point = info._entry_point
-    if entry_point is None:
-        return info
-
-    def known() -> PluginInfo | None:
-        contents, loaded = _LOADED.get(_key(info), (None, info))
-        return replace(loaded, version=info.version) if contents == _contents(info) else None
-
-    def load() -> PluginInfo:  # another thread may have loaded it by its turn
-        return known() or _quarantined(info, lambda: _first(info, entry_point.load(), reserved))
-
-    if (loaded := known()) is None:
-        loaded = _guarded(info, load, seconds)
-    if loaded.status == "active":
-        _LOADED[_key(info)] = (_contents(info), loaded)
+    entry_point, known = found.entry_point, _known(found)
+    if entry_point is None or known is not None:
+        return known or found
+    # asked again in its turn: another thread may have loaded it by then
+    load = entry_point.load
+    loaded = _guarded(found, lambda: _known(found) or _examine(found, load, reserved), seconds)
+    if loaded.info.status == "active":
+        _LOADED[found.key] = (found.contents(), loaded)
     return loaded
 
 
-def _contents(info: PluginInfo) -> tuple[Any, ...]:
-    """Identify this load of the module: the value differs after a reload, or if another module
-    takes the name.
-    """
-    module = sys.modules.get(info._entry_point.module)
-    spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
-    return (id(module), id(spec), module, spec)
+def _known(found: _Found) -> _Found | None:
+    contents, known = _LOADED.get(found.key, ((), found))
+    if not contents or contents != found.contents():
+        return None
+    return known.known_as(version=found.info.version)
 
 
-def _first(
-    info: PluginInfo, plugin: Any, reserved: Reserved, *, api_required: bool = True
-) -> PluginInfo:
-    """Return a plugin with what it offers of the core's kinds and its own."""
-    api, kinds, hooks = examine(plugin, info.owner, api_required=api_required)
-    known = HOOKS | hooks_of(kinds)
-    later = tuple(hook for hook in hooks if hook.name not in known)
-    specs = collect([hook for hook in hooks if hook not in later], known, reserved)
-    active = replace(info, status="active", error="", api=api, kinds=kinds, specs=specs)
-    return replace(active, _later=later)
-
-
-def _complete(
-    info: PluginInfo, known: Mapping[str, tuple[type[Spec], ...]], reserved: Reserved
-) -> PluginInfo:
+def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInfo:
     """Return a plugin with what it offers of other plugins' kinds."""
-    if not info._later:
-        return info
-    unknown = tuple(hook.name for hook in info._later if hook.name and hook.name not in known)
-    info = replace(info, unknown_hooks=unknown)
+    if not found.later:
+        return found.info
+    known = contract.hooks_of(kinds)
+    key = (found.key, tuple((hook, known.get(hook.name)) for hook in found.later))
+    unknown = tuple(hook.name for hook in found.later if hook.name and hook.name not in known)
+    found = found.known_as(unknown_hooks=unknown)
 
-    def complete() -> PluginInfo:
-        specs = collect(check_hooks(info._later, known), known, reserved)
-        return replace(info, specs=(*info.specs, *specs))
+    def complete() -> _Found:
+        specs = contract.collect(contract.check_hooks(found.later, known), known, reserved)
+        return found.known_as(specs=(*found.info.specs, *specs))
 
-    if info._entry_point is None:
-        return _checked(_quarantined(info, complete))
-    key = (_key(info), *((hook, known.get(hook.name)) for hook in info._later))
-    if key not in _COMPLETED:
-        action = partial(_quarantined, info, complete)
-        completed = _guarded(info, action, import_timeout())
-        if completed.status != "active":
-            return completed
-        _COMPLETED[key] = completed
-    return _COMPLETED[key]
+    if found.entry_point is None:
+        return _checked(_quarantined(found, complete)).info
+    if key in _COMPLETED:
+        return _COMPLETED[key]
+    info = _guarded(found, lambda: _quarantined(found, complete), import_timeout()).info
+    if info.status == "active":
+        _COMPLETED[key] = info
+    return info
 
 
-def _guarded(info: PluginInfo, action: Callable[[], PluginInfo], seconds: float) -> PluginInfo:
+def _guarded(found: _Found, action: Callable[[], _Found], seconds: float) -> _Found:
     """Run a plugin's code in quarantine, and add what that did to what is known of the plugin."""
-    run = run_guarded(action, info._entry_point.module, seconds)
-    error = (
-        f"did not finish importing within {seconds:g} s (module and hooks); TVC_DISABLE leaves it "
-        "out, TVC_IMPORT_TIMEOUT=seconds waits longer"
-    )
-    result = run.result if run.hung is None else _faulty(info, error, run.hung)
-    effects = tuple(dict.fromkeys((*result.side_effects, *run.side_effects)))
-    return replace(result, side_effects=effects, seconds=result.seconds + run.seconds)
+    assert found.entry_point is not None
+    run = run_guarded(action, found.entry_point.module, seconds)
+    result = run.result
+    if run.hung is not None:
+        advice = "TVC_DISABLE leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
+        error = f"did not finish importing within {seconds:g} s (module and hooks); {advice}"
+        result = _without_offers(found, "failed", error, run.hung)
+    effects = tuple(dict.fromkeys((*result.info.side_effects, *run.side_effects)))
+    return result.known_as(side_effects=effects, seconds=result.info.seconds + run.seconds)
 
 
-def _quarantined(info: PluginInfo, action: Callable[[], PluginInfo]) -> PluginInfo:
+def _examine(
+    found: _Found, load: Callable[[], Any], reserved: Reserved, *, api_required: bool = True
+) -> _Found:
+    """Return a plugin with what it offers of the core's kinds and its own."""
+
+    def examine() -> _Found:
+        api, kinds, hooks = contract.examine(load(), found.info.owner, api_required=api_required)
+        known = HOOKS | contract.hooks_of(kinds)
+        later = tuple(hook for hook in hooks if hook.name not in known)
+        specs = contract.collect([h for h in hooks if h.name in known], known, reserved)
+        active = found.known_as(status="active", error="", api=api, kinds=kinds, specs=specs)
+        return replace(active, later=later)
+
+    return _quarantined(found, examine)
+
+
+def _quarantined(found: _Found, action: Callable[[], _Found]) -> _Found:
     """Return what an action returns; whatever a plugin raises in it becomes the plugin's status."""
+    status, text = "failed", ""
     try:
         return action()
     except Fault as fault:
-        return _faulty(info, str(fault), status=fault.status)
+        error, status = str(fault), fault.status
     except BaseException as raised:  # a plugin may raise SystemExit or worse
         main = threading.current_thread() is threading.main_thread()
         if isinstance(raised, KeyboardInterrupt) and main:
             raise  # Ctrl-C comes to this thread alone
-        return _faulty(info, describe_error(raised), traceback.format_exc())
+        error, text = describe_error(raised), traceback.format_exc()
+    return _without_offers(found, status, error, text)
 
 
-def _faulty(info: PluginInfo, error: str, where: str = "", status: str = "failed") -> PluginInfo:
-    nothing: dict[str, Any] = {"specs": (), "kinds": (), "_later": ()}
-    return replace(info, status=status, error=error, traceback=where, **nothing)
+def _without_offers(found: _Found, status: str, error: str, text: str = "") -> _Found:
+    found = found.known_as(status=status, error=error, traceback=text, specs=(), kinds=())
+    return replace(found, later=())
 
 
 def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
@@ -321,31 +339,33 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
     them apart.
     """
     offers = Counter((info.owner, type(each), each.name) for info in infos for each in info.offers)
-    for number, info in enumerate(infos):
-        for each in info.offers:
-            if offers[info.owner, type(each), each.name] > 1:
-                what = f"offers the {each.kind} {each.name!r}"
-                error = f"{what}, which another module of the distribution offers, too"
-                infos[number] = _faulty(info, error)
-    return infos
-
-
-def _mention(infos: Iterable[PluginInfo]) -> None:
-    """Name every plugin that deserves a look, once a process, however many of its modules do."""
-    problems: dict[str, dict[str, None]] = {}
+    checked: list[PluginInfo] = []
     for info in infos:
-        problem = (
-            f"({info.status}) offers nothing: {info.error.rstrip('.')}"
-            if info.status in _FAULTY
-            else "changed process-wide state while it was imported; tvc restored it: "
-            + ", ".join(info.side_effects)
-        )
-        if (info.owner, info._home) not in _MENTIONED:
-            problems.setdefault(f"{info.owner} {info.version}".rstrip(), {})[problem] = None
-    _MENTIONED.update((info.owner, info._home) for info in infos)
-    for what, said in problems.items():
-        message = f"The plugin {what} {'; it '.join(said)}. 'tvc plugins' lists all plugins."
-        warnings.warn(message, RegistryWarning, stacklevel=4)
+        double = [one for one in info.offers if offers[info.owner, type(one), one.name] > 1]
+        if double:
+            what = f"the {double[0].kind} {double[0].name!r}"
+            error = f"offers {what}, which another module of the distribution offers, too"
+            info = replace(info, status="failed", error=error, specs=(), kinds=())
+        checked.append(info)
+    return checked
+
+
+def _mention(infos: Iterable[PluginInfo], homes: dict[str, str]) -> None:
+    """Name every plugin that deserves a look, once a process, however many of its modules do."""
+    problems: dict[tuple[str, str], dict[str, None]] = {}
+    for info in infos:
+        restored = "changed process-wide state while it was imported; tvc restored it"
+        problem = f"{restored}: {', '.join(info.side_effects)}" if info.side_effects else ""
+        if info.status in _FAULTY:
+            problem = f"({info.status}) offers nothing: {info.error.rstrip('.')}"
+        if problem:
+            problems.setdefault((info.owner, info.version), {})[problem] = None
+    for (owner, version), said in problems.items():
+        if (owner, homes[owner]) not in _MENTIONED:
+            _MENTIONED.add((owner, homes[owner]))
+            what = f"{owner} {version}".rstrip()
+            message = f"The plugin {what} {'; it '.join(said)}. 'tvc plugins' lists all plugins."
+            warnings.warn(message, RegistryWarning, stacklevel=4)
 
 
 def _owners_in(variable: str) -> set[str] | None:

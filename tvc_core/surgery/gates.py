@@ -23,11 +23,11 @@ def leave_out_gate(plan: PatchPlan, insertion: Insertion, probe: Probe) -> None:
     """Drop the gate of a block that by itself leaves the map unchanged at its position.
 
     Two reasons. A regularizer is the identity in eval mode, and a closed gate would keep it from
-    acting in training. And a block whose result is zero beside the target would never learn under
-    a closed gate: of two factors that are zero, each keeps the gradient from the other.
+    acting in training. And a block with parameters that starts as the identity (or as zero beside
+    the target) would never learn under a closed gate: what the gate would mix in is zero, and of
+    two factors that are zero, each keeps the gradient from the other.
 
-    Whether a block is like that is declared by its spec, or comes from an initializer; it is seen
-    by running the block.
+    Whether a block is like that is declared by its spec, or seen by running it.
 
     Raises:
         PluginError: the spec declares a start that the block does not have.
@@ -35,7 +35,7 @@ def leave_out_gate(plan: PatchPlan, insertion: Insertion, probe: Probe) -> None:
     """
     patch, neutral = insertion.patch, insertion.position.neutral
     declared = plan.block is not None and neutral != "" and plan.block.spec.starts_as == neutral
-    if not declared and (plan.init is None or neutral != "zero"):
+    if not declared and (neutral == "" or next(patch.block.parameters(), None) is None):
         return
     if probe.image.is_meta:
         patch.neutral = declared and plan.init is None

@@ -1,0 +1,32 @@
+"""What of the public names needs torch: the face imports this file when the first of them is asked
+for.
+"""
+
+from __future__ import annotations
+
+from .describe import describe_backbone
+from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
+from .model.hybrid import HybridModel
+from .model.patch_report import PatchEffect, PatchReport
+from .model.pyramid import LevelInfo
+from .model.reading import FeatureExtractor
+from .model.state import PatchRecord
+from .opening import load
+from .surgery.anatomy import StageInfo
+from .surgery.head import NoClassifier
+from .surgery.operations import BlockMaker, Target
+from .surgery.patch import Patch
+from .surgery.path_info import PathInfo
+from .surgery.positions import POSITIONS, Position
+from .training import AuditReport, audit, freeze_head, param_groups
+from .weights.files import read_state_dict
+from .weights.partial import LoadReport, partial_load, transfer_weights
+from .weights.torchvision import build_torchvision
+
+__all__ = [
+    "AuditReport", "BlockMaker", "FeatureExtractor", "FreezeReport", "HybridModel", "LevelInfo",
+    "LoadReport", "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch",
+    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target",
+    "audit", "build_torchvision", "describe_backbone", "freeze_head", "load", "param_groups",
+    "partial_load", "read_state_dict", "transfer_weights",
+]  # fmt: skip
