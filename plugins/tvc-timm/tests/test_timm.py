@@ -262,7 +262,7 @@ def test_the_command_lists_without_importing_timm(tmp_path: Path) -> None:
         f"note = pathlib.Path({str(tmp_path / 'imported')!r})\n"
         "atexit.register(lambda: note.write_text(' '.join({'timm', 'torch', 'tvc_timm'} & "
         "set(sys.modules))))\n"
-        "sys.argv = ['tvc', 'list', 'backbones', '--plugin', 'tvc-timm', 'resnet1*']\n"
+        "sys.argv = ['tvc', 'list', 'backbones', '--owner', 'tvc-timm', 'resnet1*']\n"
         "runpy.run_module('tvc_cli', run_name='__main__')\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
