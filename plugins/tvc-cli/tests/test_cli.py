@@ -928,8 +928,9 @@ def test_stdout_has_the_result_alone_whatever_a_plugin_writes_and_when(
     assert {"gate", "noisy-blocks"} & {
         fact.get("name", fact["plugin"]) for fact in json.loads(done.stdout)
     }
-    said = {"descriptor import", "descriptor atexit", "child import", "sys.__stdout__ atexit"}
-    assert said <= set(done.stderr.splitlines())
+    # lines of print may be broken by those of the other thread
+    said = {"descriptor import", "descriptor atexit", "child import"}
+    assert said <= set(done.stderr.splitlines()) and "sys.__stdout__" in done.stderr
 
 
 def test_plugins_shows_what_loading_a_plugin_changes(install: Callable[[str, str], None]) -> None:

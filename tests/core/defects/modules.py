@@ -106,9 +106,7 @@ DEFECTS = {
         "TVC_KINDS needs plugin API 1.1",
     ),
     "signal handlers": (
-        changed(
-            "TVC_API", "import signal\nsignal.signal(signal.SIGUSR1, lambda *_: None)\nTVC_API"
-        ),
+        changed("TVC_API", "import signal as s\ns.signal(s.SIGUSR1, lambda *_: None)\nTVC_API"),
         "plugin_side_effects",
         "signal handlers",
     ),
