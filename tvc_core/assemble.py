@@ -63,8 +63,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
     probe, changed = _look(plan, network)
-    before = probe.run(network) if plan.patches else None
-    prepared = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
+    prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
         for patch in prepared

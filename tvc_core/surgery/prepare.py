@@ -57,9 +57,9 @@ class Prepared:
 
 def prepare(
     network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, probe: Probe, name: str
-) -> list[Prepared]:
-    """Return every patch checked and ready, in the order of the plan; a pattern becomes one patch
-    for each module.
+) -> tuple[list[Prepared], torch.Tensor | None]:
+    """Return every patch checked and ready, in the order of the plan, and the logits of the network
+    without any; None without patches. A pattern becomes one patch for each module.
 
     Patches are made in that order, and each sees the network as the replacements before it leave
     it.
@@ -87,6 +87,7 @@ def prepare(
         dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
     )
     sites: dict[str, Site] = {}
+    before: torch.Tensor | None = None
     logits: torch.Tensor | None = None
     stand_ins: dict[str, nn.Module] = {}
     names: dict[str, set[str]] = {}
@@ -97,6 +98,7 @@ def prepare(
             path = patch.entry.target
             if not sites:
                 sites, logits = probe.sites(network, paths, stand_ins)
+                before = logits if before is None else before
             module = stand_ins.get(path, network.get_submodule(path))
             branch_end = sites.get(ends.get(path, "")) if path not in stand_ins else None
             target = Target(
@@ -122,7 +124,7 @@ def prepare(
                 _try_replacement(network, prepared, stand_ins, logits, probe)
                 sites = {}
             ready.append(prepared)
-    return ready
+    return ready, before
 
 
 def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str) -> list[PatchPlan]:
