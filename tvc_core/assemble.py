@@ -33,6 +33,7 @@ from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
+from .weights.preprocessing import image_side
 from .weights.torchvision import class_names_of
 
 __all__ = ["assemble"]
@@ -100,7 +101,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
 def _look(plan: Plan, network: nn.Module) -> tuple[Probe, InputRecord | None]:
     """Find an image that the network accepts, with the channels that it is to take."""
     trained_at = plan.weights.crop_size if plan.weights is not None else None
-    probe = Probe.of(network, plan.backbone.spec, likely=plan.image_side or trained_at)
+    probe = Probe.of(network, plan.backbone.spec, likely=image_side(plan) or trained_at)
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
         return probe, None

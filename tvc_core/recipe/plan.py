@@ -59,16 +59,6 @@ class Plan:
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def image_side(self) -> int | None:
-        """Side of the image that the options ask for; None where they ask for none, or for one that
-        is not square [pixels].
-        """
-        size = self.options.get(self.backbone.spec.size_option)
-        if isinstance(size, (tuple, list)) and len(set(size)) == 1:
-            size = size[0]
-        return size if isinstance(size, int) else None
-
 
 def make_plan(
     recipe: Recipe,
@@ -205,14 +195,12 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
             raise ParameterError(f"{both}: give one of them")
         return options
     if not spec.fixed_size:
-        raise ParameterError(
-            f"image_size={size} is not needed: {what} any size from {spec.min_size} pixels. Leave "
-            "image_size out and resize the images."
-        )
-    sizes = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
+        sizes = f"{what} any size from {spec.min_size} pixels"
+        raise ParameterError(f"image_size={size} is not needed: {sizes}. Resize the images.")
+    trained = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
     hint = " Its option input_size builds it for another size, without pretrained weights."
     raise ParameterError(
-        f"image_size={size} is not available: {what} {join_names(map(str, sizes))} pixels only, "
+        f"image_size={size} is not available: {what} {join_names(map(str, trained))} pixels only, "
         "since no rule resamples its position weights. Resize the images."
         f"{hint if 'input_size' in spec.options else ''}"
     )

@@ -110,8 +110,7 @@ TEXT = Rule("is text", lambda value: isinstance(value, str))
 NAME = Rule("is a name", is_name)
 BACKBONE = Rule("is the name of a backbone", is_name)
 WEIGHTS = Rule(
-    "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null for "
-    "random weights",
+    "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null",
     lambda value: value is None or isinstance(value, enum.Enum) or is_name(value),
 )
 OPTIONS = Rule("is a mapping of option names to values", is_keywords, dict)

@@ -108,8 +108,7 @@ def _kinds_of(plugin: Any, owner: str, api: tuple[int, int] | None) -> tuple[Kin
         if not whole and (prefix == "tvc" or not hook.startswith(f"{prefix}_")):
             raise Fault(
                 f"the hook of its kind {kind.name!r} is {hook!r}; a hook carries the name of the "
-                f"distribution that defines it: '{prefix}_{kind.plural}'. Only the core's begin "
-                "with 'tvc_' and a plain noun"
+                f"distribution that defines it: '{prefix}_{kind.plural}'"
             )
         _check_takes_nothing(f"the hook {hook!r} of its kind {kind.name!r}", kind.hook)
         taken |= words

@@ -12,7 +12,17 @@ from ..recipe import Plan
 from ..specs import FROM_MODULE
 from .torchvision import transforms_of
 
-__all__ = ["transforms"]
+__all__ = ["image_side", "transforms"]
+
+
+def image_side(plan: Plan) -> int | None:
+    """Return the side of the image that a plan's options ask for; None where they ask for none, or
+    for one that is not square [pixels].
+    """
+    size = plan.options.get(plan.backbone.spec.size_option)
+    if isinstance(size, (tuple, list)) and len(set(size)) == 1:
+        size = size[0]
+    return size if isinstance(size, int) else None
 
 
 def transforms(plan: Plan) -> nn.Module:
@@ -54,6 +64,6 @@ def transforms(plan: Plan) -> nn.Module:
             f"{len(weights.mean)} (mean {weights.mean}, standard deviation {weights.std}, crop "
             f"{weights.crop_size} pixels): prepare the images yourself"
         )
-    size = plan.image_side or weights.crop_size
+    size = image_side(plan) or weights.crop_size
     resize = round(weights.resize_size * size / weights.crop_size)
     return transforms_of(replace(weights, crop_size=size, resize_size=resize))
