@@ -89,7 +89,7 @@ def test_the_filter_of_blocks() -> None:
         (
             "list_backbones",
             {"owner": "bata"},
-            "no installed plugin has the plugin 'bata'. Did you mean 'beta'",
+            "No plugin 'bata' is installed. Did you mean 'beta'",
         ),
         (
             "list_blocks",
