@@ -86,11 +86,7 @@ def test_the_filter_of_blocks() -> None:
             {"origin": "torchvison"},
             "no installed plugin has the origin 'torchvison'. Did you mean 'torchvision'",
         ),
-        (
-            "list_backbones",
-            {"owner": "bata"},
-            "No plugin 'bata' is installed. Did you mean 'beta'",
-        ),
+        ("list_backbones", {"owner": "bata"}, "No plugin 'bata' is installed. Did you mean 'beta'"),
         (
             "list_blocks",
             {"category": "atention"},

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from torch import nn
 
@@ -60,8 +61,25 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
             yield f"{path} was {before} and is {after}"
     for path, module in network.named_modules():
         forward = module.__dict__.get("forward")
-        if forward is not None and not isinstance(forward, (Checkpointed, CheckpointedRuns)):
+        if forward is not None and not _runs_its_own(module, forward):
             yield f"{path or 'the model'} has a forward that was assigned to it"
+
+
+def _runs_its_own(module: nn.Module, forward: Any) -> bool:
+    """Return whether an assigned forward runs the class's, in mixed precision or checkpointed.
+
+    accelerate assigns such a one and leaves it there; another wrapper may do anything.
+    """
+    while True:
+        if isinstance(forward, (Checkpointed, CheckpointedRuns)):
+            return forward.inner is None or _runs_its_own(module, forward.inner)
+        forward = getattr(forward, "__func__", forward)
+        if forward is type(module).forward:
+            return True
+        where = getattr(forward, "__globals__", {}).get("__name__", type(forward).__module__)
+        if not where.startswith(("torch.amp.", "accelerate.")):
+            return False
+        forward = getattr(forward, "__wrapped__", None)
 
 
 def kind_of(module: nn.Module) -> str:
