@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import re
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +132,22 @@ def test_f4_an_assigned_forward_of_a_timm_hybrid() -> None:
     inner = model.forward
     model.forward = lambda image: inner(image) * 2
     assert difference(model(x), expected) < 1e-6
+
+
+@pytest.mark.parametrize("name", ["tvc-resnet:resnet18", "timm/test_resnet"])
+def test_f4_a_forward_unwrapped_down_to_the_networks_own(name: str, tmp_path: Path) -> None:
+    """As accelerate's unwrap_model assigns it: the hybrid's still runs it, and can be saved."""
+    if name.startswith("timm"):
+        pytest.importorskip("timm")
+    patches = {"stage:-1": {"wrap": SE}}
+    model = HybridBuilder().from_backbone(name, None, patches=patches).eval()
+    x = torch.randn(1, 3, 64, 64)
+    expected = model(x)
+    model.forward = types.MethodType(inspect.unwrap(type(model).forward), model)
+    assert difference(model(x), expected) == 0
+    with model.without():
+        assert difference(model(x), expected) > 0
+    model.save(tmp_path / "m.safetensors")
 
 
 # -- F5 --------------------------------------------------------------------------------------------

@@ -80,11 +80,22 @@ def _make_class(base: type[nn.Module], views: bool) -> type[HybridModel]:
         "__doc__": HybridModel.__doc__,
         "_hybrid_base": base,
         "forward": _forward_of(base, views),
+        "__setattr__": _set_attribute,
         "__reduce_ex__": _reduce_ex,
     }
     if views:
         body["__slots__"] = ("_hybrid_view",)
     return type(f"Hybrid{base.__name__}", (HybridModel, base), body)
+
+
+def _set_attribute(self: HybridModel, name: str, value: Any) -> None:
+    base: type[nn.Module] = type(self)._hybrid_base  # type: ignore[attr-defined]
+    if name == "forward" and getattr(value, "__func__", None) is base.forward:
+        # accelerate's unwrap_model follows `__wrapped__` down to the network's own forward; the
+        # hybrid's runs it, and its patches stay in their model
+        self.__dict__.pop("forward", None)
+    else:
+        base.__setattr__(self, name, value)
 
 
 def _reduce_ex(self: HybridModel, protocol: Any) -> Any:
