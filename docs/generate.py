@@ -435,12 +435,18 @@ def _entry(name: str, value: Any, level: str) -> Iterable[str]:
         yield from _docstring(value.__doc__)
     elif name == "hookimpl":
         yield from ("The decorator that marks a hook implementation, `@hookimpl`.", "")
+    elif name == "hookspec":
+        yield from ("The decorator that marks a hook's specification, `@hookspec`.", "")
+    elif isinstance(value, Mapping):
+        names = ", ".join(f"`{key!r}`" for key in value)
+        yield from (f"A mapping with the keys {names}.", "", _constant_docs().get(name, ""), "")
     else:
         yield from (f"`{name} = {_plain(value)}`", "", _constant_docs().get(name, ""), "")
 
 
 def _constant_docs() -> dict[str, str]:
     return {
+        "POSITIONS": "Every `Position` by its name, as recipes give it.",
         "API_VERSION": "The plugin API of this core: a plugin's major must be equal, its minor at "
         "most this one's.",
         "BlockMaker": "Makes the user's block for a number of input channels.",
