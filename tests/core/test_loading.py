@@ -146,6 +146,15 @@ def test_a_package_that_makes_a_builder_while_it_is_imported_gets_its_own_plugin
 
 # -- what is put back ------------------------------------------------------------------------------
 
+
+@pytest.fixture
+def unseeded() -> None:
+    """Leave the state that a beast's seed makes, which an earlier test may have set."""
+    random.seed()
+    numpy.random.seed()
+    torch.seed()
+
+
 LOOKS: dict[str, Callable[[], Any]] = {
     "seeds": random.getstate,
     "draws": random.getstate,
@@ -179,6 +188,7 @@ def code_of(name: str) -> str:
     return source.partition("\n")[0]
 
 
+@pytest.mark.usefixtures("unseeded")
 @pytest.mark.parametrize("name", LOOKS)
 @pytest.mark.parametrize("where", ["import", "hook"])
 def test_what_a_plugin_changes_is_put_back_and_named(
@@ -196,6 +206,7 @@ def test_what_a_plugin_changes_is_put_back_and_named(
     assert info_of("bad") == bad, "it is remembered"
 
 
+@pytest.mark.usefixtures("unseeded")
 @pytest.mark.parametrize("raises", [True, False])
 @pytest.mark.parametrize("name", LOOKS)
 def test_code_that_is_used_leaves_as_little_behind(name: str, raises: bool) -> None:

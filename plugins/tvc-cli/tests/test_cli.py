@@ -743,6 +743,7 @@ def commands(
         install(name, source.replace("MODULE", module).replace("NAME", name.partition("-")[0]))
         monkeypatch.setenv("TVC_ONLY", f"{os.environ['TVC_ONLY']},tvc-cli")
         body = BODY.replace("NAME", name)
+        monkeypatch.delitem(sys.modules, f"{module}_body", raising=False)  # of an earlier test
         (tmp_path / "site" / f"{module}_body.py").write_text(body, encoding="utf-8")
 
     return write
