@@ -92,7 +92,7 @@ def show_parts(model: HybridModel, title: str) -> None:
     table = Table("part", "modules", "parameters", "trainable", title=title)
     for part in model.freeze_report().parts:
         table.add_row(
-            part.name, " ".join(part.paths), f"{part.num_parameters:,}", f"{part.num_trainable:,}"
+            part.name, str(part.num_modules), f"{part.num_parameters:,}", f"{part.num_trainable:,}"
         )
     console.print(table)
 
