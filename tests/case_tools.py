@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -17,16 +18,48 @@ from tvc_core import HybridBuilder, HybridModel
 
 __all__ = [
     "EVERY_POSITION",
+    "Tiny",
     "calibrate",
     "difference",
     "gates",
     "new_tensors",
     "open_gates",
+    "quiet_and_repeatable",
     "ready",
     "steps",
     "switching_often",
     "trial",
 ]
+
+
+@pytest.fixture(autouse=True)
+def quiet_and_repeatable() -> Iterator[None]:
+    """One thread, the same random numbers, and nothing left behind."""
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    yield
+    torch.set_num_threads(threads)
+    torch.set_rng_state(state)
+    # what a test that failed may have left
+    torch.set_grad_enabled(True)
+    torch.set_default_dtype(torch.float32)
+    torch.backends.mha.set_fastpath_enabled(True)
+
+
+class Tiny(nn.Module):
+    """A network that builds in milliseconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.layer1 = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.layer2 = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.pool(self.layer2(self.layer1(self.stem(x)))).flatten(1))
+
 
 BESIDE = {"type": "conv_bn_act", "position": "parallel", "params": {"channels": 256, "stride": 2}}
 """A block beside resnet18's layer3."""

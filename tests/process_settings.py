@@ -14,6 +14,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -98,15 +99,14 @@ def _ours(frame: FrameType) -> bool:
     return "tvc_core" in name or "/tvc_" in name
 
 
-def lines_of(call: Callable[[], Any]) -> list[tuple[str, int]]:
-    """Return the lines of tvc's code that a call runs in this thread, each once, in order."""
-    lines: dict[tuple[str, int], None] = {}
+def _watch(call: Callable[[], Any], on_line: Callable[[FrameType], object]) -> None:
+    """Run a call, and something before each line of tvc's code that it runs in this thread."""
 
     def trace(frame: FrameType, event: str, _: Any) -> Any:
         if not _ours(frame):
             return None
         if event == "line":
-            lines[frame.f_code.co_filename, frame.f_lineno] = None
+            on_line(frame)
         return trace
 
     before = sys.gettrace()
@@ -115,28 +115,32 @@ def lines_of(call: Callable[[], Any]) -> list[tuple[str, int]]:
         call()
     finally:
         sys.settrace(before)
+
+
+def lines_of(call: Callable[[], Any]) -> list[tuple[str, int]]:
+    """Return the lines of tvc's code that a call runs in this thread, each once, in order."""
+    lines: dict[tuple[str, int], None] = {}
+    _watch(call, lambda frame: lines.setdefault((frame.f_code.co_filename, frame.f_lineno)))
     return list(lines)
 
 
-def interrupt(call: Callable[[], Any], line: tuple[str, int]) -> bool:
-    """Run a call and raise KeyboardInterrupt before it runs a line; tell whether it came there."""
-    reached = False
+def interrupt(call: Callable[[], Any], where: tuple[str, int] | int) -> bool:
+    """Run a call and raise KeyboardInterrupt once; tell whether it came there.
 
-    def trace(frame: FrameType, event: str, _: Any) -> Any:
-        nonlocal reached
-        if not _ours(frame):
-            return None
-        if event == "line" and (frame.f_code.co_filename, frame.f_lineno) == line and not reached:
+    Args:
+        call: what is run.
+        where: before which line, as `lines_of` gives it, or after how many lines that it has run.
+    """
+    reached, count = False, 0
+
+    def stop(frame: FrameType) -> None:
+        nonlocal reached, count
+        here = count if isinstance(where, int) else (frame.f_code.co_filename, frame.f_lineno)
+        count += 1
+        if here == where and not reached:
             reached = True
             raise KeyboardInterrupt
-        return trace
 
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        pass
-    finally:
-        sys.settrace(before)
+    with suppress(KeyboardInterrupt):
+        _watch(call, stop)
     return reached

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from case_tools import EVERY_POSITION, difference, open_gates, ready, switching_often, trial
+from case_tools import EVERY_POSITION, Tiny, difference, open_gates, ready, switching_often, trial
 from process_settings import changed, interrupt, lines_of, process_settings
 from torch import Tensor, nn
 
@@ -189,20 +189,6 @@ def test_an_error_inside_of_a_call_leaves_the_model() -> None:
 
 
 # -- builds ----------------------------------------------------------------------------------------
-
-
-class Tiny(nn.Module):
-    """A network that builds in milliseconds."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.layer1 = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.layer2 = nn.Sequential(nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.pool, self.fc = nn.AdaptiveAvgPool2d(1), nn.Linear(16, 4)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.fc(self.pool(self.layer2(self.layer1(self.stem(x)))).flatten(1))
 
 
 TINY_PATCHES: dict[str, Any] = {

@@ -19,6 +19,7 @@ import pytest
 import torch
 import torchvision
 from case_tools import difference, switching_often, trial
+from process_settings import interrupt
 from torch import Tensor, nn
 
 from tvc_core import (
@@ -60,7 +61,7 @@ def test_r1_an_interrupt_in_a_feature_pass_leaves_the_model_alive() -> None:
         right = model(x)
         dead = []
         for line in range(400):
-            reached = interrupted_at(line, lambda: model.get_stage_outputs(x, [0]))
+            reached = interrupt(lambda: model.get_stage_outputs(x, [0]), line)
             if not reached:
                 break
             try:
@@ -71,32 +72,6 @@ def test_r1_an_interrupt_in_a_feature_pass_leaves_the_model_alive() -> None:
                 model.get_stage_outputs(x)
         assert line > 5
         assert dead == []
-
-
-def interrupted_at(number: int, call: Any) -> bool:
-    """Call something, and raise KeyboardInterrupt before the given line of tvc's own code; tell
-    whether it was reached.
-    """
-    seen = [0]
-
-    def trace(frame: Any, event: str, _: Any) -> Any:
-        if "tvc_core" not in frame.f_code.co_filename:
-            return None
-        if event == "line":
-            seen[0] += 1
-            if seen[0] == number + 1:
-                raise KeyboardInterrupt
-        return trace
-
-    before = sys.gettrace()
-    sys.settrace(trace)
-    try:
-        call()
-    except KeyboardInterrupt:
-        return True
-    finally:
-        sys.settrace(before)
-    return seen[0] > number
 
 
 # -- R2 --------------------------------------------------------------------------------------------
