@@ -101,10 +101,7 @@ def restore_module(network: nn.Module, path: str, original: nn.Module) -> None:
 
 def placed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
     """Yield (where it lives, path of its target, patch) for every patch in a network's tree."""
-    for name in CONTAINERS:
-        tree = network._modules.get(name)
-        if isinstance(tree, PatchTree):
-            yield from ((home, path, patch) for home, path, patch, _ in _leaves(tree, name, ""))
+    yield from ((home, path, patch) for home, path, patch, _ in _all_leaves(network))
 
 
 def installed_patches(network: nn.Module) -> Iterator[tuple[str, Patch]]:
@@ -122,10 +119,17 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
         (where it lives, why it has no place) of those that cannot hang.
     """
     leaves = _all_leaves(network)
-    lost = [(home, f"there is no module {path!r}") for home, path in _gone(network, leaves)]
-    lost += [(home, f"{path!r} is {other!r} now") for home, path, other in _tied(network, leaves)]
-    gone = {home for home, _ in lost}
-    misplaced = [leaf for leaf in leaves if leaf[0] not in gone and not _hangs(network, *leaf[1:])]
+    lost: list[tuple[str, str]] = []
+    misplaced: list[tuple[str, nn.Module, Patch, nn.Module]] = []
+    first: dict[int, str] = {}
+    for home, path, patch, module in leaves:
+        target = find_module(network, path)
+        if target is None:
+            lost.append((home, f"there is no module {path!r}"))
+        elif (other := first.setdefault(id(target), path)) != path:  # it would run at both paths
+            lost.append((home, f"{path!r} is {other!r} now"))
+        elif not _hangs(target, patch, module):
+            misplaced.append((home, target, patch, module))
     if not misplaced:
         return lost
     # an interrupt may come between the lock and what gives it back: nobody waits for that for long
@@ -133,8 +137,7 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
     try:
         _unregister(network, {home for home, _, _, _ in misplaced})
         order = {id(patch): number for number, (_, _, patch, _) in enumerate(leaves)}
-        for _, path, patch, module in misplaced:
-            target = network.get_submodule(path)
+        for _, target, patch, module in misplaced:
             _register(target, patch, module)
             _sort(target._forward_pre_hooks, order)
             _sort(target._forward_hooks, order)
@@ -146,21 +149,6 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
 
 Leaf = tuple[str, str, Patch, nn.Module]
 """Where a patch lives, the path of its target, the patch, and what is to be called for it."""
-
-
-def _gone(network: nn.Module, leaves: list[Leaf]) -> Iterator[tuple[str, str]]:
-    yield from ((home, path) for home, path, *_ in leaves if find_module(network, path) is None)
-
-
-def _tied(network: nn.Module, leaves: list[Leaf]) -> Iterator[tuple[str, str, str]]:
-    """Yield (where it lives, path, other path) of patches whose target is another one's, too: each
-    would run at both paths.
-    """
-    first: dict[int, str] = {}
-    for home, path, *_ in leaves:
-        target = find_module(network, path)
-        if target is not None and first.setdefault(id(target), path) != path:
-            yield home, path, first[id(target)]
 
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:
@@ -201,11 +189,8 @@ def _wanted(patch: Patch) -> tuple[int, int]:
     return int(patch.position.runs_before), int(patch.position.runs_after)
 
 
-def _hangs(network: nn.Module, path: str, patch: Patch, module: nn.Module) -> bool:
-    """Return whether the module at a path runs a patch, once, and no copy of it."""
-    target = find_module(network, path)
-    if target is None:
-        return False
+def _hangs(target: nn.Module, patch: Patch, module: nn.Module) -> bool:
+    """Return whether a module runs a patch, once, and no copy of it."""
     counts = []
     for hooks in (target._forward_pre_hooks, target._forward_hooks):
         found = [
