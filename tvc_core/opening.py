@@ -101,7 +101,7 @@ def _load(
     own.update(tensors)
     model.load_state_dict(own, assign=assign)
     try:
-        model.class_names = content["class_names"]
+        model.class_names = content["class_names"] or None
         model.load_freeze_state(content["freeze"])
     except (FreezeError, HeadError, StageError) as error:
         raise WeightsError(f"{path}: {error}") from error

@@ -34,6 +34,7 @@ from . import freezing
 from .bridge import find_bridge
 from .checkpointing import Checkpointed, set_checkpointing
 from .fingerprint import fingerprint
+from .heads import unnamed
 from .measuring import measure
 from .settling import place
 from .state import HybridState, Installed, num_classes
@@ -234,7 +235,8 @@ def _measure(network: nn.Module, state: HybridState) -> None:
     probe = Probe(image.to(dtype=like.dtype, device=like.device))
     # by model.compile(): not for a look
     compiled = any(module._compiled_call_impl is not None for module in network.modules())
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
+    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
+    with eager, unnamed(state):
         anatomy = state.anatomy
         _, state.features = measure(network, anatomy, state.taps, state.records, probe)
         state.bridge = find_bridge(network, anatomy.taps[-1], anatomy.head, probe)

@@ -93,7 +93,17 @@ class Recipe:
             layer, the model returns what it got.
         dropout: probability of the head's dropout; a head without one gets it before its last
             layer. None leaves it.
-        class_names: one name for each output, all different.
+        class_names: one name for each output, all different; without `num_classes` they say how
+            many outputs there are. An output whose name the pretrained head has, as another of its
+            outputs or among another number of them, starts with that one's weights.
+        hidden: widths of new layers before the last one, such as [512], or one width: each a linear
+            layer (a 1x1 convolution where the last layer is a convolution), an activation and a
+            dropout. They and the last layer stand where the backbone's last layer stood.
+        activation: of the hidden layers: "relu" (which None stands for), "gelu", "silu",
+            "hardswish", "mish", "leaky_relu", "elu" or "tanh".
+        heads: several heads in place of one, by name: the number of classes, their names, or a
+            mapping of `num_classes`, `class_names`, `hidden`, `activation` and `dropout`. The model
+            then returns a dict of logits by name. `hidden` and `dropout` above are before all.
         freeze_backbone: freeze stem and stages; the head and new blocks stay trainable. Or a
             mapping of `head`, `freeze_patches` and `normalization`, as
             `HybridModel.freeze_backbone` takes them, such as {"head": "last"}.
@@ -119,6 +129,9 @@ class Recipe:
     num_classes: int | None = _key("head", rules.NUM_CLASSES)
     dropout: float | None = _key("head", rules.DROPOUT)
     class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
+    hidden: tuple[int, ...] | None = _key("head", rules.HIDDEN)
+    activation: str | None = _key("head", rules.ACTIVATION)
+    heads: Mapping[str, Any] | None = _key("head", rules.HEADS)
     freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
     unfreeze_stages: tuple[int, ...] | None = _key("", rules.STAGES)
     in_channels: int | None = _key("backbone", rules.SIZE)
@@ -153,8 +166,17 @@ class Recipe:
         if isinstance(policy, tuple) and len(policy) != channels:
             raise error(f"in_channels_policy has {len(policy)} rules for in_channels {channels}")
         if self.class_names is not None:
+            if self.class_names and self.num_classes is None:
+                object.__setattr__(self, "num_classes", len(self.class_names))
             error = self.place("class_names").error
             rules.check_class_names(self.class_names, self.num_classes, error)
+        rules.check_activation(self.activation, self.hidden, self.place("activation").error)
+        if self.heads is not None:
+            if self.num_classes is not None:
+                raise self.place("heads").error(
+                    "each of the heads has its own classes: leave num_classes and class_names out"
+                )
+            object.__setattr__(self, "heads", rules.check_heads(self.heads, self.place("heads")))
         if self.unfreeze_stages is not None and not self.freeze_backbone:
             raise self.place("unfreeze_stages").error(
                 "unfreeze_stages says what stays trainable in a frozen backbone: set "
