@@ -156,10 +156,10 @@ def _by_head(given: Any, heads: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         HeadError: it is no mapping, or names a head that is not there.
     """
-    if not isinstance(given, Mapping) or not given:
+    if heads and (not isinstance(given, Mapping) or not given):
         example = f"{{{next(iter(heads))!r}: ...}}"
         raise HeadError(f"the model has several heads: say which, as in {example}")
-    check_known(given, heads)
+    check_known(given or [""], heads)
     return given
 
 

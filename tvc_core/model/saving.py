@@ -14,7 +14,8 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,6 +28,7 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError, join_names
 from ..from_module import described
+from ..local import OWN
 from ..recipe import Plan
 from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
@@ -36,7 +38,7 @@ from .fingerprint import changes
 from .settling import settle
 from .state import HybridState
 
-__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "digest_of", "save"]
+__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "digest_of", "how_to_load", "save"]
 
 FORMAT = 2
 KEYS = {
@@ -76,6 +78,33 @@ def save(
             f"{error}"
         ) from error
     _write(path, safetensors.torch.save(tensors, metadata={"tvc": text}))
+    _tell_own(state, path)
+
+
+def _tell_own(state: HybridState, path: Path) -> None:
+    """Say what has to be handed over to load a model with blocks that no plugin offers."""
+    own = {
+        plan.block.spec.name: plan.block.spec.factory
+        for plan in state.plan.patches
+        if plan.block is not None and plan.block.owner == OWN
+    }
+    if own:
+        warnings.warn(
+            f"{path}: the blocks {join_names(own)} are your own, which the file names and does not "
+            f"hold. {how_to_load(own, path)}",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def how_to_load(names: Iterable[str], path: Path) -> str:
+    """Say how a model with blocks of the user's own is loaded."""
+    blocks = [f"plugin.block(name={name!r})(...)" for name in names]
+    return (
+        "To load it, hand over what makes them, each a class or function of the number of "
+        f"channels: plugin = LocalPlugin({OWN!r}); {'; '.join(blocks)}; "
+        f"HybridBuilder(plugins=[plugin]).load({path.name!r})"
+    )
 
 
 def _check_unchanged(network: nn.Module, state: HybridState, path: Path) -> None:

@@ -116,6 +116,10 @@ def _choice(says: str, *choices: Any) -> Rule:
 TEXT = Rule("is text", lambda value: isinstance(value, str))
 NAME = Rule("is a name", is_name)
 BACKBONE = Rule("is the name of a backbone", is_name)
+BLOCK = Rule(
+    "is the name of a block, or a class or module of your own",
+    lambda value: is_name(value) or callable(value),
+)
 WEIGHTS = Rule(
     "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null",
     lambda value: value is None or isinstance(value, enum.Enum) or is_name(value),
@@ -192,7 +196,9 @@ PATCH = Rule(
     lambda value: isinstance(value, Mapping) and bool(value),
 )
 PATCH_VALUE = Rule(
-    f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}", is_keywords
+    "takes the name of a block, a class or module of your own, or a mapping with the keys "
+    f"{join_names(PATCH_KEYS)}",
+    is_keywords,
 )
 
 

@@ -5,7 +5,7 @@ are not resolved here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from .rules import Rule
 
 __all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe"]
 
-PatchStep = Mapping[str, str | Mapping[str, Any] | None]
+Block = str | Callable[..., Any]
+"""A block's name, or in code a class or function that makes it, or the module itself."""
+
+PatchStep = Mapping[str, Block | Mapping[str, Any] | None]
 """Operations with their blocks: {"wrap": "se"}, {"wrap": {"type": "se", "params": {...}}}."""
 
 Patches = Mapping[str, PatchStep | Sequence[PatchStep]]
@@ -34,7 +37,8 @@ class PatchEntry:
     Args:
         target: dotted path of a module of the backbone, or a pattern of such paths.
         op: name of the patch operation.
-        block: name of the block; None for an operation without one.
+        block: name of the block, or in code a class, function or module of one's own; None for an
+            operation without one.
         params: keyword arguments of the block.
         init: name of an initializer; None for the operation's own start.
         name: last part of the inserted module's path, instead of the block's short name.
@@ -47,7 +51,7 @@ class PatchEntry:
 
     target: str
     op: str
-    block: str | None = None
+    block: Block | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     init: str | None = None
     name: str | None = None
@@ -58,7 +62,7 @@ class PatchEntry:
         rules.TARGET.check("a patch target", self.target, self.where.error)
         rules.OPERATION.check("a patch operation", self.op, self.where.error)
         for key, value, rule in (
-            ("type", self.block, rules.NAME),
+            ("type", self.block, rules.BLOCK),
             ("init", self.init, rules.NAME),
             ("name", self.name, rules.PATH_PART),
             ("params", self.params, rules.PARAMS),
@@ -287,7 +291,7 @@ def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
 
 
 def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
-    if value is None or rules.is_name(value):
+    if value is None or rules.is_name(value) or callable(value):
         value = {"type": value}
     rules.PATCH_VALUE.check(str(op), value, where.error)
     known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}

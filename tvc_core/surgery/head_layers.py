@@ -14,6 +14,7 @@ from ..errors import HeadError
 from ..recipe import Recipe
 from ..recipe.rules import ACTIVATIONS
 from .hooks import TvcHook
+from .patches import add_child
 
 __all__ = [
     "HeadDropout", "HeadMLP", "Heads", "Layout", "NoClassifier", "make_classifier", "maker_of",
@@ -137,7 +138,7 @@ class Heads(nn.Module):
                     f"a head cannot be called {name!r}, since torch.nn.Module has an attribute of "
                     "that name: choose another"
                 )
-            self.add_module(name, head)
+            add_child(self, name, head)
         self.names = tuple(heads)
 
     def forward(self, x: Tensor) -> Tensor:
