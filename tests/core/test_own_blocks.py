@@ -117,9 +117,7 @@ def test_a_module_has_one_place(tiny: Any, lab: Any, plain: Any, way: str) -> No
             )  # fmt: skip
 
 
-def test_a_saved_model_says_what_it_needs(
-    lab: Any, images: Tensor, tmp_path: Path
-) -> None:
+def test_a_saved_model_says_what_it_needs(lab: Any, images: Tensor, tmp_path: Path) -> None:
     file = tmp_path / "own.safetensors"
     patches = {"layer2": {"wrap": {"type": MyScale, **PAPER}}, "layer1": {"wrap": MyScale(8)}}
     model = lab().from_backbone("tiny", weights=None, patches=patches).eval()
@@ -183,7 +181,7 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         RecipeError,
         "two different blocks of your own are called 'my_scale'",
     ),
-    "no block": ({"wrap": 16}, RecipeError, "a class or module of your own"),
+    "no block": ({"wrap": 16}, RecipeError, "in code also a class or a module, not 16"),
 }
 
 

@@ -22,6 +22,7 @@ from ..surgery.head import (
     find_last_layer,
     last_layer,
     num_classes_of,
+    report_of,
     rows_by_name,
     set_dropout,
 )
@@ -137,7 +138,7 @@ def _exchange(
         if before is not None:
             state.class_names[name] = before
         raise
-    report = HeadReport.of(number, before, names)
+    report = report_of(number, before, names)
     state.kept_classes[name] = report.kept
     if names is not None:
         state.class_names[name] = names

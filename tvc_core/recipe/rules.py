@@ -117,8 +117,7 @@ TEXT = Rule("is text", lambda value: isinstance(value, str))
 NAME = Rule("is a name", is_name)
 BACKBONE = Rule("is the name of a backbone", is_name)
 BLOCK = Rule(
-    "is the name of a block, or a class or module of your own",
-    lambda value: is_name(value) or callable(value),
+    "is a name, or in code a class or a module", lambda value: is_name(value) or callable(value)
 )
 WEIGHTS = Rule(
     "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null",
@@ -196,8 +195,8 @@ PATCH = Rule(
     lambda value: isinstance(value, Mapping) and bool(value),
 )
 PATCH_VALUE = Rule(
-    "takes the name of a block, a class or module of your own, or a mapping with the keys "
-    f"{join_names(PATCH_KEYS)}",
+    f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}; in code also "
+    "a class or a module",
     is_keywords,
 )
 

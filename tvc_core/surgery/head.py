@@ -31,7 +31,7 @@ from .patches import add_child, installed_patches, set_module
 __all__ = [
     "HeadDropout", "HeadReport", "Layout", "NoClassifier", "check_classes", "check_known",
     "dropout_of", "exchange_heads", "find_classifier", "find_heads", "find_last_layer",
-    "last_layer", "num_classes_of", "rows_by_name", "set_dropout", "set_num_classes",
+    "last_layer", "num_classes_of", "report_of", "rows_by_name", "set_dropout", "set_num_classes",
 ]  # fmt: skip
 
 Rows = Mapping[int, int]
@@ -61,16 +61,16 @@ class HeadReport:
         said = [f"{len(n)} {what} ({join_names(n, most=4)})" for what, n in rows if n]
         return f"{self.num_classes} classes" + (f": {'; '.join(said)}" if said else "")
 
-    @staticmethod
-    def of(num_classes: int, before: ClassNames, names: ClassNames) -> HeadReport:
-        """Compare the names of before with those of now."""
-        old, now = before or (), names or ()
-        return HeadReport(
-            num_classes=num_classes,
-            kept=tuple(name for name in now if name in old),
-            new=tuple(name for name in now if name not in old),
-            dropped=tuple(name for name in old if name not in now),
-        )
+
+def report_of(num_classes: int, before: ClassNames, names: ClassNames) -> HeadReport:
+    """Compare the names of before with those of now."""
+    old, now = before or (), names or ()
+    return HeadReport(
+        num_classes=num_classes,
+        kept=tuple(name for name in now if name in old),
+        new=tuple(name for name in now if name not in old),
+        dropped=tuple(name for name in old if name not in now),
+    )
 
 
 def rows_by_name(before: ClassNames, names: ClassNames) -> dict[int, int]:
