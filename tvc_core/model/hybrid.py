@@ -178,7 +178,8 @@ class HybridModel(nn.Module):
         Args:
             unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers
                 count from the end.
-            head: what of the head is trainable: "all", "last" (only its last layer) or "none".
+            head: what of the head is trainable: "all", "last" (only its last layer, with the hidden
+                layers and heads that were built in its place) or "none".
             freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
             normalization: what the backbone's normalization layers in frozen parts do: "frozen"
                 (nothing moves), "eval" (scale and shift learn, running statistics are fixed) or
