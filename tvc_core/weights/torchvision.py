@@ -22,7 +22,7 @@ from ..errors import BackboneError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
 from .files import hash_in_name, read_state_dict
 
-__all__ = ["build_torchvision", "class_names_of", "transforms_of"]
+__all__ = ["build_torchvision", "class_names_of", "training_transforms_of", "transforms_of"]
 
 
 class _CheckedMember:
@@ -161,7 +161,7 @@ def transforms_of(weights: WeightsSpec) -> nn.Module:
     """Return the preprocessing that a pretrained set was trained with, as torchvision's own
     module.
     """
-    from torchvision.transforms import InterpolationMode, Resize
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
 
     preset = ImageClassification(
@@ -171,11 +171,27 @@ def transforms_of(weights: WeightsSpec) -> nn.Module:
         std=weights.std,
         interpolation=InterpolationMode(weights.interpolation),
     )
-    if not weights.squash:
-        return preset
-    sides = [weights.resize_size, weights.resize_size]
-    return nn.Sequential(
-        Resize(sides, interpolation=preset.interpolation, antialias=preset.antialias), preset
+    if weights.squash:
+        preset.resize_size *= 2  # a height and a width, not one number for the short side
+    return preset
+
+
+def training_transforms_of(weights: WeightsSpec) -> nn.Module:
+    """Return the augmentation with which torchvision's reference scripts train, where they are told
+    nothing else: a random crop, half of the images mirrored. timm's random crops have the same
+    shares and ratios.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    interpolation = InterpolationMode(weights.interpolation)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(weights.crop_size, interpolation=interpolation, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(weights.mean, weights.std),
+        ]
     )
 
 

@@ -16,7 +16,7 @@ TVC_API = (1, 1)
 _B = "Tan and Le 2019, arXiv:1905.11946"
 _V2 = "Tan and Le 2021, arXiv:2104.00298"
 _HALF = (0.5, 0.5, 0.5)
-_LITE0 = {"num_params": 4652008, "gflops": 0.385, "license": "Apache-2.0"}
+_LITE0: dict[str, Any] = {"num_params": 4652008, "gflops": 0.385, "license": "Apache-2.0"}
 """Measured, and what the package says; nobody states the accuracy of its file."""
 _TF_MEAN, _TF_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
