@@ -9,9 +9,7 @@ running code.
 from __future__ import annotations
 
 from collections import OrderedDict
-from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 import torchvision
@@ -20,7 +18,8 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from ..errors import BackboneError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
-from .files import hash_in_name, read_state_dict
+from .cache import cached_file, hash_in_name
+from .files import read_state_dict
 
 __all__ = ["build_torchvision", "class_names_of", "training_transforms_of", "transforms_of"]
 
@@ -43,9 +42,7 @@ class _CheckedMember:
 
     def get_state_dict(self, progress: bool = True, **_: Any) -> dict[str, Tensor]:
         """Return the tensors, downloading the file first where the cache lacks it."""
-        path = cached_file(self._member.url)
-        if not path.exists():
-            _download(self._member.url, path, progress)
+        path = cached_file(self._member.url, progress=progress)
         return read_state_dict(path, sha256=hash_in_name(path.name))
 
 
@@ -202,20 +199,3 @@ def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return tuple(_IMAGENET_CATEGORIES) if weights.num_classes == len(_IMAGENET_CATEGORIES) else None
-
-
-def cached_file(url: str) -> Path:
-    """Return where torch.hub keeps the file of an address: $TORCH_HOME/hub/checkpoints."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(url).path).name
-
-
-def _download(url: str, path: Path, progress: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(path), hash_in_name(path.name), progress=progress)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"{path.name} cannot be downloaded from {urlparse(url).netloc}: {error}. Put the file "
-            f"into {path.parent}, "
-            "or pass weights=None to start from random weights."
-        ) from error
