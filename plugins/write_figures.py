@@ -28,16 +28,23 @@ FIGURES: dict[tuple[str, str], dict[str, Any]] = {
 
 def main() -> None:
     """Write `figures.py` of each plugin that offers networks of torchvision's."""
-    texts: dict[str, str] = {}
+    for path, text in texts().items():
+        path.write_text(text, encoding="utf-8")
+        print(f"wrote {path.relative_to(FOLDER)}")
+
+
+def texts() -> dict[Path, str]:
+    """Return the text of each file by its path."""
+    found: dict[str, str] = {}
     for offer in Registry().all(BackboneSpec):
         if offer.spec.origin == "torchvision":
             for member in torchvision.models.get_model_weights(offer.spec.name):
                 row = row_of((offer.spec.name, member.name), figures_of(member))
-                texts[offer.owner] = texts.get(offer.owner, HEAD) + row
-    for owner, text in texts.items():
-        path = FOLDER / owner / owner.replace("-", "_") / "figures.py"
-        path.write_text(text + "}\n", encoding="utf-8")
-        print(f"wrote {path.relative_to(FOLDER)}")
+                found[offer.owner] = found.get(offer.owner, HEAD) + row
+    return {
+        FOLDER / owner / owner.replace("-", "_") / "figures.py": text + "}\n"
+        for owner, text in found.items()
+    }
 
 
 def figures_of(member: Any) -> dict[str, Any]:
