@@ -77,8 +77,8 @@ class HybridModel(nn.Module):
 
         Args:
             x: images [N, C, H, W].
-            stages: only these: stage numbers as `unfreeze_stages` takes them (-1 is the last), and
-                "stem".
+            stages: only these: stages as `unfreeze_stages` names them (-1 is the last, "layer3"
+                the one that has this path), and "stem".
 
         Returns:
             The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i] whatever the layout
@@ -164,7 +164,7 @@ class HybridModel(nn.Module):
 
     def freeze_backbone(
         self,
-        unfreeze_stages: Sequence[int] | int | None = None,
+        unfreeze_stages: Sequence[int | str] | int | str | None = None,
         head: str = "all",
         freeze_patches: bool = False,
         normalization: str = "frozen",
@@ -175,8 +175,8 @@ class HybridModel(nn.Module):
         Calling it again sets the state anew, so stages that are not named are frozen.
 
         Args:
-            unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers
-                count from the end.
+            unfreeze_stages: stages that stay trainable, one or several, by number (stage i is
+                feature i + 1, negative ones count from the end) or path, such as "layer4".
             head: what of the head is trainable: "all", "last" (only its last layer) or "none".
             freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
             normalization: what the backbone's normalization layers in frozen parts do: "frozen"
@@ -269,7 +269,7 @@ class HybridModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 
     def set_grad_checkpointing(
-        self, enable: bool = True, stages: Sequence[int] | int | None = None
+        self, enable: bool = True, stages: Sequence[int | str] | int | str | None = None
     ) -> None:
         """Compute the activations of stages again in the backward pass instead of keeping them.
 
@@ -279,8 +279,8 @@ class HybridModel(nn.Module):
 
         Args:
             enable: on or off.
-            stages: the stages to switch, negative numbers count from the end; the others stay as
-                they are. None: stem and all stages.
+            stages: the stages to switch, as `unfreeze_stages` of `freeze_backbone` names them; the
+                others stay as they are. None: stem and all stages.
 
         Raises:
             StageError: a stage that is not there; nothing has changed.

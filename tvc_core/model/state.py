@@ -14,6 +14,7 @@ from torch import nn
 
 from ..recipe import PatchPlan, Plan
 from ..surgery.anatomy import Anatomy, StageInfo
+from ..surgery.ending import LeftOutRecord
 from ..surgery.head import find_last_layer, num_classes_of
 from ..surgery.input import InputRecord
 from .bridge import Bridge
@@ -125,6 +126,7 @@ class HybridState:
         class_names: one for each output.
         new_layers: paths of the new last layers of auxiliary heads.
         input: what was done at the input.
+        left_out: what a network that ends early has not; None for a whole one.
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
         metadata: the user's own facts, which `save` writes.
@@ -146,6 +148,7 @@ class HybridState:
     class_names: tuple[str, ...] | None = None
     new_layers: tuple[str, ...] = ()
     input: InputRecord | None = None
+    left_out: LeftOutRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     half_thawed_told: bool = False

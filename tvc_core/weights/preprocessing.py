@@ -10,19 +10,18 @@ from torch import nn
 from ..errors import BackboneError
 from ..recipe import Plan
 from ..specs import FROM_MODULE
-from .torchvision import transforms_of
+from .torchvision import set_crop, transforms_of
 
-__all__ = ["image_side", "transforms"]
+__all__ = ["image_size", "transforms"]
 
 
-def image_side(plan: Plan) -> int | None:
-    """Return the side of the image that a plan's options ask for; None where they ask for none, or
-    for one that is not square [pixels].
+def image_size(plan: Plan) -> tuple[int, int] | None:
+    """Return height and width of the image that a plan's options ask for; None where they ask for
+    none [pixels].
     """
     size = plan.options.get(plan.backbone.spec.size_option)
-    if isinstance(size, (tuple, list)) and len(set(size)) == 1:
-        size = size[0]
-    return size if isinstance(size, int) else None
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    return (sides[0], sides[-1]) if all(isinstance(side, int) for side in sides) else None
 
 
 def transforms(plan: Plan) -> nn.Module:
@@ -64,6 +63,9 @@ def transforms(plan: Plan) -> nn.Module:
             f"{len(weights.mean)} (mean {weights.mean}, standard deviation {weights.std}, crop "
             f"{weights.crop_size} pixels): prepare the images yourself"
         )
-    size = image_side(plan) or weights.crop_size
-    resize = round(weights.resize_size * size / weights.crop_size)
-    return transforms_of(replace(weights, crop_size=size, resize_size=resize))
+    sides = image_size(plan) or (weights.crop_size, weights.crop_size)
+    resize = round(weights.resize_size * max(sides) / weights.crop_size)
+    prepare = transforms_of(replace(weights, crop_size=max(sides), resize_size=resize))
+    if sides[0] != sides[1]:
+        set_crop(prepare, sides)
+    return prepare

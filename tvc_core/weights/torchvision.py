@@ -9,6 +9,7 @@ running code.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlparse
@@ -89,7 +90,7 @@ def build_torchvision(
         ) from error
 
 
-def set_image_size(network: nn.Module, size: int) -> None:
+def set_image_size(network: nn.Module, size: int | Sequence[int]) -> None:
     """Make a ViT take images of another size, in place: its position embeddings are resampled,
     bicubic, as torchvision does.
 
@@ -100,6 +101,11 @@ def set_image_size(network: nn.Module, size: int) -> None:
         raise BackboneError(
             f"{type(network).__name__} has no position embeddings that tvc can resample for images "
             f"of {size} pixels"
+        )
+    if not isinstance(size, int):
+        raise BackboneError(
+            f"torchvision's {type(network).__name__} takes square images only, so image_size is "
+            f"one number, not {list(size)}: resize the images to a square"
         )
     patch = network.patch_size
     if size < patch or size % patch:
@@ -177,6 +183,15 @@ def transforms_of(weights: WeightsSpec) -> nn.Module:
     return nn.Sequential(
         Resize(sides, interpolation=preset.interpolation, antialias=preset.antialias), preset
     )
+
+
+def set_crop(prepare: nn.Module, sides: tuple[int, int]) -> None:
+    """Let preprocessing cut out a part of another height and width [pixels], of an image that it
+    has made to cover a square of the longer side.
+    """
+    for module in prepare.modules():
+        if hasattr(module, "crop_size"):
+            module.crop_size = list(sides)  # type: ignore[assignment]
 
 
 def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
