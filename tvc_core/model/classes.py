@@ -26,7 +26,7 @@ import torch
 from torch import nn
 
 from .hybrid import HybridModel
-from .running import run_forward
+from .running import run_compiled, run_forward
 from .state import HybridState
 
 __all__ = ["become_hybrid"]
@@ -112,8 +112,8 @@ def _forward_of(base: type[nn.Module], views: bool) -> Callable[..., Any]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = functools.partial(base.forward, self._hybrid_view if views else self)
-        if torch.compiler.is_compiling():  # nothing is put in place while a graph is made
-            return bound(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return run_compiled(bound, args, kwargs)
         return run_forward(self, bound, args, kwargs)
 
     # what reads a signature (torch.export, torch.fx, IDEs) finds the network's own
