@@ -28,6 +28,7 @@ from .freeze_report import FreezeReport, freeze_report
 from .patch_report import PatchReport, patch_report
 from .pyramid import LevelInfo, levels_of
 from .reading import FeatureExtractor, forward_head, last_map, read_features
+from .remeasuring import remeasure
 from .saving import save
 from .settling import place, settle
 from .state import FreezeState, HybridState, PatchRecord, num_classes
@@ -159,6 +160,26 @@ class HybridModel(nn.Module):
         feature i + 1.
         """
         return self._hybrid.stages
+
+    def remeasure(self, image_size: int | Sequence[int] | None = None) -> None:
+        """Measure the model again, after its network was changed by hand (stride, dilation,
+        channels) or by a tool that prunes it: `stage_info`, `pyramid_info`, the maps of
+        `get_stage_outputs` and `forward_head` follow.
+
+        What was made with the widths before, such as a feature pyramid network, has to be made
+        again. No other thread may run the model meanwhile.
+
+        Args:
+            image_size: side of the images, or [height, width], that a network built for one size
+                takes now; None for the one before [pixels].
+
+        Raises:
+            PatchError: patches do not fit any more, or never run; the message names all that do not
+                fit. What was measured before stands.
+            BackboneError: the network fails, or the end of a stage is gone; likewise.
+            ParameterError: `image_size` is no size.
+        """
+        remeasure(self, self._hybrid, image_size)
 
     # -- freezing ----------------------------------------------------------------------------------
 

@@ -244,3 +244,16 @@ def test_the_head_of_a_vit_that_averages_tokens_is_known(
         dropped = model.forward_head(features)
         torch.manual_seed(0)
         assert torch.equal(dropped, theirs.forward_head(features))
+
+
+def test_a_vit_that_was_set_to_another_size_is_measured_at_it() -> None:
+    model: Any = BUILDER.from_backbone("timm/test_vit", None, patches={"blocks.1": CONV})
+    randomized(model)
+    model.set_input_size((64, 96))
+    model.remeasure(image_size=[64, 96])
+    assert model._hybrid.probe_shape == (1, 3, 64, 96)
+    x = image(64, 96)
+    assert model.get_stage_outputs(x, -1)[0].shape == (2, 64, 4, 6)
+    hand, block = by_hand(model, "test_vit", "blocks.1", 1, img_size=(64, 96))
+    block.grid = (4, 6)
+    assert torch.allclose(model(x), hand(x), atol=1e-5)
