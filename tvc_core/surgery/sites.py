@@ -196,7 +196,9 @@ class Probe:
         network: nn.Module,
         spec: BackboneSpec,
         size: int | None = None,
+        *,
         likely: int | tuple[int, int] | None = None,
+        first: int | None = None,
     ) -> Probe:
         """Return a probe that the network accepts: small and not square if it can be, else of a
         size it was trained with.
@@ -207,6 +209,7 @@ class Probe:
             size: side of a square image to use instead [pixels].
             likely: side of a square image, or height and width, to try before the sizes of the
                 spec's weights [pixels].
+            first: side of a square image to try before all others [pixels].
 
         Raises:
             BackboneError: the network's forward pass fails for every size that was tried.
@@ -220,7 +223,9 @@ class Probe:
         wide = small + 32 * -(-small // 64)
         sizes = [(size, size)] if size else [(small, wide), (small, small), *crops]
         if spec.fixed_size and not size:
-            sizes = crops
+            sizes = list(crops)
+        if first and not size:
+            sizes.insert(0, (first, first))
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):
