@@ -25,6 +25,7 @@ from .model.state import Feature, HybridState, Installed, PatchRecord
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe
 from .surgery.anatomy import Anatomy
+from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import (
     Layout,
     exchange_heads,
@@ -41,7 +42,7 @@ from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
-from .weights.preprocessing import image_side
+from .weights.preprocessing import image_size
 from .weights.torchvision import class_names_of
 
 __all__ = ["assemble"]
@@ -68,7 +69,7 @@ def _build(plan: Plan, pretrained: bool) -> HybridModel:
 
 
 def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
-    anatomy = Anatomy.of(network, plan.backbone.spec)
+    anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
     probe, changed = _look(plan, network)
@@ -102,6 +103,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         head_dim=head.dim,
         new_layers=head.new_layers,
         input=changed,
+        left_out=left_out,
         modules=fingerprint(network),
     )
     model = become_hybrid(network, state)
@@ -111,10 +113,27 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     return model
 
 
+def _end(plan: Plan, network: nn.Module, anatomy: Anatomy) -> tuple[Anatomy, LeftOutRecord | None]:
+    """Leave out the stages that the recipe does not keep."""
+    given, classes = plan.recipe.stages, plan.options.get("num_classes")
+    if given is None or (count := stages_kept(given, anatomy)) == len(anatomy.stages):
+        return anatomy, None
+    if classes:
+        raise HeadError(
+            f"the option num_classes={classes!r} is about the head that stages={given!r} leaves "
+            "out: give num_classes beside stages, for a new head on the last stage that stays"
+        )
+    return end_early(network, anatomy, count, _probe(plan, network), plan.backbone.qualified)
+
+
+def _probe(plan: Plan, network: nn.Module) -> Probe:
+    trained_at = plan.weights.crop_size if plan.weights is not None else None
+    return Probe.of(network, plan.backbone.spec, likely=image_size(plan) or trained_at)
+
+
 def _look(plan: Plan, network: nn.Module) -> tuple[Probe, InputRecord | None]:
     """Find an image that the network accepts, with the channels that it is to take."""
-    trained_at = plan.weights.crop_size if plan.weights is not None else None
-    probe = Probe.of(network, plan.backbone.spec, likely=image_side(plan) or trained_at)
+    probe = _probe(plan, network)
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
         return probe, None

@@ -43,7 +43,7 @@ OF_ALL = {
     "in_channels": None,
     "in_channels_policy": None,
 }
-OF_NAMED = {**OF_ALL, "options": None, "image_size": None}
+OF_NAMED = {**OF_ALL, "options": None, "stages": None, "image_size": None}
 
 
 @pytest.fixture(scope="module")

@@ -246,13 +246,30 @@ def test_a_mapping_of_what_to_freeze_is_kept_and_written() -> None:
     assert recipe.to_mapping() == {**data, "unfreeze_stages": [1]}
 
 
-@pytest.mark.parametrize(
-    "value", [True, "3", [True], ["layer3"], [1.0], {2: 3}, {"3"}, [None], 2.0], ids=str
-)
-def test_unfreeze_stages_is_a_list_of_numbers_or_one(value: Any) -> None:
+@pytest.mark.parametrize("value", [True, "", [True], [1.0], {2: 3}, {" "}, [None], 2.0], ids=str)
+def test_unfreeze_stages_is_a_list_of_stages_or_one(value: Any) -> None:
     assert wrong(freeze_backbone=True, unfreeze_stages=value).startswith(
-        "arguments: unfreeze_stages is a list of stage numbers"
+        "arguments: unfreeze_stages is a list of stages, by number or path, such as [2, 'layer4']"
     )
+
+
+@pytest.mark.parametrize("value", [True, 2.5, [], "", [None], {"a": 1}], ids=str)
+def test_stages_is_a_number_a_path_or_a_list(value: Any) -> None:
+    assert wrong(stages=value).startswith("arguments: stages is how many stages there are to be")
+
+
+@pytest.mark.parametrize("value", [0, [64], [64, 0], [64, 64, 64], "64", [64.0, 64], True], ids=str)
+def test_image_size_is_a_side_or_height_and_width(value: Any) -> None:
+    message = wrong(image_size=value)
+    assert "image_size is a whole number from 1 to 100,000, or [height, width]" in message
+
+
+def test_sizes_and_stages_are_written_as_they_were_given() -> None:
+    data = {"backbone": {"name": "r", "weights": None, "stages": ["a", 1], "image_size": [96, 64]}}
+    recipe = Recipe.from_mapping(data)
+    assert (recipe.stages, recipe.image_size) == (("a", 1), (96, 64))
+    assert recipe.to_mapping() == data
+    assert Recipe(backbone="r", image_size=[96, 96]).image_size == 96  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("more", [{}, {"freeze_backbone": False}])

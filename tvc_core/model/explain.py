@@ -40,6 +40,8 @@ def explain(network: nn.Module, state: HybridState) -> str:
         lines.append(f"options: {given}")
     if state.input is not None:
         lines.append("input: " + _input_line(state.input))
+    if state.left_out is not None:
+        lines.append(f"left out: {state.left_out}")
     lines += _patch_lines(network, state)
     lines += [f"  cannot run: {each}" for each in lost]
     lines += _head_lines(network, state)

@@ -28,6 +28,7 @@ from .heads import HeadInfo, head_info, named_outputs, reset_classifier, set_cla
 from .patch_report import PatchReport, patch_report
 from .pyramid import LevelInfo, levels_of
 from .reading import FeatureExtractor, forward_head, last_map, read_features
+from .remeasuring import remeasure
 from .saving import save
 from .settling import place
 from .state import FreezeState, HybridState, PatchRecord, num_classes
@@ -77,8 +78,8 @@ class HybridModel(nn.Module):
 
         Args:
             x: images [N, C, H, W].
-            stages: only these: stage numbers as `unfreeze_stages` takes them (-1 is the last), and
-                "stem".
+            stages: only these: stages as `unfreeze_stages` names them (-1 is the last, "layer3"
+                the one that has this path), and "stem".
 
         Returns:
             The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i] whatever the layout
@@ -161,11 +162,31 @@ class HybridModel(nn.Module):
         """
         return self._hybrid.stages
 
+    def remeasure(self, image_size: int | Sequence[int] | None = None) -> None:
+        """Measure the model again, after its network was changed by hand (stride, dilation,
+        channels) or by a tool that prunes it: `stage_info`, `pyramid_info`, the maps of
+        `get_stage_outputs` and `forward_head` follow.
+
+        What was made with the widths before, such as a feature pyramid network, has to be made
+        again. No other thread may run the model meanwhile.
+
+        Args:
+            image_size: side of the images, or [height, width], that a network built for one size
+                takes now; None for the one before [pixels].
+
+        Raises:
+            PatchError: patches do not fit any more, or never run; the message names all that do not
+                fit. What was measured before stands.
+            BackboneError: the network fails, or the end of a stage is gone; likewise.
+            ParameterError: `image_size` is no size.
+        """
+        remeasure(self, self._hybrid, image_size)
+
     # -- freezing ----------------------------------------------------------------------------------
 
     def freeze_backbone(
         self,
-        unfreeze_stages: Sequence[int] | int | None = None,
+        unfreeze_stages: Sequence[int | str] | int | str | None = None,
         head: str = "all",
         freeze_patches: bool = False,
         normalization: str = "frozen",
@@ -176,8 +197,8 @@ class HybridModel(nn.Module):
         Calling it again sets the state anew, so stages that are not named are frozen.
 
         Args:
-            unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers
-                count from the end.
+            unfreeze_stages: stages that stay trainable, one or several, by number (stage i is
+                feature i + 1, negative ones count from the end) or path, such as "layer4".
             head: what of the head is trainable: "all", "last" (only its last layer, with the hidden
                 layers and heads that were built in its place) or "none".
             freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
@@ -271,7 +292,7 @@ class HybridModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 
     def set_grad_checkpointing(
-        self, enable: bool = True, stages: Sequence[int] | int | None = None
+        self, enable: bool = True, stages: Sequence[int | str] | int | str | None = None
     ) -> None:
         """Compute the activations of stages again in the backward pass instead of keeping them.
 
@@ -281,8 +302,8 @@ class HybridModel(nn.Module):
 
         Args:
             enable: on or off.
-            stages: the stages to switch, negative numbers count from the end; the others stay as
-                they are. None: stem and all stages.
+            stages: the stages to switch, as `unfreeze_stages` of `freeze_backbone` names them; the
+                others stay as they are. None: stem and all stages.
 
         Raises:
             StageError: a stage that is not there; nothing has changed.

@@ -14,6 +14,7 @@ from torch import nn
 
 from ..recipe import PatchPlan, Plan
 from ..surgery.anatomy import Anatomy, StageInfo
+from ..surgery.ending import LeftOutRecord
 from ..surgery.head import find_last_layer, num_classes_of
 from ..surgery.input import InputRecord
 from .bridge import Bridge
@@ -128,6 +129,7 @@ class HybridState:
         head_dim: the dimension of the network's output along which they stand.
         new_layers: paths of the new last layers of auxiliary heads.
         input: what was done at the input.
+        left_out: what a network that ends early has not; None for a whole one.
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
         metadata: the user's own facts, which `save` writes.
@@ -152,6 +154,7 @@ class HybridState:
     head_dim: int = -1
     new_layers: tuple[str, ...] = ()
     input: InputRecord | None = None
+    left_out: LeftOutRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     half_thawed_told: bool = False

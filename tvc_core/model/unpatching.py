@@ -9,7 +9,7 @@ its weights, on the device where the model was built.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -32,11 +32,9 @@ from ..surgery.patches import (
 from ..surgery.sites import Probe, has_module
 from ..surgery.targets import expand
 from . import freezing
-from .bridge import find_bridge
 from .checkpointing import Checkpointed, set_checkpointing
 from .fingerprint import fingerprint
-from .heads import unnamed
-from .measuring import measure
+from .remeasuring import measure_again, misfits_noted
 from .settling import place
 from .state import HybridState, Installed, num_classes
 
@@ -242,10 +240,5 @@ def _measure(network: nn.Module, state: HybridState) -> None:
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.randn(state.probe_shape, generator=torch.Generator().manual_seed(0))
     probe = Probe(image.to(dtype=like.dtype, device=like.device))
-    # by model.compile(): not for a look
-    compiled = any(module._compiled_call_impl is not None for module in network.modules())
-    eager = torch.compiler.set_stance("force_eager") if compiled else nullcontext()
-    with eager, unnamed(state):
-        anatomy = state.anatomy
-        _, state.features = measure(network, anatomy, state.taps, state.records, probe)
-        state.bridge = find_bridge(network, anatomy.taps[-1], anatomy.head, probe)
+    with misfits_noted(network, {}):  # of a network changed by hand, patches go one by one
+        measure_again(network, state, probe)

@@ -34,7 +34,7 @@ class ModuleArguments(TypedDict, total=False):
     num_classes: int | None
     dropout: float | None
     freeze_backbone: bool | Mapping[str, Any]
-    unfreeze_stages: Sequence[int] | int | None
+    unfreeze_stages: Sequence[int | str] | int | str | None
     class_names: Sequence[str] | None
     hidden: Sequence[int] | int | None
     activation: str | None
@@ -47,7 +47,8 @@ class BuildArguments(ModuleArguments, total=False):
     """What `from_backbone` and `from_torchvision` take besides name and weights."""
 
     options: Mapping[str, Any] | None
-    image_size: int | None
+    stages: int | str | Sequence[int | str] | None
+    image_size: int | Sequence[int] | None
 
 
 _NAMES: dict[str, list[str]] = {}

@@ -15,7 +15,7 @@ from ..local import OWN, is_module, own_block
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
-from .rules import SIZE
+from .rules import IMAGE_SIZE, SIZE
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -192,7 +192,7 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
         return options
     name, what = spec.size_option, f"{backbone.qualified} takes images of"
     if name in spec.options:
-        if options.setdefault(name, size) != size:
+        if IMAGE_SIZE.check(name, options.setdefault(name, size), ParameterError) != size:
             both = f"image_size is {size}, and the option {name} is {options[name]}"
             raise ParameterError(f"{both}: give one of them")
         return options

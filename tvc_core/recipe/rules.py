@@ -71,6 +71,11 @@ def is_name(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _is_pair(value: Any) -> bool:
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and all(map(SIZE.fits, value))
+
+
 def _is_identifier(value: Any) -> bool:
     return isinstance(value, str) and value.isidentifier()
 
@@ -129,6 +134,11 @@ TARGET = Rule("is the path of a module", is_name)
 OPERATION = Rule("is a name such as 'wrap'", is_name)
 PATH_PART = Rule("is one part of a path, letters, digits and '_'", _is_identifier)
 SIZE = Rule(f"is a whole number from 1 to {MAX_SIZE:,}", lambda v: _is_int(v, 1, MAX_SIZE))
+IMAGE_SIZE = Rule(
+    f"{SIZE.says}, or [height, width]",
+    lambda value: SIZE.fits(value) or _is_pair(value),
+    lambda value: value if _is_int(value) else tuple(value) if value[0] != value[1] else value[0],
+)
 NUM_CLASSES = Rule(
     f"is a whole number from 0 (no classifier) to {MAX_CLASSES:,}",
     lambda v: _is_int(v, 0, MAX_CLASSES),
@@ -168,9 +178,14 @@ CHANNEL_POLICY = Rule(
     lambda value: tuple(value) if isinstance(value, list) else value,
 )
 STAGES = Rule(
-    "is a list of stage numbers, such as [2, 3], or one number",
-    lambda value: all(map(_is_int, _listed(value))),
+    "is a list of stages, by number or path, such as [2, 'layer4'], or one",
+    lambda value: all(_is_int(stage) or is_name(stage) for stage in _listed(value)),
     _listed,
+)
+STAGES_KEPT = Rule(
+    "is how many stages there are to be, the path of the last one, or a list of the first ones",
+    lambda value: STAGES.fits(value) and value not in ([], ()),
+    lambda value: value if isinstance(value, (int, str)) else tuple(value),
 )
 FREEZE = {
     "head": _choice("what of the head is trainable", "all", "last", "none"),

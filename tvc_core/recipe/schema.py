@@ -111,14 +111,18 @@ class Recipe:
         freeze_backbone: freeze stem and stages; the head and new blocks stay trainable. Or a
             mapping of `head`, `freeze_patches` and `normalization`, as
             `HybridModel.freeze_backbone` takes them, such as {"head": "last"}.
-        unfreeze_stages: stages that stay trainable all the same, a list or one number; negative
-            numbers count from the end.
+        unfreeze_stages: stages that stay trainable all the same, one or a list, by number (negative
+            ones count from the end) or path, such as [2, "layer4"].
+        stages: how many stages the network keeps, or the path of the last one ("layer3"), or a list
+            of the first ones; the later ones are left out with their parameters. The pretrained
+            head goes with them: the model returns pooled features of the last stage, or, with
+            `num_classes`, the logits of a new layer on them. None, or all stages, keeps everything.
         in_channels: channels of the images; None keeps what the backbone takes [channels].
         in_channels_policy: how the first convolution's weights follow from the pretrained ones:
             "mean" (which None stands for), "repeat", "zero", or one rule a channel, such as ["r",
             "g", "b", "mean"].
-        image_size: side of the images, for a backbone that is built for one size, such as ViT,
-            whose position embeddings are then resampled [pixels].
+        image_size: side of the images, or [height, width], for a backbone that is built for one
+            size, such as ViT, whose position embeddings are then resampled [pixels].
         where: what errors about it begin with.
 
     Raises:
@@ -137,10 +141,11 @@ class Recipe:
     activation: str | None = _key("head", rules.ACTIVATION)
     heads: Mapping[str, Any] | None = _key("head", rules.HEADS)
     freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
-    unfreeze_stages: tuple[int, ...] | None = _key("", rules.STAGES)
+    unfreeze_stages: tuple[int | str, ...] | None = _key("", rules.STAGES)
+    stages: int | str | tuple[int | str, ...] | None = _key("backbone", rules.STAGES_KEPT)
     in_channels: int | None = _key("backbone", rules.SIZE)
     in_channels_policy: str | tuple[str | int, ...] | None = _key("backbone", rules.CHANNEL_POLICY)
-    image_size: int | None = _key("backbone", rules.SIZE)
+    image_size: int | tuple[int, ...] | None = _key("backbone", rules.IMAGE_SIZE)
     where: Place = field(default=Place("arguments"), compare=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -15,9 +15,19 @@ from torch import nn
 from ..errors import BackboneError, TargetError, TvcError, foreign, join_names, near_names
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
+from .marks import LeftOut
 from .probing import probing
 
-__all__ = ["Call", "Probe", "Site", "first_tensor", "find_module", "has_module", "locate"]
+__all__ = [
+    "Call",
+    "Probe",
+    "Site",
+    "find_module",
+    "first_tensor",
+    "has_module",
+    "left_out_at",
+    "locate",
+]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as
@@ -133,6 +143,10 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
         TargetError: there is no such module. The message has near paths.
     """
     module = find_module(network, path)
+    if (gone := left_out_at(network, path)) is not None:
+        raise TargetError(
+            f"Target not found: {gone!r} was left out of {name}, which ends before it (stages)"
+        )
     if module is None:
         paths = [found for found, _ in network.named_modules() if found]
         children = [child for child, _ in network.named_children()]
@@ -152,6 +166,13 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     for part in path.split("."):
         module = module._modules.get(part) if module is not None else None
     return module
+
+
+def left_out_at(network: nn.Module, path: str) -> str | None:
+    """Return the path of the module that an early end has left out, at a path or above it."""
+    parts = path.split(".")
+    paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next((each for each in paths if isinstance(find_module(network, each), LeftOut)), None)
 
 
 def has_module(network: nn.Module, path: str) -> bool:
@@ -176,7 +197,7 @@ class Probe:
         spec: BackboneSpec,
         size: int | None = None,
         *,
-        likely: int | None = None,
+        likely: int | tuple[int, int] | None = None,
         first: int | None = None,
     ) -> Probe:
         """Return a probe that the network accepts: small and not square if it can be, else of a
@@ -186,28 +207,23 @@ class Probe:
             network: the network to run.
             spec: its description: channels, smallest size, preprocessing.
             size: side of a square image to use instead [pixels].
-            likely: side of a square image to try before the sizes of the spec's weights [pixels].
+            likely: side of a square image, or height and width, to try before the sizes of the
+                spec's weights [pixels].
             first: side of a square image to try before all others [pixels].
 
         Raises:
             BackboneError: the network's forward pass fails for every size that was tried.
         """
         small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
-        crops = [
-            *([likely] if likely else []),
-            *(weights.crop_size for weights in reversed(spec.weights)),
-            224,
-            spec.min_size,
-        ]
+        sides = [*(weights.crop_size for weights in reversed(spec.weights)), 224, spec.min_size]
+        crops = [(side, side) for side in sides]
+        if likely:
+            crops.insert(0, (likely, likely) if isinstance(likely, int) else likely)
         # about half as wide again, and a difference that every stride up to 32 divides
         wide = small + 32 * -(-small // 64)
-        sizes = (
-            [(size, size)]
-            if size
-            else [(small, wide), (small, small), *((crop, crop) for crop in crops)]
-        )
+        sizes = [(size, size)] if size else [(small, wide), (small, small), *crops]
         if spec.fixed_size and not size:
-            sizes = [(crop, crop) for crop in crops]
+            sizes = list(crops)
         if first and not size:
             sizes.insert(0, (first, first))
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))

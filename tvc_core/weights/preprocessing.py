@@ -13,19 +13,18 @@ from torch import Tensor, nn
 from ..errors import BackboneError, ParameterError
 from ..recipe import Plan
 from ..specs import FROM_MODULE
-from .torchvision import training_transforms_of, transforms_of
+from .torchvision import set_crop, training_transforms_of, transforms_of
 
-__all__ = ["image_side", "transforms"]
+__all__ = ["image_size", "transforms"]
 
 
-def image_side(plan: Plan) -> int | None:
-    """Return the side of the image that a plan's options ask for; None where they ask for none, or
-    for one that is not square [pixels].
+def image_size(plan: Plan) -> tuple[int, int] | None:
+    """Return height and width of the image that a plan's options ask for; None where they ask for
+    none [pixels].
     """
     size = plan.options.get(plan.backbone.spec.size_option)
-    if isinstance(size, (tuple, list)) and len(set(size)) == 1:
-        size = size[0]
-    return size if isinstance(size, int) else None
+    sides = size if isinstance(size, (tuple, list)) else (size, size)
+    return (sides[0], sides[-1]) if all(isinstance(side, int) for side in sides) else None
 
 
 def transforms(plan: Plan, *, train: bool = False, use_test_size: bool = False) -> nn.Module:
@@ -80,9 +79,12 @@ def transforms(plan: Plan, *, train: bool = False, use_test_size: bool = False) 
     if use_test_size and weights.test_crop_size is not None:
         crop = weights.test_crop_size
         resize = weights.test_resize_size or crop
-    size = image_side(plan) or crop  # what the network was built for goes before any other size
-    sized = replace(weights, crop_size=size, resize_size=round(resize * size / crop))
-    prepare = training_transforms_of(sized) if train else transforms_of(sized)
+    sides = image_size(plan) or (crop, crop)  # what the network was built for goes first
+    longer = max(sides)
+    sized = replace(weights, crop_size=longer, resize_size=round(resize * longer / crop))
+    prepare = training_transforms_of(sized, sides) if train else transforms_of(sized)
+    if not train and sides[0] != sides[1]:
+        set_crop(prepare, sides)
     # a hook, so that what is returned stays torchvision's module, with its attributes
     prepare.register_forward_pre_hook(_Reader(channels))
     return prepare

@@ -9,6 +9,7 @@ running code.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ def build_torchvision(
         ) from error
 
 
-def set_image_size(network: nn.Module, size: int) -> None:
+def set_image_size(network: nn.Module, size: int | Sequence[int]) -> None:
     """Make a ViT take images of another size, in place: its position embeddings are resampled,
     bicubic, as torchvision does.
 
@@ -97,6 +98,11 @@ def set_image_size(network: nn.Module, size: int) -> None:
         raise BackboneError(
             f"{type(network).__name__} has no position embeddings that tvc can resample for images "
             f"of {size} pixels"
+        )
+    if not isinstance(size, int):
+        raise BackboneError(
+            f"torchvision's {type(network).__name__} takes square images only, so image_size is "
+            f"one number, not {list(size)}: resize the images to a square"
         )
     patch = network.patch_size
     if size < patch or size % patch:
@@ -173,7 +179,7 @@ def transforms_of(weights: WeightsSpec) -> nn.Module:
     return preset
 
 
-def training_transforms_of(weights: WeightsSpec) -> nn.Module:
+def training_transforms_of(weights: WeightsSpec, sides: tuple[int, int]) -> nn.Module:
     """Return the augmentation with which torchvision's reference scripts train, where they are told
     nothing else: a random crop, half of the images mirrored. timm's random crops have the same
     shares and ratios.
@@ -183,13 +189,22 @@ def training_transforms_of(weights: WeightsSpec) -> nn.Module:
     interpolation = InterpolationMode(weights.interpolation)
     return v2.Compose(
         [
-            v2.RandomResizedCrop(weights.crop_size, interpolation=interpolation, antialias=True),
+            v2.RandomResizedCrop(sides, interpolation=interpolation, antialias=True),
             v2.RandomHorizontalFlip(),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(weights.mean, weights.std),
         ]
     )
+
+
+def set_crop(prepare: nn.Module, sides: tuple[int, int]) -> None:
+    """Let preprocessing cut out a part of another height and width [pixels], of an image that it
+    has made to cover a square of the longer side.
+    """
+    for module in prepare.modules():
+        if hasattr(module, "crop_size"):
+            module.crop_size = list(sides)  # type: ignore[assignment]
 
 
 def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
