@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..errors import join_names
 from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of, find_last_layer, num_classes_of
 from ..surgery.input import InputRecord
@@ -15,7 +16,7 @@ from ..surgery.sites import find_module
 from .fingerprint import kind_of
 from .freeze_report import freeze_report
 from .settling import place
-from .state import HybridState
+from .state import HybridState, PatchRecord
 
 __all__ = ["explain"]
 
@@ -72,7 +73,7 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
         block = f"{record.block or 'its own module'}{f'({params})' if params else ''}"
         if record.replaced is not None:
             now = type(find_module(network, record.target)).__name__
-            lines.append(f"{what} {record.replaced} by {block}, now {now}")
+            lines.append(f"{what} {record.replaced} by {block}, now {now}{_weights(record)}")
             continue
         for home in record.paths:
             patch = placed.get(home)
@@ -105,6 +106,13 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
         f"{state.step0_difference:g} (image {shape})"
     )
     return [f"patches: {len(lines)}", *lines, difference]
+
+
+def _weights(record: PatchRecord) -> str:
+    """Say what a replacement keeps of the weights that stood there."""
+    found = {"keeps": record.kept, "changes": record.changed, "loses": record.lost}
+    said = [f"{verb} {join_names(names, most=6)}" for verb, names in found.items() if names]
+    return "".join(f"; {each}" for each in said)
 
 
 def _start(patch: Patch) -> str:
