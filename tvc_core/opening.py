@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,8 @@ def _load(
         recipe = Recipe.from_mapping(content["recipe"], source=str(path))
     except RecipeError as error:
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
+    if content["format"] < 3:
+        recipe = _with_starts_of_their_own(recipe)
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
     model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
     restore_gates(model, tensors)
@@ -113,6 +116,19 @@ def _load(
     state.modules = fingerprint(model)
     model.eval()
     return model
+
+
+def _with_starts_of_their_own(recipe: Recipe) -> Recipe:
+    """Return the recipe of an older file for what it was built as: its replacements took nothing
+    over, such as the eps of a normalization, which is in no tensor.
+    """
+    patches = (
+        replace(entry, init="tvc-core:paper")
+        if entry.op == "tvc-core:replace" and entry.init is None
+        else entry
+        for entry in recipe.patches
+    )
+    return replace(recipe, patches=tuple(patches))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
