@@ -283,6 +283,7 @@ def _replaceable(width: int) -> Iterator[nn.Module]:
     for number, module in enumerate(
         (
             nn.BatchNorm2d(width, eps=1e-3),
+            nn.BatchNorm2d(2 * width),  # whose width another replacement has changed
             nn.GroupNorm(1, width),
             nn.Conv2d(width, width, 3, padding=1, bias=False),
             nn.Conv2d(width, width, 7, stride=2, padding=3, groups=width),
