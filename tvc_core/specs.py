@@ -294,7 +294,8 @@ class BlockSpec(Spec):
             nn.Module | None`, which `replace` calls first: a new block for the place of a module,
             with what it can keep of its weights and settings; None where it keeps nothing of such
             a module (or of one of another width), and `factory` is called. It takes the parameters
-            of `factory`, and leaves `original` as it is. In-process plugins may give the callable. Since plugin API 1.1.
+            of `factory`, and leaves `original` as it is. In-process plugins may give the callable.
+            Since plugin API 1.1.
         code_only: parameters that open an address or a path. Only code may set them: in a recipe or
             a file they are an error. Since plugin API 1.1.
     """
