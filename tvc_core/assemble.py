@@ -161,6 +161,9 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         paths=tuple(homes) if homes else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
+        kept=prepared.kept,
+        changed=prepared.changed,
+        lost=prepared.lost,
     )
     return Installed(plan=plan, record=record)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,8 @@ def _load(
         recipe = Recipe.from_mapping(content["recipe"], source=str(path))
     except RecipeError as error:
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
+    if content["format"] < 3:
+        recipe = _with_starts_of_their_own(recipe)
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
     _check_own(path, recipe, registry)
     model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
@@ -136,6 +139,19 @@ def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
             f"{path}: the blocks {join_names(dict.fromkeys(own))} are classes or modules of the "
             f"code that built the model. {how_to_load(dict.fromkeys(own), path)}"
         )
+
+
+def _with_starts_of_their_own(recipe: Recipe) -> Recipe:
+    """Return the recipe of an older file for what it was built as: its replacements took nothing
+    over, such as the eps of a normalization, which is in no tensor.
+    """
+    patches = (
+        replace(entry, init="tvc-core:paper")
+        if entry.op == "tvc-core:replace" and entry.init is None
+        else entry
+        for entry in recipe.patches
+    )
+    return replace(recipe, patches=tuple(patches))
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -27,7 +27,8 @@ _MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _URL = re.compile(r"(https?|file)://\S*[^\s/]|hf://[^\s/]+/[^\s/]+(/[^\s/]+)+")
 _URLS = "a file's address: https://..., http://..., file://... or hf://OWNER/NAME/FILE"
-_LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
+LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
+"""All that a block can take; one that takes all of them works on any shape, entry by entry."""
 
 FROM_MODULE = "from_module"
 """Owner of networks that users hand over themselves. No distribution has it: their normalized names
@@ -319,6 +320,12 @@ class BlockSpec(Spec):
             eval mode, also where a regularizer acts in training mode), "zero" (its output is 0, as
             that of an adapter beside the target), or "" for neither. It gets no gate where that
             start is enough. Since plugin API 1.1.
+        in_place_of: "package.module:attribute" of `make(original, in_channels, **params) ->
+            nn.Module | None`, which `replace` calls first: a new block for the place of a module,
+            with what it can keep of its weights and settings; None where it keeps nothing of such
+            a module (or of one of another width), and `factory` is called. It takes the parameters
+            of `factory`, and leaves `original` as it is. In-process plugins may give the callable.
+            Since plugin API 1.1.
         code_only: parameters that open an address or a path. Only code may set them: in a recipe or
             a file they are an error. Since plugin API 1.1.
     """
@@ -330,14 +337,17 @@ class BlockSpec(Spec):
     layouts: tuple[str, ...] = ("NCHW",)
     gated: bool = False
     starts_as: str = ""
+    in_place_of: Factory = ""
     code_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.in_place_of:
+            self._check_factory("in_place_of")
         known = self.starts_as in ("", "identity", "zero")
         self._require(known, "starts_as", "'', 'identity' or 'zero'")
-        fits = bool(self.layouts) and set(self.layouts) <= set(_LAYOUTS)
-        self._require(fits, "layouts", f"a tuple out of {_LAYOUTS}")
+        fits = bool(self.layouts) and set(self.layouts) <= set(LAYOUTS)
+        self._require(fits, "layouts", f"a tuple out of {LAYOUTS}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from .fingerprint import kind_of
 from .freeze_report import freeze_report
 from .heads import head_info
 from .settling import place
-from .state import HybridState
+from .state import HybridState, PatchRecord
 
 __all__ = ["explain"]
 
@@ -97,7 +97,7 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
         block = f"{record.block or 'its own module'}{f'({params})' if params else ''}"
         if record.replaced is not None:
             now = type(find_module(network, record.target)).__name__
-            lines.append(f"{what} {record.replaced} by {block}, now {now}")
+            lines.append(f"{what} {record.replaced} by {block}, now {now}{_weights(record)}")
             continue
         for home in record.paths:
             patch = placed.get(home)
@@ -130,6 +130,13 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
         f"{state.step0_difference:g} (image {shape})"
     )
     return [f"patches: {len(lines)}", *lines, difference]
+
+
+def _weights(record: PatchRecord) -> str:
+    """Say what a replacement keeps of the weights that stood there."""
+    found = {"keeps": record.kept, "changes": record.changed, "loses": record.lost}
+    said = [f"{verb} {join_names(names, most=6)}" for verb, names in found.items() if names]
+    return "".join(f"; {each}" for each in said)
 
 
 def _start(patch: Patch) -> str:

@@ -40,15 +40,13 @@ from .state import HybridState
 
 __all__ = ["FORMAT", "KEYS", "MODULE_KEY", "digest_of", "how_to_load", "save"]
 
-FORMAT = 2
-KEYS = {
-    1: ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256"),
-    2: (
-        "format", "recipe", "freeze", "class_names", "step0_difference", "verified", "versions",
-        "saved", "preprocessing", "metadata", "sha256",
-    ),
-}  # fmt: skip
-"""The keys of each format that a reader knows."""
+FORMAT = 3
+_KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
+_LATER = (*_KEYS, "versions", "saved", "preprocessing", "metadata")
+KEYS = {1: _KEYS, 2: _LATER, 3: _LATER}
+"""The keys of each format that a reader knows. Since format 3, replacements keep settings of what
+they replace.
+"""
 
 MODULE_KEY = "module"
 """Only in files of models that were made from a user's module: what `from_module` was told."""

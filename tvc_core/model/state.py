@@ -45,6 +45,10 @@ class PatchRecord:
         paths: where the inserted modules live.
         replaced: class of the module that is gone, None if nothing was replaced.
         new: paths of the modules that took its place.
+        kept: names of the replaced module's tensors that the new one has with the same values.
+        changed: those that it has under the same name with other values, such as a kernel of
+            another size.
+        lost: those that it has not.
     """
 
     target: str
@@ -56,6 +60,9 @@ class PatchRecord:
     paths: tuple[str, ...]
     replaced: str | None
     new: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

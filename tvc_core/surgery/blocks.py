@@ -22,7 +22,7 @@ from ..quarantine.process_state import run_preserved
 from ..registry import Named
 from ..specs import BlockSpec
 
-__all__ = ["call_factory", "create_block", "parameters_of"]
+__all__ = ["call_factory", "create_block", "create_in_place_of", "parameters_of"]
 
 
 def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] | None:
@@ -36,14 +36,19 @@ def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] |
     return {p.name: (... if p.default is p.empty else p.default) for p in named}
 
 
-def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
-    """Call what a spec's factory points at.
+def call_factory(
+    named: Named[Any],
+    positional: tuple[Any, ...],
+    params: Mapping[str, Any],
+    entry: str = "factory",
+) -> Any:
+    """Call what a spec's factory points at, or what another entry of it does.
 
     Raises:
         ParameterError: a parameter that it does not take, a missing one, or one that it refuses.
         PluginError: the factory cannot be loaded, or raises SystemExit or the like.
     """
-    factory = named.load()
+    factory = named.load(entry)
     what = f"{named.spec.kind} {named.qualified!r}"
     takes = parameters_of(factory, skip=len(positional))
     if takes is not None:
@@ -103,10 +108,30 @@ def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str,
                 f"over the class {type(made).__name__} instead, or set them on it"
             )
         return made
-    module = call_factory(block, (in_channels,), params)
-    if not isinstance(module, nn.Module):
+    return _module(block, call_factory(block, (in_channels,), params))
+
+
+def create_in_place_of(
+    block: Named[BlockSpec], original: nn.Module | None, in_channels: int, params: Mapping[str, Any]
+) -> tuple[nn.Module, bool]:
+    """Make a block that keeps weights of the module whose place it takes, where its spec has a way
+    to; else one with a start of its own. Return it, and whether it keeps any.
+
+    Raises:
+        ParameterError: a parameter is wrong, or the block refuses the module.
+        PluginError: the factory cannot be loaded, or does not return a module.
+    """
+    if original is not None and block.spec.in_place_of:
+        made = call_factory(block, (original, in_channels), params, "in_place_of")
+        if made is not None:
+            return _module(block, made), True
+    return create_block(block, in_channels, params), False
+
+
+def _module(block: Named[BlockSpec], made: Any) -> nn.Module:
+    if not isinstance(made, nn.Module):
         raise PluginError(
-            f"block {block.qualified!r}: its factory returned {type(module).__name__}, not an "
+            f"block {block.qualified!r}: its factory returned {type(made).__name__}, not an "
             "nn.Module"
         )
-    return module
+    return made
