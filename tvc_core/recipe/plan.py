@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
-from ..registry import Named, Registry
+from .. import advice
+from ..errors import (
+    ParameterError,
+    PluginError,
+    UnknownNameError,
+    did_you_mean,
+    join_names,
+    what_there_is,
+)
+from ..registry import Named, Registry, parameters_of
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
 from .rules import SIZE
@@ -86,6 +94,7 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
+    _check_plugins(recipe, registry, backbone is None)
     with _in_file(recipe, "backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
     if not by_code:
@@ -127,6 +136,28 @@ def qualified_entry(patch: PatchPlan) -> PatchEntry:
         options=_for_recipes(patch.op, patch.entry.options),
         where=Place("a patch"),
     )
+
+
+def _check_plugins(recipe: Recipe, registry: Registry, by_name: bool) -> None:
+    """Name all plugins at once that are not installed, where there are several: whoever installs
+    one after another needs as many tries.
+    """
+    names: list[tuple[type[Any], str | None]] = [
+        (BackboneSpec, recipe.backbone if by_name else None)
+    ]
+    for entry in recipe.patches:
+        names += [(PatchOpSpec, entry.op), (BlockSpec, entry.block), (InitializerSpec, entry.init)]
+    lacking: dict[str, list[str]] = {}
+    for kind, name in names:
+        if name and (owner := registry.lacks(kind, name)):
+            lacking.setdefault(owner, []).append(repr(name))
+    if len(lacking) > 1:
+        each = "; ".join(f"{owner} (of {join_names(of)})" for owner, of in lacking.items())
+        raise UnknownNameError(
+            f"{recipe.where}: {len(lacking)} plugins are not installed: {each}. Install them "
+            f"together: pip install {' '.join(lacking)}. What was made in code, such as a "
+            "LocalPlugin, is handed over: HybridBuilder(plugins=[plugin])."
+        )
 
 
 def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:
@@ -217,9 +248,10 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
         name = spec.default_weights
     if (found := spec.find_weights(name)) is None:
         names = [weights.name for weights in spec.weights]
+        hint = advice.on_weights(given) or did_you_mean(name, names)
+        default = f"; 'DEFAULT' stands for {spec.default_weights}" if names else ""
         raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of {what}.{did_you_mean(name, names)} It has "
-            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random."
+            f"Unknown weights {str(given)!r} of {what}.{hint} It has {join_names(names)}{default}."
         )
     return found
 
@@ -234,6 +266,9 @@ def _weights_class(given: Weights) -> str | None:
 
 
 def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPlan:
+    if entry.target in registry.names(PatchOpSpec) and entry.op not in registry.names(PatchOpSpec):
+        right = {entry.op: {entry.target: entry.block}}
+        raise entry.where.error(f"the target comes first, then the operation: write {right!r}")
     with entry.where.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
         block = None if entry.block is None else registry.resolve(BlockSpec, entry.block)
@@ -242,13 +277,45 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     given = {"type": entry.block, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            known = what_there_is(key, allowed)
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{known}")
+            hint = _misplaced(key, entry, op, block, registry) or what_there_is(key, allowed)
+            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
-        name = op.spec.name
-        raise entry.where.error(f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'")
+        name, hint = op.spec.name, ""
+        if entry.name:
+            hint = (
+                f"; 'name' names its place, and the block is the type: {{'type': {entry.name!r}}}"
+            )
+        needs = f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'"
+        raise entry.where.error(f"{needs}{hint}")
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:
             _refuse_code_only(block, entry.params, entry.where / "params")
     return PatchPlan(entry=entry, op=op, block=block, init=init)
+
+
+def _misplaced(
+    key: str,
+    entry: PatchEntry,
+    op: Named[PatchOpSpec],
+    block: Named[BlockSpec] | None,
+    registry: Registry,
+) -> str:
+    """Say where a key belongs that stands beside the block: to the block's parameters, to the
+    block's name, or to another operation. Imports the block, since only its code knows.
+    """
+    value = entry.options.get(key)
+    with suppress(PluginError):
+        if block and key in (parameters_of(block.load(), skip=1) or ()):
+            wanted = {"type": entry.block, "params": {key: value}}
+            return (
+                f" It is a parameter of {block.spec.name}: write {{{op.spec.name!r}: {wanted!r}}}."
+            )
+    if key in ("block", "kind"):
+        return f" The block is the type: {{{op.spec.name!r}: {{'type': {value!r}}}}}."
+    with suppress(UnknownNameError):
+        name = registry.resolve(BlockSpec, key).spec.name
+        wanted = {"type": name} | ({"params": value} if value else {})
+        return f" {name!r} is a block: write {{{op.spec.name!r}: {wanted!r}}}."
+    takers = [other.spec.name for other in registry.all(PatchOpSpec) if key in other.spec.options]
+    return f" Of {join_names(takers)} it is an option." if takers else ""

@@ -22,8 +22,8 @@ from typing import Any
 
 import importlib_metadata
 
-from .. import builtin, hookspecs
-from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean
+from .. import advice, builtin, hookspecs
+from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean, short_repr
 from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
 from ..version import __version__
@@ -142,7 +142,7 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
     reserved = frozenset((type(spec), spec.name) for spec in core.info.specs)
     found = [core.known_as(kinds=hookspecs.KINDS)]
     found += installed_plugins(reserved) if installed else []
-    for plugin in given:
+    for plugin in _listed(given):
         local = local_plugin(plugin, reserved)
         owner = local.info.owner
         if any(owner == other.info.owner for other in found):
@@ -157,6 +157,15 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
         raise PluginError(f"TVC_STRICT is set and {counts} plugins are faulty: {faults}")
     _mention(infos, {each.info.owner: each.home for each in found})
     return sorted(infos, key=lambda info: (info.owner, info.module))
+
+
+def _listed(given: Any) -> Iterable[Any]:
+    if isinstance(given, str):  # of which the letters would be taken for plugins
+        return [given]
+    if not isinstance(given, Iterable):
+        hint = advice.on_plugins(given) or f"write plugins=[{short_repr(given)}]"
+        raise PluginError(f"plugins is a list of plugins, not {short_repr(given)}: {hint}.")
+    return given
 
 
 def installed_plugins(reserved: Reserved) -> list[_Found]:
@@ -194,7 +203,10 @@ def local_plugin(plugin: Any, reserved: Reserved) -> _Found:
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
     info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
-    return _checked(_examine(_Found(info), lambda: plugin, reserved, api_required=False))
+    found = _examine(_Found(info), lambda: plugin, reserved, api_required=False)
+    if found.info.status != "active" and (hint := advice.on_plugins(plugin)):
+        raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.")
+    return _checked(found)
 
 
 def _checked(found: _Found) -> _Found:

@@ -6,10 +6,21 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import AmbiguousNameError, UnknownNameError, did_you_mean, join_names, near_names
+from .. import advice
+from ..errors import (
+    AmbiguousNameError,
+    TvcError,
+    UnknownNameError,
+    did_you_mean,
+    join_names,
+    near_names,
+    sentence,
+    short_repr,
+)
 from ..specs import FROM_MODULE, BackboneFamilySpec, BackboneSpec, Kind, Spec, normalize
 from . import hints, offers
 from .discovery import PluginInfo, load_plugins
@@ -103,12 +114,25 @@ class Registry:
         wanted: type[Any] = self._class_of(kind)
         if not isinstance(name, str):
             raise UnknownNameError(
-                f"Unknown {wanted.kind} {name!r}: a name is a string, not {type(name).__name__}."
+                f"Unknown {wanted.kind} {short_repr(name)}: a name is a string, not "
+                f"{type(name).__name__}."
             )
         owner, _, short = name.rpartition(":") if name[:1] != ":" else ("", "", name)
         if wanted is BackboneSpec and "/" in short:
             return self._resolve_member(name, owner, short)  # type: ignore[return-value]
         return self._choose(wanted, owner, short, f"{wanted.kind} {name!r}")
+
+    def lacks(self, kind: type[Spec], name: str) -> str:
+        """Return the distribution that a name needs and that is not installed, or nothing: the name
+        says it, or is that of a first-party plugin.
+        """
+        owner, _, short = name.rpartition(":")
+        family, slash, _ = short.partition("/")
+        key = (BackboneFamilySpec, family) if slash else (kind, short)
+        owner = normalize(owner) or (
+            "" if key in self._table else hints.table(key[0].kind).get(key[1], "")
+        )
+        return "" if owner in {info.owner for info in self.plugins} else owner
 
     # -- lists -------------------------------------------------------------------------------------
 
@@ -224,8 +248,9 @@ class Registry:
         owner = normalize(owner)
         found = [one for one in self._table.get((kind, short), []) if owner in ("", one.owner)]
         if not found:
-            missing = f": there is no family {short!r}" if ending else ""
-            raise UnknownNameError(f"Unknown {what}{missing}. {self._advice(kind, owner, short)}")
+            missing = f": there is no family {short!r}" if ending and not owner else ""
+            said = self._advice(kind, owner, short, ending)
+            raise UnknownNameError(f"Unknown {what}{missing}. {said}")
         if (meant := self._meant(found)) is not None:
             return meant
         choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in found)
@@ -256,9 +281,9 @@ class Registry:
         self, name: str, member: str, family: Named[BackboneFamilySpec], said: str
     ) -> UnknownNameError:
         label, members = self.label(family), self._all_members(family)
-        said = " ".join(said.split()).rstrip(".") or f"the family {label!r} has no such member"
+        said = sentence(" ".join(said.split()) or f"the family {label!r} has no such member")
         if "?" not in said:
-            said += f".{did_you_mean(f'{label}/{member}', [f'{label}/{one}' for one in members])}"
+            said += did_you_mean(f"{label}/{member}", [f"{label}/{one}" for one in members])
         return UnknownNameError(
             f"Unknown backbone {name!r}: {said} The family has {len(members)} members: "
             f"{join_names(members, most=4)}. HybridBuilder.list_backbones('{label}/*') lists them."
@@ -270,13 +295,36 @@ class Registry:
             self._members[key] = offers.members_of(family)
         return self._members[key]
 
-    def _advice(self, kind: type[Any], owner: str, short: str) -> str:
-        """Return what to do about a name that no plugin offers; `owner` is empty for a short
-        name.
+    def _in_families(self, given: str) -> str:
+        """Return which member of a family the name of another library stands for, or what to
+        install for it. Only what can be built is named, so the member is looked up.
+        """
+        for family in self.all(BackboneFamilySpec):
+            label = self.label(family)
+            for bare in advice.bare_names(given, label):
+                with suppress(TvcError):  # of a family that fails there is nothing to say
+                    if bare.partition(".")[0] in self._all_members(family):
+                        self.resolve(BackboneSpec, f"{label}/{bare}")
+                        return f"Did you mean '{label}/{bare}'?"
+        for label, provider in hints.table(BackboneFamilySpec.kind).items():
+            for bare in advice.bare_names(given, label):
+                if bare != given and (BackboneFamilySpec, label) not in self._table:
+                    what = f"{provider} provides '{label}/{bare}' and is not installed"
+                    return f"{what}: pip install {provider}"
+        return ""
+
+    def _advice(self, kind: type[Any], owner: str, short: str, ending: str = "") -> str:
+        """Return what to do about a name that no plugin offers; `owner` is empty for a short name,
+        and `ending` follows that of a family.
         """
         known = {info.owner: info for info in self.plugins}
         installable = hints.table(kind.kind)
         provider = installable.get(short)
+        backbone = kind is BackboneSpec or bool(ending)
+        given = f"{owner}:{short}{ending}" if owner else f"{short}{ending}"
+        elsewhere = backbone and not provider and owner not in known
+        if elsewhere and (member := self._in_families(given)):
+            return member
         info = known.get(owner or provider or "")
         if owner == normalize(FROM_MODULE):
             return (
@@ -286,22 +334,34 @@ class Registry:
         if provider and provider not in known and owner in ("", provider):
             return f"{provider} provides it and is not installed: pip install {provider}"
         if info is not None and info.status != "active":
-            why = info.error or "by TVC_DISABLE or TVC_ONLY"
+            why = sentence(info.error or "by TVC_DISABLE or TVC_ONLY")
             what = f"{info.owner} {info.version} is installed but {info.status}"
-            return f"{what}: {why}. 'tvc plugins' shows all plugins."
+            return f"{what}: {why} 'tvc plugins' shows all plugins."
         if there := [offer.qualified for offer in self._table.get((kind, short), [])]:
-            return f"{owner!r} does not offer it; there is {join_names(there)}."
-        parts = []
+            offered = join_names(f"{name}{ending}" for name in there)
+            return f"{owner!r} does not offer it; there is {offered}."
+        parts, names = [], self.names(kind)
         if owner in hints.distributions() and info is None:
             parts.append(f"{owner} is not installed: pip install {owner}.")
         elif owner and info is None:
-            parts.append(f"There is no plugin {owner!r}.{did_you_mean(owner, known)}")
+            hand_over = "If it was made in code: HybridBuilder(plugins=[plugin]) has it."
+            parts.append(f"There is no plugin {owner!r}.{did_you_mean(owner, known)} {hand_over}")
         others = sorted({other.kind for other, name in self._table if name == short})
         parts += [f"There is the {other} {short!r}." for other in others]
-        names = self.names(kind)
         absent = [name for name in installable if name not in names]
-        parts.append(did_you_mean(short, [*names, *absent]).strip())
-        if near := near_names(short, absent, most=1):
+        every = [*names, *absent] if info or not owner else []  # not of a plugin that is not there
+        near_by = did_you_mean(short, every)
+        if backbone:
+            backbones = self.names(BackboneSpec)
+            near_by = advice.on_name(given, backbones) or near_by
+        elif kind.kind == "block":
+            near_by = near_by or advice.on_block(short, names)
+        elif kind.kind == "patch op":
+            near_by += (
+                advice.on_operation(short) if not near_by or short in advice.POSITION_WORDS else ""
+            )
+        parts.append(near_by.strip())
+        if near := near_names(short, absent if every else [], most=1):
             parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
         lists = _LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
         parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")

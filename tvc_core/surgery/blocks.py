@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -18,21 +17,10 @@ from ..errors import (
     join_names,
 )
 from ..quarantine.process_state import run_preserved
-from ..registry import Named
+from ..registry import Named, parameters_of
 from ..specs import BlockSpec
 
-__all__ = ["call_factory", "create_block", "parameters_of"]
-
-
-def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] | None:
-    """Return a factory's keyword parameters and defaults after the first `skip`; None where it
-    takes any keyword.
-    """
-    parameters = list(inspect.signature(factory).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    named = [p for p in parameters[skip:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return {p.name: (... if p.default is p.empty else p.default) for p in named}
+__all__ = ["call_factory", "create_block"]
 
 
 def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping[str, Any]) -> Any:

@@ -14,7 +14,8 @@ from torch import nn
 
 from ..errors import PatchError, PluginError, TvcError, foreign
 from ..recipe import PatchPlan, Place
-from .blocks import call_factory, create_block, parameters_of
+from ..registry import parameters_of
+from .blocks import call_factory, create_block
 from .branches import branch_of
 from .gates import leave_out_gate
 from .layouts import Shape, channels_of, layout_of
