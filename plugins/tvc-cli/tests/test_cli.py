@@ -539,7 +539,7 @@ def test_plugins_shows_tracebacks_only_when_asked(install: Callable[[str, str], 
     "args",
     [
         ("lst",),
-        ("list", "backbone"),
+        ("list", "bakbone"),
         ("list", "ops", "--origin", "acme"),
         ("list", "--category", "attention"),
         ("show",),

@@ -28,7 +28,7 @@ from tvc_core import (
 
 from . import facts
 from .group import tvc
-from .guard import Command, common_options
+from .guard import Command, common_options, in_commands
 from .output import as_text, print_json, print_pairs, print_table, say
 
 __all__ = [
@@ -79,10 +79,14 @@ def list_command(
     --owner.
     """
     registry = Registry()
+    if pattern is None and facts.is_pattern(kind):  # a pattern by itself is one of backbones
+        kind, pattern = "backbones", kind
     spec_type = _kind(registry, kind, "'KIND'")
     for option, value in (("origin", origin), ("category", category)):
-        if value is not None and kind != _ONLY_FOR[option]:
-            raise click.UsageError(f"--{option} is for {_ONLY_FOR[option]}; {kind} have none")
+        if value is not None and spec_type is not facts.kind_of(registry, _ONLY_FOR[option]):
+            word = _ONLY_FOR[option]
+            write = f"tvc list {word} --{option} {value}"
+            raise click.UsageError(f"--{option} is for {word}; {kind} have none. Write {write}")
     found = facts.list_facts(
         registry, spec_type, origin=origin, owner=owner, category=category, pattern=pattern
     )
@@ -97,11 +101,11 @@ def list_command(
             [[fact[column] for column in columns] for fact in found],
         )
     else:
-        asked = f" match {pattern!r}" if pattern else " are installed"
-        click.echo(
-            f"no {kind}{asked}{'; without the pattern, tvc list shows all' if pattern else ''}",
-            err=True,
-        )
+        said = f"no {kind} are installed"
+        if pattern:
+            near = facts.near_pattern(registry, spec_type, pattern)
+            said = f"no {kind} match {pattern!r}. {near or f'tvc list {kind} shows all'}"
+        click.echo(said, err=True)
     if spec_type is BackboneSpec and not (origin or owner or "/" in (pattern or "")):
         for family in registry.all(BackboneFamilySpec):
             name = registry.label(family)
@@ -438,7 +442,7 @@ def _kind(registry: Registry, word: str, argument: str) -> type[Any]:
     except AmbiguousNameError:
         raise
     except UnknownNameError as error:
-        raise click.BadParameter(str(error), param_hint=argument) from error
+        raise click.BadParameter(in_commands(str(error)), param_hint=argument) from error
 
 
 def _side_effects(fact: dict[str, Any]) -> str | None:

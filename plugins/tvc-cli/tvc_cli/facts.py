@@ -4,10 +4,12 @@ factory has to be.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import inspect
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -36,14 +38,18 @@ if TYPE_CHECKING:
 __all__ = [
     "backbone_facts",
     "find",
+    "is_pattern",
     "kind_of",
     "kinds_of",
     "list_facts",
     "model_facts",
+    "near_pattern",
     "offers_of",
     "plugin_facts",
     "thing_facts",
 ]
+
+_SINGULAR = {"families": "family"}
 
 _CORE = ("backbones", "blocks", "ops", "initializers")
 """The words of the core's kinds, in the order in which they are shown."""
@@ -72,10 +78,11 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
         UnknownNameError: no plugin defines it.
         AmbiguousNameError: several plugins do.
     """
-    words = {**kinds_of(registry), "kinds": Kind}
+    words = {**kinds_of(registry), "kinds": Kind, "families": BackboneFamilySpec}
     owner, _, plural = word.rpartition(":")
-    if word in words:
-        return words[word]
+    singular = {_SINGULAR.get(each, each.removesuffix("s")): each for each in words}
+    if (known := singular.get(word, word)) in words:
+        return words[known]
     owners = [offer.owner for offer in registry.all(Kind) if offer.spec.plural == plural]
     for offer in registry.all(Kind):
         if (normalized(owner), plural) == (offer.owner, offer.spec.plural):
@@ -86,8 +93,52 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
             f"The kind {word!r} is defined by {len(owners)} plugins: write {choices}."
         )
     near = difflib.get_close_matches(word, words, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = f" Did you mean {near[0]!r}?" if near else _other_command(registry, word)
     raise UnknownNameError(f"Unknown kind {word!r}.{hint} There is {', '.join(words)}.")
+
+
+def _other_command(registry: Registry, word: str) -> str:
+    """Return which command shows what `tvc list` does not list."""
+    if word in ("plugin", "plugins"):
+        return " 'tvc plugins' lists plugins."
+    if word in ("weights", "weight"):
+        return " 'tvc show NAME' lists the weights of a backbone."
+    categories = {offer.spec.category for offer in registry.all(BlockSpec)}
+    if word in categories:
+        return f" 'tvc list blocks --category {word}' lists these blocks."
+    with contextlib.suppress(UnknownNameError):
+        find(registry, word, None)
+        return f" 'tvc show {word}' shows it."
+    return " For backbones by pattern write a '*', as in tvc list 'resnet*'."
+
+
+def is_pattern(word: str) -> bool:
+    """Tell whether a word of the command line is a pattern of names, as only these have wildcards
+    or the slash of a family.
+    """
+    return any(character in word for character in "*?[/")
+
+
+def near_pattern(registry: Registry, kind: type[Any], pattern: str) -> str:
+    """Return what a pattern that matches nothing may have been meant for."""
+    family, slash, member = pattern.partition("/")
+    names = registry.names(kind)
+    if slash and kind is BackboneSpec:
+        families = {registry.label(offer): offer for offer in registry.all(BackboneFamilySpec)}
+        if family not in families:
+            hint = (
+                f"There is the family {', '.join(families)}" if families else "There is no family"
+            )
+            return f"{hint}."
+        if not member:
+            return f"All of the family are '{family}/*'."
+        names = registry.members(families[family])
+    bare = re.sub(r"\[.*?\]|[*?]", "", pattern)
+    near = [name for name in names if bare and bare.lower() in name.lower()][:1]
+    if near and not is_pattern(member or pattern.replace("/", "")):
+        return f"Names that have it are '*{bare.rpartition('/')[2]}*'."
+    near = near or difflib.get_close_matches(bare.lower(), names, n=3)
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def list_facts(
