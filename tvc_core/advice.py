@@ -276,7 +276,7 @@ def on_missing(path: Path, suffixes: tuple[str, ...]) -> str:
     with suppress(OSError):  # such as of a name that is too long
         if path.is_dir():
             there = sorted(each.name for each in path.iterdir() if each.suffix in suffixes)
-            return f" It is a folder{'; in it: ' + ', '.join(there[:5]) if there else ''}."
+            return f" In it: {', '.join(there[:5])}." if there else ""
         if path.suffix or len(path.parts) != 1:
             there = [each.name for each in path.parent.iterdir() if each.suffix in suffixes]
             return did_you_mean(path.name, there)

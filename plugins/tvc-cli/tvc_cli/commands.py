@@ -263,23 +263,25 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
 @common_options
 @click.pass_context
 def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
-    """Run every check of the conformance kit on PLUGIN: its module (acme_blocks.plugin) or its
-    distribution (acme-blocks).
+    """Run every check of the conformance kit on PLUGIN: its folder, which need not be installed,
+    its distribution (acme-blocks) or its module (acme_blocks.plugin).
 
     Exit code 1 where a check fails. In tests of a plugin the same is
     tvc_core.testing.parametrize_with_checks.
     """
-    from .checking import check_facts, plugin_module
+    from .checking import check_facts, importable, plugin_module, skipped_in_short
 
     module = plugin_module(plugin)
-    found = check_facts(module)
+    with importable(plugin, module):
+        found = check_facts(module)
     failed = [check for check in found if check["result"] == "failed"]
     if as_json:
         print_json(found)
     else:
-        for check in found:
-            if check["result"] != "passed":
-                say(f"{check['result']}: {check['said']}")
+        if skipped := skipped_in_short(found):
+            say(skipped)
+        for check in failed:  # last, where one looks first
+            say(f"failed: {check['said']}")
         counts = Counter(check["result"] for check in found)
         say(
             f"{module}: "

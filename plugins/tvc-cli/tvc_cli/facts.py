@@ -50,6 +50,12 @@ __all__ = [
 ]
 
 _SINGULAR = {"families": "family"}
+_SYNONYMS = {
+    **dict.fromkeys(("model", "models", "network", "networks"), "backbones"),
+    **dict.fromkeys(("operation", "operations", "patch", "patches", "patch_ops"), "ops"),
+    **dict.fromkeys(("module", "modules", "layer", "layers"), "blocks"),
+    **dict.fromkeys(("init", "inits"), "initializers"),
+}
 
 _CORE = ("backbones", "blocks", "ops", "initializers")
 """The words of the core's kinds, in the order in which they are shown."""
@@ -92,7 +98,7 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
         raise AmbiguousNameError(
             f"The kind {word!r} is defined by {len(owners)} plugins: write {choices}."
         )
-    near = difflib.get_close_matches(word, words, n=1)
+    near = [_SYNONYMS[word]] if word in _SYNONYMS else difflib.get_close_matches(word, words, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else _other_command(registry, word)
     raise UnknownNameError(f"Unknown kind {word!r}.{hint} There is {', '.join(words)}.")
 
@@ -126,10 +132,7 @@ def near_pattern(registry: Registry, kind: type[Any], pattern: str) -> str:
     if slash and kind is BackboneSpec:
         families = {registry.label(offer): offer for offer in registry.all(BackboneFamilySpec)}
         if family not in families:
-            hint = (
-                f"There is the family {', '.join(families)}" if families else "There is no family"
-            )
-            return f"{hint}."
+            return f"The families are {', '.join(families) or 'none'}."
         if not member:
             return f"All of the family are '{family}/*'."
         names = registry.members(families[family])
@@ -137,6 +140,8 @@ def near_pattern(registry: Registry, kind: type[Any], pattern: str) -> str:
     near = [name for name in names if bare and bare.lower() in name.lower()][:1]
     if near and not is_pattern(member or pattern.replace("/", "")):
         return f"Names that have it are '*{bare.rpartition('/')[2]}*'."
+    if any(fnmatch.fnmatchcase(name, pattern.lower()) for name in names):
+        return f"Did you mean {pattern.lower()!r}?"
     near = near or difflib.get_close_matches(bare.lower(), names, n=3)
     return f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
@@ -193,7 +198,8 @@ def find(registry: Registry, name: str, kind: str | None) -> Any:
         return registry.resolve(kind_of(registry, kind), name)
     found: dict[str, Any] = {}
     errors: list[UnknownNameError] = []
-    for word, spec_type in kinds_of(registry).items():
+    kinds = kinds_of(registry)
+    for word, spec_type in kinds.items():
         try:
             found[word] = registry.resolve(spec_type, name)
         except AmbiguousNameError:
@@ -208,6 +214,13 @@ def find(registry: Registry, name: str, kind: str | None) -> Any:
         )
         words = " or ".join(f"--kind {word}" for word in found)
         raise AmbiguousNameError(f"{name!r} is {meanings}: add {words}.")
+    if normalized(name) in {info.owner for info in registry.plugins}:
+        raise UnknownNameError(
+            f"{name!r} is a plugin: 'tvc list blocks --owner {name}' lists its blocks, and so on "
+            "for other kinds; 'tvc plugins' shows it."
+        )
+    if name in kinds:
+        raise UnknownNameError(f"{name!r} is a kind: 'tvc list {name}' lists what there is.")
     raise _most_helpful(name, errors)
 
 

@@ -29,6 +29,10 @@ __all__ = [
 
 _COMMANDS = (
     (r"HybridBuilder\.list_backbones\('(.*?)'\) lists them", r"tvc list '\1' lists them"),
+    (
+        r'In Python, HybridBuilder\(\)\.from_backbone\("(.*?)"\) builds a network by its name',
+        r"A recipe is a YAML file; the shortest is 'backbone: \1'",
+    ),
     (r"HybridBuilder\.list_backbones\(\)", "'tvc list'"),
     (r"HybridBuilder\.list_patch_ops\(\)", "'tvc list ops'"),
     (r"HybridBuilder\.list_(\w+)\(\)", r"'tvc list \1'"),
