@@ -295,6 +295,10 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
 @click.option(
     "--kind", type=click.Choice(_PIECES), default="block", show_default=True, help="What it offers."
 )
+@click.option("--name", "piece", help="What the piece is called in recipes, such as triplet.")
+@click.option(
+    "--class", "class_name", help="The class of a block or backbone; default from --name."
+)
 @click.option(
     "--into",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
@@ -303,15 +307,19 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
 )
 @_json_option
 @common_options
-def new_plugin_command(name: str, kind: str, into: Path, as_json: bool) -> None:
+def new_plugin_command(
+    name: str, kind: str, piece: str | None, class_name: str | None, into: Path, as_json: bool
+) -> None:
     """Write the distribution NAME, such as acme-blocks, with a plugin that works: metadata, code,
     tests and a recipe.
     """
     from .new_plugin import write_plugin
 
     try:
-        folder, files = write_plugin(name, kind, into)
+        folder, files = write_plugin(name, kind, into, piece, class_name)
     except (ValueError, OSError) as error:
+        if str(error).startswith("--"):
+            raise click.UsageError(str(error)) from error
         raise click.BadParameter(str(error), param_hint="'NAME'") from error
     install, place, recipe = (
         shlex.quote(str(path)) for path in (f"{folder}[test]", folder, folder / "recipe.yaml")
