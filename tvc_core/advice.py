@@ -223,7 +223,9 @@ def no_block(factory: Callable[..., Any]) -> str:
         parameters = list(inspect.signature(factory).parameters.values())
     except (TypeError, ValueError):  # some callables written in C have no signature
         return ""
-    if any(each.kind is each.VAR_POSITIONAL for each in parameters):
+    # a module that has no __init__ of its own
+    bare = getattr(factory.__init__, "__qualname__", "") == "Module.__init__"  # type: ignore[misc]
+    if not bare and any(each.kind is each.VAR_POSITIONAL for each in parameters):
         return ""
     first = next((p for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD), None)
     if first is None:

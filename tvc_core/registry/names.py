@@ -353,7 +353,7 @@ class Registry:
         near_by = did_you_mean(short, every)
         if backbone:
             backbones = self.names(BackboneSpec)
-            near_by = advice.on_name(given, backbones) or near_by
+            near_by = advice.on_name(f"{short}{ending}", backbones) or near_by
         elif kind.kind == "block":
             near_by = near_by or advice.on_block(short, names)
         elif kind.kind == "patch op":
