@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
-from .advice import no_block
+from .advice.factories import no_block
 from .errors import PluginError, short_repr
 from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, is_owner, normalize
 

@@ -12,7 +12,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from .advice import on_file, on_missing
+from .advice.words import on_file, on_missing
 from .assemble import assemble
 from .errors import (
     FreezeError,

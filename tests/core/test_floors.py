@@ -14,7 +14,7 @@ import pytest
 CORE = Path(__file__).resolve().parents[2] / "tvc_core"
 
 FLOORS = (
-    "version", "errors", "advice", "specs", "hookspecs", "builtin", "local", "quarantine",
+    "version", "errors", "specs", "advice", "hookspecs", "builtin", "local", "quarantine",
     "registry", "recipe", "surgery", "from_module", "weights", "model", "training", "backbone",
     "describe", "assemble", "opening", "heavy", "builder", "tvc_core",
 )  # fmt: skip

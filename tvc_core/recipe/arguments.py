@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, TypeVar
 
-from .. import advice
+from ..advice import words
 from ..errors import RecipeError, what_there_is
 from .schema import Patches, Recipe, Weights
 
@@ -98,7 +98,7 @@ def recipe_of(
     known = _NAMES[function]
     for name in arguments:
         if name not in known:
-            known_elsewhere = advice.ARGUMENTS.get(name)
+            known_elsewhere = words.ARGUMENTS.get(name)
             hint = f" {known_elsewhere}" if known_elsewhere else what_there_is(name, known)
             raise RecipeError(f"Unknown argument {name!r} of {function}.{hint}")
     return Recipe(backbone=backbone, weights=weights, **arguments)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from .. import advice
+from ..advice import words
 from ..errors import RecipeError, TvcError, join_names, short_repr, what_there_is
 
 __all__ = ["Place"]
@@ -65,7 +65,7 @@ class Place:
         keys = list(keys)
         if not isinstance(data, Mapping):
             wanted = f"a mapping with the keys {join_names(keys)}"
-            hint = advice.on_backbone(data)
+            hint = words.on_backbone(data)
             raise self.error(f"{name} is {wanted}, not {short_repr(data)}{hint and f'.{hint}'}")
         for key in data:
             if key not in keys:

@@ -5,21 +5,15 @@ here, and so does what a recipe must not reach; no torch yet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from .. import advice
-from ..errors import (
-    ParameterError,
-    PluginError,
-    UnknownNameError,
-    did_you_mean,
-    join_names,
-    what_there_is,
-)
-from ..registry import Named, Registry, parameters_of
+from ..advice.recipes import misplaced, refuse_missing
+from ..advice.words import on_weights
+from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
+from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
 from .rules import SIZE
@@ -94,7 +88,8 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
-    _check_plugins(recipe, registry, backbone is None)
+    with recipe.where.before_errors():
+        refuse_missing(registry, _names(recipe, backbone is None))
     with _in_file(recipe, "backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
     if not by_code:
@@ -138,25 +133,14 @@ def qualified_entry(patch: PatchPlan) -> PatchEntry:
     )
 
 
-def _check_plugins(recipe: Recipe, registry: Registry, by_name: bool) -> None:
-    """Name all plugins at once that are not installed, where there are several: whoever installs
-    one after another needs as many tries.
-    """
-    names: list[tuple[type[Any], str | None]] = [
-        (BackboneSpec, recipe.backbone if by_name else None)
-    ]
+def _names(recipe: Recipe, by_name: bool) -> Iterator[tuple[type[Any], str | None]]:
+    """Yield every name of a recipe with its kind; of a network handed over, `by_name` is false."""
+    yield BackboneSpec, recipe.backbone if by_name else None
     for entry in recipe.patches:
-        names += [(PatchOpSpec, entry.op), (BlockSpec, entry.block), (InitializerSpec, entry.init)]
-    lacking: dict[str, list[str]] = {}
-    for kind, name in names:
-        if name and (owner := registry.lacks(kind, name)):
-            lacking.setdefault(owner, []).append(repr(name))
-    if len(lacking) > 1:
-        each = "; ".join(f"{owner} (of {join_names(of)})" for owner, of in lacking.items())
-        raise UnknownNameError(
-            f"{recipe.where}: {len(lacking)} plugins are not installed: {each}. Install them "
-            f"together: pip install {' '.join(lacking)}. What was made in code, such as a "
-            "LocalPlugin, is handed over: HybridBuilder(plugins=[plugin])."
+        yield from (
+            (PatchOpSpec, entry.op),
+            (BlockSpec, entry.block),
+            (InitializerSpec, entry.init),
         )
 
 
@@ -248,7 +232,7 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
         name = spec.default_weights
     if (found := spec.find_weights(name)) is None:
         names = [weights.name for weights in spec.weights]
-        hint = advice.on_weights(given) or did_you_mean(name, names)
+        hint = on_weights(given) or did_you_mean(name, names)
         default = f"; 'DEFAULT' stands for {spec.default_weights}" if names else ""
         raise UnknownNameError(
             f"Unknown weights {str(given)!r} of {what}.{hint} It has {join_names(names)}{default}."
@@ -277,7 +261,7 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     given = {"type": entry.block, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            hint = _misplaced(key, entry, op, block, registry) or what_there_is(key, allowed)
+            hint = misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
             raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
         name, hint = op.spec.name, ""
@@ -292,30 +276,3 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
         if block is not None:
             _refuse_code_only(block, entry.params, entry.where / "params")
     return PatchPlan(entry=entry, op=op, block=block, init=init)
-
-
-def _misplaced(
-    key: str,
-    entry: PatchEntry,
-    op: Named[PatchOpSpec],
-    block: Named[BlockSpec] | None,
-    registry: Registry,
-) -> str:
-    """Say where a key belongs that stands beside the block: to the block's parameters, to the
-    block's name, or to another operation. Imports the block, since only its code knows.
-    """
-    value = entry.options.get(key)
-    with suppress(PluginError):
-        if block and key in (parameters_of(block.load(), skip=1) or ()):
-            wanted = {"type": entry.block, "params": {key: value}}
-            return (
-                f" It is a parameter of {block.spec.name}: write {{{op.spec.name!r}: {wanted!r}}}."
-            )
-    if key in ("block", "kind"):
-        return f" The block is the type: {{{op.spec.name!r}: {{'type': {value!r}}}}}."
-    with suppress(UnknownNameError):
-        name = registry.resolve(BlockSpec, key).spec.name
-        wanted = {"type": name} | ({"params": value} if value else {})
-        return f" {name!r} is a block: write {{{op.spec.name!r}: {wanted!r}}}."
-    takers = [other.spec.name for other in registry.all(PatchOpSpec) if key in other.spec.options]
-    return f" Of {join_names(takers)} it is an option." if takers else ""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .. import advice
+from ..advice import words
 from ..errors import TvcError, did_you_mean, join_names, short_repr
 from ..specs import PATCH_KEYS
 
@@ -59,7 +59,7 @@ class Rule:
             return self.keep(value)
         names = [choice for choice in self.choices if isinstance(choice, str)]
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
-        hint = hint or self.advise(name, value) or advice.on_value(value, self.fits)
+        hint = hint or self.advise(name, value) or words.on_value(value, self.fits)
         raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
 
 
@@ -113,12 +113,12 @@ def _choice(says: str, *choices: Any) -> Rule:
 TEXT = Rule("is text", lambda value: isinstance(value, str))
 NAME = Rule("is a name", is_name)
 BACKBONE = Rule(
-    "is the name of a backbone", is_name, advise=lambda _, value: advice.on_backbone(value)
+    "is the name of a backbone", is_name, advise=lambda _, value: words.on_backbone(value)
 )
 WEIGHTS = Rule(
     "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null",
     lambda value: value is None or isinstance(value, enum.Enum) or is_name(value),
-    advise=lambda _, value: advice.on_weights(value),
+    advise=lambda _, value: words.on_weights(value),
 )
 OPTIONS = Rule("is a mapping of option names to values", is_keywords, dict)
 PARAMS = Rule("is a mapping of parameter names to values", is_keywords, dict)
@@ -135,7 +135,7 @@ CLASS_NAMES = Rule(
     "is a list of different names",
     _are_different_texts,
     tuple,
-    advise=lambda _, value: advice.on_names(value),
+    advise=lambda _, value: words.on_names(value),
 )
 CHANNEL_POLICY = Rule(
     "is 'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', 'mean', "
@@ -173,7 +173,7 @@ PATCH = Rule(
 PATCH_VALUE = Rule(
     f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}",
     is_keywords,
-    advise=advice.on_patch,
+    advise=words.on_patch,
 )
 
 

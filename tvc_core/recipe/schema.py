@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from .. import advice
+from ..advice import words
 from ..specs import PATCH_KEYS
 from . import rules
 from .place import Place
@@ -259,7 +259,7 @@ def _elsewhere(here: str) -> dict[str, str]:
         for key in keys
         if key not in SECTIONS[here]
     }
-    return advice.ARGUMENTS | moved
+    return words.ARGUMENTS | moved
 
 
 def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from .. import advice
+from ..advice import words
 from ..errors import RecipeError, describe_error, short_repr
 
 __all__ = ["Lines", "parse_yaml", "read_yaml", "write_yaml"]
@@ -78,10 +78,10 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
-        hint = advice.on_missing(path, (".yaml", ".yml")) if isinstance(error, OSError) else ""
+        hint = words.on_missing(path, (".yaml", ".yml")) if isinstance(error, OSError) else ""
         message = f"{path}: the recipe cannot be read: {reason}{hint and f'.{hint}'}"
         raise RecipeError(message) from error
-    if other := advice.on_file(path, content, "recipe"):
+    if other := words.on_file(path, content, "recipe"):
         raise RecipeError(f"{path}: not a recipe.{other}")
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{path}: larger than the {MAX_BYTES:,} bytes that a recipe may have")

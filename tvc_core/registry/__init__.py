@@ -2,6 +2,6 @@
 
 from .discovery import PluginInfo
 from .names import Registry
-from .offers import Named, parameters_of
+from .offers import Named
 
-__all__ = ["Named", "PluginInfo", "Registry", "parameters_of"]
+__all__ = ["Named", "PluginInfo", "Registry"]

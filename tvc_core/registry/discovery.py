@@ -22,7 +22,8 @@ from typing import Any
 
 import importlib_metadata
 
-from .. import advice, builtin, hookspecs
+from .. import builtin, hookspecs
+from ..advice.words import on_plugins
 from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean, short_repr
 from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
@@ -131,7 +132,7 @@ def _listed(given: Any) -> Iterable[Any]:
     if isinstance(given, str):  # of which the letters would be taken for plugins
         return [given]
     if not isinstance(given, Iterable):
-        hint = advice.on_plugins(given) or f"write plugins=[{short_repr(given)}]"
+        hint = on_plugins(given) or f"write plugins=[{short_repr(given)}]"
         raise PluginError(f"plugins is a list of plugins, not {short_repr(given)}: {hint}.")
     return given
 
@@ -171,7 +172,7 @@ def local_plugin(plugin: Any) -> PluginInfo:
         )
     info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
     found = _examine(info, lambda: plugin, api_required=False)
-    if found.status != "active" and (hint := advice.on_plugins(plugin)):
+    if found.status != "active" and (hint := on_plugins(plugin)):
         raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.")
     return _checked(found)
 

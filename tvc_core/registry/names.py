@@ -6,14 +6,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from contextlib import suppress
 from fnmatch import fnmatchcase
 from typing import Any
 
-from .. import advice
+from ..advice.names import LISTED_BY, unknown_name
 from ..errors import (
     AmbiguousNameError,
-    TvcError,
     UnknownNameError,
     did_you_mean,
     join_names,
@@ -21,21 +19,12 @@ from ..errors import (
     sentence,
     short_repr,
 )
-from ..specs import FROM_MODULE, BackboneFamilySpec, BackboneSpec, Kind, Spec, normalize
+from ..specs import BackboneFamilySpec, BackboneSpec, Kind, Spec, normalize
 from . import hints, offers
 from .discovery import PluginInfo, load_plugins
 from .offers import Named, S
 
 __all__ = ["Registry"]
-
-_LISTED_BY = {
-    "backbone family": "HybridBuilder.list_families()",
-    "kind": "Registry().names(Kind)",
-    **{
-        kind: f"HybridBuilder.list_{kind.replace(' ', '_')}s()"
-        for kind in ("backbone", "block", "patch op", "initializer")
-    },
-}
 
 
 class Registry:
@@ -249,12 +238,12 @@ class Registry:
         found = [one for one in self._table.get((kind, short), []) if owner in ("", one.owner)]
         if not found:
             missing = f": there is no family {short!r}" if ending and not owner else ""
-            said = self._advice(kind, owner, short, ending)
+            said = unknown_name(self, hints, kind, owner, short, ending)
             raise UnknownNameError(f"Unknown {what}{missing}. {said}")
         if (meant := self._meant(found)) is not None:
             return meant
         choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in found)
-        built = kind.kind in _LISTED_BY and kind is not Kind
+        built = kind.kind in LISTED_BY and kind is not Kind
         prefer = f", or build with HybridBuilder(prefer=({found[0].owner!r},))" if built else ""
         is_offered = f"The {what} is offered by {len(found)} plugins"
         raise AmbiguousNameError(f"{is_offered}: write {choices}{prefer}.")
@@ -294,82 +283,6 @@ class Registry:
         if key not in self._members:
             self._members[key] = offers.members_of(family)
         return self._members[key]
-
-    def _in_families(self, given: str) -> str:
-        """Return which member of a family the name of another library stands for, or what to
-        install for it. Only what can be built is named, so the member is looked up.
-        """
-        for family in self.all(BackboneFamilySpec):
-            label = self.label(family)
-            for bare in advice.bare_names(given, label):
-                with suppress(TvcError):  # of a family that fails there is nothing to say
-                    if bare.partition(".")[0] in self._all_members(family):
-                        self.resolve(BackboneSpec, f"{label}/{bare}")
-                        return f"Did you mean '{label}/{bare}'?"
-        for label, provider in hints.table(BackboneFamilySpec.kind).items():
-            for bare in advice.bare_names(given, label):
-                if bare != given and (BackboneFamilySpec, label) not in self._table:
-                    what = f"{provider} provides '{label}/{bare}' and is not installed"
-                    return f"{what}: pip install {provider}"
-        return ""
-
-    def _advice(self, kind: type[Any], owner: str, short: str, ending: str = "") -> str:
-        """Return what to do about a name that no plugin offers; `owner` is empty for a short name,
-        and `ending` follows that of a family.
-        """
-        known = {info.owner: info for info in self.plugins}
-        installable = hints.table(kind.kind)
-        provider = installable.get(short)
-        backbone = kind is BackboneSpec or bool(ending)
-        given = f"{owner}:{short}{ending}" if owner else f"{short}{ending}"
-        elsewhere = backbone and not provider and owner not in known
-        if elsewhere and (member := self._in_families(given)):
-            return member
-        info = known.get(owner or provider or "")
-        if owner == normalize(FROM_MODULE):
-            return (
-                "It is a network that was handed over in code, which no recipe builds: make it and "
-                "use HybridBuilder.from_module."
-            )
-        if provider and provider not in known and owner in ("", provider):
-            return f"{provider} provides it and is not installed: pip install {provider}"
-        if info is not None and info.status != "active":
-            why = sentence(info.error or "by TVC_DISABLE or TVC_ONLY")
-            what = f"{info.owner} {info.version} is installed but {info.status}"
-            return f"{what}: {why} 'tvc plugins' shows all plugins."
-        if there := [offer.qualified for offer in self._table.get((kind, short), [])]:
-            offered = join_names(f"{name}{ending}" for name in there)
-            return f"{owner!r} does not offer it; there is {offered}."
-        parts, names = [], self.names(kind)
-        if owner in hints.distributions() and info is None:
-            parts.append(f"{owner} is not installed: pip install {owner}.")
-        elif owner and info is None:
-            hand_over = "If it was made in code: HybridBuilder(plugins=[plugin]) has it."
-            parts.append(f"There is no plugin {owner!r}.{did_you_mean(owner, known)} {hand_over}")
-        others = sorted({other.kind for other, name in self._table if name == short})
-        parts += [f"There is the {other} {short!r}." for other in others]
-        absent = [name for name in installable if name not in names]
-        every = [*names, *absent] if info or not owner else []  # not of a plugin that is not there
-        near_by = did_you_mean(short, every)
-        if backbone:
-            backbones = self.names(BackboneSpec)
-            near_by = advice.on_name(f"{short}{ending}", backbones) or near_by
-        elif kind.kind == "block":
-            near_by = near_by or advice.on_block(short, names)
-        elif kind.kind == "patch op":
-            near_by += (
-                advice.on_operation(short) if not near_by or short in advice.POSITION_WORDS else ""
-            )
-        parts.append(near_by.strip())
-        if near := near_names(short, absent if every else [], most=1):
-            parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
-        lists = _LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
-        parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
-        faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
-        if faulty:
-            of = join_names(faulty)
-            parts.append(f"Nothing of {of} could be loaded; 'tvc plugins' says why.")
-        return " ".join(part for part in parts if part)
 
 
 def _matches(pattern: str | None, *names: str) -> bool:

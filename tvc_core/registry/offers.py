@@ -4,16 +4,14 @@ families. Only what describes a member may import torch.
 
 from __future__ import annotations
 
-import inspect
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ..errors import PluginError, foreign
 from ..specs import BackboneFamilySpec, BackboneSpec, Factory, Kind, Spec
 
-__all__ = ["Named", "S", "describe", "members_of", "parameters_of"]
+__all__ = ["Named", "S", "describe", "members_of"]
 
 S = TypeVar("S", bound="Spec | Kind")
 
@@ -42,17 +40,6 @@ class Named(Generic[S]):
             PluginError: the import fails, or the module has no such attribute.
         """
         return _load(self, self.spec.factory) if isinstance(self.spec, Spec) else self.spec
-
-
-def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] | None:
-    """Return a factory's keyword parameters and defaults after the first `skip`; None where it
-    takes any keyword.
-    """
-    parameters = list(inspect.signature(factory).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    named = [p for p in parameters[skip:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return {p.name: (... if p.default is p.empty else p.default) for p in named}
 
 
 def describe(family: Named[BackboneFamilySpec], name: str) -> BackboneSpec:

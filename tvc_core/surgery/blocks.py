@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from ..advice.factories import parameters_of
 from ..errors import (
     ParameterError,
     PluginError,
@@ -17,7 +18,7 @@ from ..errors import (
     join_names,
 )
 from ..quarantine.process_state import run_preserved
-from ..registry import Named, parameters_of
+from ..registry import Named
 from ..specs import BlockSpec
 
 __all__ = ["call_factory", "create_block"]

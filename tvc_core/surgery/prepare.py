@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ..advice.factories import parameters_of
 from ..errors import PatchError, PluginError, TvcError, foreign
 from ..recipe import PatchPlan, Place
-from ..registry import parameters_of
 from .blocks import call_factory, create_block
 from .branches import branch_of
 from .gates import leave_out_gate

@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..advice import on_file, on_missing
+from ..advice.words import on_file, on_missing
 from ..errors import WeightsError, describe_error
 
 __all__ = ["hash_in_name", "read_state_dict", "verification_is_off"]

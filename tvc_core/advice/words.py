@@ -8,7 +8,6 @@ an empty string where it knows no better, so that errors can put it at their end
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,11 +15,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import did_you_mean
+from ..errors import did_you_mean
 
 __all__ = [
-    "ARGUMENTS", "PATCH_WORDS", "POSITION_WORDS", "TO_PARTIAL_LOAD", "bare_names", "no_block",
-    "on_backbone", "on_block", "on_file", "on_missing", "on_name", "on_names", "on_patch",
+    "ARGUMENTS", "PATCH_WORDS", "POSITION_WORDS", "TO_PARTIAL_LOAD", "bare_names", "on_backbone",
+    "on_block", "on_file", "on_missing", "on_name", "on_names", "on_operation", "on_patch",
     "on_plugins", "on_value", "on_weights",
 ]  # fmt: skip
 
@@ -209,41 +208,6 @@ def on_plugins(given: Any) -> str:
             "plugin.block(...), then plugins=[plugin]"
         )
     return ""
-
-
-def no_block(factory: Callable[..., Any]) -> str:
-    """Say why a factory cannot be a block's, whose first parameter gets the number of channels; an
-    empty string where it can.
-
-    torch's own classes take other numbers there (GroupNorm its groups, ReLU whether it works in
-    place) and would accept the channels for them without a word. So their first parameter must have
-    a name of channels; of other factories only what cannot be a number of channels is refused.
-    """
-    try:
-        parameters = list(inspect.signature(factory).parameters.values())
-    except (TypeError, ValueError):  # some callables written in C have no signature
-        return ""
-    # a module that has no __init__ of its own
-    bare = getattr(factory.__init__, "__qualname__", "") == "Module.__init__"  # type: ignore[misc]
-    if not bare and any(each.kind is each.VAR_POSITIONAL for each in parameters):
-        return ""
-    first = next((p for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD), None)
-    if first is None:
-        return "it takes no argument, and a block gets the number of channels as its first"
-    known = [each.name for each in parameters if each.name in _CHANNELS]
-    torchs = (getattr(factory, "__module__", None) or "").startswith("torch.")
-    counts = first.default is first.empty or type(first.default) is int
-    if first.name in known or (counts and not known and not torchs):
-        return ""
-    return f"a block gets the number of channels as its first argument, and here that is {first}"
-
-
-_CHANNELS = (
-    "in_channels", "channels", "num_channels", "in_features", "num_features", "in_planes",
-    "inplanes", "planes", "dim", "in_dim", "embed_dim", "hidden_dim", "d_model",
-    "normalized_shape", "num_parameters", "width", "c",
-)  # fmt: skip
-"""Names under which modules take the width of the map that they get."""
 
 
 # -- files -----------------------------------------------------------------------------------------
