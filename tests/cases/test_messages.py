@@ -604,3 +604,16 @@ def test_a_list_understands(line: str, desk: dict[str, Any]) -> None:
     result = tvc(line)
     assert result.exit_code == 0
     assert LISTED[line] in [row.split()[0] for row in result.stdout.splitlines()]
+
+
+@pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
+def test_the_fault_of_a_plugin_ends_once(fake_distribution: Any) -> None:
+    """The fault ends in "Did you mean ...?", and more follows."""
+    source = (
+        "from tvc_core import hookimpl\nTVC_API = (1, 0)\n@hookimpl\ndef tvc_blockz():\n    pass"
+    )
+    fake_distribution("acme-gates", source)
+    with pytest.raises(tvc_core.UnknownNameError) as caught:
+        HybridBuilder().create_block("acme-gates:gate", 8)
+    check_text(str(caught.value), "Did you mean 'tvc_blocks'")
+    assert re.search(r"[?.] 'tvc plugins' shows all plugins\.$", str(caught.value))
