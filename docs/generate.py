@@ -30,10 +30,10 @@ from tvc_core import (
     hookspecs,
     testing,
 )
+from tvc_core.advice.factories import parameters_of
 from tvc_core.recipe import schema
 from tvc_core.registry.discovery import HOOKS
 from tvc_core.specs import PATCH_KEYS
-from tvc_core.surgery.blocks import parameters_of
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 PLUGINS = FOLDER.parents[1] / "plugins"

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
+from .advice.factories import no_block
 from .errors import PluginError, short_repr
 from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, is_owner, normalize
 
@@ -146,16 +147,20 @@ class LocalPlugin:
 
     def _offer(self, spec: type[Spec], factory: Any, fields: dict[str, Any]) -> Any:
         def decorate(factory: F) -> F:
-            if not callable(factory):
+            if is_module(factory) or not callable(factory):
                 what = f"{self!r}: a decorator goes above a class or function"
                 raise PluginError(f"{what}, not above {short_repr(factory)}")
+            if spec is BlockSpec and (problem := no_block(factory)):
+                write = f"def block(in_channels): return {factory.__name__}(...)"
+                what = f"{self!r}: {short_repr(factory)} is no block"
+                raise PluginError(f"{what}: {problem}. Offer a function that makes it: {write}")
             given = dict(fields)
             replace = given.pop("replace", False)
             try:
-                made = spec(**{**_described(factory), **given, "factory": factory})
+                offered = spec(**{**_described(factory), **given, "factory": factory})
             except (TypeError, ValueError) as error:
                 raise PluginError(f"{self!r}: {error}") from error
-            self.add(made, replace=replace)
+            self.add(offered, replace=replace)
             return factory
 
         return decorate if factory is None else decorate(factory)

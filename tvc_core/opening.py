@@ -6,12 +6,14 @@ import json
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
 
+from .advice.words import on_file, on_missing
 from .assemble import assemble
 from .errors import (
     FreezeError,
@@ -20,7 +22,9 @@ from .errors import (
     StageError,
     UnknownNameError,
     WeightsError,
+    describe_error,
     join_names,
+    short_repr,
 )
 from .from_module import module_backbone
 from .local import OWN
@@ -54,11 +58,18 @@ def load(
             not, and one was given).
         UnknownNameError: it needs a plugin that is not installed.
     """
-    return open_model(Path(path), registry or Registry(), module)
+    return open_model(path, registry or Registry(), module)
 
 
-def open_model(path: Path, registry: Registry, module: nn.Module | None = None) -> HybridModel:
+def open_model(
+    path: str | Path, registry: Registry, module: nn.Module | None = None
+) -> HybridModel:
     """Read a model as `load` does, by the names of a registry."""
+    if not isinstance(path, (str, PathLike)):
+        what = "load takes the path of a file that HybridModel.save wrote"
+        hint = ". A state dict goes into a model by partial_load" if isinstance(path, dict) else ""
+        raise WeightsError(f"{what}, not {short_repr(path)}{hint}")
+    path = Path(path)
     tensors, content = _read(path)
     _check_module(path, content, module)
     with nullcontext() if module is None else rollback_on_error(module):
@@ -158,23 +169,21 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         data = path.read_bytes()
     except OSError as error:
+        hint = on_missing(path, (".safetensors",))
         raise WeightsError(
-            f"{path}: the model cannot be read: {error.strerror or error}"
+            f"{path}: the model cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
         ) from error
+    if other := on_file(path, data, "model"):
+        raise WeightsError(f"{path}: not a model that HybridModel.save wrote.{other}")
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {}).get("tvc")
-        content = json.loads(text) if text is not None else None
+        content: dict[str, Any] = json.loads(text)
     except Exception as error:  # a damaged file raises nearly anything
         raise WeightsError(
-            f"{path}: not a model that HybridModel.save wrote, or damaged: {error}"
+            f"{path}: not a model that HybridModel.save wrote, or damaged: {describe_error(error)}"
         ) from error
-    if content is None:
-        raise WeightsError(
-            f"{path}: holds tensors but no recipe: HybridModel.save did not write it. Build the "
-            "model, then use partial_load."
-        )
     version = content.get("format") if isinstance(content, dict) else None
     keys = KEYS.get(version) if type(version) is int else None
     if keys is None or set(content) - {MODULE_KEY} != set(keys):

@@ -4,6 +4,7 @@ here.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -46,6 +47,20 @@ class _Frozen:
 
     name: str
 
+    def __new__(cls, *values: Any, **given: Any) -> Any:
+        """Refuse fields that are not there by a message with near names."""
+        known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+        if values:
+            raise TypeError(
+                f"{cls.__name__} takes its fields by name: {cls.__name__}(name=..., ...)"
+            )
+        for name in given:
+            if name not in known:
+                near = [f" Did you mean {n!r}?" for n in difflib.get_close_matches(name, known, 1)]
+                fields_are = f"{''.join(near)} The fields are {', '.join(known)}"
+                raise TypeError(f"{cls.__name__} has no field {name!r}.{fields_are}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Refuse a field of another type than its annotation, which would fail a listing that sorts
         or compares it for everybody; make lists tuples, and mappings read-only.
@@ -62,8 +77,11 @@ class _Frozen:
         self, fits: bool, entry: str, wanted: str, error: type[Exception] = ValueError
     ) -> None:
         if not fits:
-            what = f"{type(self).__name__} {self.name!r}: {entry} {getattr(self, entry)!r}"
-            raise error(f"{what} is not {wanted}")
+            value = getattr(self, entry)
+            hint = f": write ({value!r},)" if isinstance(value, str) and "tuple" in wanted else ""
+            raise error(
+                f"{type(self).__name__} {self.name!r}: {entry} {value!r} is not {wanted}{hint}"
+            )
 
     def _check_options(self: Any) -> None:
         fits = all(name.isidentifier() for name in self.options)

@@ -14,9 +14,9 @@ import pytest
 CORE = Path(__file__).resolve().parents[2] / "tvc_core"
 
 FLOORS = (
-    "version", "errors", "specs", "hookspecs", "builtin", "local", "quarantine", "registry",
-    "recipe", "surgery", "from_module", "weights", "model", "training", "backbone", "describe",
-    "assemble", "opening", "heavy", "builder", "tvc_core",
+    "version", "errors", "specs", "advice", "hookspecs", "builtin", "local", "quarantine",
+    "registry", "recipe", "surgery", "from_module", "weights", "model", "training", "backbone",
+    "describe", "assemble", "opening", "heavy", "builder", "tvc_core",
 )  # fmt: skip
 """From the ground up: a file or folder imports from those before it. The last is the face."""
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, TypeVar
 
+from ..advice import words
 from ..errors import RecipeError, what_there_is
 from .schema import Patches, Recipe, Weights
 
@@ -53,8 +54,6 @@ class BuildArguments(ModuleArguments, total=False):
 
 _NAMES: dict[str, list[str]] = {}
 """All arguments of each function. Its signature says less where a subclass or a tool wraps it."""
-
-_HINTS = {"pretrained": " torchvision's pretrained=True is weights='DEFAULT', and False is None."}
 
 
 def takes(arguments: type) -> Callable[[F], F]:
@@ -103,6 +102,7 @@ def recipe_of(
     known = _NAMES[function]
     for name in arguments:
         if name not in known:
-            hint = _HINTS.get(name, "") + what_there_is(name, known)
+            known_elsewhere = words.ARGUMENTS.get(name)
+            hint = f" {known_elsewhere}" if known_elsewhere else what_there_is(name, known)
             raise RecipeError(f"Unknown argument {name!r} of {function}.{hint}")
     return Recipe(backbone=backbone, weights=weights, **arguments)

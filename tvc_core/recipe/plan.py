@@ -5,11 +5,13 @@ here, and so does what a recipe must not reach; no torch yet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..advice.recipes import misplaced, refuse_missing
+from ..advice.words import on_weights
 from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
 from ..local import OWN, is_module, own_block
 from ..registry import Named, Registry
@@ -87,6 +89,8 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
+    with recipe.where.before_errors():
+        refuse_missing(registry, _names(recipe, backbone is None))
     with _in_file(recipe, "backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
     if not by_code:
@@ -129,6 +133,14 @@ def qualified_entry(patch: PatchPlan) -> PatchEntry:
         options=_for_recipes(patch.op, patch.entry.options),
         where=Place("a patch"),
     )
+
+
+def _names(recipe: Recipe, by_name: bool) -> Iterator[tuple[type[Any], str | None]]:
+    """Yield every name of a recipe with its kind; of a network handed over, `by_name` is false."""
+    yield BackboneSpec, recipe.backbone if by_name else None
+    for entry in recipe.patches:
+        block = entry.block if isinstance(entry.block, str) else None
+        yield from ((PatchOpSpec, entry.op), (BlockSpec, block), (InitializerSpec, entry.init))
 
 
 def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:
@@ -219,9 +231,10 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
         name = spec.default_weights
     if (found := spec.find_weights(name)) is None:
         names = [weights.name for weights in spec.weights]
+        hint = on_weights(given) or did_you_mean(name, names)
+        default = f"; 'DEFAULT' stands for {spec.default_weights}" if names else ""
         raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of {what}.{did_you_mean(name, names)} It has "
-            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random."
+            f"Unknown weights {str(given)!r} of {what}.{hint} It has {join_names(names)}{default}."
         )
     return found
 
@@ -257,6 +270,9 @@ def _check_own(patches: Iterable[PatchPlan]) -> None:
 
 
 def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPlan:
+    if entry.target in registry.names(PatchOpSpec) and entry.op not in registry.names(PatchOpSpec):
+        right = {entry.op: {entry.target: entry.block}}
+        raise entry.where.error(f"the target comes first, then the operation: write {right!r}")
     with entry.where.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
         block = None if entry.block is None else _block(entry.block, registry)
@@ -265,11 +281,16 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     given = {"type": entry.block, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            known = what_there_is(key, allowed)
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{known}")
+            hint = misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
+            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
-        name = op.spec.name
-        raise entry.where.error(f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'")
+        name, hint = op.spec.name, ""
+        if entry.name:
+            hint = (
+                f"; 'name' names its place, and the block is the type: {{'type': {entry.name!r}}}"
+            )
+        needs = f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'"
+        raise entry.where.error(f"{needs}{hint}")
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..advice import words
 from ..errors import TvcError, did_you_mean, join_names, short_repr
 from ..specs import PATCH_KEYS
 from .place import Place
@@ -41,12 +42,14 @@ class Rule:
         fits: tells whether a value is that.
         keep: makes of a value that fits what is kept of it.
         choices: the values that there are, for "did you mean".
+        advise: says of a value under a name what is meant by it, or nothing.
     """
 
     says: str
     fits: Callable[[Any], bool]
     keep: Callable[[Any], Any] = lambda value: value
     choices: tuple[Any, ...] = ()
+    advise: Callable[[str, Any], str] = lambda name, value: ""
 
     def check(self, name: str, value: Any, error: MakeError) -> Any:
         """Return what is kept of a value.
@@ -62,8 +65,9 @@ class Rule:
         if self.fits(value):
             return self.keep(value)
         names = [choice for choice in self.choices if isinstance(choice, str)]
-        near = did_you_mean(value, names) if isinstance(value, str) else ""
-        raise error(f"{name} {self.says}, not {short_repr(value)}{near and f'.{near}'}")
+        hint = did_you_mean(value, names) if isinstance(value, str) else ""
+        hint = hint or self.advise(name, value) or words.on_value(value, self.fits)
+        raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
 
 
 def is_name(value: Any) -> bool:
@@ -120,17 +124,20 @@ def _choice(says: str, *choices: Any) -> Rule:
 
 TEXT = Rule("is text", lambda value: isinstance(value, str))
 NAME = Rule("is a name", is_name)
-BACKBONE = Rule("is the name of a backbone", is_name)
+BACKBONE = Rule(
+    "is the name of a backbone", is_name, advise=lambda _, value: words.on_backbone(value)
+)
 BLOCK = Rule(
     "is a name, or in code a class or a module", lambda value: is_name(value) or callable(value)
 )
 WEIGHTS = Rule(
     "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null",
     lambda value: value is None or isinstance(value, enum.Enum) or is_name(value),
+    advise=lambda _, value: words.on_weights(value),
 )
 OPTIONS = Rule("is a mapping of option names to values", is_keywords, dict)
 PARAMS = Rule("is a mapping of parameter names to values", is_keywords, dict)
-TARGET = Rule("is the path of a module", is_name)
+TARGET = Rule("is the path of a module, such as 'layer3'", is_name)
 OPERATION = Rule("is a name such as 'wrap'", is_name)
 PATH_PART = Rule("is one part of a path, letters, digits and '_'", _is_identifier)
 SIZE = Rule(f"is a whole number from 1 to {MAX_SIZE:,}", lambda v: _is_int(v, 1, MAX_SIZE))
@@ -144,7 +151,12 @@ NUM_CLASSES = Rule(
     lambda v: _is_int(v, 0, MAX_CLASSES),
 )
 DROPOUT = Rule("is a probability from 0 to below 1", _is_probability, float)
-CLASS_NAMES = Rule("is a list of different names", _are_different_texts, tuple)
+CLASS_NAMES = Rule(
+    "is a list of different names",
+    _are_different_texts,
+    tuple,
+    advise=lambda _, value: words.on_names(value),
+)
 HIDDEN = Rule(
     "is a list of layer widths, such as [512], or one width",
     lambda value: all(_is_int(width, 1, MAX_SIZE) for width in _listed(value)),
@@ -213,6 +225,7 @@ PATCH_VALUE = Rule(
     f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}; in code also "
     "a class or a module",
     is_keywords,
+    advise=words.on_patch,
 )
 
 
@@ -229,8 +242,9 @@ def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> 
     """
     kept: tuple[str, ...] = CLASS_NAMES.check("class_names", names, error)
     if num_classes not in (None, len(kept)):
-        outputs = f"{num_classes} outputs, each needs a name"
-        raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
+        what = f"class_names has {len(kept)} entries; the head has {num_classes} outputs, each "
+        fits = f"num_classes={len(kept)} gives it a new last layer with {len(kept)}"
+        raise error(f"{what}needs a name. {fits}.")
     return kept
 
 

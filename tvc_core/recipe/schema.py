@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..advice import words
 from ..specs import PATCH_KEYS
 from . import rules
 from .place import Place
@@ -264,18 +265,32 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _parse(data: Any, where: Place) -> Recipe:
-    top = dict(where.section(data, "a recipe", SECTIONS[""]))
+    top = dict(where.section(data, "a recipe", SECTIONS[""], _elsewhere("")))
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
     backbone, head, at = top.pop("backbone"), top.pop("head", None), where / "backbone"
     if isinstance(backbone, str):
         backbone = {"name": backbone}
-    backbone = dict(at.section(backbone, "'backbone'", SECTIONS["backbone"]))
+    backbone = at.section(backbone, "'backbone'", SECTIONS["backbone"], _elsewhere("backbone"))
+    backbone = dict(backbone)
     if "name" not in backbone:
         raise at.error("the key 'name' is missing in 'backbone'; it names the network")
-    head = {} if head is None else (where / "head").section(head, "'head'", SECTIONS["head"])
-    return Recipe(backbone=backbone.pop("name"), **backbone, **head, **top, where=where)
+    if head is not None:
+        at = where / "head"
+        head = at.section(head, "'head'", SECTIONS["head"], _elsewhere("head"))
+    return Recipe(backbone=backbone.pop("name"), **backbone, **(head or {}), **top, where=where)
+
+
+def _elsewhere(here: str) -> dict[str, str]:
+    """Return what to do with a key that stands in one section and belongs into another."""
+    moved = {
+        key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
+        for section, keys in SECTIONS.items()
+        for key in keys
+        if key not in SECTIONS[here]
+    }
+    return words.ARGUMENTS | moved
 
 
 def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:

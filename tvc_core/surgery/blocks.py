@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from ..advice.factories import parameters_of
 from ..errors import (
     ParameterError,
     PluginError,
@@ -22,18 +22,7 @@ from ..quarantine.process_state import run_preserved
 from ..registry import Named
 from ..specs import BlockSpec
 
-__all__ = ["call_factory", "create_block", "create_in_place_of", "parameters_of"]
-
-
-def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] | None:
-    """Return a factory's keyword parameters and defaults after the first `skip`; None where it
-    takes any keyword.
-    """
-    parameters = list(inspect.signature(factory).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    named = [p for p in parameters[skip:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return {p.name: (... if p.default is p.empty else p.default) for p in named}
+__all__ = ["call_factory", "create_block", "create_in_place_of"]
 
 
 def call_factory(

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..advice.factories import parameters_of
 from ..errors import PatchError, TvcError, foreign
 from ..recipe import PatchPlan
-from .blocks import create_in_place_of, parameters_of
+from .blocks import create_in_place_of
 from .layouts import Shape, channels_of, layout_of
 from .operations import Insertion
 from .patch import Patch

@@ -11,8 +11,9 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
+from ..advice.factories import parameters_of
 from ..errors import ParameterError, TvcError, join_names
-from ..surgery.blocks import create_block, create_in_place_of, parameters_of
+from ..surgery.blocks import create_block, create_in_place_of
 from ..surgery.patch import Patch
 from .helpers import (
     SEED,

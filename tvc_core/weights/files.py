@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..advice.words import on_file, on_missing
+from ..errors import WeightsError, describe_error
 from ..specs import WeightsSpec
 from .cache import cached_file, hash_in_name
 
@@ -57,8 +59,9 @@ def read_state_dict(
                 _compare(file, path, sha256)
             content = _load(file, path)
     except OSError as error:
+        hint = on_missing(path, (".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
         raise WeightsError(
-            f"{path}: the weights cannot be read: {error.strerror or error}"
+            f"{path}: the weights cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
         ) from error
     return check_state_dict(content, str(path))
 
@@ -71,9 +74,9 @@ def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
             to pass.
     """
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(
-            f"{name}: holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
-        )
+        what = f"holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
+        hint = ". Pass its state_dict()" if hasattr(content, "state_dict") else ""
+        raise WeightsError(f"{name}: {what}{hint}")
     wrong = [
         key
         for key, value in content.items()
@@ -145,16 +148,35 @@ def _load(file: BinaryIO, path: Path) -> Any:
             return safetensors.torch.load(file.read())
         except Exception as error:
             # safetensors raises its own and built-in errors, depending on the damage
-            raise WeightsError(f"{path}: not a safetensors file, or damaged: {error}") from error
+            raise WeightsError(
+                f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
+            ) from error
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
-        # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...
-        first = " ".join(str(error).split())[:200]
+        # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...; the
+        # text that torch gives advises to run what is in the file
         raise WeightsError(
-            f"{path}: cannot be opened as weights: {type(error).__name__}: {first}. The file is "
-            "truncated, damaged, or holds "
-            "more than tensors; tvc never runs code from a file."
+            f"{path}: cannot be opened as weights: {_what_is_wrong(file, path, error)}"
         ) from error
+
+
+def _what_is_wrong(file: BinaryIO, path: Path, error: Exception) -> str:
+    """Return in tvc's words why a file of torch.save cannot be opened, and what to do."""
+    if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
+        return (
+            f"it holds more than tensors, an object of {found[1]}, whose code would run, and tvc "
+            "never runs code from a file. Where the file can be trusted, save its tensors alone: "
+            "torch.save(network.state_dict(), path)"
+        )
+    file.seek(0)
+    start = file.read(100_000)
+    if start[:4] == b"PK\x03\x04":
+        return "it is truncated or damaged. Copy or download it again"
+    if start[:1] == b"\x80":
+        return "it is damaged, or holds more than tensors, and tvc never runs code from a file"
+    if other := on_file(path, start, "tensors"):
+        return f"it is not a file of torch.save.{other}".removesuffix(".")
+    return f"it is damaged, or not a file of torch.save ({type(error).__name__})"

@@ -665,7 +665,7 @@ def test_plugins_shows_tracebacks_only_when_asked(install: Callable[[str, str], 
     "args",
     [
         ("lst",),
-        ("list", "backbone"),
+        ("list", "bakbone"),
         ("list", "ops", "--origin", "acme"),
         ("list", "--category", "attention"),
         ("show",),
@@ -943,7 +943,7 @@ def test_a_plugin_that_is_broken_leaves_the_help_and_every_other_command(
     assert result.stderr.count("warning: The plugin bad-tools 1.0 (failed)") == 1
     assert fine("say-hello").stdout == "hello world from acme-tools\n"
     unknown = tvc("own-bad")
-    assert unknown.exit_code == 2 and "Unknown command 'own_bad'" in unknown.stderr
+    assert unknown.exit_code == 2 and "Unknown command 'own-bad'" in unknown.stderr
     assert "Nothing of bad-tools could be loaded" in unknown.stderr
 
 

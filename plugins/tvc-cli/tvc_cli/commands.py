@@ -29,7 +29,7 @@ from tvc_core import (
 
 from . import facts
 from .group import tvc
-from .guard import Command, common_options
+from .guard import Command, common_options, in_commands
 from .output import as_text, print_json, print_pairs, print_table, say
 
 __all__ = [
@@ -106,11 +106,15 @@ def list_command(
     on ImageNet-1K, as the publisher of the default weights states them; "-" where nobody does.
     """
     registry = Registry()
+    if pattern is None and facts.is_pattern(kind):  # a pattern by itself is one of backbones
+        kind, pattern = "backbones", kind
     spec_type = _kind(registry, kind, "'KIND'")
     options = {"origin": origin, "category": category, "sort": sort, "weights": every_set or None}
     for option, value in options.items():
-        if value is not None and kind != _ONLY_FOR[option]:
-            raise click.UsageError(f"--{option} is for {_ONLY_FOR[option]}; {kind} have none")
+        if value is not None and spec_type is not facts.kind_of(registry, _ONLY_FOR[option]):
+            word = _ONLY_FOR[option]
+            write = f"tvc list {word} --{option}{'' if value is True else f' {value}'}"
+            raise click.UsageError(f"--{option} is for {word}; {kind} have none. Write {write}")
     found = facts.list_facts(
         registry,
         spec_type,
@@ -133,11 +137,11 @@ def list_command(
             right=tuple(_FIGURES.values()),
         )
     else:
-        asked = f" match {pattern!r}" if pattern else " are installed"
-        click.echo(
-            f"no {kind}{asked}{'; without the pattern, tvc list shows all' if pattern else ''}",
-            err=True,
-        )
+        said = f"no {kind} are installed"
+        if pattern:
+            near = facts.near_pattern(registry, spec_type, pattern)
+            said = f"no {kind} match {pattern!r}. {near or f'tvc list {kind} shows all'}"
+        click.echo(said, err=True)
     if spec_type is BackboneSpec and not (origin or owner or "/" in (pattern or "")):
         for family in registry.all(BackboneFamilySpec):
             name = registry.label(family)
@@ -309,23 +313,25 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
 @common_options
 @click.pass_context
 def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
-    """Run every check of the conformance kit on PLUGIN: its module (acme_blocks.plugin) or its
-    distribution (acme-blocks).
+    """Run every check of the conformance kit on PLUGIN: its folder, which need not be installed,
+    its distribution (acme-blocks) or its module (acme_blocks.plugin).
 
     Exit code 1 where a check fails. In tests of a plugin the same is
     tvc_core.testing.parametrize_with_checks.
     """
-    from .checking import check_facts, plugin_module
+    from .checking import check_facts, importable, plugin_module, skipped_in_short
 
     module = plugin_module(plugin)
-    found = check_facts(module)
+    with importable(plugin, module):
+        found = check_facts(module)
     failed = [check for check in found if check["result"] == "failed"]
     if as_json:
         print_json(found)
     else:
-        for check in found:
-            if check["result"] != "passed":
-                say(f"{check['result']}: {check['said']}")
+        if skipped := skipped_in_short(found):
+            say(skipped)
+        for check in failed:  # last, where one looks first
+            say(f"failed: {check['said']}")
         counts = Counter(check["result"] for check in found)
         say(
             f"{module}: "
@@ -339,6 +345,10 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
 @click.option(
     "--kind", type=click.Choice(_PIECES), default="block", show_default=True, help="What it offers."
 )
+@click.option("--name", "piece", help="What the piece is called in recipes, such as triplet.")
+@click.option(
+    "--class", "class_name", help="The class of a block or backbone; default from --name."
+)
 @click.option(
     "--into",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
@@ -347,15 +357,19 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
 )
 @_json_option
 @common_options
-def new_plugin_command(name: str, kind: str, into: Path, as_json: bool) -> None:
+def new_plugin_command(
+    name: str, kind: str, piece: str | None, class_name: str | None, into: Path, as_json: bool
+) -> None:
     """Write the distribution NAME, such as acme-blocks, with a plugin that works: metadata, code,
     tests and a recipe.
     """
     from .new_plugin import write_plugin
 
     try:
-        folder, files = write_plugin(name, kind, into)
+        folder, files = write_plugin(name, kind, into, piece, class_name)
     except (ValueError, OSError) as error:
+        if str(error).startswith("--"):
+            raise click.UsageError(str(error)) from error
         raise click.BadParameter(str(error), param_hint="'NAME'") from error
     install, place, recipe = (
         shlex.quote(str(path)) for path in (f"{folder}[test]", folder, folder / "recipe.yaml")
@@ -502,7 +516,7 @@ def _kind(registry: Registry, word: str, argument: str) -> type[Any]:
     except AmbiguousNameError:
         raise
     except UnknownNameError as error:
-        raise click.BadParameter(str(error), param_hint=argument) from error
+        raise click.BadParameter(in_commands(str(error)), param_hint=argument) from error
 
 
 def _side_effects(fact: dict[str, Any]) -> str | None:

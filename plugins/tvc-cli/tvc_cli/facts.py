@@ -4,6 +4,7 @@ factory has to be.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import inspect
@@ -39,10 +40,12 @@ __all__ = [
     "SORTS",
     "backbone_facts",
     "find",
+    "is_pattern",
     "kind_of",
     "kinds_of",
     "list_facts",
     "model_facts",
+    "near_pattern",
     "offers_of",
     "plugin_facts",
     "stated_facts",
@@ -59,6 +62,13 @@ SORTS = {
 
 _FIGURES = ("num_params", "gflops", "acc1", "license")
 """What is said of a set of weights, and in a listing of the one that is shown."""
+_SINGULAR = {"families": "family"}
+_SYNONYMS = {
+    **dict.fromkeys(("model", "models", "network", "networks"), "backbones"),
+    **dict.fromkeys(("operation", "operations", "patch", "patches", "patch_ops"), "ops"),
+    **dict.fromkeys(("module", "modules", "layer", "layers"), "blocks"),
+    **dict.fromkeys(("init", "inits"), "initializers"),
+}
 
 _CORE = ("backbones", "blocks", "ops", "initializers")
 """The words of the core's kinds, in the order in which they are shown."""
@@ -87,10 +97,11 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
         UnknownNameError: no plugin defines it.
         AmbiguousNameError: several plugins do.
     """
-    words = {**kinds_of(registry), "kinds": Kind}
+    words = {**kinds_of(registry), "kinds": Kind, "families": BackboneFamilySpec}
     owner, _, plural = word.rpartition(":")
-    if word in words:
-        return words[word]
+    singular = {_SINGULAR.get(each, each.removesuffix("s")): each for each in words}
+    if (known := singular.get(word, word)) in words:
+        return words[known]
     owners = [offer.owner for offer in registry.all(Kind) if offer.spec.plural == plural]
     for offer in registry.all(Kind):
         if (normalized(owner), plural) == (offer.owner, offer.spec.plural):
@@ -100,9 +111,52 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
         raise AmbiguousNameError(
             f"The kind {word!r} is defined by {len(owners)} plugins: write {choices}."
         )
-    near = difflib.get_close_matches(word, words, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = [_SYNONYMS[word]] if word in _SYNONYMS else difflib.get_close_matches(word, words, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else _other_command(registry, word)
     raise UnknownNameError(f"Unknown kind {word!r}.{hint} There is {', '.join(words)}.")
+
+
+def _other_command(registry: Registry, word: str) -> str:
+    """Return which command shows what `tvc list` does not list."""
+    if word in ("plugin", "plugins"):
+        return " 'tvc plugins' lists plugins."
+    if word in ("weights", "weight"):
+        return " 'tvc show NAME' lists the weights of a backbone."
+    categories = {offer.spec.category for offer in registry.all(BlockSpec)}
+    if word in categories:
+        return f" 'tvc list blocks --category {word}' lists these blocks."
+    with contextlib.suppress(UnknownNameError):
+        find(registry, word, None)
+        return f" 'tvc show {word}' shows it."
+    return " For backbones by pattern write a '*', as in tvc list 'resnet*'."
+
+
+def is_pattern(word: str) -> bool:
+    """Tell whether a word of the command line is a pattern of names, as only these have wildcards
+    or the slash of a family.
+    """
+    return any(character in word for character in "*?[/")
+
+
+def near_pattern(registry: Registry, kind: type[Any], pattern: str) -> str:
+    """Return what a pattern that matches nothing may have been meant for."""
+    family, slash, member = pattern.partition("/")
+    names = registry.names(kind)
+    if slash and kind is BackboneSpec:
+        families = {registry.label(offer): offer for offer in registry.all(BackboneFamilySpec)}
+        if family not in families:
+            return f"The families are {', '.join(families) or 'none'}."
+        if not member:
+            return f"All of the family are '{family}/*'."
+        names = registry.members(families[family])
+    bare = re.sub(r"\[.*?\]|[*?]", "", pattern)
+    near = [name for name in names if bare and bare.lower() in name.lower()][:1]
+    if near and not is_pattern(member or pattern.replace("/", "")):
+        return f"Names that have it are '*{bare.rpartition('/')[2]}*'."
+    if any(fnmatch.fnmatchcase(name, pattern.lower()) for name in names):
+        return f"Did you mean {pattern.lower()!r}?"
+    near = near or difflib.get_close_matches(bare.lower(), names, n=3)
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def list_facts(
@@ -178,7 +232,8 @@ def find(registry: Registry, name: str, kind: str | None) -> Any:
         return registry.resolve(kind_of(registry, kind), name)
     found: dict[str, Any] = {}
     errors: list[UnknownNameError] = []
-    for word, spec_type in kinds_of(registry).items():
+    kinds = kinds_of(registry)
+    for word, spec_type in kinds.items():
         try:
             found[word] = registry.resolve(spec_type, name)
         except AmbiguousNameError:
@@ -193,6 +248,13 @@ def find(registry: Registry, name: str, kind: str | None) -> Any:
         )
         words = " or ".join(f"--kind {word}" for word in found)
         raise AmbiguousNameError(f"{name!r} is {meanings}: add {words}.")
+    if normalized(name) in {info.owner for info in registry.plugins}:
+        raise UnknownNameError(
+            f"{name!r} is a plugin: 'tvc list blocks --owner {name}' lists its blocks, and so on "
+            "for other kinds; 'tvc plugins' shows it."
+        )
+    if name in kinds:
+        raise UnknownNameError(f"{name!r} is a kind: 'tvc list {name}' lists what there is.")
     raise _most_helpful(name, errors)
 
 

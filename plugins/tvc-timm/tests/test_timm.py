@@ -283,7 +283,7 @@ def test_the_command_lists_without_importing_timm(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("timm/resnet51", "Did you mean 'timm/resnet51q'"),
-        ("timm/resnet50.a1", "Did you mean 'resnet50.a1_in1k'"),
+        ("timm/resnet50.a1", "Did you mean 'timm/resnet50.a1_in1k'"),
         ("timm/resnet18.a1_in1k.x", "has no weights"),
     ],
 )

@@ -94,7 +94,7 @@ def describe(member: str) -> BackboneSpec:
         near = [each for each in tags if each.startswith(tag)] or difflib.get_close_matches(
             tag, tags, n=1, cutoff=0.3
         )
-        hint = f" Did you mean '{arch}.{near[0]}'?" if near else ""
+        hint = f" Did you mean 'timm/{arch}.{near[0]}'?" if near else ""
         raise UnknownNameError(
             f"timm {timm.__version__} has no weights {tag!r} of {arch!r}.{hint} It has "
             f"{', '.join(tags) or 'none'}"
