@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import warnings
@@ -14,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from .deferred import lend
+from .verified import sha256_of
 
 __all__ = ["hash_in_name", "read_state_dict", "verification_is_off"]
 
@@ -58,7 +59,9 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
         raise WeightsError(
             f"{path}: the weights cannot be read: {error.strerror or error}"
         ) from error
-    return check_state_dict(content, str(path))
+    state = check_state_dict(content, str(path))
+    lend(state.values())
+    return state
 
 
 def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
@@ -120,11 +123,7 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
             )
             _warned = True
         return
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    file.seek(0)
-    found = digest.hexdigest()
+    found = sha256_of(file)
     if not found.startswith(sha256.lower()):
         raise WeightsError(
             f"{path}: its SHA-256 starts with {found[: len(sha256)]}, its name promises {sha256}: "
