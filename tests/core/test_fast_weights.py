@@ -24,6 +24,7 @@ from tvc_core import (
     build_torchvision,
 )
 from tvc_core import read_state_dict as read
+from tvc_core import remembered
 from tvc_core.testing import cached_weights, official_weights
 from tvc_core.weights import verified
 from tvc_core.weights.deferred import DeferredInit, lend
@@ -270,7 +271,7 @@ def test_what_others_could_have_written_is_not_believed(
         time.sleep(2 * verified._STEADY)
         read(file.path, sha256=file.sha256)
         monkeypatch.setattr(verified, "_KNOWN", {})
-        (verified.cache_folder() / "verified").chmod(0o777)
+        (remembered.folder() / "hashes").chmod(0o777)
         read(file.path, sha256=file.sha256)
     assert len(hashed) == 2
 

@@ -137,10 +137,11 @@ class DeferredInit(TorchFunctionMode):
 
     def _carry_out(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
-            _, calls = self._waiting.pop(_place(tensor), (None, ()))
-            with torch.no_grad():
-                for func, args, kwargs in calls:
-                    func(*args, **kwargs)
+            waiting = self._waiting.pop(_place(tensor), None)
+            if waiting is not None:
+                with torch.no_grad():
+                    for func, args, kwargs in waiting[1]:
+                        func(*args, **kwargs)
 
 
 def _initialization(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:

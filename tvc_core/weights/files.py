@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import WeightsError
 from .deferred import lend
-from .verified import sha256_of
+from .tables import read_by_table, remember_table
+from .verified import sha256_of, state_of
 
 __all__ = ["hash_in_name", "read_state_dict", "verification_is_off"]
 
@@ -54,7 +55,10 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
         with path.open("rb") as file:
             if sha256 is not None:
                 _compare(file, path, sha256)
+            before = state_of(file)
             content = _load(file, path)
+            if state_of(file) != before:
+                raise WeightsError(f"{path}: was changed while it was read; try again")
     except OSError as error:
         raise WeightsError(
             f"{path}: the weights cannot be read: {error.strerror or error}"
@@ -142,8 +146,12 @@ def _load(file: BinaryIO, path: Path) -> Any:
         except Exception as error:
             # safetensors raises its own and built-in errors, depending on the damage
             raise WeightsError(f"{path}: not a safetensors file, or damaged: {error}") from error
+    if (known := read_by_table(file)) is not None:
+        return known
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        remember_table(file, path, content)
+        return content
     except OSError:
         raise
     except Exception as error:

@@ -1,44 +1,48 @@
-"""Compare a file with the hash that its name carries, once for each state of the file.
+"""Know an open file by what the system says of it: where it lies on disk, its size, and when it and
+its entry changed last, which no program can set back.
 
-What was found is remembered by what the system says of the file: where it lies on disk, its size,
-and when it and its entry changed last, which no program can set back. It is remembered in the
-process, and for the next one in a folder that only the user can write. A file that has changed a
-moment ago is compared every time, since the next change could bear the same time.
+So its hash is computed once for each state of the file, also for the next process. A file that has
+changed a moment ago is looked at every time, since the next change could bear the same time.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import time
-from contextlib import suppress
-from pathlib import Path
 from typing import BinaryIO
 
-__all__ = ["cache_folder", "sha256_of"]
+from ..remembered import recall, remember
+
+__all__ = ["FileState", "is_steady", "sha256_of", "state_of"]
+
+FileState = tuple[int, ...]
+"""Device, inode, size [bytes], time of the last change, and of that of its entry [ns]."""
 
 _STEADY = 0.1
 """How long a file must have been as it is: clocks of file systems tick in steps [s]."""
 
-_KNOWN: dict[tuple[int, ...], str] = {}
+_KNOWN: dict[FileState, str] = {}
 
 
-def cache_folder() -> Path:
-    """Return the folder for what tvc remembers: $XDG_CACHE_HOME/tvc, by default ~/.cache/tvc.
-    Losing it costs time only.
-    """
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path("~/.cache").expanduser()) / "tvc"
+def state_of(file: BinaryIO) -> FileState:
+    """Return what the system says of an open file; it differs after any change."""
+    stat = os.fstat(file.fileno())
+    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+def is_steady(state: FileState) -> bool:
+    """Return whether a later change of the file would show in its state."""
+    return time.time_ns() - max(state[3:]) > _STEADY * 1e9
 
 
 def sha256_of(file: BinaryIO) -> str:
     """Return the SHA-256 of an open file, in hexadecimal; it is read only where that is not
     known.
     """
-    state = _state(file)
-    entry = cache_folder() / "verified" / hashlib.sha256(repr(state).encode()).hexdigest()
-    if (known := _KNOWN.get(state) or _read(entry)) is not None:
+    state = state_of(file)
+    known = _KNOWN.get(state) or recall("hashes", state)
+    if isinstance(known, str):
         _KNOWN[state] = known
         return known
     digest = hashlib.sha256()
@@ -46,35 +50,7 @@ def sha256_of(file: BinaryIO) -> str:
         digest.update(chunk)
     file.seek(0)
     found = digest.hexdigest()
-    steady = time.time_ns() - max(state[3:]) > _STEADY * 1e9
-    if steady and _state(file) == state:
+    if is_steady(state) and state_of(file) == state:
         _KNOWN[state] = found
-        _write(entry, found)
+        remember("hashes", state, found)
     return found
-
-
-def _state(file: BinaryIO) -> tuple[int, ...]:
-    stat = os.fstat(file.fileno())
-    return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
-
-
-def _read(entry: Path) -> str | None:
-    """Return what an entry says, if nobody but the user can have written it."""
-    with suppress(OSError, ValueError):
-        folder = entry.parent.stat()
-        private = folder.st_mode & 0o022 == 0
-        if hasattr(os, "geteuid") and not (private and folder.st_uid == os.geteuid()):
-            return None
-        found = json.loads(entry.read_text(encoding="utf-8"))
-        if isinstance(found, str) and len(found) == 64:
-            return found
-    return None
-
-
-def _write(entry: Path, digest: str) -> None:
-    """Write an entry for other processes, where there is a place for it."""
-    with suppress(OSError):
-        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = entry.with_name(f"{entry.name}.{os.getpid()}")
-        draft.write_text(json.dumps(digest), encoding="utf-8")
-        draft.replace(entry)
