@@ -38,6 +38,22 @@ class Bridge:
                 x = step(network, head, x)
         return x
 
+    def as_data(self) -> list[list[Any]]:
+        """Return the steps as plain data: the name of each and what it was given."""
+        return [
+            [step.func.__name__, *step.args] if isinstance(step, partial) else [step.__name__]  # type: ignore[attr-defined]
+            for step in self.steps
+        ]
+
+    @staticmethod
+    def of_data(data: list[list[Any]]) -> Bridge:
+        """Return what `as_data` made data of.
+
+        Raises:
+            KeyError: a step that there is not.
+        """
+        return Bridge(tuple(partial(_STEPS[name], *given) for name, *given in data))
+
 
 def _child(name: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
     child = network._modules[name]
@@ -81,6 +97,12 @@ def _first_token(network: nn.Module, head: str, x: Tensor) -> Tensor:
 
 def _token_mean(network: nn.Module, head: str, x: Tensor) -> Tensor:
     return x.mean(1)
+
+
+_STEPS: dict[str, Callable[..., Tensor]] = {
+    step.__name__: step
+    for step in (_child, _patches, _head, _pool, _mean, _flatten, _relu, _first_token, _token_mean)
+}
 
 
 def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
