@@ -432,18 +432,26 @@ class HybridModel(nn.Module):
         """Return what was done to the backbone, read from what is really in the model."""
         return explain(self, self._hybrid)
 
-    def transforms(self) -> nn.Module:
+    def transforms(self, *, train: bool = False, use_test_size: bool = False) -> nn.Module:
         """Return the preprocessing of the model's weights, torchvision's module: PIL image or
         tensor to [C, H, W].
 
         A model without pretrained weights gets that of the backbone's default weights, with a
-        warning that says so.
+        warning that says so. Pictures in grey, with a palette or in CMYK are converted, RGBA where
+        every pixel is opaque; what cannot be converted without a guess is a ParameterError.
+
+        Args:
+            train: a random crop and mirroring instead of the resized center crop, as in
+                torchvision's reference scripts.
+            use_test_size: crop at the larger size at which the weights' publisher evaluates (many
+                of timm's), where there is one; `image_size` of the build goes before it.
 
         Raises:
             BackboneError: the backbone has no pretrained weights, so nothing says how its images
                 were prepared.
+            ParameterError: both `train` and `use_test_size`.
         """
-        return transforms(self._hybrid.plan)
+        return transforms(self._hybrid.plan, train=train, use_test_size=use_test_size)
 
     # -- files -------------------------------------------------------------------------------------
 
