@@ -2,7 +2,7 @@
 
 Which image a network accepts, the maps of stem and stages and the way from the last one to the
 logits depend on what was built, not on its weights: on the spec and the options, on the code of
-torch, torchvision, tvc and the network's classes, and on class, settings and shapes of every module.
+torch, torchvision, tvc and the network's classes, on class, settings and shapes of every module.
 All of this is the key, so that a change of any of it means to look again.
 """
 
@@ -19,7 +19,7 @@ import torch
 import torchvision
 from torch import nn
 
-from ..recipe import Plan
+from ..recipe import Plan, Recipe
 from ..remembered import recall, remember
 from ..specs import FROM_MODULE
 from ..surgery.anatomy import Anatomy, StageInfo
@@ -79,12 +79,19 @@ def _key(plan: Plan, network: nn.Module) -> str:
     spec, recipe = plan.backbone.spec, plan.recipe
     if not isinstance(spec.factory, str) or plan.backbone.owner == FROM_MODULE:
         return ""  # what a user hands over has no name by which it could be known again
+    if recipe.in_channels is not None:
+        return ""
     names = {type(module).__module__ for module in network.modules()}
     code = _code({*names, spec.factory.partition(":")[0], *_OURS})
     versions = (__version__, torch.__version__, torchvision.__version__)
-    options = (plan.options, plan.weights, recipe.num_classes, recipe.image_size)
+    options = (plan.options, plan.weights, recipe.image_size, _head(recipe))
     built = (type(network).__qualname__, fingerprint(network))
     return repr((versions, code, plan.backbone, options, built))
+
+
+def _head(recipe: Recipe) -> tuple[Any, ...]:
+    """Return what of the head can change the way to the logits."""
+    return (recipe.num_classes == 0, recipe.hidden, recipe.activation, recipe.heads is not None)
 
 
 def _code(modules: Iterable[str]) -> list[tuple[str, str, int]]:
@@ -98,16 +105,15 @@ def _code(modules: Iterable[str]) -> list[tuple[str, str, int]]:
 
 
 def _as_data(survey: Survey) -> dict[str, Any]:
-    rows = [
-        [f.info.channels, f.info.stride, f.info.layout, f.reader.layout, f.reader.prefix]
-        + [f.reader.stride]
-        for f in survey.features
-    ]
-    steps = survey.bridge.as_data() if survey.bridge else None
+    rows = []
+    for feature in survey.features:
+        info, reader = feature.info, feature.reader
+        seen = (info.channels, info.stride, info.layout)
+        rows.append([*seen, reader.layout, reader.prefix, reader.stride])
     return {
         "image": list(survey.image),
         "features": rows,
-        "bridge": steps,
+        "bridge": survey.bridge.as_data() if survey.bridge else None,
         "repeated": survey.repeated,
     }
 

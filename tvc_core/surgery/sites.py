@@ -17,7 +17,16 @@ from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 from .probing import probing
 
-__all__ = ["Call", "Probe", "Site", "first_tensor", "find_module", "has_module", "locate"]
+__all__ = [
+    "Call",
+    "Probe",
+    "Site",
+    "first_tensor",
+    "find_module",
+    "has_module",
+    "image_of",
+    "locate",
+]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as
@@ -210,14 +219,9 @@ class Probe:
             sizes = [(crop, crop) for crop in crops]
         if first and not size:
             sizes.insert(0, (first, first))
-        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):
-            generator = torch.Generator().manual_seed(0)
-            image = torch.randn(
-                (1, spec.num_channels, height, width), generator=generator, dtype=torch.float32
-            )
-            image = image.to(dtype=like.dtype, device=like.device)
+            image = image_of(network, spec, (height, width))
             try:
                 with foreign(BackboneError, f"{height}x{width}"), probing(network):
                     network(image)
@@ -302,6 +306,14 @@ class Probe:
             for path, module in modules.items()
         }
         return found, output
+
+
+def image_of(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> torch.Tensor:
+    """Return an image [1, num_channels, H, W] for a network, the same for the same size."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((1, spec.num_channels, *size), generator=generator, dtype=torch.float32)
+    return image.to(dtype=like.dtype, device=like.device)
 
 
 def _answering(module: nn.Module, stand_in: nn.Module) -> list[Callable[[], Any]]:

@@ -37,7 +37,7 @@ _FILLS = {getattr(Tensor, name) for name in _IN_PLACE}
 """What initializations are made of, where it needs no other tensor."""
 
 _PROPERTIES = (
-    "device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_meta", "is_mkldnn",
+    "device", "dtype", "grad", "grad_fn", "is_cpu", "is_cuda", "is_leaf", "is_mkldnn",
     "is_mps", "is_nested", "is_quantized", "is_sparse", "is_xla", "is_xpu", "itemsize", "layout",
     "names", "ndim", "requires_grad", "shape",
 )  # fmt: skip
@@ -48,9 +48,13 @@ _METHODS = (
 )  # fmt: skip
 _LOOKS = {
     *(getattr(Tensor, name).__get__ for name in _PROPERTIES if hasattr(Tensor, name)),
+    torch._C._set_grad_enabled,
+    torch.empty,
+    torch.zeros,
+    torch.ones,
     *(getattr(Tensor, name) for name in _METHODS),
 }
-"""What can be asked of a tensor without a look at its values."""
+"""What takes no tensor, or does not look at its values."""
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
 _USE_COUNT: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 3)
@@ -93,14 +97,17 @@ class DeferredInit(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func in _LOOKS:
+            return func(*args, **kwargs)
         first = args[0] if args else kwargs.get("tensor")
         if type(first) is nn.Parameter:
             if func is Tensor.copy_ and len(args) == 2 and self._adopt(first, args[1]):
                 return first
-            if (call := _initialization(func, args, kwargs)) is not None and _is_whole(first):
+            call = _initialization(func, args, kwargs)
+            if call is not None and _is_whole(first):
                 self._waiting.setdefault(_place(first), (first, []))[1].append(call)
                 return True if func == _IS_META else first
-            if func in _LOOKS:
+            if func == _IS_META:
                 return func(*args, **kwargs)
         if self._waiting:
             self._carry_out(_tensors((*args, *kwargs.values())))

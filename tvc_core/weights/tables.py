@@ -2,13 +2,12 @@
 
 torch's reader goes through the file's pickle in Python, which for a small network takes longer than
 all the rest. The table says of each tensor what it is and where its bytes are; so the file is read
-once, into memory that the tensors then are. A table belongs to one state of one file, and what it
+once, into the memory of the tensors. A table belongs to one state of one file, and what it
 gives was compared with what torch's reader gives, bit for bit, before it was kept.
 """
 
 from __future__ import annotations
 
-import mmap
 import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -29,16 +28,13 @@ _MOST = 100_000
 
 
 def read_by_table(file: BinaryIO) -> OrderedDict[str, Tensor] | None:
-    """Return a state dict as torch's reader would; None where there is no table for this file.
-
-    Every tensor has a storage of its own; their memory is freed together.
-    """
+    """Return a state dict as torch's reader would; None where there is no table for this file."""
     state = state_of(file)
     table = _KNOWN.get(state) or recall("tables", state)
     if not isinstance(table, dict):
         return None
     with suppress(KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        found = _read(file, state[2], table)
+        found = _read(file, table)
         _KNOWN[state] = table
         return found
     file.seek(0)
@@ -59,29 +55,24 @@ def remember_table(file: BinaryIO, path: Path, content: Any) -> None:
     with suppress(Exception):  # without a table the next read takes longer, that is all
         table = _table(path, content)
         file.seek(0)
-        if table is not None and _alike(_read(file, state[2], table), content):
+        if table is not None and _alike(_read(file, table), content):
             _KNOWN[state] = table
             remember("tables", state, table)
 
 
-def _read(file: BinaryIO, size: int, table: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    memory = mmap.mmap(-1, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    view, count = memoryview(memory), 0
-    while count < size and (more := file.readinto(view[count:])):  # type: ignore[attr-defined]
-        count += more
-    if count != size:
-        raise ValueError(f"the file has {count} bytes, not {size}")
+def _read(file: BinaryIO, table: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
+    raw: Any = getattr(file, "raw", file)
     found: OrderedDict[str, Tensor] = OrderedDict()
     for key, kind, shape, offset in table["tensors"]:
-        dtype = getattr(torch, kind)
-        numel = 1
-        for side in shape:
-            numel *= side
-        flat = torch.frombuffer(memory, dtype=dtype, count=numel, offset=offset)
-        found[key] = flat.view(shape)
+        tensor = torch.empty(shape, dtype=getattr(torch, kind))
+        memory: Any = _bytes(tensor).numpy()
+        bytes_, count = memoryview(memory), 0
+        raw.seek(offset)
+        while count < len(bytes_) and (more := raw.readinto(bytes_[count:])):
+            count += more
+        if count != len(bytes_):
+            raise ValueError(f"the file ends inside of {key!r}")
+        found[key] = tensor
     if table["metadata"] is not None:
         found._metadata = OrderedDict(table["metadata"])  # type: ignore[attr-defined]
     return found
