@@ -5,7 +5,7 @@ every map of the pyramid.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -184,8 +184,9 @@ def fit(x: Tensor, size: tuple[int, int]) -> Tensor:
     i at cells 2i and 2i + 1, always. An exported program takes the way that asks nothing of the
     shapes, so that height and width stay free in it.
     """
-    fixed = not (torch.compiler.is_exporting() or torch.jit.is_tracing())
-    if fixed and x.shape[2:] == size:
+    jit: Any = torch.jit
+    exporting = torch.compiler.is_exporting() or jit.is_tracing()
+    if not exporting and x.shape[2:] == size:
         return x
     for dim, side in ((2, size[0]), (3, size[1])):
         cells = torch.arange(side, device=x.device).clamp(max=x.shape[dim] - 1)
