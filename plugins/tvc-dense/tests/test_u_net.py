@@ -21,7 +21,7 @@ from tvc_dense import UNet, unet
 from tvc_core import HybridBuilder, HybridModel, ParameterError
 
 FIVE = {
-    "resnet18": (60, 3e-3),
+    "resnet18": (80, 3e-3),
     "efficientnet_b0": (60, 3e-3),
     "convnext_tiny": (60, 2e-3),
     "swin_t": (80, 2e-3),
