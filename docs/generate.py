@@ -8,6 +8,7 @@ import argparse
 import dataclasses
 import enum
 import inspect
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,7 @@ from tvc_core import (
     BackboneSpec,
     BlockSpec,
     InitializerSpec,
+    Kind,
     PatchOpSpec,
     Recipe,
     Registry,
@@ -32,6 +34,8 @@ from tvc_core.specs import PATCH_KEYS
 from tvc_core.surgery.blocks import parameters_of
 
 FOLDER = Path(__file__).resolve().parent / "reference"
+PLUGINS = FOLDER.parents[1] / "plugins"
+HINTS = "../../tvc_core/registry/hints.json"
 FIRST_PARTY = (
     *(
         "tvc-core",
@@ -108,7 +112,7 @@ def main() -> int:
 
 
 def pages() -> dict[str, str]:
-    """Return the text of every page of docs/reference by its file name."""
+    """Return the text of every file that is written, by its path from docs/reference."""
     registry = Registry()
     made: dict[str, Callable[[], Iterable[str]]] = {
         "index.md": _index,
@@ -121,7 +125,19 @@ def pages() -> dict[str, str]:
         "errors.md": _errors,
         "hooks.md": _hooks,
     }
-    return {name: "\n".join([GENERATED, *make()]).rstrip() + "\n" for name, make in made.items()}
+    texts = {name: "\n".join([GENERATED, *make()]).rstrip() + "\n" for name, make in made.items()}
+    return {**texts, HINTS: json.dumps(_hints(registry), indent=1) + "\n"}
+
+
+def _hints(registry: Registry) -> dict[str, dict[str, str]]:
+    """Return the first-party distribution of every name, by its kind."""
+    first_party = {file.parent.name for file in PLUGINS.glob("*/pyproject.toml")}
+    tables: dict[str, dict[str, str]] = {}
+    for kind in (*(offer.spec.spec for offer in registry.all(Kind)), Kind):
+        for offer in registry.all(kind):
+            if offer.owner in first_party:
+                tables.setdefault(kind.kind, {})[offer.spec.name] = offer.owner
+    return tables
 
 
 def _is(path: Path, text: str) -> bool:

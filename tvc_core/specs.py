@@ -237,7 +237,7 @@ class BackboneSpec(Spec):
         """The paths of each stage, always as tuples."""
         return tuple((stage,) if isinstance(stage, str) else stage for stage in self.stages)
 
-    def find_weights(self, name: str) -> WeightsSpec | None:
+    def find_weights(self, name: str | None) -> WeightsSpec | None:
         """Return the pretrained set of this name, or None."""
         return next((weights for weights in self.weights if weights.name == name), None)
 

@@ -172,7 +172,12 @@ class Probe:
 
     @staticmethod
     def of(
-        network: nn.Module, spec: BackboneSpec, size: int | None = None, likely: int | None = None
+        network: nn.Module,
+        spec: BackboneSpec,
+        size: int | None = None,
+        *,
+        likely: int | None = None,
+        first: int | None = None,
     ) -> Probe:
         """Return a probe that the network accepts: small and not square if it can be, else of a
         size it was trained with.
@@ -182,6 +187,7 @@ class Probe:
             spec: its description: channels, smallest size, preprocessing.
             size: side of a square image to use instead [pixels].
             likely: side of a square image to try before the sizes of the spec's weights [pixels].
+            first: side of a square image to try before all others [pixels].
 
         Raises:
             BackboneError: the network's forward pass fails for every size that was tried.
@@ -202,6 +208,8 @@ class Probe:
         )
         if spec.fixed_size and not size:
             sizes = [(crop, crop) for crop in crops]
+        if first and not size:
+            sizes.insert(0, (first, first))
         like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):
