@@ -229,6 +229,16 @@ def test_patches_learn_and_frozen_stages_stay() -> None:
     assert "encoder.body.layer2.0.conv1.weight" in found
 
 
+def test_the_hybrid_warns_when_smp_thaws_what_it_holds() -> None:
+    model = hybrid("resnet18", freeze_backbone=True, unfreeze_stages=[-1])
+    segmenter = smp_model(model, smp.FPN)
+    segmenter.freeze_encoder()
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    segmenter.unfreeze_encoder()
+    with pytest.warns(UserWarning, match="thawed by hand"):
+        segmenter.train()
+
+
 def test_a_twin_loads_its_state() -> None:
     segmenters = [
         smp_model(hybrid("resnet18", patches={"layer2": SE}), smp.FPN).eval() for _ in range(2)
