@@ -168,7 +168,8 @@ def smp_model(model: HybridModel, architecture: Callable[..., M], **arguments: A
 
 
 def _in_channels(model: HybridModel) -> int:
-    return model.recipe.in_channels or 3
+    # the recipe has it only where the build changed it, and a backbone may take one channel itself
+    return model._hybrid.probe_shape[1]
 
 
 def _encoder(model: HybridModel, depth: int) -> SmpEncoder:
