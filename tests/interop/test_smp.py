@@ -22,7 +22,7 @@ pytestmark = pytest.mark.interop
 SWEEP = pytest.mark.sweep
 
 FOUR = {"encoder_depth": 4, "decoder_channels": [64, 32, 16, 16]}
-DEEPLAB = {"encoder_depth": 4, "encoder_output_stride": 16}
+DEEPLAB = {"encoder_depth": 4, "encoder_output_stride": 16, "decoder_aspp_dropout": 0.0}
 SE = {"wrap": {"type": "se", "init": "paper"}}
 
 
@@ -166,8 +166,8 @@ def test_it_segments(
     [
         ("timm/test_efficientnet", smp.FPN, {"decoder_dropout": 0.0}, 80, 5e-3),
         pytest.param("resnet18", smp.Unet, {}, 60, 3e-3, marks=SWEEP),
-        pytest.param("swin_t", smp.UPerNet, {}, 80, 1e-3, marks=SWEEP),
-        pytest.param("efficientnet_b0", smp.DeepLabV3Plus, DEEPLAB, 80, 3e-3, marks=SWEEP),
+        pytest.param("swin_t", smp.FPN, {"decoder_dropout": 0.0}, 80, 2e-3, marks=SWEEP),
+        pytest.param("efficientnet_b0", smp.DeepLabV3Plus, DEEPLAB, 120, 3e-3, marks=SWEEP),
     ],
 )
 def test_it_learns_to_find_shapes(
