@@ -48,7 +48,9 @@ class BackboneError(TvcError, RuntimeError):
 
 
 class ParameterError(TvcError, ValueError):
-    """A backbone, block, operation or initializer was given a parameter that it does not take."""
+    """A backbone, block, operation, initializer or preprocessing was given what it does not
+    take.
+    """
 
 
 class TargetError(TvcError, LookupError):

@@ -12,13 +12,23 @@ import safetensors.torch
 from torch import Tensor, nn
 
 from .assemble import assemble
-from .errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, join_names
+from .errors import (
+    FreezeError,
+    HeadError,
+    RecipeError,
+    StageError,
+    UnknownNameError,
+    WeightsError,
+    join_names,
+)
 from .from_module import module_backbone
+from .local import OWN
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.saving import KEYS, MODULE_KEY, digest_of
+from .model.saving import KEYS, MODULE_KEY, digest_of, how_to_load
 from .recipe import Recipe, make_plan
 from .registry import Registry
+from .specs import BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 
@@ -81,6 +91,7 @@ def _load(
     except RecipeError as error:
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
+    _check_own(path, recipe, registry)
     model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
     restore_gates(model, tensors)
     own = model.state_dict()
@@ -101,7 +112,7 @@ def _load(
     own.update(tensors)
     model.load_state_dict(own, assign=assign)
     try:
-        model.class_names = content["class_names"]
+        model.class_names = content["class_names"] or None
         model.load_freeze_state(content["freeze"])
     except (FreezeError, HeadError, StageError) as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -113,6 +124,18 @@ def _load(
     state.modules = fingerprint(model)
     model.eval()
     return model
+
+
+def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
+    """Refuse to look for blocks of the user's own where nobody has handed them over."""
+    known = {offer.qualified for offer in registry.all(BlockSpec)}
+    names = [str(entry.block) for entry in recipe.patches if entry.block not in known]
+    own = [name.partition(":")[2] for name in names if name.startswith(f"{OWN}:")]
+    if own:
+        raise UnknownNameError(
+            f"{path}: the blocks {join_names(dict.fromkeys(own))} are classes or modules of the "
+            f"code that built the model. {how_to_load(dict.fromkeys(own), path)}"
+        )
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -25,6 +25,8 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KIND = re.compile(r"[a-z][a-z0-9]*( [a-z0-9]+)*")
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+_URL = re.compile(r"(https?|file)://\S*[^\s/]|hf://[^\s/]+/[^\s/]+(/[^\s/]+)+")
+_URLS = "a file's address: https://..., http://..., file://... or hf://OWNER/NAME/FILE"
 _LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
 
 FROM_MODULE = "from_module"
@@ -132,6 +134,23 @@ class WeightsSpec(_Frozen):
         options: options of the backbone that differ from its defaults in a network with these
             weights, such as GoogLeNet's `transform_input`. A saved model is built with them again.
         recipe: where and how it was trained.
+        test_crop_size: the larger crop at which its publisher evaluates it, where there is one; for
+            `transforms(use_test_size=True)` [pixels].
+        test_resize_size: short side before that crop; by default `test_crop_size` [pixels].
+        num_params: of the network with these weights and its head [parameters].
+        gflops: multiply-adds of one image of `crop_size`, which torchvision's tables call GFLOPS
+            [10^9].
+        acc1: accuracy on ImageNet-1K's validation images that its publisher states [percent].
+        license: of the weights, an SPDX identifier where there is one, such as "CC-BY-NC-4.0";
+            empty where their publisher states none.
+        url: where `read_state_dict` gets the file: an address with "https://", "http://" or
+            "file://", or "hf://OWNER/NAME[@REVISION]/FILE" on the Hugging Face hub. Since plugin
+            API 1.1.
+        sha256: of the file at `url`, 64 hexadecimal digits. Since plugin API 1.1.
+
+    Raises:
+        ValueError: a name, a mode or an address that cannot be, or a `url` without `sha256`.
+        TypeError: a field has the wrong type.
     """
 
     name: str
@@ -144,12 +163,23 @@ class WeightsSpec(_Frozen):
     num_classes: int | None = 1000
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
+    test_crop_size: int | None = None
+    test_resize_size: int | None = None
+    num_params: int | None = None
+    gflops: float | None = None
+    acc1: float | None = None
+    license: str = ""
+    url: str = ""
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_options()
         known = self.interpolation in ("bilinear", "bicubic")
         self._require(known, "interpolation", "'bilinear' or 'bicubic'")
+        self._require(not self.url or bool(_URL.fullmatch(self.url)), "url", _URLS)
+        fits = bool(re.fullmatch(r"[0-9a-fA-F]{64}" if self.url else "", self.sha256))
+        self._require(fits, "sha256", "64 hexadecimal digits beside a url, else empty")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,8 +22,8 @@ FLOORS = (
 
 MODEL = (
     "pyramid", "strides", "features", "bridge", "state", "measuring", "checkpointing",
-    "fingerprint", "freezing", "freeze_report", "settling", "explain", "saving", "unpatching",
-    "patch_report", "reading", "running", "hybrid", "classes",
+    "fingerprint", "freezing", "freeze_report", "settling", "heads", "explain", "saving",
+    "unpatching", "patch_report", "reading", "running", "hybrid", "classes",
 )  # fmt: skip
 """The same inside `model`: what a hybrid knows, the verbs, the class that names them."""
 

@@ -317,7 +317,10 @@ def test_options_are_a_mapping_of_argument_names(value: Any) -> None:
         ({"layer3": {"wrap": 16}}, "not 16"),
         ({"layer3": {"wrap": ""}}, "wrap takes the name of a block, or a mapping"),
         ({"layer3": {"wrap": True}}, "not True"),
-        ({"layer3": {"wrap": {"type": 3}}}, "arguments, layer3.wrap.type: type is a name, not 3"),
+        (
+            {"layer3": {"wrap": {"type": 3}}},
+            "arguments, layer3.wrap.type: type is a name, or in code a class or a module, not 3",
+        ),
         ({"layer3": {"wrap": {"type": "se", "init": True}}}, "init is a name, not True"),
         (
             {"layer3": {"wrap": {"type": "se", "params": 16}}},
@@ -428,7 +431,11 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
             "    layer3:",
             "line 13: the key 'layer3' stands here for the second time (first on line 8)",
         ),
-        ("type: se", "type: [se]", "recipe.yaml, line 10: type is a name, not ['se']"),
+        (
+            "type: se",
+            "type: [se]",
+            "recipe.yaml, line 10: type is a name, or in code a class or a module, not ['se']",
+        ),
         (
             "reduction: 16",
             "16: reduction",

@@ -122,7 +122,10 @@ class HybridState:
         freeze: what is to be frozen.
         statistics: of normalizations that are frozen: their buffers, by the modules' paths. Weight
             averaging resets them to estimate them again, and they are put back.
-        class_names: one for each output.
+        class_names: one for each output, by the name of the head; "" is a model's only one.
+        kept_classes: those whose weights were taken over when the head was exchanged, likewise.
+        head_widths: outputs of each of several heads, by name; empty where there is one.
+        head_dim: the dimension of the network's output along which they stand.
         new_layers: paths of the new last layers of auxiliary heads.
         input: what was done at the input.
         modules: class and settings of every module when the model was built, by path: what `save`
@@ -143,7 +146,10 @@ class HybridState:
     verified: bool
     freeze: FreezeState = field(default_factory=FreezeState)
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    class_names: tuple[str, ...] | None = None
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kept_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    head_widths: dict[str, int] = field(default_factory=dict)
+    head_dim: int = -1
     new_layers: tuple[str, ...] = ()
     input: InputRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)

@@ -36,6 +36,9 @@ class ModuleArguments(TypedDict, total=False):
     freeze_backbone: bool | Mapping[str, Any]
     unfreeze_stages: Sequence[int] | int | None
     class_names: Sequence[str] | None
+    hidden: Sequence[int] | int | None
+    activation: str | None
+    heads: Mapping[str, int | Sequence[str] | Mapping[str, Any]] | None
     in_channels: int | None
     in_channels_policy: str | Sequence[str | int] | None
 

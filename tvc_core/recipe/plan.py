@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
+from ..local import OWN, is_module, own_block
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
@@ -98,6 +99,7 @@ def make_plan(
     with _in_file(recipe, "image_size"):
         options = _options(recipe, backbone)
     patches = tuple(_bind_patch(entry, registry, by_code) for entry in recipe.patches)
+    _check_own(patches)
     qualified = replace(
         recipe,
         backbone=backbone.qualified,
@@ -233,10 +235,31 @@ def _weights_class(given: Weights) -> str | None:
 # -- patches ---------------------------------------------------------------------------------------
 
 
+def _block(given: Any, registry: Registry) -> Named[BlockSpec]:
+    """Return the spec of a block's name, or of what stands in its place."""
+    if callable(given):
+        return Named(OWN, own_block(given))
+    return registry.resolve(BlockSpec, given)
+
+
+def _check_own(patches: Iterable[PatchPlan]) -> None:
+    """Refuse two different blocks of one's own under one name, which no file could tell apart."""
+    known: dict[str, Any] = {}
+    for patch in patches:
+        if patch.block is not None and patch.block.owner == OWN and callable(patch.entry.block):
+            name, made = patch.block.spec.name, patch.entry.block
+            made = type(made) if is_module(made) else made
+            if known.setdefault(name, made) != made:
+                raise patch.entry.where.error(
+                    f"two different blocks of your own are called {name!r}, by which the model "
+                    "records them: rename one"
+                )
+
+
 def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPlan:
     with entry.where.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
-        block = None if entry.block is None else registry.resolve(BlockSpec, entry.block)
+        block = None if entry.block is None else _block(entry.block, registry)
         init = None if entry.init is None else registry.resolve(InitializerSpec, entry.init)
     allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
     given = {"type": entry.block, "params": entry.params, "init": entry.init}

@@ -5,7 +5,7 @@ are not resolved here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,10 @@ from .rules import Rule
 
 __all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe"]
 
-PatchStep = Mapping[str, str | Mapping[str, Any] | None]
+Block = str | Callable[..., Any]
+"""A block's name, or in code a class or function that makes it, or the module itself."""
+
+PatchStep = Mapping[str, Block | Mapping[str, Any] | None]
 """Operations with their blocks: {"wrap": "se"}, {"wrap": {"type": "se", "params": {...}}}."""
 
 Patches = Mapping[str, PatchStep | Sequence[PatchStep]]
@@ -34,7 +37,8 @@ class PatchEntry:
     Args:
         target: dotted path of a module of the backbone, or a pattern of such paths.
         op: name of the patch operation.
-        block: name of the block; None for an operation without one.
+        block: name of the block, or in code a class, function or module of one's own; None for an
+            operation without one.
         params: keyword arguments of the block.
         init: name of an initializer; None for the operation's own start.
         name: last part of the inserted module's path, instead of the block's short name.
@@ -47,7 +51,7 @@ class PatchEntry:
 
     target: str
     op: str
-    block: str | None = None
+    block: Block | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     init: str | None = None
     name: str | None = None
@@ -58,7 +62,7 @@ class PatchEntry:
         rules.TARGET.check("a patch target", self.target, self.where.error)
         rules.OPERATION.check("a patch operation", self.op, self.where.error)
         for key, value, rule in (
-            ("type", self.block, rules.NAME),
+            ("type", self.block, rules.BLOCK),
             ("init", self.init, rules.NAME),
             ("name", self.name, rules.PATH_PART),
             ("params", self.params, rules.PARAMS),
@@ -93,7 +97,17 @@ class Recipe:
             layer, the model returns what it got.
         dropout: probability of the head's dropout; a head without one gets it before its last
             layer. None leaves it.
-        class_names: one name for each output, all different.
+        class_names: one name for each output, all different; without `num_classes` they say how
+            many outputs there are. An output whose name the pretrained head has, as another of its
+            outputs or among another number of them, starts with that one's weights.
+        hidden: widths of new layers before the last one, such as [512], or one width: each a linear
+            layer (a 1x1 convolution where the last layer is a convolution), an activation and a
+            dropout. They and the last layer stand where the backbone's last layer stood.
+        activation: of the hidden layers: "relu" (which None stands for), "gelu", "silu",
+            "hardswish", "mish", "leaky_relu", "elu" or "tanh".
+        heads: several heads in place of one, by name: the number of classes, their names, or a
+            mapping of `num_classes`, `class_names`, `hidden`, `activation` and `dropout`. The model
+            then returns a dict of logits by name. `hidden` and `dropout` above are before all.
         freeze_backbone: freeze stem and stages; the head and new blocks stay trainable. Or a
             mapping of `head`, `freeze_patches` and `normalization`, as
             `HybridModel.freeze_backbone` takes them, such as {"head": "last"}.
@@ -119,6 +133,9 @@ class Recipe:
     num_classes: int | None = _key("head", rules.NUM_CLASSES)
     dropout: float | None = _key("head", rules.DROPOUT)
     class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
+    hidden: tuple[int, ...] | None = _key("head", rules.HIDDEN)
+    activation: str | None = _key("head", rules.ACTIVATION)
+    heads: Mapping[str, Any] | None = _key("head", rules.HEADS)
     freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
     unfreeze_stages: tuple[int, ...] | None = _key("", rules.STAGES)
     in_channels: int | None = _key("backbone", rules.SIZE)
@@ -153,8 +170,17 @@ class Recipe:
         if isinstance(policy, tuple) and len(policy) != channels:
             raise error(f"in_channels_policy has {len(policy)} rules for in_channels {channels}")
         if self.class_names is not None:
+            if self.class_names and self.num_classes is None:
+                object.__setattr__(self, "num_classes", len(self.class_names))
             error = self.place("class_names").error
             rules.check_class_names(self.class_names, self.num_classes, error)
+        rules.check_activation(self.activation, self.hidden, self.place("activation").error)
+        if self.heads is not None:
+            if self.num_classes is not None:
+                raise self.place("heads").error(
+                    "each of the heads has its own classes: leave num_classes and class_names out"
+                )
+            object.__setattr__(self, "heads", rules.check_heads(self.heads, self.place("heads")))
         if self.unfreeze_stages is not None and not self.freeze_backbone:
             raise self.place("unfreeze_stages").error(
                 "unfreeze_stages says what stays trainable in a frozen backbone: set "
@@ -265,7 +291,7 @@ def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
 
 
 def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
-    if value is None or rules.is_name(value):
+    if value is None or rules.is_name(value) or callable(value):
         value = {"type": value}
     rules.PATCH_VALUE.check(str(op), value, where.error)
     known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}

@@ -17,6 +17,7 @@ from ..errors import (
     foreign,
     join_names,
 )
+from ..local import OWN
 from ..quarantine.process_state import run_preserved
 from ..registry import Named
 from ..specs import BlockSpec
@@ -58,7 +59,7 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
                 f"{what}: the parameter {join_names(missing)} must be given. It takes: "
                 f"{join_names(takes)}."
             )
-    fault = f"This is a fault of the distribution {named.owner!r}."
+    fault = "" if named.owner == OWN else f"This is a fault of the distribution {named.owner!r}."
     with foreign(PluginError, f"{what} cannot be made", advice=fault):  # SystemExit or worse
         try:
             return run_preserved(factory, *positional, **params)
@@ -67,8 +68,19 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
         except Exception as error:  # by any exception a factory may refuse a parameter
             given = ", ".join(f"{name}={value!r}" for name, value in params.items())
             raise ParameterError(
-                f"{what} cannot be made with {given or 'its defaults'}: {describe_error(error)}"
+                f"{what} cannot be made with {given or 'its defaults'}{_tried(named, positional)}: "
+                f"{describe_error(error)}"
             ) from error
+
+
+def _tried(named: Named[Any], positional: tuple[Any, ...]) -> str:
+    """Say how a block of the user's own was called: by what it must take."""
+    if named.owner != OWN or named.spec.kind != BlockSpec.kind:
+        return ""
+    return (
+        f" (its first argument was {positional[0]}, the number of channels of the map, as every "
+        "block gets it; the others are params)"
+    )
 
 
 def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str, Any]) -> nn.Module:
@@ -83,6 +95,14 @@ def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str,
             f"block {block.qualified!r}: in_channels is a whole number of at least 1, not "
             f"{in_channels!r}"
         )
+    made = block.spec.factory
+    if isinstance(made, nn.Module):
+        if params:
+            raise ParameterError(
+                f"block {block.qualified!r} is a module, made already, and takes no params: hand "
+                f"over the class {type(made).__name__} instead, or set them on it"
+            )
+        return made
     module = call_factory(block, (in_channels,), params)
     if not isinstance(module, nn.Module):
         raise PluginError(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,8 +13,10 @@ import torch
 from torch import Tensor
 
 from ..errors import WeightsError
+from ..specs import WeightsSpec
+from .cache import cached_file, hash_in_name
 
-__all__ = ["hash_in_name", "read_state_dict", "verification_is_off"]
+__all__ = ["read_state_dict", "verification_is_off"]
 
 SWITCH = "TVC_VERIFY_WEIGHTS"
 _warned = False
@@ -26,28 +27,29 @@ def verification_is_off() -> bool:
     return os.environ.get(SWITCH, "1").strip() == "0"
 
 
-def hash_in_name(name: str) -> str | None:
-    """Return the start of the SHA-256 that an official file name carries, as in
-    resnet50-11ad3fa6.pth.
-    """
-    found = re.search(r"-([a-f0-9]{8,64})\.[A-Za-z0-9]+$", name)
-    return found.group(1) if found else None
-
-
-def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | Path | WeightsSpec, *, sha256: str | None = None
+) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, or from a file that torch.save wrote.
 
     Files of torch.save are opened with `weights_only=True`, always: there is no other way to open
     them here.
 
     Args:
-        path: the file.
+        path: the file, or a pretrained set with a `url`, whose file is downloaded on first use and
+            compared with the set's `sha256` each time.
         sha256: start of the SHA-256 that the file must have, in hexadecimal. TVC_VERIFY_WEIGHTS=0
             skips only this.
 
     Raises:
-        WeightsError: the file cannot be read, has another hash, is damaged, or holds no state dict.
+        WeightsError: the file cannot be downloaded or read, has another hash, is damaged, or holds
+            no state dict; or the pretrained set has no `url`.
     """
+    if isinstance(path, WeightsSpec):
+        if not path.url:
+            raise WeightsError(f"WeightsSpec {path.name!r} has no url, so nothing says which file")
+        sha256 = sha256 or path.sha256
+        path = cached_file(path.url, path.sha256)
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -126,8 +128,9 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
     file.seek(0)
     found = digest.hexdigest()
     if not found.startswith(sha256.lower()):
+        who = "its name" if sha256 == hash_in_name(path.name) else "its plugin"
         raise WeightsError(
-            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, its name promises {sha256}: "
+            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, {who} promises {sha256}: "
             "the file is damaged or not "
             f"the official one. Delete it and build again to download it, or set {SWITCH}=0 to use "
             "it all the same."

@@ -8,6 +8,7 @@ import difflib
 import fnmatch
 import inspect
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -28,12 +29,14 @@ from tvc_core import (
     WeightsSpec,
 )
 
+from .docstrings import described_parameters
 from .first_party import normalized
 
 if TYPE_CHECKING:
     from tvc_core import HybridModel  # at run time this would import torch
 
 __all__ = [
+    "SORTS",
     "backbone_facts",
     "find",
     "kind_of",
@@ -42,8 +45,20 @@ __all__ = [
     "model_facts",
     "offers_of",
     "plugin_facts",
+    "stated_facts",
     "thing_facts",
 ]
+
+SORTS = {
+    "name": ("name", 1),
+    "params": ("num_params", 1),
+    "gflops": ("gflops", 1),
+    "acc": ("acc1", -1),
+}
+"""What backbones can be sorted by: the fact, and -1 where the largest comes first."""
+
+_FIGURES = ("num_params", "gflops", "acc1", "license")
+"""What is said of a set of weights, and in a listing of the one that is shown."""
 
 _CORE = ("backbones", "blocks", "ops", "initializers")
 """The words of the core's kinds, in the order in which they are shown."""
@@ -98,8 +113,17 @@ def list_facts(
     owner: str | None = None,
     category: str | None = None,
     pattern: str | None = None,
+    sort: str = "name",
+    every_set: bool = False,
 ) -> list[dict[str, Any]]:
     """Return one dictionary for each thing of a kind, naturally sorted by name.
+
+    Args:
+        registry: where to look.
+        kind: the class of its specs.
+        origin, owner, category, pattern: leave out what does not match.
+        sort: one of `SORTS`; what says nothing of it comes last.
+        every_set: one dictionary for each set of weights of a backbone, not for its default set.
 
     Raises:
         UnknownNameError: nothing that is installed has this origin, owner or category.
@@ -123,7 +147,19 @@ def list_facts(
     ]
     found += [_member_facts(registry, name) for name in members]
     owner = registry.check_owner(owner) if owner is not None else None
-    return [fact for fact in found if owner is None or fact["plugin"] == owner]
+    found = [fact for fact in found if owner is None or fact["plugin"] == owner]
+    if every_set:
+        found = [
+            {**fact, "shown_weights": chosen["name"], **{key: chosen[key] for key in _FIGURES}}
+            for fact in found
+            for chosen in fact["weights"] or [{"name": None, **dict.fromkeys(_FIGURES)}]
+        ]
+    if sort == "name":
+        return found
+    key, sign = SORTS[sort]
+    unknown = [fact for fact in found if fact[key] is None]
+    known = [fact for fact in found if fact[key] is not None]
+    return sorted(known, key=lambda fact: sign * fact[key]) + unknown
 
 
 def find(registry: Registry, name: str, kind: str | None) -> Any:
@@ -170,13 +206,28 @@ def thing_facts(named: Any) -> dict[str, Any]:
     spec = named.spec
     facts = {"kind": spec.kind, **_spec_facts(named)}
     if isinstance(spec, PatchOpSpec):
+        known = {each["name"]: each for each in _parameters(named.load()) or ()}
         facts["parameters"] = [
-            {"name": name, "default": value, "required": False}
+            {"type": None, "summary": "", **known.get(name, {}), **stated}
             for name, value in spec.options.items()
+            for stated in [{"name": name, "default": value, "required": False}]
         ]
     elif isinstance(spec, (BlockSpec, InitializerSpec)):
         facts["parameters"] = _parameters(named.load())
     return facts
+
+
+def stated_facts(named: Any) -> dict[str, Any]:
+    """Return what a backbone's spec says of it, which builds no network."""
+    spec: BackboneSpec = named.spec
+    return {
+        "kind": spec.kind,
+        **_spec_facts(named),
+        "options": dict(spec.options),
+        "stem": spec.stem,
+        "stages": spec.stage_paths,
+        "head": spec.head,
+    }
 
 
 def backbone_facts(
@@ -191,16 +242,9 @@ def backbone_facts(
     """
     from tvc_core import describe_backbone  # imports torch
 
-    spec: BackboneSpec = named.spec
     paths = describe_backbone(named.qualified, size=size, target=target, registry=registry)
     return {
-        "kind": spec.kind,
-        **_spec_facts(named),
-        "weights": [_weights_facts(weights) for weights in spec.weights],
-        "options": dict(spec.options),
-        "stem": spec.stem,
-        "stages": spec.stage_paths,
-        "head": spec.head,
+        **stated_facts(named),
         "image": paths[0].image if paths else None,
         "paths": [
             {
@@ -286,9 +330,13 @@ def _spec_facts(named: Any) -> dict[str, Any]:
         return facts | {"plural": spec.plural, "hook": spec.hook.__name__}
     if isinstance(spec, BackboneSpec):
         facts |= {"family": spec.family, "origin": spec.origin}
+        weights = [_weights_facts(each) for each in spec.weights]
+        shown = next((each for each in weights if each["name"] == spec.default_weights), {})
         facts |= {
-            "weights": [weights.name for weights in spec.weights],
+            "weights": weights,
             "default_weights": spec.default_weights,
+            "shown_weights": spec.default_weights,
+            **{key: shown.get(key) for key in _FIGURES},
         }
     elif isinstance(spec, BlockSpec):
         facts |= {
@@ -318,8 +366,7 @@ def _member_facts(registry: Registry, name: str) -> dict[str, Any]:
     }
     return facts | {
         "origin": named.spec.origin,
-        "weights": None,
-        "default_weights": None,
+        **dict.fromkeys(("weights", "default_weights", "shown_weights", *_FIGURES)),
         "summary": "",
         "source": "",
     }
@@ -328,19 +375,26 @@ def _member_facts(registry: Registry, name: str) -> dict[str, Any]:
 def _weights_facts(weights: WeightsSpec) -> dict[str, Any]:
     return {
         "name": weights.name,
+        "num_params": weights.num_params,
+        "gflops": weights.gflops,
+        "acc1": weights.acc1,
+        "license": weights.license or None,
         "crop_size": weights.crop_size,
         "resize_size": weights.resize_size,
+        "test_crop_size": weights.test_crop_size,
+        "test_resize_size": weights.test_resize_size,
         "interpolation": weights.interpolation,
         "mean": weights.mean,
         "std": weights.std,
         "num_classes": weights.num_classes,
         "recipe": weights.recipe,
+        "url": weights.url or None,
     }
 
 
 def _parameters(factory: Callable[..., Any]) -> list[dict[str, Any]] | None:
-    """Return a factory's parameters after the first, which is the core's; None where only its
-    source would tell.
+    """Return a factory's parameters after the first, which is the core's, as its signature and its
+    docstring say; None where only its source would tell.
     """
     try:
         found = list(inspect.signature(factory).parameters.values())
@@ -349,14 +403,25 @@ def _parameters(factory: Callable[..., Any]) -> list[dict[str, Any]] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in found):
         return None
     named = [p for p in found[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    described = described_parameters(factory)
     return [
         {
             "name": p.name,
+            "type": None if p.annotation is p.empty else _type_text(p.annotation),
             "default": None if p.default is p.empty else p.default,
             "required": p.default is p.empty,
+            "summary": _first_sentence(described.get(p.name, "")),
         }
         for p in named
     ]
+
+
+def _type_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
 def _version_of(distribution: str) -> str | None:
