@@ -53,7 +53,6 @@ class Taps:
         network: the root.
         paths: modules whose outputs are the features, in order.
         layer: path of the head's last layer; None where the head has none.
-        repeated: a tap was seen to run more than once in one pass.
     """
 
     def __init__(

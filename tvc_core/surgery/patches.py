@@ -245,9 +245,10 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
     inside raises.
     """
     modules = list(_every_module(network))
+    nothing: dict[Any, Any] = {}  # most registries are empty, and a new dict for each costs time
     classes = [(module, type(module)) for module in modules]
     kept: list[tuple[Any, dict[Any, Any]]] = [
-        (registry, dict(registry))
+        (registry, dict(registry) if registry else nothing)
         for module in modules
         for registry in (
             module.__dict__,

@@ -144,6 +144,8 @@ _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerE
 
 
 def _gpus(modules: list[nn.Module]) -> list[int]:
+    if not torch.cuda.is_initialized():
+        return []
     parameters = (p for module in modules for p in module.parameters(recurse=False))
     return sorted({p.device.index for p in parameters if p.device.type == "cuda"})
 

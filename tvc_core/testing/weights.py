@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import shutil
@@ -62,7 +63,8 @@ def _named_by_hash(path: Path, name: str) -> CachedFile:
     """Copy a file to the name that has its hash, beside it."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     copy = path.with_name(f"{name}-{digest[:_DIGITS]}.pth")
-    shutil.copyfile(path, copy)
+    if not (copy.exists() and filecmp.cmp(path, copy, shallow=False)):
+        shutil.copyfile(path, copy)
     return CachedFile(path=copy, url=f"https://weights.invalid/{copy.name}", sha256=digest)
 
 

@@ -60,7 +60,8 @@ def read_state_dict(
             if sha256 is not None:
                 _compare(file, path, sha256)
             before = state_of(file)
-            content = _load(file, path)
+            with torch._C.DisableTorchFunction():  # no mode has to do with it, deferred.py's least
+                content = _load(file, path)
             if state_of(file) != before:
                 raise WeightsError(f"{path}: was changed while it was read; try again")
     except OSError as error:
