@@ -22,8 +22,9 @@ test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate
 test-all: $(READY) $(TOOLS) lint  ## also the sweeps over all backbones, and other tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
-sweep: $(READY)  ## the part of test-all that writes docs/reference/sweep.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
+sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written from
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
+	$(BIN)/python tests/sweep_page.py $(VENV)/sweep.xml
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py

@@ -360,7 +360,9 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 def test_every_public_name_is_documented() -> None:
-    text = "\n".join(page.read_text(encoding="utf-8") for page in PAGES)
+    """On a page that somebody wrote: the reference is made from `__all__` and has every name."""
+    written = [page for page in PAGES if page.parent != ROOT / "docs" / "reference"]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in written)
     assert [name for name in tvc_core.__all__ if not re.search(rf"\b{name}\b", text)] == []
 
 
@@ -457,13 +459,14 @@ def test_faq_headings_are_error_texts(faq: Path, supply_weights: Callable[[Path]
 
 
 def test_every_error_class_stands_in_the_faq() -> None:
-    text = FAQ.read_text(encoding="utf-8")
+    """Under a heading: the page's first block imports all of them."""
+    text = FAQ.read_text(encoding="utf-8").partition("\n## ")[2]
     errors = [
         n
         for n in tvc_core.__all__
         if isinstance(getattr(tvc_core, n), type) and issubclass(getattr(tvc_core, n), TvcError)
     ]
-    assert [name for name in errors if name not in text] == []
+    assert [name for name in errors if name not in text] == ["TvcError"], "their base class"
 
 
 @pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")

@@ -68,7 +68,7 @@ def fake_distributions(folder: Path) -> Iterator[Callable[..., Path]]:
     finally:
         sys.path.remove(str(folder))
         for name, module in list(sys.modules.items()):
-            if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
+            if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
                 del sys.modules[name]
         importlib.invalidate_caches()
 
