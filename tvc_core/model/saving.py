@@ -153,19 +153,23 @@ def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(
+        # A new file beside the old one, whole and on the disk before it takes the old one's name:
+        # whatever interrupts this, `path` is the old file or the new one. It is closed first, since
+        # Windows neither renames nor replaces a file that is open.
+        file = tempfile.NamedTemporaryFile(  # noqa: SIM115
             dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            try:
+        )
+        temporary = Path(file.name)
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise WeightsError(
             f"{path}: the model cannot be written: {error.strerror or error}"
