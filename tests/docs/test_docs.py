@@ -11,6 +11,7 @@ import io
 import os
 import re
 import shlex
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -223,6 +224,34 @@ def run_page(page: Path) -> dict[int, str]:
 def test_python_blocks_run(page: Path, supply_weights: Callable[[Path], None]) -> None:
     supply_weights(page)
     run_page(page)
+
+
+FIRST_RUNS = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
+FIRST_RUNS += sorted((ROOT / "docs" / "how-to").glob("*.md"))
+
+
+@pytest.mark.parametrize("page", FIRST_RUNS, ids=page_id)
+def test_the_first_example_runs_without_a_network(
+    page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a machine that has what `make demo` installs, where no weights were ever downloaded. It is
+    what a reader copies.
+    """
+    monkeypatch.setenv("TORCH_HOME", str(desk / "empty"))
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    for block in blocks_of(page):
+        if block.info in ("python", "yaml", "toml") and write_file(block):
+            continue
+        if block.info.startswith("python"):
+            assert block.info == "python", f"{block.where}: the first example does not run here"
+            run_python(block, {"__name__": "__docs__"})
+            return
+    assert not any(block.info.startswith("python") for block in blocks_of(page))
 
 
 def blocks_with_needs() -> list[tuple[Block, str | None]]:
