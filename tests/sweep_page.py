@@ -116,7 +116,7 @@ def _put(section: str, lines: list[str]) -> None:
         "-->",
         "# Sweep",
         "",
-        "What `make sweep` saw, which `make test-all` runs, too: every classifier of torchvision "
+        "What `make sweep` saw, which `make test-all` also runs: every classifier of torchvision "
         "with made-up official files,",
         "and squeeze-excite at every module path of backbones of every family.",
         "",

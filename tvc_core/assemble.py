@@ -2,7 +2,7 @@
 
 Each step is a function that takes what the step before gave. Until `_insert` nothing in the network
 has changed but its input layer, and whatever fails afterwards is rolled back: so a network that a
-user handed over is as it was. What the code of plugins does to the process meanwhile is put back.
+user handed over is unchanged. What plugins do to the process during a build is undone.
 """
 
 from __future__ import annotations

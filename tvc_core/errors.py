@@ -72,8 +72,8 @@ class FreezeError(TvcError, ValueError):
 
 
 class WeightsError(TvcError, RuntimeError):
-    """Weights or a checkpoint could not be read, verified or fitted; the model is as it was
-    before.
+    """Weights or a checkpoint could not be read, verified or fitted; the model is
+    unchanged.
     """
 
 

@@ -44,8 +44,8 @@ class _Frozen:
     name: str
 
     def __post_init__(self) -> None:
-        """Refuse a field of another type than its annotation, which would fail a listing that sorts
-        or compares it for everybody; make lists tuples, and mappings read-only.
+        """Refuse a field of another type than its annotation, which would fail every listing that
+        sorts or compares it; make lists tuples, and mappings read-only.
         """
         # the fields that a plugin's own kind adds have rules of their own
         core = next(base for base in type(self).__mro__ if base.__module__ == __name__)
@@ -176,7 +176,7 @@ class BackboneSpec(Spec):
             what its last module returns. The last stage ends where pooling begins.
         head: path of the whole classifier child.
         neck: paths of what comes between pooling and the head, where the classifier does not hold
-            it, in order of execution. It counts to the head.
+            it, in order of execution. It is part of the head.
         auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from.
             A network may be built without them.
         options: names and defaults of the keyword arguments that `build` takes beyond the weights.

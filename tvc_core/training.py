@@ -182,7 +182,7 @@ class AuditReport:
     """What an audit found. Filled when its context ends.
 
     Args:
-        moved: frozen parameters and buffers whose bits are not what they were, or that are gone.
+        moved: frozen parameters and buffers whose bits have changed, or that are gone.
         without_gradient: trainable parameters that no backward pass reached.
         not_in_optimizer: trainable parameters that the optimizer does not have.
         zero_gradient: trainable parameters that backward passes reached with zeros only, so that
@@ -251,7 +251,7 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
 
     Frozen are parameters that do not require gradients when the context begins, the buffers of the
     modules that `model.train()` leaves in eval mode, and those of normalizations that are frozen by
-    hand. Keeps a copy of them meanwhile.
+    hand. Keeps a copy of them until the end.
 
     Args:
         model: a hybrid, the one inside where it is wrapped or compiled.

@@ -175,7 +175,7 @@ def test_two_modules_of_one_distribution_with_one_name_both_fail(install: Instal
     assert registry.names(BlockSpec) == []
     errors = {info.error for info in registry.plugins if info.owner == "acme"}
     assert errors == {
-        "offers the block 'gate', which another module of the distribution offers, too"
+        "offers the block 'gate', which another module of the distribution also offers"
     }
 
 

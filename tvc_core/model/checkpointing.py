@@ -184,7 +184,7 @@ def set_checkpointing(network: nn.Module, paths: Iterable[str], enable: bool) ->
 
     A module with children is checkpointed alone. Layers of one nn.Sequential that follow each other
     are checkpointed together. A layer alone needs its input for the backward pass either way, so it
-    is left out; so is one in front of a run that overwrites its input in place, since the input is
+    is left out; so is one before a run that overwrites its input in place, since the input is
     what the second pass starts from.
 
     Args:

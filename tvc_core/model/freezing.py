@@ -293,7 +293,7 @@ def keep_statistics(network: nn.Module, state: HybridState) -> None:
 
     `update_bn` and Lightning's weight averaging reset the statistics of every BatchNorm, call
     `train()` and let forward passes estimate them again. A frozen one stays in eval mode, so its
-    mean 0 and variance 1 would stay. Any other change is somebody's decision, and is kept.
+    mean 0 and variance 1 would stay. Any other change was made on purpose, and is kept.
     """
     back: list[str] = []
     for path, kept in state.statistics.items():
@@ -330,7 +330,7 @@ def _copies(found: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _marks(found: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """Return what tells whether anybody has written to tensors since, without reading them."""
+    """Return what tells whether tensors have been written to since, without reading them."""
     return tuple((id(each), 0 if each.is_inference() else each._version) for each in found.values())
 
 

@@ -83,7 +83,7 @@ def _check_unchanged(network: nn.Module, state: HybridState, path: Path) -> None
 
     Raises:
         PatchError: a patch has lost its place.
-        WeightsError: a module, a forward or a tensor is not as it was built.
+        WeightsError: a module, a forward or a tensor has changed since the build.
     """
     settle(network, state)
     found = changes(network, state.modules)

@@ -1,7 +1,7 @@
 """Bring a hybrid in step with what other tools did to its modules since the last look.
 
 One place, called by `forward`, `train`, `to` and `save`: patches hang on the modules that stand at
-their paths, taps read at the ends of stages, and frozen statistics are as they were frozen. Where
+their paths, taps read at the ends of stages, and frozen statistics have not moved. Where
 all is in place it costs some microseconds and changes nothing.
 """
 

@@ -11,8 +11,8 @@ __all__ = ["strides_of"]
 Size = tuple[int, int]
 
 MORE = 6
-"""A larger image is larger by so many of the largest stride that was guessed: a multiple of three
-times it, too.
+"""The second image is this many times the largest guessed stride larger. 6 = 2 * 3, so a true
+stride of twice or three times the guess also divides the difference.
 """
 
 
@@ -22,7 +22,7 @@ def strides_of(
     """Return the stride of each map [pixels].
 
     A small image leaves a doubt: 64x96 pixels are one row and two columns for a stride of 64, but
-    for one of 32 without padding, too. Where the maps are not exactly the image divided by the
+    also for one of 32 without padding. Where the maps are not exactly the image divided by the
     strides, a second, larger image decides.
 
     Args:
@@ -43,7 +43,7 @@ def strides_of(
     larger = (image[0] + more, image[1] + more)
     try:
         seen = measure_at(larger)
-    except Exception:  # a network may raise whatever it likes for a size that it does not accept
+    except Exception:  # a network may raise any exception for a size that it does not accept
         return strides
     for index, (shape, layout) in enumerate(zip(seen, layouts, strict=True)):
         grown = sum(_grid(shape, layout, larger)) - sum(grids[index])
@@ -53,7 +53,7 @@ def strides_of(
 
 
 def _grid(shape: Shape, layout: str | None, image: Size) -> Size:
-    """Return rows and columns of a map; those of the image for what is none."""
+    """Return rows and columns of a map; those of the image for what is not a map."""
     if layout == "NLC":
         grid = grid_of(shape[1], image)
         return grid[1:] if grid else image

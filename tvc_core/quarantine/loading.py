@@ -252,8 +252,8 @@ def _take_turn(most: float = math.inf) -> Any:
 
 
 def _before_fork() -> None:
-    # A child has a copy of every lock, and not the threads that would release them: Python's locks
-    # of the modules that are being imported, too. So a fork waits until no plugin is being loaded.
+    # A child has a copy of every lock, and not the threads that would release them: also Python's
+    # locks of the modules that are being imported. So a fork waits until no plugin is being loaded.
     _THREAD.lock = _take_turn(most=30.0)
 
 

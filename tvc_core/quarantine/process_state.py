@@ -54,7 +54,7 @@ class _Setting(NamedTuple):
             return _UNKNOWN
 
     def put_back(self, before: Any) -> str | None:
-        """Write a value where another stands now; return in words what it was, or None."""
+        """Write a value where another stands now; return in words which setting it is, or None."""
         now = self.now()
         if before is _ABSENT and now is not _ABSENT:
             with suppress(Exception):
@@ -203,7 +203,7 @@ _ACTIVE: weakref.WeakValueDictionary[int, ProcessState] = weakref.WeakValueDicti
 class ProcessState:
     """What can change the bits of a build, at the moment of the look.
 
-    Nobody can tell which thread has changed what. So looks that overlap share their values: a
+    There is no telling which thread has changed what. So looks that overlap share their values: a
     thread never takes what another has changed for a moment for the state to go back to. And it
     leaves the random generators alone, since rewinding them would give two threads the same
     numbers.
@@ -230,13 +230,13 @@ class ProcessState:
         _ACTIVE[id(self)] = self
 
     def put_back(self, *, thread: bool = True, generators: bool = True) -> tuple[str, ...]:
-        """Make everything as it was at the look; return in words what was not.
+        """Restore everything to its state at the look; return in words what differed.
 
         Repeated after an interrupt it goes on, and repeated after its end it does nothing more.
 
         Args:
             thread: also what the calling thread has of its own, which is then the looking one.
-            generators: also the random generators, unless another thread had a look meanwhile.
+            generators: also the random generators, unless another thread looked in between.
         """
         leave = {"thread": not thread, "random": self._overlaps or not generators}
         for setting, before in () if self._done else self._before.items():

@@ -344,7 +344,7 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
         double = [one for one in info.offers if offers[info.owner, type(one), one.name] > 1]
         if double:
             what = f"the {double[0].kind} {double[0].name!r}"
-            error = f"offers {what}, which another module of the distribution offers, too"
+            error = f"offers {what}, which another module of the distribution also offers"
             info = replace(info, status="failed", error=error, specs=(), kinds=())
         checked.append(info)
     return checked

@@ -90,7 +90,7 @@ def is_normalization(module: nn.Module) -> bool:
         return False
     kinds = type(module).__mro__
     named = any("norm" in kind.__name__.lower() for kind in kinds)
-    # torch's spectral normalization of a weight has eps and a name, too: it is part of a layer
+    # torch's spectral normalization of a weight also has eps and a name: it is part of a layer
     of_weights = any(kind.__module__.startswith("torch.nn.utils") for kind in kinds)
     own = set(module.parameters(recurse=False))
     vectors = all(parameter.ndim <= 1 for parameter in own)

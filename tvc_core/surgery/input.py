@@ -81,7 +81,7 @@ def mixing(policy: Policy, channels: int, before: int) -> Tensor:
         raise ParameterError(
             f"in_channels_policy {_shown(policy)} for {channels} channels uses the pretrained "
             f"channel {join_names(unused)} "
-            "nowhere, so the network would not compute what it was trained for; 'mean' and "
+            "nowhere, so the network would no longer compute what it learned; 'mean' and "
             "'repeat' use all"
         )
     return rows / sums
@@ -127,7 +127,7 @@ def change_input(
     layer.in_channels = channels
     try:
         found = Probe(gray.expand(-1, channels, -1, -1)).run(network)
-    except Exception as error:  # a network may raise whatever it likes
+    except Exception as error:  # a network may raise any exception
         raise BackboneError(
             f"in_channels cannot change: with {channels} channels at {path!r} the network fails: "
             f"{type(error).__name__}: {error}"

@@ -23,19 +23,19 @@ of 144x96.
 """
 
 MOST_PREFIX = 8
-"""Most tokens that may stand in front of those of the image: ViT has one, the class token; others
-have registers, too.
+"""Most tokens that may precede those of the image: ViT has one, the class token; others also have
+registers.
 """
 
 
 def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
-    """Return the layout of what one image became: NCHW, NHWC, NLC, NC, or None where it is none of
-    these.
+    """Return the layout of what one image became: NCHW, NHWC, NLC, NC, or None for anything
+    else.
 
     In a map the two axes are spatial that shrank alike from the image's height and width: by one
     stride, up to rounding; where layers without padding cut borders off, the pair whose ratio is
     nearer to the image's. What does not keep the image as its only entry of the first axis (windows
-    of attention, tokens in front) has no layout.
+    of attention, tokens before the image's) has no layout.
     """
     if not shape or shape[0] != 1 or len(shape) not in (2, 3, 4):
         return None
@@ -71,7 +71,7 @@ def channels_of(shape: Shape, layout: str | None) -> int:
 
 
 def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
-    """Return (prefix, height, width): so many tokens in front, then those of a grid over the image;
+    """Return (prefix, height, width): so many tokens first, then those of a grid over the image;
     None if nothing fits.
     """
     for prefix in range(MOST_PREFIX + 1):
@@ -87,14 +87,14 @@ class Adapter:
     """Shows a block a map in the layout that the block takes, and gives the result back in the
     map's own.
 
-    The tokens of the image are one map; each token in front of them (ViT's class token) is a map of
-    one pixel of its own. If they passed by, a block behind the last attention would change nothing,
-    since ViT classifies by the class token alone.
+    The tokens of the image are one map; each token before them (ViT's class token) is a map of
+    one pixel of its own. If they skipped the block, a block after the last attention layer would
+    have no effect: ViT classifies from the class token alone.
 
     Args:
         site: layout of the map, "NCHW", "NHWC" or "NLC".
         block: layout that the block takes, "NCHW" or "NHWC".
-        prefix: tokens in front of the image's, for NLC.
+        prefix: tokens before the image's, for NLC.
         height: of the grid of tokens, for NLC.
         width: of the grid of tokens, for NLC.
     """
@@ -115,17 +115,16 @@ class Adapter:
             raise PatchError(
                 f"a block got {x.shape[1]} tokens, and the model was built for "
                 f"{self.height}x{self.width} of an image's and "
-                f"{self.prefix} in front of them: with blocks on tokens it takes images of the one "
+                f"{self.prefix} before them: with blocks on tokens it takes images of the one "
                 "size that it was built for"
             )
-        behind = self._run_tokens(block, x[:, self.prefix :], self.height, self.width)
+        rest = self._run_tokens(block, x[:, self.prefix :], self.height, self.width)
         if not self.prefix:
             # not copied: another order in memory would change the rounding of what comes next
-            return behind
+            return rest
         front = x[:, : self.prefix].reshape(-1, 1, x.shape[2])
         return torch.cat(
-            [self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), behind],
-            dim=1,
+            [self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), rest], dim=1
         )
 
     def _run_tokens(

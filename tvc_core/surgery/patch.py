@@ -105,7 +105,7 @@ class Patch(nn.Module):
         return combine(map, y.to(map.dtype), gate)
 
     def __getstate__(self) -> dict[str, Any]:
-        # nobody would switch a copy on again
+        # nothing would switch a copy on again
         return {**self.__dict__, "enabled": True, "off": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ class Patch(nn.Module):
 
 
 _EVERYWHERE = {"removed", "proof"}
-"""Tokens that switch a patch off in every thread, where nobody else runs the model."""
+"""Tokens that switch a patch off in every thread, where no other code runs the model."""
 
 
 class _Told:
@@ -130,7 +130,7 @@ class PatchTree(nn.Module):
     """A node of the tree that mirrors the targets' paths.
 
     Its forward is the identity, so that a root nn.Sequential, which runs all its children, may hold
-    one, and so may a Sequential that somebody makes of a network's children.
+    one, and so may a Sequential that a user makes of a network's children.
     """
 
     def forward(self, x: Any) -> Any:

@@ -132,7 +132,7 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
             misplaced.append((home, target, patch, module))
     if not misplaced:
         return lost
-    # an interrupt may come between the lock and what gives it back: nobody waits for that for long
+    # an interrupt may come between the lock and its release: no thread waits for that for long
     _HANGING.acquire(timeout=5)
     try:
         _unregister(network, {home for home, _, _, _ in misplaced})

@@ -315,7 +315,7 @@ def _try_replacement(
             if output.shape == logits.shape
             else f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
         )
-    except Exception as error:  # somebody's forward pass may raise whatever it likes
+    except Exception as error:  # a network may raise any exception
         problem = " ".join(str(error).split())[:200]
     if problem:
         fit = _what_fits(patch, before, after, probe)

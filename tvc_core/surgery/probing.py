@@ -42,8 +42,8 @@ def same_kernels() -> Iterator[None]:
 class _OwnRandomness(TorchDispatchMode):
     """Draws what a network draws during a look from a generator of its own.
 
-    So the look leaves the process's generators alone, which other threads draw from meanwhile:
-    winding them back would give two threads the same numbers.
+    So the look leaves the process's generators alone, which other threads may be
+    drawing from: winding them back would give two threads the same numbers.
     """
 
     def __init__(self) -> None:
@@ -83,7 +83,7 @@ def _with_generator(func: Any) -> Any:
 
 @contextmanager
 def rewinding(devices: list[int] | None = None) -> Iterator[None]:
-    """Give random numbers back where nobody else can have drawn any: in a process of one thread."""
+    """Give random numbers back where no other thread can have drawn: in a process of one."""
     if threading.active_count() > 1:
         yield
         return

@@ -108,7 +108,7 @@ class Site:
         """Return the layout at "input" or "output": NCHW, NHWC, NLC or NC.
 
         Raises:
-            TargetError: as for `shape`, or the shape is none of these layouts.
+            TargetError: as for `shape`, or the shape has another layout.
         """
         shape = self.shape(side)
         layout = layout_of(shape, self.image)

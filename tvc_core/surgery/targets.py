@@ -32,9 +32,9 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     - `**`: any number of parts, also none
     - `-1`: the last child by order, `-2` the one before it
     - `type:Bottleneck`: every module of this class within, but not those inside another one of them
-    - in front, `stage:2`: the last path of this stage, whose output is the stage's map. Negative
+    - first, `stage:2`: the last path of this stage, whose output is the stage's map. Negative
       numbers count from the end; `stage:*` is each stage, and each must give a module.
-    - behind it, `stage:2.0` and `stage:2.-1`: the first and the last of the blocks that the stage
+    - after it, `stage:2.0` and `stage:2.-1`: the first and the last of the blocks that the stage
       is made of (see `inner_blocks`); a name with `*`: those whose last part matches; `type:Conv2d`
       and `**`: all that is in the stage
 
@@ -165,7 +165,7 @@ def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> lis
 
 
 def _in_stage(modules: Found, blocks: Found, part: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (path, module) of what the part behind `stage:2` means."""
+    """Yield (path, module) of what the part after `stage:2` means."""
     if re.fullmatch("[0-9]{1,4}", part) or _FROM_END.fullmatch(part):
         if -len(blocks) <= int(part) < len(blocks):
             yield list(blocks.items())[int(part)]

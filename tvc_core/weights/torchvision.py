@@ -62,7 +62,7 @@ def build_torchvision(
 
     Raises:
         BackboneError: the installed torchvision does not have the network.
-        WeightsError: the file cannot be had, has the wrong hash, or does not fit the network.
+        WeightsError: the file is not available, has the wrong hash, or does not fit the network.
     """
     try:
         build = torchvision.models.get_model_builder(spec.name)

@@ -32,7 +32,7 @@ def _imagenet(
 def _spec(
     name: str, *weights: WeightsSpec, dropout: float, num_stages: int = 7, **others: Any
 ) -> BackboneSpec:
-    # the last convolution, behind the last stage of blocks, belongs to that stage
+    # the last convolution, after the last stage of blocks, belongs to that stage
     stages = [
         *((f"features.{index}",) for index in range(1, num_stages)),
         (f"features.{num_stages}", f"features.{num_stages + 1}"),
