@@ -22,7 +22,7 @@ test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m interop
 
 test-lowest: $(LOWEST)/.ready  ## a sample of the tests with the oldest versions that the metadata promise
-	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not sweep and not interop and not packaging" tests/core plugins
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not sweep and not interop and not packaging" tests/core tests/zoo plugins/tvc-attention
 
 test-all: $(READY) $(TOOLS) lint  ## also the sweeps over all backbones, and other tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
