@@ -8,10 +8,9 @@ import torch
 from torch import nn
 
 from .backbone import build_backbone
-from .errors import BackboneError, ParameterError, TargetError
+from .errors import ParameterError, TargetError
 from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
-from .specs import BackboneSpec
 from .surgery.anatomy import Anatomy
 from .surgery.path_info import PathInfo, path_info
 from .surgery.sites import Probe
@@ -73,16 +72,7 @@ def _describe(
     anatomy = Anatomy.of(network, spec)
     every = [path for path, _ in network.named_modules() if path]
     paths = every if target is None else expand(network, target, anatomy, spec.name)
-    probe = _probe(network, spec, size)
+    default = spec.find_weights(spec.default_weights)
+    probe = Probe.of(network, spec, size, first=default.crop_size if default else USUAL_SIZE)
     sites, _ = probe.sites(network, paths)
     return tuple(path_info(site, anatomy.part_of(path)) for path, site in sites.items())
-
-
-def _probe(network: nn.Module, spec: BackboneSpec, size: int | None) -> Probe:
-    if size is not None:
-        return Probe.of(network, spec, size)
-    default = spec.find_weights(spec.default_weights) if spec.default_weights else None
-    try:
-        return Probe.of(network, spec, default.crop_size if default else USUAL_SIZE)
-    except BackboneError:
-        return Probe.of(network, spec)

@@ -181,8 +181,6 @@ def test_the_core_imports_no_plugin(file: Path) -> None:
     "file", sorted(CORE.rglob("*.py")), ids=lambda file: str(file.relative_to(CORE))
 )
 def test_the_core_names_no_plugin_in_code(file: Path) -> None:
-    if file == CORE / "registry" / "hints.py":
-        pytest.skip("the table of hints is data")
     tree = parse(file)
     docstrings = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     # a hook has that name, too
@@ -196,12 +194,6 @@ def test_the_core_names_no_plugin_in_code(file: Path) -> None:
         if any(name in node.value for name in names)
     ]
     assert not found
-
-
-def test_the_hints_are_data_only() -> None:
-    assert {module for module, _, _ in modules(parse(CORE / "registry" / "hints.py"))} == {
-        "__future__"
-    }
 
 
 # -- a plugin knows the public core and nobody else ------------------------------------------------

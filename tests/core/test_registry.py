@@ -332,6 +332,7 @@ def test_a_factory_may_be_an_attribute_of_an_attribute() -> None:
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.kind)
 def test_the_hints_are_exactly_what_the_first_party_plugins_offer(kind: type[Spec]) -> None:
+    """`docs/generate.py` writes them."""
     offered = {
         offer.spec.name: offer.owner for offer in Registry().all(kind) if offer.owner in FIRST_PARTY
     }

@@ -11,15 +11,14 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+from .. import builtin
 from ..errors import did_you_mean, join_names, short_repr
 from ..hookspecs import API_VERSION, KINDS
 from ..specs import Kind, Spec
 
 __all__ = ["HOOKS", "Contents", "Fault", "Hook", "check_hooks", "collect", "examine", "hooks_of"]
 
-Reserved = frozenset[tuple[type[Any], str]]
-"""The classes and names of the core's specs, which no plugin may offer."""
-
+CORE_OWNER = "tvc-core"
 _NEAR = 0.85
 """How alike two names of hooks must be for one to be taken for the other misspelt."""
 
@@ -61,6 +60,12 @@ def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
 
 HOOKS = hooks_of(KINDS)
 """The core's hooks, and the classes of specs that each may return."""
+
+
+_RESERVED = {
+    (type(spec), spec.name) for spec in (*builtin.tvc_patch_ops(), *builtin.tvc_initializers())
+}
+"""The classes and names of the core's specs, which no plugin may offer."""
 
 
 def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
@@ -160,9 +165,9 @@ def check_hooks(hooks: Iterable[Hook], known: Mapping[str, Any]) -> list[Hook]:
 
 
 def collect(
-    hooks: Iterable[Hook], known: Mapping[str, tuple[type[Spec], ...]], reserved: Reserved
+    hooks: Iterable[Hook], known: Mapping[str, tuple[type[Spec], ...]], owner: str
 ) -> tuple[Spec, ...]:
-    """Call hooks and return what they offer, sorted by kind and name.
+    """Call a plugin's hooks and return what they offer, sorted by kind and name.
 
     Raises:
         Fault: one returns something else than a list of its specs.
@@ -181,17 +186,17 @@ def collect(
                 raise Fault(f"offers {what}, of a kind that no plugin here defines")
             if type(spec) not in wanted:
                 raise Fault(f"{hook.name} returned {short_repr(spec)} in its list, not a {what}")
-            _check_name(spec, seen, reserved)
+            _check_name(spec, seen, owner)
         specs += result
     return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))
 
 
-def _check_name(spec: Spec, seen: set[tuple[type[Spec], str]], reserved: Reserved) -> None:
+def _check_name(spec: Spec, seen: set[tuple[type[Spec], str]], owner: str) -> None:
     key, what = (type(spec), spec.name), f"offers the {spec.kind} {spec.name!r}"
     if "/" in spec.name:
         raise Fault(f"{what}; only a BackboneFamilySpec offers names with '/'")
     if key in seen:
         raise Fault(f"{what} twice")
-    if key in reserved:
+    if key in _RESERVED and owner != CORE_OWNER:
         raise Fault(f"{what}, a name of tvc-core's own; choose another")
     seen.add(key)

@@ -23,16 +23,16 @@ from typing import Any
 import importlib_metadata
 
 from .. import builtin, hookspecs
-from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean
+from ..advice.words import on_plugins
+from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean, short_repr
 from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
 from ..version import __version__
 from . import contract
-from .contract import HOOKS, Fault, Hook, Reserved
+from .contract import CORE_OWNER, HOOKS, Fault, Hook
 
 __all__ = ["HOOKS", "PluginInfo", "load_plugins"]
 
-CORE_OWNER = "tvc-core"
 _FAULTY = ("failed", "incompatible")
 _HEADER = re.compile(r"^(Name|Version):[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 
@@ -56,6 +56,7 @@ class PluginInfo:
         specs: what it offers; empty unless active.
         kinds: the kinds that it defines; empty unless active.
         unknown_hooks: its hooks of kinds that no plugin here defines; it offers nothing there.
+        home: folder of its distribution; empty for an in-process plugin.
     """
 
     owner: str
@@ -70,6 +71,10 @@ class PluginInfo:
     specs: tuple[Spec, ...] = field(default=(), repr=False)
     kinds: tuple[Kind, ...] = field(default=(), repr=False)
     unknown_hooks: tuple[str, ...] = ()
+    home: str = field(default="", repr=False)
+    _entry_point: importlib_metadata.EntryPoint | None = field(default=None, repr=False)
+    _later: tuple[Hook, ...] = field(default=(), repr=False)
+    """Its hooks that are not the core's nor of its own kinds, until they have been called."""
 
     @property
     def offers(self) -> tuple[Spec | Kind, ...]:
@@ -81,41 +86,7 @@ class PluginInfo:
         return sum(spec.kind == kind for spec in self.specs)
 
 
-@dataclass(frozen=True)
-class _Found:
-    """A plugin on its way into the list.
-
-    Args:
-        info: what is known of it.
-        entry_point: None if there is nothing to load.
-        home: folder of the distribution; empty for an in-process plugin.
-        later: its hooks that are not the core's nor of its own kinds.
-    """
-
-    info: PluginInfo
-    entry_point: importlib_metadata.EntryPoint | None = None
-    home: str = ""
-    later: tuple[Hook, ...] = ()
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return (self.info.owner, self.info.module, self.home)
-
-    def known_as(self, **info: Any) -> _Found:
-        """Return this plugin with other fields of what is known of it."""
-        return replace(self, info=replace(self.info, **info))
-
-    def contents(self) -> tuple[Any, ...]:
-        """Identify this load of the module: the value differs after a reload, or if another module
-        takes the name.
-        """
-        assert self.entry_point is not None
-        module = sys.modules.get(self.entry_point.module)
-        spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
-        return (id(module), id(spec), module, spec) if module is not None else ()
-
-
-_LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], _Found]] = {}
+_LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], PluginInfo]] = {}
 """The plugins that are active, with their contents."""
 
 _COMPLETED: dict[tuple[Any, ...], PluginInfo] = {}
@@ -137,48 +108,54 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
         PluginError: a given plugin is faulty, or two have one owner; with TVC_STRICT=1, an
             installed one is faulty.
     """
-    info = replace(_failed(CORE_OWNER, __version__), module=builtin.__name__)
-    core = _checked(_examine(_Found(info), lambda: builtin, frozenset()))
-    reserved = frozenset((type(spec), spec.name) for spec in core.info.specs)
-    found = [core.known_as(kinds=hookspecs.KINDS)]
-    found += installed_plugins(reserved) if installed else []
-    for plugin in given:
-        local = local_plugin(plugin, reserved)
-        owner = local.info.owner
-        if any(owner == other.info.owner for other in found):
-            raise PluginError(f"two plugins have the owner {owner!r}; give one another TVC_OWNER")
+    core = replace(_failed(CORE_OWNER, __version__), module=builtin.__name__)
+    core = replace(_checked(_examine(core, lambda: builtin)), kinds=hookspecs.KINDS)
+    found = [core, *(installed_plugins() if installed else ())]
+    for plugin in _listed(given):
+        local = local_plugin(plugin)
+        if any(local.owner == other.owner for other in found):
+            what = f"two plugins have the owner {local.owner!r}"
+            raise PluginError(f"{what}; give one another TVC_OWNER")
         found.append(local)
-    kinds = [kind for each in found for kind in each.info.kinds]
-    infos = _without_doubles([_complete(each, kinds, reserved) for each in found])
+    kinds = [kind for info in found for kind in info.kinds]
+    infos = _without_doubles([_complete(info, kinds) for info in found])
     faulty = [info for info in infos if info.status in _FAULTY]
     if faulty and os.environ.get("TVC_STRICT", "0") not in ("", "0"):
         faults = "; ".join(f"{info.owner}: {info.error}" for info in faulty)
         counts = f"{len(faulty)} of {len(infos) - 1}"
         raise PluginError(f"TVC_STRICT is set and {counts} plugins are faulty: {faults}")
-    _mention(infos, {each.info.owner: each.home for each in found})
+    _mention(infos)
     return sorted(infos, key=lambda info: (info.owner, info.module))
 
 
-def installed_plugins(reserved: Reserved) -> list[_Found]:
+def _listed(given: Any) -> Iterable[Any]:
+    if isinstance(given, str):  # of which the letters would be taken for plugins
+        return [given]
+    if not isinstance(given, Iterable):
+        hint = on_plugins(given) or f"write plugins=[{short_repr(given)}]"
+        raise PluginError(f"plugins is a list of plugins, not {short_repr(given)}: {hint}.")
+    return given
+
+
+def installed_plugins() -> list[PluginInfo]:
     """Return every installed plugin, loaded unless the environment excludes it."""
     check_not_loading()
     disabled, only = _owners_in("TVC_DISABLE") or set(), _owners_in("TVC_ONLY")
-    found = sorted(_installed(), key=lambda found: found.key)
-    owners = {each.info.owner for each in found}
+    found = sorted(_installed(), key=_key)
+    owners = {info.owner for info in found}
     _warn_of_unknown("TVC_DISABLE", disabled, owners)
     _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER}, owners)
     seconds, loaded = import_timeout(), {}
-    for each in found:
-        owner = each.info.owner
-        if owner in disabled or (only is not None and owner not in only):
-            each = _Found(each.known_as(status="disabled", error="").info)
+    for info in found:
+        if info.owner in disabled or (only is not None and info.owner not in only):
+            info = replace(info, status="disabled", error="", _entry_point=None)
         # an editable install can list itself twice
-        if (owner, each.info.module) not in loaded:
-            loaded[owner, each.info.module] = _load(each, reserved, seconds)
+        if (info.owner, info.module) not in loaded:
+            loaded[info.owner, info.module] = _load(info, seconds)
     return list(loaded.values())
 
 
-def local_plugin(plugin: Any, reserved: Reserved) -> _Found:
+def local_plugin(plugin: Any) -> PluginInfo:
     """Return an in-process plugin: a module, class or object with hook implementations.
 
     Its owner is its attribute `TVC_OWNER`, else the name of the module's top-level package, the
@@ -194,16 +171,19 @@ def local_plugin(plugin: Any, reserved: Reserved) -> _Found:
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
     info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
-    return _checked(_examine(_Found(info), lambda: plugin, reserved, api_required=False))
+    found = _examine(info, lambda: plugin, api_required=False)
+    if found.status != "active" and (hint := on_plugins(plugin)):
+        raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.")
+    return _checked(found)
 
 
-def _checked(found: _Found) -> _Found:
-    if found.info.status != "active":
-        raise PluginError(f"in-process plugin {found.info.owner!r}: {found.info.error}")
-    return found
+def _checked(info: PluginInfo) -> PluginInfo:
+    if info.status != "active":
+        raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
+    return info
 
 
-def _installed() -> Iterable[_Found]:
+def _installed() -> Iterable[PluginInfo]:
     seen, group = set(), hookspecs.ENTRY_POINT_GROUP
     # a path that does not exist would be taken for a zip file, whose reader is slow to import
     path = [entry for entry in sys.path if Path(entry).exists()]
@@ -221,7 +201,7 @@ def _installed() -> Iterable[_Found]:
             # broken metadata of one distribution must not hide the plugins of others
             name, _, version = Path(home).stem.partition("-")
             problem = f"its metadata in {home} cannot be read: {describe_error(error)}"
-            yield _Found(_failed(normalize(name), version, problem), home=home)
+            yield replace(_failed(normalize(name), version, problem), home=home)
             continue
         if owner in seen:  # the first on sys.path is the one that imports find
             continue
@@ -234,104 +214,114 @@ def _installed() -> Iterable[_Found]:
                 usable = bool(entry.module) and is_owner(owner)
             except Exception:  # importlib-metadata takes the value apart here
                 usable = False
-            info = replace(_failed(owner, version, problem), module=entry.value)
-            yield _Found(info, entry if usable else None, home)
+            info = replace(_failed(owner, version, problem), module=entry.value, home=home)
+            yield replace(info, _entry_point=entry if usable else None)
 
 
 def _failed(owner: str, version: str, error: str = "") -> PluginInfo:
     return PluginInfo(owner=owner, status="failed", version=version, error=error)
 
 
-def _load(found: _Found, reserved: Reserved, seconds: float) -> _Found:
+def _key(info: PluginInfo) -> tuple[str, str, str]:
+    return (info.owner, info.module, info.home)
+
+
+def _load(info: PluginInfo, seconds: float) -> PluginInfo:
     """Load an installed plugin, unless that has been done."""
-    entry_point, known = found.entry_point, _known(found)
+    entry_point, known = info._entry_point, _known(info)
     if entry_point is None or known is not None:
-        return known or found
+        return known or info
     # asked again in its turn: another thread may have loaded it by then
     load = entry_point.load
-    loaded = _guarded(found, lambda: _known(found) or _examine(found, load, reserved), seconds)
-    if loaded.info.status == "active":
-        _LOADED[found.key] = (found.contents(), loaded)
+    loaded = _guarded(info, lambda: _known(info) or _examine(info, load), seconds)
+    if loaded.status == "active":
+        _LOADED[_key(info)] = (_contents(loaded), loaded)
     return loaded
 
 
-def _known(found: _Found) -> _Found | None:
-    contents, known = _LOADED.get(found.key, ((), found))
-    if not contents or contents != found.contents():
-        return None
-    return known.known_as(version=found.info.version)
+def _known(info: PluginInfo) -> PluginInfo | None:
+    contents, known = _LOADED.get(_key(info), ((), info))
+    same = bool(contents) and contents == _contents(info)
+    return replace(known, version=info.version) if same else None
 
 
-def _complete(found: _Found, kinds: list[Kind], reserved: Reserved) -> PluginInfo:
+def _contents(info: PluginInfo) -> tuple[Any, ...]:
+    """Identify this load of a plugin's module: the value differs after a reload, or if another
+    module takes the name.
+    """
+    module = sys.modules.get(info._entry_point.module) if info._entry_point else None
+    spec = getattr(module, "__spec__", None)  # a reload makes another, which is equal
+    return (id(module), id(spec), module, spec) if module is not None else ()
+
+
+def _complete(info: PluginInfo, kinds: list[Kind]) -> PluginInfo:
     """Return a plugin with what it offers of other plugins' kinds."""
-    if not found.later:
-        return found.info
-    known = contract.hooks_of(kinds)
-    key = (found.key, tuple((hook, known.get(hook.name)) for hook in found.later))
-    unknown = tuple(hook.name for hook in found.later if hook.name and hook.name not in known)
-    found = found.known_as(unknown_hooks=unknown)
+    later, known = info._later, contract.hooks_of(kinds)
+    if not later:
+        return info
+    key = (_key(info), tuple((hook, known.get(hook.name)) for hook in later))
+    unknown = tuple(hook.name for hook in later if hook.name and hook.name not in known)
+    info = replace(info, unknown_hooks=unknown, _later=())
 
-    def complete() -> _Found:
-        specs = contract.collect(contract.check_hooks(found.later, known), known, reserved)
-        return found.known_as(specs=(*found.info.specs, *specs))
+    def complete() -> PluginInfo:
+        specs = contract.collect(contract.check_hooks(later, known), known, info.owner)
+        return replace(info, specs=(*info.specs, *specs))
 
-    if found.entry_point is None:
-        return _checked(_quarantined(found, complete)).info
-    if key in _COMPLETED:
-        return _COMPLETED[key]
-    info = _guarded(found, lambda: _quarantined(found, complete), import_timeout()).info
-    if info.status == "active":
+    if info._entry_point is None:
+        return _checked(_quarantined(info, complete))
+    if key not in _COMPLETED:
+        info = _guarded(info, lambda: _quarantined(info, complete), import_timeout())
+        if info.status != "active":
+            return info
         _COMPLETED[key] = info
-    return info
+    return _COMPLETED[key]
 
 
-def _guarded(found: _Found, action: Callable[[], _Found], seconds: float) -> _Found:
+def _guarded(info: PluginInfo, action: Callable[[], PluginInfo], seconds: float) -> PluginInfo:
     """Run a plugin's code in quarantine, and add what that did to what is known of the plugin."""
-    assert found.entry_point is not None
-    run = run_guarded(action, found.entry_point.module, seconds)
+    assert info._entry_point is not None
+    run = run_guarded(action, info._entry_point.module, seconds)
     result = run.result
     if run.hung is not None:
         advice = "TVC_DISABLE leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
         error = f"did not finish importing within {seconds:g} s (module and hooks); {advice}"
-        result = _without_offers(found, "failed", error, run.hung)
-    effects = tuple(dict.fromkeys((*result.info.side_effects, *run.side_effects)))
-    return result.known_as(side_effects=effects, seconds=result.info.seconds + run.seconds)
+        result = _without_offers(info, "failed", error, run.hung)
+    effects = tuple(dict.fromkeys((*result.side_effects, *run.side_effects)))
+    return replace(result, side_effects=effects, seconds=result.seconds + run.seconds)
 
 
-def _examine(
-    found: _Found, load: Callable[[], Any], reserved: Reserved, *, api_required: bool = True
-) -> _Found:
+def _examine(info: PluginInfo, load: Callable[[], Any], *, api_required: bool = True) -> PluginInfo:
     """Return a plugin with what it offers of the core's kinds and its own."""
 
-    def examine() -> _Found:
-        api, kinds, hooks = contract.examine(load(), found.info.owner, api_required=api_required)
+    def examine() -> PluginInfo:
+        api, kinds, hooks = contract.examine(load(), info.owner, api_required=api_required)
         known = HOOKS | contract.hooks_of(kinds)
         later = tuple(hook for hook in hooks if hook.name not in known)
-        specs = contract.collect([h for h in hooks if h.name in known], known, reserved)
-        active = found.known_as(status="active", error="", api=api, kinds=kinds, specs=specs)
-        return replace(active, later=later)
+        now = [hook for hook in hooks if hook.name in known]
+        specs = contract.collect(now, known, info.owner)
+        active = replace(info, status="active", error="", api=api, kinds=kinds)
+        return replace(active, specs=specs, _later=later)
 
-    return _quarantined(found, examine)
+    return _quarantined(info, examine)
 
 
-def _quarantined(found: _Found, action: Callable[[], _Found]) -> _Found:
+def _quarantined(info: PluginInfo, action: Callable[[], PluginInfo]) -> PluginInfo:
     """Return what an action returns; whatever a plugin raises in it becomes the plugin's status."""
-    status, text = "failed", ""
     try:
         return action()
     except Fault as fault:
-        error, status = str(fault), fault.status
+        return _without_offers(info, fault.status, str(fault))
     except BaseException as raised:  # a plugin may raise SystemExit or worse
         main = threading.current_thread() is threading.main_thread()
         if isinstance(raised, KeyboardInterrupt) and main:
             raise  # Ctrl-C comes to this thread alone
-        error, text = describe_error(raised), traceback.format_exc()
-    return _without_offers(found, status, error, text)
+        return _without_offers(info, "failed", describe_error(raised), traceback.format_exc())
 
 
-def _without_offers(found: _Found, status: str, error: str, text: str = "") -> _Found:
-    found = found.known_as(status=status, error=error, traceback=text, specs=(), kinds=())
-    return replace(found, later=())
+def _without_offers(info: PluginInfo, status: str, error: str, text: str = "") -> PluginInfo:
+    """Return a plugin that offers nothing."""
+    info = replace(info, status=status, error=error, traceback=text)
+    return replace(info, specs=(), kinds=(), _later=())
 
 
 def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
@@ -345,24 +335,24 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
         if double:
             what = f"the {double[0].kind} {double[0].name!r}"
             error = f"offers {what}, which another module of the distribution also offers"
-            info = replace(info, status="failed", error=error, specs=(), kinds=())
+            info = _without_offers(info, "failed", error)
         checked.append(info)
     return checked
 
 
-def _mention(infos: Iterable[PluginInfo], homes: dict[str, str]) -> None:
+def _mention(infos: Iterable[PluginInfo]) -> None:
     """Name every plugin that deserves a look, once a process, however many of its modules do."""
-    problems: dict[tuple[str, str], dict[str, None]] = {}
+    problems: dict[tuple[str, str, str], dict[str, None]] = {}
     for info in infos:
         restored = "changed process-wide state while it was imported; tvc restored it"
         problem = f"{restored}: {', '.join(info.side_effects)}" if info.side_effects else ""
         if info.status in _FAULTY:
             problem = f"({info.status}) offers nothing: {info.error.rstrip('.')}"
         if problem:
-            problems.setdefault((info.owner, info.version), {})[problem] = None
-    for (owner, version), said in problems.items():
-        if (owner, homes[owner]) not in _MENTIONED:
-            _MENTIONED.add((owner, homes[owner]))
+            problems.setdefault((info.owner, info.version, info.home), {})[problem] = None
+    for (owner, version, home), said in problems.items():
+        if (owner, home) not in _MENTIONED:
+            _MENTIONED.add((owner, home))
             what = f"{owner} {version}".rstrip()
             message = f"The plugin {what} {'; it '.join(said)}. 'tvc plugins' lists all plugins."
             warnings.warn(message, RegistryWarning, stacklevel=4)

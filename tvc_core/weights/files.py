@@ -13,9 +13,12 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..errors import WeightsError
+from ..advice.words import on_file, on_missing
+from ..errors import WeightsError, describe_error
+from ..specs import WeightsSpec
+from .cache import cached_file, hash_in_name
 
-__all__ = ["hash_in_name", "read_state_dict", "verification_is_off"]
+__all__ = ["read_state_dict", "verification_is_off"]
 
 SWITCH = "TVC_VERIFY_WEIGHTS"
 _warned = False
@@ -26,28 +29,29 @@ def verification_is_off() -> bool:
     return os.environ.get(SWITCH, "1").strip() == "0"
 
 
-def hash_in_name(name: str) -> str | None:
-    """Return the start of the SHA-256 that an official file name carries, as in
-    resnet50-11ad3fa6.pth.
-    """
-    found = re.search(r"-([a-f0-9]{8,64})\.[A-Za-z0-9]+$", name)
-    return found.group(1) if found else None
-
-
-def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str, Tensor]:
+def read_state_dict(
+    path: str | Path | WeightsSpec, *, sha256: str | None = None
+) -> dict[str, Tensor]:
     """Read a state dict from a .safetensors file, or from a file that torch.save wrote.
 
     Files of torch.save are opened with `weights_only=True`, always: there is no other way to open
     them here.
 
     Args:
-        path: the file.
+        path: the file, or a pretrained set with a `url`, whose file is downloaded on first use and
+            compared with the set's `sha256` each time.
         sha256: start of the SHA-256 that the file must have, in hexadecimal. TVC_VERIFY_WEIGHTS=0
             skips only this.
 
     Raises:
-        WeightsError: the file cannot be read, has another hash, is damaged, or holds no state dict.
+        WeightsError: the file cannot be downloaded or read, has another hash, is damaged, or holds
+            no state dict; or the pretrained set has no `url`.
     """
+    if isinstance(path, WeightsSpec):
+        if not path.url:
+            raise WeightsError(f"WeightsSpec {path.name!r} has no url, so nothing says which file")
+        sha256 = sha256 or path.sha256
+        path = cached_file(path.url, path.sha256)
     path = Path(path)
     try:
         with path.open("rb") as file:
@@ -55,8 +59,9 @@ def read_state_dict(path: str | Path, *, sha256: str | None = None) -> dict[str,
                 _compare(file, path, sha256)
             content = _load(file, path)
     except OSError as error:
+        hint = on_missing(path, (".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
         raise WeightsError(
-            f"{path}: the weights cannot be read: {error.strerror or error}"
+            f"{path}: the weights cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
         ) from error
     return check_state_dict(content, str(path))
 
@@ -69,9 +74,9 @@ def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
             to pass.
     """
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(
-            f"{name}: holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
-        )
+        what = f"holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
+        hint = ". Pass its state_dict()" if hasattr(content, "state_dict") else ""
+        raise WeightsError(f"{name}: {what}{hint}")
     wrong = [
         key
         for key, value in content.items()
@@ -126,8 +131,9 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
     file.seek(0)
     found = digest.hexdigest()
     if not found.startswith(sha256.lower()):
+        who = "its name" if sha256 == hash_in_name(path.name) else "its plugin"
         raise WeightsError(
-            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, its name promises {sha256}: "
+            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, {who} promises {sha256}: "
             "the file is damaged or not "
             f"the official one. Delete it and build again to download it, or set {SWITCH}=0 to use "
             "it all the same."
@@ -142,16 +148,35 @@ def _load(file: BinaryIO, path: Path) -> Any:
             return safetensors.torch.load(file.read())
         except Exception as error:
             # safetensors raises its own and built-in errors, depending on the damage
-            raise WeightsError(f"{path}: not a safetensors file, or damaged: {error}") from error
+            raise WeightsError(
+                f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
+            ) from error
     try:
         return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:
-        # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...
-        first = " ".join(str(error).split())[:200]
+        # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...; the
+        # text that torch gives advises to run what is in the file
         raise WeightsError(
-            f"{path}: cannot be opened as weights: {type(error).__name__}: {first}. The file is "
-            "truncated, damaged, or holds "
-            "more than tensors; tvc never runs code from a file."
+            f"{path}: cannot be opened as weights: {_what_is_wrong(file, path, error)}"
         ) from error
+
+
+def _what_is_wrong(file: BinaryIO, path: Path, error: Exception) -> str:
+    """Return in tvc's words why a file of torch.save cannot be opened, and what to do."""
+    if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
+        return (
+            f"it holds more than tensors, an object of {found[1]}, whose code would run, and tvc "
+            "never runs code from a file. Where the file can be trusted, save its tensors alone: "
+            "torch.save(network.state_dict(), path)"
+        )
+    file.seek(0)
+    start = file.read(100_000)
+    if start[:4] == b"PK\x03\x04":
+        return "it is truncated or damaged. Copy or download it again"
+    if start[:1] == b"\x80":
+        return "it is damaged, or holds more than tensors, and tvc never runs code from a file"
+    if other := on_file(path, start, "tensors"):
+        return f"it is not a file of torch.save.{other}".removesuffix(".")
+    return f"it is damaged, or not a file of torch.save ({type(error).__name__})"
