@@ -28,6 +28,8 @@ class Handover:
         self.module: nn.Module | None = module
 
     def __call__(self, spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
+        # A factory that can be called once, since there is one network and the hybrid is made of it
+        # in place. A second call would make two hybrids of the same tensors.
         if self.module is None:
             raise BackboneError(
                 f"{FROM_MODULE}:{spec.name} is a network of a user's own: only the code that made "

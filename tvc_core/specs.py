@@ -49,6 +49,8 @@ class _Frozen:
 
     def __new__(cls, *values: Any, **given: Any) -> Any:
         """Refuse fields that are not there by a message with near names."""
+        # In `__new__`, which Python calls before the `__init__` that dataclasses makes: that one
+        # would raise a TypeError without the near name, and would raise it first.
         known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
         if values:
             raise TypeError(
@@ -90,6 +92,8 @@ class _Frozen:
         self._require(known, "code_only", f"a tuple of names out of {list(self.options)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # By its fields, so that a spec which comes out of a pickle has passed the same checks as
+        # one that was written, and its mappings are read-only again.
         plain = {
             k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
         }

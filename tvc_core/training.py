@@ -68,6 +68,10 @@ def param_groups(
     state = state_of(model)
     anatomy, new = state.anatomy, state.new_modules
     modules = dict(model.named_modules())
+    # A layer is what gets one rate: a stage, or one block of it. The last one gets `lr`, and each
+    # one before it `layer_decay` times as much, as in BEiT and timm. What is new (blocks of
+    # patches, replaced layers) starts from nothing and gets the full rate wherever it stands; so
+    # does the head.
     layers = list(_layers(anatomy, modules, by))
     names = list(dict.fromkeys(layer for layer, _ in layers))
     factor = 1.0 if layer_decay is None else layer_decay
@@ -115,6 +119,9 @@ def _layers(anatomy: Anatomy, modules: dict[str, nn.Module], by: str) -> Iterato
         if by == "stage" or part in (STEM, HEAD):
             yield from ((part, path) for path in paths)
             continue
+        # Small layers between blocks (a normalization, pooling) have no matrix and make no layer of
+        # their own: they belong to the block before them, or to the first one if they come first.
+        # So a stage has as many layers as it has blocks.
         index, begun = 0, False
         for block in (block for path in paths for block in _blocks(modules, path)):
             begins = _has_matrix(modules.get(block))
@@ -271,6 +278,11 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
             f"audit takes a torch optimizer, which has param_groups, not {type(optimizer).__name__}"
         )
     report = AuditReport()
+    # By value, not by flag: weight decay, an optimizer that has seen the parameter, a loop that
+    # calls train() on a part, each moves what requires no gradient, and no flag shows it. Gradients
+    # are counted when they arrive, so a loop may set them to None between its steps. One pass with
+    # zeros proves nothing for a block whose gate is closed, since only the gate has a gradient
+    # then.
     frozen = {name: tensor.detach().clone() for name, tensor in _frozen_tensors(model)}
     trainable = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad

@@ -390,7 +390,7 @@ def test_the_reference_is_up_to_date() -> None:
 
 
 def test_every_public_name_is_documented() -> None:
-    """On a page that is written by hand: the reference is made from `__all__` and has every name."""
+    """On a page written by hand: the reference is made from `__all__` and has every name."""
     written = [page for page in PAGES if page.parent != ROOT / "docs" / "reference"]
     text = "\n".join(page.read_text(encoding="utf-8") for page in written)
     assert [name for name in tvc_core.__all__ if not re.search(rf"\b{name}\b", text)] == []

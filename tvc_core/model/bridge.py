@@ -92,6 +92,10 @@ def _token_ways(between: tuple[Step, ...], tokens: int) -> Iterator[tuple[Step, 
     """Yield ways from a list of tokens: the children of the root that run after it, with pooling
     at each place among them.
     """
+    # timm's ViTs pool in a handful of ways, under attributes whose names and meanings change
+    # between releases: by the class token or over the tokens after some number of prefix tokens,
+    # and before or after their final norm. There are fewer than two hundred combinations of cheap
+    # functions, so all are tried instead of reading attributes.
     prefixes = range(min(tokens, MOST_PREFIX + 1))
     pools = [partial(_tokens, pool, n) for pool in ("mean", "max", "both") for n in prefixes]
     every: list[Step] = [_first_token, *pools]
@@ -110,6 +114,9 @@ def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridg
         probe: an image that the network accepts.
     """
     # closed, a way that leaves a patch out would look right
+    # A way is the right one if it gives the logits of a whole pass. So during the look nothing on
+    # the way may be invisible in the logits: closed, a gate lets a way that leaves its patch out
+    # look right, and with a last layer of zeros every way looks right.
     with gates_open(patch for _, patch in installed_patches(network)), _head_open(network, head):
         return _find_bridge(network, last, head, probe)
 
@@ -182,6 +189,8 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
                     found = bridge(network, head, seen["map"].clone())
             except Exception:  # a foreign head may raise any exception for what it never gets
                 continue
+            # On meta tensors there are no values, and the first way with the right shape is taken:
+            # more cannot be known there.
             alike = isinstance(found, Tensor) and found.shape == logits.shape
             if alike and (found.is_meta or _equal(found, logits)):
                 return bridge

@@ -61,6 +61,10 @@ def save(
             f"{path}: a model is saved in safetensors format, and the name says so: "
             f"{path.with_suffix('.safetensors').name!r}"
         )
+    # A file holds a recipe and tensors. If another tool has exchanged modules, what the recipe
+    # builds has other ones, and the file would load without an error and compute something else. So
+    # that is found out now, while the user can still do something about it. Copies on the CPU,
+    # contiguous and each its own: the format knows no views, and refuses tensors that share memory.
     _check_unchanged(network, state, path)
     tensors = {
         name: tensor.detach().to("cpu").contiguous().clone()

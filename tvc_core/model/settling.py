@@ -36,6 +36,9 @@ def settle(network: nn.Module, state: HybridState) -> None:
 
 def place(network: nn.Module, state: HybridState) -> list[str]:
     """Put in place what has one, and return in words which patches have none."""
+    # In this order: patches first, since taps have to come after them at the same module to read
+    # the patched map. The head's last layer is looked up each time, as reset_classifier and other
+    # tools exchange it.
     lost = [f"{home} ({reason})" for home, reason in hang(network)]
     last = find_last_layer(network, state.anatomy.head)
     state.taps.place(network, last[0] if last else None)

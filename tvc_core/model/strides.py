@@ -31,6 +31,10 @@ def strides_of(
         measure_at: returns the shapes of the maps of an image of another height and width; may
             raise, since a network may accept no other size.
     """
+    # First guess: image divided by map, which is exact if every layer pads its borders. Where rows
+    # and columns times the stride are the image again, there is nothing to doubt. Else the growth
+    # of the map when the image grows by a known number of pixels gives the stride, whatever is cut
+    # off at the borders: the cut is the same for both.
     layouts = [layout_of(shape, image) for shape in shapes]
     grids = [_grid(shape, layout, image) for shape, layout in zip(shapes, layouts, strict=True)]
     strides = [_guess(grid, image) for grid in grids]

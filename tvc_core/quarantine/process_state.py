@@ -55,6 +55,10 @@ class _Setting(NamedTuple):
 
     def put_back(self, before: Any) -> str | None:
         """Write a value where another stands now; return in words which setting it is, or None."""
+        # If the module was not loaded at the look, the plugin has brought it along, and there is no
+        # earlier value to go back to. Then the value counts that a fresh import has: so a plugin
+        # that imports torch and seeds it is noticed. What cannot be read, on either side, is left
+        # alone.
         now = self.now()
         if before is _ABSENT and now is not _ABSENT:
             with suppress(Exception):
@@ -210,6 +214,10 @@ class ProcessState:
     """
 
     def __init__(self) -> None:
+        # Two threads that load plugins at once: the first sees dtype float32, its plugin sets
+        # float64, and then the second one looks. It must not take float64 for the state to go back
+        # to. So what is the process's is taken over from a look that is still open in another
+        # thread, and read only where there is none.
         self._thread = threading.get_ident()
         self._overlaps: bool
         self._before: dict[_Setting, Any]

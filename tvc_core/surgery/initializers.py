@@ -84,6 +84,9 @@ def is_normalization(module: nn.Module) -> bool:
     parameters but vectors. Children that have parameters make it a block with a normalization
     inside.
     """
+    # Freezing and decay depend on this, so a wrong answer does harm both ways: a normalization that
+    # is missed keeps moving its statistics, and a block that is taken for one gets its weights at
+    # 1. A name alone is not enough (NormedConv has a matrix), and an `eps` alone is neither.
     if isinstance(module, _NORMALIZATIONS):
         return True
     if not isinstance(getattr(module, "eps", None), float):
@@ -107,6 +110,8 @@ def _layers(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
     """Yield modules and their weights that multiply: of convolutions, linear layers and
     their like.
     """
+    # By shape, not by class: any parameter called `weight` with two or more axes multiplies, so
+    # layers of others (a deformable convolution, a linear layer of PEFT's) are filled as well.
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not is_normalization(layer):

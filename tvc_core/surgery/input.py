@@ -116,6 +116,10 @@ def change_input(
             "a convolution over all "
             f"of its {before} channels"
         )
+    # The proof of what the module promises: an image with equal channels, once as the pretrained
+    # network takes it and once with the new number of channels, has to give the same logits up to
+    # rounding. A network that does more with the channels than this one convolution (a difference
+    # of channels as an input of its own, say) fails it, and the caller rolls the change back.
     gray = probe.image.mean(1, keepdim=True)
     wanted = Probe(gray.expand(-1, before, -1, -1)).run(network)
     mix = mixing(policy, channels, before)
@@ -173,6 +177,9 @@ def _first_layer(network: nn.Module, probe: Probe) -> str:
 
         return module.register_forward_pre_hook(before)
 
+    # By value, not by name or order: the layer is the one with weights of its own that gets the
+    # very image. So a normalization inside of the network, which would need its own answer for new
+    # channels, is noticed, since then no layer gets the image as it came in.
     layers = [
         (path, module)
         for path, module in network.named_modules()

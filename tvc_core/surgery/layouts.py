@@ -38,6 +38,10 @@ def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
     nearer to the image's. What does not keep the image as its only entry of the first axis (windows
     of attention, tokens before the image's) has no layout.
     """
+    # The image is 64x96 or of another shape that is not square. [1, 24, 8, 12] is NCHW, since 8 and
+    # 12 are both an eighth of the image; [1, 8, 12, 24] is NHWC for the same reason. With a square
+    # image [1, 8, 8, 8] could be either. Only where both pairs miss (layers without padding cut
+    # borders off) does the nearer ratio decide.
     if not shape or shape[0] != 1 or len(shape) not in (2, 3, 4):
         return None
     if len(shape) == 2:
@@ -75,6 +79,9 @@ def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
     """Return (prefix, height, width): so many tokens first, then those of a grid over the image;
     None if nothing fits.
     """
+    # The fewest tokens first, and among those the finest grid: 197 tokens of a 224x224 image are
+    # one and 14x14 (stride 16). A stride has to divide both sides, so that a number of tokens that
+    # fits by chance (a grid of 1xN) is hardly ever taken.
     for prefix in range(MOST_PREFIX + 1):
         for stride in range(1, min(image) + 1):
             height, width = image[0] // stride, image[1] // stride

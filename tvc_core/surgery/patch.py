@@ -180,6 +180,11 @@ class PatchHook(TvcHook):
         self.module = patch if module is None else module
 
     def __call__(self, target: nn.Module, args: Any, *output: Any) -> Any:
+        # Called up to twice in a call of the target. As a pre-hook (`output` is empty) it returns
+        # new arguments: changed ones where the patch runs before, or the same ones with a copy of
+        # the input where it runs beside the target, which may overwrite its input. As a forward
+        # hook it returns the new output. torch hands the arguments of the pre-hook to the forward
+        # hook of the same call, which is how the copy gets there.
         patch = self.patch
         if not patch.runs():
             return None

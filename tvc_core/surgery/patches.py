@@ -49,6 +49,9 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch) -> str:
             patch, a number follows.
         patch: the patch; its position says which hooks it needs.
     """
+    # The tree grows along the target's path: a patch of layer3.0.conv2 lives at
+    # patches.layer3.0.conv2.NAME. So the path of the target can be read off where a patch lives, in
+    # a state dict as well as in the modules, and needs to be written down nowhere.
     target = network.get_submodule(path)
     others = [other for _, _, other in placed_patches(network)]
     node, node_path = _container(network)
@@ -118,6 +121,10 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
     Returns:
         (where it lives, why it has no place) of those that cannot hang.
     """
+    # A patch belongs to a path. Three things can have happened to the module there: it is another
+    # one (the patch hangs nowhere, or a copy of it does), it is gone, or two paths have become one
+    # module, at which the patch would run for both. The order of the hooks follows the order of the
+    # tree, so a patch that is hung again runs where it ran before.
     leaves = _all_leaves(network)
     lost: list[tuple[str, str]] = []
     misplaced: list[tuple[str, nn.Module, Patch, nn.Module]] = []
@@ -244,6 +251,11 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
     """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs
     inside raises.
     """
+    # All that a build changes is in dicts of the modules (`_modules`, `_parameters`, `_buffers`,
+    # `_forward_hooks`, ...), in their `__dict__` and their classes. So a shallow copy of each dict
+    # is all that is needed, and the dicts themselves are filled again: others may hold them, as a
+    # hybrid's view does. Values of tensors are not kept: a build puts
+    # new tensors in the place of old ones, and writes to none of the network's.
     modules = list(_every_module(network))
     classes = [(module, type(module)) for module in modules]
     kept: list[tuple[Any, dict[Any, Any]]] = [

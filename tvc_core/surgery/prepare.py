@@ -217,6 +217,10 @@ def _moved(
     Of a pass that failed, what has run counts, and the input of the replacement in which it failed:
     that may have been made for another width.
     """
+    # Compared call by call, since a module may run several times. At a path that is not replaced,
+    # what was seen now is what counts. At a replaced one the output is the replacement's own: there
+    # only the input is news, and what the original would make of it stands for the output that the
+    # patch was made for.
     replaced = {each.site.path for each in ready if each.replacement is not None}
     moved: Sites = {}
     for path, site in seen.items():

@@ -58,6 +58,9 @@ class _OwnRandomness(TorchDispatchMode):
         self.generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Below autograd every random operator comes by here, also those inside of dropout or a
+        # user's own layer. Operators like rand have two overloads, of which one takes a generator;
+        # that one is called with ours. Meta tensors have no generator, and need none.
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags:
             func = _with_generator(func)
@@ -103,6 +106,10 @@ def probing(*networks: nn.Module) -> Iterator[None]:
     """Run networks in eval mode for a look: afterwards their modes and buffers are as before, and
     so are the random generators.
     """
+    # Everything that a forward pass may change is written down first: the modes of the modules, and
+    # their buffers, by object and by value (statistics move in place, and some layers put another
+    # tensor there). Random numbers come from a generator of this thread's alone, unless there is no
+    # other thread that could draw from the common one.
     modules = list(dict.fromkeys(module for network in networks for module in network.modules()))
     modes = [(module, module.training) for module in modules]
     buffers = [

@@ -51,6 +51,10 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     if not is_pattern(target) or has_module(network, target):
         locate(network, target, name=name)
         return [target]
+    # Part by part, as a shell expands a path: each part turns the modules found so far into those
+    # that it means within them. The first part that gives nothing is the one that the error is
+    # about. Stages are not modules of the tree, so `stage:` and the part after it are resolved
+    # together, before the rest.
     parts = target.split(".")
     starts: list[Found] = [{"": network}]
     if parts[0].startswith(_STAGE):
@@ -69,6 +73,8 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
             start = within
         found |= start
     found.pop("", None)
+    # Shared modules have several paths, and named_modules gives the first of them. All paths are
+    # walked here, so that a pattern which fits the second name only also finds the module.
     once: dict[int, str] = {}  # a module with two names would run its patch twice
     for path, module in network.named_modules(remove_duplicate=False):
         if path in found:

@@ -233,6 +233,9 @@ def _shared_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> st
     """Return the wrapper prefix without which more of the checkpoint's keys are the model's, or an
     empty string.
     """
+    # Wrappers nest: `module._orig_mod.` is DistributedDataParallel around torch.compile. Prefixes
+    # are taken off one after the other, and the result is kept only where more keys fit than
+    # before: a model whose own child is called `model` keeps its names.
     best, prefix, stripped = "", "", given
     fits = sum(key in own for key in given)
     while wrapper := next(
@@ -289,6 +292,11 @@ def _initialize(model: nn.Module, new: list[str], initializer: Any) -> list[str]
     """Run an initializer on the layers that own the new tensors, one layer at a time, and keep what
     was loaded.
     """
+    # An initializer fills everything in the module that it is given, and here only what is new may
+    # be filled. So it gets each layer alone, in a shallow copy with the same tensors and without
+    # children, and what was loaded in that layer (a weight whose bias did not fit, say) is put back
+    # afterwards. Which tensors it wrote to, their version counters tell: an initializer may leave
+    # some alone.
     by_owner: dict[str, list[str]] = {}
     for key in new:
         owner, _, name = key.rpartition(".")

@@ -70,6 +70,10 @@ def build_torchvision(
         ) from error
     if weights is None:
         return build(weights=None, **options)
+    # The builder is torchvision's own, since it does more than to load: it renames old keys, sets
+    # options that a set of weights needs, drops auxiliary heads. It asks two things of the member
+    # that it is given: whether it is of the right enum class, and for its tensors. `_CheckedMember`
+    # answers both, the second one from a file whose hash was compared.
     member = find_member(spec, weights)
     size = options.pop("image_size", None)
     try:
