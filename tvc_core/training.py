@@ -313,6 +313,8 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
         name: tensor.detach()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
+    # By identity, not by name or value: an optimizer that was made before the head was exchanged
+    # holds the old head's parameters, which look the same and are not in the model any more.
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     learning = {**trainable, **{name: p for name, p in model.named_parameters() if p.requires_grad}}
     report.moved = tuple(

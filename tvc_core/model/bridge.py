@@ -41,6 +41,8 @@ class Bridge:
 
 
 def _child(name: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
+    # By name at each call, and not a reference that was kept: the bridge lives as long as the
+    # model, is pickled and copied with it, and another tool may exchange the child.
     child = network._modules[name]
     assert child is not None
     return child(x)

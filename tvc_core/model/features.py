@@ -214,6 +214,9 @@ class MapReader:
         """Return the map of a feature; tokens before the image's are left out."""
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2).contiguous()
+        # Tokens do not say how wide the image was, so the image of the call does. A network that
+        # pads to whole patches has a row or a column more than fit into the image: then both sides
+        # are rounded up.
         if self.layout == "NLC":
             tokens = x[:, self.prefix :].transpose(1, 2)
             height, width = image.shape[2] // self.stride, image.shape[3] // self.stride

@@ -210,6 +210,10 @@ def hold(network: nn.Module, state: HybridState, within: Collection[str] | None 
         state: what it knows.
         within: only the modes of modules at these paths; by default all.
     """
+    # `train()` of the network has run already, and has set whatever modes it wants. Only frozen
+    # modules are written to, so what the network's own `train` or the user has set elsewhere stays.
+    # The statistics that a frozen normalization has now are what a later reset is undone to; those
+    # of one that was thawed are forgotten.
     held = list(held_modules(network, state))
     if network.training:
         for path, module in held:

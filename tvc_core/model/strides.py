@@ -69,6 +69,8 @@ def _grid(shape: Shape, layout: str | None, image: Size) -> Size:
 
 def _guess(grid: Size, image: Size) -> int:
     (rows, columns), (height, width) = grid, image
-    # layers without padding cut borders off, which falls out of the difference between the two
-    # sides
+    # Layers without padding cut the same number of rows and columns off, which falls out of the
+    # difference between the two sides: 64x96 pixels with stride 4 and 3 cut off give 13x21, and
+    # (96 - 64) / (21 - 13) is 4. Where the sides do not tell (one column as well as one row), what
+    # is left is the plain ratio.
     return round((width - height) / (columns - rows) if columns > rows else height / rows)

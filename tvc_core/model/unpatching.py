@@ -229,6 +229,9 @@ def _known_modules(
     network: nn.Module, state: HybridState, restored: Iterable[str]
 ) -> dict[str, str]:
     """Return the fingerprint of what is left: what came back is as it is now."""
+    # `save` compares the model with its fingerprint from the build. What a patch has taken with it
+    # leaves the fingerprint, and what came back is written down as it is now. All else keeps its
+    # line, so that a change by another tool is still a change.
     homes = {home for home, _, _ in placed_patches(network)}
     kept = {
         path: line

@@ -51,6 +51,8 @@ class Contents(NamedTuple):
 
 def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
     """Return what each hook may return, given the kinds that there are."""
+    # Several kinds may share a hook: backbones and families of them both come from `tvc_backbones`,
+    # since a plugin that has both should not need two functions.
     found: dict[str, tuple[type[Spec], ...]] = {}
     for kind in kinds:
         name = kind.hook.__name__

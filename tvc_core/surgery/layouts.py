@@ -180,6 +180,9 @@ def find_adapter(
     """
     if layout in takes:
         return None
+    # A block that takes maps can be shown any map: of [N, H, W, C] by a permutation, of a list of
+    # tokens by the grid that they are over the image. A vector is no map, and a block that takes
+    # vectors or tokens only is shown nothing else: what a grid of its own would mean is not known.
     wanted = next((name for name in ("NCHW", "NHWC") if name in takes), None)
     if wanted is None or layout == "NC":
         return f"takes {' or '.join(takes)}"

@@ -160,6 +160,9 @@ Leaf = tuple[str, str, Patch, nn.Module]
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:
     """Let patches run before other hooks: what reads a module's map reads the patched one."""
+    # Hooks run in the order of their dict. Among patches that is the order of the tree, which is
+    # the order of the build; after them come taps and the hooks of others, as a tool that reads a
+    # module's map means the patched one.
     first = sorted(
         (number for number, hook in hooks.items() if isinstance(hook, PatchHook)),
         key=lambda number: order.get(id(hooks[number].patch), -1),

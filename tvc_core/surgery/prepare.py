@@ -352,6 +352,10 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
     """Run the operation, which declares what it wants, and check that."""
     block, site, module = patch.block, target.site, target.module
 
+    # The operation is a plugin's code and gets a function that makes the user's block, on the
+    # device and in the type of the network. Whether the block took weights over from what it
+    # replaces is noted on the way, since only the block can tell: the operation just hands it on.
+    # An `init` asks for another start, so then nothing is taken over.
     took_over: list[bool] = []
 
     def make(in_channels: int, original: nn.Module | None = None) -> nn.Module:

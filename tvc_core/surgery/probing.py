@@ -94,6 +94,9 @@ def _with_generator(func: Any) -> Any:
 @contextmanager
 def rewinding(devices: list[int] | None = None) -> Iterator[None]:
     """Give random numbers back where no other thread can have drawn: in a process of one."""
+    # Winding the generator back gives the numbers that were drawn in between to the next one who
+    # draws, which is right if that was this thread and wrong if another has drawn as well: two
+    # threads would get the same. So with other threads about, the numbers stay used up.
     if threading.active_count() > 1:
         yield
         return

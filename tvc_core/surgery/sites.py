@@ -167,6 +167,9 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
     Raises:
         TargetError: there is no such module. The message has near paths.
     """
+    # A stage that was left out (`stages=`) is still a module of the tree, one that computes
+    # nothing: a path into it exists or not by chance, so it is asked for first, and the error says
+    # what happened to it.
     module = find_module(network, path)
     if (gone := left_out_at(network, path)) is not None:
         raise TargetError(

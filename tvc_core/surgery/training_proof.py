@@ -255,6 +255,9 @@ def _learns(
     without parameters has nothing to learn.
     """
 
+    # The gate is opened for the step, so gradients go through to the block, and both must come: one
+    # for the gate, without which the block stays closed for ever, and one for something inside. Not
+    # for each parameter: a unit after a ReLU may be dead on one image, and learn on the next.
     def moves(parameter: nn.Parameter) -> bool:
         gradient = gradients.get(id(parameter))
         return gradient is not None and bool((gradient != 0).any())

@@ -154,6 +154,8 @@ def partial_load(
     found = {
         key[len(prefix) :] if key.startswith(prefix) else key: value for key, value in given.items()
     }
+    # Without its prefix a key has met another one that never had it. Then nothing is taken off,
+    # since one of the two tensors would be lost without a word.
     if len(found) < len(given):
         found, prefix = dict(given), ""
     is_excluded, unmatched = _matcher(exclude_patterns, [*own, *found])
