@@ -22,6 +22,7 @@ from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.measuring import measure
 from .model.state import Feature, HybridState, Installed, PatchRecord
+from .model.survey import Survey, recall_survey, remember_survey, survey_key
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe
 from .surgery.anatomy import Anatomy
@@ -39,7 +40,7 @@ from .surgery.head_layers import Heads
 from .surgery.input import InputRecord, change_input
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe
+from .surgery.sites import Probe, image_of
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.preprocessing import image_size
@@ -77,7 +78,9 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
-    probe, changed = _look(plan, network)
+    key = survey_key(plan, network) if pretrained else ""
+    known = recall_survey(key, anatomy)
+    probe, changed = _look(plan, network, known)
     prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
@@ -85,17 +88,29 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         if patch.replacement is not None
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
-    proof = _prove(network, anatomy, installed, probe, before)
+    if known is None or installed:
+        proof = _prove(network, anatomy, installed, probe, before)
+    else:
+        proof = _Proof(Taps(network, anatomy.taps, None, known.repeated), known.features, 0.0)
     head = _set_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
     proof.taps.place(network, last[0] if last else None)
     if pretrained:  # a file has passed it, or is older than the proof and loads all the same
         prove_trains(network, prepared, originals, probe)
+    if known is None or installed:
+        bridge = find_bridge(network, anatomy.taps[-1], anatomy.head, probe)
+    else:
+        bridge = known.bridge
+    if known is None and not installed:
+        seen = Survey(
+            image=probe.size, features=proof.features, bridge=bridge, repeated=proof.taps.repeated
+        )
+        remember_survey(key, seen)
     state = HybridState(
         plan=plan,
         anatomy=anatomy,
         taps=proof.taps,
-        bridge=find_bridge(network, anatomy.taps[-1], anatomy.head, probe),
+        bridge=bridge,
         features=proof.features,
         patches=installed,
         originals=originals,
@@ -136,9 +151,12 @@ def _probe(plan: Plan, network: nn.Module) -> Probe:
     return Probe.of(network, plan.backbone.spec, likely=image_size(plan) or trained_at)
 
 
-def _look(plan: Plan, network: nn.Module) -> tuple[Probe, InputRecord | None]:
+def _look(plan: Plan, network: nn.Module, known: Survey | None) -> tuple[Probe, InputRecord | None]:
     """Find an image that the network accepts, with the channels that it is to take."""
-    probe = _probe(plan, network)
+    if known is not None:
+        probe = Probe(image_of(network, plan.backbone.spec, known.image))
+    else:
+        probe = _probe(plan, network)
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
         return probe, None

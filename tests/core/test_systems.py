@@ -59,16 +59,23 @@ def only_on_posix(tree: ast.AST, guarded: frozenset[str] = frozenset()) -> Itera
     for field, value in ast.iter_fields(tree):
         asked = set()
         if isinstance(tree, ast.If) and field == "body":
-            asked = {
-                str(call.args[1].value)
-                for call in ast.walk(tree.test)
-                if isinstance(call, ast.Call)
-                and ast.unparse(call.func) == "hasattr"
-                and isinstance(call.args[1], ast.Constant)
-            }
+            asked = asked_for(tree.test)
+        elif isinstance(tree, ast.BoolOp) and isinstance(tree.op, ast.And):
+            asked = asked_for(tree.values[0])
         for node in value if isinstance(value, list) else [value]:
             if isinstance(node, ast.AST):
                 yield from only_on_posix(node, guarded | asked)
+
+
+def asked_for(test: ast.AST) -> set[str]:
+    """Return the names for which a condition asks by hasattr."""
+    return {
+        str(call.args[1].value)
+        for call in ast.walk(test)
+        if isinstance(call, ast.Call)
+        and ast.unparse(call.func) == "hasattr"
+        and isinstance(call.args[1], ast.Constant)
+    }
 
 
 def keywords_of(call: ast.Call) -> dict[str, str]:
@@ -141,6 +148,8 @@ def counts(code: str) -> list[int]:
         ("import os\nos.fork()", [1, 0, 0]),
         ("if hasattr(os, 'fork'):\n    os.fork()", [0, 0, 0]),
         ("if hasattr(os, 'fork'):\n    os.getuid()", [1, 0, 0]),
+        ("if hasattr(os, 'fork') and os.fork():\n    pass", [0, 0, 0]),
+        ("if ready and os.fork():\n    pass", [1, 0, 0]),
         ("if not ready:\n    signal.alarm(1)", [1, 0, 0]),
         ("import fcntl", [1, 0, 0]),
         ("from signal import SIGALRM", [1, 0, 0]),

@@ -39,6 +39,22 @@ class Bridge:
                 x = step(network, head, x)
         return x
 
+    def as_data(self) -> list[list[Any]]:
+        """Return the steps as plain data: the name of each and what it was given."""
+        return [
+            [step.func.__name__, *step.args] if isinstance(step, partial) else [step.__name__]  # type: ignore[attr-defined]
+            for step in self.steps
+        ]
+
+    @staticmethod
+    def of_data(data: list[list[Any]]) -> Bridge:
+        """Return what `as_data` made data of.
+
+        Raises:
+            KeyError: a step that there is not.
+        """
+        return Bridge(tuple(partial(_STEPS[name], *given) for name, *given in data))
+
 
 def _child(name: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
     # By name at each call, and not a reference that was kept: the bridge lives as long as the
@@ -104,6 +120,12 @@ def _token_ways(between: tuple[Step, ...], tokens: int) -> Iterator[tuple[Step, 
     for pool in every:
         for index in range(len(between) + 1):
             yield (*between[:index], pool, *between[index:])
+
+
+_STEPS: dict[str, Callable[..., Tensor]] = {
+    step.__name__: step
+    for step in (_child, _patches, _head, _pool, _mean, _flatten, _relu, _first_token, _tokens)
+}
 
 
 def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:

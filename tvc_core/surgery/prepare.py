@@ -24,7 +24,7 @@ from .patch import Patch
 from .patches import free_name, set_module
 from .sites import Probe, Site, has_module
 from .targets import expand
-from .trials import output_shape, replacement_misfit, try_insertion, try_replacement
+from .trials import check_modules, output_shape, replacement_misfit, try_insertion, try_replacement
 
 if TYPE_CHECKING:
     from .anatomy import Anatomy
@@ -89,7 +89,7 @@ def prepare(
     patches = [each for patch in patches for each in _expanded(patch, network, anatomy, name)]
     if not patches:
         return [], None
-    _check_modules(network, patches)
+    check_modules(network, patches)
     targets = list(dict.fromkeys(patch.entry.target for patch in patches))
     ends = {
         path: f"{path}.{end}"
@@ -287,25 +287,6 @@ def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str)
         replace(patch, entry=replace(entry, target=path, where=Place(f"{where}{path}")))
         for path in paths
     ]
-
-
-def _check_modules(network: nn.Module, patches: Iterable[PatchPlan]) -> None:
-    """Refuse a module of the user's own that would stand at two places.
-
-    One module has one set of weights and one path in the model. Copying it without a word would
-    leave the user with a module that is not in the model; sharing it, a file could not say.
-    """
-    places = {id(module): path or "the network" for path, module in network.named_modules()}
-    for patch in patches:
-        made = patch.block.spec.factory if patch.block else None
-        if isinstance(made, nn.Module):
-            place = places.setdefault(id(made), patch.entry.target)
-            if place is not patch.entry.target:
-                raise PatchError(
-                    f"{patch.entry.where}: this {type(made).__name__} stands at {place} already, "
-                    f"and a module has one place: give the class {type(made).__name__}, which is "
-                    "made for each target, or a copy (copy.deepcopy) for each"
-                )
 
 
 def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) -> None:

@@ -25,6 +25,7 @@ __all__ = [
     "find_module",
     "first_tensor",
     "has_module",
+    "image_of",
     "left_out_at",
     "locate",
 ]
@@ -258,14 +259,9 @@ class Probe:
             sizes = list(crops)
         if first and not size:
             sizes.insert(0, (first, first))
-        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):
-            generator = torch.Generator().manual_seed(0)
-            image = torch.randn(
-                (1, spec.num_channels, height, width), generator=generator, dtype=torch.float32
-            )
-            image = image.to(dtype=like.dtype, device=like.device)
+            image = image_of(network, spec, (height, width))
             try:
                 with foreign(BackboneError, f"{height}x{width}"), probing(network):
                     network(image)
@@ -348,6 +344,14 @@ class Probe:
             for path, module in modules.items()
         }
         return found, output
+
+
+def image_of(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> torch.Tensor:
+    """Return an image [1, num_channels, H, W] for a network, the same for the same size."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((1, spec.num_channels, *size), generator=generator, dtype=torch.float32)
+    return image.to(dtype=like.dtype, device=like.device)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,32 @@ from .patch import Patch
 from .probing import probing
 from .sites import Probe, Site
 
-__all__ = ["output_shape", "replacement_misfit", "try_insertion", "try_replacement"]
+__all__ = [
+    "check_modules",
+    "output_shape",
+    "replacement_misfit",
+    "try_insertion",
+    "try_replacement",
+]
+
+
+def check_modules(network: nn.Module, patches: Iterable[PatchPlan]) -> None:
+    """Refuse a module of the user's own that would stand at two places.
+
+    One module has one set of weights and one path in the model. Copying it without a word would
+    leave the user with a module that is not in the model; sharing it, a file could not say.
+    """
+    places = {id(module): path or "the network" for path, module in network.named_modules()}
+    for patch in patches:
+        made = patch.block.spec.factory if patch.block else None
+        if isinstance(made, nn.Module):
+            place = places.setdefault(id(made), patch.entry.target)
+            if place is not patch.entry.target:
+                raise PatchError(
+                    f"{patch.entry.where}: this {type(made).__name__} stands at {place} already, "
+                    f"and a module has one place: give the class {type(made).__name__}, which is "
+                    "made for each target, or a copy (copy.deepcopy) for each"
+                )
 
 
 def try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:

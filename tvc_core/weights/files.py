@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import warnings
@@ -17,6 +16,9 @@ from ..advice.words import on_file, on_missing
 from ..errors import WeightsError, describe_error
 from ..specs import WeightsSpec
 from .cache import cached_file, hash_in_name
+from .deferred import lend
+from .tables import read_by_table, remember_table
+from .verified import sha256_of, state_of
 
 __all__ = ["read_state_dict", "verification_is_off"]
 
@@ -57,13 +59,18 @@ def read_state_dict(
         with path.open("rb") as file:
             if sha256 is not None:
                 _compare(file, path, sha256)
+            before = state_of(file)
             content = _load(file, path)
+            if state_of(file) != before:
+                raise WeightsError(f"{path}: was changed while it was read; try again")
     except OSError as error:
         hint = on_missing(path, (".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
         raise WeightsError(
             f"{path}: the weights cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
         ) from error
-    return check_state_dict(content, str(path))
+    state = check_state_dict(content, str(path))
+    lend(state.values())
+    return state
 
 
 def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
@@ -128,12 +135,8 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
             _warned = True
         return
     # The file that is compared is the file that is opened, by one handle: what replaces it on the
-    # disk in between is not read. In pieces, since some are larger than the memory that is free.
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    file.seek(0)
-    found = digest.hexdigest()
+    # disk in between is not read.
+    found = sha256_of(file)
     if not found.startswith(sha256.lower()):
         who = "its name" if sha256 == hash_in_name(path.name) else "its plugin"
         raise WeightsError(
@@ -155,8 +158,12 @@ def _load(file: BinaryIO, path: Path) -> Any:
             raise WeightsError(
                 f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
             ) from error
+    if (known := read_by_table(file)) is not None:
+        return known
     try:
-        return torch.load(file, map_location="cpu", weights_only=True)
+        content = torch.load(file, map_location="cpu", weights_only=True)
+        remember_table(file, path, content)
+        return content
     except OSError:
         raise
     except Exception as error:
