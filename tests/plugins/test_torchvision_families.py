@@ -341,6 +341,8 @@ def check_block(block: str) -> Callable[[Network], None]:
         wanted = [*gate.values(), *(each for group in inside.values() for each in group)]
         direction = torch.randn(opened.shape, generator=torch.Generator().manual_seed(0))
         found = torch.autograd.grad(opened, wanted, direction, allow_unused=True)
+        for patch in patches.values():
+            patch.alpha.data.zero_()
         moves = {
             id(each): gradient is not None and bool(gradient.abs().max() > 0)
             for each, gradient in zip(wanted, found, strict=True)
@@ -351,8 +353,6 @@ def check_block(block: str) -> Callable[[Network], None]:
             assert any(moves[id(each)] for each in inside[path]), (
                 f"the parameters of {path} change nothing"
             )
-        for patch in patches.values():
-            patch.alpha.data.zero_()
 
     return check
 
