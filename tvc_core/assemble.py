@@ -2,7 +2,7 @@
 
 Each step is a function that takes what the step before gave. Until `_insert` nothing in the network
 has changed but its input layer, and whatever fails afterwards is rolled back: so a network that a
-user handed over is as it was. What the code of plugins does to the process meanwhile is put back.
+user handed over is unchanged. What plugins do to the process during a build is undone.
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ def _build(plan: Plan, pretrained: bool) -> HybridModel:
 
 
 def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
+    # Everything that can be refused without changing the network comes first: parts, stages, an
+    # image that it accepts, and every block made and tried at its place. Then the changes: patches
+    # in, one pass as the proof, the head. The head comes after the proof, since the step-0
+    # difference is about the logits of the pretrained head. The training step comes after the head,
+    # since it has to learn with it. Whatever fails is rolled back by the caller.
     anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
@@ -171,6 +176,8 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
     path, plan = prepared.site.path, prepared.plan
     new: tuple[str, ...] = ()
     if prepared.replacement is not None:
+        # A replacement may keep modules of the original inside (an operation that wraps it does):
+        # those are not new, and are frozen with their stage.
         old = set(network.get_submodule(path).modules())
         found = prepared.replacement.named_modules(prefix=path)
         new = tuple(name for name, module in found if module not in old)

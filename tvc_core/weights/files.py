@@ -90,6 +90,8 @@ def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
         for key, value in content.items()
         if not isinstance(key, str) or not isinstance(value, Tensor)
     ]
+    # A module may put anything into a state dict under `_extra_state` (torch's own name for it); it
+    # is no tensor and no reason to refuse the others.
     wrong = [key for key in wrong if not str(key).endswith("_extra_state")]
     if wrong:
         inner = [
@@ -133,6 +135,8 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
             )
             _warned = True
         return
+    # The file that is compared is the file that is opened, by one handle: what replaces it on the
+    # disk in between is not read.
     found = sha256_of(file)
     if not found.startswith(sha256.lower()):
         who = "its name" if sha256 == hash_in_name(path.name) else "its plugin"

@@ -154,6 +154,8 @@ def partial_load(
     found = {
         key[len(prefix) :] if key.startswith(prefix) else key: value for key, value in given.items()
     }
+    # Without its prefix a key has met another one that never had it. Then nothing is taken off,
+    # since one of the two tensors would be lost without a word.
     if len(found) < len(given):
         found, prefix = dict(given), ""
     is_excluded, unmatched = _matcher(exclude_patterns, [*own, *found])
@@ -233,6 +235,9 @@ def _shared_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> st
     """Return the wrapper prefix without which more of the checkpoint's keys are the model's, or an
     empty string.
     """
+    # Wrappers nest: `module._orig_mod.` is DistributedDataParallel around torch.compile. Prefixes
+    # are taken off one after the other, and the result is kept only where more keys fit than
+    # before: a model whose own child is called `model` keeps its names.
     best, prefix, stripped = "", "", given
     fits = sum(key in own for key in given)
     while wrapper := next(
@@ -289,6 +294,11 @@ def _initialize(model: nn.Module, new: list[str], initializer: Any) -> list[str]
     """Run an initializer on the layers that own the new tensors, one layer at a time, and keep what
     was loaded.
     """
+    # An initializer fills everything in the module that it is given, and here only what is new may
+    # be filled. So it gets each layer alone, in a shallow copy with the same tensors and without
+    # children, and what was loaded in that layer (a weight whose bias did not fit, say) is put back
+    # afterwards. Which tensors it wrote to, their version counters tell: an initializer may leave
+    # some alone.
     by_owner: dict[str, list[str]] = {}
     for key in new:
         owner, _, name = key.rpartition(".")
