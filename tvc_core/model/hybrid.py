@@ -355,6 +355,11 @@ class HybridModel(nn.Module):
         return num_classes(self, self._hybrid)
 
     @property
+    def num_channels(self) -> int:
+        """Channels of the images that the model takes [channels]."""
+        return self._hybrid.probe_shape[1]
+
+    @property
     def head_info(self) -> tuple[HeadInfo, ...]:
         """Name, classes and last layer of each head, in order; a model's only head has the name
         "".
