@@ -16,11 +16,12 @@ from .errors import FreezeError, HeadError, RecipeError, StageError, WeightsErro
 from .from_module import module_backbone
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.saving import KEYS, MODULE_KEY, digest_of
+from .model.saving import KEYS, MODULE_KEY
 from .recipe import Recipe, make_plan
 from .registry import Registry
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
+from .weights.digest import digest_of
 
 __all__ = ["load", "open_model"]
 
