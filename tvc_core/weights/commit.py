@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from ..surgery.patches import set_module
 from .draft import Place
 
 __all__ = ["Transaction"]
@@ -95,11 +96,10 @@ class Transaction:
         self._undo.append(lambda: store.__setitem__(place.name, old))
         store[place.name] = other.tensor
 
-    def set_child(self, module: nn.Module, name: str, child: nn.Module | None) -> None:
+    def set_child(self, module: nn.Module, name: str, child: nn.Module) -> None:
         """Exchange a child module."""
-        old = module._modules[name]
-        self._undo.append(lambda: module._modules.__setitem__(name, old))
-        module._modules[name] = child
+        old = module.get_submodule(name)
+        self.call(lambda: set_module(module, name, child), lambda: set_module(module, name, old))
 
     def set_field(self, module: nn.Module, name: str, value: Any) -> None:
         """Set an attribute of a module, past its own `__setattr__`."""

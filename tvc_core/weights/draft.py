@@ -62,6 +62,10 @@ def places(model: nn.Module) -> dict[str, Place]:
 
     Hooks may give a tensor another name in the state dict than in the tree (activation
     checkpointing does), so the tensors are looked for by their identity.
+
+    Raises:
+        WeightsError: a module keeps weights outside of its tensors, as quantized ones do in packed
+            form, so that only its own `load_state_dict` can load them.
     """
     with foreign(WeightsError, "the model's state_dict() fails"):
         state = model.state_dict(keep_vars=True)
@@ -79,6 +83,11 @@ def places(model: nn.Module) -> dict[str, Place]:
             at = by_identity.get(id(value))
         if at is not None:
             found[key] = at
+        elif not key.endswith("_extra_state"):
+            raise WeightsError(
+                f"the model keeps {key!r} outside of its parameters and buffers, as quantized "
+                "modules do; only its own load_state_dict can load that"
+            )
     return found
 
 
@@ -114,7 +123,7 @@ class Draft:
     supplied: set[str] = field(default_factory=set)
     misshaped: dict[str, tuple[Tensor, str]] = field(default_factory=dict)
     missed: set[str] = field(default_factory=set)
-    exchanged: list[tuple[nn.Module, str, nn.Module | None]] = field(default_factory=list)
+    exchanged: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     changed: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
     origin: dict[tuple[int, int, int], list[str]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
@@ -160,7 +169,7 @@ def make_draft(
     state: OrderedDict[str, Any] = OrderedDict()
     for name, tensor in tensors.items():
         state[name] = alone = tensor.detach()
-        draft.kept.append(alone)  # a storage is known while it lives
+        draft.kept.append(alone)
         draft.origin.setdefault(_memory(alone), []).append(name)
     known = {id(t): t._version for t in tensor_memo.values() if not is_lazy(t)}
     known |= {id(t): -1 for t in tensor_memo.values() if is_lazy(t)}
@@ -171,7 +180,7 @@ def make_draft(
     for original, module, before in fields:
         for name, child in module._modules.items():
             expected = before[_CHILDREN].get(name)
-            if child is not expected:
+            if child is not None and expected is not None and child is not expected:
                 draft.exchanged.append((original, name, child))
         for name, value in module.__dict__.items():
             if name in (*_TENSORS, _CHILDREN, _HOOKS):
@@ -192,7 +201,9 @@ def _visit(
 ) -> None:
     """Do what torch's `load_state_dict` does with one module and what is below it."""
     if id(module) not in drafted:  # which a migration has made
-        known |= {id(t): t._version for _, t in _persistent(module)}
+        found = [tensor for _, tensor in _persistent(module)]
+        known |= {id(tensor): _version(tensor) for tensor in found}
+        draft.kept += found  # an identity is one while it lives
     missing: list[str] = []
     unexpected: list[str] = []
     errors: list[str] = []

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ..errors import WeightsError, join_names
 
@@ -98,23 +98,15 @@ class Names:
             f"{what}{_where(places)} ({count} tensors)" for what, (places, count) in words.items()
         ]
 
-    @property
-    def prefix(self) -> str:
-        """What was taken off in front."""
-        parts: list[str] = []
-        for step in self.steps:
-            if step.kind == "drop" and "." not in step.path:
-                parts.append(step.path)
-        return "".join(f"{part}." for part in parts)
-
 
 def _where(places: list[str]) -> str:
-    inside = [place for place in places if place]
-    return f" in {join_names(inside, most=3)}" if inside else ""
+    inside = [place or "front" for place in places]
+    return f" in {join_names(inside, most=3)}" if any(places) else ""
 
 
-def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> Names:
-    """Bring the names of a checkpoint as near to the model's as the data say.
+def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> Iterator[Names]:
+    """Yield the names of a checkpoint as they are, and then nearer and nearer to the model's, as
+    far as the data say. A migration may know what to do with names before the last step.
 
     Args:
         given: shapes by the checkpoint's names.
@@ -128,6 +120,7 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> N
     targets = {name: name for name in own}  # the model's names, without what was entered
     fits: dict[str, str] = {}  # of the model's names to the checkpoint's
     rejected: set[_Step] = set()
+    yield found
     while True:
         for name, key in found.names.items():
             target = targets.get(name)
@@ -155,9 +148,12 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> N
                 found.steps.append(step)
                 found.names = _applied(step, found.names, set(reached.values()))
             fits = {target: key for target, key in fits.items() if target not in reached}
-    if found.entered:
-        found.names = {targets.get(n) or _undone(n, found): k for n, k in found.names.items()}
-    return found
+        yield replace(
+            found,
+            names={targets.get(n) or _undone(n, found): k for n, k in found.names.items()},
+            steps=list(found.steps),
+            entered=list(found.entered),
+        )
 
 
 def _undone(name: str, found: Names) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -111,9 +111,8 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
         if any(expression.search(key) for _, expression in exclude)
         or not (include is None or any(expression.search(key) for _, expression in include))
     }
-    named = _name(checkpoint, own, excluded, wishes)
-    draft = _try(model, checkpoint, named, own)
-    plan = LoadPlan(own=own, draft=draft, rules=named.rules, prefix=named.prefix)
+    named, draft = _try(model, checkpoint, _name(checkpoint, own, excluded, wishes), own)
+    plan = LoadPlan(own=own, draft=draft, rules=named.rules)
     seen = [*own, *checkpoint.tensors, *named.tensors]
     plan.unmatched = named.unmatched + [
         text
@@ -129,8 +128,8 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
 
 def _name(
     checkpoint: Checkpoint, own: Mapping[str, Place], excluded: set[str], wishes: Wishes
-) -> _Named:
-    """Rename, take the prefix off, and solve the rest."""
+) -> Iterator[_Named]:
+    """Rename, take the prefix off, and solve the rest, step by step."""
     new, unmatched = renamed(checkpoint.tensors, wishes.rename)
     prefix = wishes.prefix or ""
     if not isinstance(prefix, str):
@@ -146,20 +145,24 @@ def _name(
     tensors = {name: checkpoint.tensors[key] for name, key in keys.items()}
     named = _Named(tensors=tensors, keys=keys, unmatched=unmatched, prefix=prefix)
     if wishes.match == "order":
-        return _name_by_order(named, own, excluded)
+        yield _name_by_order(named, own, excluded)
+        return
     if wishes.prefix == "":
-        return named
+        yield named
+        return
     shapes = {name: tuple(value.shape) for name, value in tensors.items()}
     wanted = {
         key: shapes.get(key, (-1,)) if is_lazy(place.tensor) else tuple(place.tensor.shape)
         for key, place in own.items()
     }
-    found = solve(shapes, wanted, lambda a, b: _equal(tensors[a], tensors[b]))
-    named.names, named.rules = found, found.explained()
-    named.prefix = prefix + found.prefix
-    named.tensors = {name: tensors[key] for name, key in found.names.items()}
-    named.keys = {name: keys[key] for name, key in found.names.items()}
-    return named
+    for found in solve(shapes, wanted, lambda a, b: _equal(tensors[a], tensors[b])):
+        yield replace(
+            named,
+            names=found,
+            rules=found.explained(),
+            tensors={name: tensors[key] for name, key in found.names.items()},
+            keys={name: keys[key] for name, key in found.names.items()},
+        )
 
 
 def _name_by_order(named: _Named, own: Mapping[str, Place], excluded: set[str]) -> _Named:
@@ -187,44 +190,51 @@ def _equal(a: Tensor, b: Tensor) -> bool:
 
 
 def _try(
-    model: nn.Module, checkpoint: Checkpoint, named: _Named, own: Mapping[str, Place]
-) -> Draft:
-    """Return the draft that gets the most.
-
-    A file without versions may be an old one, which migrations know by that, or one that was saved
-    without them, as safetensors does; so both are tried.
+    model: nn.Module, checkpoint: Checkpoint, candidates: Iterable[_Named], own: Mapping[str, Place]
+) -> tuple[_Named, Draft]:
+    """Return the names with which a draft of the model gets the most, and this draft; the first of
+    several.
     """
-    tries: list[Mapping[str, Any]] = []
-    if named.by_order:
-        pass
-    elif checkpoint.metadata is None:
-        tries.append({})
-    else:
-        paths = named.names.module_path if named.names else lambda path: path
-        front = named.prefix.removesuffix(named.names.prefix if named.names else "")
-        cut = {
-            p[len(front) :] if p.startswith(front) else p: v for p, v in checkpoint.metadata.items()
-        }
-        tries.append({paths(path): version for path, version in cut.items()})
-    tries.append(versions(model))
-    best, most, fault = None, -1, None
-    for metadata in tries:
-        try:
-            draft = make_draft(model, named.tensors, metadata)
-        except WeightsError as error:
-            fault = fault or error
-            continue
-        got = sum(
-            place.key in draft.arrived or place.key in draft.supplied for place in own.values()
-        )
-        if got > most or draft.exchanged:
-            best, most = draft, got
-        if got == len(own) or draft.exchanged:
-            break
+    best: tuple[_Named, Draft] | None = None
+    most, fault = -1, None
+    for named in candidates:
+        for metadata in _metadata(model, checkpoint, named):
+            try:
+                draft = make_draft(model, named.tensors, metadata)
+            except WeightsError as error:
+                fault = fault or error
+                continue
+            keys = draft.arrived.keys() | draft.supplied
+            got = sum(place.key in keys for place in own.values())
+            if got > most:
+                best, most = (named, draft), got
+            if got == len(own) or draft.exchanged:
+                return named, draft
     if best is None:
         assert fault is not None
         raise fault
     return best
+
+
+def _metadata(
+    model: nn.Module, checkpoint: Checkpoint, named: _Named
+) -> Iterator[Mapping[str, Any]]:
+    """Yield the versions of modules that the checkpoint may have been written by.
+
+    A file without versions may be an old one, which migrations know by that, or one that was saved
+    without them, as safetensors does; so both are tried.
+    """
+    if not named.by_order and checkpoint.metadata is None:
+        yield {}
+    elif not named.by_order and checkpoint.metadata is not None:
+        paths = named.names.module_path if named.names else lambda path: path
+        front = named.prefix
+        cut = {
+            path.removeprefix(front) if f"{path}." != front else "": version
+            for path, version in checkpoint.metadata.items()
+        }
+        yield {paths(path): version for path, version in cut.items()}
+    yield versions(model)
 
 
 def _arrived(
@@ -335,6 +345,10 @@ def _memory(tensor: Tensor) -> Any:
 
 def _account(model: nn.Module, plan: LoadPlan, checkpoint: Checkpoint, named: _Named) -> None:
     """Account for what is left of the checkpoint."""
+    fronts = {
+        source.removesuffix(key) for key, source in plan.sources.items() if source.endswith(key)
+    }
+    plan.prefix = fronts.pop() if len(fronts) == 1 else ""
     used = set(plan.sources.values())
     missed = {named.keys[name] for name in plan.draft.missed}
     known = set(named.keys.values())
