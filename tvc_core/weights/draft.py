@@ -11,7 +11,6 @@ arrived; the model is untouched.
 
 from __future__ import annotations
 
-import copy
 import functools
 import types
 from collections import OrderedDict
@@ -247,7 +246,7 @@ def _twin(
     twins[id(module)] = twin
     if not is_script:
         for name, value in module.__dict__.items():
-            twin.__dict__[name] = copy.copy(value) if type(value) in _COPIED else value
+            twin.__dict__[name] = value.copy() if type(value) in _COPIED else value
     has_code = type(module)._load_from_state_dict is not nn.Module._load_from_state_dict or bool(
         module.__dict__.get(_HOOKS)
     )
