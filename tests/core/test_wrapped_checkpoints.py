@@ -21,12 +21,14 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     checkpoint_wrapper,
     offload_wrapper,
 )
+from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel
 
 from tvc_core import WeightsError, partial_load
 
 State = dict[str, Tensor]
+CPU: dict[str, Any] = {"use_orig_params": True, "device_id": torch.device("cpu")}
 
 
 class Net(nn.Module):
@@ -212,6 +214,10 @@ def test_distributed_data_parallel_and_fsdp(tmp_path: Path) -> None:
     with process_group(tmp_path):
         given = DistributedDataParallel(seeded()).state_dict()
         check(given, seeded(), Net())
+        sharded = FullyShardedDataParallel(
+            put(seeded(), "layer1", lambda each: FullyShardedDataParallel(each, **CPU)), **CPU
+        )
+        check(sharded.state_dict(), seeded(), Net())
         target = DistributedDataParallel(Net())
         report = partial_load(target, seeded().state_dict())
         assert report.load_ratio == 1.0 and "module" in report.rules[0]

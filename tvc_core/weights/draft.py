@@ -85,7 +85,8 @@ def places(model: nn.Module) -> dict[str, Place]:
         elif not key.endswith("_extra_state"):
             raise WeightsError(
                 f"the model keeps {key!r} outside of its parameters and buffers, as quantized "
-                "modules do; only its own load_state_dict can load that"
+                "modules and FSDP do; only its own load_state_dict can load that. Load before the "
+                "model is quantized or wrapped."
             )
     return found
 

@@ -71,13 +71,13 @@ def pick_entry(content: Any, entry: str | Sequence[str] | None, name: str) -> An
     if entry is None:
         return content
     whole = entry if isinstance(entry, str) else ".".join(entry)
-    if isinstance(entry, str) and isinstance(content, Mapping) and entry in content:
-        return content[entry]
-    for part in entry.split(".") if isinstance(entry, str) else entry:
-        if not isinstance(content, Mapping) or part not in content:
-            keys = [str(key) for key in content] if isinstance(content, Mapping) else []
-            has = f"has no entry {whole!r}.{what_there_is(part, keys, 'It has:')}"
-            raise WeightsError(f"{name}: {has if keys else f'{part!r}: it holds {_kind(content)}'}")
+    is_key = isinstance(entry, str) and isinstance(content, Mapping) and entry in content
+    for part in [whole] if is_key else whole.split(".") if isinstance(entry, str) else entry:
+        if not isinstance(content, Mapping):
+            raise WeightsError(f"{name}: has no entry {whole!r}: {part!r} is in {_kind(content)}")
+        if part not in content:
+            has = what_there_is(str(part), map(str, content), "It has:")
+            raise WeightsError(f"{name}: has no entry {whole!r}.{has}")
         content = content[part]
     return content.state_dict() if isinstance(content, nn.Module) else content
 
@@ -124,7 +124,9 @@ def _odd(tensor: Tensor) -> str:
         return f"a {tensor.layout} tensor on {tensor.device}"
     if type(tensor) not in (Tensor, nn.Parameter, nn.Buffer):
         kind = type(tensor).__name__
-        return f"a {kind}" if kind in ("FakeTensor", "DTensor", "ShardedTensor") else ""
+        if kind in ("DTensor", "ShardedTensor"):
+            return f"a {kind}, a part of a tensor (gather it first, as by full_tensor())"
+        return "a FakeTensor" if kind == "FakeTensor" else ""
     return ""
 
 
