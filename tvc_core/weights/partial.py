@@ -49,7 +49,7 @@ def partial_load(
     match: str = "name",
     in_channels_policy: Policy | None = None,
     class_names: Sequence[str] | None = None,
-    min_loaded: float = 0.5,
+    min_loaded: float = 0.4,
     registry: Registry | None = None,
 ) -> LoadReport:
     """Fill every tensor of a model that a checkpoint fits, and report on all others. On an error,
@@ -128,7 +128,7 @@ def transfer_weights(
     layer_mapping: Mapping[str, str] | None = None,
     match: str = "name",
     in_channels_policy: Policy | None = None,
-    min_loaded: float = 0.5,
+    min_loaded: float = 0.4,
     registry: Registry | None = None,
 ) -> LoadReport:
     """Copy every tensor of one model that fits another, and report on all others.

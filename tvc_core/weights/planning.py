@@ -73,7 +73,9 @@ class LoadPlan:
     def new(self) -> list[str]:
         """Keys that the checkpoint fills not at all, or not in all rows."""
         left = [each.key for each in self.mismatched] + [each.key for each in self.refused]
-        return [*self.missing, *left, *self.rows]
+        filled = {memory(self.own[key].tensor) for key in self.values}
+        new = (key for key in (*self.missing, *left) if memory(self.own[key].tensor) not in filled)
+        return [*new, *self.rows]
 
     def size(self, keys: Iterable[str]) -> int:
         """Return how large tensors of the model are [bytes]."""
@@ -111,6 +113,9 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
         if any(expression.search(key) for _, expression in exclude)
         or not (include is None or any(expression.search(key) for _, expression in include))
     }
+    if excluded:  # a tensor is left alone under all of its names
+        alone = {memory(own[key].tensor) for key in excluded}
+        excluded = {key for key, place in own.items() if memory(place.tensor) in alone}
     named, draft = _try(model, checkpoint, _name(checkpoint, own, excluded, wishes), own)
     plan = LoadPlan(own=own, draft=draft, rules=named.rules)
     seen = [*own, *checkpoint.tensors, *named.tensors]
@@ -244,6 +249,7 @@ def _arrived(
     became of it so far.
     """
     draft, found = plan.draft, {}
+    reached = {id(p.module) for p in plan.own.values() if p.key in draft.arrived}
     for key, place in plan.own.items():
         tensor = draft.arrived.get(place.key)
         misshaped, reason = draft.misshaped.get(place.key, (None, ""))
@@ -253,7 +259,7 @@ def _arrived(
             plan.sources[key] = named.keys[source]
         if key in excluded:
             plan.excluded.append(key)
-        elif given is None and place.key in draft.supplied:
+        elif given is None and place.key in draft.supplied and id(place.module) in reached:
             kind = type(place.module).__name__
             plan.converted.append(Remark(key, f"kept: old files of {kind} do not have it"))
         elif given is None:
@@ -321,8 +327,7 @@ def _follow_aliases(plan: LoadPlan) -> None:
     """Count a tensor as loaded that is loaded under its other name; refuse two values for one."""
     first: dict[Any, str] = {}
     for key in (key for key in plan.own if key in plan.values):
-        memory = _memory(plan.own[key].tensor)
-        other = first.setdefault(memory, key)
+        other = first.setdefault(memory(plan.own[key].tensor), key)
         if other != key and not _equal(plan.values[key], plan.values[other]):
             del plan.values[key]
             plan.loaded = [each for each in plan.loaded if each != key]
@@ -330,14 +335,15 @@ def _follow_aliases(plan: LoadPlan) -> None:
             reason = f"it is {other!r} under another name, for which there are other values"
             plan.refused.append(Remark(key, reason))
     for key in list(plan.missing):
-        if _memory(plan.own[key].tensor) in first:
+        if memory(plan.own[key].tensor) in first:
             plan.missing.remove(key)
             plan.loaded.append(key)
     order = {key: index for index, key in enumerate(plan.own)}
     plan.loaded.sort(key=order.__getitem__)
 
 
-def _memory(tensor: Tensor) -> Any:
+def memory(tensor: Tensor) -> Any:
+    """Return what tells whether two tensors of a model are one under two names."""
     if tensor.is_meta or is_lazy(tensor):
         return id(tensor)
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
