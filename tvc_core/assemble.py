@@ -26,7 +26,7 @@ from .quarantine.process_state import run_preserved
 from .recipe import Plan
 from .recipe.rules import check_class_names
 from .surgery.anatomy import Anatomy
-from .surgery.head import exchange_heads, find_last_layer, num_classes_of, set_dropout
+from .surgery.head import exchange_heads, fill_empty, find_last_layer, num_classes_of, set_dropout
 from .surgery.input import InputRecord, change_input
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
@@ -63,6 +63,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     anatomy = Anatomy.of(network, plan.backbone.spec)
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
+    if pretrained:
+        _check_classifier(plan, network, anatomy)
     probe, changed = _look(plan, network)
     prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
     originals = {
@@ -96,6 +98,20 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         also = {} if given is True else given
         model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
+
+
+def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
+    """Refuse weights without a classifier for a network that has one, unless it gets a new one."""
+    weights, spec = plan.weights, plan.backbone.spec
+    if weights is None or weights.num_classes is not None:
+        return
+    found = find_last_layer(network, anatomy.head)
+    if plan.recipe.num_classes is None and found and num_classes_of(found[1]):
+        raise HeadError(
+            f"the weights {weights.name!r} of {spec.name!r} have no classifier, so its outputs "
+            "would mean nothing: pass num_classes for a new one, or num_classes=0 for features"
+        )
+    fill_empty(network, anatomy.head)
 
 
 def _look(plan: Plan, network: nn.Module) -> tuple[Probe, InputRecord | None]:

@@ -23,6 +23,7 @@ __all__ = [
     "NoClassifier",
     "dropout_of",
     "exchange_heads",
+    "fill_empty",
     "find_last_layer",
     "last_layer",
     "num_classes_of",
@@ -159,6 +160,15 @@ def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
     new.training = old.training
     carry_hooks(old, new)
     set_module(network, path, new)
+
+
+def fill_empty(network: nn.Module, head: str) -> None:
+    """Give the layers of a head torch's own start where a file had no values (NaN) for them."""
+    for layer in network.get_submodule(head).modules():
+        own = [t for t in layer.parameters(recurse=False) if not t.is_meta]
+        reset = getattr(layer, "reset_parameters", None)
+        if reset is not None and any(not bool(torch.isfinite(t).all()) for t in own):
+            reset()
 
 
 def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tuple[str, ...]:
