@@ -853,7 +853,7 @@ def test_m8_another_number_of_channels_by_the_builders_policies(
     report = partial_load(target, source.state_dict(), in_channels_policy=policy)
     assert report.load_ratio == 1.0
     assert [each.text for each in report.converted] == [
-        f"{after} channels from {before} by {policy!r}"
+        f"channels {before} to {after} by {policy!r}"
     ]
     gray = torch.randn(2, 1, 16, 16)
     a, b = source.eval(), target.eval()

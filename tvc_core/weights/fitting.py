@@ -52,7 +52,7 @@ def fit_channels(
     channels, before = own[key].tensor.shape[1], value.shape[1]
     mix = mixing(policy, channels, before)
     weight = torch.einsum("nc,ochw->onhw", mix, value.double()).to(value.dtype)
-    return key, weight, f"{channels} channels from {before} by {policy!r}"
+    return key, weight, f"channels {before} to {channels} by {policy!r}"
 
 
 def _but_channels(weight: Tensor) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Load what fits from a checkpoint, and account for every tensor on both sides.
 
-The phases: read (files, entries), name (patterns, names, order), migrate (draft), match and convert
-(planning, fitting, convert), check, change (commit), report. Nothing is changed before everything
-has been checked.
+The phases, a file each: read (`files`, `entries`), name (`patterns`, `prefixes`, `order`, called
+by `naming`), migrate (`draft`), match and convert (`planning`, `fitting`, `convert`), check
+(`checks`), change (`commit`, `fill`), report. Nothing is changed before all has been checked.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from ..errors import WeightsError, foreign, join_names, near_names
 from ..recipe.rules import check_class_names
 from ..registry import Named, Registry
 from ..specs import InitializerSpec
-from ..surgery.patch import Patch
+from .checks import check_plan
 from .commit import Transaction
 from .entries import Checkpoint, pick_entry
 from .files import open_checkpoint
 from .fill import new_values
 from .fitting import Policy
-from .order import fits_by_order
+from .naming import MATCHES, Wishes
 from .patterns import Pattern, Rename
-from .planning import MATCHES, LoadPlan, Wishes, plan_load
-from .report import LoadReport, Mismatch, Remark, printable
+from .planning import LoadPlan, plan_load
+from .report import LoadReport, Mismatch, Remark
 
 __all__ = ["LoadReport", "Mismatch", "Remark", "partial_load", "transfer_weights"]
 
@@ -222,103 +222,13 @@ def _load(
                 transaction.set_child(module, name, child)
             _set_fields(transaction, plan)
             plan = plan_load(model, checkpoint, wishes)
-        _check(model, plan, checkpoint, wishes, ignore_mismatch, min_loaded)
+        check_plan(model, plan, checkpoint, wishes, ignore_mismatch, min_loaded)
         new = {} if initializer is None else new_values(model, plan.new, plan.own, initializer)
         with foreign(WeightsError, "the model cannot take the weights, and is as it was before"):
             _change(transaction, model, plan, new)
         report = _report(plan, new)
         transaction.done()
     return report
-
-
-def _check(
-    model: nn.Module,
-    plan: LoadPlan,
-    checkpoint: Checkpoint,
-    wishes: Wishes,
-    ignore_mismatch: bool,
-    min_loaded: float,
-) -> None:
-    """Raise where too little fits."""
-    total = len(plan.own)
-    if plan.mismatched and not ignore_mismatch:
-        raise WeightsError(
-            f"Shape mismatch: {len(plan.mismatched)} of {total} tensors: "
-            f"{join_names(map(printable, plan.mismatched), most=4)}. Nothing was loaded. This is "
-            "normal when changing architectures: use ignore_mismatch=True to load the others."
-            + _channels_hint(plan)
-        )
-    if plan.refused and not ignore_mismatch:
-        raise WeightsError(
-            f"Values that cannot be loaded: {len(plan.refused)} of {total} tensors: "
-            f"{join_names(map(printable, plan.refused), most=4)}. Nothing was loaded. Use "
-            "ignore_mismatch=True to load the others."
-        )
-    filled = [*plan.loaded, *(each.key for each in plan.converted)]
-    if not plan.values:
-        raise WeightsError(_nothing_loaded(plan, checkpoint, wishes))
-    blocks = {id(m) for p in model.modules() if isinstance(p, Patch) for m in p.modules()}
-    new_blocks = {key for key in plan.missing if id(plan.own[key].module) in blocks}
-    counted = [key for key in plan.own if key not in {*plan.excluded, *new_blocks}]
-    sizes = plan.size(filled), plan.size(counted)
-    by_count = len(filled) / len(counted)
-    by_size = sizes[0] / sizes[1] if sizes[1] else 1.0
-    if min(by_count, by_size) < min_loaded:
-        least = int(min(by_count, by_size) * 1000) / 1000
-        raise WeightsError(
-            f"only {len(filled)} of the model's {len(counted)} tensors would be loaded "
-            f"({by_count:.1%}, {by_size:.1%} of the bytes), less than min_loaded={min_loaded}. "
-            f"Nothing was loaded. {_both_sides(plan, checkpoint)}"
-            f"{_order_hint(plan, checkpoint, wishes)} If that is all that you expect, pass "
-            f"min_loaded={least}."
-        )
-
-
-def _channels_hint(plan: LoadPlan) -> str:
-    for each in plan.mismatched:
-        a, b = each.checkpoint, each.model
-        if len(a) == len(b) == 4 and a[0] == b[0] and a[2:] == b[2:]:
-            return (
-                f" For a first convolution of {b[1]} channels from one of {a[1]}, pass "
-                "in_channels_policy."
-            )
-    return ""
-
-
-def _both_sides(plan: LoadPlan, checkpoint: Checkpoint) -> str:
-    first = min(plan.unexpected, default=next(iter(checkpoint.tensors)))
-    close = near_names(first, plan.missing, most=2)
-    return (
-        f"The model misses {join_names(plan.missing, most=3)}; the checkpoint's names that it does "
-        f"not have are {join_names(map(printable, plan.unexpected), most=3)}."
-        + (f" Near {printable(first)!r}: {join_names(close)}." if close else "")
-    )
-
-
-def _order_hint(plan: LoadPlan, checkpoint: Checkpoint, wishes: Wishes) -> str:
-    if wishes.match == "order":
-        return ""
-    given = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
-    own = {key: tuple(place.tensor.shape) for key, place in plan.own.items()}
-    count = fits_by_order(given, own)
-    if 2 * count < len(own):
-        return ""
-    return f" By order and shape {count} of {len(own)} fit: match='order'."
-
-
-def _nothing_loaded(plan: LoadPlan, checkpoint: Checkpoint, wishes: Wishes) -> str:
-    given, own = checkpoint.tensors, plan.own
-    first = next(iter(given))
-    close = near_names(first, own, most=2)
-    return (
-        f"nothing would be loaded: none of the checkpoint's {len(given)} tensors fits one of the "
-        f"model's {len(own)}"
-        f"{f' ({len(plan.excluded)} are excluded)' if plan.excluded else ''}. The checkpoint's "
-        f"first keys are {join_names(map(printable, given), most=3)}; the model's are "
-        f"{join_names(own, most=3)}."
-        f"{f' Near {printable(first)!r}: {join_names(close)}.' if close else ''}"
-        f"{_order_hint(plan, checkpoint, wishes)}"
-    )
 
 
 def _set_fields(transaction: Transaction, plan: LoadPlan) -> None:

@@ -3,39 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from ..errors import WeightsError
 from .convert import UnfitError, convert
-from .draft import Draft, Place, make_draft, places, versions
+from .draft import Draft, Place, places
 from .entries import Checkpoint
-from .fitting import Policy, fit_channels, head_of, head_rows
-from .names import Names, solve
-from .order import by_order
-from .patterns import Pattern, Rename, matcher, renamed
+from .fitting import fit_channels, head_of, head_rows
+from .naming import Named, Wishes, equal, name_and_draft
+from .patterns import matcher
 from .report import Mismatch, Remark
 
-__all__ = ["MATCHES", "LoadPlan", "Wishes", "plan_load"]
-
-MATCHES = ("name", "order")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Wishes:
-    """How a checkpoint is to be loaded; the arguments of `partial_load`."""
-
-    exclude: Iterable[Pattern] = ()
-    include: Iterable[Pattern] | None = None
-    prefix: str | None = None
-    rename: Rename | None = None
-    match: str = "name"
-    channels: Policy | None = None
+__all__ = ["LoadPlan", "plan_load"]
 
 
 @dataclass(kw_only=True)
@@ -83,20 +66,6 @@ class LoadPlan:
         return sum(0 if is_lazy(t) else t.numel() * t.element_size() for t in tensors)
 
 
-@dataclass(kw_only=True)
-class _Named:
-    """Tensors under names as near to the model's as is known, and how they came to them."""
-
-    tensors: dict[str, Tensor]
-    keys: dict[str, str]
-    reshaped: dict[str, str] = field(default_factory=dict)
-    by_order: bool = False
-    names: Names | None = None
-    rules: list[str] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
-    prefix: str = ""
-
-
 def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadPlan:
     """Decide what becomes of every tensor of a checkpoint and of a model, which is not changed.
 
@@ -116,7 +85,7 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
     if excluded:  # a tensor is left alone under all of its names
         alone = {memory(own[key].tensor) for key in excluded}
         excluded = {key for key, place in own.items() if memory(place.tensor) in alone}
-    named, draft = _try(model, checkpoint, _name(checkpoint, own, excluded, wishes), own)
+    named, draft = name_and_draft(model, checkpoint, own, excluded, wishes)
     plan = LoadPlan(own=own, draft=draft, rules=named.rules)
     seen = [*own, *checkpoint.tensors, *named.tensors]
     plan.unmatched = named.unmatched + [
@@ -131,119 +100,8 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
     return plan
 
 
-def _name(
-    checkpoint: Checkpoint, own: Mapping[str, Place], excluded: set[str], wishes: Wishes
-) -> Iterator[_Named]:
-    """Rename, take the prefix off, and solve the rest, step by step."""
-    new, unmatched = renamed(checkpoint.tensors, wishes.rename)
-    prefix = wishes.prefix or ""
-    if not isinstance(prefix, str):
-        raise WeightsError(f"prefix is a string such as 'module.', not {prefix!r}")
-    if prefix:
-        new = {k: n[len(prefix) :] for k, n in new.items() if n.startswith(prefix)}
-        if not new:
-            raise WeightsError(
-                f"{checkpoint.name}: no key begins with the prefix {prefix!r}; the first keys are "
-                f"{', '.join(list(checkpoint.tensors)[:3])}"
-            )
-    keys = {name: key for key, name in new.items()}
-    tensors = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    named = _Named(tensors=tensors, keys=keys, unmatched=unmatched, prefix=prefix)
-    if wishes.match == "order":
-        yield _name_by_order(named, own, excluded)
-        return
-    if wishes.prefix == "":
-        yield named
-        return
-    shapes = {name: tuple(value.shape) for name, value in tensors.items()}
-    wanted = {
-        key: shapes.get(key, (-1,)) if is_lazy(place.tensor) else tuple(place.tensor.shape)
-        for key, place in own.items()
-    }
-    for found in solve(shapes, wanted, lambda a, b: _equal(tensors[a], tensors[b])):
-        yield replace(
-            named,
-            names=found,
-            rules=found.explained(),
-            tensors={name: tensors[key] for name, key in found.names.items()},
-            keys={name: keys[key] for name, key in found.names.items()},
-        )
-
-
-def _name_by_order(named: _Named, own: Mapping[str, Place], excluded: set[str]) -> _Named:
-    shapes = {name: tuple(value.shape) for name, value in named.tensors.items()}
-    wanted = {
-        key: tuple(place.tensor.shape)
-        for key, place in own.items()
-        if key not in excluded and not is_lazy(place.tensor)
-    }
-    found = by_order(shapes, wanted)
-    tensors = {}
-    for key, name in found.items():
-        value, shape = named.tensors[name], wanted[key]
-        if tuple(value.shape) != shape:
-            named.reshaped[key] = f"reshaped from {list(value.shape)} to {list(shape)}"
-        tensors[key] = value.reshape(shape)
-    named.keys = {key: named.keys[name] for key, name in found.items()}
-    named.by_order = True
-    named.tensors, named.rules = tensors, [f"by order and shape ({len(found)} tensors)"]
-    return named
-
-
-def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.dtype == b.dtype and torch.equal(a, b)
-
-
-def _try(
-    model: nn.Module, checkpoint: Checkpoint, candidates: Iterable[_Named], own: Mapping[str, Place]
-) -> tuple[_Named, Draft]:
-    """Return the names with which a draft of the model gets the most, and this draft; the first of
-    several.
-    """
-    best: tuple[_Named, Draft] | None = None
-    most, fault = -1, None
-    for named in candidates:
-        for metadata in _metadata(model, checkpoint, named):
-            try:
-                draft = make_draft(model, named.tensors, metadata)
-            except WeightsError as error:
-                fault = fault or error
-                continue
-            keys = draft.arrived.keys() | draft.supplied
-            got = sum(place.key in keys for place in own.values())
-            if got > most:
-                best, most = (named, draft), got
-            if got == len(own) or draft.exchanged:
-                return named, draft
-    if best is None:
-        assert fault is not None
-        raise fault
-    return best
-
-
-def _metadata(
-    model: nn.Module, checkpoint: Checkpoint, named: _Named
-) -> Iterator[Mapping[str, Any]]:
-    """Yield the versions of modules that the checkpoint may have been written by.
-
-    A file without versions may be an old one, which migrations know by that, or one that was saved
-    without them, as safetensors does; so both are tried.
-    """
-    if not named.by_order and checkpoint.metadata is None:
-        yield {}
-    elif not named.by_order and checkpoint.metadata is not None:
-        paths = named.names.module_path if named.names else lambda path: path
-        front = named.prefix
-        cut = {
-            path.removeprefix(front) if f"{path}." != front else "": version
-            for path, version in checkpoint.metadata.items()
-        }
-        yield {paths(path): version for path, version in cut.items()}
-    yield versions(model)
-
-
 def _arrived(
-    plan: LoadPlan, named: _Named, excluded: set[str]
+    plan: LoadPlan, named: Named, excluded: set[str]
 ) -> dict[str, tuple[Tensor, list[str]]]:
     """Sort the keys that have no tensor, and return the tensors of the others, each with what
     became of it so far.
@@ -328,7 +186,7 @@ def _follow_aliases(plan: LoadPlan) -> None:
     first: dict[Any, str] = {}
     for key in (key for key in plan.own if key in plan.values):
         other = first.setdefault(memory(plan.own[key].tensor), key)
-        if other != key and not _equal(plan.values[key], plan.values[other]):
+        if other != key and not equal(plan.values[key], plan.values[other]):
             del plan.values[key]
             plan.loaded = [each for each in plan.loaded if each != key]
             plan.converted = [each for each in plan.converted if each.key != key]
@@ -349,7 +207,7 @@ def memory(tensor: Tensor) -> Any:
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _account(model: nn.Module, plan: LoadPlan, checkpoint: Checkpoint, named: _Named) -> None:
+def _account(model: nn.Module, plan: LoadPlan, checkpoint: Checkpoint, named: Named) -> None:
     """Account for what is left of the checkpoint."""
     fronts = {
         source.removesuffix(key) for key, source in plan.sources.items() if source.endswith(key)
