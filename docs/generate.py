@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from tvc_cli.docstrings import described_parameters, items_of, sections_of
+
 import tvc_core
 from tvc_core import (
     BackboneSpec,
@@ -28,10 +30,10 @@ from tvc_core import (
     hookspecs,
     testing,
 )
+from tvc_core.advice.factories import parameters_of
 from tvc_core.recipe import schema
 from tvc_core.registry.discovery import HOOKS
 from tvc_core.specs import PATCH_KEYS
-from tvc_core.surgery.blocks import parameters_of
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 PLUGINS = FOLDER.parents[1] / "plugins"
@@ -85,8 +87,6 @@ HOOK_PAGES = {
     "tvc_initializers": "initializers",
 }
 """The page of docs/plugin-authors on each hook."""
-
-SECTIONS = ("Args", "Returns", "Yields", "Raises", "Source", "Example")
 
 
 def main() -> int:
@@ -221,6 +221,10 @@ def _backbones(registry: Registry) -> Iterable[str]:
             (
                 f"`{s.name}`",
                 f"`{w.name}`" + (" (default)" if w.name == s.default_weights else ""),
+                "-" if w.num_params is None else f"{w.num_params / 1e6:.1f}",
+                "-" if w.gflops is None else f"{w.gflops:.2f}",
+                "-" if w.acc1 is None else f"{w.acc1:.2f}",
+                w.license or "not stated",
                 f"{w.crop_size}",
                 f"{w.resize_size}",
                 w.interpolation,
@@ -232,7 +236,10 @@ def _backbones(registry: Registry) -> Iterable[str]:
         ]
         yield from ("Weights and their preprocessing, which `model.transforms()` applies:", "")
         yield from _table(
-            ("name", "weights", "crop [pixels]", "resize [pixels]", "interpolation", "mean", "std"),
+            (
+                *("name", "weights", "parameters [10^6]", "GFLOPs", "acc@1 [%]", "license"),
+                *("crop [pixels]", "resize [pixels]", "interpolation", "mean", "std"),
+            ),
             weights,
         )
         options: dict[str, list[str]] = {}
@@ -273,7 +280,7 @@ def _blocks(registry: Registry) -> Iterable[str]:
         factory = offer.load()
         yield from (f"## {offer.spec.name}", "")
         yield from _docstring(factory.__doc__, skip=("Args",))
-        described = _described(factory.__doc__)
+        described = described_parameters(factory)
         parameters = parameters_of(factory, skip=1) or {}
         rows = [
             (f"`{name}`", _default(default), described.get(name, ""))
@@ -324,8 +331,8 @@ def _factories(registry: Registry, kind: type[Any], *, keys: bool) -> Iterable[s
 
 
 def _recipe() -> Iterable[str]:
-    described = _described(Recipe.__doc__)
-    entry = _described(schema.PatchEntry.__doc__)
+    described = described_parameters(Recipe)
+    entry = described_parameters(schema.PatchEntry)
     by_field = {"type": "block"}
     yield from (
         "# Recipe keys",
@@ -576,41 +583,9 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Iterable[s
 # -- docstrings ------------------------------------------------------------------------------------
 
 
-def _split(doc: str | None) -> list[tuple[str, list[str]]]:
-    """Return a docstring's sections in order as (title, lines); the text before the first has an
-    empty title.
-    """
-    sections: list[tuple[str, list[str]]] = [("", [])]
-    for line in inspect.cleandoc(doc or "").splitlines():
-        found = re.fullmatch(rf"({'|'.join(SECTIONS)}):(.*)", line)
-        if found:
-            sections.append((found[1], [found[2].strip()] if found[2].strip() else []))
-        else:
-            sections[-1][1].append(line)
-    return sections
-
-
-def _items(lines: list[str]) -> list[tuple[str, str]]:
-    """Return the entries of a section such as Args as (names, text)."""
-    items: list[tuple[str, str]] = []
-    for line in inspect.cleandoc("\n".join(["", *lines])).splitlines():
-        if line and not line.startswith(" ") and ":" in line:
-            names, _, text = line.partition(":")
-            items.append((names.strip(), text.strip()))
-        elif line.strip() and items:
-            items[-1] = (items[-1][0], f"{items[-1][1]} {line.strip()}")
-    return items
-
-
-def _described(doc: str | None) -> Mapping[str, str]:
-    """Return what a docstring's Args say of each name."""
-    found = [item for title, lines in _split(doc) if title == "Args" for item in _items(lines)]
-    return {name.strip().lstrip("*"): text for names, text in found for name in names.split(",")}
-
-
 def _docstring(doc: str | None, skip: tuple[str, ...] = ()) -> Iterable[str]:
     """Yield a docstring as Markdown."""
-    for title, lines in _split(doc):
+    for title, lines in sections_of(doc):
         if title in skip:
             continue
         text = inspect.cleandoc("\n".join(["", *lines])).strip()
@@ -618,7 +593,7 @@ def _docstring(doc: str | None, skip: tuple[str, ...] = ()) -> Iterable[str]:
             yield from ("<!-- fmt: off -->", "```python", text, "```", "<!-- fmt: on -->", "")
         elif title in ("Args", "Raises"):
             yield from (f"{'Arguments' if title == 'Args' else title}:", "")
-            yield from (f"- `{names}`: {what}" for names, what in _items(lines))
+            yield from (f"- `{names}`: {what}" for names, what in items_of(lines))
             yield ""
         elif title:
             yield from (f"{title}: {' '.join(text.split())}", "")

@@ -28,8 +28,8 @@ __all__ = [
     # building models
     "HybridBuilder", "Patches", "Recipe", "Weights", "load", "load_yaml_recipe",
     # models, and what they say about themselves
-    "FeatureExtractor", "HybridModel", "LevelInfo", "PatchEffect", "PatchRecord", "PatchReport",
-    "PathInfo", "StageInfo", "describe_backbone",
+    "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
+    "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
     # training and weights
     "AuditReport", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport", "audit",
     "freeze_head", "param_groups", "partial_load", "transfer_weights",

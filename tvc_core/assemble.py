@@ -22,18 +22,29 @@ from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.measuring import measure
 from .model.state import Feature, HybridState, Installed, PatchRecord
+from .model.survey import Survey, recall_survey, remember_survey, survey_key
 from .quarantine.process_state import run_preserved
-from .recipe import Plan
-from .recipe.rules import check_class_names
+from .recipe import Plan, Recipe
 from .surgery.anatomy import Anatomy
-from .surgery.head import exchange_heads, fill_empty, find_last_layer, num_classes_of, set_dropout
+from .surgery.ending import LeftOutRecord, end_early, stages_kept
+from .surgery.head import (
+    Layout,
+    exchange_heads,
+    fill_empty,
+    find_heads,
+    find_last_layer,
+    num_classes_of,
+    rows_by_name,
+    set_dropout,
+)
+from .surgery.head_layers import Heads
 from .surgery.input import InputRecord, change_input
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe
+from .surgery.sites import Probe, image_of
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
-from .weights.preprocessing import image_side
+from .weights.preprocessing import image_size
 from .weights.torchvision import class_names_of
 
 __all__ = ["assemble"]
@@ -60,12 +71,14 @@ def _build(plan: Plan, pretrained: bool) -> HybridModel:
 
 
 def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
-    anatomy = Anatomy.of(network, plan.backbone.spec)
+    anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
     if pretrained:
         _check_classifier(plan, network, anatomy)
-    probe, changed = _look(plan, network)
+    key = survey_key(plan, network) if pretrained else ""
+    known = recall_survey(key, anatomy)
+    probe, changed = _look(plan, network, known)
     prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
@@ -73,24 +86,42 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         if patch.replacement is not None
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
-    proof = _prove(network, anatomy, installed, probe, before)
-    new_layers, class_names = _set_head(plan, network, anatomy)
+    if known is None or installed:
+        proof = _prove(network, anatomy, installed, probe, before)
+    else:
+        proof = _Proof(Taps(network, anatomy.taps, None, known.repeated), known.features, 0.0)
+    head = _set_head(plan, network, anatomy, probe)
+    last = find_last_layer(network, anatomy.head)
+    proof.taps.place(network, last[0] if last else None)
     if pretrained:  # a file has passed it, or is older than the proof and loads all the same
         prove_trains(network, prepared, originals, probe)
+    if known is None or installed:
+        bridge = find_bridge(network, anatomy.taps[-1], anatomy.head, probe)
+    else:
+        bridge = known.bridge
+    if known is None and not installed:
+        seen = Survey(
+            image=probe.size, features=proof.features, bridge=bridge, repeated=proof.taps.repeated
+        )
+        remember_survey(key, seen)
     state = HybridState(
         plan=plan,
         anatomy=anatomy,
         taps=proof.taps,
-        bridge=find_bridge(network, anatomy.taps[-1], anatomy.head, probe),
+        bridge=bridge,
         features=proof.features,
         patches=installed,
         originals=originals,
         step0_difference=proof.difference,
         probe_shape=tuple(probe.image.shape),
         verified=not (pretrained and plan.weights is not None and verification_is_off()),
-        class_names=class_names,
-        new_layers=new_layers,
+        class_names=head.class_names,
+        kept_classes=head.kept_classes,
+        head_widths=head.widths,
+        head_dim=head.dim,
+        new_layers=head.new_layers,
         input=changed,
+        left_out=left_out,
         modules=fingerprint(network),
     )
     model = become_hybrid(network, state)
@@ -106,7 +137,9 @@ def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
     if weights is None or weights.num_classes is not None:
         return
     found = find_last_layer(network, anatomy.head)
-    if plan.recipe.num_classes is None and found and num_classes_of(found[1]):
+    recipe = plan.recipe
+    is_new = recipe.num_classes is not None or recipe.class_names or recipe.heads
+    if not is_new and found and num_classes_of(found[1]):
         raise HeadError(
             f"the weights {weights.name!r} of {spec.name!r} have no classifier, so its outputs "
             "would mean nothing: pass num_classes for a new one, or num_classes=0 for features"
@@ -114,10 +147,30 @@ def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
     fill_empty(network, anatomy.head)
 
 
-def _look(plan: Plan, network: nn.Module) -> tuple[Probe, InputRecord | None]:
-    """Find an image that the network accepts, with the channels that it is to take."""
+def _end(plan: Plan, network: nn.Module, anatomy: Anatomy) -> tuple[Anatomy, LeftOutRecord | None]:
+    """Leave out the stages that the recipe does not keep."""
+    given, classes = plan.recipe.stages, plan.options.get("num_classes")
+    if given is None or (count := stages_kept(given, anatomy)) == len(anatomy.stages):
+        return anatomy, None
+    if classes:
+        raise HeadError(
+            f"the option num_classes={classes!r} is about the head that stages={given!r} leaves "
+            "out: give num_classes beside stages, for a new head on the last stage that stays"
+        )
+    return end_early(network, anatomy, count, _probe(plan, network), plan.backbone.qualified)
+
+
+def _probe(plan: Plan, network: nn.Module) -> Probe:
     trained_at = plan.weights.crop_size if plan.weights is not None else None
-    probe = Probe.of(network, plan.backbone.spec, likely=image_side(plan) or trained_at)
+    return Probe.of(network, plan.backbone.spec, likely=image_size(plan) or trained_at)
+
+
+def _look(plan: Plan, network: nn.Module, known: Survey | None) -> tuple[Probe, InputRecord | None]:
+    """Find an image that the network accepts, with the channels that it is to take."""
+    if known is not None:
+        probe = Probe(image_of(network, plan.backbone.spec, known.image))
+    else:
+        probe = _probe(plan, network)
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
         return probe, None
@@ -145,6 +198,9 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         paths=tuple(homes) if homes else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
+        kept=prepared.kept,
+        changed=prepared.changed,
+        lost=prepared.lost,
     )
     return Installed(plan=plan, record=record)
 
@@ -191,24 +247,67 @@ def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
     return float((before.float() - after.float())[differs].abs().max())
 
 
-def _set_head(
-    plan: Plan, network: nn.Module, anatomy: Anatomy
-) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
-    """Give the head its classes and its dropout; return the auxiliary heads' new layers, and the
-    names of the classes.
-    """
+@dataclass(frozen=True, kw_only=True)
+class _Head:
+    """What was done to the head; the fields are those of `HybridState`."""
+
+    new_layers: tuple[str, ...]
+    class_names: dict[str, tuple[str, ...]]
+    kept_classes: dict[str, tuple[str, ...]]
+    widths: dict[str, int]
+    dim: int
+
+
+def _set_head(plan: Plan, network: nn.Module, anatomy: Anatomy, probe: Probe) -> _Head:
+    """Give the head its classes, its layers and its dropout."""
     recipe, weights = plan.recipe, plan.weights
     found = find_last_layer(network, anatomy.head)
     classes = num_classes_of(found[1]) if found else 0
-    names = class_names_of(weights) if weights and weights.num_classes == classes else None
+    before = class_names_of(weights) if weights and weights.num_classes == classes else None
+    layout, names = Layout.of(recipe, classes), recipe.class_names
+    # as many names as the head has outputs name these, unless they are its own in another order
+    moved = any(new != old for new, old in rows_by_name(before, names).items())
+    exchanged = bool(layout.hidden or layout.heads or layout.num_classes != classes or moved)
+    named = _names(recipe)
     new_layers: tuple[str, ...] = ()
-    wanted = recipe.num_classes
-    if wanted is not None and wanted != classes:
-        new_layers = exchange_heads(network, anatomy, wanted)
-        names = None
-    if recipe.class_names is not None:
-        outputs = classes if wanted is None else wanted
-        names = check_class_names(recipe.class_names, outputs, HeadError)
+    kept: dict[str, tuple[str, ...]] = {}
+    if exchanged:
+        bare = [n for n in named if not (layout.hidden or (n and layout.heads[n].hidden))]
+        rows = {name: rows_by_name(before, named[name]) for name in bare}
+        kept = {name: tuple(named[name][new] for new in rows[name]) for name in bare}
+        new_layers = exchange_heads(network, anatomy, layout, rows)
+    elif before is not None:
+        named = {"": before, **named}
     if recipe.dropout is not None:
         set_dropout(network, anatomy.head, recipe.dropout)
-    return new_layers, names
+    for name, path in find_heads(network, anatomy.head).items():
+        if recipe.heads and (dropout := recipe.heads[name].get("dropout")) is not None:
+            set_dropout(network, path, dropout)
+    last = find_last_layer(network, anatomy.head)
+    dim = last[1].dim if last and isinstance(last[1], Heads) else -1
+    if layout.heads:
+        _check_outputs(network, probe, layout.num_outputs, dim)
+    return _Head(
+        new_layers=new_layers,
+        class_names=named,
+        kept_classes=kept,
+        widths={name: head.num_classes for name, head in layout.heads.items()},
+        dim=dim,
+    )
+
+
+def _names(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """Return the class names that a recipe gives, by the name of the head."""
+    heads = {name: head.get("class_names") for name, head in (recipe.heads or {}).items()}
+    heads[""] = recipe.class_names
+    return {name: tuple(names) for name, names in heads.items() if names is not None}
+
+
+def _check_outputs(network: nn.Module, probe: Probe, wanted: int, dim: int) -> None:
+    """Refuse several heads where the network does not return their outputs one after another."""
+    found = probe.run(network)
+    if found.shape[dim] != wanted:
+        raise HeadError(
+            f"several heads with {wanted} outputs together do not fit this network: it returns "
+            f"{list(found.shape)}, so it does more with the logits than to return them"
+        )

@@ -10,6 +10,7 @@ from torch import nn
 from .errors import BackboneError, foreign
 from .recipe import Plan
 from .surgery.marks import is_hybrid
+from .weights.deferred import DeferredInit
 from .weights.torchvision import check_weights_class
 
 __all__ = ["build_backbone"]
@@ -32,9 +33,13 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
     factory: Callable[..., Any] = plan.backbone.load()
     given = ", ".join(f"{option}={value!r}" for option, value in plan.options.items())
     what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
+    filling: DeferredInit | None = None
     with foreign(BackboneError, what):
-        if pretrained or plan.weights is None:
-            network = factory(spec, weights=plan.weights, **plan.options)
+        if pretrained and plan.weights is not None:
+            with DeferredInit() as filling:
+                network = factory(spec, weights=plan.weights, **plan.options)
+        elif plan.weights is None:
+            network = factory(spec, weights=None, **plan.options)
         else:
             network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
     if not isinstance(network, nn.Module):
@@ -42,4 +47,6 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")
     if is_hybrid(network):
         raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
+    if filling is not None:
+        filling.finish(network)
     return network

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from operator import attrgetter
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
@@ -24,34 +25,44 @@ if TYPE_CHECKING:
 
 __all__ = ["HybridBuilder", "load_yaml_recipe"]
 
+S = TypeVar("S")
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class _Listing(Generic[P, R]):
-    """A method of the registry, offered by the builder: on an instance of its own registry, on the
-    class of what is installed when it is called.
+class _OnClassToo(Generic[S, P, R]):
+    """A method that works on the class as well, with a builder of what is installed when it is
+    called: HybridBuilder.from_torchvision("resnet18").
+
+    Args:
+        method: the function.
+        of: what of the builder it is a method of, such as its registry.
     """
 
-    def __init__(self, method: Callable[Concatenate[Registry, P], R]) -> None:
-        self.method = method
-        self.__doc__ = method.__doc__
+    def __init__(
+        self, method: Callable[Concatenate[S, P], R], of: Callable[[Any], Any] = lambda b: b
+    ) -> None:
+        self.method, self.of, self.__doc__ = method, of, method.__doc__
 
     def __get__(self, builder: HybridBuilder | None, owner: type) -> Callable[P, R]:
         if builder is not None:
-            return MethodType(self.method, builder.registry)
+            return MethodType(self.method, self.of(builder))
 
         @functools.wraps(MethodType(self.method, self))  # whose signature has no `self`
         def of_installed(*args: P.args, **kwargs: P.kwargs) -> R:
-            return self.method(Registry(), *args, **kwargs)
+            return self.method(self.of(owner()), *args, **kwargs)
 
         return of_installed
+
+
+_REGISTRY = attrgetter("registry")
 
 
 class HybridBuilder:
     """Builds hybrid models out of what plugins offer.
 
-    The `list_` methods work on the class (what is installed) and on an instance (its own registry).
+    Its methods work on the class (with what is installed) and on an instance (with its own
+    registry).
 
     Args:
         plugins: in-process plugins besides the installed ones: modules, classes or objects with
@@ -72,12 +83,13 @@ class HybridBuilder:
     ) -> None:
         self.registry = registry if registry is not None else Registry(plugins, prefer=prefer)
 
-    list_backbones = _Listing(Registry.list_backbones)
-    list_families = _Listing(Registry.list_families)
-    list_blocks = _Listing(Registry.list_blocks)
-    list_patch_ops = _Listing(Registry.list_patch_ops)
-    list_initializers = _Listing(Registry.list_initializers)
+    list_backbones = _OnClassToo(Registry.list_backbones, _REGISTRY)
+    list_families = _OnClassToo(Registry.list_families, _REGISTRY)
+    list_blocks = _OnClassToo(Registry.list_blocks, _REGISTRY)
+    list_patch_ops = _OnClassToo(Registry.list_patch_ops, _REGISTRY)
+    list_initializers = _OnClassToo(Registry.list_initializers, _REGISTRY)
 
+    @_OnClassToo
     @takes(BuildArguments)
     def from_backbone(
         self, name: str, weights: Weights = "DEFAULT", **arguments: Unpack[BuildArguments]
@@ -101,6 +113,7 @@ class HybridBuilder:
         """
         return self._assemble(recipe_of("from_backbone", name, weights, arguments))
 
+    @_OnClassToo
     @takes(BuildArguments)
     def from_torchvision(
         self, name: str, weights: Weights = "DEFAULT", **arguments: Unpack[BuildArguments]
@@ -128,6 +141,7 @@ class HybridBuilder:
             )
         return self._assemble(recipe)
 
+    @_OnClassToo
     @takes(ModuleArguments)
     def from_module(
         self,
@@ -187,6 +201,7 @@ class HybridBuilder:
         warn_of_hidden_names(module, HybridModel)
         return self._assemble(recipe, backbone)
 
+    @_OnClassToo
     def build(self, recipe: Recipe | Mapping[str, Any] | str | Path) -> HybridModel:
         """Build a hybrid from a recipe, which reaches nothing but what is installed: options that
         open an address or a path are for arguments in a program only.
@@ -213,6 +228,7 @@ class HybridBuilder:
 
         return assemble(plan)
 
+    @_OnClassToo
     def load(self, path: str | Path, *, module: nn.Module | None = None) -> HybridModel:
         """Read a model that `HybridModel.save` wrote. Nothing in the file is run; its names are
         looked up in this builder's registry.
@@ -229,9 +245,10 @@ class HybridBuilder:
         """
         from .opening import open_model  # imports torch
 
-        return open_model(Path(path), self.registry, module)
+        return open_model(path, self.registry, module)
 
-    def create_block(self, name: str, in_channels: int, **params: Any) -> nn.Module:
+    @_OnClassToo
+    def create_block(self, /, name: str, in_channels: int, **params: Any) -> nn.Module:
         """Make a block on its own, as its authors published it.
 
         Args:

@@ -48,7 +48,9 @@ class BackboneError(TvcError, RuntimeError):
 
 
 class ParameterError(TvcError, ValueError):
-    """A backbone, block, operation or initializer was given a parameter that it does not take."""
+    """A backbone, block, operation, initializer or preprocessing was given what it does not
+    take.
+    """
 
 
 class TargetError(TvcError, LookupError):
@@ -107,8 +109,8 @@ class foreign:  # noqa: N801  read as a verb: with foreign(PatchError, "the bloc
     def __exit__(self, kind: object, raised: BaseException | None, traceback: object) -> None:
         if raised is None or isinstance(raised, (TvcError, KeyboardInterrupt)):
             return
-        after = f". {self.advice}" if self.advice else ""
-        raise self.error(f"{self.what}: {describe_error(raised)}{after}") from raised
+        said = f"{self.what}: {describe_error(raised)}"
+        raise self.error(f"{sentence(said)} {self.advice}" if self.advice else said) from raised
 
 
 def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
@@ -144,6 +146,12 @@ def join_names(names: Iterable[str], *, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f", ... ({rest} more)" if rest > 0 else "")
 
 
+def sentence(text: str) -> str:
+    """Return text with an end, so that another sentence can follow: '.' where it has none."""
+    text = text.rstrip()
+    return text if text.endswith((".", "?", "!")) else f"{text}."
+
+
 def describe_error(error: BaseException) -> str:
     """Return an error's class and message on one line; a plugin's error may fail to print
     itself.
@@ -162,6 +170,13 @@ class _Shown(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         return repr(x) if x.bit_length() <= 128 else f"a number of {x.bit_length()} bits"
+
+    def repr_instance(self, x: Any, level: int) -> str:
+        if isinstance(x, dict):
+            return self.repr_dict(x, level)
+        if not isinstance(x, type) and (hasattr(x, "shape") or hasattr(x, "state_dict")):
+            return f"<{type(x).__name__}>"  # a tensor or network, whose own text takes many lines
+        return super().repr_instance(x, level)
 
 
 def short_repr(value: Any) -> str:

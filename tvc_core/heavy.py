@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from .describe import describe_backbone
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
+from .model.heads import HeadInfo
 from .model.hybrid import HybridModel
 from .model.patch_report import PatchEffect, PatchReport
 from .model.pyramid import LevelInfo
@@ -13,7 +14,7 @@ from .model.reading import FeatureExtractor
 from .model.state import PatchRecord
 from .opening import load
 from .surgery.anatomy import StageInfo
-from .surgery.head import NoClassifier
+from .surgery.head import HeadReport, NoClassifier
 from .surgery.operations import BlockMaker, Target
 from .surgery.patch import Patch
 from .surgery.path_info import PathInfo
@@ -24,9 +25,9 @@ from .weights.partial import LoadReport, partial_load, transfer_weights
 from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "AuditReport", "BlockMaker", "FeatureExtractor", "FreezeReport", "HybridModel", "LevelInfo",
-    "LoadReport", "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch",
-    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target",
-    "audit", "build_torchvision", "describe_backbone", "freeze_head", "load", "param_groups",
-    "partial_load", "read_state_dict", "transfer_weights",
+    "AuditReport", "BlockMaker", "FeatureExtractor", "FreezeReport", "HeadInfo", "HeadReport",
+    "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport", "POSITIONS",
+    "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Position",
+    "StageInfo", "Target", "audit", "build_torchvision", "describe_backbone", "freeze_head",
+    "load", "param_groups", "partial_load", "read_state_dict", "transfer_weights",
 ]  # fmt: skip

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, overload
 
+from .advice.factories import no_block
 from .errors import PluginError, short_repr
 from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, is_owner, normalize
 
-__all__ = ["LocalPlugin"]
+__all__ = ["OWN", "LocalPlugin", "is_module", "own_block"]
+
+OWN = "local"
+"""Owner of blocks that stand in `patches` themselves: a plugin of this name has them for a load."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -142,23 +147,49 @@ class LocalPlugin:
 
     def _offer(self, spec: type[Spec], factory: Any, fields: dict[str, Any]) -> Any:
         def decorate(factory: F) -> F:
-            if not callable(factory):
+            if is_module(factory) or not callable(factory):
                 what = f"{self!r}: a decorator goes above a class or function"
                 raise PluginError(f"{what}, not above {short_repr(factory)}")
+            if spec is BlockSpec and (problem := no_block(factory)):
+                write = f"def block(in_channels): return {factory.__name__}(...)"
+                what = f"{self!r}: {short_repr(factory)} is no block"
+                raise PluginError(f"{what}: {problem}. Offer a function that makes it: {write}")
             given = dict(fields)
             replace = given.pop("replace", False)
             try:
-                made = spec(**{**_described(factory), **given, "factory": factory})
+                offered = spec(**{**_described(factory), **given, "factory": factory})
             except (TypeError, ValueError) as error:
                 raise PluginError(f"{self!r}: {error}") from error
-            self.add(made, replace=replace)
+            self.add(offered, replace=replace)
             return factory
 
         return decorate if factory is None else decorate(factory)
 
 
+def is_module(made: Any) -> bool:
+    """Return whether something is a module, already made."""
+    return hasattr(made, "state_dict") and not isinstance(made, type)
+
+
+def own_block(made: Any) -> BlockSpec:
+    """Return the spec of a class, function or module that stands in `patches` for a block's name.
+
+    Raises:
+        PluginError: a class or function that LocalPlugin would not take, or one without a name.
+    """
+    if is_module(made):
+        said = _described(type(made))
+        return BlockSpec(name=said["name"], summary=said["summary"], factory=made)
+    if getattr(made, "__name__", "") == "<lambda>":
+        raise PluginError("a lambda has no name to record: write def my_block(in_channels): ...")
+    plugin = LocalPlugin(OWN)
+    plugin.block(made)
+    return next(spec for spec in plugin._specs.values() if isinstance(spec, BlockSpec))
+
+
 def _described(factory: Any) -> dict[str, str]:
     """Return the name and summary that a class or function says of itself."""
+    factory = factory.func if isinstance(factory, functools.partial) else factory
     own = getattr(factory, "__name__", "")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", own).lower()
     first = (getattr(factory, "__doc__", None) or "").strip().partition("\n")[0]

@@ -5,20 +5,35 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import replace
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 from torch import Tensor, nn
 
+from .advice.words import on_file, on_missing
 from .assemble import assemble
-from .errors import FreezeError, HeadError, RecipeError, StageError, WeightsError, join_names
+from .errors import (
+    FreezeError,
+    HeadError,
+    RecipeError,
+    StageError,
+    UnknownNameError,
+    WeightsError,
+    describe_error,
+    join_names,
+    short_repr,
+)
 from .from_module import module_backbone
+from .local import OWN
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.saving import KEYS, MODULE_KEY
+from .model.saving import KEYS, MODULE_KEY, how_to_load
 from .recipe import Recipe, make_plan
 from .registry import Registry
+from .specs import BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 from .weights.digest import digest_of
@@ -44,11 +59,18 @@ def load(
             not, and one was given).
         UnknownNameError: it needs a plugin that is not installed.
     """
-    return open_model(Path(path), registry or Registry(), module)
+    return open_model(path, registry or Registry(), module)
 
 
-def open_model(path: Path, registry: Registry, module: nn.Module | None = None) -> HybridModel:
+def open_model(
+    path: str | Path, registry: Registry, module: nn.Module | None = None
+) -> HybridModel:
     """Read a model as `load` does, by the names of a registry."""
+    if not isinstance(path, (str, PathLike)):
+        what = "load takes the path of a file that HybridModel.save wrote"
+        hint = ". A state dict goes into a model by partial_load" if isinstance(path, dict) else ""
+        raise WeightsError(f"{what}, not {short_repr(path)}{hint}")
+    path = Path(path)
     tensors, content = _read(path)
     _check_module(path, content, module)
     with nullcontext() if module is None else rollback_on_error(module):
@@ -81,7 +103,10 @@ def _load(
         recipe = Recipe.from_mapping(content["recipe"], source=str(path))
     except RecipeError as error:
         raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
+    if content["format"] < 3:
+        recipe = _with_starts_of_their_own(recipe)
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
+    _check_own(path, recipe, registry)
     model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
     restore_gates(model, tensors)
     own = model.state_dict()
@@ -102,7 +127,7 @@ def _load(
     own.update(tensors)
     model.load_state_dict(own, assign=assign)
     try:
-        model.class_names = content["class_names"]
+        model.class_names = content["class_names"] or None
         model.load_freeze_state(content["freeze"])
     except (FreezeError, HeadError, StageError) as error:
         raise WeightsError(f"{path}: {error}") from error
@@ -116,27 +141,50 @@ def _load(
     return model
 
 
+def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
+    """Refuse to look for blocks of the user's own where nobody has handed them over."""
+    known = {offer.qualified for offer in registry.all(BlockSpec)}
+    names = [str(entry.block) for entry in recipe.patches if entry.block not in known]
+    own = [name.partition(":")[2] for name in names if name.startswith(f"{OWN}:")]
+    if own:
+        raise UnknownNameError(
+            f"{path}: the blocks {join_names(dict.fromkeys(own))} are classes or modules of the "
+            f"code that built the model. {how_to_load(dict.fromkeys(own), path)}"
+        )
+
+
+def _with_starts_of_their_own(recipe: Recipe) -> Recipe:
+    """Return the recipe of an older file for what it was built as: its replacements took nothing
+    over, such as the eps of a normalization, which is in no tensor.
+    """
+    patches = (
+        replace(entry, init="tvc-core:paper")
+        if entry.op == "tvc-core:replace" and entry.init is None
+        else entry
+        for entry in recipe.patches
+    )
+    return replace(recipe, patches=tuple(patches))
+
+
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         data = path.read_bytes()
     except OSError as error:
+        hint = on_missing(path, (".safetensors",))
         raise WeightsError(
-            f"{path}: the model cannot be read: {error.strerror or error}"
+            f"{path}: the model cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
         ) from error
+    if other := on_file(path, data, "model"):
+        raise WeightsError(f"{path}: not a model that HybridModel.save wrote.{other}")
     try:
         tensors = safetensors.torch.load(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {}).get("tvc")
-        content = json.loads(text) if text is not None else None
+        content: dict[str, Any] = json.loads(text)
     except Exception as error:  # a damaged file raises nearly anything
         raise WeightsError(
-            f"{path}: not a model that HybridModel.save wrote, or damaged: {error}"
+            f"{path}: not a model that HybridModel.save wrote, or damaged: {describe_error(error)}"
         ) from error
-    if content is None:
-        raise WeightsError(
-            f"{path}: holds tensors but no recipe: HybridModel.save did not write it. Build the "
-            "model, then use partial_load."
-        )
     version = content.get("format") if isinstance(content, dict) else None
     keys = KEYS.get(version) if type(version) is int else None
     if keys is None or set(content) - {MODULE_KEY} != set(keys):

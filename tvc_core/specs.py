@@ -4,6 +4,7 @@ here.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping
@@ -25,7 +26,10 @@ _NAME = re.compile(r"[a-z][a-z0-9_]*")
 _KIND = re.compile(r"[a-z][a-z0-9]*( [a-z0-9]+)*")
 _MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
-_LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
+_URL = re.compile(r"(https?|file)://\S*[^\s/]|hf://[^\s/]+/[^\s/]+(/[^\s/]+)+")
+_URLS = "a file's address: https://..., http://..., file://... or hf://OWNER/NAME/FILE"
+LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
+"""All that a block can take; one that takes all of them works on any shape, entry by entry."""
 
 FROM_MODULE = "from_module"
 """Owner of networks that users hand over themselves. No distribution has it: their normalized names
@@ -43,6 +47,20 @@ class _Frozen:
 
     name: str
 
+    def __new__(cls, *values: Any, **given: Any) -> Any:
+        """Refuse fields that are not there by a message with near names."""
+        known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
+        if values:
+            raise TypeError(
+                f"{cls.__name__} takes its fields by name: {cls.__name__}(name=..., ...)"
+            )
+        for name in given:
+            if name not in known:
+                near = [f" Did you mean {n!r}?" for n in difflib.get_close_matches(name, known, 1)]
+                fields_are = f"{''.join(near)} The fields are {', '.join(known)}"
+                raise TypeError(f"{cls.__name__} has no field {name!r}.{fields_are}")
+        return super().__new__(cls)
+
     def __post_init__(self) -> None:
         """Refuse a field of another type than its annotation, which would fail a listing that sorts
         or compares it for everybody; make lists tuples, and mappings read-only.
@@ -59,8 +77,11 @@ class _Frozen:
         self, fits: bool, entry: str, wanted: str, error: type[Exception] = ValueError
     ) -> None:
         if not fits:
-            what = f"{type(self).__name__} {self.name!r}: {entry} {getattr(self, entry)!r}"
-            raise error(f"{what} is not {wanted}")
+            value = getattr(self, entry)
+            hint = f": write ({value!r},)" if isinstance(value, str) and "tuple" in wanted else ""
+            raise error(
+                f"{type(self).__name__} {self.name!r}: {entry} {value!r} is not {wanted}{hint}"
+            )
 
     def _check_options(self: Any) -> None:
         fits = all(name.isidentifier() for name in self.options)
@@ -132,6 +153,23 @@ class WeightsSpec(_Frozen):
         options: options of the backbone that differ from its defaults in a network with these
             weights, such as GoogLeNet's `transform_input`. A saved model is built with them again.
         recipe: where and how it was trained.
+        test_crop_size: the larger crop at which its publisher evaluates it, where there is one; for
+            `transforms(use_test_size=True)` [pixels].
+        test_resize_size: short side before that crop; by default `test_crop_size` [pixels].
+        num_params: of the network with these weights and its head [parameters].
+        gflops: multiply-adds of one image of `crop_size`, which torchvision's tables call GFLOPS
+            [10^9].
+        acc1: accuracy on ImageNet-1K's validation images that its publisher states [percent].
+        license: of the weights, an SPDX identifier where there is one, such as "CC-BY-NC-4.0";
+            empty where their publisher states none.
+        url: where `read_state_dict` gets the file: an address with "https://", "http://" or
+            "file://", or "hf://OWNER/NAME[@REVISION]/FILE" on the Hugging Face hub. Since plugin
+            API 1.1.
+        sha256: of the file at `url`, 64 hexadecimal digits. Since plugin API 1.1.
+
+    Raises:
+        ValueError: a name, a mode or an address that cannot be, or a `url` without `sha256`.
+        TypeError: a field has the wrong type.
     """
 
     name: str
@@ -144,12 +182,23 @@ class WeightsSpec(_Frozen):
     num_classes: int | None = 1000
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
+    test_crop_size: int | None = None
+    test_resize_size: int | None = None
+    num_params: int | None = None
+    gflops: float | None = None
+    acc1: float | None = None
+    license: str = ""
+    url: str = ""
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_options()
         known = self.interpolation in ("bilinear", "bicubic")
         self._require(known, "interpolation", "'bilinear' or 'bicubic'")
+        self._require(not self.url or bool(_URL.fullmatch(self.url)), "url", _URLS)
+        fits = bool(re.fullmatch(r"[0-9a-fA-F]{64}" if self.url else "", self.sha256))
+        self._require(fits, "sha256", "64 hexadecimal digits beside a url, else empty")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +338,12 @@ class BlockSpec(Spec):
             eval mode, also where a regularizer acts in training mode), "zero" (its output is 0, as
             that of an adapter beside the target), or "" for neither. It gets no gate where that
             start is enough. Since plugin API 1.1.
+        in_place_of: "package.module:attribute" of `make(original, in_channels, **params) ->
+            nn.Module | None`, which `replace` calls first: a new block for the place of a module,
+            with what it can keep of its weights and settings; None where it keeps nothing of such
+            a module (or of one of another width), and `factory` is called. It takes the parameters
+            of `factory`, and leaves `original` as it is. In-process plugins may give the callable.
+            Since plugin API 1.1.
         code_only: parameters that open an address or a path. Only code may set them: in a recipe or
             a file they are an error. Since plugin API 1.1.
     """
@@ -300,14 +355,17 @@ class BlockSpec(Spec):
     layouts: tuple[str, ...] = ("NCHW",)
     gated: bool = False
     starts_as: str = ""
+    in_place_of: Factory = ""
     code_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.in_place_of:
+            self._check_factory("in_place_of")
         known = self.starts_as in ("", "identity", "zero")
         self._require(known, "starts_as", "'', 'identity' or 'zero'")
-        fits = bool(self.layouts) and set(self.layouts) <= set(_LAYOUTS)
-        self._require(fits, "layouts", f"a tuple out of {_LAYOUTS}")
+        fits = bool(self.layouts) and set(self.layouts) <= set(LAYOUTS)
+        self._require(fits, "layouts", f"a tuple out of {LAYOUTS}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,6 +168,15 @@ def main(runs: int) -> None:
         runs,
     )
     row("build of resnet50 with 16 patches / without", timed, "<= 1.5")
+    one, all_of_them = (
+        {target: {"replace": "frozen_batch_norm"}} for target in ("bn1", "**.type:BatchNorm2d")
+    )
+    timed = pairs(
+        lambda: builder.from_backbone("resnet101", None, patches=all_of_them),
+        lambda: builder.from_backbone("resnet101", None, patches=one),
+        runs,
+    )
+    row("build of resnet101, all 104 BatchNorms replaced / one", timed, "<= 4")
     Console(width=140).print(table)
     memory = Table(
         "kept for the backward pass, images [4, 3, 224, 224]",

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import safetensors.torch
 import torch
 from case_tools import Tiny, difference
 
 import tvc_core
+from tvc_core.model.saving import digest_of
 
 DATA = Path(__file__).parent / "data"
 
@@ -33,3 +35,27 @@ def test_a_file_of_before(tmp_path: Path) -> None:
     model.save(tmp_path / "again.safetensors")
     again = tvc_core.load(tmp_path / "again.safetensors", module=Old())
     assert difference(again(x), model(x)) < 1e-6
+
+
+def test_a_replacement_of_format_2_took_nothing_over(tmp_path: Path) -> None:
+    """The eps of what was replaced, 1e-3 there, is in no tensor: it must not come along later."""
+    patch = {"type": "frozen_batch_norm", "init": "paper"}
+    model = tvc_core.HybridBuilder().from_backbone(
+        "mobilenet_v3_small", None, patches={"features.0.1": {"replace": patch}}
+    )
+    model.save(tmp_path / "new.safetensors")
+    data = (tmp_path / "new.safetensors").read_bytes()
+    tensors = safetensors.torch.load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    content = json.loads(header["__metadata__"]["tvc"])
+    del content["recipe"]["backbone"]["patches"]["features.0.1"]["tvc-core:replace"]["init"]
+    del content["sha256"]
+    content["format"] = 2
+    content["sha256"] = digest_of(content, tensors)
+    old = safetensors.torch.save(tensors, metadata={"tvc": json.dumps(content)})
+    (tmp_path / "old.safetensors").write_bytes(old)
+    again = tvc_core.load(tmp_path / "old.safetensors")
+    assert again.features[0][1].eps == 1e-5
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(x), model.eval()(x))

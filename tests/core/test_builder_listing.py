@@ -208,13 +208,13 @@ WRONG = {
     'HybridBuilder.list_backbones(patern="resnet*")': 'Unexpected keyword argument "patern"',
     'builder.list_blocks(catgory="attention")': 'Unexpected keyword argument "catgory"',
     'builder.list_patch_ops("wrap")': "Too many arguments",
-    'builder.from_torchvision("resnet18", freez_backbone=True)': '"freez_backbone" for "from_torch',
+    'builder.from_torchvision("resnet18", freez_backbone=True)': '"freez_backbone"; did you mean',
     'builder.from_backbone("resnet18", None, {"layer3": {"wrap": "se"}})': "Too many positional",
-    'builder.from_backbone("resnet18", weights=3)': '"weights" to "from_backbone"',
-    'builder.from_backbone("resnet18", patches=["layer3"])': '"patches" to "from_backbone"',
+    'builder.from_backbone("resnet18", weights=3)': 'Argument "weights" has incompatible',
+    'builder.from_backbone("resnet18", patches=["layer3"])': 'Argument "patches" has incompatible',
     'builder.from_backbone("resnet18", patches={"layer3": "se"})': "Dict entry 0 has incompatible",
-    'builder.from_backbone("resnet18", image_size="224")': '"image_size" to "from_backbone"',
-    'builder.from_module(object(), "a", ["b"], "c", weights=None)': '"weights" for "from_module"',
+    'builder.from_backbone("resnet18", image_size="224")': 'Argument "image_size" has incompatible',
+    'builder.from_module(object(), "a", ["b"], "c", weights=None)': '"weights"  [call-arg]',
 }
 
 

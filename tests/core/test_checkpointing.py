@@ -122,7 +122,10 @@ def test_stages_are_switched_one_by_one(tiny: Any, images: Tensor) -> None:
     assert checkpointed(model) == {"layer1", "layer2", "layer3"}
     model.set_grad_checkpointing(False, stages=(0, 2))
     assert checkpointed(model) == {"layer2"}
-    for wrong in ([3], [0, -4], ["layer1"], True):
+    model.set_grad_checkpointing(stages=["layer1", 1])
+    model.set_grad_checkpointing(False, stages="layer1")
+    assert checkpointed(model) == {"layer2"}
+    for wrong in ([3], [0, -4], ["layer9"], True):
         with pytest.raises(StageError, match="the 3 stages are 0: layer1"):
             model.set_grad_checkpointing(stages=wrong)
     assert checkpointed(model) == {"layer2"}

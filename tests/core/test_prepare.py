@@ -513,12 +513,7 @@ BAD = {
         StageError,
     ),
     "names": (
-        {
-            "patches": {"layer1": {"wrap": "gate"}},
-            "num_classes": None,
-            "class_names": ["a", "b"],
-            "dropout": 0.5,
-        },
+        {"patches": {"layer1": {"wrap": "gate"}}, "heads": {"type": 2, "other": 3}, "dropout": 0.5},
         HeadError,
     ),
     "width": ({"patches": {"fc": {"wrap": "dense"}}, "num_classes": 3}, HeadError),

@@ -18,7 +18,7 @@ from typing import Any
 import tvc_core
 import tvc_core.testing
 from tvc_core import hookspecs
-from tvc_core.builder import _Listing
+from tvc_core.builder import _OnClassToo
 from tvc_core.registry.discovery import HOOKS
 
 FILE = Path(__file__).with_name("public_api.txt")
@@ -69,7 +69,7 @@ def described(name: str, value: Any) -> Iterator[str]:
         elif isinstance(found, (staticmethod, classmethod)):
             yield f"    {member}{signature(found.__func__)}  ({type(found).__name__})"
         elif callable(getattr(value, member)) and member not in {field.name for field in fields}:
-            on_class = isinstance(found, _Listing)  # the registry is not the caller's to give
+            on_class = isinstance(found, _OnClassToo)
             yield (
                 f"    {member}{signature(found.method, skip=1) if on_class else signature(found)}"
             )

@@ -85,9 +85,33 @@ def test_both_doors_take_the_same_stages(tiny: Any, stages: Any) -> None:
     assert again == by_recipe.recipe, "written down as a list"
 
 
-@pytest.mark.parametrize("stages", [True, "1", [None], 1.0, [0.0], ["layer1"], {"1": 1}], ids=str)
+@pytest.mark.parametrize(
+    ("stages", "frozen"),
+    [("layer2", [0, 2]), (["layer3", 0], [1]), ({"layer1", -3}, [1, 2])],
+    ids=str,
+)
+def test_both_doors_take_paths_as_well(tiny: Any, stages: Any, frozen: list[int]) -> None:
+    model = tiny(freeze_backbone=True, unfreeze_stages=stages)
+    assert model.freeze_state()["stages"] == frozen
+    model.unfreeze_all()
+    model.freeze_backbone(unfreeze_stages=stages)
+    assert model.freeze_state()["stages"] == frozen
+    assert Recipe.from_mapping(model.recipe.to_mapping()) == model.recipe
+
+
+@pytest.mark.parametrize("stages", ["layer9", "layer3.0", ["stem"], 3], ids=str)
+def test_a_stage_that_is_not_there_is_refused_at_both_doors(tiny: Any, stages: Any) -> None:
+    for given in (
+        lambda: tiny(freeze_backbone=True, unfreeze_stages=stages),
+        lambda: tiny().freeze_backbone(unfreeze_stages=stages),
+    ):
+        with pytest.raises(StageError, match="the 3 stages are 0: layer1"):
+            given()
+
+
+@pytest.mark.parametrize("stages", [True, "", [None], 1.0, [0.0], {"1": 1}], ids=str)
 def test_both_doors_refuse_what_is_no_stage(tiny: Any, stages: Any) -> None:
-    with pytest.raises(RecipeError, match="a list of stage numbers, such as"):
+    with pytest.raises(RecipeError, match="a list of stages, by number or path, such as"):
         Recipe(backbone="tiny", freeze_backbone=True, unfreeze_stages=stages)
     with pytest.raises(StageError, match="there is no stage"):
         tiny().freeze_backbone(unfreeze_stages=stages)

@@ -166,7 +166,7 @@ BEASTS: dict[str, Beast] = {
     ),
     "misspelt_field": Beast(
         hook("return [BlockSpec(nam='gate', factory='a:b')]"),
-        words="unexpected keyword argument 'nam'",
+        words="has no field 'nam'. Did you mean 'name'",
     ),
     "same_name_twice": Beast(hook(f"return [{GATE}, {GATE}]"), words="twice"),
     "same_name_in_two_modules": Beast(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..surgery import calls
 from ..surgery.gates import gates_open
 from ..surgery.head import find_last_layer
+from ..surgery.layouts import MOST_PREFIX
 from ..surgery.patch import Patch, PatchHook
 from ..surgery.patches import CONTAINERS, installed_patches
 from ..surgery.probing import probing
@@ -37,6 +38,22 @@ class Bridge:
             for step in self.steps:
                 x = step(network, head, x)
         return x
+
+    def as_data(self) -> list[list[Any]]:
+        """Return the steps as plain data: the name of each and what it was given."""
+        return [
+            [step.func.__name__, *step.args] if isinstance(step, partial) else [step.__name__]  # type: ignore[attr-defined]
+            for step in self.steps
+        ]
+
+    @staticmethod
+    def of_data(data: list[list[Any]]) -> Bridge:
+        """Return what `as_data` made data of.
+
+        Raises:
+            KeyError: a step that there is not.
+        """
+        return Bridge(tuple(partial(_STEPS[name], *given) for name, *given in data))
 
 
 def _child(name: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
@@ -79,8 +96,30 @@ def _first_token(network: nn.Module, head: str, x: Tensor) -> Tensor:
     return x[:, 0]
 
 
-def _token_mean(network: nn.Module, head: str, x: Tensor) -> Tensor:
-    return x.mean(1)
+def _tokens(pool: str, prefix: int, network: nn.Module, head: str, x: Tensor) -> Tensor:
+    """Make one vector of the tokens after those in front of the image's, as timm's ViTs do."""
+    x = x[:, prefix:]
+    if pool == "mean":
+        return x.mean(1)
+    return x.amax(1) if pool == "max" else 0.5 * (x.amax(1) + x.mean(1))
+
+
+def _token_ways(between: tuple[Step, ...], tokens: int) -> Iterator[tuple[Step, ...]]:
+    """Yield ways from a list of tokens: the children of the root that run after it, with pooling
+    at each place among them.
+    """
+    prefixes = range(min(tokens, MOST_PREFIX + 1))
+    pools = [partial(_tokens, pool, n) for pool in ("mean", "max", "both") for n in prefixes]
+    every: list[Step] = [_first_token, *pools]
+    for pool in every:
+        for index in range(len(between) + 1):
+            yield (*between[:index], pool, *between[index:])
+
+
+_STEPS: dict[str, Callable[..., Tensor]] = {
+    step.__name__: step
+    for step in (_child, _patches, _head, _pool, _mean, _flatten, _relu, _first_token, _tokens)
+}
 
 
 def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridge | None:
@@ -153,9 +192,9 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
         (_mean,),
         (_relu, _pool, _flatten),
         (_pool,),
-        (_first_token,),
-        (_token_mean,),
     ]
+    if seen["map"].dim() == 3:
+        ways += _token_ways(between, seen["map"].shape[1])
     # a head without a classifier gives back what it gets, and what it is to give is a vector
     for after in ((), (_flatten,)):
         for way in ways:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from itertools import groupby
 from typing import Any
 
@@ -128,12 +128,13 @@ def _recomputed(
             return function(*args, **kwargs)
         return checkpoint(function, *args, use_reentrant=False, **kwargs)
     # what this thread has of its own now, the thread of the backward pass must have again
-    running, off = list(calls.running()), list(calls.switched_off())
+    stacks = (calls.running(), calls.switched_off(), calls.images())
+    own = [list(stack) for stack in stacks]
     return checkpoint(
         function,
         *args,
         use_reentrant=False,
-        context_fn=lambda: (nullcontext(), _second_pass(modules, running, off)),
+        context_fn=lambda: (nullcontext(), _second_pass(modules, own)),
         **kwargs,
     )
 
@@ -160,9 +161,12 @@ def _all_modules(roots: list[nn.Module]) -> list[nn.Module]:
 
 
 @contextmanager
-def _second_pass(roots: list[nn.Module], running: list[Any], off: list[Any]) -> Iterator[None]:
-    known = calls.within(calls.running(), *running)
-    with known, calls.within(calls.switched_off(), *off), _spare_buffers(roots):
+def _second_pass(roots: list[nn.Module], own: list[list[Any]]) -> Iterator[None]:
+    with ExitStack() as known:
+        stacks = (calls.running(), calls.switched_off(), calls.images())
+        for stack, entries in zip(stacks, own, strict=True):
+            known.enter_context(calls.within(stack, *entries))
+        known.enter_context(_spare_buffers(roots))
         yield
 
 

@@ -25,8 +25,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from .heads import named_outputs
 from .hybrid import HybridModel
-from .running import run_forward
+from .running import run_compiled, run_forward
 from .state import HybridState
 
 __all__ = ["become_hybrid"]
@@ -112,9 +113,9 @@ def _forward_of(base: type[nn.Module], views: bool) -> Callable[..., Any]:
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         bound = functools.partial(base.forward, self._hybrid_view if views else self)
-        if torch.compiler.is_compiling():  # nothing is put in place while a graph is made
-            return bound(*args, **kwargs)
-        return run_forward(self, bound, args, kwargs)
+        if torch.compiler.is_compiling():
+            return named_outputs(self._hybrid, run_compiled(bound, args, kwargs))
+        return named_outputs(self._hybrid, run_forward(self, bound, args, kwargs))
 
     # what reads a signature (torch.export, torch.fx, IDEs) finds the network's own
     forward.__wrapped__ = base.forward  # type: ignore[attr-defined]

@@ -6,16 +6,19 @@ from collections.abc import Iterator
 
 from torch import nn
 
+from ..errors import join_names
 from ..specs import FROM_MODULE
-from ..surgery.head import dropout_of, find_last_layer, num_classes_of
+from ..surgery.head import dropout_of, find_classifier, find_heads, num_classes_of
+from ..surgery.head_layers import HeadMLP
 from ..surgery.input import InputRecord
 from ..surgery.patch import Patch
 from ..surgery.patches import installed_patches, placed_patches
 from ..surgery.sites import find_module
 from .fingerprint import kind_of
 from .freeze_report import freeze_report
+from .heads import head_info
 from .settling import place
-from .state import HybridState
+from .state import HybridState, PatchRecord
 
 __all__ = ["explain"]
 
@@ -37,21 +40,43 @@ def explain(network: nn.Module, state: HybridState) -> str:
         lines.append(f"options: {given}")
     if state.input is not None:
         lines.append("input: " + _input_line(state.input))
+    if state.left_out is not None:
+        lines.append(f"left out: {state.left_out}")
     lines += _patch_lines(network, state)
     lines += [f"  cannot run: {each}" for each in lost]
-    lines.append(_head_line(network, state.anatomy.head))
+    lines += _head_lines(network, state)
     lines.append(_table(network, state))
     return "\n".join(lines)
 
 
-def _head_line(network: nn.Module, head: str) -> str:
-    found = find_last_layer(network, head)
-    if found is None:
-        return f"head: {head} ({type(network.get_submodule(head)).__name__}), no last layer"
-    path, layer = found
-    dropout = dropout_of(network, head) or 0.0
-    classes = num_classes_of(layer)
-    return f"head: {path} ({type(layer).__name__}), {classes} classes, dropout {dropout:g}"
+def _head_lines(network: nn.Module, state: HybridState) -> Iterator[str]:
+    head = state.anatomy.head
+    if not (infos := head_info(network, state)):
+        yield f"head: {head} ({type(network.get_submodule(head)).__name__}), no last layer"
+    heads = find_heads(network, head)
+    for info in infos:
+        what = f"head {info.name}" if info.name else "head"
+        kind = type(network.get_submodule(info.module)).__name__
+        hidden = _widths(network, [head, heads[info.name]] if info.name else [head])
+        own = dropout_of(network, heads[info.name]) if info.name else None
+        dropout = own or dropout_of(network, head) or 0.0
+        line = f"{what}: {info.module} ({kind}), {hidden}{info.num_classes} classes"
+        if kept := state.kept_classes.get(info.name):
+            line += f" ({len(kept)} with the weights of before: {join_names(kept, most=3)})"
+        yield f"{line}, dropout {dropout:g}"
+
+
+def _widths(network: nn.Module, paths: list[str]) -> str:
+    """Return the widths of the hidden layers within, in words."""
+    places = [find_classifier(network, path) for path in paths]
+    widths = [
+        str(num_classes_of(layer))
+        for place in places
+        if place is not None and isinstance(place[1], HeadMLP)
+        for layer in place[1][:-1]
+        if num_classes_of(layer)
+    ]
+    return f"hidden layers of {', '.join(widths)}, " if widths else ""
 
 
 def _input_line(record: InputRecord) -> str:
@@ -72,7 +97,7 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
         block = f"{record.block or 'its own module'}{f'({params})' if params else ''}"
         if record.replaced is not None:
             now = type(find_module(network, record.target)).__name__
-            lines.append(f"{what} {record.replaced} by {block}, now {now}")
+            lines.append(f"{what} {record.replaced} by {block}, now {now}{_weights(record)}")
             continue
         for home in record.paths:
             patch = placed.get(home)
@@ -105,6 +130,13 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
         f"{state.step0_difference:g} (image {shape})"
     )
     return [f"patches: {len(lines)}", *lines, difference]
+
+
+def _weights(record: PatchRecord) -> str:
+    """Say what a replacement keeps of the weights that stood there."""
+    found = {"keeps": record.kept, "changes": record.changed, "loses": record.lost}
+    said = [f"{verb} {join_names(names, most=6)}" for verb, names in found.items() if names]
+    return "".join(f"; {each}" for each in said)
 
 
 def _start(patch: Patch) -> str:

@@ -53,11 +53,14 @@ class Taps:
         network: the root.
         paths: modules whose outputs are the features, in order.
         layer: path of the head's last layer; None where the head has none.
+        repeated: a tap was seen to run more than once in one pass.
     """
 
-    def __init__(self, network: nn.Module, paths: Sequence[str], layer: str | None) -> None:
+    def __init__(
+        self, network: nn.Module, paths: Sequence[str], layer: str | None, repeated: bool = False
+    ) -> None:
         self.paths = tuple(paths)
-        self.repeated = False
+        self.repeated = repeated
         """A tap was seen to run more than once in one pass: its last map counts, so no pass may end
         early.
         """

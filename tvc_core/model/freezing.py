@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..errors import FreezeError, join_names, short_repr
 from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
-from ..surgery.head import find_last_layer
+from ..surgery.head import find_classifier
 from ..surgery.initializers import is_normalization
 from ..surgery.patch import PatchTree
 from ..surgery.patches import CONTAINERS
@@ -177,7 +177,7 @@ def wanted_grads(
     """Return for every parameter whether a freeze state lets it learn."""
     wanted = wanted or state.freeze
     anatomy, new, frozen = state.anatomy, state.new_modules, frozen_parts(wanted)
-    last = find_last_layer(network, anatomy.head)
+    last = find_classifier(network, anatomy.head)
     norms = {path for path, module in network.named_modules() if is_normalization(module)}
     flags: dict[str, bool] = {}
     for name, _ in network.named_parameters():
@@ -243,7 +243,7 @@ def held_modules(network: nn.Module, state: HybridState) -> Iterator[tuple[str, 
                     continue
                 if path not in new or freeze.patches or part == HEAD:
                     yield path, module
-    if freeze.head == "last" and (last := find_last_layer(network, anatomy.head)):
+    if freeze.head == "last" and (last := find_classifier(network, anatomy.head)):
         root = network.get_submodule(anatomy.head)
         for path, module in root.named_modules(prefix=anatomy.head):
             if path != last[0] and is_normalization(module):

@@ -6,30 +6,31 @@ Every method here is short: the work is done by functions of `(network, state)` 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, overload
 
 from torch import Tensor, nn
 
-from ..errors import BackboneError, FreezeError, HeadError
+from ..errors import BackboneError, FreezeError
 from ..quarantine.process_state import run_preserved
 from ..recipe import Recipe
-from ..recipe.rules import DROPOUT, FREEZE, check_class_names
+from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, StageInfo, stage_name
-from ..surgery.head import exchange_heads, last_layer, set_dropout
+from ..surgery.head import HeadReport, last_layer
 from ..weights.preprocessing import transforms
 from . import freezing
 from .checkpointing import set_checkpointing
 from .explain import explain
-from .fingerprint import fingerprint
 from .freeze_report import FreezeReport, freeze_report
+from .heads import HeadInfo, head_info, named_outputs, reset_classifier, set_class_names
 from .patch_report import PatchReport, patch_report
 from .pyramid import LevelInfo, levels_of
 from .reading import FeatureExtractor, forward_head, last_map, read_features
+from .remeasuring import remeasure
 from .saving import save
-from .settling import place, settle
+from .settling import place
 from .state import FreezeState, HybridState, PatchRecord, num_classes
 from .unpatching import unpatch, without
 
@@ -77,8 +78,8 @@ class HybridModel(nn.Module):
 
         Args:
             x: images [N, C, H, W].
-            stages: only these: stage numbers as `unfreeze_stages` takes them (-1 is the last), and
-                "stem".
+            stages: only these: stages as `unfreeze_stages` names them (-1 is the last, "layer3"
+                the one that has this path), and "stem".
 
         Returns:
             The stem's map, then stage 0, stage 1, ...: each [N, C_i, H_i, W_i] whatever the layout
@@ -120,9 +121,9 @@ class HybridModel(nn.Module):
         """What was measured of the levels of `pyramid`, after patching."""
         return levels_of(feature.info for feature in self._hybrid.features)
 
-    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
-        """Return the logits [N, num_classes] for what `forward_features` returned; together they
-        equal `forward`.
+    def forward_head(self, features: Tensor, pre_logits: bool = False) -> Any:
+        """Return the logits [N, num_classes] for what `forward_features` returned, of several heads
+        by name; together they equal `forward`.
 
         Args:
             features: the last stage's map in the backbone's own layout.
@@ -134,7 +135,8 @@ class HybridModel(nn.Module):
                 does not know, or its last layer was exchanged by hand, so that nothing reads what
                 it gets.
         """
-        return forward_head(self, self._hybrid, features, pre_logits)
+        found = forward_head(self, self._hybrid, features, pre_logits)
+        return found if pre_logits else named_outputs(self._hybrid, found)
 
     def feature_extractor(
         self, nodes: Sequence[int | str] | Mapping[int | str, str] | int | str
@@ -160,11 +162,31 @@ class HybridModel(nn.Module):
         """
         return self._hybrid.stages
 
+    def remeasure(self, image_size: int | Sequence[int] | None = None) -> None:
+        """Measure the model again, after its network was changed by hand (stride, dilation,
+        channels) or by a tool that prunes it: `stage_info`, `pyramid_info`, the maps of
+        `get_stage_outputs` and `forward_head` follow.
+
+        What was made with the widths before, such as a feature pyramid network, has to be made
+        again. No other thread may run the model meanwhile.
+
+        Args:
+            image_size: side of the images, or [height, width], that a network built for one size
+                takes now; None for the one before [pixels].
+
+        Raises:
+            PatchError: patches do not fit any more, or never run; the message names all that do not
+                fit. What was measured before stands.
+            BackboneError: the network fails, or the end of a stage is gone; likewise.
+            ParameterError: `image_size` is no size.
+        """
+        remeasure(self, self._hybrid, image_size)
+
     # -- freezing ----------------------------------------------------------------------------------
 
     def freeze_backbone(
         self,
-        unfreeze_stages: Sequence[int] | int | None = None,
+        unfreeze_stages: Sequence[int | str] | int | str | None = None,
         head: str = "all",
         freeze_patches: bool = False,
         normalization: str = "frozen",
@@ -175,9 +197,10 @@ class HybridModel(nn.Module):
         Calling it again sets the state anew, so stages that are not named are frozen.
 
         Args:
-            unfreeze_stages: stages that stay trainable; stage i is feature i + 1, negative numbers
-                count from the end.
-            head: what of the head is trainable: "all", "last" (only its last layer) or "none".
+            unfreeze_stages: stages that stay trainable, one or several, by number (stage i is
+                feature i + 1, negative ones count from the end) or path, such as "layer4".
+            head: what of the head is trainable: "all", "last" (only its last layer, with the hidden
+                layers and heads that were built in its place) or "none".
             freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
             normalization: what the backbone's normalization layers in frozen parts do: "frozen"
                 (nothing moves), "eval" (scale and shift learn, running statistics are fixed) or
@@ -269,7 +292,7 @@ class HybridModel(nn.Module):
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not trainable_only)
 
     def set_grad_checkpointing(
-        self, enable: bool = True, stages: Sequence[int] | int | None = None
+        self, enable: bool = True, stages: Sequence[int | str] | int | str | None = None
     ) -> None:
         """Compute the activations of stages again in the backward pass instead of keeping them.
 
@@ -279,8 +302,8 @@ class HybridModel(nn.Module):
 
         Args:
             enable: on or off.
-            stages: the stages to switch, negative numbers count from the end; the others stay as
-                they are. None: stem and all stages.
+            stages: the stages to switch, as `unfreeze_stages` of `freeze_backbone` names them; the
+                others stay as they are. None: stem and all stages.
 
         Raises:
             StageError: a stage that is not there; nothing has changed.
@@ -298,50 +321,59 @@ class HybridModel(nn.Module):
         """Return the head's last layer, which gives the logits."""
         return last_layer(self, self._hybrid.anatomy.head)[1]
 
-    def reset_classifier(self, num_classes: int, dropout: float | None = None) -> None:
-        """Give the head a new last layer; the pretrained layers before it stay. Class names are
-        forgotten.
+    @overload
+    def reset_classifier(
+        self, num_classes: int | Sequence[str], dropout: float | None = None
+    ) -> HeadReport: ...
+    @overload
+    def reset_classifier(
+        self, num_classes: Mapping[str, int | Sequence[str]], dropout: float | None = None
+    ) -> dict[str, HeadReport]: ...
+    def reset_classifier(self, num_classes: Any, dropout: float | None = None) -> Any:
+        """Give the head a new last layer; the layers before it stay.
 
         Args:
             num_classes: outputs of the new layer; 0 puts an identity there, so that the model
-                returns pooled features.
+                returns pooled features. Or the names of the classes: those that `class_names` has
+                keep their weights and biases, bit for bit, and the others are initialized. Of
+                several heads, a mapping of those that change to either.
             dropout: probability of the head's dropout; None leaves it.
 
+        Returns:
+            What was kept, by the names of classes; with a mapping, for each head. A number keeps
+            nothing, and the class names are forgotten.
+
         Raises:
-            HeadError: `num_classes` or `dropout` is out of range; nothing has changed.
+            HeadError: `num_classes` or `dropout` is not right, or the weights to keep cannot be
+                read; nothing has changed.
             FreezeError: the model is wrapped in DistributedDataParallel; nothing has changed.
         """
-        state = self._hybrid
-        head = state.anatomy.head
-        if dropout is not None:
-            DROPOUT.check("dropout", dropout, HeadError)
-        freezing.refuse_under_ddp(self, [last_layer(self, head)[0]])
-        state.new_layers = exchange_heads(self, state.anatomy, num_classes)
-        if dropout is not None:
-            set_dropout(self, head, dropout)
-        state.class_names = None
-        settle(self, state)
-        for each in state.anatomy.heads:
-            state.modules |= fingerprint(self, each)
-            freezing.adopt(self, state, [last_layer(self, each)[0]])
+        return reset_classifier(self, self._hybrid, num_classes, dropout)
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the head."""
+        """Outputs of the head, of several heads all together."""
         return num_classes(self, self._hybrid)
+
+    @property
+    def head_info(self) -> tuple[HeadInfo, ...]:
+        """Name, classes and last layer of each head, in order; a model's only head has the name
+        "".
+        """
+        return head_info(self, self._hybrid)
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
         """One name for each output; ImageNet's for a pretrained head, None where nobody gave any.
         `save` keeps them.
+
+        Of several heads `head_info` has them; a mapping of heads to names sets them.
         """
-        return self._hybrid.class_names
+        return self._hybrid.class_names.get("")
 
     @class_names.setter
-    def class_names(self, names: Iterable[str] | None) -> None:
-        if names is not None:
-            names = check_class_names(names, self.num_classes, HeadError)
-        self._hybrid.class_names = names
+    def class_names(self, names: Any) -> None:
+        set_class_names(self, self._hybrid, names)
 
     # -- patches -----------------------------------------------------------------------------------
 
@@ -422,18 +454,26 @@ class HybridModel(nn.Module):
         """Return what was done to the backbone, read from what is really in the model."""
         return explain(self, self._hybrid)
 
-    def transforms(self) -> nn.Module:
+    def transforms(self, *, train: bool = False, use_test_size: bool = False) -> nn.Module:
         """Return the preprocessing of the model's weights, torchvision's module: PIL image or
         tensor to [C, H, W].
 
         A model without pretrained weights gets that of the backbone's default weights, with a
-        warning that says so.
+        warning that says so. Pictures in grey, with a palette or in CMYK are converted, RGBA where
+        every pixel is opaque; what cannot be converted without a guess is a ParameterError.
+
+        Args:
+            train: a random crop and mirroring instead of the resized center crop, as in
+                torchvision's reference scripts.
+            use_test_size: crop at the larger size at which the weights' publisher evaluates (many
+                of timm's), where there is one; `image_size` of the build goes before it.
 
         Raises:
             BackboneError: the backbone has no pretrained weights, so nothing says how its images
                 were prepared.
+            ParameterError: both `train` and `use_test_size`.
         """
-        return transforms(self._hybrid.plan)
+        return transforms(self._hybrid.plan, train=train, use_test_size=use_test_size)
 
     # -- files -------------------------------------------------------------------------------------
 

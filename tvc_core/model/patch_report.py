@@ -13,6 +13,7 @@ from ..errors import ParameterError, short_repr
 from ..surgery.patches import placed_patches
 from ..surgery.probing import probing
 from ..surgery.sites import first_tensor
+from .heads import joined, named_outputs
 from .settling import settle
 from .state import HybridState
 from .unpatching import switched_off
@@ -109,18 +110,23 @@ def patch_report(
             has_targets = has_targets and targets is not None
             num = len(images)
             count += num
-            with_all, maps = _run(network, images, [path for _, path, _ in placed])
+            with_all, maps = _run(network, state, images, [path for _, path, _ in placed])
             if targets is not None:
-                total += float(criterion(with_all, targets)) * num
+                if state.head_widths and loss is None:
+                    raise ParameterError(
+                        "patch_report cannot know the loss of several heads: give loss=..., a "
+                        "function of the dict of logits and the targets"
+                    )
+                total += float(criterion(named_outputs(state, with_all), targets)) * num
             for home, path, patch in placed:
                 with switched_off([patch]):
-                    logits, without = _run(network, images, [path])
+                    logits, without = _run(network, state, images, [path])
                 found = sums[home]
                 _add(found.maps, maps[path], without[path])
                 _add(found.logits, with_all, logits)
-                found.changed += int((with_all.argmax(-1) != logits.argmax(-1)).sum())
+                found.changed += _num_changed(state, with_all, logits)
                 if targets is not None:
-                    found.loss += float(criterion(logits, targets)) * num
+                    found.loss += float(criterion(named_outputs(state, logits), targets)) * num
     if not count:
         raise ParameterError("patch_report needs at least one image; the data is empty")
     effects = tuple(
@@ -161,7 +167,7 @@ def _batches(data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
 
 
 def _run(
-    network: nn.Module, images: Tensor, paths: Iterable[str]
+    network: nn.Module, state: HybridState, images: Tensor, paths: Iterable[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the logits and the maps of some modules."""
     maps: dict[str, Tensor] = {}
@@ -174,10 +180,19 @@ def _run(
         for path in dict.fromkeys(paths)
     ]
     try:
-        return first_tensor(network(images)), maps
+        return joined(state, network(images)), maps
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _num_changed(state: HybridState, before: Tensor, after: Tensor) -> int:
+    """Return for how many images a prediction differs, of any head."""
+    if not state.head_widths:
+        return int((before.argmax(-1) != after.argmax(-1)).sum())
+    both = named_outputs(state, before), named_outputs(state, after)
+    changed = [both[0][name].argmax(-1) != both[1][name].argmax(-1) for name in both[0]]
+    return int(torch.stack(changed).any(0).sum())
 
 
 def _add(sums: list[float], with_it: Tensor, without: Tensor) -> None:

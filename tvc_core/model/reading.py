@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError, StageError
 from ..surgery.anatomy import STEM
-from ..surgery.sites import has_module
+from ..surgery.sites import has_module, left_out_at
 from .features import PRE_LOGITS, Taps
 from .state import HybridState, state_of
 
@@ -87,6 +87,8 @@ class FeatureExtractor(nn.Module):
                     f"there is no module {node!r} to read from: give the path of a module, a stage "
                     'number or "stem"; model.named_modules() lists all'
                 )
+            if (gone := left_out_at(self.body, node)) is not None:
+                raise StageError(f"{gone!r} was left out: the network ends before it (stages)")
             return node
         return anatomy.taps[anatomy.feature_indices([node])[0]]
 

@@ -16,7 +16,7 @@ from ..surgery.patches import installed_patches
 from .settling import settle
 from .state import state_of
 
-__all__ = ["run_forward"]
+__all__ = ["run_compiled", "run_forward"]
 
 
 def run_forward(
@@ -34,11 +34,12 @@ def run_forward(
         PatchError: a patch has no place any more.
     """
     settle(network, state_of(network))
-    stack, collections = calls.running(), calls.collections()
-    length, others = len(stack), len(collections)
+    stack, collections, images = calls.running(), calls.collections(), calls.images()
+    length, others, sizes = len(stack), len(collections), len(images)
     try:
         try:
             stack.append(network)
+            images.append(calls.image_of((*args, *kwargs.values())))
             if collections and collections[-1] is not None:
                 if collections[-1].claimed:  # a call inside of a call, by a hook: nothing is its
                     collections.append(None)
@@ -49,9 +50,21 @@ def run_forward(
                     return forward(*args, **kwargs)
             return forward(*args, **kwargs)
         finally:
-            del stack[length:], collections[others:]
+            del stack[length:], collections[others:], images[sizes:]
     finally:  # an interrupt may come on the line above
-        del stack[length:], collections[others:]
+        del stack[length:], collections[others:], images[sizes:]
+
+
+def run_compiled(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run a forward pass while a graph is made of it: nothing is put in place, and the image is
+    known all the same.
+    """
+    images = calls.images()
+    images.append(calls.image_of((*args, *kwargs.values())))
+    # no `finally`: Dynamo could not go on after a graph break inside
+    found = forward(*args, **kwargs)
+    images.pop()
+    return found
 
 
 @contextmanager

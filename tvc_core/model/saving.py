@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -26,27 +27,26 @@ from torch import nn
 
 from ..errors import WeightsError, join_names
 from ..from_module import described
+from ..local import OWN
 from ..recipe import Plan
 from ..specs import FROM_MODULE
-from ..surgery.head import dropout_of
+from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
 from ..version import __version__
 from ..weights.digest import digest_of
 from . import freezing
 from .fingerprint import changes
 from .settling import settle
-from .state import HybridState, num_classes
+from .state import HybridState
 
-__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "save"]
+__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "how_to_load", "save"]
 
-FORMAT = 2
-KEYS = {
-    1: ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256"),
-    2: (
-        "format", "recipe", "freeze", "class_names", "step0_difference", "verified", "versions",
-        "saved", "preprocessing", "metadata", "sha256",
-    ),
-}  # fmt: skip
-"""The keys of each format that a reader knows."""
+FORMAT = 3
+_KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
+_LATER = (*_KEYS, "versions", "saved", "preprocessing", "metadata")
+KEYS = {1: _KEYS, 2: _LATER, 3: _LATER}
+"""The keys of each format that a reader knows. Since format 3, replacements keep settings of what
+they replace.
+"""
 
 MODULE_KEY = "module"
 """Only in files of models that were made from a user's module: what `from_module` was told."""
@@ -76,6 +76,33 @@ def save(
             f"{error}"
         ) from error
     _write(path, safetensors.torch.save(tensors, metadata={"tvc": text}))
+    _tell_own(state, path)
+
+
+def _tell_own(state: HybridState, path: Path) -> None:
+    """Say what has to be handed over to load a model with blocks that no plugin offers."""
+    own = {
+        plan.block.spec.name: plan.block.spec.factory
+        for plan in state.plan.patches
+        if plan.block is not None and plan.block.owner == OWN
+    }
+    if own:
+        warnings.warn(
+            f"{path}: the blocks {join_names(own)} are your own, which the file names and does not "
+            f"hold. {how_to_load(own, path)}",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def how_to_load(names: Iterable[str], path: Path) -> str:
+    """Say how a model with blocks of the user's own is loaded."""
+    blocks = [f"plugin.block(name={name!r})(...)" for name in names]
+    return (
+        "To load it, hand over what makes them, each a class or function of the number of "
+        f"channels: plugin = LocalPlugin({OWN!r}); {'; '.join(blocks)}; "
+        f"HybridBuilder(plugins=[plugin]).load({path.name!r})"
+    )
 
 
 def _check_unchanged(network: nn.Module, state: HybridState, path: Path) -> None:
@@ -102,17 +129,13 @@ def _content(
 ) -> dict[str, Any]:
     plan, anatomy = state.plan, state.anatomy
     recipe = plan.recipe.to_mapping()
-    head: dict[str, Any] = {"num_classes": num_classes(network, state)}
-    dropout = dropout_of(network, anatomy.head)
-    if dropout is not None and 0 <= dropout < 1:
-        head["dropout"] = dropout
-    recipe["head"] = {**recipe.get("head", {}), **head}
-    recipe["head"].pop("class_names", None)
+    recipe["head"] = _head(network, anatomy.head, recipe.get("head", {}))
+    names = {name: list(each) for name, each in state.class_names.items()}
     content: dict[str, Any] = {
         "format": FORMAT,
         "recipe": recipe,
         "freeze": freezing.as_data(state),
-        "class_names": None if state.class_names is None else list(state.class_names),
+        "class_names": names if state.head_widths else names.get(""),
         "step0_difference": repr(state.step0_difference),
         "verified": state.verified,
         "versions": {
@@ -127,6 +150,22 @@ def _content(
     if plan.backbone.owner == FROM_MODULE:
         content[MODULE_KEY] = described(plan.backbone.spec, network)
     return content
+
+
+def _head(network: nn.Module, path: str, written: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how a recipe describes the head as it is now; class names stand beside the recipe."""
+    head = {key: value for key, value in written.items() if key != "class_names"}
+    dropout = dropout_of(network, path)
+    if dropout is not None and 0 <= dropout < 1:
+        head["dropout"] = dropout
+    if several := find_heads(network, path):
+        head["heads"] = {
+            name: _head(network, each, head["heads"][name]) for name, each in several.items()
+        }
+    else:
+        last = find_last_layer(network, path)
+        head["num_classes"] = num_classes_of(last[1]) if last else 0
+    return head
 
 
 def _preprocessing(plan: Plan) -> dict[str, Any] | None:

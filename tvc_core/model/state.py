@@ -14,6 +14,7 @@ from torch import nn
 
 from ..recipe import PatchPlan, Plan
 from ..surgery.anatomy import Anatomy, StageInfo
+from ..surgery.ending import LeftOutRecord
 from ..surgery.head import find_last_layer, num_classes_of
 from ..surgery.input import InputRecord
 from .bridge import Bridge
@@ -44,6 +45,10 @@ class PatchRecord:
         paths: where the inserted modules live.
         replaced: class of the module that is gone, None if nothing was replaced.
         new: paths of the modules that took its place.
+        kept: names of the replaced module's tensors that the new one has with the same values.
+        changed: those that it has under the same name with other values, such as a kernel of
+            another size.
+        lost: those that it has not.
     """
 
     target: str
@@ -55,6 +60,9 @@ class PatchRecord:
     paths: tuple[str, ...]
     replaced: str | None
     new: tuple[str, ...] = ()
+    kept: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,9 +130,13 @@ class HybridState:
         freeze: what is to be frozen.
         statistics: of normalizations that are frozen: their buffers, by the modules' paths. Weight
             averaging resets them to estimate them again, and they are put back.
-        class_names: one for each output.
+        class_names: one for each output, by the name of the head; "" is a model's only one.
+        kept_classes: those whose weights were taken over when the head was exchanged, likewise.
+        head_widths: outputs of each of several heads, by name; empty where there is one.
+        head_dim: the dimension of the network's output along which they stand.
         new_layers: paths of the new last layers of auxiliary heads.
         input: what was done at the input.
+        left_out: what a network that ends early has not; None for a whole one.
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
         metadata: the user's own facts, which `save` writes.
@@ -143,9 +155,13 @@ class HybridState:
     verified: bool
     freeze: FreezeState = field(default_factory=FreezeState)
     statistics: dict[str, dict[str, Any]] = field(default_factory=dict)
-    class_names: tuple[str, ...] | None = None
+    class_names: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    kept_classes: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    head_widths: dict[str, int] = field(default_factory=dict)
+    head_dim: int = -1
     new_layers: tuple[str, ...] = ()
     input: InputRecord | None = None
+    left_out: LeftOutRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     half_thawed_told: bool = False

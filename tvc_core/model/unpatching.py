@@ -9,7 +9,7 @@ its weights, on the device where the model was built.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 import torch
@@ -18,7 +18,8 @@ from torch import nn
 from ..errors import HeadError, PatchError, TargetError, did_you_mean, join_names
 from ..recipe import PatchEntry, qualified_entry
 from ..surgery import calls
-from ..surgery.head import find_last_layer, num_classes_of, set_dropout
+from ..surgery.head import find_classifier, find_last_layer, num_classes_of, set_dropout
+from ..surgery.head_layers import HeadMLP, Heads
 from ..surgery.patch import Patch
 from ..surgery.patches import (
     CONTAINERS,
@@ -31,10 +32,9 @@ from ..surgery.patches import (
 from ..surgery.sites import Probe, has_module
 from ..surgery.targets import expand
 from . import freezing
-from .bridge import find_bridge
 from .checkpointing import Checkpointed, set_checkpointing
 from .fingerprint import fingerprint
-from .measuring import measure
+from .remeasuring import measure_again, misfits_noted
 from .settling import place
 from .state import HybridState, Installed, num_classes
 
@@ -159,7 +159,15 @@ def _take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -
 
 
 def _check_head(network: nn.Module, state: HybridState, classes: int) -> None:
-    """Refuse a last layer that comes back with other outputs than the head has now."""
+    """Refuse a last layer that comes back with other outputs than the head has now, or without the
+    layers that the recipe has in its place.
+    """
+    recipe, place = state.plan.recipe, find_classifier(network, state.anatomy.head)
+    if (recipe.hidden or recipe.heads) and not (place and isinstance(place[1], (HeadMLP, Heads))):
+        raise HeadError(
+            f"what was replaced at the head {state.anatomy.head!r} cannot come back: its hidden "
+            "layers or several heads stand in the replacement. Build the model without that patch"
+        )
     found = find_last_layer(network, state.anatomy.head)
     if found and (old := num_classes_of(found[1])) != classes:
         raise HeadError(
@@ -232,9 +240,5 @@ def _measure(network: nn.Module, state: HybridState) -> None:
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     image = torch.randn(state.probe_shape, generator=torch.Generator().manual_seed(0))
     probe = Probe(image.to(dtype=like.dtype, device=like.device))
-    # by model.compile(): not for a look
-    compiled = any(module._compiled_call_impl is not None for module in network.modules())
-    with torch.compiler.set_stance("force_eager") if compiled else nullcontext():
-        anatomy = state.anatomy
-        _, state.features = measure(network, anatomy, state.taps, state.records, probe)
-        state.bridge = find_bridge(network, anatomy.taps[-1], anatomy.head, probe)
+    with misfits_noted(network, {}):  # of a network changed by hand, patches go one by one
+        measure_again(network, state, probe)

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypedDict, TypeVar
 
+from ..advice import words
 from ..errors import RecipeError, what_there_is
 from .schema import Patches, Recipe, Weights
 
@@ -34,8 +35,11 @@ class ModuleArguments(TypedDict, total=False):
     num_classes: int | None
     dropout: float | None
     freeze_backbone: bool | Mapping[str, Any]
-    unfreeze_stages: Sequence[int] | int | None
+    unfreeze_stages: Sequence[int | str] | int | str | None
     class_names: Sequence[str] | None
+    hidden: Sequence[int] | int | None
+    activation: str | None
+    heads: Mapping[str, int | Sequence[str] | Mapping[str, Any]] | None
     in_channels: int | None
     in_channels_policy: str | Sequence[str | int] | None
 
@@ -44,13 +48,12 @@ class BuildArguments(ModuleArguments, total=False):
     """What `from_backbone` and `from_torchvision` take besides name and weights."""
 
     options: Mapping[str, Any] | None
-    image_size: int | None
+    stages: int | str | Sequence[int | str] | None
+    image_size: int | Sequence[int] | None
 
 
 _NAMES: dict[str, list[str]] = {}
 """All arguments of each function. Its signature says less where a subclass or a tool wraps it."""
-
-_HINTS = {"pretrained": " torchvision's pretrained=True is weights='DEFAULT', and False is None."}
 
 
 def takes(arguments: type) -> Callable[[F], F]:
@@ -99,6 +102,7 @@ def recipe_of(
     known = _NAMES[function]
     for name in arguments:
         if name not in known:
-            hint = _HINTS.get(name, "") + what_there_is(name, known)
+            known_elsewhere = words.ARGUMENTS.get(name)
+            hint = f" {known_elsewhere}" if known_elsewhere else what_there_is(name, known)
             raise RecipeError(f"Unknown argument {name!r} of {function}.{hint}")
     return Recipe(backbone=backbone, weights=weights, **arguments)

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from ..advice import words
 from ..errors import RecipeError, TvcError, join_names, short_repr, what_there_is
 
 __all__ = ["Place"]
@@ -31,7 +32,8 @@ class Place:
 
     def __str__(self) -> str:
         if self.lines is None:
-            return ", ".join(filter(None, (self.source, ".".join(map(str, self.path)))))
+            keys = [str(key) or "''" for key in self.path]
+            return f"{self.source}, {'.'.join(keys)}" if keys else self.source
         path = self.path
         while path and path not in self.lines:  # of a value that was left out, what it belongs to
             path = path[:-1]
@@ -52,8 +54,10 @@ class Place:
         except TvcError as error:
             raise type(error)(f"{self}: {error}") from error
 
-    def section(self, data: Any, name: str, keys: Iterable[str]) -> Mapping[str, Any]:
-        """Return what stands here as a mapping.
+    def section(
+        self, data: Any, name: str, keys: Iterable[str], elsewhere: Mapping[str, str] = {}
+    ) -> Mapping[str, Any]:
+        """Return what stands here as a mapping; `elsewhere` says of other keys what to do.
 
         Raises:
             RecipeError: it is not a mapping, or has another key than `keys`.
@@ -61,9 +65,11 @@ class Place:
         keys = list(keys)
         if not isinstance(data, Mapping):
             wanted = f"a mapping with the keys {join_names(keys)}"
-            raise self.error(f"{name} is {wanted}, not {short_repr(data)}")
+            hint = words.on_backbone(data)
+            raise self.error(f"{name} is {wanted}, not {short_repr(data)}{hint and f'.{hint}'}")
         for key in data:
             if key not in keys:
                 known = what_there_is(str(key), keys, "The keys are")
-                raise (self / key).error(f"unknown key {short_repr(key)} in {name}.{known}")
+                hint = f" {elsewhere[key]}" if key in elsewhere else ""
+                raise (self / key).error(f"unknown key {short_repr(key)} in {name}.{hint or known}")
         return data

@@ -5,16 +5,19 @@ here, and so does what a recipe must not reach; no torch yet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from ..advice.recipes import misplaced, refuse_missing
+from ..advice.words import on_weights
 from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
+from ..local import OWN, is_module, own_block
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
-from .rules import SIZE
+from .rules import IMAGE_SIZE, SIZE
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -86,6 +89,8 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
+    with recipe.where.before_errors():
+        refuse_missing(registry, _names(recipe, backbone is None))
     with _in_file(recipe, "backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
     if not by_code:
@@ -98,6 +103,7 @@ def make_plan(
     with _in_file(recipe, "image_size"):
         options = _options(recipe, backbone)
     patches = tuple(_bind_patch(entry, registry, by_code) for entry in recipe.patches)
+    _check_own(patches)
     qualified = replace(
         recipe,
         backbone=backbone.qualified,
@@ -127,6 +133,14 @@ def qualified_entry(patch: PatchPlan) -> PatchEntry:
         options=_for_recipes(patch.op, patch.entry.options),
         where=Place("a patch"),
     )
+
+
+def _names(recipe: Recipe, by_name: bool) -> Iterator[tuple[type[Any], str | None]]:
+    """Yield every name of a recipe with its kind; of a network handed over, `by_name` is false."""
+    yield BackboneSpec, recipe.backbone if by_name else None
+    for entry in recipe.patches:
+        block = entry.block if isinstance(entry.block, str) else None
+        yield from ((PatchOpSpec, entry.op), (BlockSpec, block), (InitializerSpec, entry.init))
 
 
 def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:
@@ -190,7 +204,7 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
         return options
     name, what = spec.size_option, f"{backbone.qualified} takes images of"
     if name in spec.options:
-        if options.setdefault(name, size) != size:
+        if IMAGE_SIZE.check(name, options.setdefault(name, size), ParameterError) != size:
             both = f"image_size is {size}, and the option {name} is {options[name]}"
             raise ParameterError(f"{both}: give one of them")
         return options
@@ -217,9 +231,10 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
         name = spec.default_weights
     if (found := spec.find_weights(name)) is None:
         names = [weights.name for weights in spec.weights]
+        hint = on_weights(given) or did_you_mean(name, names)
+        default = f"; 'DEFAULT' stands for {spec.default_weights}" if names else ""
         raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of {what}.{did_you_mean(name, names)} It has "
-            f"{join_names(names)}; 'DEFAULT' stands for {spec.default_weights}, None for random."
+            f"Unknown weights {str(given)!r} of {what}.{hint} It has {join_names(names)}{default}."
         )
     return found
 
@@ -233,20 +248,49 @@ def _weights_class(given: Weights) -> str | None:
 # -- patches ---------------------------------------------------------------------------------------
 
 
+def _block(given: Any, registry: Registry) -> Named[BlockSpec]:
+    """Return the spec of a block's name, or of what stands in its place."""
+    if callable(given):
+        return Named(OWN, own_block(given))
+    return registry.resolve(BlockSpec, given)
+
+
+def _check_own(patches: Iterable[PatchPlan]) -> None:
+    """Refuse two different blocks of one's own under one name, which no file could tell apart."""
+    known: dict[str, Any] = {}
+    for patch in patches:
+        if patch.block is not None and patch.block.owner == OWN and callable(patch.entry.block):
+            name, made = patch.block.spec.name, patch.entry.block
+            made = type(made) if is_module(made) else made
+            if known.setdefault(name, made) != made:
+                raise patch.entry.where.error(
+                    f"two different blocks of your own are called {name!r}, by which the model "
+                    "records them: rename one"
+                )
+
+
 def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPlan:
+    if entry.target in registry.names(PatchOpSpec) and entry.op not in registry.names(PatchOpSpec):
+        right = {entry.op: {entry.target: entry.block}}
+        raise entry.where.error(f"the target comes first, then the operation: write {right!r}")
     with entry.where.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
-        block = None if entry.block is None else registry.resolve(BlockSpec, entry.block)
+        block = None if entry.block is None else _block(entry.block, registry)
         init = None if entry.init is None else registry.resolve(InitializerSpec, entry.init)
     allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
     given = {"type": entry.block, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            known = what_there_is(key, allowed)
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{known}")
+            hint = misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
+            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
-        name = op.spec.name
-        raise entry.where.error(f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'")
+        name, hint = op.spec.name, ""
+        if entry.name:
+            hint = (
+                f"; 'name' names its place, and the block is the type: {{'type': {entry.name!r}}}"
+            )
+        needs = f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'"
+        raise entry.where.error(f"{needs}{hint}")
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:

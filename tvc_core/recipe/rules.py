@@ -11,15 +11,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..advice import words
 from ..errors import TvcError, did_you_mean, join_names, short_repr
 from ..specs import PATCH_KEYS
+from .place import Place
 
-__all__ = ["Rule", "check_class_names", "is_keywords", "is_name"]
+__all__ = ["Rule", "check_activation", "check_class_names", "check_heads", "is_keywords", "is_name"]
 
 MAX_SIZE, MAX_CLASSES = 100_000, 10_000_000
 
 CHANNEL_POLICIES = ("mean", "repeat", "zero")
 CHANNEL_RULES = ("r", "g", "b", "mean", "zero")
+
+ACTIVATIONS = {
+    "relu": "ReLU", "gelu": "GELU", "silu": "SiLU", "hardswish": "Hardswish", "mish": "Mish",
+    "leaky_relu": "LeakyReLU", "elu": "ELU", "tanh": "Tanh",
+}  # fmt: skip
+"""Between the layers of a head: the names for recipes, and torch.nn's classes."""
 
 MakeError = Callable[[str], TvcError]
 """What makes an error out of its message: its class, or a method that adds a place."""
@@ -34,12 +42,14 @@ class Rule:
         fits: tells whether a value is that.
         keep: makes of a value that fits what is kept of it.
         choices: the values that there are, for "did you mean".
+        advise: says of a value under a name what is meant by it, or nothing.
     """
 
     says: str
     fits: Callable[[Any], bool]
     keep: Callable[[Any], Any] = lambda value: value
     choices: tuple[Any, ...] = ()
+    advise: Callable[[str, Any], str] = lambda name, value: ""
 
     def check(self, name: str, value: Any, error: MakeError) -> Any:
         """Return what is kept of a value.
@@ -55,13 +65,19 @@ class Rule:
         if self.fits(value):
             return self.keep(value)
         names = [choice for choice in self.choices if isinstance(choice, str)]
-        near = did_you_mean(value, names) if isinstance(value, str) else ""
-        raise error(f"{name} {self.says}, not {short_repr(value)}{near and f'.{near}'}")
+        hint = did_you_mean(value, names) if isinstance(value, str) else ""
+        hint = hint or self.advise(name, value) or words.on_value(value, self.fits)
+        raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
 
 
 def is_name(value: Any) -> bool:
     """Return whether a value is text with something in it."""
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_pair(value: Any) -> bool:
+    pair = isinstance(value, (list, tuple)) and len(value) == 2
+    return pair and all(map(SIZE.fits, value))
 
 
 def _is_identifier(value: Any) -> bool:
@@ -94,7 +110,7 @@ def _is_channel_policy(value: Any) -> bool:
     return bool(rules) and all(isinstance(n, str) and n in CHANNEL_RULES for n in names)
 
 
-def _stages(value: Any) -> tuple[Any, ...]:
+def _listed(value: Any) -> tuple[Any, ...]:
     many = isinstance(value, (list, tuple, set, frozenset, range))
     return tuple(value) if many else (value,)
 
@@ -108,23 +124,65 @@ def _choice(says: str, *choices: Any) -> Rule:
 
 TEXT = Rule("is text", lambda value: isinstance(value, str))
 NAME = Rule("is a name", is_name)
-BACKBONE = Rule("is the name of a backbone", is_name)
+BACKBONE = Rule(
+    "is the name of a backbone", is_name, advise=lambda _, value: words.on_backbone(value)
+)
+BLOCK = Rule(
+    "is a name, or in code a class or a module", lambda value: is_name(value) or callable(value)
+)
 WEIGHTS = Rule(
     "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null",
     lambda value: value is None or isinstance(value, enum.Enum) or is_name(value),
+    advise=lambda _, value: words.on_weights(value),
 )
 OPTIONS = Rule("is a mapping of option names to values", is_keywords, dict)
 PARAMS = Rule("is a mapping of parameter names to values", is_keywords, dict)
-TARGET = Rule("is the path of a module", is_name)
+TARGET = Rule("is the path of a module, such as 'layer3'", is_name)
 OPERATION = Rule("is a name such as 'wrap'", is_name)
 PATH_PART = Rule("is one part of a path, letters, digits and '_'", _is_identifier)
 SIZE = Rule(f"is a whole number from 1 to {MAX_SIZE:,}", lambda v: _is_int(v, 1, MAX_SIZE))
+IMAGE_SIZE = Rule(
+    f"{SIZE.says}, or [height, width]",
+    lambda value: SIZE.fits(value) or _is_pair(value),
+    lambda value: value if _is_int(value) else tuple(value) if value[0] != value[1] else value[0],
+)
 NUM_CLASSES = Rule(
     f"is a whole number from 0 (no classifier) to {MAX_CLASSES:,}",
     lambda v: _is_int(v, 0, MAX_CLASSES),
 )
 DROPOUT = Rule("is a probability from 0 to below 1", _is_probability, float)
-CLASS_NAMES = Rule("is a list of different names", _are_different_texts, tuple)
+CLASS_NAMES = Rule(
+    "is a list of different names",
+    _are_different_texts,
+    tuple,
+    advise=lambda _, value: words.on_names(value),
+)
+HIDDEN = Rule(
+    "is a list of layer widths, such as [512], or one width",
+    lambda value: all(_is_int(width, 1, MAX_SIZE) for width in _listed(value)),
+    _listed,
+)
+ACTIVATION = Rule(
+    f"is one of {join_names(ACTIVATIONS)}",
+    lambda value: isinstance(value, str) and value in ACTIVATIONS,
+    choices=tuple(ACTIVATIONS),
+)
+HEADS = Rule(
+    "is a mapping of names to classes, such as {'breed': ['pug', 'beagle'], 'age': 1}, or to "
+    "mappings",
+    lambda value: is_keywords(value) and bool(value),
+)
+HEAD = {
+    "num_classes": Rule(
+        f"is a whole number from 1 to {MAX_CLASSES:,}", lambda v: _is_int(v, 1, MAX_CLASSES)
+    ),
+    "class_names": CLASS_NAMES,
+    "hidden": HIDDEN,
+    "activation": ACTIVATION,
+    "dropout": DROPOUT,
+}
+"""What one of several heads takes."""
+
 CHANNEL_POLICY = Rule(
     "is 'mean', 'repeat', 'zero', or a list with one rule a channel out of 'r', 'g', 'b', 'mean', "
     "'zero' and channel numbers",
@@ -132,9 +190,14 @@ CHANNEL_POLICY = Rule(
     lambda value: tuple(value) if isinstance(value, list) else value,
 )
 STAGES = Rule(
-    "is a list of stage numbers, such as [2, 3], or one number",
-    lambda value: all(map(_is_int, _stages(value))),
-    _stages,
+    "is a list of stages, by number or path, such as [2, 'layer4'], or one",
+    lambda value: all(_is_int(stage) or is_name(stage) for stage in _listed(value)),
+    _listed,
+)
+STAGES_KEPT = Rule(
+    "is how many stages there are to be, the path of the last one, or a list of the first ones",
+    lambda value: STAGES.fits(value) and value not in ([], ()),
+    lambda value: value if isinstance(value, (int, str)) else tuple(value),
 )
 FREEZE = {
     "head": _choice("what of the head is trainable", "all", "last", "none"),
@@ -159,7 +222,10 @@ PATCH = Rule(
     lambda value: isinstance(value, Mapping) and bool(value),
 )
 PATCH_VALUE = Rule(
-    f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}", is_keywords
+    f"takes the name of a block, or a mapping with the keys {join_names(PATCH_KEYS)}; in code also "
+    "a class or a module",
+    is_keywords,
+    advise=words.on_patch,
 )
 
 
@@ -176,6 +242,50 @@ def check_class_names(names: Any, num_classes: int | None, error: MakeError) -> 
     """
     kept: tuple[str, ...] = CLASS_NAMES.check("class_names", names, error)
     if num_classes not in (None, len(kept)):
-        outputs = f"{num_classes} outputs, each needs a name"
-        raise error(f"class_names has {len(kept)} entries; the head has {outputs}")
+        what = f"class_names has {len(kept)} entries; the head has {num_classes} outputs, each "
+        fits = f"num_classes={len(kept)} gives it a new last layer with {len(kept)}"
+        raise error(f"{what}needs a name. {fits}.")
     return kept
+
+
+def check_heads(heads: Any, where: Place) -> dict[str, dict[str, Any]]:
+    """Return several heads in their full form, plain data: {"age": 1} as {"age": {"num_classes":
+    1}}.
+
+    Args:
+        heads: as they were written.
+        where: what errors begin with.
+
+    Raises:
+        RecipeError: a head without classes, with a key that it does not take, or a wrong value.
+    """
+    kept: dict[str, dict[str, Any]] = {}
+    for name, given in HEADS.check("heads", heads, where.error).items():
+        at = where / name
+        if isinstance(given, (list, tuple)):
+            given = {"class_names": given}
+        if not isinstance(given, Mapping):
+            given = {"num_classes": given}
+        at.section(given, f"the head {name!r}", HEAD)
+        head = {key: HEAD[key].check(key, v, (at / key).error) for key, v in given.items()}
+        if (names := head.get("class_names")) is not None:
+            if names:
+                head.setdefault("num_classes", len(names))
+            check_class_names(names, head.get("num_classes"), (at / "class_names").error)
+        if "num_classes" not in head:
+            raise at.error(f"the head {name!r} has no classes: give num_classes or class_names")
+        check_activation(head.get("activation"), head.get("hidden"), (at / "activation").error)
+        kept[name] = {k: list(v) if isinstance(v, tuple) else v for k, v in head.items()}
+    return kept
+
+
+def check_activation(activation: str | None, hidden: Any, error: MakeError) -> None:
+    """Refuse an activation that would have no effect.
+
+    Raises:
+        TvcError: what `error` makes: there is an activation and no hidden layer.
+    """
+    if activation is not None and not hidden:
+        raise error(
+            "activation is that of hidden layers: give hidden=[512] as well, or leave it out"
+        )

@@ -5,11 +5,12 @@ are not resolved here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from ..advice import words
 from ..specs import PATCH_KEYS
 from . import rules
 from .place import Place
@@ -17,7 +18,10 @@ from .rules import Rule
 
 __all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe"]
 
-PatchStep = Mapping[str, str | Mapping[str, Any] | None]
+Block = str | Callable[..., Any]
+"""A block's name, or in code a class or function that makes it, or the module itself."""
+
+PatchStep = Mapping[str, Block | Mapping[str, Any] | None]
 """Operations with their blocks: {"wrap": "se"}, {"wrap": {"type": "se", "params": {...}}}."""
 
 Patches = Mapping[str, PatchStep | Sequence[PatchStep]]
@@ -34,7 +38,8 @@ class PatchEntry:
     Args:
         target: dotted path of a module of the backbone, or a pattern of such paths.
         op: name of the patch operation.
-        block: name of the block; None for an operation without one.
+        block: name of the block, or in code a class, function or module of one's own; None for an
+            operation without one.
         params: keyword arguments of the block.
         init: name of an initializer; None for the operation's own start.
         name: last part of the inserted module's path, instead of the block's short name.
@@ -47,7 +52,7 @@ class PatchEntry:
 
     target: str
     op: str
-    block: str | None = None
+    block: Block | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     init: str | None = None
     name: str | None = None
@@ -58,7 +63,7 @@ class PatchEntry:
         rules.TARGET.check("a patch target", self.target, self.where.error)
         rules.OPERATION.check("a patch operation", self.op, self.where.error)
         for key, value, rule in (
-            ("type", self.block, rules.NAME),
+            ("type", self.block, rules.BLOCK),
             ("init", self.init, rules.NAME),
             ("name", self.name, rules.PATH_PART),
             ("params", self.params, rules.PARAMS),
@@ -93,18 +98,32 @@ class Recipe:
             layer, the model returns what it got.
         dropout: probability of the head's dropout; a head without one gets it before its last
             layer. None leaves it.
-        class_names: one name for each output, all different.
+        class_names: one name for each output, all different; without `num_classes` they say how
+            many outputs there are. An output whose name the pretrained head has, as another of its
+            outputs or among another number of them, starts with that one's weights.
+        hidden: widths of new layers before the last one, such as [512], or one width: each a linear
+            layer (a 1x1 convolution where the last layer is a convolution), an activation and a
+            dropout. They and the last layer stand where the backbone's last layer stood.
+        activation: of the hidden layers: "relu" (which None stands for), "gelu", "silu",
+            "hardswish", "mish", "leaky_relu", "elu" or "tanh".
+        heads: several heads in place of one, by name: the number of classes, their names, or a
+            mapping of `num_classes`, `class_names`, `hidden`, `activation` and `dropout`. The model
+            then returns a dict of logits by name. `hidden` and `dropout` above are before all.
         freeze_backbone: freeze stem and stages; the head and new blocks stay trainable. Or a
             mapping of `head`, `freeze_patches` and `normalization`, as
             `HybridModel.freeze_backbone` takes them, such as {"head": "last"}.
-        unfreeze_stages: stages that stay trainable all the same, a list or one number; negative
-            numbers count from the end.
+        unfreeze_stages: stages that stay trainable all the same, one or a list, by number (negative
+            ones count from the end) or path, such as [2, "layer4"].
+        stages: how many stages the network keeps, or the path of the last one ("layer3"), or a list
+            of the first ones; the later ones are left out with their parameters. The pretrained
+            head goes with them: the model returns pooled features of the last stage, or, with
+            `num_classes`, the logits of a new layer on them. None, or all stages, keeps everything.
         in_channels: channels of the images; None keeps what the backbone takes [channels].
         in_channels_policy: how the first convolution's weights follow from the pretrained ones:
             "mean" (which None stands for), "repeat", "zero", or one rule a channel, such as ["r",
             "g", "b", "mean"].
-        image_size: side of the images, for a backbone that is built for one size, such as ViT,
-            whose position embeddings are then resampled [pixels].
+        image_size: side of the images, or [height, width], for a backbone that is built for one
+            size, such as ViT, whose position embeddings are then resampled [pixels].
         where: what errors about it begin with.
 
     Raises:
@@ -119,11 +138,15 @@ class Recipe:
     num_classes: int | None = _key("head", rules.NUM_CLASSES)
     dropout: float | None = _key("head", rules.DROPOUT)
     class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
+    hidden: tuple[int, ...] | None = _key("head", rules.HIDDEN)
+    activation: str | None = _key("head", rules.ACTIVATION)
+    heads: Mapping[str, Any] | None = _key("head", rules.HEADS)
     freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
-    unfreeze_stages: tuple[int, ...] | None = _key("", rules.STAGES)
+    unfreeze_stages: tuple[int | str, ...] | None = _key("", rules.STAGES)
+    stages: int | str | tuple[int | str, ...] | None = _key("backbone", rules.STAGES_KEPT)
     in_channels: int | None = _key("backbone", rules.SIZE)
     in_channels_policy: str | tuple[str | int, ...] | None = _key("backbone", rules.CHANNEL_POLICY)
-    image_size: int | None = _key("backbone", rules.SIZE)
+    image_size: int | tuple[int, ...] | None = _key("backbone", rules.IMAGE_SIZE)
     where: Place = field(default=Place("arguments"), compare=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -153,8 +176,17 @@ class Recipe:
         if isinstance(policy, tuple) and len(policy) != channels:
             raise error(f"in_channels_policy has {len(policy)} rules for in_channels {channels}")
         if self.class_names is not None:
+            if self.class_names and self.num_classes is None:
+                object.__setattr__(self, "num_classes", len(self.class_names))
             error = self.place("class_names").error
             rules.check_class_names(self.class_names, self.num_classes, error)
+        rules.check_activation(self.activation, self.hidden, self.place("activation").error)
+        if self.heads is not None:
+            if self.num_classes is not None:
+                raise self.place("heads").error(
+                    "each of the heads has its own classes: leave num_classes and class_names out"
+                )
+            object.__setattr__(self, "heads", rules.check_heads(self.heads, self.place("heads")))
         if self.unfreeze_stages is not None and not self.freeze_backbone:
             raise self.place("unfreeze_stages").error(
                 "unfreeze_stages says what stays trainable in a frozen backbone: set "
@@ -233,18 +265,32 @@ def load_recipe(path: str | Path) -> Recipe:
 
 
 def _parse(data: Any, where: Place) -> Recipe:
-    top = dict(where.section(data, "a recipe", SECTIONS[""]))
+    top = dict(where.section(data, "a recipe", SECTIONS[""], _elsewhere("")))
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
     backbone, head, at = top.pop("backbone"), top.pop("head", None), where / "backbone"
     if isinstance(backbone, str):
         backbone = {"name": backbone}
-    backbone = dict(at.section(backbone, "'backbone'", SECTIONS["backbone"]))
+    backbone = at.section(backbone, "'backbone'", SECTIONS["backbone"], _elsewhere("backbone"))
+    backbone = dict(backbone)
     if "name" not in backbone:
         raise at.error("the key 'name' is missing in 'backbone'; it names the network")
-    head = {} if head is None else (where / "head").section(head, "'head'", SECTIONS["head"])
-    return Recipe(backbone=backbone.pop("name"), **backbone, **head, **top, where=where)
+    if head is not None:
+        at = where / "head"
+        head = at.section(head, "'head'", SECTIONS["head"], _elsewhere("head"))
+    return Recipe(backbone=backbone.pop("name"), **backbone, **(head or {}), **top, where=where)
+
+
+def _elsewhere(here: str) -> dict[str, str]:
+    """Return what to do with a key that stands in one section and belongs into another."""
+    moved = {
+        key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
+        for section, keys in SECTIONS.items()
+        for key in keys
+        if key not in SECTIONS[here]
+    }
+    return words.ARGUMENTS | moved
 
 
 def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
@@ -265,7 +311,7 @@ def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
 
 
 def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
-    if value is None or rules.is_name(value):
+    if value is None or rules.is_name(value) or callable(value):
         value = {"type": value}
     rules.PATCH_VALUE.check(str(op), value, where.error)
     known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}

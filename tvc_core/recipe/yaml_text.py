@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from ..advice import words
 from ..errors import RecipeError, describe_error, short_repr
 
 __all__ = ["Lines", "parse_yaml", "read_yaml", "write_yaml"]
@@ -77,7 +78,11 @@ def read_yaml(path: Path) -> tuple[Any, Lines]:
             content = file.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
-        raise RecipeError(f"{path}: the recipe cannot be read: {reason}") from error
+        hint = words.on_missing(path, (".yaml", ".yml")) if isinstance(error, OSError) else ""
+        message = f"{path}: the recipe cannot be read: {reason}{hint and f'.{hint}'}"
+        raise RecipeError(message) from error
+    if other := words.on_file(path, content, "recipe"):
+        raise RecipeError(f"{path}: not a recipe.{other}")
     if len(content) > MAX_BYTES:
         raise RecipeError(f"{path}: larger than the {MAX_BYTES:,} bytes that a recipe may have")
     try:
@@ -103,6 +108,8 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         problem = "; ".join(part for part in (error.context, error.problem) if part)
         if "alias" in problem:  # a pattern of targets such as **.bn3
             problem += "; text that begins with '*' needs quotes"
+        elif "'\\t'" in problem:
+            problem += "; indent by spaces, not by tabs"
         raise _error(name, mark.line if mark else None, f"not YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         problem = f"not YAML: the character {error.character:#06x} is not allowed"

@@ -23,7 +23,8 @@ from typing import Any
 import importlib_metadata
 
 from .. import builtin, hookspecs
-from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean
+from ..advice.words import on_plugins
+from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean, short_repr
 from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
 from ..version import __version__
@@ -110,7 +111,7 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
     core = replace(_failed(CORE_OWNER, __version__), module=builtin.__name__)
     core = replace(_checked(_examine(core, lambda: builtin)), kinds=hookspecs.KINDS)
     found = [core, *(installed_plugins() if installed else ())]
-    for plugin in given:
+    for plugin in _listed(given):
         local = local_plugin(plugin)
         if any(local.owner == other.owner for other in found):
             what = f"two plugins have the owner {local.owner!r}"
@@ -125,6 +126,15 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
         raise PluginError(f"TVC_STRICT is set and {counts} plugins are faulty: {faults}")
     _mention(infos)
     return sorted(infos, key=lambda info: (info.owner, info.module))
+
+
+def _listed(given: Any) -> Iterable[Any]:
+    if isinstance(given, str):  # of which the letters would be taken for plugins
+        return [given]
+    if not isinstance(given, Iterable):
+        hint = on_plugins(given) or f"write plugins=[{short_repr(given)}]"
+        raise PluginError(f"plugins is a list of plugins, not {short_repr(given)}: {hint}.")
+    return given
 
 
 def installed_plugins() -> list[PluginInfo]:
@@ -161,7 +171,10 @@ def local_plugin(plugin: Any) -> PluginInfo:
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
     info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
-    return _checked(_examine(info, lambda: plugin, api_required=False))
+    found = _examine(info, lambda: plugin, api_required=False)
+    if found.status != "active" and (hint := on_plugins(plugin)):
+        raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.")
+    return _checked(found)
 
 
 def _checked(info: PluginInfo) -> PluginInfo:

@@ -9,22 +9,22 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..errors import AmbiguousNameError, UnknownNameError, did_you_mean, join_names, near_names
-from ..specs import FROM_MODULE, BackboneFamilySpec, BackboneSpec, Kind, Spec, normalize
+from ..advice.names import LISTED_BY, unknown_name
+from ..errors import (
+    AmbiguousNameError,
+    UnknownNameError,
+    did_you_mean,
+    join_names,
+    near_names,
+    sentence,
+    short_repr,
+)
+from ..specs import BackboneFamilySpec, BackboneSpec, Kind, Spec, normalize
 from . import hints, offers
 from .discovery import PluginInfo, load_plugins
 from .offers import Named, S
 
 __all__ = ["Registry"]
-
-_LISTED_BY = {
-    "backbone family": "HybridBuilder.list_families()",
-    "kind": "Registry().names(Kind)",
-    **{
-        kind: f"HybridBuilder.list_{kind.replace(' ', '_')}s()"
-        for kind in ("backbone", "block", "patch op", "initializer")
-    },
-}
 
 
 class Registry:
@@ -103,12 +103,25 @@ class Registry:
         wanted: type[Any] = self._class_of(kind)
         if not isinstance(name, str):
             raise UnknownNameError(
-                f"Unknown {wanted.kind} {name!r}: a name is a string, not {type(name).__name__}."
+                f"Unknown {wanted.kind} {short_repr(name)}: a name is a string, not "
+                f"{type(name).__name__}."
             )
         owner, _, short = name.rpartition(":") if name[:1] != ":" else ("", "", name)
         if wanted is BackboneSpec and "/" in short:
             return self._resolve_member(name, owner, short)  # type: ignore[return-value]
         return self._choose(wanted, owner, short, f"{wanted.kind} {name!r}")
+
+    def lacks(self, kind: type[Spec], name: str) -> str:
+        """Return the distribution that a name needs and that is not installed, or nothing: the name
+        says it, or is that of a first-party plugin.
+        """
+        owner, _, short = name.rpartition(":")
+        family, slash, _ = short.partition("/")
+        key = (BackboneFamilySpec, family) if slash else (kind, short)
+        owner = normalize(owner) or (
+            "" if key in self._table else hints.table(key[0].kind).get(key[1], "")
+        )
+        return "" if owner in {info.owner for info in self.plugins} else owner
 
     # -- lists -------------------------------------------------------------------------------------
 
@@ -224,12 +237,13 @@ class Registry:
         owner = normalize(owner)
         found = [one for one in self._table.get((kind, short), []) if owner in ("", one.owner)]
         if not found:
-            missing = f": there is no family {short!r}" if ending else ""
-            raise UnknownNameError(f"Unknown {what}{missing}. {self._advice(kind, owner, short)}")
+            missing = f": there is no family {short!r}" if ending and not owner else ""
+            said = unknown_name(self, hints, kind, owner, short, ending)
+            raise UnknownNameError(f"Unknown {what}{missing}. {said}")
         if (meant := self._meant(found)) is not None:
             return meant
         choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in found)
-        built = kind.kind in _LISTED_BY and kind is not Kind
+        built = kind.kind in LISTED_BY and kind is not Kind
         prefer = f", or build with HybridBuilder(prefer=({found[0].owner!r},))" if built else ""
         is_offered = f"The {what} is offered by {len(found)} plugins"
         raise AmbiguousNameError(f"{is_offered}: write {choices}{prefer}.")
@@ -256,9 +270,9 @@ class Registry:
         self, name: str, member: str, family: Named[BackboneFamilySpec], said: str
     ) -> UnknownNameError:
         label, members = self.label(family), self._all_members(family)
-        said = " ".join(said.split()).rstrip(".") or f"the family {label!r} has no such member"
+        said = sentence(" ".join(said.split()) or f"the family {label!r} has no such member")
         if "?" not in said:
-            said += f".{did_you_mean(f'{label}/{member}', [f'{label}/{one}' for one in members])}"
+            said += did_you_mean(f"{label}/{member}", [f"{label}/{one}" for one in members])
         return UnknownNameError(
             f"Unknown backbone {name!r}: {said} The family has {len(members)} members: "
             f"{join_names(members, most=4)}. HybridBuilder.list_backbones('{label}/*') lists them."
@@ -269,47 +283,6 @@ class Registry:
         if key not in self._members:
             self._members[key] = offers.members_of(family)
         return self._members[key]
-
-    def _advice(self, kind: type[Any], owner: str, short: str) -> str:
-        """Return what to do about a name that no plugin offers; `owner` is empty for a short
-        name.
-        """
-        known = {info.owner: info for info in self.plugins}
-        installable = hints.table(kind.kind)
-        provider = installable.get(short)
-        info = known.get(owner or provider or "")
-        if owner == normalize(FROM_MODULE):
-            return (
-                "It is a network that was handed over in code, which no recipe builds: make it and "
-                "use HybridBuilder.from_module."
-            )
-        if provider and provider not in known and owner in ("", provider):
-            return f"{provider} provides it and is not installed: pip install {provider}"
-        if info is not None and info.status != "active":
-            why = info.error or "by TVC_DISABLE or TVC_ONLY"
-            what = f"{info.owner} {info.version} is installed but {info.status}"
-            return f"{what}: {why}. 'tvc plugins' shows all plugins."
-        if there := [offer.qualified for offer in self._table.get((kind, short), [])]:
-            return f"{owner!r} does not offer it; there is {join_names(there)}."
-        parts = []
-        if owner in hints.distributions() and info is None:
-            parts.append(f"{owner} is not installed: pip install {owner}.")
-        elif owner and info is None:
-            parts.append(f"There is no plugin {owner!r}.{did_you_mean(owner, known)}")
-        others = sorted({other.kind for other, name in self._table if name == short})
-        parts += [f"There is the {other} {short!r}." for other in others]
-        names = self.names(kind)
-        absent = [name for name in installable if name not in names]
-        parts.append(did_you_mean(short, [*names, *absent]).strip())
-        if near := near_names(short, absent, most=1):
-            parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
-        lists = _LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
-        parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
-        faulty = [info.owner for info in self.plugins if info.status in ("failed", "incompatible")]
-        if faulty:
-            of = join_names(faulty)
-            parts.append(f"Nothing of {of} could be loaded; 'tvc plugins' says why.")
-        return " ".join(part for part in parts if part)
 
 
 def _matches(pattern: str | None, *names: str) -> bool:

@@ -33,13 +33,13 @@ class Named(Generic[S]):
         """The name that means the same whatever else is installed, "owner:name"."""
         return f"{self.owner}:{self.spec.name}"
 
-    def load(self) -> Any:
-        """Import and return what the spec's factory points at.
+    def load(self, entry: str = "factory") -> Any:
+        """Import and return what the spec's factory points at, or what another entry of it does.
 
         Raises:
             PluginError: the import fails, or the module has no such attribute.
         """
-        return _load(self, self.spec.factory) if isinstance(self.spec, Spec) else self.spec
+        return _load(self, getattr(self.spec, entry)) if isinstance(self.spec, Spec) else self.spec
 
 
 def describe(family: Named[BackboneFamilySpec], name: str) -> BackboneSpec:

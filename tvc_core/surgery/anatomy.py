@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,28 +159,32 @@ class Anatomy:
                 yield path, module
 
     def stage_indices(self, given: object) -> list[int]:
-        """Return stage numbers as indices from 0; negative ones count from the end.
+        """Return stages as indices from 0, in order, each once.
+
+        Args:
+            given: a stage, or several: numbers, of which negative ones count from the end, and
+                paths, of which each names the stage that it is one of.
 
         Raises:
             StageError: a stage that is not there.
         """
+        many = isinstance(given, (list, tuple, set, frozenset, range))
+        stages: Iterable[Any] = given if many else [given]  # type: ignore[assignment]
+        return sorted({self._stage_index(each) for each in stages})
+
+    def _stage_index(self, given: Any) -> int:
         count = len(self.stages)
-        numbers: list[Any] = (
-            list(given) if isinstance(given, (list, tuple, set, frozenset, range)) else [given]
+        if isinstance(given, int) and not isinstance(given, bool) and -count <= given < count:
+            return given % count
+        for index, paths in enumerate(self.stages):
+            if given in paths:
+                return index
+        part = self.part_of(given) if isinstance(given, str) else None
+        inside = f" ({given!r} is in {part}, which is named as a whole)" if part else ""
+        names = ", ".join(f"{index}: {'+'.join(paths)}" for index, paths in enumerate(self.stages))
+        raise StageError(
+            f"there is no stage {given!r}{inside}: the {count} stages are {names}; -1 is the last"
         )
-        for number in numbers:
-            if (
-                isinstance(number, bool)
-                or not isinstance(number, int)
-                or not -count <= number < count
-            ):
-                names = ", ".join(
-                    f"{index}: {'+'.join(paths)}" for index, paths in enumerate(self.stages)
-                )
-                raise StageError(
-                    f"there is no stage {number!r}: the {count} stages are {names}; -1 is the last"
-                )
-        return sorted({number % count for number in numbers})
 
     def feature_indices(self, given: object) -> list[int]:
         """Return the indices of features (0 is the stem, i + 1 is stage i) for stage numbers and

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
+from ..advice.factories import parameters_of
 from ..errors import (
     ParameterError,
     PluginError,
@@ -17,32 +17,27 @@ from ..errors import (
     foreign,
     join_names,
 )
+from ..local import OWN
 from ..quarantine.process_state import run_preserved
 from ..registry import Named
 from ..specs import BlockSpec
 
-__all__ = ["call_factory", "create_block", "parameters_of"]
+__all__ = ["call_factory", "create_block", "create_in_place_of"]
 
 
-def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] | None:
-    """Return a factory's keyword parameters and defaults after the first `skip`; None where it
-    takes any keyword.
-    """
-    parameters = list(inspect.signature(factory).parameters.values())
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    named = [p for p in parameters[skip:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    return {p.name: (... if p.default is p.empty else p.default) for p in named}
-
-
-def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping[str, Any]) -> Any:
-    """Call what a spec's factory points at.
+def call_factory(
+    named: Named[Any],
+    positional: tuple[Any, ...],
+    params: Mapping[str, Any],
+    entry: str = "factory",
+) -> Any:
+    """Call what a spec's factory points at, or what another entry of it does.
 
     Raises:
         ParameterError: a parameter that it does not take, a missing one, or one that it refuses.
         PluginError: the factory cannot be loaded, or raises SystemExit or the like.
     """
-    factory = named.load()
+    factory = named.load(entry)
     what = f"{named.spec.kind} {named.qualified!r}"
     takes = parameters_of(factory, skip=len(positional))
     if takes is not None:
@@ -58,7 +53,7 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
                 f"{what}: the parameter {join_names(missing)} must be given. It takes: "
                 f"{join_names(takes)}."
             )
-    fault = f"This is a fault of the distribution {named.owner!r}."
+    fault = "" if named.owner == OWN else f"This is a fault of the distribution {named.owner!r}."
     with foreign(PluginError, f"{what} cannot be made", advice=fault):  # SystemExit or worse
         try:
             return run_preserved(factory, *positional, **params)
@@ -67,8 +62,19 @@ def call_factory(named: Named[Any], positional: tuple[Any, ...], params: Mapping
         except Exception as error:  # by any exception a factory may refuse a parameter
             given = ", ".join(f"{name}={value!r}" for name, value in params.items())
             raise ParameterError(
-                f"{what} cannot be made with {given or 'its defaults'}: {describe_error(error)}"
+                f"{what} cannot be made with {given or 'its defaults'}{_tried(named, positional)}: "
+                f"{describe_error(error)}"
             ) from error
+
+
+def _tried(named: Named[Any], positional: tuple[Any, ...]) -> str:
+    """Say how a block of the user's own was called: by what it must take."""
+    if named.owner != OWN or named.spec.kind != BlockSpec.kind:
+        return ""
+    return (
+        f" (its first argument was {positional[0]}, the number of channels of the map, as every "
+        "block gets it; the others are params)"
+    )
 
 
 def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str, Any]) -> nn.Module:
@@ -83,10 +89,38 @@ def create_block(block: Named[BlockSpec], in_channels: int, params: Mapping[str,
             f"block {block.qualified!r}: in_channels is a whole number of at least 1, not "
             f"{in_channels!r}"
         )
-    module = call_factory(block, (in_channels,), params)
-    if not isinstance(module, nn.Module):
+    made = block.spec.factory
+    if isinstance(made, nn.Module):
+        if params:
+            raise ParameterError(
+                f"block {block.qualified!r} is a module, made already, and takes no params: hand "
+                f"over the class {type(made).__name__} instead, or set them on it"
+            )
+        return made
+    return _module(block, call_factory(block, (in_channels,), params))
+
+
+def create_in_place_of(
+    block: Named[BlockSpec], original: nn.Module | None, in_channels: int, params: Mapping[str, Any]
+) -> tuple[nn.Module, bool]:
+    """Make a block that keeps weights of the module whose place it takes, where its spec has a way
+    to; else one with a start of its own. Return it, and whether it keeps any.
+
+    Raises:
+        ParameterError: a parameter is wrong, or the block refuses the module.
+        PluginError: the factory cannot be loaded, or does not return a module.
+    """
+    if original is not None and block.spec.in_place_of:
+        made = call_factory(block, (original, in_channels), params, "in_place_of")
+        if made is not None:
+            return _module(block, made), True
+    return create_block(block, in_channels, params), False
+
+
+def _module(block: Named[BlockSpec], made: Any) -> nn.Module:
+    if not isinstance(made, nn.Module):
         raise PluginError(
-            f"block {block.qualified!r}: its factory returned {type(module).__name__}, not an "
+            f"block {block.qualified!r}: its factory returned {type(made).__name__}, not an "
             "nn.Module"
         )
-    return module
+    return made

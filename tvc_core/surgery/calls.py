@@ -8,16 +8,22 @@ own. A stack is cut back to the length that it had, so that nothing of an interr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-__all__ = ["collections", "running", "switched_off", "within"]
+import torch
+
+__all__ = ["collections", "image_of", "images", "running", "switched_off", "within"]
+
+Image = tuple[int, int] | None
+"""Height and width of the images of a call [pixels]; None where it got no images."""
 
 
 class _Stacks(threading.local):
     def __init__(self) -> None:
         self.running: list[Any] = []
+        self.images: list[Image] = []
         self.collections: list[Any] = []
         self.switched_off: list[Any] = []
 
@@ -28,6 +34,21 @@ _THREAD = _Stacks()
 def running() -> list[Any]:
     """Return the networks whose forward runs in this thread, the outermost first."""
     return _THREAD.running
+
+
+def images() -> list[Image]:
+    """Return the sizes of the images that hybrids in this thread are running on, the outermost
+    first.
+    """
+    return _THREAD.images
+
+
+def image_of(args: Iterable[Any]) -> Image:
+    """Return the size of the images among the arguments of a forward."""
+    first = next(iter(args), None)
+    if not isinstance(first, torch.Tensor) or first.dim() != 4:
+        return None
+    return first.shape[2], first.shape[3]
 
 
 def collections() -> list[Any]:

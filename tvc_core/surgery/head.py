@@ -1,72 +1,102 @@
-"""The head's last layer and its dropout: exchanged in place, so that every name and every layer
-before it stays.
+"""The head's last layer, what stands in its place, and its dropout: exchanged in place, so that
+every name and every layer before it stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import HeadError
-from ..recipe.rules import DROPOUT, NUM_CLASSES
+from ..errors import HeadError, did_you_mean, join_names
+from ..recipe.rules import CLASS_NAMES, DROPOUT, NUM_CLASSES, Rule
 from .anatomy import Anatomy
-from .hooks import TvcHook, carry_hooks
+from .head_layers import (
+    HeadDropout,
+    HeadMLP,
+    Heads,
+    Layout,
+    NoClassifier,
+    make_classifier,
+    maker_of,
+    widths_of,
+)
+from .hooks import carry_hooks
 from .patches import add_child, installed_patches, set_module
 
 __all__ = [
-    "HeadDropout",
-    "NoClassifier",
-    "dropout_of",
-    "exchange_heads",
-    "fill_empty",
-    "find_last_layer",
-    "last_layer",
-    "num_classes_of",
-    "set_dropout",
+    "HeadDropout", "HeadReport", "Layout", "NoClassifier", "check_classes", "check_known",
+    "dropout_of", "exchange_heads", "fill_empty", "find_classifier", "find_heads",
+    "find_last_layer", "last_layer", "num_classes_of", "report_of", "rows_by_name", "set_dropout",
     "set_num_classes",
-]
+]  # fmt: skip
+
+Rows = Mapping[int, int]
+"""Of which outputs the weights are kept: new index to old index."""
+
+ClassNames = tuple[str, ...] | None
 
 
-class HeadDropout(TvcHook):
-    """A picklable forward pre-hook: the input of the head's last layer goes through a child of that
-    layer, an `nn.Dropout`.
-
-    A layer of its own would rename the last one (`fc.weight` to `fc.1.weight`), and
-    `model.fc.in_features` would fail. A subclass of the layer with another forward would no longer
-    be what other tools look for: quantizers ask for `nn.Linear` itself. As a child, which has no
-    tensors, it renames nothing, is printed and listed, and is frozen with the head.
-
-    Args:
-        name: of the child. Where a tool has taken it away, nothing is dropped.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Any, ...]:
-        dropout = module._modules.get(self.name)
-        return args if dropout is None else (dropout(args[0]), *args[1:])
-
-
-class NoClassifier(nn.Identity):
-    """Stands where the last layer of a head was: the network returns what that layer got, and has
-    no classes.
-
-    A factory whose network is built without a classifier puts it there as well, so that the head
-    can be given one later.
+@dataclass(frozen=True, kw_only=True)
+class HeadReport:
+    """What `reset_classifier` did to the classes of a head.
 
     Args:
-        layer: what it stands for; a new last layer has its kind and its input width.
+        num_classes: outputs that the head has now.
+        kept: names of the classes whose weights and bias are those of before.
+        new: names of the classes that were initialized; empty where only a number was given.
+        dropped: names of the classes that the head had and has no more.
     """
 
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.make = _maker(layer)
+    num_classes: int
+    kept: tuple[str, ...] = ()
+    new: tuple[str, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        rows = (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
+        said = [f"{len(n)} {what} ({join_names(n, most=4)})" for what, n in rows if n]
+        return f"{self.num_classes} classes" + (f": {'; '.join(said)}" if said else "")
+
+
+def report_of(num_classes: int, before: ClassNames, names: ClassNames) -> HeadReport:
+    """Compare the names of before with those of now."""
+    old, now = before or (), names or ()
+    return HeadReport(
+        num_classes=num_classes,
+        kept=tuple(name for name in now if name in old),
+        new=tuple(name for name in now if name not in old),
+        dropped=tuple(name for name in old if name not in now),
+    )
+
+
+def rows_by_name(before: ClassNames, names: ClassNames) -> dict[int, int]:
+    """Return for each class that was there before its new index, and its old one."""
+    old = {name: index for index, name in enumerate(before or ())}
+    return {index: old[name] for index, name in enumerate(names or ()) if name in old}
+
+
+def check_classes(classes: Any, least: Rule = NUM_CLASSES) -> tuple[int, ClassNames]:
+    """Return the number of classes and their names, if these were given.
+
+    Args:
+        classes: the number, or the names.
+        least: what a number may be.
+
+    Raises:
+        HeadError: it is no such number, and no list of different names.
+    """
+    if isinstance(classes, (list, tuple)) and classes:
+        names = CLASS_NAMES.check("class_names", classes, HeadError)
+        return len(names), names
+    return least.check("num_classes", classes, HeadError), None
+
+
+# -- where it is -----------------------------------------------------------------------------------
 
 
 def find_last_layer(network: nn.Module, head: str) -> tuple[str, nn.Module] | None:
@@ -74,10 +104,24 @@ def find_last_layer(network: nn.Module, head: str) -> tuple[str, nn.Module] | No
     where the head has none, as an `nn.Identity` that a user has put there.
 
     A layer is known by its widths, whatever its class: quantized layers and the wrappers of PEFT
-    are layers, and what they are made of is not looked at.
+    are layers, and what they are made of is not looked at. Several heads are one layer.
     """
-    found = list(_layers(head, network.get_submodule(head)))
+    found = list(_layers(head, network.get_submodule(head), (NoClassifier, Heads)))
     return found[-1] if found else None
+
+
+def find_classifier(network: nn.Module, head: str) -> tuple[str, nn.Module] | None:
+    """Return path and module of what stands where the backbone's last layer stood: that layer, or
+    the new layers in its place.
+    """
+    found = list(_layers(head, network.get_submodule(head), (NoClassifier, Heads, HeadMLP)))
+    return found[-1] if found else None
+
+
+def find_heads(network: nn.Module, head: str) -> dict[str, str]:
+    """Return the paths of several heads by their names; empty where there is one."""
+    path, layer = find_last_layer(network, head) or ("", None)
+    return {name: f"{path}.{name}" for name in layer.names} if isinstance(layer, Heads) else {}
 
 
 def last_layer(network: nn.Module, head: str) -> tuple[str, nn.Module]:
@@ -96,68 +140,91 @@ def last_layer(network: nn.Module, head: str) -> tuple[str, nn.Module]:
     return found
 
 
-def _layers(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    if isinstance(module, NoClassifier) or _widths(module) is not None:
+def _layers(
+    path: str, module: nn.Module, whole: tuple[type[nn.Module], ...]
+) -> Iterator[tuple[str, nn.Module]]:
+    if isinstance(module, whole) or widths_of(module) is not None:
         yield path, module
         return
     for name, child in module.named_children():
-        yield from _layers(f"{path}.{name}", child)
-
-
-def _widths(module: nn.Module) -> tuple[int, int] | None:
-    """Return the widths of a linear layer or a convolution; None for what is neither."""
-    if not hasattr(module, "weight"):  # a module that only remembers its widths
-        return None
-    for kind in ("features", "channels"):
-        found = getattr(module, f"in_{kind}", None), getattr(module, f"out_{kind}", None)
-        if isinstance(found[0], int) and isinstance(found[1], int):
-            return found  # type: ignore[return-value]
-    return None
+        yield from _layers(f"{path}.{name}", child, whole)
 
 
 def num_classes_of(layer: nn.Module | None) -> int:
-    """Return the number of outputs of a last layer; 0 where there is no classifier."""
-    widths = None if layer is None else _widths(layer)
+    """Return the number of outputs of a last layer, of several heads all together; 0 where there is
+    no classifier.
+    """
+    if isinstance(layer, Heads):
+        heads = (find_last_layer(layer, name) for name in layer.names)
+        return sum(num_classes_of(last[1]) for last in heads if last)
+    widths = None if layer is None else widths_of(layer)
     return 0 if widths is None else widths[1]
 
 
-def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
-    """Give the head a new last layer with `num_classes` outputs and torch's default start; the
-    layers before it stay.
+# -- exchanging it ---------------------------------------------------------------------------------
 
-    With 0 outputs a `NoClassifier` takes its place. Device, dtype and mode of the old layer go over
-    to the new one, and so do the hooks that tvc has put there: patches and the dropout of
-    `set_dropout`. Hooks of others (pruning masks, a user's own) are about the old layer's weights
-    or can be removed by whoever has their handle: they stay with it.
+
+def set_num_classes(network: nn.Module, head: str, num_classes: int) -> None:
+    """Give the head a new last layer with `num_classes` outputs; the layers before it stay.
+
+    With 0 outputs a `NoClassifier` takes its place.
 
     Raises:
-        HeadError: `num_classes` is no whole number from 0 to 10 million, the head has no layer to
-            exchange, or a block inserted after that layer has its width.
+        HeadError: `num_classes` is no whole number from 0 to 10 million, or as for
+            `set_classifier`.
     """
     NUM_CLASSES.check("num_classes", num_classes, HeadError)
+    set_classifier(network, head, Layout(num_classes=num_classes))
+
+
+def set_classifier(
+    network: nn.Module, head: str, layout: Layout, rows: Mapping[str, Rows] | None = None
+) -> None:
+    """Put what a layout describes where the head's last layer stands, with torch's default start.
+
+    Device, dtype and mode of the old layer go over to what is new, and so do the hooks that tvc has
+    put there: patches and the dropout of `set_dropout`. Hooks of others (pruning masks, a user's
+    own) are about the old layer's weights or can be removed by whoever has their handle: they stay
+    with it.
+
+    Args:
+        network: the root.
+        head: path of the head.
+        layout: what is wanted.
+        rows: outputs whose weights and bias are taken over, for "" or each of several heads; they
+            have no hidden layers.
+
+    Raises:
+        HeadError: the head has no layer to exchange, weights that are to be kept cannot be read, or
+            a block inserted after that layer has its width.
+    """
     path, old = last_layer(network, head)
     for target, patch in installed_patches(network):
         if (
             patch.position.runs_after
             and f"{path}.".startswith(f"{target}.")
-            and num_classes != num_classes_of(old)
+            and layout.num_outputs != num_classes_of(old)
         ):
             raise HeadError(
                 f"the block {patch.position.label} {target!r} was made for {num_classes_of(old)} "
-                f"outputs, so the head cannot change to {num_classes}; insert it before the last "
-                "layer, or keep the number of classes"
+                f"outputs, so the head cannot change to {layout.num_outputs}; insert it before the "
+                "last layer, or keep the number of classes"
             )
+    rows = {name: each for name, each in (rows or {}).items() if each}
+    for each in rows.values():
+        _check_rows(path, old, each)
     like = next(
         (t for t in chain(old.parameters(), network.parameters()) if t.is_floating_point()),
         torch.empty(0),
     )  # of a network without classifier, the first parameter
-    make = old.make if isinstance(old, NoClassifier) else _maker(old)
-    layer = make(max(1, num_classes), device=like.device, dtype=like.dtype)
-    new = layer if num_classes else NoClassifier(layer)
+    make = old.make if isinstance(old, NoClassifier) else maker_of(old)
+    new = make_classifier(layout, make, like)
+    for name, each in rows.items():
+        _keep_rows(old, new.get_submodule(name), each)
     for hook in old._forward_pre_hooks.values():
         if isinstance(hook, HeadDropout) and hook.name in old._modules:
             add_child(new, hook.name, old.get_submodule(hook.name))
-    new.training = old.training
+    new.train(old.training)
     carry_hooks(old, new)
     set_module(network, path, new)
 
@@ -171,18 +238,82 @@ def fill_empty(network: nn.Module, head: str) -> None:
             reset()
 
 
-def exchange_heads(network: nn.Module, anatomy: Anatomy, num_classes: int) -> tuple[str, ...]:
-    """Give the head and every auxiliary head a new last layer, and return the paths of the
-    auxiliary ones' layers.
+def _check_rows(path: str, old: nn.Module, rows: Rows) -> None:
+    weight = getattr(old, "weight", None)
+    plain = isinstance(weight, Tensor) and weight.is_floating_point()
+    if not plain or hasattr(old, "get_base_layer"):
+        raise HeadError(
+            f"the weights of {path!r} ({type(old).__name__}) cannot be taken over by class name: "
+            "another tool has quantized it, or wrapped it in an adapter. Merge the adapter first, "
+            "or give the number of classes alone for a new layer"
+        )
+    if (needed := max(rows.values()) + 1) > num_classes_of(old):
+        raise HeadError(
+            f"{path!r} has {num_classes_of(old)} outputs, and weights of {needed} classes are to "
+            "be taken over by name: give the number of classes alone for a new layer"
+        )
+
+
+def _keep_rows(old: nn.Module, new: nn.Module, rows: Rows) -> None:
+    """Copy the weights and biases of outputs; a new layer has a bias where the old one has."""
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            before, now = getattr(old, name), getattr(new, name)
+            if now is not None:
+                now[list(rows)] = before[list(rows.values())].to(now.dtype)
+
+
+def exchange_heads(
+    network: nn.Module,
+    anatomy: Anatomy,
+    layout: Layout,
+    rows: Mapping[str, Rows] | None = None,
+    name: str = "",
+) -> tuple[str, ...]:
+    """Give the head and every auxiliary head what a layout describes, the auxiliary ones without
+    hidden layers; return the paths of the auxiliary ones' new layers.
+
+    Args:
+        network: the root.
+        anatomy: says where the heads are.
+        layout: what is wanted.
+        rows: outputs whose weights are taken over, as for `set_classifier`.
+        name: which of several heads is meant.
     """
     for head in anatomy.heads:
-        set_num_classes(network, head, num_classes)
-    return tuple(last_layer(network, head)[0] for head, _ in anatomy.auxiliary)
+        at = find_heads(network, head)[name] if name else head
+        wanted = layout if head == anatomy.head else layout.without_hidden()
+        set_classifier(network, at, wanted, rows)
+    return tuple(
+        last_layer(network, path)[0]
+        for head, _ in anatomy.auxiliary
+        for path in find_heads(network, head).values() or [head]
+    )
+
+
+def check_known(names: Iterable[str], heads: Iterable[str]) -> None:
+    """Refuse the name of a head that is not there.
+
+    Raises:
+        HeadError: there is no head of this name, or the model has one without a name.
+    """
+    heads = list(heads)
+    for name in names:
+        if name not in heads:
+            there = (
+                f"the heads are {join_names(heads)}"
+                if heads
+                else ("the model has one head, and heads={...} builds several")
+            )
+            raise HeadError(f"there is no head {name!r}: {there}.{did_you_mean(name, heads)}")
+
+
+# -- dropout ---------------------------------------------------------------------------------------
 
 
 def set_dropout(network: nn.Module, head: str, p: float) -> None:
-    """Set the probability of the head's last dropout; a head without one gets it before its last
-    layer.
+    """Set the probability of the head's last dropout, or of the hidden layers' in the last layer's
+    place; a head without one gets it before its last layer.
 
     Raises:
         HeadError: `p` is no probability from 0 to below 1, or the head has neither a dropout nor a
@@ -190,7 +321,8 @@ def set_dropout(network: nn.Module, head: str, p: float) -> None:
     """
     DROPOUT.check("dropout", p, HeadError)
     if dropouts := _dropouts(network, head):
-        dropouts[-1].p = float(p)
+        for dropout in dropouts:
+            dropout.p = float(p)
         return
     _, layer = last_layer(network, head)
     name = "dropout"
@@ -209,21 +341,17 @@ def dropout_of(network: nn.Module, head: str) -> float | None:
 
 
 def _dropouts(network: nn.Module, head: str) -> list[nn.Dropout]:
-    modules = network.get_submodule(head).modules()
-    return [module for module in modules if isinstance(module, nn.Dropout)]
-
-
-def _maker(layer: nn.Module) -> Callable[..., nn.Module]:
-    """Return what makes a layer of the same kind and input width: `make(outputs, device=,
-    dtype=)`.
+    """Return what `dropout` sets: the last dropout before the last layer, all those of hidden
+    layers; of several heads each has its own.
     """
-    if hasattr(layer, "get_base_layer"):  # a wrapper of PEFT's
-        layer = cast(Any, layer).get_base_layer()
-    widths, given = _widths(layer), cast(Any, getattr(layer, "bias", None))
-    assert widths is not None, layer
-    bias = (given() if callable(given) else given) is not None  # of a quantized layer a method
-    if hasattr(layer, "in_features"):
-        return partial(nn.Linear, widths[0], bias=bias)
-    of: Any = layer
-    shape = {"kernel_size": of.kernel_size, "stride": of.stride, "padding": of.padding}
-    return partial(nn.Conv2d, widths[0], bias=bias, **shape)
+    path, place = find_classifier(network, head) or ("", None)
+    own = {f"{name}." for name in place.names} if isinstance(place, Heads) else set()
+    if isinstance(place, HeadMLP):
+        return [layer for layer in place if isinstance(layer, nn.Dropout)]
+    found = [
+        module
+        for name, module in network.get_submodule(head).named_modules(prefix=head)
+        if isinstance(module, nn.Dropout)
+        and not any(name.startswith(f"{path}.{each}") for each in own)
+    ]
+    return found[-1:]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import PatchError
+from . import calls
 
 __all__ = ["Adapter", "Shape", "channels_of", "find_adapter", "grid_of", "layout_of"]
 
@@ -97,6 +98,7 @@ class Adapter:
         prefix: tokens in front of the image's, for NLC.
         height: of the grid of tokens, for NLC.
         width: of the grid of tokens, for NLC.
+        stride: side of the image divided by the side of the grid, for NLC [pixels].
     """
 
     site: str
@@ -104,6 +106,7 @@ class Adapter:
     prefix: int = 0
     height: int = 0
     width: int = 0
+    stride: int = 0
 
     def run(self, block: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         """Return what a block makes of a map, in the map's own layout."""
@@ -111,14 +114,7 @@ class Adapter:
             return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.site == "NHWC":
             return block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        if x.shape[1] != self.prefix + self.height * self.width:
-            raise PatchError(
-                f"a block got {x.shape[1]} tokens, and the model was built for "
-                f"{self.height}x{self.width} of an image's and "
-                f"{self.prefix} in front of them: with blocks on tokens it takes images of the one "
-                "size that it was built for"
-            )
-        behind = self._run_tokens(block, x[:, self.prefix :], self.height, self.width)
+        behind = self._run_tokens(block, x[:, self.prefix :], *self._grid(x.shape[1]))
         if not self.prefix:
             # not copied: another order in memory would change the rounding of what comes next
             return behind
@@ -126,6 +122,29 @@ class Adapter:
         return torch.cat(
             [self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), behind],
             dim=1,
+        )
+
+    def _grid(self, tokens: int) -> tuple[int, int]:
+        """Return height and width of the grid that a number of tokens is.
+
+        The number alone does not tell: 196 tokens are 14x14 of a square image and 7x28 of a wide
+        one. So the image of the call decides. A network that pads images to whole patches has a row
+        or column more than fit into it.
+        """
+        image = calls.images()[-1] if calls.images() else None
+        grids, why = [(self.height, self.width)], "the model was built for"
+        if image is not None and self.stride:
+            down = (image[0] // self.stride, image[1] // self.stride)
+            up = (-(-image[0] // self.stride), -(-image[1] // self.stride))
+            grids, why = [down, up], f"patches of {self.stride} pixels of this image would be"
+        for height, width in grids:
+            if tokens == self.prefix + height * width:
+                return height, width
+        raise PatchError(
+            f"a block got {tokens} tokens, and {why} {grids[0][0]}x{grids[0][1]} of an image's and "
+            f"{self.prefix} in front of them. A network that drops or merges tokens leaves no map "
+            "for a block to see: switch that off, or patch another place. Run the model itself, "
+            "not its children, on images of another size than it was built for"
         )
 
     def _run_tokens(
@@ -166,4 +185,4 @@ def find_adapter(
             f"takes {' or '.join(takes)}, and {shape[1]} tokens are no grid over an image of "
             f"{image[0]}x{image[1]}"
         )
-    return Adapter(layout, wanted, *grid)
+    return Adapter(layout, wanted, *grid, stride=image[0] // grid[1])

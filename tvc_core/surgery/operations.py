@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from torch import nn
 
 from ..errors import TargetError, join_names
-from ..specs import BlockSpec
+from ..specs import LAYOUTS, BlockSpec
 from .branches import branch_of, known_blocks
 from .layouts import find_adapter
 from .patch import Patch
 from .positions import POSITIONS, Position, position_of
 from .sites import Site
+from .widths import depends_on_width
 
 __all__ = ["BlockMaker", "Insertion", "Target", "inject", "replace", "wrap"]
 
-BlockMaker = Callable[[int], nn.Module]
-"""Makes the user's block for a number of input channels."""
+
+class BlockMaker(Protocol):
+    """Makes the user's block: `block(in_channels)`, or `block(in_channels, original)` for one that
+    keeps what it can of the module whose place it is to take.
+    """
+
+    def __call__(self, in_channels: int, original: nn.Module | None = None, /) -> nn.Module:
+        """Return a new block for a number of input channels."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -224,20 +233,36 @@ def _insert(target: Target, block: BlockMaker, position: Position) -> nn.Module:
 
 
 def replace(target: Target, block: BlockMaker) -> nn.Module:
-    """Put a block in the target's place. The target's weights are gone, and the network's function
-    changes.
+    """Put a block in the target's place. It keeps of the target's weights what its spec says how
+    to keep (`BlockSpec.in_place_of`); the others are gone, and the network's function changes.
+
+    Where the target sees maps of several widths, as an activation does that a block shares, it is
+    replaced by a block that does not depend on the width.
 
     Raises:
-        TargetError: the block does not take the layout there. At one image size its shape may fit
-            by chance.
+        TargetError: the block does not take the layout there (at one image size its shape may fit
+            by chance), or it depends on the width and there are several.
     """
-    layout = target.site.layout("input")
-    if target.block_spec is not None and layout not in target.block_spec.layouts:
-        name = target.block_spec.name
+    site, spec = target.site, target.block_spec
+    name = spec.name if spec else "the block"
+    layouts = dict.fromkeys(site.layouts("input"))
+    takes_all = spec is not None and set(spec.layouts) == set(LAYOUTS)
+    wrong = [layout for layout in layouts if spec is not None and layout not in spec.layouts]
+    if wrong and not takes_all:
+        assert spec is not None
         raise TargetError(
-            f"{name} cannot take the place of {target.path!r} ({target.site.type_name}): the input "
-            "there is "
-            f"{list(target.site.shape('input'))} ({layout}), and {name} takes "
-            f"{' or '.join(target.block_spec.layouts)}."
+            f"{name} cannot take the place of {target.path!r} ({site.type_name}): the input there "
+            f"is {list(site.seen('input')[0])} ({wrong[0] or 'no known layout'}), and {name} takes "
+            f"{' or '.join(spec.layouts)}."
         )
-    return block(target.in_channels)
+    widths = site.widths("input")
+    if None in layouts:  # whatever its width is, the block must not depend on it
+        widths.append(max(widths) + 1)
+    if len(widths) > 1 and depends_on_width(block, target.module, widths):
+        raise TargetError(
+            f"{name} cannot take the place of {target.path!r} ({site.type_name}): it runs "
+            f"{len(site.calls)} times with the widths {join_names(map(str, widths))}, and {name} "
+            "is made for one of them. A block that does not depend on the width can, such as an "
+            "activation."
+        )
+    return block(widths[0], target.module)

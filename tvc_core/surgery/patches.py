@@ -287,8 +287,8 @@ def add_child(module: nn.Module, name: str, child: nn.Module) -> None:
     module.add_module(name, child)
 
 
-def set_module(network: nn.Module, path: str, module: nn.Module) -> None:
-    """Put a module in the place of the one at a dotted path, which must exist."""
+def set_module(network: nn.Module, path: str, module: nn.Module | None) -> None:
+    """Put a module, or nothing, in the place of the one at a dotted path, which must exist."""
     parent_path, _, name = path.rpartition(".")
     parent = network.get_submodule(parent_path)
     assert parent._modules.get(name) is not None, path

@@ -135,8 +135,11 @@ def position_of(
     names = allowed or tuple(POSITIONS)
     if given not in names:
         quoted = [repr(name) for name in names]
+        hint = did_you_mean(str(given), names)
+        if given in POSITIONS:
+            hint = f" inject takes it: {{'inject': {{'type': ..., 'position': {given!r}}}}}."
         raise ParameterError(
             f"{what or 'a patch'} takes the position {', '.join(quoted[:-1])} or {quoted[-1]}, not "
-            f"{given!r}.{did_you_mean(str(given), names)}"
+            f"{given!r}.{hint}"
         )
     return POSITIONS[given]

@@ -7,23 +7,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
-from ..errors import PatchError, PluginError, TvcError, foreign
+from ..errors import PatchError, PluginError
 from ..recipe import PatchPlan, Place
-from .blocks import call_factory, create_block, parameters_of
+from .blocks import call_factory, create_in_place_of
 from .branches import branch_of
 from .gates import leave_out_gate
-from .layouts import Shape, channels_of, layout_of
+from .kept import kept_weights
+from .layouts import Shape
 from .operations import Insertion, Target
 from .patch import Patch
-from .patches import free_name
-from .probing import probing
+from .patches import free_name, set_module
 from .sites import Probe, Site, has_module
 from .targets import expand
+from .trials import check_modules, output_shape, replacement_misfit, try_insertion, try_replacement
 
 if TYPE_CHECKING:
     from .anatomy import Anatomy
@@ -40,12 +41,19 @@ class Prepared:
         site: what was measured at the target.
         insertions: the blocks that hooks will run.
         replacement: the module that takes the target's place, or None.
+        kept: names of the target's tensors that the replacement has with the same values.
+        changed: those that it has under the same name with other values, such as a kernel of
+            another size.
+        lost: those that it has not.
     """
 
     plan: PatchPlan
     site: Site
     insertions: tuple[Insertion, ...]
     replacement: nn.Module | None
+    kept: tuple[str, ...] = ()
+    changed: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
     @property
     def starts_as_identity(self) -> bool:
@@ -55,14 +63,16 @@ class Prepared:
         )
 
 
+Sites = dict[str, Site]
+
+
 def prepare(
     network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, probe: Probe, name: str
 ) -> tuple[list[Prepared], torch.Tensor | None]:
     """Return every patch checked and ready, in the order of the plan, and the logits of the network
     without any; None without patches. A pattern becomes one patch for each module.
 
-    Patches are made in that order, and each sees the network as the replacements before it leave
-    it.
+    Patches are made in that order, and each sees the network as the replacements leave it.
 
     Args:
         network: the network; unchanged afterwards.
@@ -77,18 +87,58 @@ def prepare(
         ParameterError: a block does not take its parameters.
     """
     patches = [each for patch in patches for each in _expanded(patch, network, anatomy, name)]
+    if not patches:
+        return [], None
+    check_modules(network, patches)
     targets = list(dict.fromkeys(patch.entry.target for patch in patches))
     ends = {
         path: f"{path}.{end}"
         for path in targets
         if (end := branch_of(network.get_submodule(path), anatomy.branches))
     }
-    paths = list(
-        dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
-    )
-    sites: dict[str, Site] = {}
-    before: torch.Tensor | None = None
-    logits: torch.Tensor | None = None
+    found_ends = (end for end in ends.values() if has_module(network, end))
+    sites, before = probe.sites(network, dict.fromkeys((*targets, *found_ends)))
+    # Running the network for each of N patches would cost N passes, so all are made from one look
+    # at it, and a second look with all replacements in proves them together. Mostly nothing moves:
+    # a replacement keeps the shapes, or changes sizes that no other patch depends on. Where one
+    # changes what another gets, all are made again from what was seen, until what they were made
+    # for is what they get; each round settles at least the next patch in the order of execution.
+    for _ in range(len(patches) + 1):
+        ready, expected = _make_all(network, patches, sites, ends, anatomy, probe)
+        if all(each.replacement is None for each in ready):
+            return ready, before
+        seen, problem = _look(network, ready, expected, probe, before)
+        moved = _moved(network, ready, sites, seen, probe)
+        if not moved:
+            break
+        sites = {**sites, **moved}
+    else:
+        problem = problem or "the shapes there change with every build of the blocks"
+    if problem:
+        culprit, problem = _culprit(network, ready, expected, problem, probe, before)
+        assert culprit.replacement is not None
+        with culprit.plan.entry.where.before_errors():
+            raise replacement_misfit(
+                culprit.plan,
+                culprit.site,
+                None if culprit.plan.init else network.get_submodule(culprit.site.path),
+                culprit.replacement,
+                problem,
+                probe,
+            )
+    return ready, before
+
+
+def _make_all(
+    network: nn.Module,
+    patches: Iterable[PatchPlan],
+    sites: Mapping[str, Site],
+    ends: Mapping[str, str],
+    anatomy: Anatomy,
+    probe: Probe,
+) -> tuple[list[Prepared], Sites]:
+    """Make every patch for what was measured, and return the sites as replacements leave them."""
+    expected = dict(sites)
     stand_ins: dict[str, nn.Module] = {}
     names: dict[str, set[str]] = {}
     ready: list[Prepared] = []
@@ -96,35 +146,127 @@ def prepare(
         with patch.entry.where.before_errors():
             _check_inside(patch, ready)
             path = patch.entry.target
-            if not sites:
-                sites, logits = probe.sites(network, paths, stand_ins)
-                before = logits if before is None else before
-            module = stand_ins.get(path, network.get_submodule(path))
-            branch_end = sites.get(ends.get(path, "")) if path not in stand_ins else None
             target = Target(
-                module,
-                sites[path],
+                stand_ins.get(path, network.get_submodule(path)),
+                expected[path],
                 patch.block.spec if patch.block else None,
-                branch_end,
+                expected.get(ends.get(path, "")) if path not in stand_ins else None,
                 anatomy.branches,
             )
             prepared = _apply(patch, target, probe)
             for insertion in prepared.insertions:
                 place = insertion.site.path
-                _take_name(
-                    patch,
-                    place,
-                    stand_ins.get(place, network.get_submodule(place)),
-                    names.setdefault(place, set()),
-                )
+                module = stand_ins.get(place, network.get_submodule(place))
+                _take_name(patch, place, module, names.setdefault(place, set()))
             if prepared.replacement is not None:
-                assert logits is not None
                 _check_replacement(prepared, ready)
                 stand_ins[path] = prepared.replacement
-                _try_replacement(network, prepared, stand_ins, logits, probe)
-                sites = {}
+                expected[path] = try_replacement(patch, expected[path], prepared.replacement, probe)
             ready.append(prepared)
-    return ready, before
+    return ready, expected
+
+
+@contextmanager
+def _replaced(network: nn.Module, ready: Iterable[Prepared]) -> Iterator[None]:
+    """Put replacements in their places while the context lasts."""
+    swapped = [each for each in ready if each.replacement is not None]
+    originals = [network.get_submodule(each.site.path) for each in swapped]
+
+    def put_back() -> None:
+        for each, original in zip(swapped, originals, strict=True):
+            set_module(network, each.site.path, original)
+
+    try:
+        try:
+            for each in swapped:
+                assert each.replacement is not None
+                set_module(network, each.site.path, each.replacement)
+            yield
+        finally:
+            put_back()
+    finally:  # an interrupt may come in the middle of it
+        put_back()
+
+
+def _look(
+    network: nn.Module,
+    ready: Iterable[Prepared],
+    paths: Iterable[str],
+    probe: Probe,
+    logits: torch.Tensor,
+) -> tuple[Sites, str]:
+    """Run the network with replacements in; return what was seen, and why it does not work."""
+    with _replaced(network, ready):
+        seen, output = probe.look(network, [path for path in paths if has_module(network, path)])
+    if isinstance(output, Exception):
+        return seen, " ".join(str(output).split())[:200] or type(output).__name__
+    if output.shape != logits.shape:
+        return seen, f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
+    return seen, ""
+
+
+def _moved(
+    network: nn.Module,
+    ready: Iterable[Prepared],
+    sites: Mapping[str, Site],
+    seen: Mapping[str, Site],
+    probe: Probe,
+) -> Sites:
+    """Return the sites where something else arrives than the patches were made for.
+
+    Of a pass that failed, what has run counts, and the input of the replacement in which it failed:
+    that may have been made for another width.
+    """
+    replaced = {each.site.path for each in ready if each.replacement is not None}
+    moved: Sites = {}
+    for path, site in seen.items():
+        calls = list(sites[path].calls)
+        for index, (call, known) in enumerate(zip(site.calls, calls, strict=False)):
+            if path not in replaced:
+                calls[index] = known if call.output is None else call
+            elif call.input is not None and call.input != known.input:
+                output = _output_of(network.get_submodule(path), call.input, probe)
+                calls[index] = replace(known, input=call.input, output=output or known.output)
+        if tuple(calls) != sites[path].calls:
+            moved[path] = replace(sites[path], calls=tuple(calls))
+    return moved
+
+
+def _output_of(original: nn.Module, shape: Shape, probe: Probe) -> Shape | None:
+    """Return what a replaced module would give for a shape; None where it does not take it."""
+    try:
+        return output_shape(original, shape, probe, type(original).__name__)
+    except PatchError:
+        return None
+
+
+def _culprit(
+    network: nn.Module,
+    ready: list[Prepared],
+    expected: Mapping[str, Site],
+    problem: str,
+    probe: Probe,
+    logits: torch.Tensor,
+) -> tuple[Prepared, str]:
+    """Return which replacement the network does not work with, and why: the one without which it
+    does, or else the first that alone is too much.
+    """
+
+    def fails(patches: Iterable[Prepared]) -> str:
+        return _look(network, patches, (), probe, logits)[1]
+
+    replaced = [each for each in ready if each.replacement is not None]
+    changed = [each for each in replaced if expected[each.site.path].calls != each.site.calls]
+    suspects = changed or replaced
+    if len(suspects) == 1:
+        return suspects[0], problem
+    for each in suspects:
+        if not fails(other for other in ready if other is not each):
+            return each, fails([each]) or problem
+    for each in suspects:
+        if found := fails([each]):
+            return each, found
+    return suspects[-1], problem
 
 
 def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str) -> list[PatchPlan]:
@@ -187,11 +329,15 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
     """Run the operation, which declares what it wants, and check that."""
     block, site, module = patch.block, target.site, target.module
 
-    def make(in_channels: int) -> nn.Module:
+    took_over: list[bool] = []
+
+    def make(in_channels: int, original: nn.Module | None = None) -> nn.Module:
         assert block is not None
-        return create_block(block, in_channels, patch.entry.params).to(
-            device=probe.image.device, dtype=probe.image.dtype
-        )
+        if patch.init is not None:  # it gives another start
+            original = None
+        made, keeps = create_in_place_of(block, original, in_channels, patch.entry.params)
+        took_over.append(keeps)
+        return made.to(device=probe.image.device, dtype=probe.image.dtype)
 
     positional = (target, make) if patch.op.spec.takes_block else (target,)
     result = call_factory(patch.op, positional, patch.entry.options)
@@ -213,14 +359,23 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         )
     for insertion in target.insertions:
         _initialize(patch, insertion.patch)
-        _try_insertion(patch, insertion, probe)
+        try_insertion(patch, insertion, probe)
         leave_out_gate(patch, insertion, probe)
     if replacement is not None:
         with _keeping(module):
             _initialize(patch, replacement)
         replacement.train(module.training)
+    kept = (
+        ((), (), ()) if replacement is None else kept_weights(module, replacement, any(took_over))
+    )
     return Prepared(
-        plan=patch, site=site, insertions=tuple(target.insertions), replacement=replacement
+        plan=patch,
+        site=site,
+        insertions=tuple(target.insertions),
+        replacement=replacement,
+        kept=kept[0],
+        changed=kept[1],
+        lost=kept[2],
     )
 
 
@@ -247,141 +402,3 @@ def _keeping(module: nn.Module) -> Iterator[None]:
         for tensor, before in kept:
             if not torch.equal(tensor, before):
                 tensor.copy_(before)
-
-
-def _try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
-    """Run an inserted block on every measured shape."""
-    site = insertion.site
-    position = insertion.position
-    if position.combine is None:
-        for shape in site.shapes(position.reads):
-            _try_on(shape, patch, insertion, site, probe)
-    else:
-        both = zip(site.every(position.reads), site.every(position.writes), strict=True)
-        for before, after in dict.fromkeys(both):
-            _try_beside(before, after, patch, insertion, probe)
-
-
-def _try_beside(
-    before: Shape, after: Shape, patch: PatchPlan, insertion: Insertion, probe: Probe
-) -> None:
-    path, position = insertion.site.path, insertion.position
-    block = _block_name(patch, insertion.patch.block)
-    seen, wanted = _seen_by_block(before, insertion.patch), _seen_by_block(after, insertion.patch)
-    found = _output_shape(insertion.patch.block, seen, probe, f"the block {block!r}")
-    if found != wanted:
-        raise PatchError(
-            f"Shape mismatch: {block} {position.label} {path!r} turns {list(seen)} into "
-            f"{list(found)}, and the {position.writes} of {path!r}, with which it is combined, is "
-            f"{list(wanted)}.{_what_fits(patch, seen, wanted, probe)}"
-        )
-
-
-def _try_on(shape: Shape, patch: PatchPlan, insertion: Insertion, site: Site, probe: Probe) -> None:
-    block = _block_name(patch, insertion.patch.block)
-    found = _output_shape(
-        insertion.patch.block, _seen_by_block(shape, insertion.patch), probe, f"the block {block!r}"
-    )
-    fits = (
-        found == _seen_by_block(shape, insertion.patch)
-        and _output_shape(insertion.patch, shape, probe, f"the block {block!r}") == shape
-    )
-    if insertion.patch.alpha is not None and not fits:
-        fit = _what_fits(patch, shape, shape, probe)
-        raise PatchError(
-            f"Shape mismatch: {block} turns {list(shape)} into {list(found)} at {site.path!r}, but "
-            "a block that starts as the "
-            f"identity keeps the shape.{fit} Use 'replace' for a block that changes it."
-        )
-
-
-def _try_replacement(
-    network: nn.Module,
-    prepared: Prepared,
-    stand_ins: Mapping[str, nn.Module],
-    logits: torch.Tensor,
-    probe: Probe,
-) -> None:
-    """Run the network once with the replacement answering in the target's place."""
-    patch, site = prepared.plan, prepared.site
-    assert prepared.replacement is not None
-    before, after = site.shape("input"), site.shape("output")
-    block = _block_name(patch, prepared.replacement)
-    found = _output_shape(prepared.replacement, before, probe, f"the block {block!r}")
-    try:
-        _, output = probe.sites(network, [], stand_ins)
-        problem = (
-            ""
-            if output.shape == logits.shape
-            else f"the output becomes {list(output.shape)} instead of {list(logits.shape)}"
-        )
-    except Exception as error:  # somebody's forward pass may raise whatever it likes
-        problem = " ".join(str(error).split())[:200]
-    if problem:
-        fit = _what_fits(patch, before, after, probe)
-        raise PatchError(
-            f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns "
-            f"{list(before)} into "
-            f"{list(found)}; the original gives {list(after)}, and what follows does not accept "
-            f"that: {problem}.{fit}"
-        )
-
-
-def _output_shape(
-    module: nn.Module, shape: Shape, probe: Probe, name: str, device: str | None = None
-) -> Shape:
-    x = torch.zeros(shape, dtype=probe.image.dtype, device=device or probe.image.device)
-    with foreign(PatchError, f"{name} fails on {list(shape)}"), probing(module):
-        output = module(x)
-    if not isinstance(output, torch.Tensor):
-        raise PatchError(f"{name} returns a {type(output).__name__}, not a tensor")
-    return tuple(output.shape)
-
-
-def _block_name(patch: PatchPlan, block: nn.Module) -> str:
-    """Return what errors call a block: an operation may make one without the user naming any."""
-    return patch.block.qualified if patch.block else type(block).__name__
-
-
-def _seen_by_block(shape: Shape, patch: Patch) -> Shape:
-    return patch.adapter.shape(shape) if patch.adapter else shape
-
-
-def _what_fits(patch: PatchPlan, before: Shape, after: Shape, probe: Probe) -> str:
-    """Return a sentence naming the parameters with which the block would give the wanted shape,
-    found by trying.
-    """
-    if patch.block is None:
-        return ""
-    takes = parameters_of(patch.block.load(), skip=1) or dict.fromkeys(patch.entry.params)
-    in_channels, out_channels = (
-        channels_of(shape, layout_of(shape, probe.size)) for shape in (before, after)
-    )
-    counts = [
-        name
-        for name in takes
-        if _is_count(patch.entry.params.get(name, takes[name])) or takes[name] is None
-    ]
-    changes: list[dict[str, Any]] = [{name: out_channels} for name in counts]
-    if len(after) == 4 and after[2] and before[2] // after[2] != 1 and "stride" in takes:
-        stride = {"stride": before[2] // after[2]}
-        changes += [stride, *({**change, **stride} for change in list(changes))]
-    for change in changes:
-        params = {**patch.entry.params, **change}
-        if params == dict(patch.entry.params):
-            continue
-        try:
-            with torch.device("meta"):  # a wrong guess may be a kernel of a gigabyte
-                block = create_block(patch.block, in_channels, params).to(probe.image.dtype)
-            fits = _output_shape(block, before, probe, "", "meta") == after
-        except TvcError:
-            continue
-        if fits:
-            return (
-                f" {' and '.join(f'{name}={value}' for name, value in change.items())} would fit."
-            )
-    return ""
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

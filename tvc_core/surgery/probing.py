@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from . import calls
 
-__all__ = ["probing", "rewinding", "same_kernels"]
+__all__ = ["own_randomness", "probing", "rewinding", "same_kernels"]
 
 
 class _SameKernels(TorchFunctionMode):
@@ -36,6 +36,13 @@ class _SameKernels(TorchFunctionMode):
 def same_kernels() -> Iterator[None]:
     """Let attention compute alike with and without hooks, in this thread."""
     with _SameKernels():
+        yield
+
+
+@contextmanager
+def own_randomness() -> Iterator[None]:
+    """Draw random numbers in this thread from a new generator, the same each time."""
+    with _OwnRandomness():
         yield
 
 

@@ -15,9 +15,20 @@ from torch import nn
 from ..errors import BackboneError, TargetError, TvcError, foreign, join_names, near_names
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
+from .marks import LeftOut
 from .probing import probing
 
-__all__ = ["Call", "Probe", "Site", "first_tensor", "find_module", "has_module", "locate"]
+__all__ = [
+    "Call",
+    "Probe",
+    "Site",
+    "find_module",
+    "first_tensor",
+    "has_module",
+    "image_of",
+    "left_out_at",
+    "locate",
+]
 
 PROBE_SIZE = 64
 """Height of the image that is sent through a network to measure it [pixels]; its width is half as
@@ -60,6 +71,27 @@ class Site:
             TargetError: the module never ran, what flows there is no single tensor, or the calls
                 differ.
         """
+        shapes = self.seen(side)
+        layouts = {
+            (layout_of(shape, self.image), channels_of(shape, layout_of(shape, self.image)))
+            for shape in shapes
+        }
+        if len(layouts) > 1:
+            raise TargetError(
+                f"nothing can be inserted at {self.path!r} ({self.type_name}): it runs "
+                f"{len(shapes)} times with different "
+                f"{side} shapes {', '.join(str(list(shape)) for shape in shapes)}. Choose a module "
+                "that sees one width; 'replace' also takes it, with a block that does not depend "
+                "on the width, such as an activation."
+            )
+        return shapes[0]
+
+    def seen(self, side: str) -> list[Shape]:
+        """Return the shape at "input" or "output" of every call, of whatever width.
+
+        Raises:
+            TargetError: the module never ran, or what flows there is no single tensor.
+        """
         if not self.calls:
             raise TargetError(
                 f"nothing can be inserted at {self.path!r} ({self.type_name}): it is never called "
@@ -74,18 +106,7 @@ class Site:
                 f"nothing can be inserted at {self.path!r} ({self.type_name}): its {side} is a "
                 f"{kind}, not a single tensor."
             )
-        layouts = {
-            (layout_of(shape, self.image), channels_of(shape, layout_of(shape, self.image)))
-            for shape in shapes
-        }
-        if len(layouts) > 1:
-            raise TargetError(
-                f"nothing can be inserted at {self.path!r} ({self.type_name}): it runs "
-                f"{len(shapes)} times with different "
-                f"{side} shapes {', '.join(str(list(shape)) for shape in shapes)}. Choose a module "
-                "that sees one width."
-            )
-        return shapes[0]
+        return shapes
 
     def shapes(self, side: str) -> list[Shape]:
         """Return the different shapes at "input" or "output": one width, but maybe several sizes.
@@ -121,6 +142,21 @@ class Site:
             )
         return layout
 
+    def layouts(self, side: str) -> list[str | None]:
+        """Return the layout at "input" or "output" of every call, of whatever width; None where
+        it is none. Raises as `seen` does.
+        """
+        return [layout_of(shape, self.image) for shape in self.seen(side)]
+
+    def widths(self, side: str) -> list[int]:
+        """Return the different numbers of channels at "input" or "output"; where the layout is not
+        known, every axis but the first counts as one. Raises as `seen` does.
+        """
+        found: dict[int, None] = {}
+        for shape, layout in zip(self.seen(side), self.layouts(side), strict=True):
+            found |= dict.fromkeys(shape[1:] if layout is None else [channels_of(shape, layout)])
+        return list(found)
+
     def channels(self, side: str) -> int:
         """Return the number of channels at "input" or "output" [channels]."""
         return channels_of(self.shape(side), self.layout(side))
@@ -133,6 +169,10 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
         TargetError: there is no such module. The message has near paths.
     """
     module = find_module(network, path)
+    if (gone := left_out_at(network, path)) is not None:
+        raise TargetError(
+            f"Target not found: {gone!r} was left out of {name}, which ends before it (stages)"
+        )
     if module is None:
         paths = [found for found, _ in network.named_modules() if found]
         children = [child for child, _ in network.named_children()]
@@ -152,6 +192,13 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     for part in path.split("."):
         module = module._modules.get(part) if module is not None else None
     return module
+
+
+def left_out_at(network: nn.Module, path: str) -> str | None:
+    """Return the path of the module that an early end has left out, at a path or above it."""
+    parts = path.split(".")
+    paths = (".".join(parts[:count]) for count in range(1, len(parts) + 1))
+    return next((each for each in paths if isinstance(find_module(network, each), LeftOut)), None)
 
 
 def has_module(network: nn.Module, path: str) -> bool:
@@ -176,7 +223,7 @@ class Probe:
         spec: BackboneSpec,
         size: int | None = None,
         *,
-        likely: int | None = None,
+        likely: int | tuple[int, int] | None = None,
         first: int | None = None,
     ) -> Probe:
         """Return a probe that the network accepts: small and not square if it can be, else of a
@@ -186,38 +233,28 @@ class Probe:
             network: the network to run.
             spec: its description: channels, smallest size, preprocessing.
             size: side of a square image to use instead [pixels].
-            likely: side of a square image to try before the sizes of the spec's weights [pixels].
+            likely: side of a square image, or height and width, to try before the sizes of the
+                spec's weights [pixels].
             first: side of a square image to try before all others [pixels].
 
         Raises:
             BackboneError: the network's forward pass fails for every size that was tried.
         """
         small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
-        crops = [
-            *([likely] if likely else []),
-            *(weights.crop_size for weights in reversed(spec.weights)),
-            224,
-            spec.min_size,
-        ]
+        sides = [*(weights.crop_size for weights in reversed(spec.weights)), 224, spec.min_size]
+        crops = [(side, side) for side in sides]
+        if likely:
+            crops.insert(0, (likely, likely) if isinstance(likely, int) else likely)
         # about half as wide again, and a difference that every stride up to 32 divides
         wide = small + 32 * -(-small // 64)
-        sizes = (
-            [(size, size)]
-            if size
-            else [(small, wide), (small, small), *((crop, crop) for crop in crops)]
-        )
+        sizes = [(size, size)] if size else [(small, wide), (small, small), *crops]
         if spec.fixed_size and not size:
-            sizes = [(crop, crop) for crop in crops]
+            sizes = list(crops)
         if first and not size:
             sizes.insert(0, (first, first))
-        like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):
-            generator = torch.Generator().manual_seed(0)
-            image = torch.randn(
-                (1, spec.num_channels, height, width), generator=generator, dtype=torch.float32
-            )
-            image = image.to(dtype=like.dtype, device=like.device)
+            image = image_of(network, spec, (height, width))
             try:
                 with foreign(BackboneError, f"{height}x{width}"), probing(network):
                     network(image)
@@ -235,37 +272,32 @@ class Probe:
         """Height and width [pixels]."""
         return (self.image.shape[2], self.image.shape[3])
 
-    def run(
-        self,
-        network: nn.Module,
-        hooks: Iterable[Callable[[], Any]] = (),
-        others: Iterable[nn.Module] = (),
-    ) -> torch.Tensor:
+    def run(self, network: nn.Module, hooks: Iterable[Callable[[], Any]] = ()) -> torch.Tensor:
         """Return the network's output in eval mode.
 
         Args:
             network: the network to run.
             hooks: each registers a forward hook for this pass and returns its handle.
-            others: modules that the hooks run.
         """
-        with probing(network, *others), ExitStack() as stack:
+        with probing(network), ExitStack() as stack:
             for register in hooks:
                 stack.callback(register().remove)
             return first_tensor(network(self.image))
 
     def sites(
-        self,
-        network: nn.Module,
-        paths: Iterable[str],
-        stand_ins: Mapping[str, nn.Module] | None = None,
+        self, network: nn.Module, paths: Iterable[str]
     ) -> tuple[dict[str, Site], torch.Tensor]:
-        """Measure modules in one forward pass, and return their sites and the network's output.
+        """Measure modules in one forward pass, and return their sites and the network's output."""
+        found, output = self.look(network, paths)
+        if isinstance(output, Exception):
+            raise output
+        return found, output
 
-        Args:
-            network: the network to run.
-            paths: the modules to watch.
-            stand_ins: modules that answer in place of the ones at these paths, as a replacement
-                would.
+    def look(
+        self, network: nn.Module, paths: Iterable[str]
+    ) -> tuple[dict[str, Site], torch.Tensor | Exception]:
+        """Do what `sites` does with a network whose pass may fail: then return what was seen until
+        then, and the error. A call that did not come to its end has no output.
         """
         modules = {path: network.get_submodule(path) for path in paths}
         calls: dict[str, list[Call]] = {path: [] for path in modules}
@@ -286,17 +318,17 @@ class Probe:
                 lambda: module.register_forward_hook(after),
             ]
 
-        hooks: list[Callable[[], Any]] = []
-        for path, stand_in in (stand_ins or {}).items():
-            hooks += _answering(network.get_submodule(path), stand_in)
-        for path, module in modules.items():
-            hooks += watch(path, module)
-        output = self.run(network, hooks, (stand_ins or {}).values())
+        hooks = [hook for path, module in modules.items() for hook in watch(path, module)]
+        output: torch.Tensor | Exception
+        try:
+            output = self.run(network, hooks)
+        except Exception as error:  # a forward pass may raise anything
+            output = error
         found = {
             path: Site(
                 path=path,
                 type_name=type(module).__name__,
-                calls=tuple(calls[path]),
+                calls=(*calls[path], *(Call(shape, None, kind) for shape, kind in inputs[path])),
                 image=self.size,
             )
             for path, module in modules.items()
@@ -304,30 +336,12 @@ class Probe:
         return found, output
 
 
-def _answering(module: nn.Module, stand_in: nn.Module) -> list[Callable[[], Any]]:
-    kept: list[Any] = []  # copies, since the module may overwrite its input
-    # not empty while the stand-in runs, which may call the module that it stands for
-    inside: list[bool] = []
-
-    def before(_: nn.Module, args: Any) -> None:
-        if not inside:
-            kept.append(
-                tuple(arg.clone() if isinstance(arg, torch.Tensor) else arg for arg in args)
-            )
-
-    def after(_: nn.Module, args: Any, output: Any) -> Any:
-        if inside:
-            return output
-        inside.append(True)
-        try:
-            return stand_in(*kept.pop())
-        finally:
-            inside.pop()
-
-    return [
-        lambda: module.register_forward_pre_hook(before),
-        lambda: module.register_forward_hook(after),
-    ]
+def image_of(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> torch.Tensor:
+    """Return an image [1, num_channels, H, W] for a network, the same for the same size."""
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn((1, spec.num_channels, *size), generator=generator, dtype=torch.float32)
+    return image.to(dtype=like.dtype, device=like.device)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

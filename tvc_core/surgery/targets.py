@@ -11,6 +11,7 @@ from torch import nn
 from ..errors import StageError, TargetError, did_you_mean, join_names, near_names
 from .anatomy import Anatomy
 from .inner_blocks import inner_blocks
+from .marks import LeftOut
 from .patch import PatchTree
 from .sites import find_module, has_module, locate
 
@@ -217,11 +218,13 @@ def _nothing(
 
 
 def _children(module: nn.Module) -> Found:
-    """Return a module's children by name, without the patches that a hybrid has."""
+    """Return a module's children by name, without the patches that a hybrid has, and without what
+    an early end has left out.
+    """
     return {
         child: found
         for child, found in module._modules.items()
-        if found is not None and not isinstance(found, PatchTree)
+        if found is not None and not isinstance(found, (PatchTree, LeftOut))
     }
 
 

@@ -280,7 +280,7 @@ def _places(patch: Prepared) -> Iterator[tuple[Insertion | None, tuple[Shape, Sh
     stands for the replacement.
     """
     if patch.replacement is not None:
-        shape = patch.site.shape("input")
+        shape = patch.site.seen("input")[0]
         yield None, (shape, shape)
     for insertion in patch.insertions:
         site, position = insertion.site, insertion.position

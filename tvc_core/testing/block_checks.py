@@ -11,8 +11,9 @@ from unittest import SkipTest
 import torch
 from torch import Tensor, nn
 
+from ..advice.factories import parameters_of
 from ..errors import ParameterError, TvcError, join_names
-from ..surgery.blocks import create_block
+from ..surgery.blocks import create_block, create_in_place_of
 from ..surgery.patch import Patch
 from .helpers import (
     SEED,
@@ -232,6 +233,68 @@ def block_gated(block: Subject) -> None:
         if not close(y, product):
             difference = float((y - product).abs().max())
             raise Fault("block(x) equal to x * gate(x)", f"a difference of {difference:.2g}", do)
+
+
+def block_in_place_of(block: Subject) -> None:
+    """The spec's in_place_of takes other parameters than its factory, fails, changes the module
+    whose place the block takes, or shares tensors with it.
+    """
+    named, layout = block.named, block.named.spec.layouts[0]
+    if not named.spec.in_place_of:
+        raise SkipTest("its spec does not say in_place_of")
+    takes = parameters_of(named.load("in_place_of"), skip=2)
+    wanted = parameters_of(named.load(), skip=1)
+    if takes is not None and wanted is not None and set(takes) != set(wanted):
+        raise Fault(
+            f"the parameters of its factory, {join_names(wanted)}",
+            f"{join_names(takes)} after original and in_channels",
+            "give both the same parameters, since a recipe's params go to either",
+        )
+    width, kept = _ready(block)[1], 0
+    for original in _replaceable(width):
+        what = f"in the place of {type(original).__name__}"
+        before = snapshot(original)
+        try:
+            module, keeps = create_in_place_of(named, original, width, block.params)
+            if not keeps:
+                continue
+            with torch.no_grad():
+                y = module.eval()(map_of(layout, width))
+        except Exception as error:  # somebody's code may raise whatever it likes
+            if isinstance(error, TvcError) and refuses_clearly(error):
+                continue
+            do = f"return None where it keeps nothing, or {REFUSE.replace('width', 'module')}"
+            raise Fault(f"a block {what}", describe_error(error), do) from error
+        kept += 1
+        if not isinstance(y, Tensor):
+            raise Fault(f"one tensor {what}", f"a {type(y).__name__}", "return the new map alone")
+        if changed := changed_names(before, original):
+            do = "copy what it takes over, and leave the module as it is: unpatch gives it back"
+            raise Fault(f"an untouched module {what}", f"changes of {join_names(changed)}", do)
+        pointers = {t.data_ptr() for t in named_tensors(original).values()}
+        if shared := [n for n, t in named_tensors(module).items() if t.data_ptr() in pointers]:
+            do = "copy the values; the other module stays beside the model, as it was"
+            raise Fault(f"tensors of its own {what}", f"shared {join_names(shared)}", do)
+    if not kept:
+        raise SkipTest("it takes nothing over from any module that the kit has")
+
+
+def _replaceable(width: int) -> Iterator[nn.Module]:
+    """Yield modules with values of their own, whose place a block might take."""
+    for number, module in enumerate(
+        (
+            nn.BatchNorm2d(width, eps=1e-3),
+            nn.BatchNorm2d(2 * width),  # whose width another replacement has changed
+            nn.GroupNorm(1, width),
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.Conv2d(width, width, 7, stride=2, padding=3, groups=width),
+            nn.Linear(width, width),
+            nn.PReLU(width),
+            nn.ReLU(),
+        )
+    ):
+        perturb(module.parameters(), number)
+        yield module.eval()
 
 
 def block_dtype(block: Subject) -> None:
@@ -530,6 +593,7 @@ CHECKS = (
     block_gradients,
     block_identity_start,
     block_gated,
+    block_in_place_of,
     block_dtype,
     block_device,
     block_batch_independent,

@@ -29,7 +29,7 @@ class CachedFile:
     Args:
         path: of the file.
         url: from which it would have been downloaded; its last part is the file's name.
-        sha256: start of the file's hash, which its name has, too.
+        sha256: of the file; its name has the first digits.
     """
 
     path: Path
@@ -61,8 +61,8 @@ def cached_weights(
 
 def _named_by_hash(path: Path, name: str) -> CachedFile:
     """Copy a file to the name that has its hash, beside it."""
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()[:_DIGITS]
-    copy = path.with_name(f"{name}-{digest}.pth")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    copy = path.with_name(f"{name}-{digest[:_DIGITS]}.pth")
     shutil.copyfile(path, copy)
     return CachedFile(path=copy, url=f"https://weights.invalid/{copy.name}", sha256=digest)
 

@@ -28,18 +28,18 @@ class Checkpoint:
         extra: what modules keep beside their tensors (`get_extra_state`), by name.
         metadata: versions of the modules that wrote it, by their paths, as torch keeps them; None
             where the file has none.
-        class_names: of the head's outputs; None where nothing says.
+        class_names: of the outputs, by the name of the head; "" is a model's only one.
         name: what errors call it.
     """
 
     tensors: dict[str, Tensor]
     extra: dict[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
-    class_names: tuple[str, ...] | None = None
+    class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     name: str = "the checkpoint"
 
     @staticmethod
-    def of(content: Any, name: str, class_names: Sequence[str] | None = None) -> Checkpoint:
+    def of(content: Any, name: str, class_names: Any = None) -> Checkpoint:
         """Take a state dict apart.
 
         Raises:
@@ -51,9 +51,19 @@ class Checkpoint:
             tensors={k: v.detach() for k, v in state.items() if not k.endswith(_EXTRA)},
             extra={k: v for k, v in state.items() if k.endswith(_EXTRA)},
             metadata=metadata if isinstance(metadata, Mapping) else None,
-            class_names=None if class_names is None else tuple(class_names),
+            class_names=_by_head(class_names),
             name=name,
         )
+
+
+def _by_head(names: Any) -> dict[str, tuple[str, ...]]:
+    """Return class names by head; nothing of what is no list of names."""
+    by_head = names if isinstance(names, Mapping) else {"": names}
+    return {
+        str(head): tuple(each)
+        for head, each in by_head.items()
+        if isinstance(each, (list, tuple)) and all(isinstance(name, str) for name in each)
+    }
 
 
 def pick_entry(content: Any, entry: str | Sequence[str] | None, name: str) -> Any:
@@ -90,9 +100,9 @@ def check_state_dict(content: Any, name: str) -> dict[str, Any]:
             entries hold state dicts.
     """
     if not isinstance(content, Mapping) or not content:
-        raise WeightsError(
-            f"{name}: holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
-        )
+        what = f"holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
+        hint = ". Pass its state_dict()" if hasattr(content, "state_dict") else ""
+        raise WeightsError(f"{name}: {what}{hint}")
     wrong = [
         key
         for key, value in content.items()

@@ -14,7 +14,7 @@ from ..specs import InitializerSpec
 from ..surgery.blocks import call_factory
 from ..surgery.patch import Patch
 from .draft import Place
-from .fitting import last_layers
+from .fitting import named_layers
 
 __all__ = ["new_values"]
 
@@ -41,7 +41,7 @@ def new_values(
         ParameterError: the initializer fails.
     """
     kept = _identity_starts(model)
-    heads = {id(layer) for layer in last_layers(model)}
+    heads = {id(model.get_submodule(path)) for path in named_layers(model)}
     by_layer: dict[int, list[str]] = {}
     for key in keys:
         if id(own[key].module) not in kept and not is_lazy(own[key].tensor):

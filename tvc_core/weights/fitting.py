@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError, join_names
-from ..surgery.head import find_last_layer
+from ..surgery.head import find_heads, find_last_layer, rows_by_name
 from ..surgery.input import mixing
 from .draft import Place
 
-__all__ = ["Head", "Policy", "fit_channels", "head_of", "head_rows", "last_layers", "squeezed"]
+__all__ = ["Policy", "class_names_of", "fit_channels", "head_rows", "named_layers", "squeezed"]
 
 Policy = str | Sequence[str | int]
 
@@ -59,59 +58,48 @@ def _but_channels(weight: Tensor) -> tuple[int, ...]:
     return (weight.shape[0], *weight.shape[2:])
 
 
-@dataclass(frozen=True, kw_only=True)
-class Head:
-    """The last layers of a model's heads, and the names of its classes.
-
-    Args:
-        layers: paths of the layers; each has a row for each class.
-        class_names: of the rows.
-    """
-
-    layers: tuple[str, ...]
-    class_names: tuple[str, ...]
+Names = Mapping[str, tuple[str, ...]]
+"""Of classes, by the name of the head; "" is a model's only one."""
 
 
-def head_of(model: nn.Module) -> Head | None:
-    """Return the head of a hybrid that has class names."""
+def named_layers(model: nn.Module) -> dict[str, str]:
+    """Return the last layers of a hybrid's heads by their paths, each with its head's name."""
     hybrid: Any = model.__dict__.get("_hybrid")
-    names = getattr(hybrid, "class_names", None)
-    if not names:
-        return None
-    found = (find_last_layer(model, head) for head in hybrid.anatomy.heads)
-    return Head(layers=tuple(last[0] for last in found if last), class_names=tuple(names))
-
-
-def last_layers(model: nn.Module) -> Iterator[nn.Module]:
-    """Yield the last layers of a hybrid's heads."""
-    hybrid: Any = model.__dict__.get("_hybrid")
+    found: dict[str, str] = {}
     for head in hybrid.anatomy.heads if hybrid is not None else ():
-        if found := find_last_layer(model, head):
-            yield found[1]
+        several = find_heads(model, head)
+        found |= {path: name for name, path in several.items()}
+        if not several and (last := find_last_layer(model, head)):
+            found[last[0]] = ""
+    return found
+
+
+def class_names_of(model: nn.Module) -> Names:
+    """Return the names of a hybrid's classes; nothing of other modules."""
+    hybrid: Any = model.__dict__.get("_hybrid")
+    return {} if hybrid is None else dict(hybrid.class_names)
 
 
 def head_rows(
-    key: str, value: Tensor, own: Place, head: Head, names: tuple[str, ...]
+    value: Tensor, own: Tensor, names: tuple[str, ...] | None, theirs: tuple[str, ...] | None
 ) -> tuple[list[int], list[int], str] | None:
     """Return which rows of a head's tensor are filled from which of the checkpoint's, and what that
-    is in words; None where the tensor is not of the head, or the classes are the same.
+    is in words; None where names do not say, or are the same.
 
     Args:
-        key: the model's.
         value: the checkpoint's.
-        own: the model's tensor.
-        head: of the model.
-        names: of the checkpoint's classes.
+        own: the model's.
+        names: of the model's classes.
+        theirs: of the checkpoint's.
     """
-    of_head = own.path in head.layers and value.ndim == own.tensor.ndim
-    if not of_head or names == head.class_names or value.shape[0] != len(names):
+    if not names or not theirs or names == theirs or value.ndim != own.ndim or not own.ndim:
         return None
-    if own.tensor.shape[0] != len(head.class_names) or value.shape[1:] != own.tensor.shape[1:]:
+    if (value.shape[0], own.shape[0]) != (len(theirs), len(names)):
         return None
-    at = {name: index for index, name in enumerate(names)}
-    pairs = [(i, at[name]) for i, name in enumerate(head.class_names) if name in at]
-    text = f"{len(pairs)} of {len(head.class_names)} rows by class name"
-    return [i for i, _ in pairs], [j for _, j in pairs], text
+    if value.shape[1:] != own.shape[1:]:
+        return None
+    pairs = rows_by_name(theirs, names)
+    return list(pairs), list(pairs.values()), f"{len(pairs)} of {len(names)} rows by class name"
 
 
 def squeezed(shape: Sequence[int]) -> tuple[int, ...]:

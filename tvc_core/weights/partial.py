@@ -26,7 +26,7 @@ from .commit import Transaction
 from .entries import Checkpoint, pick_entry
 from .files import open_checkpoint
 from .fill import new_values
-from .fitting import Policy
+from .fitting import Policy, class_names_of
 from .naming import MATCHES, Wishes
 from .patterns import Pattern, Rename
 from .planning import LoadPlan, plan_load
@@ -106,7 +106,7 @@ def partial_load(
         match=match,
         channels=in_channels_policy,
     )
-    names = checkpoint.class_names if given is None else given
+    names = checkpoint.class_names if given is None else {"": given}
     return _load(
         model,
         Checkpoint(**{**vars(checkpoint), "class_names": names}),
@@ -146,8 +146,7 @@ def transfer_weights(
     """
     with foreign(WeightsError, "the source's state_dict() fails"):
         state = source.state_dict()
-    names = getattr(source, "class_names", None) if "_hybrid" in source.__dict__ else None
-    checkpoint = Checkpoint.of(state, "the source", names)
+    checkpoint = Checkpoint.of(state, "the source", class_names_of(source))
     wishes = Wishes(
         exclude=_listed(exclude_patterns),
         include=None if include_patterns is None else _listed(include_patterns),

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from .convert import UnfitError, convert
 from .draft import Draft, Place, places
 from .entries import Checkpoint
-from .fitting import fit_channels, head_of, head_rows
+from .fitting import class_names_of, fit_channels, head_rows, named_layers
 from .naming import Named, Wishes, equal, name_and_draft
 from .patterns import matcher
 from .report import Mismatch, Remark
@@ -147,14 +147,15 @@ def _fit(
         key, weight, note = fitted
         arrived[key] = (weight, [note])
         del misshaped[key]
-    head, names = head_of(model), checkpoint.class_names
+    layers, names = named_layers(model), class_names_of(model)
     for key in own:
         if key not in arrived:
             continue
         tensor, notes = arrived[key]
         place, rows = own[key], None
-        if head is not None and names is not None:
-            rows = head_rows(key, tensor, place, head, names)
+        if (head := layers.get(place.path)) is not None:
+            theirs = checkpoint.class_names.get(head)
+            rows = head_rows(tensor, place.tensor, names.get(head), theirs)
         if rows is None and key in misshaped:
             plan.mismatched.append(Mismatch(key, tuple(tensor.shape), tuple(place.tensor.shape)))
             continue

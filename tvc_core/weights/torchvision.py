@@ -9,9 +9,8 @@ running code.
 from __future__ import annotations
 
 from collections import OrderedDict
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 import torchvision
@@ -20,9 +19,10 @@ from torchvision.models.vision_transformer import VisionTransformer, interpolate
 
 from ..errors import BackboneError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
-from .files import hash_in_name, read_state_dict
+from .cache import cached_file, hash_in_name
+from .files import read_state_dict
 
-__all__ = ["build_torchvision", "class_names_of", "transforms_of"]
+__all__ = ["build_torchvision", "class_names_of", "training_transforms_of", "transforms_of"]
 
 
 class _CheckedMember:
@@ -43,9 +43,7 @@ class _CheckedMember:
 
     def get_state_dict(self, progress: bool = True, **_: Any) -> dict[str, Tensor]:
         """Return the tensors, downloading the file first where the cache lacks it."""
-        path = cached_file(self._member.url)
-        if not path.exists():
-            _download(self._member.url, path, progress)
+        path = cached_file(self._member.url, progress=progress)
         return read_state_dict(path, sha256=hash_in_name(path.name))
 
 
@@ -89,7 +87,7 @@ def build_torchvision(
         ) from error
 
 
-def set_image_size(network: nn.Module, size: int) -> None:
+def set_image_size(network: nn.Module, size: int | Sequence[int]) -> None:
     """Make a ViT take images of another size, in place: its position embeddings are resampled,
     bicubic, as torchvision does.
 
@@ -100,6 +98,11 @@ def set_image_size(network: nn.Module, size: int) -> None:
         raise BackboneError(
             f"{type(network).__name__} has no position embeddings that tvc can resample for images "
             f"of {size} pixels"
+        )
+    if not isinstance(size, int):
+        raise BackboneError(
+            f"torchvision's {type(network).__name__} takes square images only, so image_size is "
+            f"one number, not {list(size)}: resize the images to a square"
         )
     patch = network.patch_size
     if size < patch or size % patch:
@@ -161,7 +164,7 @@ def transforms_of(weights: WeightsSpec) -> nn.Module:
     """Return the preprocessing that a pretrained set was trained with, as torchvision's own
     module.
     """
-    from torchvision.transforms import InterpolationMode, Resize
+    from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
 
     preset = ImageClassification(
@@ -171,12 +174,37 @@ def transforms_of(weights: WeightsSpec) -> nn.Module:
         std=weights.std,
         interpolation=InterpolationMode(weights.interpolation),
     )
-    if not weights.squash:
-        return preset
-    sides = [weights.resize_size, weights.resize_size]
-    return nn.Sequential(
-        Resize(sides, interpolation=preset.interpolation, antialias=preset.antialias), preset
+    if weights.squash:
+        preset.resize_size *= 2  # a height and a width, not one number for the short side
+    return preset
+
+
+def training_transforms_of(weights: WeightsSpec, sides: tuple[int, int]) -> nn.Module:
+    """Return the augmentation with which torchvision's reference scripts train, where they are told
+    nothing else: a random crop, half of the images mirrored. timm's random crops have the same
+    shares and ratios.
+    """
+    from torchvision.transforms import InterpolationMode, v2
+
+    interpolation = InterpolationMode(weights.interpolation)
+    return v2.Compose(
+        [
+            v2.RandomResizedCrop(sides, interpolation=interpolation, antialias=True),
+            v2.RandomHorizontalFlip(),
+            v2.PILToTensor(),
+            v2.ToDtype(torch.float32, scale=True),
+            v2.Normalize(weights.mean, weights.std),
+        ]
     )
+
+
+def set_crop(prepare: nn.Module, sides: tuple[int, int]) -> None:
+    """Let preprocessing cut out a part of another height and width [pixels], of an image that it
+    has made to cover a square of the longer side.
+    """
+    for module in prepare.modules():
+        if hasattr(module, "crop_size"):
+            module.crop_size = list(sides)  # type: ignore[assignment]
 
 
 def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
@@ -186,20 +214,3 @@ def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
     return tuple(_IMAGENET_CATEGORIES) if weights.num_classes == len(_IMAGENET_CATEGORIES) else None
-
-
-def cached_file(url: str) -> Path:
-    """Return where torch.hub keeps the file of an address: $TORCH_HOME/hub/checkpoints."""
-    return Path(torch.hub.get_dir()) / "checkpoints" / PurePosixPath(urlparse(url).path).name
-
-
-def _download(url: str, path: Path, progress: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        torch.hub.download_url_to_file(url, str(path), hash_in_name(path.name), progress=progress)
-    except (OSError, RuntimeError) as error:
-        raise WeightsError(
-            f"{path.name} cannot be downloaded from {urlparse(url).netloc}: {error}. Put the file "
-            f"into {path.parent}, "
-            "or pass weights=None to start from random weights."
-        ) from error

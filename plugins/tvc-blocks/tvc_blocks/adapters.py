@@ -11,8 +11,8 @@ from torchvision import ops
 __all__ = [
     "DeformConv",
     "DropBlock",
+    "check_counts",
     "conv_bn_act",
-    "frozen_batch_norm",
     "identity",
     "mlp",
     "squeeze_excitation",
@@ -70,7 +70,7 @@ def conv_bn_act(
     Source: torchvision.ops.Conv2dNormActivation.
     """
     out_channels = in_channels if channels is None else channels
-    _check_counts(
+    check_counts(
         channels=out_channels,
         kernel_size=kernel_size,
         stride=stride,
@@ -128,7 +128,7 @@ class DeformConv(nn.Module):
     ) -> None:
         super().__init__()
         out_channels = in_channels if channels is None else channels
-        _check_counts(
+        check_counts(
             channels=out_channels,
             kernel_size=kernel_size,
             stride=stride,
@@ -191,7 +191,7 @@ def squeeze_excitation(
     Source: torchvision.ops.SqueezeExcitation.
     """
     squeeze = max(in_channels // 16, 1) if squeeze_channels is None else squeeze_channels
-    _check_counts(squeeze_channels=squeeze)
+    check_counts(squeeze_channels=squeeze)
     hidden, scale = (
         _choose("activation", activation, ACTIVATIONS),
         _choose("scale_activation", scale_activation, ACTIVATIONS),
@@ -220,7 +220,7 @@ def mlp(
     Source: torchvision.ops.MLP.
     """
     hidden = 4 * in_channels if hidden_channels is None else hidden_channels
-    _check_counts(hidden_channels=hidden)
+    check_counts(hidden_channels=hidden)
     _check_probability(dropout)
     layer = _choose("activation", activation, ACTIVATIONS) or nn.Identity
     return ops.MLP(
@@ -245,7 +245,7 @@ class DropBlock(ops.DropBlock2d):  # type: ignore[misc]  # torchvision has no ty
 
     def __init__(self, in_channels: int, p: float = 0.1, block_size: int = 7) -> None:
         _check_probability(p)
-        _check_counts(block_size=block_size)
+        check_counts(block_size=block_size)
         super().__init__(p, block_size)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -274,19 +274,6 @@ def stochastic_depth(in_channels: int, p: float = 0.1, mode: str = "row") -> nn.
     return ops.StochasticDepth(p, mode)
 
 
-def frozen_batch_norm(in_channels: int, eps: float = 1e-5) -> nn.Module:
-    """Batch normalization of [N, C, H, W] with constant statistics, scale and shift, which start as
-    the identity.
-
-    Args:
-        in_channels: C [channels].
-        eps: is added to the variance.
-
-    Source: torchvision.ops.FrozenBatchNorm2d.
-    """
-    return ops.FrozenBatchNorm2d(in_channels, eps)
-
-
 def identity(in_channels: int) -> nn.Module:
     """Return the module that gives back its input, whatever its shape."""
     return nn.Identity()
@@ -302,7 +289,8 @@ def _choose(
     return known[name]
 
 
-def _check_counts(**counts: object) -> None:
+def check_counts(**counts: object) -> None:
+    """Refuse what is no whole number of at least 1."""
     for name, count in counts.items():
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} is a whole number of at least 1, not {count!r}")

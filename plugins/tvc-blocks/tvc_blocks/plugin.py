@@ -1,4 +1,6 @@
-"""Offers building blocks that torchvision.ops has. Light: imports no torch."""
+"""Offers building blocks that torchvision.ops has, and replacements for a network's own layers.
+Light: imports no torch.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,13 @@ TVC_API = (1, 1)
 
 @hookimpl
 def tvc_blocks() -> list[BlockSpec]:
-    """Offer convolutions, a multilayer perceptron, regularizers and what else
-    torchvision.ops has.
+    """Offer convolutions, a multilayer perceptron, regularizers and what else torchvision.ops has,
+    and what takes the place of a network's own convolutions, normalizations and activations.
     """
+    return [*_from_torchvision(), *_with_weights(), *_activations()]
+
+
+def _from_torchvision() -> list[BlockSpec]:
     home = "tvc_blocks.adapters"
     return [
         BlockSpec(
@@ -64,13 +70,6 @@ def tvc_blocks() -> list[BlockSpec]:
             source="torchvision.ops.StochasticDepth; Huang et al. 2016, arXiv:1603.09382",
         ),
         BlockSpec(
-            name="frozen_batch_norm",
-            category="normalization",
-            factory=f"{home}:frozen_batch_norm",
-            summary="Batch normalization with constant statistics, scale and shift.",
-            source="torchvision.ops.FrozenBatchNorm2d",
-        ),
-        BlockSpec(
             name="identity",
             category="identity",
             layouts=("NCHW", "NHWC", "NLC", "NC"),
@@ -79,4 +78,74 @@ def tvc_blocks() -> list[BlockSpec]:
             summary="Nothing: with replace, takes a module out.",
             source="torch.nn.Identity",
         ),
+    ]
+
+
+def _with_weights() -> list[BlockSpec]:
+    return [
+        BlockSpec(
+            name="conv2d",
+            category="convolution",
+            preserves_shape=False,
+            factory="tvc_blocks.convolution:conv2d",
+            in_place_of="tvc_blocks.convolution:conv2d_in_place_of",
+            summary="Convolution; replacing one, it keeps the weights at another stride or kernel.",
+            source="torch.nn.Conv2d; Beyer et al. 2022, arXiv:2212.08013",
+        ),
+        *(
+            BlockSpec(
+                name=name,
+                category="normalization",
+                factory=f"tvc_blocks.normalizations:{name}",
+                in_place_of=f"tvc_blocks.normalizations:{name}_in_place_of",
+                summary=summary,
+                source=source,
+            )
+            for name, summary, source in (
+                (
+                    "frozen_batch_norm",
+                    "Batch normalization with constant statistics; replacing one, it keeps all.",
+                    "torchvision.ops.FrozenBatchNorm2d",
+                ),
+                (
+                    "group_norm",
+                    "Group normalization; replacing a normalization, it keeps scale and shift.",
+                    "torch.nn.GroupNorm; Wu and He 2018, arXiv:1803.08494",
+                ),
+                (
+                    "layer_norm_2d",
+                    "Layer normalization of each pixel; replacing one, it keeps scale and shift.",
+                    "torchvision.models.convnext.LayerNorm2d; Liu et al. 2022, arXiv:2201.03545",
+                ),
+            )
+        ),
+    ]
+
+
+def _activations() -> list[BlockSpec]:
+    return [
+        BlockSpec(
+            name=name,
+            category="activation",
+            layouts=("NCHW", "NHWC", "NLC", "NC"),
+            factory=f"tvc_blocks.activations:{name}",
+            summary=summary,
+            source=f"torch.nn.{source}",
+        )
+        for name, summary, source in (
+            ("elu", "Exponential linear unit.", "ELU; Clevert et al. 2015, arXiv:1511.07289"),
+            ("gelu", "Gaussian error linear unit.", "GELU; Hendrycks 2016, arXiv:1606.08415"),
+            ("hardsigmoid", "Sigmoid in three straight pieces.", "Hardsigmoid"),
+            ("hardswish", "x times hardsigmoid.", "Hardswish; Howard 2019, arXiv:1905.02244"),
+            ("leaky_relu", "ReLU with a slope for negative values.", "LeakyReLU"),
+            ("mish", "x * tanh(softplus(x)).", "Mish; Misra 2019, arXiv:1908.08681"),
+            ("prelu", "ReLU with a learned slope.", "PReLU; He et al. 2015, arXiv:1502.01852"),
+            ("relu", "Rectified linear unit.", "ReLU"),
+            ("relu6", "ReLU that ends at 6.", "ReLU6"),
+            ("selu", "Scaled exponential linear unit.", "SELU; Klambauer 2017, arXiv:1706.02515"),
+            ("sigmoid", "Logistic function.", "Sigmoid"),
+            ("silu", "x * sigmoid(x), or swish.", "SiLU; Ramachandran 2017, arXiv:1710.05941"),
+            ("softplus", "Smooth ReLU.", "Softplus"),
+            ("tanh", "Hyperbolic tangent.", "Tanh"),
+        )
     ]

@@ -63,7 +63,15 @@ def build(spec, *, weights, width=4):
         network.stem.weight.data.sum().item()  # cannot be done without memory for the weights
     return network
 
-def gate(in_channels, reduction, kernel_size=3):
+def gate(in_channels, reduction, kernel_size: int = 3) -> "nn.Module":
+    """Scale channels.
+
+    Args:
+        in_channels: measured.
+        reduction (int or str, optional): how much narrower the inside is,
+            at least 1. It is the paper's r.
+        kernel_size: of the mixing [pixels].
+    """
     from torch import nn
     return nn.Identity()
 
@@ -248,6 +256,110 @@ def test_members_of_a_family_are_listed_where_they_are_asked_for(
     ]
 
 
+# -- choosing --------------------------------------------------------------------------------------
+
+FIGURES = """
+from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+
+TVC_API = (1, 1)
+
+def _net(name, *weights):
+    return BackboneSpec(
+        name=name, factory="acme_nets_plugin:build", stem=("stem",), stages=("layer",), head="head",
+        weights=weights, default_weights=weights[-1].name if weights else None,
+    )
+
+@hookimpl
+def tvc_backbones():
+    return [
+        _net("a9", WeightsSpec(name="V1", num_params=9_000_000, gflops=0.2, acc1=71.5)),
+        _net("a10", WeightsSpec(name="V1", num_params=2_000_000, gflops=0.9, acc1=60.0),
+             WeightsSpec(name="V2", num_params=2_100_000, gflops=0.9, acc1=80.25,
+                         license="CC-BY-NC-4.0", test_crop_size=288)),
+        _net("bare"),
+        _net("silent", WeightsSpec(name="V1", license="MIT")),
+    ]
+"""
+
+
+def rows(*args: object) -> list[tuple[str, str | None]]:
+    return [(fact["name"], fact["shown_weights"]) for fact in data("list", *args)]
+
+
+def test_list_sorts_by_what_the_default_weights_are_said_to_be(
+    install: Callable[[str, str], None],
+) -> None:
+    install("zeta-figures", FIGURES)
+    unknown = ["bare", "silent"]
+    for sort, names in {
+        "name": ["a9", "a10", *unknown],
+        "params": ["a10", "a9", *unknown],
+        "gflops": ["a9", "a10", *unknown],
+        "acc": ["a10", "a9", *unknown],
+    }.items():
+        assert [name for name, _ in rows("--sort", sort)] == names
+        lines = fine("list", "--sort", sort).stdout.splitlines()
+        assert [line.split()[0] for line in lines[1:]] == names
+    header, _, second, *rest = fine("list").stdout.splitlines()
+    assert header.split()[:4] == ["name", "params", "GFLOPs", "acc@1"]
+    assert second.split()[:4] == ["a10", "2.1M", "0.90", "80.25"]
+    assert rest[0].split()[1:4] == ["-", "-", "-"]
+    assert [name for name, _ in rows("backbones", "a*", "--sort", "params")] == ["a10", "a9"]
+
+
+def test_list_has_a_line_for_each_set_of_weights(install: Callable[[str, str], None]) -> None:
+    install("zeta-figures", FIGURES)
+    every = [("a9", "V1"), ("a10", "V1"), ("a10", "V2"), ("bare", None), ("silent", "V1")]
+    assert rows("--weights") == every
+    by_accuracy = [("a10", "V2"), ("a9", "V1"), ("a10", "V1"), ("bare", None), ("silent", "V1")]
+    assert rows("--weights", "--sort", "acc") == by_accuracy
+    fact = data("list", "--weights", "backbones", "a10")[0]
+    assert (fact["num_params"], fact["acc1"], fact["license"]) == (2_000_000, 60.0, None)
+    assert [each["acc1"] for each in fact["weights"]] == [60.0, 80.25]
+
+
+def test_show_gives_weights_without_building_the_network(
+    install: Callable[[str, str], None],
+) -> None:
+    install("zeta-figures", FIGURES)  # whose factory does not exist
+    lines = fine("show", "a10", "--weights").stdout.splitlines()
+    first, last = lines[-2].split(), lines[-1].split()
+    assert first[:7] == ["V1", "1000", "2.0M", "0.90", "60.00", "not", "stated"]
+    assert last[:6] == ["V2", "1000", "2.1M", "0.90", "80.25", "CC-BY-NC-4.0"]
+    assert "default, not for commercial use, evaluated at 288 pixels" in lines[-1]
+    assert "commercial" not in fine("show", "silent", "--weights").stdout
+    assert data("show", "a10", "--weights")["weights"][1]["license"] == "CC-BY-NC-4.0"
+    assert "paths" not in data("show", "a10", "--weights")
+
+
+@pytest.mark.parametrize(
+    ("args", "text"),
+    [
+        (("list", "blocks", "--sort", "acc"), "--sort is for backbones; blocks have none"),
+        (("list", "ops", "--weights"), "--weights is for backbones; ops have none"),
+        (("list", "--sort", "size"), "'size' is not one of"),
+        (("show", "gate", "--weights"), "--weights are for backbones; 'gate' is a block"),
+        (("show", "net9", "--weights", "--depth", "1"), "--weights leaves out the paths"),
+    ],
+)
+@pytest.mark.usefixtures("nets")
+def test_what_cannot_be_chosen_is_wrong_usage(args: tuple[str, ...], text: str) -> None:
+    result = tvc(*args)
+    assert result.exit_code == 2 and text in result.stderr
+
+
+def test_choosing_imports_no_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from tvc_cli.commands import tvc\n"
+        "for args in (['list', '--sort', 'acc'], ['list', '--weights', '--json'],"
+        " ['show', 'vit_b_16', '--weights']):\n"
+        "    result = CliRunner().invoke(tvc, args)\n"
+        "    assert result.exit_code == 0 and 'vit_b_16' in result.stdout, result.output\n"
+        "    assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 # -- show ------------------------------------------------------------------------------------------
 
 
@@ -364,19 +476,33 @@ def test_show_gives_the_parameters_of_a_block() -> None:
         "Acme 2020",
     )
     assert found["parameters"] == [
-        {"name": "reduction", "default": None, "required": True},
-        {"name": "kernel_size", "default": 3, "required": False},
+        {
+            "name": "reduction",
+            "type": None,
+            "default": None,
+            "required": True,
+            "summary": "how much narrower the inside is, at least 1.",
+        },
+        {
+            "name": "kernel_size",
+            "type": "int",
+            "default": 3,
+            "required": False,
+            "summary": "of the mixing [pixels].",
+        },
     ]
     lines = [line.split() for line in fine("show", "gate").stdout.splitlines()]
-    assert ["reduction", "must", "be", "given"] in lines
-    assert ["kernel_size", "3"] in lines
+    assert ["reduction", "-", "must", "be", "given"] in [line[:5] for line in lines]
+    assert ["kernel_size", "int", "3", "of", "the", "mixing", "[pixels]."] in lines
 
 
 @pytest.mark.usefixtures("nets")
 def test_show_gives_the_options_of_an_op() -> None:
     found = data("show", "tvc-core:inject")
     assert found["takes_block"] is True
-    assert found["parameters"] == [{"name": "position", "default": "after", "required": False}]
+    (position,) = found["parameters"]
+    assert position["summary"].startswith('"after" (original -> block), "before"')
+    assert (position["name"], position["type"], position["default"]) == ("position", "str", "after")
 
 
 @pytest.mark.usefixtures("nets")
@@ -539,7 +665,7 @@ def test_plugins_shows_tracebacks_only_when_asked(install: Callable[[str, str], 
     "args",
     [
         ("lst",),
-        ("list", "backbone"),
+        ("list", "bakbone"),
         ("list", "ops", "--origin", "acme"),
         ("list", "--category", "attention"),
         ("show",),
@@ -817,7 +943,7 @@ def test_a_plugin_that_is_broken_leaves_the_help_and_every_other_command(
     assert result.stderr.count("warning: The plugin bad-tools 1.0 (failed)") == 1
     assert fine("say-hello").stdout == "hello world from acme-tools\n"
     unknown = tvc("own-bad")
-    assert unknown.exit_code == 2 and "Unknown command 'own_bad'" in unknown.stderr
+    assert unknown.exit_code == 2 and "Unknown command 'own-bad'" in unknown.stderr
     assert "Nothing of bad-tools could be loaded" in unknown.stderr
 
 

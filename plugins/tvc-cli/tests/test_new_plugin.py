@@ -6,8 +6,10 @@ That what it writes works is shown in a clean environment by the project's packa
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -36,8 +38,8 @@ def new_plugin(*args: object) -> Result:
     )
 
 
-def make(folder: Path, name: str, kind: str = "block") -> Path:
-    result = new_plugin(name, "--kind", kind, "--into", folder)
+def make(folder: Path, name: str, kind: str = "block", *more: str) -> Path:
+    result = new_plugin(name, "--kind", kind, "--into", folder, *more)
     assert result.exit_code == 0, result.output
     return folder / name
 
@@ -181,7 +183,7 @@ def test_the_metadata_announces_the_plugin_and_what_its_tests_need(
         "acme_things/py.typed",
         "tests/test_acme_things.py",
     } <= set(files)
-    assert not [path for path, text in files.items() if b"$" in text], (
+    assert not [path for path, text in files.items() if re.search(rb"\$(?!\{\{)", text)], (
         "a placeholder that was not filled"
     )
     assert b"YOUR NAME" in files["LICENSE"] and b"YOUR NAME" in files["pyproject.toml"]
@@ -220,9 +222,10 @@ def test_the_recipe_is_made_of_what_is_installed(
 @pytest.mark.parametrize("name", ["acme-blocks", LONGEST, "x"])
 def test_it_is_formatted_and_linted_by_its_rules_and_by_tvcs(tmp_path: Path, name: str) -> None:
     pytest.importorskip("ruff")
+    piece = () if name == LONGEST else ("--name", "three_way_gate_of_channels")
     for kind in KINDS:
         (tmp_path / kind).mkdir()
-        make(tmp_path / kind, name, kind)
+        make(tmp_path / kind, name, kind, *piece)
     configs = (
         [(), ("--config", str(ROOT / "pyproject.toml"))] if (ROOT / "tvc_core").is_dir() else [()]
     )
@@ -236,6 +239,77 @@ def test_it_is_formatted_and_linted_by_its_rules_and_by_tvcs(tmp_path: Path, nam
                     text=True,
                 )
                 assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "factory", "offered"),
+    [
+        ("block", ("--class", "TripletAttention"), "acme_new.triplet:TripletAttention", "block"),
+        ("block", (), "acme_new.triplet:Triplet", "block"),
+        ("backbone", ("--class", "TriNet"), "acme_new.triplet:build", "backbone"),
+        ("op", (), "acme_new.triplet:triplet", "patch op"),
+        ("initializer", (), "acme_new.triplet:triplet", "initializer"),
+    ],
+)
+def test_with_a_name_nothing_has_to_be_renamed(
+    tmp_path: Path, kind: str, options: tuple[str, ...], factory: str, offered: str
+) -> None:
+    from tvc_core import Registry
+
+    folder = make(tmp_path, "acme-new", kind, "--name", "triplet", *options)
+    sys.path.insert(0, str(folder))
+    try:
+        module = importlib.import_module("acme_new.plugin")
+        registry = Registry([module], installed=False)
+        named = registry.resolve(offered, "acme-new:triplet")
+        assert named.spec.factory == factory and callable(named.load())
+    finally:
+        sys.path.remove(str(folder))
+        for name in [name for name in sys.modules if name.startswith("acme_new")]:
+            del sys.modules[name]
+    text = b"".join(everything(folder).values()).decode()
+    assert "acme_gate" not in text and "Gate(" not in text and "ResidualNet" not in text
+    assert (folder / "acme_new" / "triplet.py").is_file()
+    if options:
+        assert f"class {options[1]}(nn.Module)" in text
+    assert "acme-new:triplet" in (folder / "recipe.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--name", "TripletAttention"), "Did you mean 'triplet_attention'?"),
+        (("--name", "my-gate"), "Did you mean 'my_gate'?"),
+        (("--name", "class"), "no word that the code uses already"),
+        (("--name", "plugin"), "no word that the code uses already"),
+        (("--name", "wrap", "--kind", "op"), "is taken by tvc-core"),
+        (("--class", "Gate"), "--class needs --name"),
+        (("--name", "triplet", "--class", "triplet"), "such as 'Triplet'"),
+        (("--name", "triplet", "--class", "Tensor"), "such as 'Triplet'"),
+        (("--name", "both", "--class", "Both", "--kind", "op"), "is for blocks and backbones"),
+        (("--name", "a" * 27), "at most 26 characters"),
+        (("--name", "a" * 20, "--class", "B" * 60), "at most 75"),
+    ],
+)
+def test_a_bad_name_of_the_piece_is_refused(
+    tmp_path: Path, options: tuple[str, ...], said: str
+) -> None:
+    result = new_plugin("acme-new", "--into", tmp_path, *options)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert said in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_its_ci_runs_the_tests_strictly(tmp_path: Path) -> None:
+    yaml = pytest.importorskip("yaml")
+    folder = make(tmp_path, "acme-new")
+    text = (folder / ".github" / "workflows" / "tests.yml").read_text()
+    job = yaml.safe_load(text)["jobs"]["tests"]
+    assert job["strategy"]["matrix"]["python"][0] == "3.10"
+    assert "${{ matrix.python }}" in text
+    runs = [step["run"] for step in job["steps"] if "run" in step]
+    assert 'pip install ".[test]"' in runs and runs[-1] == "pytest"
+    assert job["steps"][-1]["env"] == {"TVC_STRICT": "1"}
 
 
 @pytest.mark.sweep

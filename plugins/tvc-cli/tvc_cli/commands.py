@@ -5,6 +5,7 @@ no half result.
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import textwrap
 import warnings
@@ -28,7 +29,7 @@ from tvc_core import (
 
 from . import facts
 from .group import tvc
-from .guard import Command, common_options
+from .guard import Command, common_options, in_commands
 from .output import as_text, print_json, print_pairs, print_table, say
 
 __all__ = [
@@ -43,12 +44,22 @@ __all__ = [
 ]
 
 _COLUMNS = {
-    BackboneSpec: ("name", "family", "origin", "plugin", "default_weights", "summary"),
+    BackboneSpec: (
+        *("name", "num_params", "gflops", "acc1"),
+        *("family", "origin", "plugin", "shown_weights", "summary"),
+    ),
     BlockSpec: ("name", "category", "layouts", "plugin", "summary"),
     PatchOpSpec: ("name", "takes_block", "options", "plugin", "summary"),
 }
 _PIECES = ("block", "backbone", "op", "initializer")
-_ONLY_FOR = {"origin": "backbones", "category": "blocks"}
+_ONLY_FOR = {
+    "origin": "backbones",
+    "category": "blocks",
+    "sort": "backbones",
+    "weights": "backbones",
+}
+_FIGURES = {"num_params": "params", "gflops": "GFLOPs", "acc1": "acc@1"}
+"""Headers of the columns with numbers."""
 
 _json_option = click.option(
     "--json", "as_json", is_flag=True, help="Print JSON, and nothing else, on stdout."
@@ -61,6 +72,17 @@ _json_option = click.option(
 @click.option("--origin", help="Only backbones of this origin, such as torchvision.")
 @click.option("--owner", help="Only what this distribution offers, such as tvc-resnet.")
 @click.option("--category", help="Only blocks of this category, such as attention.")
+@click.option(
+    "--sort",
+    type=click.Choice(tuple(facts.SORTS)),
+    help="Sort backbones: the smallest params or gflops first, or the best acc.",
+)
+@click.option(
+    "--weights",
+    "every_set",
+    is_flag=True,
+    help="One line for each set of weights, not for each backbone with its default set.",
+)
 @_json_option
 @common_options
 def list_command(
@@ -69,6 +91,8 @@ def list_command(
     origin: str | None,
     owner: str | None,
     category: str | None,
+    sort: str | None,
+    every_set: bool,
     as_json: bool,
 ) -> None:
     """List what is installed: backbones, blocks, ops (patch operations), initializers, or what
@@ -77,14 +101,29 @@ def list_command(
     PATTERN is shell-style and best quoted: tvc list backbones 'resnet*'. What a family offers
     without listing every name (timm/resnet50) is shown for a PATTERN with a slash, or for its
     --owner.
+
+    Of backbones it shows parameters, multiply-adds of one image of the weights' size, and accuracy
+    on ImageNet-1K, as the publisher of the default weights states them; "-" where nobody does.
     """
     registry = Registry()
+    if pattern is None and facts.is_pattern(kind):  # a pattern by itself is one of backbones
+        kind, pattern = "backbones", kind
     spec_type = _kind(registry, kind, "'KIND'")
-    for option, value in (("origin", origin), ("category", category)):
-        if value is not None and kind != _ONLY_FOR[option]:
-            raise click.UsageError(f"--{option} is for {_ONLY_FOR[option]}; {kind} have none")
+    options = {"origin": origin, "category": category, "sort": sort, "weights": every_set or None}
+    for option, value in options.items():
+        if value is not None and spec_type is not facts.kind_of(registry, _ONLY_FOR[option]):
+            word = _ONLY_FOR[option]
+            write = f"tvc list {word} --{option}{'' if value is True else f' {value}'}"
+            raise click.UsageError(f"--{option} is for {word}; {kind} have none. Write {write}")
     found = facts.list_facts(
-        registry, spec_type, origin=origin, owner=owner, category=category, pattern=pattern
+        registry,
+        spec_type,
+        origin=origin,
+        owner=owner,
+        category=category,
+        pattern=pattern,
+        sort=sort or "name",
+        every_set=every_set,
     )
     if as_json:
         print_json(found)
@@ -94,14 +133,15 @@ def list_command(
         ]
         print_table(
             [_title(column) for column in columns],
-            [[fact[column] for column in columns] for fact in found],
+            [[_cell(column, fact[column]) for column in columns] for fact in found],
+            right=tuple(_FIGURES.values()),
         )
     else:
-        asked = f" match {pattern!r}" if pattern else " are installed"
-        click.echo(
-            f"no {kind}{asked}{'; without the pattern, tvc list shows all' if pattern else ''}",
-            err=True,
-        )
+        said = f"no {kind} are installed"
+        if pattern:
+            near = facts.near_pattern(registry, spec_type, pattern)
+            said = f"no {kind} match {pattern!r}. {near or f'tvc list {kind} shows all'}"
+        click.echo(said, err=True)
     if spec_type is BackboneSpec and not (origin or owner or "/" in (pattern or "")):
         for family in registry.all(BackboneFamilySpec):
             name = registry.label(family)
@@ -128,6 +168,12 @@ def list_command(
     "--target",
     help="Show only the paths that this target means, such as 'layer*.*.bn3' or 'stage:*.-1'.",
 )
+@click.option(
+    "--weights",
+    "only_weights",
+    is_flag=True,
+    help="Show a backbone's weights, without building it to measure its paths.",
+)
 @_json_option
 @common_options
 def show_command(
@@ -136,6 +182,7 @@ def show_command(
     size: int | None,
     depth: int | None,
     target: str | None,
+    only_weights: bool,
     as_json: bool,
 ) -> None:
     """Show one thing: a backbone with all paths that patches can take, or a block, op, initializer,
@@ -150,16 +197,23 @@ def show_command(
         _kind(registry, kind, "'--kind'")
     named = facts.find(registry, name, kind)
     is_backbone = isinstance(named.spec, BackboneSpec)
-    if not is_backbone and any(option is not None for option in (size, depth, target)):
+    measuring = any(option is not None for option in (size, depth, target))
+    if not is_backbone and (measuring or only_weights):
         raise click.UsageError(
-            f"--size, --depth and --target are for backbones; {name!r} is a {named.spec.kind}"
+            "--size, --depth, --target and --weights are for backbones; "
+            f"{name!r} is a {named.spec.kind}"
         )
-    found = (
-        facts.backbone_facts(named, registry, size, target)
-        if is_backbone
-        else facts.thing_facts(named)
-    )
-    if is_backbone and depth is not None:
+    if only_weights and measuring:
+        raise click.UsageError(
+            "--weights leaves out the paths, which --size, --depth and --target are about"
+        )
+    if only_weights:
+        found = facts.stated_facts(named)
+    elif is_backbone:
+        found = facts.backbone_facts(named, registry, size, target)
+    else:
+        found = facts.thing_facts(named)
+    if depth is not None:
         found["paths"] = [path for path in found["paths"] if path["path"].count(".") < depth]
     if as_json:
         print_json(found)
@@ -259,23 +313,25 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
 @common_options
 @click.pass_context
 def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
-    """Run every check of the conformance kit on PLUGIN: its module (acme_blocks.plugin) or its
-    distribution (acme-blocks).
+    """Run every check of the conformance kit on PLUGIN: its folder, which need not be installed,
+    its distribution (acme-blocks) or its module (acme_blocks.plugin).
 
     Exit code 1 where a check fails. In tests of a plugin the same is
     tvc_core.testing.parametrize_with_checks.
     """
-    from .checking import check_facts, plugin_module
+    from .checking import check_facts, importable, plugin_module, skipped_in_short
 
     module = plugin_module(plugin)
-    found = check_facts(module)
+    with importable(plugin, module):
+        found = check_facts(module)
     failed = [check for check in found if check["result"] == "failed"]
     if as_json:
         print_json(found)
     else:
-        for check in found:
-            if check["result"] != "passed":
-                say(f"{check['result']}: {check['said']}")
+        if skipped := skipped_in_short(found):
+            say(skipped)
+        for check in failed:  # last, where one looks first
+            say(f"failed: {check['said']}")
         counts = Counter(check["result"] for check in found)
         say(
             f"{module}: "
@@ -289,6 +345,10 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
 @click.option(
     "--kind", type=click.Choice(_PIECES), default="block", show_default=True, help="What it offers."
 )
+@click.option("--name", "piece", help="What the piece is called in recipes, such as triplet.")
+@click.option(
+    "--class", "class_name", help="The class of a block or backbone; default from --name."
+)
 @click.option(
     "--into",
     type=click.Path(exists=True, file_okay=False, writable=True, path_type=Path),
@@ -297,15 +357,19 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
 )
 @_json_option
 @common_options
-def new_plugin_command(name: str, kind: str, into: Path, as_json: bool) -> None:
+def new_plugin_command(
+    name: str, kind: str, piece: str | None, class_name: str | None, into: Path, as_json: bool
+) -> None:
     """Write the distribution NAME, such as acme-blocks, with a plugin that works: metadata, code,
     tests and a recipe.
     """
     from .new_plugin import write_plugin
 
     try:
-        folder, files = write_plugin(name, kind, into)
+        folder, files = write_plugin(name, kind, into, piece, class_name)
     except (ValueError, OSError) as error:
+        if str(error).startswith("--"):
+            raise click.UsageError(str(error)) from error
         raise click.BadParameter(str(error), param_hint="'NAME'") from error
     install, place, recipe = (
         shlex.quote(str(path)) for path in (f"{folder}[test]", folder, folder / "recipe.yaml")
@@ -363,13 +427,16 @@ def _print_backbone(found: dict[str, Any]) -> None:
     )
     say()
     if found["weights"]:
-        headers = ["weights", "classes", "resize", "crop", "interpolation", "mean", "std", "note"]
+        headers = ["weights", "classes", *_FIGURES.values(), "license", "resize", "crop"]
         print_table(
-            headers,
+            [*headers, "interpolation", "mean", "std", "note"],
             [_weights_row(weights, found["default_weights"]) for weights in found["weights"]],
+            right=tuple(_FIGURES.values()),
         )
     else:
         say("weights: none; build it with weights=None")
+    if "paths" not in found:
+        return
     height, width = found["image"] or (0, 0)
     say(f"\nModules and what they return for an image of {height}x{width} pixels:\n")
     headers = ["path", "type", "part", "in", "out", "size", "layout", "why not"]
@@ -378,10 +445,16 @@ def _print_backbone(found: dict[str, Any]) -> None:
 
 def _weights_row(weights: dict[str, Any], default: str | None) -> list[Any]:
     notes = ["default"] if weights["name"] == default else []
-    notes += [weights["recipe"]] if weights["recipe"] else []
+    if re.search(r"\bnc\b|non-?commercial", weights["license"] or "", re.IGNORECASE):
+        notes.append("not for commercial use")
+    if weights["test_crop_size"] is not None:
+        notes.append(f"evaluated at {weights['test_crop_size']} pixels")
+    notes += [weights[key] for key in ("recipe", "url") if weights[key]]
     mean, std = (" ".join(f"{value:.4g}" for value in weights[key]) for key in ("mean", "std"))
-    keys = ("name", "num_classes", "resize_size", "crop_size", "interpolation")
-    return [*(weights[key] for key in keys), mean, std, notes]
+    figures = [_cell(key, weights[key]) for key in _FIGURES]
+    sizes = (weights["resize_size"], weights["crop_size"], weights["interpolation"])
+    stated = weights["license"] or "not stated"
+    return [weights["name"], weights["num_classes"], *figures, stated, *sizes, mean, std, notes]
 
 
 def _path_row(path: dict[str, Any]) -> list[Any]:
@@ -402,9 +475,14 @@ def _print_thing(found: dict[str, Any]) -> None:
     elif parameters:
         say()
         print_table(
-            ["parameter", "default"],
+            ["parameter", "type", "default", "what"],
             [
-                (p["name"], "must be given" if p["required"] else repr(p["default"]))
+                (
+                    p["name"],
+                    p["type"],
+                    "must be given" if p["required"] else repr(p["default"]),
+                    p["summary"],
+                )
                 for p in parameters
             ],
         )
@@ -438,7 +516,7 @@ def _kind(registry: Registry, word: str, argument: str) -> type[Any]:
     except AmbiguousNameError:
         raise
     except UnknownNameError as error:
-        raise click.BadParameter(str(error), param_hint=argument) from error
+        raise click.BadParameter(in_commands(str(error)), param_hint=argument) from error
 
 
 def _side_effects(fact: dict[str, Any]) -> str | None:
@@ -450,6 +528,12 @@ def _side_effects(fact: dict[str, Any]) -> str | None:
 
 
 def _title(column: str) -> str:
-    return {"default_weights": "weights", "takes_block": "takes a block"}.get(
-        column, column.replace("_", " ")
-    )
+    titles = {**_FIGURES, "shown_weights": "weights", "takes_block": "takes a block"}
+    return titles.get(column, column.replace("_", " "))
+
+
+def _cell(column: str, value: Any) -> Any:
+    """Return a value as tables show it: figures rounded, with their unit."""
+    if value is None or column not in _FIGURES:
+        return value
+    return f"{value / 1e6:.1f}M" if column == "num_params" else f"{value:.2f}"

@@ -4,10 +4,12 @@ factory has to be.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import fnmatch
 import inspect
 import math
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
@@ -28,22 +30,45 @@ from tvc_core import (
     WeightsSpec,
 )
 
+from .docstrings import described_parameters
 from .first_party import normalized
 
 if TYPE_CHECKING:
     from tvc_core import HybridModel  # at run time this would import torch
 
 __all__ = [
+    "SORTS",
     "backbone_facts",
     "find",
+    "is_pattern",
     "kind_of",
     "kinds_of",
     "list_facts",
     "model_facts",
+    "near_pattern",
     "offers_of",
     "plugin_facts",
+    "stated_facts",
     "thing_facts",
 ]
+
+SORTS = {
+    "name": ("name", 1),
+    "params": ("num_params", 1),
+    "gflops": ("gflops", 1),
+    "acc": ("acc1", -1),
+}
+"""What backbones can be sorted by: the fact, and -1 where the largest comes first."""
+
+_FIGURES = ("num_params", "gflops", "acc1", "license")
+"""What is said of a set of weights, and in a listing of the one that is shown."""
+_SINGULAR = {"families": "family"}
+_SYNONYMS = {
+    **dict.fromkeys(("model", "models", "network", "networks"), "backbones"),
+    **dict.fromkeys(("operation", "operations", "patch", "patches", "patch_ops"), "ops"),
+    **dict.fromkeys(("module", "modules", "layer", "layers"), "blocks"),
+    **dict.fromkeys(("init", "inits"), "initializers"),
+}
 
 _CORE = ("backbones", "blocks", "ops", "initializers")
 """The words of the core's kinds, in the order in which they are shown."""
@@ -72,10 +97,11 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
         UnknownNameError: no plugin defines it.
         AmbiguousNameError: several plugins do.
     """
-    words = {**kinds_of(registry), "kinds": Kind}
+    words = {**kinds_of(registry), "kinds": Kind, "families": BackboneFamilySpec}
     owner, _, plural = word.rpartition(":")
-    if word in words:
-        return words[word]
+    singular = {_SINGULAR.get(each, each.removesuffix("s")): each for each in words}
+    if (known := singular.get(word, word)) in words:
+        return words[known]
     owners = [offer.owner for offer in registry.all(Kind) if offer.spec.plural == plural]
     for offer in registry.all(Kind):
         if (normalized(owner), plural) == (offer.owner, offer.spec.plural):
@@ -85,9 +111,52 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
         raise AmbiguousNameError(
             f"The kind {word!r} is defined by {len(owners)} plugins: write {choices}."
         )
-    near = difflib.get_close_matches(word, words, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = [_SYNONYMS[word]] if word in _SYNONYMS else difflib.get_close_matches(word, words, n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else _other_command(registry, word)
     raise UnknownNameError(f"Unknown kind {word!r}.{hint} There is {', '.join(words)}.")
+
+
+def _other_command(registry: Registry, word: str) -> str:
+    """Return which command shows what `tvc list` does not list."""
+    if word in ("plugin", "plugins"):
+        return " 'tvc plugins' lists plugins."
+    if word in ("weights", "weight"):
+        return " 'tvc show NAME' lists the weights of a backbone."
+    categories = {offer.spec.category for offer in registry.all(BlockSpec)}
+    if word in categories:
+        return f" 'tvc list blocks --category {word}' lists these blocks."
+    with contextlib.suppress(UnknownNameError):
+        find(registry, word, None)
+        return f" 'tvc show {word}' shows it."
+    return " For backbones by pattern write a '*', as in tvc list 'resnet*'."
+
+
+def is_pattern(word: str) -> bool:
+    """Tell whether a word of the command line is a pattern of names, as only these have wildcards
+    or the slash of a family.
+    """
+    return any(character in word for character in "*?[/")
+
+
+def near_pattern(registry: Registry, kind: type[Any], pattern: str) -> str:
+    """Return what a pattern that matches nothing may have been meant for."""
+    family, slash, member = pattern.partition("/")
+    names = registry.names(kind)
+    if slash and kind is BackboneSpec:
+        families = {registry.label(offer): offer for offer in registry.all(BackboneFamilySpec)}
+        if family not in families:
+            return f"The families are {', '.join(families) or 'none'}."
+        if not member:
+            return f"All of the family are '{family}/*'."
+        names = registry.members(families[family])
+    bare = re.sub(r"\[.*?\]|[*?]", "", pattern)
+    near = [name for name in names if bare and bare.lower() in name.lower()][:1]
+    if near and not is_pattern(member or pattern.replace("/", "")):
+        return f"Names that have it are '*{bare.rpartition('/')[2]}*'."
+    if any(fnmatch.fnmatchcase(name, pattern.lower()) for name in names):
+        return f"Did you mean {pattern.lower()!r}?"
+    near = near or difflib.get_close_matches(bare.lower(), names, n=3)
+    return f"Did you mean {' or '.join(map(repr, near))}?" if near else ""
 
 
 def list_facts(
@@ -98,8 +167,17 @@ def list_facts(
     owner: str | None = None,
     category: str | None = None,
     pattern: str | None = None,
+    sort: str = "name",
+    every_set: bool = False,
 ) -> list[dict[str, Any]]:
     """Return one dictionary for each thing of a kind, naturally sorted by name.
+
+    Args:
+        registry: where to look.
+        kind: the class of its specs.
+        origin, owner, category, pattern: leave out what does not match.
+        sort: one of `SORTS`; what says nothing of it comes last.
+        every_set: one dictionary for each set of weights of a backbone, not for its default set.
 
     Raises:
         UnknownNameError: nothing that is installed has this origin, owner or category.
@@ -123,7 +201,19 @@ def list_facts(
     ]
     found += [_member_facts(registry, name) for name in members]
     owner = registry.check_owner(owner) if owner is not None else None
-    return [fact for fact in found if owner is None or fact["plugin"] == owner]
+    found = [fact for fact in found if owner is None or fact["plugin"] == owner]
+    if every_set:
+        found = [
+            {**fact, "shown_weights": chosen["name"], **{key: chosen[key] for key in _FIGURES}}
+            for fact in found
+            for chosen in fact["weights"] or [{"name": None, **dict.fromkeys(_FIGURES)}]
+        ]
+    if sort == "name":
+        return found
+    key, sign = SORTS[sort]
+    unknown = [fact for fact in found if fact[key] is None]
+    known = [fact for fact in found if fact[key] is not None]
+    return sorted(known, key=lambda fact: sign * fact[key]) + unknown
 
 
 def find(registry: Registry, name: str, kind: str | None) -> Any:
@@ -142,7 +232,8 @@ def find(registry: Registry, name: str, kind: str | None) -> Any:
         return registry.resolve(kind_of(registry, kind), name)
     found: dict[str, Any] = {}
     errors: list[UnknownNameError] = []
-    for word, spec_type in kinds_of(registry).items():
+    kinds = kinds_of(registry)
+    for word, spec_type in kinds.items():
         try:
             found[word] = registry.resolve(spec_type, name)
         except AmbiguousNameError:
@@ -157,6 +248,13 @@ def find(registry: Registry, name: str, kind: str | None) -> Any:
         )
         words = " or ".join(f"--kind {word}" for word in found)
         raise AmbiguousNameError(f"{name!r} is {meanings}: add {words}.")
+    if normalized(name) in {info.owner for info in registry.plugins}:
+        raise UnknownNameError(
+            f"{name!r} is a plugin: 'tvc list blocks --owner {name}' lists its blocks, and so on "
+            "for other kinds; 'tvc plugins' shows it."
+        )
+    if name in kinds:
+        raise UnknownNameError(f"{name!r} is a kind: 'tvc list {name}' lists what there is.")
     raise _most_helpful(name, errors)
 
 
@@ -170,13 +268,28 @@ def thing_facts(named: Any) -> dict[str, Any]:
     spec = named.spec
     facts = {"kind": spec.kind, **_spec_facts(named)}
     if isinstance(spec, PatchOpSpec):
+        known = {each["name"]: each for each in _parameters(named.load()) or ()}
         facts["parameters"] = [
-            {"name": name, "default": value, "required": False}
+            {"type": None, "summary": "", **known.get(name, {}), **stated}
             for name, value in spec.options.items()
+            for stated in [{"name": name, "default": value, "required": False}]
         ]
     elif isinstance(spec, (BlockSpec, InitializerSpec)):
         facts["parameters"] = _parameters(named.load())
     return facts
+
+
+def stated_facts(named: Any) -> dict[str, Any]:
+    """Return what a backbone's spec says of it, which builds no network."""
+    spec: BackboneSpec = named.spec
+    return {
+        "kind": spec.kind,
+        **_spec_facts(named),
+        "options": dict(spec.options),
+        "stem": spec.stem,
+        "stages": spec.stage_paths,
+        "head": spec.head,
+    }
 
 
 def backbone_facts(
@@ -191,16 +304,9 @@ def backbone_facts(
     """
     from tvc_core import describe_backbone  # imports torch
 
-    spec: BackboneSpec = named.spec
     paths = describe_backbone(named.qualified, size=size, target=target, registry=registry)
     return {
-        "kind": spec.kind,
-        **_spec_facts(named),
-        "weights": [_weights_facts(weights) for weights in spec.weights],
-        "options": dict(spec.options),
-        "stem": spec.stem,
-        "stages": spec.stage_paths,
-        "head": spec.head,
+        **stated_facts(named),
         "image": paths[0].image if paths else None,
         "paths": [
             {
@@ -286,9 +392,13 @@ def _spec_facts(named: Any) -> dict[str, Any]:
         return facts | {"plural": spec.plural, "hook": spec.hook.__name__}
     if isinstance(spec, BackboneSpec):
         facts |= {"family": spec.family, "origin": spec.origin}
+        weights = [_weights_facts(each) for each in spec.weights]
+        shown = next((each for each in weights if each["name"] == spec.default_weights), {})
         facts |= {
-            "weights": [weights.name for weights in spec.weights],
+            "weights": weights,
             "default_weights": spec.default_weights,
+            "shown_weights": spec.default_weights,
+            **{key: shown.get(key) for key in _FIGURES},
         }
     elif isinstance(spec, BlockSpec):
         facts |= {
@@ -318,8 +428,7 @@ def _member_facts(registry: Registry, name: str) -> dict[str, Any]:
     }
     return facts | {
         "origin": named.spec.origin,
-        "weights": None,
-        "default_weights": None,
+        **dict.fromkeys(("weights", "default_weights", "shown_weights", *_FIGURES)),
         "summary": "",
         "source": "",
     }
@@ -328,19 +437,26 @@ def _member_facts(registry: Registry, name: str) -> dict[str, Any]:
 def _weights_facts(weights: WeightsSpec) -> dict[str, Any]:
     return {
         "name": weights.name,
+        "num_params": weights.num_params,
+        "gflops": weights.gflops,
+        "acc1": weights.acc1,
+        "license": weights.license or None,
         "crop_size": weights.crop_size,
         "resize_size": weights.resize_size,
+        "test_crop_size": weights.test_crop_size,
+        "test_resize_size": weights.test_resize_size,
         "interpolation": weights.interpolation,
         "mean": weights.mean,
         "std": weights.std,
         "num_classes": weights.num_classes,
         "recipe": weights.recipe,
+        "url": weights.url or None,
     }
 
 
 def _parameters(factory: Callable[..., Any]) -> list[dict[str, Any]] | None:
-    """Return a factory's parameters after the first, which is the core's; None where only its
-    source would tell.
+    """Return a factory's parameters after the first, which is the core's, as its signature and its
+    docstring say; None where only its source would tell.
     """
     try:
         found = list(inspect.signature(factory).parameters.values())
@@ -349,14 +465,25 @@ def _parameters(factory: Callable[..., Any]) -> list[dict[str, Any]] | None:
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in found):
         return None
     named = [p for p in found[1:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    described = described_parameters(factory)
     return [
         {
             "name": p.name,
+            "type": None if p.annotation is p.empty else _type_text(p.annotation),
             "default": None if p.default is p.empty else p.default,
             "required": p.default is p.empty,
+            "summary": _first_sentence(described.get(p.name, "")),
         }
         for p in named
     ]
+
+
+def _type_text(annotation: Any) -> str:
+    return annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.)\s+(?=[A-Z])", text, maxsplit=1)[0]
 
 
 def _version_of(distribution: str) -> str | None:

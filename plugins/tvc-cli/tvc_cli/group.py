@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 
@@ -19,7 +20,7 @@ from tvc_core import (
 
 from . import plugin
 from .first_party import FIRST_PARTY, WITH_COMMANDS, normalized
-from .guard import Command, GuardedGroup, common_options, environment, show_warnings
+from .guard import Command, GuardedGroup, common_options, environment, in_commands, show_warnings
 from .kinds import CommandSpec
 from .streams import given, results, while_running
 
@@ -64,7 +65,9 @@ class PluginGroup(GuardedGroup):
             except AmbiguousNameError:
                 raise
             except UnknownNameError as error:
-                raise click.UsageError(str(error), ctx) from error
+                # commands are written with hyphens
+                text = re.sub(r"(?<=[a-z])_(?=[a-z])", "-", in_commands(str(error)))
+                raise click.UsageError(text, ctx) from error
             # each plugin is named once a process; of variables the command's own registry warns
             for warning in said if short not in TABLES else ():
                 if str(warning.message).startswith("The plugin "):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import traceback
 import warnings
 from collections.abc import Callable, Iterator
@@ -17,7 +18,32 @@ from tvc_core import RegistryWarning, TvcError
 
 from .streams import given, while_running
 
-__all__ = ["Command", "GuardedGroup", "common_options", "environment", "show_warnings"]
+__all__ = [
+    "Command",
+    "GuardedGroup",
+    "common_options",
+    "environment",
+    "in_commands",
+    "show_warnings",
+]
+
+_COMMANDS = (
+    (r"HybridBuilder\.list_backbones\('(.*?)'\) lists them", r"tvc list '\1' lists them"),
+    (
+        r'In Python, HybridBuilder\(\)\.from_backbone\("(.*?)"\) builds a network by its name',
+        r"A recipe is a YAML file; the shortest is 'backbone: \1'",
+    ),
+    (r"HybridBuilder\.list_backbones\(\)", "'tvc list'"),
+    (r"HybridBuilder\.list_patch_ops\(\)", "'tvc list ops'"),
+    (r"HybridBuilder\.list_(\w+)\(\)", r"'tvc list \1'"),
+    (r"Registry\(\)\.names\('command'\) lists them", "'tvc --help' tells of each"),
+    (r"Registry\(\)\.names\(.*?\)", "'tvc list kinds'"),
+    (r", or build with HybridBuilder\(prefer=.*?\)(?=\.)", ""),
+    (r"model\.named_(children|modules)\(\) and ('tvc show .*?') list", r"\2 lists"),
+    (r"HybridBuilder\(plugins=", "In Python, HybridBuilder(plugins="),
+    (r"(: |\. )In Python, HybridBuilder\(plugins=", r"\1in Python, HybridBuilder(plugins="),
+)
+"""What the core's errors advise in Python, and the command that does it."""
 
 _DEBUG = "tvc_cli.debug"
 
@@ -56,7 +82,7 @@ class GuardedGroup(click.Group):
                 # seen enough
                 raise
             except TvcError as error:
-                _fail(ctx, f"error: {error}", 1)
+                _fail(ctx, f"error: {in_commands(str(error))}", 1)
             except (KeyboardInterrupt, click.Abort):
                 _fail(ctx, "interrupted", 130)
             except OSError as error:  # a full disk, a folder that cannot be written
@@ -69,6 +95,13 @@ class GuardedGroup(click.Group):
                     f"plugin.{advice}",
                     1,
                 )
+
+
+def in_commands(text: str) -> str:
+    """Return an error of the core's in the words of the command line."""
+    for python, command in _COMMANDS:
+        text = re.sub(python, command, text)
+    return text
 
 
 def common_options(command: F) -> F:

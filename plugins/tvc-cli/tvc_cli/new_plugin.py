@@ -17,16 +17,17 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from tvc_core import BackboneSpec, BlockSpec, Registry
+from tvc_core import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Registry
 
 from .first_party import FIRST_PARTY
 
 __all__ = ["PIECES", "check_name", "write_plugin"]
 
-# for each kind: what its piece's name ends in, the module it is in, and what the plugin is
+# for each kind: what its piece's name ends in, which is also its module's name; the class or
+# function that is offered; and what the plugin is
 PIECES: dict[str, tuple[str, str, str]] = {
-    "block": ("gate", "gate", "A gate that scales each channel."),
-    "backbone": ("net", "net", "A small residual network."),
+    "block": ("gate", "Gate", "A gate that scales each channel."),
+    "backbone": ("net", "ResidualNet", "A small residual network."),
     "op": (
         "sandwich",
         "sandwich",
@@ -34,6 +35,18 @@ PIECES: dict[str, tuple[str, str, str]] = {
     ),
     "initializer": ("orthogonal", "orthogonal", "An initializer with orthogonal weights."),
 }
+_SPECS: dict[str, type[Any]] = {
+    "block": BlockSpec,
+    "backbone": BackboneSpec,
+    "op": PatchOpSpec,
+    "initializer": InitializerSpec,
+}
+_PIECE = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+_CLASS = re.compile(r"([A-Z][A-Za-z0-9]*)")
+# what the templates use, and what one line can hold
+_USED = {"plugin", "target", "block", "sides", "nn", "torch", "math", "layer", "module"}
+_USED |= {"Tensor", "Residual", "BackboneSpec", "WeightsSpec", "BlockMaker", "Target"}
+_LONGEST_PIECE, _LONGEST_FACTORY = 26, 75
 _TEMPLATES = Path(__file__).parent / "templates"
 _KIND_WORDS = {"op": "patch operation"}
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
@@ -95,22 +108,57 @@ def check_name(name: str) -> str:
     return package
 
 
-def write_plugin(name: str, kind: str, into: Path) -> tuple[Path, list[str]]:
+def _check_piece(piece: str, class_name: str | None, package: str, kind: str) -> tuple[str, str]:
+    """Return the name of what the plugin offers, and of the class or function that it is.
+
+    Raises:
+        ValueError: the name has another form, is taken, or is too long for a line of code.
+    """
+    if not _PIECE.fullmatch(piece) or keyword.iskeyword(piece) or piece in _USED:
+        near = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|[^A-Za-z0-9]+", "_", piece).strip("_").lower()
+        hint = f" Did you mean {near!r}?" if _PIECE.fullmatch(near) and near != piece else ""
+        raise ValueError(
+            f"--name {piece!r} is no name such as triplet or my_gate: lower-case letters, digits "
+            f"and '_', and no word that the code uses already.{hint}"
+        )
+    owners = [o.owner for o in Registry().all(_SPECS[kind]) if o.spec.name == piece]
+    if owners and owners[0].replace("-", "_") != package:
+        raise ValueError(f"--name {piece!r} is taken by {owners[0]}; choose another")
+    if class_name is not None and kind not in ("block", "backbone"):
+        raise ValueError(f"--class is for blocks and backbones; of {kind} {piece!r} is a function")
+    camel = "".join(word.capitalize() for word in piece.split("_"))
+    made = class_name or (camel if kind in ("block", "backbone") else piece)
+    if class_name is not None and (not _CLASS.fullmatch(class_name) or class_name in _USED):
+        raise ValueError(f"--class {class_name!r} is no name of a class such as {camel!r}")
+    if len(piece) > _LONGEST_PIECE or len(package + piece + made) > _LONGEST_FACTORY:
+        raise ValueError(
+            f"--name has at most {_LONGEST_PIECE} characters, and with --class and the package's "
+            f"name at most {_LONGEST_FACTORY}: {package}.{piece}:{made}"
+        )
+    return piece, made
+
+
+def write_plugin(
+    name: str, kind: str, into: Path, piece: str | None = None, class_name: str | None = None
+) -> tuple[Path, list[str]]:
     """Write the distribution into a new folder of its name: everything, or nothing.
 
     Args:
         name: of the distribution, such as acme-blocks.
         kind: a word of `PIECES`.
         into: an existing folder.
+        piece: the name of what it offers, such as "triplet"; by default one made from `name`.
+        class_name: of a block or backbone, the name of its class; by default made from `piece`.
 
     Returns:
         The new folder, and the paths of its files in it.
 
     Raises:
-        ValueError: `check_name` refuses the name.
+        ValueError: `check_name` refuses the name, or `piece` or `class_name` has another form, is
+            taken or too long.
         FileExistsError: there is something of that name in the folder.
     """
-    values = _values(name, kind)
+    values = _values(name, kind, piece, class_name)
     folder = into / name
     if os.path.lexists(folder):
         raise FileExistsError(
@@ -132,12 +180,20 @@ def write_plugin(name: str, kind: str, into: Path) -> tuple[Path, list[str]]:
     return folder, sorted(texts)
 
 
-def _values(name: str, kind: str) -> dict[str, str]:
+def _values(name: str, kind: str, piece: str | None, class_name: str | None) -> dict[str, str]:
     """Return what stands for each placeholder of the templates."""
     package = check_name(name)
-    ending, module, summary = PIECES[kind]
+    module, made, summary = PIECES[kind]
     prefix = re.sub(r"^tvc_", "", package).partition("_")[0]
     prefix = prefix if prefix[0].isalpha() else package
+    offered = f"{prefix}_{module}"
+    if piece is not None:
+        module, made = _check_piece(piece, class_name, package, kind)
+        offered = module
+    elif class_name is not None:
+        raise ValueError(
+            "--class needs --name, what it is called in recipes, such as --name triplet"
+        )
     registry = Registry()
     backbone, target, backbone_owner = _backbone(registry)
     block, block_owner = _block(registry)
@@ -148,8 +204,9 @@ def _values(name: str, kind: str) -> dict[str, str]:
         "package": package,
         "prefix": prefix,
         "kind": _KIND_WORDS.get(kind, kind),
-        "piece": f"{prefix}_{ending}",
+        "piece": offered,
         "module": module,
+        "object": made,
         "summary": summary,
         "api": "(1, 0)",  # the lowest that has what the templates use
         "core_version": metadata.version("tvc-core"),
@@ -192,6 +249,7 @@ def _filled(folder: Path, values: Mapping[str, str]) -> Iterator[tuple[str, str]
             lambda found: found[0].replace("package", values["package"]),
             path,
         )
+        path = re.sub(r"^dot_", ".", path.replace("/module.py", f"/{values['module']}.py"))
         yield path, Template(file.read_text(encoding="utf-8")).substitute(values)
 
 

@@ -6,9 +6,12 @@ end with theirs.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+
+from .figures import FIGURES
 
 TVC_API = (1, 1)
 
@@ -53,7 +56,7 @@ def _spec(name: str, family: str, weights: tuple[WeightsSpec, ...], **others: An
         family=family,
         origin="torchvision",
         factory=others.pop("factory", "tvc_core:build_torchvision"),
-        weights=weights,
+        weights=tuple(replace(each, **FIGURES[name, each.name]) for each in weights),
         default_weights=default,
         options=options,
         **others,

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+
+from .figures import FIGURES
 
 TVC_API = (1, 1)
 
 
 def _spec(name: str, summary: str, resize_size: int, stochastic_depth_prob: float) -> BackboneSpec:
+    v1 = WeightsSpec(name="IMAGENET1K_V1", resize_size=resize_size)
     return BackboneSpec(
         name=name,
         family="convnext",
         origin="torchvision",
         summary=summary,
         factory="tvc_core:build_torchvision",
-        weights=(WeightsSpec(name="IMAGENET1K_V1", resize_size=resize_size),),
+        weights=(replace(v1, **FIGURES[name, v1.name]),),
         default_weights="IMAGENET1K_V1",
         stem=("features.0",),
         # a stage starts with the layer that halves the map, as in section 2.2 of the paper

@@ -1,4 +1,5 @@
-"""Backbones for torchvision's detectors and segmenters. Importing it imports no torch; using a name
+"""Hybrids for detection and segmentation: backbones of torchvision's detectors and segmenters,
+encoders of a U-Net and of segmentation-models-pytorch. Importing it imports no torch; using a name
 does.
 """
 
@@ -14,19 +15,35 @@ if TYPE_CHECKING:
         as_detection_backbone,
         as_segmentation_backbone,
     )
+    from .smp import SmpEncoder, as_smp_encoder, smp_model
+    from .u_net import UNet, unet
 
 __all__ = [
     "DetectionBackbone",
     "SegmentationBackbone",
+    "SmpEncoder",
+    "UNet",
     "as_detection_backbone",
     "as_segmentation_backbone",
+    "as_smp_encoder",
+    "smp_model",
+    "unet",
 ]
+
+_MODULES = {
+    "SmpEncoder": ".smp",
+    "UNet": ".u_net",
+    "as_smp_encoder": ".smp",
+    "smp_model": ".smp",
+    "unet": ".u_net",
+}
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(".backbones", __name__), name)
+    module = importlib.import_module(_MODULES.get(name, ".backbones"), __name__)
+    return getattr(module, name)
 
 
 def __dir__() -> list[str]:

@@ -57,7 +57,7 @@ class DetectionBackbone(nn.Module):
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Return the maps of the pyramid network."""
-        maps = self.body.get_stage_outputs(x, [_stage(level) for level in self.levels])
+        maps = self.body.get_stage_outputs(x, [stage_of(level) for level in self.levels])
         found: OrderedDict[str, Tensor] = self.fpn(
             OrderedDict((str(index), each) for index, each in enumerate(maps))
         )
@@ -124,9 +124,8 @@ def as_detection_backbone(
             nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
-    _check_hybrid(model)
-    if isinstance(out_channels, bool) or not isinstance(out_channels, int) or out_channels < 1:
-        raise ParameterError(f"out_channels is a whole number of at least 1, not {out_channels!r}")
+    check_hybrid(model)
+    check_count("out_channels", out_channels)
     if extra is not None and extra not in ("pool", "p6p7"):
         raise ParameterError(f"extra is 'pool', 'p6p7' or None, not {extra!r}")
     levels = _levels(model, extra, strides)
@@ -162,7 +161,7 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
         StageError: a stage that is not there; nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
-    _check_hybrid(model)
+    check_hybrid(model)
     stages = model.stage_info
     last = stages[-1]
     if last.stage + 1 not in [level.feature for level in model.pyramid_info]:
@@ -185,16 +184,32 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
             )
         chosen, channels = stages[aux].stage, stages[aux].channels
     elif finer:
-        chosen, channels = _stage(finer[-1]), finer[-1].channels
+        chosen, channels = stage_of(finer[-1]), finer[-1].channels
     freeze_head(model)  # parameters without gradients would stop DistributedDataParallel
     return SegmentationBackbone(model, last.channels, chosen, channels)
 
 
-def _stage(level: LevelInfo) -> int | str:
+def stage_of(level: LevelInfo) -> int | str:
+    """Return what `get_stage_outputs` calls a level of the pyramid."""
     return level.feature - 1 if level.feature else "stem"
 
 
-def _check_hybrid(model: object) -> None:
+def check_count(name: str, value: object) -> None:
+    """Check that an argument is a whole number of at least 1.
+
+    Raises:
+        ParameterError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ParameterError(f"{name} is a whole number of at least 1, not {value!r}")
+
+
+def check_hybrid(model: object) -> None:
+    """Check that a model is a hybrid.
+
+    Raises:
+        ParameterError: it is not.
+    """
     if not isinstance(model, HybridModel):
         raise ParameterError(
             f"a hybrid is needed, as HybridBuilder makes them, not {type(model).__name__}"

@@ -6,7 +6,11 @@ belongs to the last stage.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+
+from .figures import FIGURES
 
 TVC_API = (1, 1)
 
@@ -36,7 +40,7 @@ def _spec(
         origin="torchvision",
         summary=summary,
         factory="tvc_core:build_torchvision",
-        weights=weights,
+        weights=tuple(replace(each, **FIGURES[name, each.name]) for each in weights),
         default_weights=weights[-1].name,
         stem=("features.0",),
         stages=stages,

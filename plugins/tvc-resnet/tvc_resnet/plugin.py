@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+
+from .figures import FIGURES
 
 TVC_API = (1, 1)
 
@@ -38,7 +42,7 @@ def _spec(name: str, family: str, summary: str, source: str, *weights: WeightsSp
         origin="torchvision",
         summary=summary,
         factory="tvc_core:build_torchvision",
-        weights=weights,
+        weights=tuple(replace(each, **FIGURES[name, each.name]) for each in weights),
         default_weights=weights[-1].name,
         stem=("conv1", "bn1", "relu", "maxpool"),
         stages=("layer1", "layer2", "layer3", "layer4"),

@@ -283,7 +283,7 @@ def test_the_command_lists_without_importing_timm(tmp_path: Path) -> None:
     ("name", "said"),
     [
         ("timm/resnet51", "Did you mean 'timm/resnet51q'"),
-        ("timm/resnet50.a1", "Did you mean 'resnet50.a1_in1k'"),
+        ("timm/resnet50.a1", "Did you mean 'timm/resnet50.a1_in1k'"),
         ("timm/resnet18.a1_in1k.x", "has no weights"),
     ],
 )
@@ -437,14 +437,21 @@ def test_tags_of_other_classes_and_sizes_build_what_timm_builds(
     ] == (1000, {})
 
 
+@pytest.mark.parametrize("use_test_size", [False, True])
 @pytest.mark.parametrize(
     "name", ["resnet18", "vit_tiny_patch16_384", "convnextv2_nano.fcmae_ft_in22k_in1k_384"]
 )
-def test_transforms_are_those_of_timms_evaluation(name: str, builder: HybridBuilder) -> None:
+def test_transforms_are_those_of_timms_evaluation(
+    name: str, use_test_size: bool, builder: HybridBuilder
+) -> None:
     with pytest.warns(UserWarning, match="no pretrained weights"):
-        prepare = builder.from_backbone(f"timm/{name}", None).transforms()
-    config = resolve_data_config(pretrained_cfg=timm.get_pretrained_cfg(name).to_dict())
+        model = builder.from_backbone(f"timm/{name}", None)
+        prepare = model.transforms(use_test_size=use_test_size)
+    config = resolve_data_config(
+        pretrained_cfg=timm.get_pretrained_cfg(name).to_dict(), use_test_size=use_test_size
+    )
     assert (config["crop_mode"] == "squash") is ("_384" in name and "convnext" in name)
+    assert prepare.crop_size == [config["input_size"][1]]
     values = torch.randint(
         0, 256, (300, 421, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
     )

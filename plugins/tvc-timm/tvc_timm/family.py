@@ -94,7 +94,7 @@ def describe(member: str) -> BackboneSpec:
         near = [each for each in tags if each.startswith(tag)] or difflib.get_close_matches(
             tag, tags, n=1, cutoff=0.3
         )
-        hint = f" Did you mean '{arch}.{near[0]}'?" if near else ""
+        hint = f" Did you mean 'timm/{arch}.{near[0]}'?" if near else ""
         raise UnknownNameError(
             f"timm {timm.__version__} has no weights {tag!r} of {arch!r}.{hint} It has "
             f"{', '.join(tags) or 'none'}"
@@ -122,6 +122,7 @@ def _describe(
     if not config.get("classifier"):
         raise Refused("it is no classifier: timm's configuration names no layer that gives logits")
     network = _on_meta(arch, chosen)
+    num_params = sum(parameter.numel() for parameter in network.parameters())
     features = _features(network)
     image = torch.empty(1, channels, height, width, device="meta")
     if not runs(network, image):
@@ -145,9 +146,9 @@ def _describe(
         name=name,
         family=str(network.__class__.__name__).lower(),
         origin="timm",
-        summary=f"{network.__class__.__name__} of timm, {_count(network)} million parameters.",
+        summary=f"{network.__class__.__name__} of timm, {num_params / 1e6:.1f} million parameters.",
         factory="tvc_timm.build:build",
-        weights=tuple(_weights(arch, each, config) for each in tags),
+        weights=tuple(_weights(arch, each, config, num_params) for each in tags),
         default_weights=chosen or None,
         stem=parts.stem,
         stages=parts.stages,
@@ -238,7 +239,8 @@ def _min_size(network: nn.Module, channels: int, side: int) -> int:
     return squares
 
 
-def _weights(arch: str, tag: str, base: Mapping[str, Any]) -> WeightsSpec:
+def _weights(arch: str, tag: str, base: Mapping[str, Any], num_params: int) -> WeightsSpec:
+    """Return a set of weights; `num_params` are those of the network that `base` configures."""
     config = _config(arch, tag)
     crop = int(config["input_size"][-1])
     options = {}
@@ -248,10 +250,16 @@ def _weights(arch: str, tag: str, base: Mapping[str, Any]) -> WeightsSpec:
         options["in_chans"] = config["input_size"][0]
     if config.get("fixed_input_size") and config["input_size"] != base["input_size"]:
         options["img_size"] = crop
+    test_crop, test_resize = None, None
+    if config.get("test_input_size"):
+        test_crop = int(config["test_input_size"][-1])
+        test_resize = math.floor(test_crop / (config.get("test_crop_pct") or config["crop_pct"]))
     return WeightsSpec(
         name=tag,
         crop_size=crop,
         resize_size=math.floor(crop / config["crop_pct"]),
+        test_crop_size=test_crop,
+        test_resize_size=test_resize,
         squash=config.get("crop_mode") == "squash",
         interpolation=config["interpolation"],
         mean=tuple(config["mean"]),
@@ -259,13 +267,12 @@ def _weights(arch: str, tag: str, base: Mapping[str, Any]) -> WeightsSpec:
         num_classes=config.get("num_classes") or None,
         options=options,
         recipe=_source(config),
+        # a set with options makes another network
+        num_params=None if options else num_params,
+        license=config.get("license") or "",
     )
 
 
 def _source(config: Mapping[str, Any]) -> str:
     papers = config.get("paper_ids") or ()
     return ", ".join([papers] if isinstance(papers, str) else papers)
-
-
-def _count(network: nn.Module) -> str:
-    return f"{sum(parameter.numel() for parameter in network.parameters()) / 1e6:.1f}"

@@ -4,7 +4,11 @@ no torch.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from tvc_core import BackboneSpec, WeightsSpec, hookimpl
+
+from .figures import FIGURES
 
 TVC_API = (1, 1)
 
@@ -63,7 +67,7 @@ def _vit(name: str, depth: int, *weights: WeightsSpec) -> BackboneSpec:
         summary=f"Plain transformer of {depth} layers over patches of {name.rpartition('_')[2]} "
         "pixels.",
         factory="tvc_core:build_torchvision",
-        weights=weights,
+        weights=tuple(replace(each, **FIGURES[name, each.name]) for each in weights),
         default_weights=weights[0].name,
         stem=("class_token", "conv_proj", "encoder.pos_embedding", "encoder.dropout"),
         stages=tuple(stages),
@@ -84,20 +88,16 @@ def _vit(name: str, depth: int, *weights: WeightsSpec) -> BackboneSpec:
 
 def _swin(name: str, crop_size: int, resize_size: int) -> BackboneSpec:
     version = 2 if "_v2_" in name else 1
+    v1 = WeightsSpec(
+        name="IMAGENET1K_V1", crop_size=crop_size, resize_size=resize_size, interpolation="bicubic"
+    )
     return BackboneSpec(
         name=name,
         family="swin",
         origin="torchvision",
         summary=f"Transformer over shifted windows, version {version}.",
         factory="tvc_transformers.swin:build",
-        weights=(
-            WeightsSpec(
-                name="IMAGENET1K_V1",
-                crop_size=crop_size,
-                resize_size=resize_size,
-                interpolation="bicubic",
-            ),
-        ),
+        weights=(replace(v1, **FIGURES[name, v1.name]),),
         default_weights="IMAGENET1K_V1",
         stem=("features.0",),
         stages=(
@@ -119,13 +119,14 @@ def _swin(name: str, crop_size: int, resize_size: int) -> BackboneSpec:
 
 
 def _maxvit() -> BackboneSpec:
+    v1 = WeightsSpec(name="IMAGENET1K_V1", resize_size=224, interpolation="bicubic")
     return BackboneSpec(
         name="maxvit_t",
         family="maxvit",
         origin="torchvision",
         summary="Convolution, block attention and grid attention in turn.",
         factory="tvc_core:build_torchvision",
-        weights=(WeightsSpec(name="IMAGENET1K_V1", resize_size=224, interpolation="bicubic"),),
+        weights=(replace(v1, **FIGURES["maxvit_t", v1.name]),),
         default_weights="IMAGENET1K_V1",
         stem=("stem",),
         stages=("blocks.0", "blocks.1", "blocks.2", "blocks.3"),

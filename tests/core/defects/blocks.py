@@ -267,11 +267,45 @@ class RootOfVariance(Healthy):
         return super().gate(x * (1 + x.var((2, 3), keepdim=True, unbiased=False).sqrt()))
 
 
+def _takes_over(original: nn.Module, in_channels: int, reduction: int = 4) -> nn.Module | None:
+    if not isinstance(original, nn.Conv2d) or original.kernel_size != (3, 3):
+        return None
+    made = Healthy(in_channels, reduction)
+    with torch.no_grad():
+        made.fc2.bias.copy_(original.weight.mean((1, 2, 3)))  # type: ignore[union-attr]
+    return made
+
+
+def _shares(original: nn.Module, in_channels: int, reduction: int = 4) -> nn.Module | None:
+    made = _takes_over(original, in_channels, reduction)
+    if made is not None:
+        made.kept = original.weight
+    return made
+
+
+def _spoils(original: nn.Module, in_channels: int, reduction: int = 4) -> nn.Module | None:
+    made = _takes_over(original, in_channels, reduction)
+    if made is not None:
+        with torch.no_grad():
+            original.weight.zero_()  # type: ignore[union-attr, operator]
+    return made
+
+
+def _other_parameters(original: nn.Module, in_channels: int) -> nn.Module | None:
+    return _takes_over(original, in_channels)
+
+
+def _asks_what_is_not_there(
+    original: Any, in_channels: int, reduction: int = 4
+) -> nn.Module | None:
+    return nn.GroupNorm(1, original.num_features)
+
+
 def _spec(factory: Any, **fields: Any) -> BlockSpec:
     return BlockSpec(name="thing", factory=factory, **fields)
 
 
-HEALTHY = (_spec(Healthy, gated=True), _spec(Healthy))
+HEALTHY = (_spec(Healthy, gated=True), _spec(Healthy), _spec(Healthy, in_place_of=_takes_over))
 
 DEFECTS = (
     Defect(
@@ -370,6 +404,30 @@ DEFECTS = (
         thing=_spec(NoGate, gated=True),
         caught_by="block_gated",
         says="a method gate(x)",
+    ),
+    Defect(
+        what="shares the weights of what it replaces",
+        thing=_spec(Healthy, in_place_of=_shares),
+        caught_by="block_in_place_of",
+        says="shared kept",
+    ),
+    Defect(
+        what="changes what it replaces",
+        thing=_spec(Healthy, in_place_of=_spoils),
+        caught_by="block_in_place_of",
+        says="changes of weight",
+    ),
+    Defect(
+        what="takes other parameters in the place of another",
+        thing=_spec(Healthy, in_place_of=_other_parameters),
+        caught_by="block_in_place_of",
+        says="reduction",
+    ),
+    Defect(
+        what="fails in the place of another kind",
+        thing=_spec(Healthy, in_place_of=_asks_what_is_not_there),
+        caught_by="block_in_place_of",
+        says="num_features",
     ),
     Defect(
         what="converts to float32", thing=_spec(Widens), caught_by="block_dtype", says="bfloat16"

@@ -1,0 +1,111 @@
+"""Advice about a name that no plugin offers."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from ..errors import TvcError, did_you_mean, join_names, near_names, sentence
+from ..specs import FROM_MODULE, BackboneFamilySpec, BackboneSpec, Kind, normalize
+from . import words
+
+__all__ = ["LISTED_BY", "unknown_name"]
+
+LISTED_BY = {
+    "backbone family": "HybridBuilder.list_families()",
+    "kind": "Registry().names(Kind)",
+    **{
+        kind: f"HybridBuilder.list_{kind.replace(' ', '_')}s()"
+        for kind in ("backbone", "block", "patch op", "initializer")
+    },
+}
+
+
+def unknown_name(
+    registry: Any, hints: Any, kind: type[Any], owner: str, short: str, ending: str = ""
+) -> str:
+    """Return what to do about a name that no plugin offers.
+
+    Args:
+        registry: a Registry, which stands above this floor.
+        hints: what knows the distributions of first-party names.
+        kind: class of the specs that were looked for.
+        owner: first half of the name; empty for a short name.
+        short: second half of the name.
+        ending: what follows the name of a family.
+    """
+    known = {info.owner: info for info in registry.plugins}
+    installable = hints.table(kind.kind)
+    provider = installable.get(short)
+    backbone = kind is BackboneSpec or bool(ending)
+    given = f"{owner}:{short}{ending}" if owner else f"{short}{ending}"
+    elsewhere = backbone and not provider and owner not in known
+    if elsewhere and (member := _in_families(registry, hints, given)):
+        return member
+    info = known.get(owner or provider or "")
+    if owner == normalize(FROM_MODULE):
+        return (
+            "It is a network that was handed over in code, which no recipe builds: make it and "
+            "use HybridBuilder.from_module."
+        )
+    if provider and provider not in known and owner in ("", provider):
+        return f"{provider} provides it and is not installed: pip install {provider}"
+    if info is not None and info.status != "active":
+        why = sentence(info.error or "by TVC_DISABLE or TVC_ONLY")
+        what = f"{info.owner} {info.version} is installed but {info.status}"
+        return f"{what}: {why} 'tvc plugins' shows all plugins."
+    if there := [offer.qualified for offer in registry.all(kind) if offer.spec.name == short]:
+        offered = join_names(f"{name}{ending}" for name in there)
+        return f"{owner!r} does not offer it; there is {offered}."
+    parts, names = [], registry.names(kind)
+    if owner in hints.distributions() and info is None:
+        parts.append(f"{owner} is not installed: pip install {owner}.")
+    elif owner and info is None:
+        hand_over = "If it was made in code: HybridBuilder(plugins=[plugin]) has it."
+        parts.append(f"There is no plugin {owner!r}.{did_you_mean(owner, known)} {hand_over}")
+    every_kind = [offer.spec.spec for offer in registry.all(Kind)]
+    others = sorted(
+        other.kind
+        for other in every_kind
+        if any(offer.spec.name == short for offer in registry.all(other))
+    )
+    parts += [f"There is the {other} {short!r}." for other in others]
+    absent = [name for name in installable if name not in names]
+    every = [*names, *absent] if info or not owner else []  # not of a plugin that is not there
+    near_by = did_you_mean(short, every)
+    if backbone:
+        backbones = registry.names(BackboneSpec)
+        near_by = words.on_name(f"{short}{ending}", backbones) or near_by
+    elif kind.kind == "block":
+        near_by = near_by or words.on_block(short, names)
+    elif kind.kind == "patch op":
+        near_by += words.on_operation(short) if not near_by or short in words.POSITION_WORDS else ""
+    parts.append(near_by.strip())
+    if near := near_names(short, absent if every else [], most=1):
+        parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
+    lists = LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
+    parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
+    faulty = [info.owner for info in registry.plugins if info.status in ("failed", "incompatible")]
+    if faulty:
+        of = join_names(faulty)
+        parts.append(f"Nothing of {of} could be loaded; 'tvc plugins' says why.")
+    return " ".join(part for part in parts if part)
+
+
+def _in_families(registry: Any, hints: Any, given: str) -> str:
+    """Return which member of a family the name of another library stands for, or what to
+    install for it. Only what can be built is named, so the member is looked up.
+    """
+    for family in registry.all(BackboneFamilySpec):
+        label = registry.label(family)
+        for bare in words.bare_names(given, label):
+            with suppress(TvcError):  # of a family that fails there is nothing to say
+                if f"{label}/{bare.partition('.')[0]}" in registry.members(family):
+                    registry.resolve(BackboneSpec, f"{label}/{bare}")
+                    return f"Did you mean '{label}/{bare}'?"
+    for label, provider in hints.table(BackboneFamilySpec.kind).items():
+        for bare in words.bare_names(given, label):
+            if bare != given and label not in registry.names(BackboneFamilySpec):
+                what = f"{provider} provides '{label}/{bare}' and is not installed"
+                return f"{what}: pip install {provider}"
+    return ""

@@ -1,0 +1,208 @@
+"""Classes and heads of a hybrid: other classes, their names, and outputs by head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import HeadError
+from ..recipe.rules import DROPOUT, HEAD, NUM_CLASSES, check_class_names
+from ..surgery.head import (
+    HeadReport,
+    Layout,
+    check_classes,
+    check_known,
+    exchange_heads,
+    find_heads,
+    find_last_layer,
+    last_layer,
+    num_classes_of,
+    report_of,
+    rows_by_name,
+    set_dropout,
+)
+from ..surgery.sites import first_tensor
+from . import freezing
+from .fingerprint import fingerprint
+from .settling import settle
+from .state import HybridState, num_classes
+
+__all__ = [
+    "HeadInfo", "head_info", "joined", "named_outputs", "reset_classifier", "set_class_names",
+    "unnamed",
+]  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadInfo:
+    """One head as it is now.
+
+    Args:
+        name: as `heads` has it, the key of its outputs; "" of a model's only head.
+        module: path of its last layer.
+        num_classes: its outputs.
+        class_names: one for each output; None where there are none.
+    """
+
+    name: str
+    module: str
+    num_classes: int
+    class_names: tuple[str, ...] | None
+
+
+def head_info(network: nn.Module, state: HybridState) -> tuple[HeadInfo, ...]:
+    """Do the work of `HybridModel.head_info`."""
+    paths = find_heads(network, state.anatomy.head) or {"": state.anatomy.head}
+    found = ((name, find_last_layer(network, path)) for name, path in paths.items())
+    return tuple(
+        HeadInfo(
+            name=name,
+            module=last[0],
+            num_classes=num_classes_of(last[1]),
+            class_names=state.class_names.get(name),
+        )
+        for name, last in found
+        if last is not None
+    )
+
+
+def set_class_names(network: nn.Module, state: HybridState, names: Any) -> None:
+    """Name the outputs of the head; of several heads, of those that a mapping has."""
+    outputs = {info.name: info.num_classes for info in head_info(network, state)}
+    if not _several(outputs):
+        kept = (
+            {}
+            if names is None
+            else {"": check_class_names(names, num_classes(network, state), HeadError)}
+        )
+    else:
+        given = dict.fromkeys(outputs) if names is None else _by_head(names, outputs)
+        kept = dict(state.class_names)
+        for name, each in given.items():
+            kept.pop(name, None)
+            if each is not None:
+                kept[name] = check_class_names(each, outputs[name], HeadError)
+    state.class_names = kept
+
+
+def reset_classifier(
+    network: nn.Module, state: HybridState, classes: Any, dropout: float | None
+) -> Any:
+    """Do the work of `HybridModel.reset_classifier`: check everything, then exchange.
+
+    Raises:
+        HeadError: classes or dropout are not right; nothing has changed.
+        FreezeError: the model is wrapped in DistributedDataParallel; nothing has changed.
+    """
+    head = state.anatomy.head
+    if dropout is not None:
+        DROPOUT.check("dropout", dropout, HeadError)
+    several = find_heads(network, head)
+    if several or isinstance(classes, Mapping):
+        least = HEAD["num_classes"]
+        given = _by_head(classes, several)
+    else:
+        least, given = NUM_CLASSES, {"": classes}
+    wanted = {name: check_classes(each, least) for name, each in given.items()}
+    freezing.refuse_under_ddp(network, [last_layer(network, head)[0]])
+    reports = {
+        name: _exchange(network, state, name, number, names)
+        for name, (number, names) in wanted.items()
+    }
+    if dropout is not None:
+        set_dropout(network, head, dropout)
+    settle(network, state)
+    for each in state.anatomy.heads:
+        state.modules |= fingerprint(network, each)
+    paths = [find_heads(network, e)[n] if n else e for e in state.anatomy.heads for n in wanted]
+    places = (find_last_layer(network, path) for path in paths)
+    freezing.adopt(network, state, [place[0] for place in places if place is not None])
+    return reports if several else reports[""]
+
+
+def _exchange(
+    network: nn.Module, state: HybridState, name: str, number: int, names: tuple[str, ...] | None
+) -> HeadReport:
+    before = state.class_names.pop(name, None)
+    rows = rows_by_name(before, names)
+    try:
+        state.new_layers = exchange_heads(
+            network, state.anatomy, Layout(num_classes=number), {"": rows}, name
+        )
+    except BaseException:
+        if before is not None:
+            state.class_names[name] = before
+        raise
+    report = report_of(number, before, names)
+    state.kept_classes[name] = report.kept
+    if names is not None:
+        state.class_names[name] = names
+    if name:
+        state.head_widths[name] = number
+    return report
+
+
+def _several(names: Mapping[str, Any]) -> bool:
+    return "" not in names and bool(names)
+
+
+def _by_head(given: Any, heads: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what was given for each of several heads.
+
+    Raises:
+        HeadError: it is no mapping, or names a head that is not there.
+    """
+    if heads and (not isinstance(given, Mapping) or not given):
+        example = f"{{{next(iter(heads))!r}: ...}}"
+        raise HeadError(f"the model has several heads: say which, as in {example}")
+    check_known(given or [""], heads)
+    return given
+
+
+# -- outputs ---------------------------------------------------------------------------------------
+
+
+def named_outputs(state: HybridState, output: Any) -> Any:
+    """Return a network's output as the hybrid gives it: of several heads, by their names.
+
+    Inside the network they are one tensor, so that whatever it does with logits works: pooling,
+    flattening, auxiliary outputs. Of a tuple or mapping, as GoogLeNet returns it in training, each
+    entry becomes a dict.
+    """
+    return _split(output, state.head_widths, state.head_dim) if state.head_widths else output
+
+
+def _split(output: Any, widths: Mapping[str, int], dim: int) -> Any:
+    if isinstance(output, (Tensor, torch.fx.Proxy)):
+        parts: Any = output.split(list(widths.values()), dim)
+        return {name: parts[index] for index, name in enumerate(widths)}
+    if isinstance(output, Mapping):
+        return {key: _split(each, widths, dim) for key, each in output.items()}
+    if isinstance(output, (tuple, list)):
+        found = [_split(each, widths, dim) for each in output]
+        return type(output)(*found) if hasattr(output, "_fields") else type(output)(found)
+    return output
+
+
+def joined(state: HybridState, output: Any) -> Tensor:
+    """Return the logits of a hybrid's output as one tensor."""
+    while isinstance(output, Mapping) and output.keys() != state.head_widths.keys():
+        output = next(iter(output.values()))
+    if state.head_widths and isinstance(output, Mapping):
+        return torch.cat(list(output.values()), state.head_dim)
+    return first_tensor(output)
+
+
+@contextmanager
+def unnamed(state: HybridState) -> Iterator[None]:
+    """Let forward return one tensor for a look, while the network is being changed."""
+    widths, state.head_widths = state.head_widths, {}
+    try:
+        yield
+    finally:
+        state.head_widths = widths
