@@ -934,3 +934,40 @@ def test_efficientnet_lite_goes_into_torchvisions_form_by_order() -> None:
     assert len(report.loaded) == report.num_tensors == 296 and report.unexpected == ()
     own = HybridBuilder().from_backbone("efficientnet_lite0")
     assert same(model, snap(own))
+
+
+def test_several_heads_go_by_their_own_names() -> None:
+    def build_two(x: list[str], y: list[str]) -> HybridModel:
+        return HybridBuilder().from_torchvision("mobilenet_v3_small", None, heads={"x": x, "y": y})
+
+    source, target = build_two(["a", "b"], ["c", "d"]), build_two(["b", "a"], ["d", "z"])
+    report = transfer_weights(source, target)
+    texts = {each.key.split(".")[-2]: each.text for each in report.converted}
+    assert texts == {"x": "2 of 2 rows by class name", "y": "1 of 2 rows by class name"}
+    ours, theirs = target.classifier[3], source.classifier[3]
+    assert torch.equal(ours.x.weight, theirs.x.weight.flip(0))
+    assert torch.equal(ours.y.weight[0], theirs.y.weight[1])
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"prefix": 3}, {"rename": 3}, {"rename": {"fc": 3}}, {"rename": {3: "fc"}}, {"entry": 3},
+        {"entry": "nothing"}, {"match": "shape"}, {"in_channels_policy": "foo"},
+        {"class_names": "abcd"}, {"class_names": ["a", "a"]}, {"exclude_patterns": 3},
+        {"exclude_patterns": [""]}, {"include_patterns": ["re:["]}, {"init_new_layers": "kaimng"},
+        {"rename": lambda key: 1 / 0}, {"rename": lambda key: 3},
+    ],
+)  # fmt: skip
+def test_an_argument_that_cannot_be_meant_is_an_error(wrong: dict[str, Any]) -> None:
+    model = Tiny()
+    before = snap(model)
+    with pytest.raises(TvcError):
+        partial_load(model, snap(Tiny()), **wrong)
+    assert same(model, before)
+
+
+@pytest.mark.parametrize("given", [None, 3, [], {}, {1: torch.ones(1)}, {"a": 3}, {"a": None}])
+def test_what_is_no_state_dict_is_an_error(given: Any) -> None:
+    with pytest.raises(TvcError):
+        partial_load(Tiny(), given)

@@ -281,3 +281,67 @@ def test_a_file_without_versions_is_tried_as_a_new_one() -> None:
 def test_mlp_block_is_the_one_that_torchvision_migrates() -> None:
     """The names of the page's case are those that torchvision itself knows."""
     assert "linear_" in inspect.getsource(MLPBlock._load_from_state_dict)
+
+
+class Doubling(nn.Module):
+    """Loads by code of its own, past torch's count of changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(3))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self.w.data.copy_(2 * state_dict[f"{prefix}w"])
+
+
+class Growing(nn.Module):
+    """Takes the size of the checkpoint."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.zeros(2))
+        self.size = 2
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        self.size = len(state_dict[f"{prefix}n"])
+        self.n = torch.zeros(self.size)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+class Joining(nn.Module):
+    """Makes one tensor of two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(4))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
+        if f"{prefix}a" in state_dict:
+            parts = [state_dict.pop(f"{prefix}{name}") for name in "ab"]
+            state_dict[f"{prefix}w"] = torch.cat(parts)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
+
+
+@pytest.mark.parametrize(
+    ("make", "given"),
+    [
+        (Doubling, {"w": torch.ones(3)}),
+        (Growing, {"n": torch.arange(5.0)}),
+        (Joining, {"a": torch.ones(1), "b": torch.zeros(3)}),
+    ],
+)
+@pytest.mark.parametrize("prefix", ["", "inner."])
+def test_code_of_anybodys_own(make: type[nn.Module], given: State, prefix: str) -> None:
+    theirs, ours = (
+        nn.ModuleDict({"x": nn.ModuleDict({"y": make()}), "fc": nn.Linear(2, 2)}) for _ in range(2)
+    )
+    state = {f"x.y.{key}": value for key, value in given.items()}
+    state |= {f"fc.{key}": value for key, value in nn.Linear(2, 2).state_dict().items()}
+    theirs.load_state_dict(dict(state))
+    report = partial_load(ours, {f"{prefix}{key}": value for key, value in state.items()})
+    a, b = theirs.state_dict(), ours.state_dict()
+    assert [key for key in a if not torch.equal(a[key], b[key])] == []
+    assert getattr(ours["x"]["y"], "size", None) == getattr(theirs["x"]["y"], "size", None)
+    assert sorted([*report.sources.values(), *report.migrated]) == sorted(
+        f"{prefix}{key}" for key in state
+    )

@@ -297,3 +297,36 @@ def test_order_of_the_checkpoint_does_not_matter() -> None:
         a = partial_load(one, given)
         b = partial_load(other, dict(reversed(given.items())))
         assert a == b
+
+
+def test_a_backbone_goes_into_the_model_that_it_is_a_part_of() -> None:
+    """The other way around: the model has more in its names than the checkpoint."""
+    detector = nn.ModuleDict({"backbone": nn.ModuleDict({"body": Net()}), "fpn": nn.Linear(3, 3)})
+    state = seeded().state_dict()
+    report = partial_load(detector, state, min_loaded=0)
+    assert report.missing == ("fpn.weight", "fpn.bias")
+    assert report.rules == (
+        f"into the model's 'backbone' ({len(state)} tensors)",
+        f"into the model's 'body' ({len(state)} tensors)",
+    )
+    assert torch.equal(detector["backbone"]["body"].fc.weight, state["fc.weight"])
+
+
+def test_a_model_with_two_such_parts_is_no_guess() -> None:
+    twins = nn.ModuleDict({"student": Net(), "teacher": Net()})
+    with pytest.raises(WeightsError, match="nothing would be loaded"):
+        partial_load(twins, seeded().state_dict(), min_loaded=0)
+
+
+def test_a_script_module_is_filled() -> None:
+    class Runs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.norm = nn.Linear(2, 2), nn.BatchNorm1d(2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.fc(x))
+
+    source, target = Runs(), torch.jit.script(Runs())
+    assert partial_load(target, nn.DataParallel(source).state_dict()).load_ratio == 1.0
+    assert torch.equal(target.fc.weight, source.fc.weight)

@@ -90,7 +90,7 @@ def _order_hint(plan: LoadPlan, checkpoint: Checkpoint, wishes: Wishes) -> str:
     given = {name: tuple(tensor.shape) for name, tensor in checkpoint.tensors.items()}
     own = {key: tuple(place.tensor.shape) for key, place in plan.own.items()}
     count = fits_by_order(given, own)
-    if 2 * count < len(own):
+    if not count or 2 * count < len(own):
         return ""
     return f" By order and shape {count} of {len(own)} fit: match='order'."
 

@@ -47,13 +47,13 @@ class Place:
     @property
     def tensor(self) -> Tensor:
         """The tensor itself."""
-        found = self.module._parameters.get(self.name)
-        return found if found is not None else self.module._buffers[self.name]  # type: ignore
+        store: Any = self.module._parameters if self.is_parameter else self.module._buffers
+        return store[self.name]
 
     @property
     def is_parameter(self) -> bool:
         """It is a parameter, not a buffer."""
-        return self.module._parameters.get(self.name) is not None
+        return self.name in self.module._parameters
 
 
 def places(model: nn.Module) -> dict[str, Place]:
@@ -78,7 +78,8 @@ def places(model: nn.Module) -> dict[str, Place]:
     found = {}
     for key, value in state.items():
         at = tree.get(key)
-        if at is None or at.tensor is not value:
+        # a script module makes a new object for each look
+        if at is None or not (at.tensor is value or isinstance(at.module, torch.jit.ScriptModule)):
             at = by_identity.get(id(value))
         if at is not None:
             found[key] = at
@@ -100,7 +101,7 @@ def _named(module: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]
 
 def _persistent(module: nn.Module) -> list[tuple[str, Tensor]]:
     """Return a module's own parameters and persistent buffers by name."""
-    hidden = module._non_persistent_buffers_set
+    hidden = getattr(module, "_non_persistent_buffers_set", ())
     found = [*module._parameters.items(), *module._buffers.items()]
     return [(n, t) for n, t in found if t is not None and n not in hidden]
 
@@ -218,8 +219,11 @@ def _visit(
         if known.get(id(tensor)) != _version(tensor):
             draft.arrived[key] = tensor
         elif isinstance(given, Tensor) and given is not tensor:
-            reason = "" if given.shape != tensor.shape else "; ".join(errors)
-            draft.misshaped[key] = (given, reason)
+            if given.shape == tensor.shape and not errors:
+                draft.arrived[key] = tensor  # written past torch's count of changes
+            else:
+                reason = "" if given.shape != tensor.shape else "; ".join(errors)
+                draft.misshaped[key] = (given, reason)
         elif given is tensor:
             draft.supplied.add(key)
     for name, child in module._modules.items():

@@ -80,6 +80,9 @@ def pick_entry(content: Any, entry: str | Sequence[str] | None, name: str) -> An
     """
     if entry is None:
         return content
+    words = [entry] if isinstance(entry, str) else entry
+    if not isinstance(words, (list, tuple)) or not all(isinstance(part, str) for part in words):
+        raise WeightsError(f"entry is a name, as 'model' or 'state.model', not {entry!r}")
     whole = entry if isinstance(entry, str) else ".".join(entry)
     is_key = isinstance(entry, str) and isinstance(content, Mapping) and entry in content
     for part in [whole] if is_key else whole.split(".") if isinstance(entry, str) else entry:

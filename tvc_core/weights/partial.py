@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ..errors import WeightsError, foreign, join_names, near_names
-from ..recipe.rules import check_class_names
+from ..errors import ParameterError, WeightsError, foreign, join_names, near_names
+from ..recipe.rules import CHANNEL_POLICY, check_class_names
 from ..registry import Named, Registry
 from ..specs import InitializerSpec
 from .checks import check_plan
@@ -173,6 +173,8 @@ def _mapped(
     """Return a mapping of layers as a function that renames; what it puts somewhere displaces what
     the source has there itself.
     """
+    if not isinstance(mapping, Mapping):
+        raise WeightsError(f"layer_mapping is a mapping of paths to paths, not {mapping!r}")
     with foreign(WeightsError, "the target's state_dict() fails"):
         there = list(target.state_dict())
     for paths, keys, side in (
@@ -205,6 +207,8 @@ def _load(
     ignore_mismatch: bool,
     min_loaded: float,
 ) -> LoadReport:
+    if wishes.channels is not None:
+        CHANNEL_POLICY.check("in_channels_policy", wishes.channels, ParameterError)
     if wishes.match not in MATCHES:
         raise WeightsError(f"match is 'name' or 'order', not {wishes.match!r}")
     if isinstance(min_loaded, bool) or not isinstance(min_loaded, (int, float)):

@@ -97,6 +97,10 @@ def renamed(keys: Iterable[str], rename: Rename | None) -> tuple[dict[str, str],
     if rename is None:
         return {key: key for key in listed}, []
     used: set[Any] = set()
+    if not callable(rename) and not isinstance(rename, Mapping):
+        raise WeightsError(
+            f"rename is a mapping of old to new names, or a function, not {rename!r}"
+        )
     if callable(rename):
         new = {key: _called(rename, key) for key in listed}
     else:
@@ -132,6 +136,12 @@ def _rules(rename: Mapping[Any, str | None]) -> list[tuple[Any, re.Pattern[str]]
     return rules
 
 
+def _checked(old: Any, new: Any) -> str | None:
+    if new is None or isinstance(new, str):
+        return new
+    raise WeightsError(f"rename gives {new!r} for {old!r}: a name is a string, or None")
+
+
 def _by_rules(
     key: str,
     rename: Mapping[Any, str | None],
@@ -143,12 +153,12 @@ def _by_rules(
         old = ".".join(parts[:length])
         if old in rename:
             used.add(old)
-            new = rename[old]
+            new = _checked(old, rename[old])
             return None if new is None else ".".join([*new.split("."), *parts[length:]]).strip(".")
     for old, expression in rules:
         if expression.search(key):
             used.add(old)
-            new = rename[old]
+            new = _checked(old, rename[old])
             try:
                 return None if new is None else expression.sub(new, key)
             except (re.error, IndexError) as error:

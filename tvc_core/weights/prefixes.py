@@ -189,12 +189,31 @@ def _votes(
             parent = ".".join(parts[:index])
             tree[parent][part] = f"{parent}.{part}" if parent else part
     votes: dict[_Step, dict[str, str]] = defaultdict(dict)
+    below = _below(own, given)
     for name in sorted(given):
         for target, first in _walk(name.split("."), tree):
             if own.get(target) == given[name]:
                 votes[first].setdefault(target, keys[name])
                 break
+        else:
+            if len(found := below.get(name, [])) == 1:
+                first = _Step("enter", found[0].partition(".")[0])
+                votes[first].setdefault(found[0], keys[name])
     return votes
+
+
+def _below(own: Mapping[str, Shape], given: Mapping[str, Shape]) -> dict[str, list[str]]:
+    """Return for names of the checkpoint where in the model they stand below something: a backbone
+    is a part of the model.
+    """
+    found: dict[str, list[str]] = defaultdict(list)
+    for target, shape in own.items():
+        _, dot, rest = target.partition(".")
+        while dot:
+            if given.get(rest) == shape:
+                found[rest].append(target)
+            _, dot, rest = rest.partition(".")
+    return found
 
 
 def _walk(parts: list[str], tree: Mapping[str, dict[str, str]]) -> Iterator[tuple[str, _Step]]:

@@ -115,8 +115,6 @@ class LoadReport:
     def summary(self) -> str:
         """Return a few lines for a person."""
         first = f"loaded {self.num_loaded} of {self.num_tensors} tensors ({self.load_ratio:.1%})"
-        if self.num_bytes:
-            first += f", {self.byte_ratio:.1%} of the bytes"
         if self.prefix:
             first += f", keys without their prefix {self.prefix!r}"
         left = self.initialized or self.missing or self.mismatched or self.refused
@@ -135,6 +133,8 @@ class LoadReport:
             ("types", self.casts),
         ]
         lines = [first]
+        if self.num_bytes:
+            lines.append(f"  by size: {self.byte_ratio:.1%} of the bytes")
         for title, items in rows:
             texts = [printable(item) for item in items]
             if texts:
