@@ -138,8 +138,9 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> I
         taken = _choose(votes, targets, fits, rejected, same)
         if not taken:
             break
+        voted = targets  # the names that the votes are about
         for step in taken:
-            reached = {targets[name]: key for name, key in votes[step].items()}
+            reached = {voted[name]: key for name, key in votes[step].items()}
             found.counts[step] = len(reached)
             if step.kind == "enter":
                 found.entered.append(step)
