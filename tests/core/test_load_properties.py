@@ -240,7 +240,7 @@ def failures(
     yield {f"q.{k}": v for k, v in good.items()} | {f"k.{k}": v + 1 for k, v in good.items()}, {}
     yield good, {"init_new_layers": "kaimng"}
     yield good, {"exclude_patterns": ["("]}
-    yield good, {"in_channels_policy": "mean", "prefix": "no."}
+    yield good, {} if hasattr(model, "refusing") else {"prefix": "no."}
     yield {**good, key: good[key].float()[..., None]}, {"init_new_layers": "kaiming"}
     yield {}, {}
     draft = folder / "file"

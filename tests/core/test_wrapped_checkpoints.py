@@ -279,6 +279,14 @@ def test_half_of_an_encoder_is_not_filled_from_another() -> None:
     assert set(report.missing) == {"layer1.0.weight", "layer1.0.bias"}
 
 
+def test_gaps_are_not_filled_from_an_average() -> None:
+    """What the weights themselves lack is missing, though the average has it."""
+    state, average = seeded(1).state_dict(), seeded(2).state_dict()
+    given = {k: v for k, v in state.items() if not k.startswith("layer1.0")}
+    report = partial_load(Net(), {**given, **{f"ema.{k}": v for k, v in average.items()}})
+    assert set(report.missing) == {"layer1.0.weight", "layer1.0.bias"} and report.rules == ()
+
+
 def test_an_empty_prefix_takes_names_as_they_are() -> None:
     given = {f"module.{k}": v for k, v in seeded().state_dict().items()}
     with pytest.raises(WeightsError, match="nothing would be loaded"):
