@@ -61,6 +61,10 @@ def save(
             f"{path}: a model is saved in safetensors format, and the name says so: "
             f"{path.with_suffix('.safetensors').name!r}"
         )
+    # A file holds a recipe and tensors. If another tool has exchanged modules, what the recipe
+    # builds has other ones, and the file would load without an error and compute something else. So
+    # that is found out now, while the user can still do something about it. Copies on the CPU,
+    # contiguous and each its own: the format knows no views, and refuses tensors that share memory.
     _check_unchanged(network, state, path)
     tensors = {
         name: tensor.detach().to("cpu").contiguous().clone()
@@ -110,7 +114,7 @@ def _check_unchanged(network: nn.Module, state: HybridState, path: Path) -> None
 
     Raises:
         PatchError: a patch has lost its place.
-        WeightsError: a module, a forward or a tensor is not as it was built.
+        WeightsError: a module, a forward or a tensor has changed since the build.
     """
     settle(network, state)
     found = changes(network, state.modules)
@@ -181,19 +185,23 @@ def _preprocessing(plan: Plan) -> dict[str, Any] | None:
 
 def _write(path: Path, data: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(
+        # A new file beside the old one, whole and on the disk before it takes the old one's name:
+        # whatever interrupts this, `path` is the old file or the new one. It is closed first, since
+        # Windows neither renames nor replaces a file that is open.
+        file = tempfile.NamedTemporaryFile(  # noqa: SIM115
             dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            try:
+        )
+        temporary = Path(file.name)
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise WeightsError(
             f"{path}: the model cannot be written: {error.strerror or error}"

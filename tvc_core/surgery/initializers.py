@@ -92,13 +92,16 @@ def is_normalization(module: nn.Module) -> bool:
     parameters but vectors. Children that have parameters make it a block with a normalization
     inside.
     """
+    # Freezing and decay depend on this, so a wrong answer does harm both ways: a normalization that
+    # is missed keeps moving its statistics, and a block that is taken for one gets its weights at
+    # 1. A name alone is not enough (NormedConv has a matrix), and an `eps` alone is neither.
     if isinstance(module, _NORMALIZATIONS):
         return True
     if not isinstance(getattr(module, "eps", None), float):
         return False
     kinds = type(module).__mro__
     named = any("norm" in kind.__name__.lower() for kind in kinds)
-    # torch's spectral normalization of a weight has eps and a name, too: it is part of a layer
+    # torch's spectral normalization of a weight also has eps and a name: it is part of a layer
     of_weights = any(kind.__module__.startswith("torch.nn.utils") for kind in kinds)
     own = set(module.parameters(recurse=False))
     vectors = all(parameter.ndim <= 1 for parameter in own)
@@ -115,6 +118,8 @@ def _layers(module: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
     """Yield modules and their weights that multiply: of convolutions, linear layers and
     their like.
     """
+    # By shape, not by class: any parameter called `weight` with two or more axes multiplies, so
+    # layers of others (a deformable convolution, a linear layer of PEFT's) are filled as well.
     for layer in module.modules():
         weight = getattr(layer, "weight", None)
         if isinstance(weight, nn.Parameter) and weight.ndim >= 2 and not is_normalization(layer):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import filecmp
 import hashlib
 import os
 import re
@@ -45,7 +46,7 @@ def cached_weights(
     nothing is switched off.
 
     Args:
-        home: folder that stands for TORCH_HOME meanwhile.
+        home: folder that stands for TORCH_HOME inside the `with`.
         tensors: the state dict.
         name: first part of the file's name.
     """
@@ -63,7 +64,8 @@ def _named_by_hash(path: Path, name: str) -> CachedFile:
     """Copy a file to the name that has its hash, beside it."""
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     copy = path.with_name(f"{name}-{digest[:_DIGITS]}.pth")
-    shutil.copyfile(path, copy)
+    if not (copy.exists() and filecmp.cmp(path, copy, shallow=False)):
+        shutil.copyfile(path, copy)
     return CachedFile(path=copy, url=f"https://weights.invalid/{copy.name}", sha256=digest)
 
 
@@ -75,7 +77,7 @@ def _folder(home: Path) -> Path:
 
 @contextmanager
 def _environment(**values: str | None) -> Iterator[None]:
-    """Set environment variables, None unsets one; afterwards they are what they were."""
+    """Set environment variables, None unsets one; restored afterwards."""
     kept = {key: os.environ.get(key) for key in values}
 
     def write(wanted: Mapping[str, str | None]) -> None:
@@ -101,12 +103,12 @@ def official_weights(
     are made once a folder and kept.
 
     Args:
-        home: folder that stands for TORCH_HOME meanwhile.
+        home: folder that stands for TORCH_HOME inside the `with`.
         names: "resnet50" (default weights) or "resnet50:IMAGENET1K_V1".
         seed: of the random tensors.
         verify: give the files names with their own hashes, and let torchvision's weights point to
-            them meanwhile. Otherwise they have the official names, and the comparison of hashes is
-            switched off.
+            them inside the `with`. Otherwise they have the official names, and the comparison of
+            hashes is switched off.
 
     Yields:
         The file of each name.

@@ -129,7 +129,8 @@ def _read(path: Path, sha256: str | None) -> Content:
         if sha256 is not None:
             _compare(file, path, sha256)
         before = state_of(file)
-        content = _load(file, path)
+        with torch._C.DisableTorchFunction():  # no mode has to do with it, deferred.py's least
+            content = _load(file, path)
         if state_of(file) != before:
             raise WeightsError(f"{path}: was changed while it was read; try again")
         return content

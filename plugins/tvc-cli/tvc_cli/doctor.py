@@ -37,7 +37,7 @@ SWITCHES = {
 """The environment variables that tvc reads, and what each does."""
 
 SLOW = 0.3
-"""From here on loading a plugin counts as slow [s]: somebody who types `tvc list` feels it."""
+"""From here on loading a plugin counts as slow [s]: a user who types `tvc list` feels it."""
 
 _TIMEOUT = 10.0  # what the core takes where TVC_IMPORT_TIMEOUT is not a number [s]
 
