@@ -424,9 +424,10 @@ class HybridModel(nn.Module):
         table.
 
         Args:
-            batch: images [N, C, H, W]; a pair of images and class numbers [N]; or an iterable of
-                such pairs or batches, as a DataLoader is.
-            loss: of logits and targets; by default cross-entropy, where there are targets.
+            batch: images [N, C, H, W]; a pair of images and class numbers [N], or with `loss` any
+                targets; or an iterable of such pairs or batches, as a DataLoader is.
+            loss: of the model's output and the targets; by default cross-entropy, where there are
+                targets. Several heads need one.
 
         Raises:
             ParameterError: there is no batch, or it is of another kind.
