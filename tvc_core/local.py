@@ -9,12 +9,18 @@ from typing import Any, TypeVar, overload
 
 from .advice.factories import no_block
 from .errors import PluginError, short_repr
-from .specs import BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, Spec, is_owner, normalize
+from .specs import (
+    OWN,
+    BackboneSpec,
+    BlockSpec,
+    InitializerSpec,
+    PatchOpSpec,
+    Spec,
+    is_owner,
+    normalize,
+)
 
-__all__ = ["OWN", "LocalPlugin", "is_module", "own_block"]
-
-OWN = "local"
-"""Owner of blocks that stand in `patches` themselves: a plugin of this name has them for a load."""
+__all__ = ["LocalPlugin", "is_module", "own_block"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 

@@ -27,13 +27,12 @@ from .errors import (
     short_repr,
 )
 from .from_module import module_backbone
-from .local import OWN
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.saving import KEYS, MODULE_KEY, how_to_load
 from .recipe import Recipe, make_plan
 from .registry import Registry
-from .specs import BlockSpec
+from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 from .weights.digest import digest_of

@@ -36,6 +36,9 @@ FROM_MODULE = "from_module"
 have no underscore.
 """
 
+OWN = "local"
+"""Owner of blocks that stand in `patches` themselves: a plugin of this name has them for a load."""
+
 PATCH_KEYS = ("type", "params", "init", "name")
 """The keys of a patch's full form that mean the same for every operation."""
 

@@ -219,3 +219,9 @@ def test_other_networks_take_them() -> None:
         "timm/vit_tiny_patch16_224", None, patches={"blocks.1": {"wrap": my_branch}}
     )
     assert tokens.patch_records[0].starts_as_identity
+
+
+def test_a_recipe_with_a_block_of_ones_own_says_how_to_build_it(tiny: Any, lab: Any) -> None:
+    recipe = tiny({"layer2": {"wrap": nn.Conv2d(16, 16, 1)}}).recipe.to_mapping()
+    with pytest.raises(UnknownNameError, match=r"plugin\.block\(name='conv2d'\).*plugins=\[plugin"):
+        lab().build(recipe)

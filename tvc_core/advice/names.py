@@ -6,7 +6,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import TvcError, did_you_mean, join_names, near_names, sentence
-from ..specs import FROM_MODULE, BackboneFamilySpec, BackboneSpec, Kind, normalize
+from ..specs import FROM_MODULE, OWN, BackboneFamilySpec, BackboneSpec, Kind, normalize
 from . import words
 
 __all__ = ["LISTED_BY", "unknown_name"]
@@ -47,6 +47,12 @@ def unknown_name(
         return (
             "It is a network that was handed over in code, which no recipe builds: make it and "
             "use HybridBuilder.from_module."
+        )
+    if owner == OWN and owner not in known and kind.kind == "block":
+        return (
+            "It is a class or module of the code that made this: hand over what makes it, plugin = "
+            f"LocalPlugin({OWN!r}); plugin.block(name={short!r})(...); "
+            "HybridBuilder(plugins=[plugin])"
         )
     if provider and provider not in known and owner in ("", provider):
         return f"{provider} provides it and is not installed: pip install {provider}"

@@ -27,9 +27,8 @@ from torch import nn
 
 from ..errors import WeightsError, join_names
 from ..from_module import described
-from ..local import OWN
 from ..recipe import Plan
-from ..specs import FROM_MODULE
+from ..specs import FROM_MODULE, OWN
 from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
 from ..version import __version__
 from ..weights.digest import digest_of

@@ -13,9 +13,17 @@ from typing import Any
 from ..advice.recipes import misplaced, refuse_missing
 from ..advice.words import on_weights
 from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
-from ..local import OWN, is_module, own_block
+from ..local import is_module, own_block
 from ..registry import Named, Registry
-from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
+from ..specs import (
+    OWN,
+    PATCH_KEYS,
+    BackboneSpec,
+    BlockSpec,
+    InitializerSpec,
+    PatchOpSpec,
+    WeightsSpec,
+)
 from .place import Place
 from .rules import IMAGE_SIZE, SIZE
 from .schema import PatchEntry, Recipe, Weights

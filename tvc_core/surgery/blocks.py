@@ -17,10 +17,9 @@ from ..errors import (
     foreign,
     join_names,
 )
-from ..local import OWN
 from ..quarantine.process_state import run_preserved
 from ..registry import Named
-from ..specs import BlockSpec
+from ..specs import OWN, BlockSpec
 
 __all__ = ["call_factory", "create_block", "create_in_place_of"]
 
