@@ -73,9 +73,10 @@ def read_state_dict(
             raise WeightsError(f"WeightsSpec {path.name!r} has no url, so nothing says which file")
         sha256 = sha256 or path.sha256
         path = cached_file(path.url, path.sha256)
-    content, _ = _open(Path(path), sha256)
-    state = check_state_dict(pick_entry(content, entry, str(path)), str(path))
-    lend(state.values())
+    with torch._C.DisableTorchFunction():  # reading is no mode's business, deferred.py's least
+        content, _ = _open(Path(path), sha256)
+        state = check_state_dict(pick_entry(content, entry, str(path)), str(path))
+        lend(state.values())
     return state
 
 
@@ -129,8 +130,7 @@ def _read(path: Path, sha256: str | None) -> Content:
         if sha256 is not None:
             _compare(file, path, sha256)
         before = state_of(file)
-        with torch._C.DisableTorchFunction():  # no mode has to do with it, deferred.py's least
-            content = _load(file, path)
+        content = _load(file, path)
         if state_of(file) != before:
             raise WeightsError(f"{path}: was changed while it was read; try again")
         return content
