@@ -33,13 +33,13 @@ from tvc_core.weights.deferred import DeferredInit, lend
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(verified, "_KNOWN", {})
+    monkeypatch.setattr(remembered, "_HERE", {})
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
     with DeferredInit() as mode:
         network = make()
-    mode.finish(network)
+    mode.finish()
     return network
 
 
@@ -228,15 +228,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield sizes
 
 
-def test_a_file_is_hashed_once_also_by_the_next_process(
-    tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_hashed_once_also_by_the_next_process(tmp_path: Path, hashed: list[int]) -> None:
     with cached_weights(tmp_path, {"a": torch.ones(3)}) as file:
         time.sleep(2 * verified._STEADY)
         for _ in range(3):
             read(file.path, sha256=file.sha256)
         assert len(hashed) == 1
-        monkeypatch.setattr(verified, "_KNOWN", {})  # another process
+        remembered._HERE.clear()  # another process
         read(file.path, sha256=file.sha256)
         assert len(hashed) == 1
 
@@ -260,17 +258,15 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(
     with cached_weights(tmp_path, {"a": torch.ones(3)}) as file:
         for _ in range(2):
             read(file.path, sha256=file.sha256)
-    assert len(hashed) == 2 and not verified._KNOWN
+    assert len(hashed) == 2 and not remembered._HERE
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
-def test_what_others_could_have_written_is_not_believed(
-    tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_others_could_have_written_is_not_believed(tmp_path: Path, hashed: list[int]) -> None:
     with cached_weights(tmp_path, {"a": torch.ones(3)}) as file:
         time.sleep(2 * verified._STEADY)
         read(file.path, sha256=file.sha256)
-        monkeypatch.setattr(verified, "_KNOWN", {})
+        remembered._HERE.clear()
         (remembered.folder() / "hashes").chmod(0o777)
         read(file.path, sha256=file.sha256)
     assert len(hashed) == 2

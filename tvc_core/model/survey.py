@@ -9,6 +9,7 @@ All of this is the key, so that a change of any of it means to look again.
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -32,8 +33,8 @@ from .state import Feature
 
 __all__ = ["Survey", "recall_survey", "remember_survey"]
 
-_KNOWN: dict[str, dict[str, Any]] = {}
 _OURS = tuple(module.__name__ for module in (bridge, features, measuring, strides))
+_BEGAN = time.time_ns()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,29 +68,29 @@ def survey_key(plan: Plan, network: nn.Module) -> str:
         return ""
     names = {type(module).__module__ for module in network.modules()}
     code = _code({*names, spec.factory.partition(":")[0], *_OURS})
+    if code is None:
+        return ""
     versions = (__version__, torch.__version__, torchvision.__version__)
     options = (plan.options, plan.weights, recipe.image_size, _head(recipe))
     built = (type(network).__qualname__, fingerprint(network))
-    return repr((versions, code, plan.backbone, options, built))
+    key = repr((versions, code, plan.backbone, options, built))
+    # the address of an object: another one can have it later
+    return "" if " at 0x" in key else key
 
 
 def recall_survey(key: str, anatomy: Anatomy) -> Survey | None:
     """Return what an earlier build of the same backbone has shown; None where there was none."""
     if not key:
         return None
-    found = _KNOWN.get(key) or recall("surveys", key)
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        survey = _from_data(found, anatomy)
-        _KNOWN[key] = found
-        return survey
+        return _from_data(recall("surveys", key), anatomy)
     return None
 
 
 def remember_survey(key: str, survey: Survey) -> None:
     """Keep what a build has shown for the next one."""
     if key:
-        _KNOWN[key] = _as_data(survey)
-        remember("surveys", key, _KNOWN[key])
+        remember("surveys", key, _as_data(survey))
 
 
 def _head(recipe: Recipe) -> tuple[Any, ...]:
@@ -97,13 +98,20 @@ def _head(recipe: Recipe) -> tuple[Any, ...]:
     return (recipe.num_classes == 0, recipe.hidden, recipe.activation, recipe.heads is not None)
 
 
-def _code(modules: Iterable[str]) -> list[tuple[str, str, int]]:
-    """Return files of modules, and when they changed last."""
+def _code(modules: Iterable[str]) -> list[tuple[str, str, int, int, int]] | None:
+    """Return files of modules and their states; None where these do not say what code runs: there
+    is no file, or it has changed since it can have been imported.
+    """
     found = []
     for name in sorted(modules):
-        file = getattr(sys.modules.get(name), "__file__", None) or ""
-        with suppress(OSError):
-            found.append((name, file, Path(file).stat().st_mtime_ns if file else 0))
+        file = getattr(sys.modules.get(name), "__file__", None)
+        try:
+            stat = Path(file or "/nowhere").stat()
+        except OSError:
+            return None
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) > _BEGAN:
+            return None
+        found.append((name, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return found
 
 

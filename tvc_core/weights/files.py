@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -15,20 +13,12 @@ from torch import Tensor
 from ..advice.words import on_file, on_missing
 from ..errors import WeightsError, describe_error
 from ..specs import WeightsSpec
-from .cache import cached_file, hash_in_name
+from .cache import cached_file
 from .deferred import lend
 from .tables import read_by_table, remember_table
-from .verified import sha256_of, state_of
+from .verified import compare_hash, state_of, verification_is_off
 
 __all__ = ["read_state_dict", "verification_is_off"]
-
-SWITCH = "TVC_VERIFY_WEIGHTS"
-_warned = False
-
-
-def verification_is_off() -> bool:
-    """Tell whether TVC_VERIFY_WEIGHTS=0 skips the comparison of hashes."""
-    return os.environ.get(SWITCH, "1").strip() == "0"
 
 
 def read_state_dict(
@@ -57,9 +47,9 @@ def read_state_dict(
     path = Path(path)
     try:
         with path.open("rb") as file:
-            if sha256 is not None:
-                _compare(file, path, sha256)
             before = state_of(file)
+            if sha256 is not None:
+                compare_hash(file, path, sha256)
             content = _load(file, path)
             if state_of(file) != before:
                 raise WeightsError(f"{path}: was changed while it was read; try again")
@@ -119,28 +109,6 @@ def _kind(value: Any) -> str:
         if isinstance(value, Mapping) and not value
         else f"a {type(value).__name__}"
     )
-
-
-def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
-    global _warned
-    if verification_is_off():
-        if not _warned:
-            warnings.warn(
-                f"{SWITCH}=0: weight files are used without comparing their hash",
-                UserWarning,
-                stacklevel=5,
-            )
-            _warned = True
-        return
-    found = sha256_of(file)
-    if not found.startswith(sha256.lower()):
-        who = "its name" if sha256 == hash_in_name(path.name) else "its plugin"
-        raise WeightsError(
-            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, {who} promises {sha256}: "
-            "the file is damaged or not "
-            f"the official one. Delete it and build again to download it, or set {SWITCH}=0 to use "
-            "it all the same."
-        )
 
 
 def _load(file: BinaryIO, path: Path) -> Any:
