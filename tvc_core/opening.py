@@ -30,12 +30,13 @@ from .from_module import module_backbone
 from .local import OWN
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.saving import KEYS, MODULE_KEY, digest_of, how_to_load
+from .model.saving import KEYS, MODULE_KEY, how_to_load
 from .recipe import Recipe, make_plan
 from .registry import Registry
 from .specs import BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
+from .weights.digest import digest_of
 
 __all__ = ["load", "open_model"]
 
@@ -98,6 +99,11 @@ def _load(
     tensors: dict[str, Tensor],
     content: dict[str, Any],
 ) -> HybridModel:
+    # A file is data, and everything in it could be wrong: the recipe is read under the rules for
+    # recipes, which reach nothing. Then the model is built without its pretrained weights, whose
+    # place the file's tensors take, and compared with the file key by key and shape by shape before
+    # one tensor is copied. What cannot be told from tensors (classes, freezing, the step-0
+    # difference) comes last.
     try:
         recipe = Recipe.from_mapping(content["recipe"], source=str(path))
     except RecipeError as error:
@@ -121,6 +127,9 @@ def _load(
                 f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives "
                 f"{list(tensor.shape)}"
             )
+    # Copying would convert a bfloat16 file back to float32 without a word. Where the types differ,
+    # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
+    # the objects that the build made and tied tensors stay tied.
     assign = any(own[name].dtype != tensors[name].dtype for name in own)
     # keeps the metadata of the state dict, without which MNASNet refuses to load
     own.update(tensors)
@@ -141,7 +150,7 @@ def _load(
 
 
 def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
-    """Refuse to look for blocks of the user's own where nobody has handed them over."""
+    """Refuse to look for blocks of the user's own unless they were handed over."""
     known = {offer.qualified for offer in registry.all(BlockSpec)}
     names = [str(entry.block) for entry in recipe.patches if entry.block not in known]
     own = [name.partition(":")[2] for name in names if name.startswith(f"{OWN}:")]
@@ -177,6 +186,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise WeightsError(f"{path}: not a model that HybridModel.save wrote.{other}")
     try:
         tensors = safetensors.torch.load(data)
+        # The safetensors format: eight bytes with the length of the header, the header in JSON,
+        # then the tensors. The library returns the tensors only, and tvc's part is a text in the
+        # header's metadata.
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
         text = header.get("__metadata__", {}).get("tvc")
         content: dict[str, Any] = json.loads(text)

@@ -316,7 +316,7 @@ def flipped(content: bytes) -> bytes:
     [
         (cut, r"its end is missing, so it is truncated\. Delete it"),
         (flipped, r"damaged or not the official one\. Delete it"),
-        (lambda _: b"", "it is an empty file"),
+        (lambda _: b"", "it is empty"),
         (lambda _: b"\n<html><body>Proxy error", "a web page .*'<html><body>Proxy error'"),
         (lambda _: b"version https://git-lfs.github.com/spec/v1\noid", "Git LFS.*git lfs pull"),
         (lambda _: b"GIF89a" * 20, "begins with b'GIF89a"),

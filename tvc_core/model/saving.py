@@ -10,7 +10,6 @@ it names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import WeightsError, join_names
 from ..from_module import described
@@ -33,12 +32,13 @@ from ..recipe import Plan
 from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
 from ..version import __version__
+from ..weights.digest import digest_of
 from . import freezing
 from .fingerprint import changes
 from .settling import settle
 from .state import HybridState
 
-__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "digest_of", "how_to_load", "save"]
+__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "how_to_load", "save"]
 
 FORMAT = 3
 _KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
@@ -61,6 +61,10 @@ def save(
             f"{path}: a model is saved in safetensors format, and the name says so: "
             f"{path.with_suffix('.safetensors').name!r}"
         )
+    # A file holds a recipe and tensors. If another tool has exchanged modules, what the recipe
+    # builds has other ones, and the file would load without an error and compute something else. So
+    # that is found out now, while the user can still do something about it. Copies on the CPU,
+    # contiguous and each its own: the format knows no views, and refuses tensors that share memory.
     _check_unchanged(network, state, path)
     tensors = {
         name: tensor.detach().to("cpu").contiguous().clone()
@@ -110,7 +114,7 @@ def _check_unchanged(network: nn.Module, state: HybridState, path: Path) -> None
 
     Raises:
         PatchError: a patch has lost its place.
-        WeightsError: a module, a forward or a tensor is not as it was built.
+        WeightsError: a module, a forward or a tensor has changed since the build.
     """
     settle(network, state)
     found = changes(network, state.modules)
@@ -179,32 +183,25 @@ def _preprocessing(plan: Plan) -> dict[str, Any] | None:
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
 
 
-def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a file's content and tensors."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
 def _write(path: Path, data: bytes) -> None:
     try:
-        with tempfile.NamedTemporaryFile(
+        # A new file beside the old one, whole and on the disk before it takes the old one's name:
+        # whatever interrupts this, `path` is the old file or the new one. It is closed first, since
+        # Windows neither renames nor replaces a file that is open.
+        file = tempfile.NamedTemporaryFile(  # noqa: SIM115
             dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as file:
-            temporary = Path(file.name)
-            try:
+        )
+        temporary = Path(file.name)
+        try:
+            with file:
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
-                temporary.chmod(0o666 & ~_umask())
-                temporary.replace(path)
-            except BaseException:
-                temporary.unlink(missing_ok=True)
-                raise
+            temporary.chmod(0o666 & ~_umask())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise WeightsError(
             f"{path}: the model cannot be written: {error.strerror or error}"

@@ -89,6 +89,9 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
+    # Missing distributions first, all of them in one error: a recipe from elsewhere often needs
+    # several, and installing them one error after the other is tedious. Then each name in the order
+    # in which it stands in the recipe, and each error with its place there.
     with recipe.where.before_errors():
         refuse_missing(registry, _names(recipe, backbone is None))
     with _in_file(recipe, "backbone"):
@@ -104,6 +107,10 @@ def make_plan(
         options = _options(recipe, backbone)
     patches = tuple(_bind_patch(entry, registry, by_code) for entry in recipe.patches)
     _check_own(patches)
+    # The recipe that the model keeps, and that `save` writes, says what was meant, not what was
+    # typed: qualified names mean the same whatever else is installed where the file is opened.
+    # Options that open an address or a path are left out, since a recipe must not set them; the
+    # weights that came from there are in the file.
     qualified = replace(
         recipe,
         backbone=backbone.qualified,

@@ -24,7 +24,7 @@ from urllib.request import Request, urlopen
 import torch
 
 from ..errors import WeightsError
-from .first_bytes import kind_of_content
+from .looking import foreign_kind
 
 try:
     import fcntl
@@ -83,7 +83,7 @@ def _fetch(url: str, path: Path, sha256: str | None, progress: bool) -> None:
                 head = head or chunk[:64]
             os.fsync(file.fileno())
         if not digest.hexdigest().startswith(sha256 or ""):
-            kind = kind_of_content(head)
+            kind = foreign_kind(head)
             raise WeightsError(
                 f"what {url} gives is not the file that was meant: its SHA-256 should start with "
                 f"{sha256} and is {digest.hexdigest()}{kind and f'; it is {kind}'}. Nothing was "

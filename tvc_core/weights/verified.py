@@ -19,7 +19,7 @@ from typing import BinaryIO
 from ..errors import WeightsError
 from ..remembered import recall, remember
 from .cache import SHARED, hash_in_name, shared_folders
-from .first_bytes import kind_of_content
+from .looking import foreign_kind
 
 __all__ = [
     "FileState", "compare_hash", "is_steady", "sha256_of", "state_of", "verification_is_off",
@@ -107,7 +107,9 @@ def compare_hash(file: BinaryIO, path: Path, sha256: str) -> None:
 
 def _what_it_is(file: BinaryIO, path: Path) -> str:
     head = file.read(64)
-    if kind := kind_of_content(head):
+    if not head:
+        return "it is empty"
+    if kind := foreign_kind(head):
         return f"it is {kind}"
     if head.startswith(b"PK") and not zipfile.is_zipfile(file):
         return "it begins as a file of torch.save and its end is missing, so it is truncated"
@@ -127,5 +129,5 @@ def _what_to_delete(path: Path) -> str:
 def _warn_once(text: str) -> None:
     global _warned
     if not _warned:
-        warnings.warn(text, UserWarning, stacklevel=6)
+        warnings.warn(text, UserWarning, stacklevel=8)
         _warned = True

@@ -42,7 +42,7 @@ OFF = {"TVC_STRICT": ("", "0"), "TVC_VERIFY_WEIGHTS": ("", "1")}
 """The values of those that can be off."""
 
 SLOW = 0.3
-"""From here on loading a plugin counts as slow [s]: somebody who types `tvc list` feels it."""
+"""From here on loading a plugin counts as slow [s]: a user who types `tvc list` feels it."""
 
 _TIMEOUT = 10.0  # what the core takes where TVC_IMPORT_TIMEOUT is not a number [s]
 
