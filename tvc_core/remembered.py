@@ -99,7 +99,7 @@ def _delete_oldest(place: Path) -> None:
 
 
 def _is_private(stat: os.stat_result) -> bool:
-    """Return whether nobody else can write it, as far as this system has such a thing."""
+    """Return whether no one else can write it, as far as this system has such a thing."""
     return not hasattr(os, "geteuid") or (stat.st_uid == os.geteuid() and not stat.st_mode & 0o022)
 
 

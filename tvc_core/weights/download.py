@@ -44,7 +44,7 @@ _HELD: set[int] = set()
 
 
 def download(url: str, path: Path, sha256: str | None, *, progress: bool = True) -> None:
-    """Put the file of an address at a path, unless another process does so meanwhile.
+    """Put the file of an address at a path, unless another process does so first.
 
     Args:
         url: of any scheme that urllib knows.
@@ -129,7 +129,7 @@ def _turn(path: Path) -> Iterator[bool]:
     """Wait until no other process downloads the file, or it is there; then keep others waiting.
 
     Yields:
-        Whether the system vouches for it that nobody else is at it. Its locks end with the process
+        Whether the system vouches for it that no one else is at it. Its locks end with the process
         that holds them, also by a kill. Where it has none, a lock is a file that must not be there,
         and one where nothing happens any more is taken over; two who do so at once download the
         file twice, and no more happens.
@@ -185,7 +185,7 @@ def _take(lock: Path) -> tuple[int, bool] | None:
             return handle, True
     except (BlockingIOError, FileNotFoundError):
         pass
-    except OSError:  # a file system without locks: everyone downloads the file for himself
+    except OSError:  # a file system without locks: each process downloads the file
         return handle, False
     except BaseException:
         os.close(handle)
@@ -215,7 +215,7 @@ def _drafts(folder: Path, name: str = "*") -> list[tuple[Path, os.stat_result]]:
 
 
 def _delete_drafts(path: Path, alone: bool) -> None:
-    """Delete what killed processes have left: all drafts of this file where nobody else can be at
+    """Delete what killed processes have left: all drafts of this file where no one else can be at
     it, and those of other files where nothing has come for long.
     """
     for draft, stat in _drafts(path.parent):
