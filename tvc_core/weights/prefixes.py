@@ -10,7 +10,7 @@ shape, it is a vote for its first step aside. The steps with the most votes are 
 below them, and the search starts again, until nothing new is found.
 
 Two steps that lead to the same tensors are alternatives: an encoder and its moving average. The one
-with more votes is taken, the other's tensors stay unexpected. If both have as many, nobody but the
+with more votes is taken, the other's tensors stay unexpected. If both have as many, only the
 user can tell.
 """
 
