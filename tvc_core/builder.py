@@ -229,7 +229,9 @@ class HybridBuilder:
         return assemble(plan)
 
     @_OnClassToo
-    def load(self, path: str | Path, *, module: nn.Module | None = None) -> HybridModel:
+    def load(
+        self, path: str | Path, *, module: nn.Module | None = None, base: str | Path | None = None
+    ) -> HybridModel:
         """Read a model that `HybridModel.save` wrote. Nothing in the file is run; its names are
         looked up in this builder's registry.
 
@@ -237,15 +239,17 @@ class HybridBuilder:
             path: the file.
             module: for a model that `from_module` made: a new network of the same kind, which
                 becomes the model.
+            base: for a file that was saved with a `base`: where that is; by default it is looked
+                for by its name in the file's folder.
 
         Raises:
-            WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
-                not, and one was given).
+            WeightsError: the file is damaged, was not written by `save`, needs a module (or does
+                not, and one was given), or its base is not there or is another one.
             UnknownNameError: it needs a plugin that is not installed.
         """
         from .opening import open_model  # imports torch
 
-        return open_model(path, self.registry, module)
+        return open_model(path, self.registry, module, base)
 
     @_OnClassToo
     def create_block(self, /, name: str, in_channels: int, **params: Any) -> nn.Module:

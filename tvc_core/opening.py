@@ -1,47 +1,49 @@
-"""Open a saved model: read the file, check it, build what its recipe describes, and fill it."""
+"""Open a saved model: read the file, check it, build what its recipe describes, and fill it.
+
+In this order, each step cheaper than what follows and none trusting a field for the hash beside it:
+the header is counted, what the file says is checked, the network is built under a limit to the size
+of its tensors, names and shapes are compared, and only then the tensors are read and hashed.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 from torch import Tensor, nn
 
-from .advice.words import on_file, on_missing
 from .assemble import assemble
-from .errors import (
-    FreezeError,
-    HeadError,
-    RecipeError,
-    StageError,
-    UnknownNameError,
-    WeightsError,
-    describe_error,
-    join_names,
-    short_repr,
-)
+from .errors import TvcError, UnknownNameError, WeightsError, join_names, short_repr
 from .from_module import module_backbone
 from .local import OWN
+from .model.content import BASE_KEY, MODULE_KEY, prepared_as
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.saving import KEYS, MODULE_KEY, digest_of, how_to_load
-from .recipe import Recipe, make_plan
+from .model.ownfile import OwnFile, open_own
+from .model.saving import how_to_load
+from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
 from .specs import BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
+from .weights.container import Entry
+from .weights.digest import digest_of
+from .weights.limits import limit_tensors
 
 __all__ = ["load", "open_model"]
 
 
 def load(
-    path: str | Path, *, module: nn.Module | None = None, registry: Registry | None = None
+    path: str | Path,
+    *,
+    module: nn.Module | None = None,
+    base: str | Path | None = None,
+    registry: Registry | None = None,
 ) -> HybridModel:
     """Read a model that `HybridModel.save` wrote, and return it in eval mode.
 
@@ -51,18 +53,23 @@ def load(
         path: the file.
         module: for a model that `HybridBuilder.from_module` made: a new network of the same kind,
             which becomes the model.
+        base: for a file that was saved with a `base`: where that is; by default it is looked for by
+            its name in the file's folder.
         registry: where names are looked up; by default what is installed.
 
     Raises:
-        WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
-            not, and one was given).
+        WeightsError: the file is damaged, was not written by `save`, needs a module (or does not,
+            and one was given), or its base is not there or is another one.
         UnknownNameError: it needs a plugin that is not installed.
     """
-    return open_model(path, registry or Registry(), module)
+    return open_model(path, registry or Registry(), module, base)
 
 
 def open_model(
-    path: str | Path, registry: Registry, module: nn.Module | None = None
+    path: str | Path,
+    registry: Registry,
+    module: nn.Module | None = None,
+    base: str | Path | None = None,
 ) -> HybridModel:
     """Read a model as `load` does, by the names of a registry."""
     if not isinstance(path, (str, PathLike)):
@@ -70,74 +77,162 @@ def open_model(
         hint = ". A state dict goes into a model by partial_load" if isinstance(path, dict) else ""
         raise WeightsError(f"{what}, not {short_repr(path)}{hint}")
     path = Path(path)
-    tensors, content = _read(path)
-    _check_module(path, content, module)
-    with nullcontext() if module is None else rollback_on_error(module):
-        return _load(path, registry, module, tensors, content)
+    with open_own(path) as file:
+        _check_module(path, file.content, module)
+        with nullcontext() if module is None else rollback_on_error(module), _naming(path):
+            if (other := _base_of(file, base)) is None:
+                return _load(file, None, registry, module)
+            with open_own(other) as below:
+                return _load(file, below, registry, module)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Put the path before every error about a file; what the names of a file mean is an error of
+    their own, everything else is about its content.
+    """
+    try:
+        yield
+    except TvcError as error:
+        said = str(error) if str(path) in str(error) else f"{path}: {error}"
+        kind = UnknownNameError if isinstance(error, UnknownNameError) else WeightsError
+        if type(error) is kind and said == str(error):
+            raise
+        raise kind(said) from error
 
 
 def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | None) -> None:
     own = content.get(MODULE_KEY)
     if own is not None and module is None:
         raise WeightsError(
-            f"{path}: made from a module of your own ({own.get('type')}), which no file can "
-            "rebuild: make a new one and "
+            f"{path}: made from a module of your own ({short_repr(own.get('type'))[1:-1]}), which "
+            "no file can rebuild: make a new one and "
             f"pass it: tvc_core.load({str(path)!r}, module=network)"
         )
     if own is None and module is not None:
+        backbone = short_repr(content["recipe"].get("backbone"))
+        raise WeightsError(f"{path}: rebuilds its own backbone, {backbone}; leave module out")
+
+
+def _base_of(file: OwnFile, given: str | Path | None) -> Path | None:
+    """Return where the base of a file is. What the file says of it is a name in its own folder."""
+    said = file.content.get(BASE_KEY)
+    if said is None:
+        if given is not None:
+            raise WeightsError(f"{file.path}: holds the whole model; leave base out")
+        return None
+    if given is not None:
+        return Path(given)
+    if Path(said["name"]).name != said["name"]:
+        raise WeightsError(f"{file.path}: its base {said['name'][:80]!r} is outside of its folder")
+    beside = file.path.with_name(said["name"])
+    if not beside.exists():
         raise WeightsError(
-            f"{path}: rebuilds its own backbone, {content['recipe']['backbone']['name']}; leave "
-            "module out"
+            f"{file.path}: holds only what differs from {said['name']!r}, which is not beside it: "
+            f"put it there, or say where it is: tvc_core.load({str(file.path)!r}, base=...)"
         )
+    return beside
 
 
 def _load(
-    path: Path,
-    registry: Registry,
-    module: nn.Module | None,
-    tensors: dict[str, Tensor],
-    content: dict[str, Any],
+    file: OwnFile, base: OwnFile | None, registry: Registry, module: nn.Module | None
 ) -> HybridModel:
-    try:
-        recipe = Recipe.from_mapping(content["recipe"], source=str(path))
-    except RecipeError as error:
-        raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
-    if content["format"] < 3:
-        recipe = _with_starts_of_their_own(recipe)
-    backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
-    _check_own(path, recipe, registry)
-    model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
-    restore_gates(model, tensors)
+    path, content = file.path, file.content
+    model = _build(file, base, registry, module)
     own = model.state_dict()
-    if own.keys() != tensors.keys():
-        lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
-        raise WeightsError(
-            f"{path}: does not fit its own recipe: lacks {join_names(lost, most=4)}; has also "
-            f"{join_names(extra, most=4)}"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
+    lent = {} if base is None else {k: v for k, v in base.entries.items() if k in own}
+    entries = {**lent, **file.entries}
+    _compare(path, own, entries)
+    tensors = file.read()
+    if base is not None:
+        known = base.read()
+        if digest_of({}, known) != content[BASE_KEY]["sha256"]:
             raise WeightsError(
-                f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives "
-                f"{list(tensor.shape)}"
+                f"{base.path}: is not the base that {path} was saved with: its tensors have "
+                "another hash"
             )
-    assign = any(own[name].dtype != tensors[name].dtype for name in own)
+        tensors = {**{name: known[name] for name in lent}, **tensors}
+    # assigned tensors would come apart where one parameter has two names
+    assign = any(own[name].dtype != tensors[name].dtype or own[name].is_meta for name in own)
     # keeps the metadata of the state dict, without which MNASNet refuses to load
     own.update(tensors)
     model.load_state_dict(own, assign=assign)
-    try:
-        model.class_names = content["class_names"] or None
-        model.load_freeze_state(content["freeze"])
-    except (FreezeError, HeadError, StageError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+    model.class_names = content["class_names"] or None
+    model.load_freeze_state(content["freeze"])
+    _freeze_by_hand(model, content.get("by_hand", {}))
     state = model._hybrid
     state.originals = {}  # their weights are not in the file
     state.step0_difference = float(content["step0_difference"])
-    state.verified = bool(content["verified"])
+    state.verified = content["verified"]
     state.metadata = dict(content.get("metadata") or {})
     state.modules = fingerprint(model)
     model.eval()
     return model
+
+
+def _build(
+    file: OwnFile, base: OwnFile | None, registry: Registry, module: nn.Module | None
+) -> HybridModel:
+    """Build what the recipe of a file describes, if it is of the size of the file."""
+    content = file.content
+    recipe = Recipe.from_mapping(content["recipe"], source=str(file.path))
+    if content["format"] < 3:
+        recipe = _with_starts_of_their_own(recipe)
+    backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
+    _check_own(file.path, recipe, registry)
+    plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
+    sizes = [
+        math.prod(entry.shape) for each in (file, base) if each for entry in each.entries.values()
+    ]
+    with limit_tensors(sizes, f"{file.path}: does not fit its own recipe"):
+        model = assemble(plan, pretrained=False)
+    restore_gates(model, [*file.entries, *(base.entries if base is not None else ())])
+    return model
+
+
+def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:
+    """Return a plan whose weights prepare images as the file says: options that only code may set
+    can have changed that, and a plugin's knowledge can.
+    """
+    said = content.get("preprocessing")
+    if content["format"] < 4 or not said or plan.weights is None:
+        return plan
+    try:
+        return replace(plan, weights=prepared_as(plan.weights, said))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the preprocessing inside is not valid: {error}") from error
+
+
+def _compare(path: Path, own: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> None:
+    """Refuse tensors that are not those of the model."""
+    if own.keys() != entries.keys():
+        lost, extra = [k for k in own if k not in entries], [k for k in entries if k not in own]
+        raise WeightsError(
+            f"{path}: does not fit its own recipe: lacks {join_names(lost, most=4)}; has also "
+            f"{join_names([short_repr(name) for name in extra[:4]])}"
+            + (f", ... ({len(extra) - 4} more)" if len(extra) > 4 else "")
+        )
+    for name, tensor in own.items():
+        found = entries[name]
+        if tuple(tensor.shape) != found.shape:
+            raise WeightsError(
+                f"{path}: {name} has the shape {list(found.shape)}, its recipe gives "
+                f"{list(tensor.shape)}"
+            )
+        floats = tensor.is_floating_point() and found.dtype.is_floating_point
+        if tensor.dtype != found.dtype and not floats:
+            raise WeightsError(
+                f"{path}: {name} is of {found.dtype}, its recipe gives {tensor.dtype}"
+            )
+
+
+def _freeze_by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> None:
+    parameters = dict(model.named_parameters())
+    for kind, each in names.items():
+        for name in each:
+            if name not in parameters:
+                raise WeightsError(f"{short_repr(name)} is {kind}, and no parameter of the model")
+            parameters[name].requires_grad_(kind == "trainable")
 
 
 def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
@@ -163,34 +258,3 @@ def _with_starts_of_their_own(recipe: Recipe) -> Recipe:
         for entry in recipe.patches
     )
     return replace(recipe, patches=tuple(patches))
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        hint = on_missing(path, (".safetensors",))
-        raise WeightsError(
-            f"{path}: the model cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
-        ) from error
-    if other := on_file(path, data, "model"):
-        raise WeightsError(f"{path}: not a model that HybridModel.save wrote.{other}")
-    try:
-        tensors = safetensors.torch.load(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        text = header.get("__metadata__", {}).get("tvc")
-        content: dict[str, Any] = json.loads(text)
-    except Exception as error:  # a damaged file raises nearly anything
-        raise WeightsError(
-            f"{path}: not a model that HybridModel.save wrote, or damaged: {describe_error(error)}"
-        ) from error
-    version = content.get("format") if isinstance(content, dict) else None
-    keys = KEYS.get(version) if type(version) is int else None
-    if keys is None or set(content) - {MODULE_KEY} != set(keys):
-        known = " or ".join(map(str, KEYS))
-        raise WeightsError(f"{path}: damaged, or of another format than {known}: {version!r}")
-    if content.pop("sha256") != digest_of(content, tensors):
-        raise WeightsError(
-            f"{path}: damaged: its content does not have the hash that it was written with"
-        )
-    return tensors, content
