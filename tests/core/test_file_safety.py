@@ -266,11 +266,8 @@ def test_every_type_is_written_as_others_read_it() -> None:
     assert found.keys() == tensors.keys()
     for key, tensor in tensors.items():
         assert found[key].dtype == tensor.dtype and found[key].shape == tensor.shape
-        assert (
-            found[key].numpy(force=True).tobytes() == tensor.numpy(force=True).tobytes()
-            if (tensor.dtype in (torch.float64, torch.float32, *ints))
-            else torch.equal(found[key].float(), tensor.float())
-        )
+        raw = [each.reshape(-1).view(torch.uint8) for each in (found[key], tensor)]
+        assert torch.equal(*raw)
 
 
 def test_what_is_frozen_by_hand_is_kept(tmp_path: Path) -> None:
@@ -404,7 +401,8 @@ CALLS = ("openat", "write", "fsync", "fchmod", "close", "rename", "unlink", "flo
 
 
 @pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed")
-def test_a_fault_at_every_call_leaves_the_old_or_the_new_file(tmp_path: Path) -> None:
+@pytest.mark.parametrize("most", [1, pytest.param(4, marks=pytest.mark.sweep)])
+def test_a_fault_at_every_call_leaves_the_old_or_the_new_file(tmp_path: Path, most: int) -> None:
     path, other = tmp_path / "m.safetensors", Path("/dev/shm")
     environment = {**os.environ, "TMPDIR": str(other if other.is_dir() else tmp_path)}
     server = subprocess.Popen(
@@ -419,8 +417,8 @@ def test_a_fault_at_every_call_leaves_the_old_or_the_new_file(tmp_path: Path) ->
     seen: dict[str, int] = {}
     before = b""
     for call in CALLS:
-        for fault in ("signal=KILL", "error=ENOSPC", "error=EIO"):
-            for number in range(1, 5 if call in ("openat", "write", "close") else 2):
+        for fault in ("signal=KILL", "error=ENOSPC", "error=EIO")[: most + 1]:
+            for number in range(1, most + 1 if call in ("openat", "write", "close") else 2):
                 server.stdin.write("\n")
                 server.stdin.flush()
                 child = int(server.stdout.readline())
@@ -451,7 +449,7 @@ def test_a_fault_at_every_call_leaves_the_old_or_the_new_file(tmp_path: Path) ->
                 seen[f"{code}"] = seen.get(f"{code}", 0) + injected
     server.stdin.close()
     server.wait()
-    assert seen["3"] >= 8 and seen[f"{-signal.SIGKILL}"] >= 10, seen
+    assert seen["3"] >= 3 and seen[f"{-signal.SIGKILL}"] >= 6, seen
 
 
 def metadata_of(path: Path) -> Any:

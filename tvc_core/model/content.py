@@ -49,7 +49,7 @@ BASE_KEY = "base"
 """Only in files that hold what differs from another: its name, and the hash of its tensors."""
 
 _PREPARED = (
-    "crop_size", "resize_size", "squash", "interpolation", "mean", "std", "test_crop_size",
+    "name", "crop_size", "resize_size", "squash", "interpolation", "mean", "std", "test_crop_size",
     "test_resize_size",
 )  # fmt: skip
 
