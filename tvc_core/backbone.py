@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from .errors import BackboneError, foreign
+from .own_weights import fill_from_file
 from .recipe import Plan
 from .specs import WeightsSpec
 from .surgery.marks import is_hybrid
@@ -39,7 +41,10 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
     what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
     filling: DeferredInit | None = None
     with foreign(BackboneError, what):
-        if pretrained and plan.weights is not None:
+        if pretrained and plan.weights_file is not None:
+            with DeferredInit() as filling:
+                network = factory(spec, weights=None, **plan.options)
+        elif pretrained and plan.weights is not None:
             with DeferredInit() as filling:
                 network = factory(spec, weights=plan.weights, **plan.options)
         elif plan.weights is None:
@@ -51,6 +56,9 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")
     if is_hybrid(network):
         raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
+    if pretrained and plan.weights_file is not None:
+        with filling or nullcontext():
+            network.tvc_weights = fill_from_file(network, plan, plan.weights_file)  # type: ignore[assignment]
     if filling is not None:
         filling.finish(network)
     found = network.__dict__.pop("tvc_weights", None)

@@ -5,15 +5,15 @@ is built.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
 from .recipe import Recipe, Weights, load_recipe, make_plan
-from .recipe.arguments import BuildArguments, ModuleArguments, recipe_of, takes
+from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
 
@@ -99,7 +99,8 @@ class HybridBuilder:
         Args:
             name: short ("resnet50") or qualified ("tvc-resnet:resnet50") name.
             weights: what torchvision takes: a name, "DEFAULT", an enum member, or None for random
-                weights.
+                weights; or the path of a file of your own, whose tensors have to fit, and whose
+                head says the number of classes.
             {arguments}
 
         Raises:
@@ -202,26 +203,36 @@ class HybridBuilder:
         return self._assemble(recipe, backbone)
 
     @_OnClassToo
-    def build(self, recipe: Recipe | Mapping[str, Any] | str | Path) -> HybridModel:
-        """Build a hybrid from a recipe, which reaches nothing but what is installed: options that
-        open an address or a path are for arguments in a program only.
+    def build(
+        self, /, recipe: Recipe | Mapping[str, Any] | str | Path | IO[bytes], **changes: Any
+    ) -> HybridModel:
+        """Build a hybrid from a recipe, which reaches nothing but what is installed and files of
+        weights in its own folder: options that open an address or another path are for arguments in
+        a program only.
 
         Args:
-            recipe: a Recipe, a mapping with the keys of the YAML form, or the path of a YAML file.
+            recipe: a Recipe, a mapping with the keys of the YAML form, the path of a YAML file, or
+                the file, open for reading bytes.
+            **changes: arguments of `from_backbone` in the place of the recipe's, such as
+                weights="own.pth" or num_classes=5.
 
         Raises:
             RecipeError: the recipe has an unknown key, a value of the wrong kind, or an option that
-                only code may set.
+                only code may set; or there is no such argument.
             TvcError: as for `from_backbone`.
         """
-        if isinstance(recipe, (str, Path)):
+        if not isinstance(recipe, (Recipe, Mapping)):
             recipe = load_recipe(recipe)
         elif not isinstance(recipe, Recipe):
             recipe = Recipe.from_mapping(recipe)
-        return self._assemble(recipe, by_code=False)
+        return self._assemble(changed(recipe, changes), by_code=changes)
 
     def _assemble(
-        self, recipe: Recipe, backbone: Named[BackboneSpec] | None = None, *, by_code: bool = True
+        self,
+        recipe: Recipe,
+        backbone: Named[BackboneSpec] | None = None,
+        *,
+        by_code: bool | Collection[str] = True,
     ) -> HybridModel:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..errors import WeightsError, short_repr
 
-__all__ = ["Entry", "Header", "pack", "read_header", "read_tensors", "strict_json"]
+__all__ = ["Entry", "Header", "is_own", "pack", "read_header", "read_tensors", "strict_json"]
 
 MOST_HEADER = 10_000_000
 """Length of a header [bytes]; safetensors' own reader stops at ten times as many."""
@@ -97,6 +97,15 @@ def read_header(file: BinaryIO, path: Path) -> Header:
             f"{path}: not a safetensors file, or damaged: {str(error)[:200]}"
         ) from error
     return Header(entries, metadata)
+
+
+def is_own(path: Path) -> bool:
+    """Tell whether a file says that tvc wrote it; what cannot be read does not."""
+    try:
+        with path.open("rb") as file:
+            return "tvc" in read_header(file, path).metadata
+    except (OSError, ValueError, WeightsError):
+        return False
 
 
 def strict_json(text: str) -> Any:
