@@ -5,6 +5,7 @@ for.
 from __future__ import annotations
 
 from .describe import describe_backbone
+from .inspecting import FileInfo, describe_file
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
 from .model.heads import HeadInfo
 from .model.hybrid import HybridModel
@@ -27,10 +28,10 @@ from .weights.partial import LoadReport, partial_load, transfer_weights
 from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "AuditReport", "BlockMaker", "FeatureExtractor", "FreezeReport", "HeadInfo", "HeadReport",
-    "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport", "POSITIONS",
-    "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Position",
-    "StageInfo", "Target", "TensorChange", "WeightsDiff", "audit", "build_torchvision",
-    "describe_backbone", "diff_weights", "freeze_head", "load", "param_groups", "partial_load",
-    "plain_state_dict", "read_state_dict", "transfer_weights",
+    "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FreezeReport", "HeadInfo",
+    "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport",
+    "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo",
+    "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff", "audit", "build_torchvision",
+    "describe_backbone", "describe_file", "diff_weights", "freeze_head", "load", "param_groups",
+    "partial_load", "plain_state_dict", "read_state_dict", "transfer_weights",
 ]  # fmt: skip

@@ -28,13 +28,14 @@ class OwnFile:
         path: where it is.
         content: what it says beside its tensors, without the hash.
         entries: what its header says of its tensors.
+        sha256: of content and tensors, as it says.
     """
 
     path: Path
     content: Mapping[str, Any]
     entries: Mapping[str, Entry]
+    sha256: str
     _file: BinaryIO
-    _sha256: str
 
     def read(self) -> dict[str, Tensor]:
         """Return the tensors, after content and tensors have been compared with the hash.
@@ -44,7 +45,7 @@ class OwnFile:
         """
         before = state_of(self._file)
         tensors = read_tensors(self._file, self.entries, self.path)
-        if digest_of(self.content, tensors) != self._sha256:
+        if digest_of(self.content, tensors) != self.sha256:
             raise WeightsError(
                 f"{self.path}: damaged: its content does not have the hash that it was written with"
             )
@@ -103,4 +104,4 @@ def _own(path: Path, file: BinaryIO) -> OwnFile:
             f"{path}: not a model that HybridModel.save wrote, or damaged: {error}"
         ) from error
     sha256 = content.pop("sha256")
-    return OwnFile(path, content, header.entries, file, sha256)
+    return OwnFile(path, content, header.entries, sha256, file)

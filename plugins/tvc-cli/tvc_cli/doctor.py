@@ -32,9 +32,12 @@ SWITCHES = {
     "TVC_ONLY": "leaves all other plugins out",
     "TVC_STRICT": "makes a faulty plugin an error",
     "TVC_IMPORT_TIMEOUT": "is what a plugin may take to load [s]",
-    "TVC_VERIFY_WEIGHTS": "0 does not compare weight files with their hashes",
+    "TVC_VERIFY_WEIGHTS": "says by 0 that weight files are not compared with their hashes",
 }
 """The environment variables that tvc reads, and what each does."""
+
+_VALUES = {"TVC_VERIFY_WEIGHTS": ("0", "1")}
+"""Of the variables for which any other value does nothing."""
 
 SLOW = 0.3
 """From here on loading a plugin counts as slow [s]: somebody who types `tvc list` feels it."""
@@ -250,6 +253,14 @@ def _switches(owners: set[str]) -> Iterator[Finding]:
                 about=name,
                 text=f"{name} is set to {value!r}, and tvc knows no such variable",
                 advice=hint,
+            )
+            continue
+        if name in _VALUES and value.strip() not in ("", *_VALUES[name]):
+            yield Finding(
+                level="problem",
+                about=name,
+                text=f"{name} is set to {value!r}, which does nothing",
+                advice=f"it knows {' and '.join(_VALUES[name])}",
             )
             continue
         yield Finding(
