@@ -132,5 +132,7 @@ def _missing(recipe: Recipe, registry: Registry) -> Iterator[str]:
             registry.resolve(kind, name)
         except UnknownNameError:
             owner = registry.lacks(kind, name) or name.rpartition(":")[0]
-            is_there = f"the plugin {owner} is {statuses.get(owner)}"
-            yield f"{kind.kind} {name} ({is_there if owner in statuses else f'pip install {owner}'})"
+            hint = f"pip install {owner}"
+            if owner in statuses:
+                hint = f"the plugin {owner} is {statuses[owner]}"
+            yield f"{kind.kind} {name} ({hint})"
