@@ -7,8 +7,10 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 WORKERS ?= 2
+OLDEST_PYTHON ?= $(or $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null),$(PYTHON))
+LOWEST := .venv-lowest
 
-.PHONY: demo test test-interop test-all sweep bench docs lint format wheels release-check clean
+.PHONY: demo test test-lowest test-interop test-all sweep bench docs lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
@@ -19,11 +21,15 @@ test: $(READY) lint  ## what every change must pass
 test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate, lightning, ...
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m interop
 
+test-lowest: $(LOWEST)/.ready  ## a sample of the tests with the oldest versions that the metadata promise
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not sweep and not interop and not packaging" tests/core tests/zoo plugins/tvc-attention
+
 test-all: $(READY) $(TOOLS) lint  ## also the sweeps over all backbones, and other tools
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
-sweep: $(READY)  ## the part of test-all that writes docs/reference/sweep.md
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
+sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written from
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
+	$(BIN)/python tests/sweep_page.py $(VENV)/sweep.xml
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
@@ -49,7 +55,7 @@ release-check: wheels  ## what must pass before an upload
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m packaging
 
 clean:
-	rm -rf $(VENV) dist
+	rm -rf $(VENV) $(LOWEST) dist
 
 $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(PYTHON) -m venv $(VENV)
@@ -57,6 +63,15 @@ $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
 	$(BIN)/python -m pip install --quiet --group dev
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable . $(addprefix --editable ,$(PLUGINS))
 	touch $(READY)
+
+# Python 3.10 if there is one, and of everything that we require the oldest version
+$(LOWEST)/.ready: tests/lowest.py pyproject.toml $(wildcard plugins/*/pyproject.toml)
+	$(OLDEST_PYTHON) -m venv $(LOWEST)
+	$(OLDEST_PYTHON) tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(LOWEST)/bin/python -m pip install --quiet --group lowest --constraint $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable . $(addprefix --editable ,$(PLUGINS))
+	touch $@
 
 # torch and what else is there stays as it is
 $(TOOLS): $(READY)

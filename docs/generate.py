@@ -55,30 +55,24 @@ FIRST_PARTY = (
 GENERATED = "<!-- Written by docs/generate.py from the code; edit the code instead. -->"
 GROUPS = {
     "Build": ("HybridBuilder", "load_yaml_recipe", "load", "Recipe", "Patches", "Weights"),
-    "Models": ("HybridModel", "StageInfo", "PatchRecord", "Patch"),
+    "Models": (
+        *("HybridModel", "StageInfo", "LevelInfo", "FeatureExtractor"),
+        *("PatchRecord", "PatchReport", "PatchEffect", "Patch", "HeadInfo"),
+    ),
+    "Train": (
+        *("FreezeReport", "PartReport", "HeadReport", "NormalizationReport", "freeze_head"),
+        *("audit", "AuditReport", "param_groups"),
+    ),
     "Weights": ("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
     "Look at backbones": ("describe_backbone", "PathInfo"),
     "Plugins": (
-        "API_VERSION",
-        "hookimpl",
-        "BackboneSpec",
-        "BackboneFamilySpec",
-        "WeightsSpec",
-        "BlockSpec",
-        "PatchOpSpec",
-        "InitializerSpec",
-        "Target",
-        "BlockMaker",
-        "build_torchvision",
-        "NoClassifier",
-        "LocalPlugin",
-        "Registry",
-        "PluginInfo",
+        *("API_VERSION", "hookimpl", "hookspec", "Spec", "Kind"),
+        *("BackboneSpec", "BackboneFamilySpec", "WeightsSpec", "BlockSpec"),
+        *("PatchOpSpec", "Target", "POSITIONS", "Position", "BlockMaker", "InitializerSpec"),
+        *("build_torchvision", "NoClassifier", "LocalPlugin", "Registry", "Named", "PluginInfo"),
     ),
 }
-"""Where a public name stands in api.md; errors have a page of their own, and what is named nowhere
-comes last.
-"""
+"""Where a public name stands in api.md. Errors have a page of their own."""
 
 HOOK_PAGES = {
     "tvc_backbones": "backbones",
@@ -175,16 +169,11 @@ def _api() -> Iterable[str]:
         "",
     )
     grouped = {name for names in GROUPS.values() for name in names}
-    others = [
-        name
-        for name in tvc_core.__all__
-        if name not in grouped and not _is_error(getattr(tvc_core, name))
-    ]
-    for title, names in {**GROUPS, "Others": tuple(others)}.items():
-        there = [name for name in names if name in tvc_core.__all__]
-        if there:
-            yield from (f"## {title}", "")
-        for name in there:
+    public = {name for name in tvc_core.__all__ if not _is_error(getattr(tvc_core, name))}
+    assert grouped == public, f"GROUPS and the public names differ: {sorted(grouped ^ public)}"
+    for title, names in GROUPS.items():
+        yield from (f"## {title}", "")
+        for name in names:
             yield from _entry(name, getattr(tvc_core, name), "###")
     yield from ("## Tests of plugins", "", "In `tvc_core.testing`, for tests only.", "")
     for name in testing.__all__:

@@ -1,7 +1,7 @@
 """Guide, "Adding Attention": squeeze-excite and CBAM in a ResNet-50, and what each attention block
 costs.
 
-Prints the report of the model, then a table of all installed attention blocks behind layer4:
+Prints the report of the model, then a table of all installed attention blocks after layer4:
 parameters that each adds, and the largest logit difference from the network without it, with the
 identity start (the default) and with the published one.
 """

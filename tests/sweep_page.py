@@ -1,19 +1,20 @@
-"""Write docs/reference/sweep.md: tests of the sweeps hand over rows, and a table with all of its
-rows is written.
+"""Write docs/reference/sweep.md from what pytest reported: `python tests/sweep_page.py FILE.xml
+...`.
 
-A test gives its row by `record_property`, so that it reaches the session's main process from any
-worker. With the variable TVC_SWEEP_ROWS, a folder, rows are also kept there, and a later session
-counts them as its own: a sweep in several pieces.
+A test of the sweeps hands over its row by `record_property`, and `pytest --junit-xml=FILE.xml`
+keeps it. A sweep in several pieces has several files. A table is written when all its rows are
+there.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import re
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "reference" / "sweep.md"
 
@@ -56,50 +57,32 @@ REASONS = {
 _SECTIONS = ("classifiers", "paths")
 
 
-class Rows:
-    """What the tests of one session handed over: rows by table and backbone, and what each table
-    needs.
+def main(reports: list[str]) -> int:
+    """Write each table whose rows are all in these reports; return 1 where there is none."""
+    written = []
+    for section, rows in rows_of(reports).items():
+        orders = {tuple(row["all"]) for row in rows.values()}
+        if len(orders) != 1 or set(rows) != set(order := orders.pop()):
+            print(f"{section}: not written, since the reports do not have all rows of one table")
+            continue
+        table = _classifiers if section == "classifiers" else _paths
+        _put(section, table([rows[name] for name in order]))
+        written.append(section)
+        print(f"{section}: {len(rows)} rows")
+    return 0 if written else 1
+
+
+def rows_of(reports: Iterable[str]) -> dict[str, dict[str, dict[str, Any]]]:
+    """Return the rows among the tests' properties, by table and name; of a later report where two
+    have one.
     """
-
-    def __init__(self) -> None:
-        self.found: dict[str, dict[str, dict[str, Any]]] = {section: {} for section in _SECTIONS}
-
-    def add(self, properties: Iterable[tuple[str, object]]) -> None:
-        """Take the rows among a test's properties."""
-        for key, value in properties:
-            section, _, what = key.partition(":")
-            if section in self.found and what:
-                self.found[section][what] = json.loads(str(value))
-                if kept := _kept():
-                    kept.mkdir(parents=True, exist_ok=True)
-                    (kept / f"{section}.{what}.json").write_text(str(value), encoding="utf-8")
-
-    def write(self) -> list[str]:
-        """Write every table all of whose rows are there; return which."""
-        if kept := _kept():
-            for file in sorted(kept.glob("*.json")) if any(self.found.values()) else ():
-                section, what = file.name.removesuffix(".json").split(".", 1)
-                self.found[section].setdefault(what, json.loads(file.read_text(encoding="utf-8")))
-        written = []
-        for section in _SECTIONS:
-            rows = self.found[section]
-            orders = {tuple(row["all"]) for row in rows.values()}
-            # rows of sweeps over other backbones make no table
-            order = orders.pop() if len(orders) == 1 else ()
-            if rows and set(rows) == set(order):
-                _put(
-                    section,
-                    (_classifiers if section == "classifiers" else _paths)(
-                        [rows[name] for name in order]
-                    ),
-                )
-                written.append(section)
-        return written
-
-
-def _kept() -> Path | None:
-    folder = os.environ.get("TVC_SWEEP_ROWS")
-    return Path(folder) if folder else None
+    found: dict[str, dict[str, dict[str, Any]]] = {section: {} for section in _SECTIONS}
+    for report in reports:
+        for each in ElementTree.parse(report).iter("property"):
+            section, _, name = each.get("name", "").partition(":")
+            if section in found and name:
+                found[section][name] = json.loads(each.get("value", ""))
+    return found
 
 
 def as_row(section: str, name: str, names: Iterable[str], **cells: Any) -> tuple[str, str]:
@@ -133,7 +116,7 @@ def _put(section: str, lines: list[str]) -> None:
         "-->",
         "# Sweep",
         "",
-        "What `make sweep` saw, which `make test-all` runs, too: every classifier of torchvision "
+        "What `make sweep` saw, which `make test-all` also runs: every classifier of torchvision "
         "with made-up official files,",
         "and squeeze-excite at every module path of backbones of every family.",
         "",
@@ -145,14 +128,6 @@ def _put(section: str, lines: list[str]) -> None:
 
 def _between(section: str) -> re.Pattern[str]:
     return re.compile(rf"<!-- {section} -->(.*?)<!-- end of {section} -->", re.DOTALL)
-
-
-def table_of(section: str) -> list[dict[str, str]]:
-    """Return the rows of a table of the committed page, by column."""
-    found = _between(section).search(PAGE.read_text(encoding="utf-8"))
-    lines = [line for line in (found[1] if found else "").splitlines() if line.startswith("|")]
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return [dict(zip(cells[0], row, strict=True)) for row in cells[2:]]
 
 
 def _classifiers(rows: list[dict[str, Any]]) -> list[str]:
@@ -224,3 +199,7 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> list[str]:
         "|" + "---|" * len(head),
         *("| " + " | ".join(row) + " |" for row in rows),
     ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

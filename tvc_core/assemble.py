@@ -2,7 +2,7 @@
 
 Each step is a function that takes what the step before gave. Until `_insert` nothing in the network
 has changed but its input layer, and whatever fails afterwards is rolled back: so a network that a
-user handed over is as it was. What the code of plugins does to the process meanwhile is put back.
+user handed over is unchanged. What plugins do to the process during a build is undone.
 """
 
 from __future__ import annotations
@@ -20,9 +20,17 @@ from .model.classes import become_hybrid
 from .model.features import Taps
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.measuring import measure
+from .model.measuring import measure, run_patched
 from .model.state import Feature, HybridState, Installed, PatchRecord
-from .model.survey import Survey, recall_survey, remember_survey, survey_key
+from .model.survey import (
+    Survey,
+    backbone_key,
+    patched_key,
+    recall_image,
+    recall_survey,
+    remember_image,
+    remember_survey,
+)
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe
 from .surgery.anatomy import Anatomy
@@ -30,6 +38,7 @@ from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import (
     Layout,
     exchange_heads,
+    fill_empty,
     find_heads,
     find_last_layer,
     num_classes_of,
@@ -70,12 +79,19 @@ def _build(plan: Plan, pretrained: bool) -> HybridModel:
 
 
 def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
+    # Everything that can be refused without changing the network comes first: parts, stages, an
+    # image that it accepts, and every block made and tried at its place. Then the changes: patches
+    # in, one pass as the proof, the head. The head comes after the proof, since the step-0
+    # difference is about the logits of the pretrained head. The training step comes after the head,
+    # since it has to learn with it. Whatever fails is rolled back by the caller.
     anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
-    key = survey_key(plan, network) if pretrained else ""
-    known = recall_survey(key, anatomy)
-    probe, changed = _look(plan, network, known)
+    if pretrained:
+        _check_classifier(plan, network, anatomy)
+    key = backbone_key(plan, network) if pretrained else ""
+    probe, changed = _look(plan, network, recall_image(key))
+    remember_image(key, probe.size)
     prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
@@ -83,30 +99,25 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         if patch.replacement is not None
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
-    if known is None or installed:
-        proof = _prove(network, anatomy, installed, probe, before)
-    else:
-        proof = _Proof(Taps(network, anatomy.taps, None, known.repeated), known.features, 0.0)
+    key = patched_key(key, plan, network, prepared)
+    known = recall_survey(key, anatomy)
+    proof = _prove(network, anatomy, installed, probe, before, known)
     head = _set_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
     proof.taps.place(network, last[0] if last else None)
-    if pretrained:  # a file has passed it, or is older than the proof and loads all the same
-        prove_trains(network, prepared, originals, probe)
-    if known is None or installed:
+    if known is None:
+        if pretrained:  # a file has passed it, or is older than the proof and loads all the same
+            prove_trains(network, prepared, originals, probe)
         bridge = find_bridge(network, anatomy.taps[-1], anatomy.head, probe)
-    else:
-        bridge = known.bridge
-    if known is None and not installed:
-        seen = Survey(
-            image=probe.size, features=proof.features, bridge=bridge, repeated=proof.taps.repeated
-        )
-        remember_survey(key, seen)
+        repeated = proof.taps.repeated
+        known = Survey(features=proof.features, bridge=bridge, repeated=repeated)
+        remember_survey(key, known)
     state = HybridState(
         plan=plan,
         anatomy=anatomy,
         taps=proof.taps,
-        bridge=bridge,
-        features=proof.features,
+        bridge=known.bridge,
+        features=known.features,
         patches=installed,
         originals=originals,
         step0_difference=proof.difference,
@@ -128,6 +139,22 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     return model
 
 
+def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
+    """Refuse weights without a classifier for a network that has one, unless it gets a new one."""
+    weights, spec = plan.weights, plan.backbone.spec
+    if weights is None or weights.num_classes is not None:
+        return
+    found = find_last_layer(network, anatomy.head)
+    recipe = plan.recipe
+    is_new = recipe.num_classes is not None or recipe.class_names or recipe.heads
+    if not is_new and found and num_classes_of(found[1]):
+        raise HeadError(
+            f"the weights {weights.name!r} of {spec.name!r} have no classifier, so its outputs "
+            "would mean nothing: pass num_classes for a new one, or num_classes=0 for features"
+        )
+    fill_empty(network, anatomy.head)
+
+
 def _end(plan: Plan, network: nn.Module, anatomy: Anatomy) -> tuple[Anatomy, LeftOutRecord | None]:
     """Leave out the stages that the recipe does not keep."""
     given, classes = plan.recipe.stages, plan.options.get("num_classes")
@@ -146,10 +173,14 @@ def _probe(plan: Plan, network: nn.Module) -> Probe:
     return Probe.of(network, plan.backbone.spec, likely=image_size(plan) or trained_at)
 
 
-def _look(plan: Plan, network: nn.Module, known: Survey | None) -> tuple[Probe, InputRecord | None]:
-    """Find an image that the network accepts, with the channels that it is to take."""
-    if known is not None:
-        probe = Probe(image_of(network, plan.backbone.spec, known.image))
+def _look(
+    plan: Plan, network: nn.Module, size: tuple[int, int] | None
+) -> tuple[Probe, InputRecord | None]:
+    """Find an image that the network accepts, with the channels that it is to take; `size` is that
+    of one that it did accept.
+    """
+    if size is not None:
+        probe = Probe(image_of(network, plan.backbone.spec, size))
     else:
         probe = _probe(plan, network)
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
@@ -164,6 +195,8 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
     path, plan = prepared.site.path, prepared.plan
     new: tuple[str, ...] = ()
     if prepared.replacement is not None:
+        # A replacement may keep modules of the original inside (an operation that wraps it does):
+        # those are not new, and are frozen with their stage.
         old = set(network.get_submodule(path).modules())
         found = prepared.replacement.named_modules(prefix=path)
         new = tuple(name for name, module in found if module not in old)
@@ -190,7 +223,7 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
 class _Proof:
     taps: Taps
     features: tuple[Feature, ...]
-    difference: float
+    difference: float = 0.0
 
 
 def _prove(
@@ -199,12 +232,19 @@ def _prove(
     installed: Iterable[Installed],
     probe: Probe,
     before: torch.Tensor | None,
+    known: Survey | None,
 ) -> _Proof:
     """Run the patched network: every patch runs, and what is to start as the backbone does."""
     records = [each.record for each in installed]
     last = find_last_layer(network, anatomy.head)
     taps = Taps(network, anatomy.taps, last[0] if last else None)
-    logits, features = measure(network, anatomy, taps, records, probe)
+    if known is None:
+        logits, features = measure(network, anatomy, taps, records, probe)
+    else:
+        taps.repeated, features = known.repeated, known.features
+        if not records:
+            return _Proof(taps, features)
+        logits, _ = run_patched(network, anatomy, taps, records, probe)
     difference = 0.0 if before is None else _difference(before, logits)
     if all(record.starts_as_identity for record in records) and difference != 0.0:
         targets = ", ".join(record.target for record in records)

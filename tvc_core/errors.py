@@ -74,8 +74,8 @@ class FreezeError(TvcError, ValueError):
 
 
 class WeightsError(TvcError, RuntimeError):
-    """Weights or a checkpoint could not be read, verified or fitted; the model is as it was
-    before.
+    """Weights or a checkpoint could not be read, verified or fitted; the model is
+    unchanged.
     """
 
 
@@ -115,6 +115,10 @@ class foreign:  # noqa: N801  read as a verb: with foreign(PatchError, "the bloc
 
 def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     """Return the names that `given` may stand for, best first: misspelled, then cut short."""
+    # Compared in lower case and shown as they are spelled. Two rules: letters that are swapped,
+    # missing or wrong, by difflib's ratio; and names that contain what was given, since people cut
+    # names short ("convnext" for convnext_tiny). Below three letters the second one would find
+    # nearly everything.
     names = list(dict.fromkeys(names))
     lowered: dict[str, str] = {}
     for name in names:

@@ -28,6 +28,8 @@ class Handover:
         self.module: nn.Module | None = module
 
     def __call__(self, spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
+        # A factory that can be called once, since there is one network and the hybrid is made of it
+        # in place. A second call would make two hybrids of the same tensors.
         if self.module is None:
             raise BackboneError(
                 f"{FROM_MODULE}:{spec.name} is a network of a user's own: only the code that made "
@@ -122,6 +124,10 @@ def warn_of_hidden_names(module: nn.Module, hybrid: type[nn.Module]) -> None:
         module: the network, not yet a hybrid.
         hybrid: the class whose public names the hybrid will have.
     """
+    # Python looks a name up in this order: a property of the class, the object's own `__dict__`,
+    # anything else of the class, and nn.Module's `__getattr__`, which finds children and tensors.
+    # So the hybrid's names hide children and methods of the network, its properties hide attributes
+    # as well, and an attribute of the network hides a method of the hybrid. Each of these is said.
     public = {name for name in vars(hybrid) if not name.startswith("_")} - set(dir(nn.Module))
     children = {*module._modules, *module._parameters, *module._buffers}
     methods = {name for name in dir(type(module)) if name not in dir(nn.Module)}

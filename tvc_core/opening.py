@@ -137,6 +137,11 @@ def _base_of(file: OwnFile, given: str | Path | None) -> Path | None:
 def _load(
     file: OwnFile, base: OwnFile | None, registry: Registry, module: nn.Module | None
 ) -> HybridModel:
+    # A file is data, and everything in it could be wrong: the recipe is read under the rules for
+    # recipes, which reach nothing. Then the model is built without its pretrained weights, whose
+    # place the file's tensors take, and compared with the file key by key and shape by shape before
+    # one tensor is copied. What cannot be told from tensors (classes, freezing, the step-0
+    # difference) comes last.
     path, content = file.path, file.content
     model = _build(file, base, registry, module)
     own = model.state_dict()
@@ -152,7 +157,9 @@ def _load(
                 "another hash"
             )
         tensors = {**{name: known[name] for name in lent}, **tensors}
-    # assigned tensors would come apart where one parameter has two names
+    # Copying would convert a bfloat16 file back to float32 without a word. Where the types differ,
+    # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
+    # the objects that the build made and tied tensors stay tied.
     assign = any(own[name].dtype != tensors[name].dtype or own[name].is_meta for name in own)
     # keeps the metadata of the state dict, without which MNASNet refuses to load
     own.update(tensors)
@@ -236,7 +243,7 @@ def _freeze_by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> None:
 
 
 def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
-    """Refuse to look for blocks of the user's own where nobody has handed them over."""
+    """Refuse to look for blocks of the user's own unless they were handed over."""
     known = {offer.qualified for offer in registry.all(BlockSpec)}
     names = [str(entry.block) for entry in recipe.patches if entry.block not in known]
     own = [name.partition(":")[2] for name in names if name.startswith(f"{OWN}:")]

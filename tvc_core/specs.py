@@ -49,6 +49,8 @@ class _Frozen:
 
     def __new__(cls, *values: Any, **given: Any) -> Any:
         """Refuse fields that are not there by a message with near names."""
+        # In `__new__`, which Python calls before the `__init__` that dataclasses makes: that one
+        # would raise a TypeError without the near name, and would raise it first.
         known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
         if values:
             raise TypeError(
@@ -62,8 +64,8 @@ class _Frozen:
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
-        """Refuse a field of another type than its annotation, which would fail a listing that sorts
-        or compares it for everybody; make lists tuples, and mappings read-only.
+        """Refuse a field of another type than its annotation, which would fail every listing that
+        sorts or compares it; make lists tuples, and mappings read-only.
         """
         # the fields that a plugin's own kind adds have rules of their own
         core = next(base for base in type(self).__mro__ if base.__module__ == __name__)
@@ -90,6 +92,8 @@ class _Frozen:
         self._require(known, "code_only", f"a tuple of names out of {list(self.options)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # By its fields, so that a spec which comes out of a pickle has passed the same checks as
+        # one that was written, and its mappings are read-only again.
         plain = {
             k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
         }
@@ -230,7 +234,7 @@ class BackboneSpec(Spec):
             what its last module returns. The last stage ends where pooling begins.
         head: path of the whole classifier child.
         neck: paths of what comes between pooling and the head, where the classifier does not hold
-            it, in order of execution. It counts to the head.
+            it, in order of execution. It is part of the head.
         auxiliary: paths of auxiliary heads, each with the index of the stage that it branches from.
             A network may be built without them.
         options: names and defaults of the keyword arguments that `build` takes beyond the weights.

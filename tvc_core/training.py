@@ -68,6 +68,10 @@ def param_groups(
     state = state_of(model)
     anatomy, new = state.anatomy, state.new_modules
     modules = dict(model.named_modules())
+    # A layer is what gets one rate: a stage, or one block of it. The last one gets `lr`, and each
+    # one before it `layer_decay` times as much, as in BEiT and timm. What is new (blocks of
+    # patches, replaced layers) starts from nothing and gets the full rate wherever it stands; so
+    # does the head.
     layers = list(_layers(anatomy, modules, by))
     names = list(dict.fromkeys(layer for layer, _ in layers))
     factor = 1.0 if layer_decay is None else layer_decay
@@ -115,6 +119,9 @@ def _layers(anatomy: Anatomy, modules: dict[str, nn.Module], by: str) -> Iterato
         if by == "stage" or part in (STEM, HEAD):
             yield from ((part, path) for path in paths)
             continue
+        # Small layers between blocks (a normalization, pooling) have no matrix and make no layer of
+        # their own: they belong to the block before them, or to the first one if they come first.
+        # So a stage has as many layers as it has blocks.
         index, begun = 0, False
         for block in (block for path in paths for block in _blocks(modules, path)):
             begins = _has_matrix(modules.get(block))
@@ -182,7 +189,7 @@ class AuditReport:
     """What an audit found. Filled when its context ends.
 
     Args:
-        moved: frozen parameters and buffers whose bits are not what they were, or that are gone.
+        moved: frozen parameters and buffers whose bits have changed, or that are gone.
         without_gradient: trainable parameters that no backward pass reached.
         not_in_optimizer: trainable parameters that the optimizer does not have.
         zero_gradient: trainable parameters that backward passes reached with zeros only, so that
@@ -251,7 +258,7 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
 
     Frozen are parameters that do not require gradients when the context begins, the buffers of the
     modules that `model.train()` leaves in eval mode, and those of normalizations that are frozen by
-    hand. Keeps a copy of them meanwhile.
+    hand. Keeps a copy of them until the end.
 
     Args:
         model: a hybrid, the one inside where it is wrapped or compiled.
@@ -271,6 +278,11 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
             f"audit takes a torch optimizer, which has param_groups, not {type(optimizer).__name__}"
         )
     report = AuditReport()
+    # By value, not by flag: weight decay, an optimizer that has seen the parameter, a loop that
+    # calls train() on a part, each moves what requires no gradient, and no flag shows it. Gradients
+    # are counted when they arrive, so a loop may set them to None between its steps. One pass with
+    # zeros proves nothing for a block whose gate is closed, since only the gate has a gradient
+    # then.
     frozen = {name: tensor.detach().clone() for name, tensor in _frozen_tensors(model)}
     trainable = {
         name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad
@@ -301,6 +313,8 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
         name: tensor.detach()
         for name, tensor in (*model.named_parameters(), *model.named_buffers())
     }
+    # By identity, not by name or value: an optimizer that was made before the head was exchanged
+    # holds the old head's parameters, which look the same and are not in the model any more.
     known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     learning = {**trainable, **{name: p for name, p in model.named_parameters() if p.requires_grad}}
     report.moved = tuple(

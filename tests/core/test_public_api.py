@@ -11,6 +11,7 @@ import difflib
 import importlib
 import inspect
 import re
+import typing
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,14 @@ def join_names() -> str:
     return "\n".join(lines) + "\n"
 
 
+def is_class(value: Any) -> bool:
+    """Tell a class from an alias such as list[int], which Python 3.10 takes for one."""
+    return inspect.isclass(value) and typing.get_origin(value) is None
+
+
 def described(name: str, value: Any) -> Iterator[str]:
     """Yield the lines of one public thing."""
-    if not inspect.isclass(value):
+    if not is_class(value):
         yield (
             f"{name}{signature(value)}"
             if inspect.isroutine(value)
@@ -123,7 +129,7 @@ class _Text:
 def unannotated(name: str, value: Any) -> list[str]:
     """Return the public functions and methods that lack an annotation."""
     functions = {name: value} if inspect.isroutine(value) else {}
-    if inspect.isclass(value):
+    if is_class(value):
         for member in {"__init__", *members(value)} & set(dir(value)):
             found = inspect.getattr_static(value, member)
             functions[f"{name}.{member}"] = getattr(

@@ -27,6 +27,14 @@ def can_be_in_a_recipe(folder: Path) -> bool:
     return bool(re.search(r"def tvc_(?!kinds|cli_)", plugin.read_text(encoding="utf-8")))
 
 
+@pytest.fixture(scope="module")
+def with_cli(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Environment:
+    """An environment with tvc-cli. Each test leaves it as it was, which it also checks."""
+    environment = Environment(tmp_path_factory.mktemp("with_cli"))
+    environment.install_by_name(built.folder, "tvc-cli")
+    return environment
+
+
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
@@ -35,14 +43,13 @@ each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name
     "tests", ["not conformance and not digits", pytest.param("", marks=pytest.mark.sweep, id="all")]
 )
 def test_it_installs_passes_its_tests_and_builds_its_recipe(
-    folder: Path, tests: str, environment: Environment, built: Built, tmp_path: Path
+    folder: Path, tests: str, with_cli: Environment, built: Built, tmp_path: Path
 ) -> None:
-    name = folder.name
+    environment, name = with_cli, folder.name
     build([(kind, folder, tmp_path / "dist") for kind in ("sdist", "wheel")])
     assert {path.suffix for path in (tmp_path / "dist").iterdir()} == {".gz", ".whl"}
     twine = [environment.python, "-m", "twine", "check", "--strict"]
     environment.command(*twine, *(tmp_path / "dist").iterdir())
-    environment.install_by_name(built.folder, "tvc-cli")
     before = environment.files()
     environment.install_by_name(built.folder, str(next((tmp_path / "dist").glob("*.whl"))))
 

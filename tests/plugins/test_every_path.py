@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
-from sweep_page import REASONS, as_row, table_of
+from sweep_page import REASONS, as_row
 from torch import Tensor, nn
 
 from tvc_core import (
@@ -300,12 +300,3 @@ def test_a_module_that_runs_twice_with_one_width_works_and_with_two_is_refused_w
         match=r"'layer2\.0\.relu' .*runs 3 times .*\[1, 128, .*\], \[1, 128, .*\], \[1, 512, .*\]",
     ):
         HybridBuilder().from_backbone("resnet50", None, patches={"layer2.0.relu": {"wrap": "se"}})
-
-
-def test_the_committed_table_has_every_swept_backbone_and_nothing_wrong() -> None:
-    rows = table_of("paths")
-    assert [row["backbone"].strip("`") for row in rows] == list(SWEPT)
-    assert list(rows[0])[2:] == ["paths", "work", "shared", *REASONS, "wrong"]
-    for row in rows:
-        assert row["wrong"] == "0" and int(row["work"]) > 0, row
-        assert int(row["paths"]) == sum(int(row[column]) for column in ("work", *REASONS)), row

@@ -170,7 +170,7 @@ BEASTS: dict[str, Beast] = {
     ),
     "same_name_twice": Beast(hook(f"return [{GATE}, {GATE}]"), words="twice"),
     "same_name_in_two_modules": Beast(
-        hook(), words="which another module of the distribution offers", change=_second_module
+        hook(), words="which another module of the distribution also offers", change=_second_module
     ),
     "name_of_the_core": Beast(
         hook("return [PatchOpSpec(name='wrap', factory='a:b')]", name="tvc_patch_ops"),

@@ -57,6 +57,8 @@ class Bridge:
 
 
 def _child(name: str, network: nn.Module, head: str, x: Tensor) -> Tensor:
+    # By name at each call, and not a reference that was kept: the bridge lives as long as the
+    # model, is pickled and copied with it, and another tool may exchange the child.
     child = network._modules[name]
     assert child is not None
     return child(x)
@@ -97,7 +99,7 @@ def _first_token(network: nn.Module, head: str, x: Tensor) -> Tensor:
 
 
 def _tokens(pool: str, prefix: int, network: nn.Module, head: str, x: Tensor) -> Tensor:
-    """Make one vector of the tokens after those in front of the image's, as timm's ViTs do."""
+    """Make one vector of the tokens after those before the image's, as timm's ViTs do."""
     x = x[:, prefix:]
     if pool == "mean":
         return x.mean(1)
@@ -108,6 +110,10 @@ def _token_ways(between: tuple[Step, ...], tokens: int) -> Iterator[tuple[Step, 
     """Yield ways from a list of tokens: the children of the root that run after it, with pooling
     at each place among them.
     """
+    # timm's ViTs pool in a handful of ways, under attributes whose names and meanings change
+    # between releases: by the class token or over the tokens after some number of prefix tokens,
+    # and before or after their final norm. There are fewer than two hundred combinations of cheap
+    # functions, so all are tried instead of reading attributes.
     prefixes = range(min(tokens, MOST_PREFIX + 1))
     pools = [partial(_tokens, pool, n) for pool in ("mean", "max", "both") for n in prefixes]
     every: list[Step] = [_first_token, *pools]
@@ -132,6 +138,9 @@ def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridg
         probe: an image that the network accepts.
     """
     # closed, a way that leaves a patch out would look right
+    # A way is the right one if it gives the logits of a whole pass. So during the look nothing on
+    # the way may be invisible in the logits: closed, a gate lets a way that leaves its patch out
+    # look right, and with a last layer of zeros every way looks right.
     with gates_open(patch for _, patch in installed_patches(network)), _head_open(network, head):
         return _find_bridge(network, last, head, probe)
 
@@ -204,6 +213,8 @@ def _find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Brid
                     found = bridge(network, head, seen["map"].clone())
             except Exception:  # a foreign head may raise any exception for what it never gets
                 continue
+            # On meta tensors there are no values, and the first way with the right shape is taken:
+            # more cannot be known there.
             alike = isinstance(found, Tensor) and found.shape == logits.shape
             if alike and (found.is_meta or _equal(found, logits)):
                 return bridge

@@ -118,6 +118,11 @@ def _recomputed(
     """
     if not torch.is_grad_enabled() or not _needs_gradients(modules, (*args, *kwargs.values())):
         return function(*args, **kwargs)
+    # The backward pass runs the modules a second time, to get the activations that were not kept.
+    # Two things would go wrong by themselves. Statistics would move twice, so the second pass works
+    # on copies of the buffers. And it runs in a thread of autograd's, where the stacks of `calls`
+    # are empty: a patch would warn that it runs outside of its model, and a block on tokens would
+    # not know the image. So what this thread has on its stacks now is put there again.
     # a compiled second pass writes no buffers, nor what a parallel patch keeps for the end
     if torch.compiler.is_compiling():
         if any(
@@ -188,7 +193,7 @@ def set_checkpointing(network: nn.Module, paths: Iterable[str], enable: bool) ->
 
     A module with children is checkpointed alone. Layers of one nn.Sequential that follow each other
     are checkpointed together. A layer alone needs its input for the backward pass either way, so it
-    is left out; so is one in front of a run that overwrites its input in place, since the input is
+    is left out; so is one before a run that overwrites its input in place, since the input is
     what the second pass starts from.
 
     Args:
@@ -225,6 +230,10 @@ def _switch(module: nn.Module, forward: Checkpointed | None) -> None:
 
     One that the user assigned stays: inside ours, or around it, where it is only switched off.
     """
+    # Others also assign `forward`: accelerate and torch.amp wrap the one that they find. So there
+    # are four cases: nothing is assigned; ours is; a foreign one is, which ours then holds inside;
+    # or a foreign one has been put around ours, which is found in its closure and can only be
+    # switched off there.
     found = module.__dict__.get("forward")
     ours = _ours(found)
     if ours is not None:

@@ -46,6 +46,11 @@ def become_hybrid(network: nn.Module, state: HybridState) -> HybridModel:
     names = {*network.__dict__, *network._modules, *network._parameters, *network._buffers}
     own = (cls for cls in base.__mro__ if cls not in nn.Module.__mro__)
     names |= {name for cls in own for name in vars(cls)}
+    # In place if it can be done: then everything that refers to the network (an optimizer, a parent
+    # module, a variable of the user's) refers to the hybrid. Where names of the two meet, forward
+    # needs a view, and its slot changes the layout of the object, between which Python assigns no
+    # `__class__`. Then a new object takes over the attributes, and with them all children and
+    # tensors.
     network.__dict__["_hybrid"] = state
     if names & _PUBLIC:
         return _new_hybrid(base, True, network.__dict__)
@@ -57,6 +62,10 @@ def become_hybrid(network: nn.Module, state: HybridState) -> HybridModel:
 def _new_hybrid(
     base: type[nn.Module], views: bool, attributes: dict[str, Any] | None = None
 ) -> HybridModel:
+    # Also the constructor of pickles and copies, which hand over the attributes afterwards
+    # (`__setstate__`), so nothing is initialized here. The `__dict__` is set by `object`, since
+    # nn.Module's own `__setattr__` would look for a parameter or a child in it. The view shares
+    # this very dict: whatever is set on the model later is also set on the view.
     cls: Any = _hybrid_class(base, views)
     model: HybridModel = cls.__new__(cls)
     if attributes is not None:
@@ -69,6 +78,9 @@ def _new_hybrid(
 
 
 def _hybrid_class(base: type[nn.Module], views: bool) -> type[HybridModel]:
+    # One class for each network class, since pickle, isinstance and the guards of compiled graphs
+    # compare classes by identity. The table holds them weakly: a class that a notebook cell defines
+    # again can go. An id may then belong to another class, so the base is compared as well.
     found = _CLASSES.get((id(base), views))
     if found is None or found._hybrid_base is not base:  # type: ignore[attr-defined]
         found = _CLASSES[id(base), views] = _make_class(base, views)

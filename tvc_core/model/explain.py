@@ -24,7 +24,7 @@ __all__ = ["explain"]
 
 
 def explain(network: nn.Module, state: HybridState) -> str:
-    """Return the report behind `HybridModel.explain`."""
+    """Return the text of `HybridModel.explain`."""
     plan = state.plan
     lost = place(network, state)
     own = "the module's own" if plan.backbone.owner == FROM_MODULE else "none (random)"

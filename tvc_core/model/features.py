@@ -53,7 +53,6 @@ class Taps:
         network: the root.
         paths: modules whose outputs are the features, in order.
         layer: path of the head's last layer; None where the head has none.
-        repeated: a tap was seen to run more than once in one pass.
     """
 
     def __init__(
@@ -68,6 +67,10 @@ class Taps:
 
     def place(self, network: nn.Module, layer: str | None) -> None:
         """Put the taps where they belong now, once, and take them from where they were before."""
+        # `settle` comes here before each pass, since another tool may have exchanged the module
+        # that a tap hangs on. Mostly nothing has changed, so that is asked first and costs some
+        # microseconds. If something has, taps are taken from all modules: one that was moved to
+        # another path would hand over its map under the old index.
         places = [(find_module(network, path), index) for index, path in enumerate(self.paths)]
         places.append((None if layer is None else find_module(network, layer), PRE_LOGITS))
         if all(module is None or self._reads(module, index) for module, index in places):
@@ -113,6 +116,10 @@ class Taps:
         exceptions = torch.compiler.is_dynamo_compiling() or not torch.compiler.is_exporting()
         stop = within is not None and exceptions and self._may_leave(within, indices)
         found = _Collection(self, indices, stop)
+        # The collection stands on a stack of this thread while the pass runs. A tap looks at the
+        # top only, and a hook that calls the model again inside of the pass puts its own on top, so
+        # that each call picks up what is its own, and any number of threads may read features of
+        # one model.
         stack = calls.collections()
         length = len(stack)
         try:
@@ -142,6 +149,9 @@ class Taps:
         to do at its end except after it. Each wanted module must run the tap at all, and nothing
         but patches and taps: a wrapped one waits for its own end.
         """
+        # Walked from the root to each wanted module: these are the modules that the exception would
+        # pass through. The last one of each path is looked at by itself, since there the tap must
+        # hang and nothing may run that is neither a tap nor a patch.
         if self.repeated or _global_forward_hooks:
             return False
         for index in wanted:
@@ -206,6 +216,9 @@ class MapReader:
         """Return the map of a feature; tokens before the image's are left out."""
         if self.layout == "NHWC":
             return x.permute(0, 3, 1, 2).contiguous()
+        # Tokens do not say how wide the image was, so the image of the call does. A network that
+        # pads to whole patches has a row or a column more than fit into the image: then both sides
+        # are rounded up.
         if self.layout == "NLC":
             tokens = x[:, self.prefix :].transpose(1, 2)
             height, width = image.shape[2] // self.stride, image.shape[3] // self.stride

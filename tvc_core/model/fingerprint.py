@@ -1,7 +1,7 @@
 """What every module of a network is, in a line: so that a change by another tool can be named.
 
-A file holds tensors and a recipe, and reading it builds the recipe's modules again. Where another
-tool has exchanged modules meanwhile, the file would compute something else than the saved model.
+A file holds tensors and a recipe, and reading it builds the recipe's modules again. If another
+tool has exchanged modules since, the file would compute something else than the saved model.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def fingerprint(network: nn.Module, within: str | None = None) -> dict[str, str]
 
 
 def changes(network: nn.Module, built: Mapping[str, str]) -> list[str]:
-    """Return in words what is not as it was built, outermost first.
+    """Return in words what has changed since the build, outermost first.
 
     Args:
         network: the root.
@@ -46,6 +46,9 @@ def changes(network: nn.Module, built: Mapping[str, str]) -> list[str]:
 
 
 def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
+    # Outermost first: where a tool has exchanged a whole block, its twenty layers are not worth a
+    # line each. named_modules gives parents before children, so whatever is inside of a path that
+    # was told is passed over.
     now = fingerprint(network)
     told: list[str] = []
     for path in dict.fromkeys((*built, *now)):

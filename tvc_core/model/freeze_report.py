@@ -125,7 +125,7 @@ def _modes(training: int, total: int) -> str:
 
 
 def freeze_report(network: nn.Module, state: HybridState) -> FreezeReport:
-    """Return the report behind `HybridModel.freeze_report`."""
+    """Return the report of `HybridModel.freeze_report`."""
     anatomy = state.anatomy
     held = {id(module) for _, module in held_modules(network, state)}
     wanted = wanted_grads(network, state)

@@ -117,6 +117,9 @@ def freeze(network: nn.Module, state: HybridState, wanted: FreezeState) -> None:
         FreezeError: the network runs under DistributedDataParallel, and the set of trainable
             parameters would change.
     """
+    # Three sets of flags: what tvc had wanted until now, what it is to want, and what the
+    # parameters have. A parameter that tvc had let learn and that does not was frozen by other
+    # code, and is named if this call thaws it. All refusals come before the first change.
     before, flags = wanted_grads(network, state), wanted_grads(network, state, wanted)
     parameters = dict(network.named_parameters())
     changes = [name for name, p in parameters.items() if p.requires_grad != flags[name]]
@@ -217,6 +220,10 @@ def hold(network: nn.Module, state: HybridState, within: Collection[str] | None 
         state: what it knows.
         within: only the modes of modules at these paths; by default all.
     """
+    # `train()` of the network has run already, and has set whatever modes it wants. Only frozen
+    # modules are written to, so what the network's own `train` or the user has set elsewhere stays.
+    # The statistics that a frozen normalization has now are what a later reset is undone to; those
+    # of one that was thawed are forgotten.
     held = list(held_modules(network, state))
     if network.training:
         for path, module in held:
@@ -238,6 +245,9 @@ def held_modules(network: nn.Module, state: HybridState) -> Iterator[tuple[str, 
     Where another tool has wrapped a module and trains something of its own there (LoRA), only what
     learns nothing is held.
     """
+    # `foreign` is the path of the wrapped module that the walk is inside of, as named_modules
+    # visits a module before what is in it; "-" is a path that no module has. Modules that a patch
+    # has put into a frozen part (`new`) are held only if patches are frozen as well.
     freeze, anatomy, new = state.freeze, state.anatomy, state.new_modules
     frozen = frozen_parts(freeze)
     for part in sorted(frozen):
@@ -303,8 +313,12 @@ def keep_statistics(network: nn.Module, state: HybridState) -> None:
 
     `update_bn` and Lightning's weight averaging reset the statistics of every BatchNorm, call
     `train()` and let forward passes estimate them again. A frozen one stays in eval mode, so its
-    mean 0 and variance 1 would stay. Any other change is somebody's decision, and is kept.
+    mean 0 and variance 1 would stay. Any other change was made on purpose, and is kept.
     """
+    # Asked before each pass in training, so it must cost little: a buffer that is the same object
+    # with the same version counter has not been written to, and no value is read. Only one that was
+    # written to is compared. Mean 0 and variance 1 are what a reset leaves; trained statistics
+    # never have exactly these values.
     back: list[str] = []
     for path, kept in state.statistics.items():
         module = find_module(network, path)
@@ -340,7 +354,7 @@ def _copies(found: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _marks(found: Mapping[str, Tensor]) -> tuple[Any, ...]:
-    """Return what tells whether anybody has written to tensors since, without reading them."""
+    """Return what tells whether tensors have been written to since, without reading them."""
     return tuple((id(each), 0 if each.is_inference() else each._version) for each in found.values())
 
 
@@ -370,6 +384,10 @@ def refuse_under_ddp(
 
     from torch.nn.parallel import DistributedDataParallel
 
+    # A wrapper does not announce itself to what it wraps, and a module does not know its parents.
+    # So all objects of the process are looked through, which is slow, and done only where a process
+    # group exists. The collection comes first: a wrapper that was deleted may live on in a circle
+    # of references. `type(found)`, since asking some objects for their `__class__` runs code.
     gc.collect()
     for found in gc.get_objects():
         if issubclass(type(found), DistributedDataParallel) and any(

@@ -38,8 +38,8 @@ __all__ = ["HybridModel"]
 
 
 class HybridModel(nn.Module):
-    """A patched backbone. `HybridBuilder` makes them; they are instances of their backbone's class,
-    too.
+    """A patched backbone. `HybridBuilder` makes it; it is also an instance of its
+    backbone's class.
 
     `forward` is the backbone's own. Every inserted module lives under the child `patches`; all
     other names and state-dict keys are the backbone's. Stage i is what `get_stage_outputs(x)[i +
@@ -72,9 +72,8 @@ class HybridModel(nn.Module):
         """Return the maps of stem and stages from one forward pass, as lateral inputs of a feature
         pyramid.
 
-        What comes after the last of them is not computed, except under torch.export, and where a
-        forward hook of somebody else's waits for the end of a module that would be left, or of all
-        modules.
+        Computation stops after the last requested stage. It does not stop under torch.export, or
+        if a foreign forward hook (FSDP's, for example) sits on a module that would be left early.
 
         Args:
             x: images [N, C, H, W].
@@ -168,7 +167,7 @@ class HybridModel(nn.Module):
         `get_stage_outputs` and `forward_head` follow.
 
         What was made with the widths before, such as a feature pyramid network, has to be made
-        again. No other thread may run the model meanwhile.
+        again. No other thread may run the model until it returns.
 
         Args:
             image_size: side of the images, or [height, width], that a network built for one size
@@ -194,7 +193,7 @@ class HybridModel(nn.Module):
         """Freeze stem and stages: no gradients, no moving statistics, no dropout or drop-path,
         until thawed.
 
-        Calling it again sets the state anew, so stages that are not named are frozen.
+        Each call sets the whole state, so stages that are not named are frozen.
 
         Args:
             unfreeze_stages: stages that stay trainable, one or several, by number (stage i is
@@ -364,7 +363,7 @@ class HybridModel(nn.Module):
 
     @property
     def class_names(self) -> tuple[str, ...] | None:
-        """One name for each output; ImageNet's for a pretrained head, None where nobody gave any.
+        """One name for each output; ImageNet's for a pretrained head, None where none were given.
         `save` keeps them.
 
         Of several heads `head_info` has them; a mapping of heads to names sets them.
@@ -381,8 +380,8 @@ class HybridModel(nn.Module):
         """Take patches out: inserted blocks go, replaced modules come back, and all else is as it
         is now.
 
-        Of a replaced module the weights come back as they were when it was replaced. An optimizer
-        has to be made anew. Compiled models follow; exported programs are what they were.
+        A replaced module returns with the weights it had when it was replaced. Create a new
+        optimizer afterwards. Compiled models follow; exported programs do not change.
 
         Args:
             target: what was patched, as the recipe has it or as a pattern; None takes all patches

@@ -18,14 +18,16 @@ from .features import MapReader, Taps
 from .state import Feature, PatchRecord
 from .strides import strides_of
 
-__all__ = ["measure"]
+__all__ = ["measure", "run_patched"]
 
 
 def measure(
     network: nn.Module, anatomy: Anatomy, taps: Taps, records: Iterable[PatchRecord], probe: Probe
 ) -> tuple[torch.Tensor, tuple[Feature, ...]]:
     """Run the patched network once and return the logits, and what was seen of stem and stages."""
-    logits, maps = _run_patched(network, anatomy, taps, tuple(records), probe)
+    # One pass for all of it: which patches ran, the logits for the step-0 difference, and the maps.
+    # Only where their sizes leave the strides in doubt does `strides_of` ask for another size.
+    logits, maps = run_patched(network, anatomy, taps, records, probe)
 
     def maps_at(size: tuple[int, int]) -> list[Shape]:
         generator = torch.Generator().manual_seed(0)
@@ -40,13 +42,17 @@ def measure(
     )
 
 
-def _run_patched(
-    network: nn.Module, anatomy: Anatomy, taps: Taps, records: tuple[PatchRecord, ...], probe: Probe
+def run_patched(
+    network: nn.Module, anatomy: Anatomy, taps: Taps, records: Iterable[PatchRecord], probe: Probe
 ) -> tuple[torch.Tensor, list[Shape]]:
     """Run the patched network once: every patch must run. Return the logits and the shapes of stem
     and stages.
     """
+    # The promise that no patch is without effect starts here: a hook on each patch notes that it
+    # ran. A target that the network builds and never calls in eval mode (an auxiliary head, a
+    # branch that is switched off) would leave its patch silent.
     ran: set[str] = set()
+    records = tuple(records)
     homes = [(record, path) for record in records for path in record.paths]
 
     def watch(path: str) -> Callable[[], Any]:

@@ -97,6 +97,9 @@ def patch_report(
     network: nn.Module, state: HybridState, data: Any, loss: Callable[..., Tensor] | None
 ) -> PatchReport:
     """Do the work of `HybridModel.patch_report`."""
+    # Each batch is run once with all patches and once for each patch without it. Norms are summed
+    # over batches before they are divided, so that the ratio is that of all images together, and a
+    # batch of dark images, whose maps are small, counts no more than its share.
     settle(network, state)
     placed = list(placed_patches(network))
     sums = {home: _Sums() for home, _, _ in placed}

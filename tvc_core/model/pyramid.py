@@ -32,8 +32,8 @@ class LevelInfo:
 
 
 def levels_of(features: Iterable[StageInfo]) -> tuple[LevelInfo, ...]:
-    """Return the levels of a pyramid, finest first; a feature that is no map (a vector, say) is
-    none.
+    """Return the levels of a pyramid, finest first; a feature that is not a map (a vector, say)
+    has no level.
 
     Args:
         features: what was measured of the stem (its stage is -1) and the stages.

@@ -94,6 +94,9 @@ class FeatureExtractor(nn.Module):
 
     def forward(self, x: Tensor) -> OrderedDict[str, Tensor]:
         """Return the maps by name."""
+        # The taps hang on the hybrid's modules, so they are looked at before each pass, like the
+        # hybrid's own: another tool may have exchanged the module they read. What a stage gives is
+        # brought to [N, C, H, W]; any other module's map is what that module returns.
         self.taps.place(self.body, None)
         maps = self.taps.collect(self.body, x, within=self.body)
         features = state_of(self.body).features

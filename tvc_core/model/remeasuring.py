@@ -65,6 +65,9 @@ def _eager(network: nn.Module) -> AbstractContextManager[Any]:
 
 def _probe(network: nn.Module, state: HybridState, image_size: Any) -> Probe:
     """Find an image that the network accepts now; its first layer may take other channels."""
+    # The image that was used at the build comes first. A tool or the user may have changed the
+    # first convolution, so its number of channels is tried as well. The error of the first try is
+    # the one that is shown: it is about the network as tvc knows it.
     _, before, *size = state.probe_shape
     if image_size is not None:
         size = IMAGE_SIZE.check("image_size", image_size, ParameterError)
@@ -94,6 +97,10 @@ def misfits_noted(network: nn.Module, misfits: dict[str, str]) -> Iterator[None]
         network: the hybrid.
         misfits: what is wrong with each, by where it lives; filled.
     """
+    # After pruning, several blocks may have a width that their place no longer has, and the first
+    # one to fail would end the pass: the user would learn of one misfit per try. So during the look
+    # each patch that fails hands on what it got, and one pass finds them all. The stand-in is an
+    # attribute of the instance, which nn.Module calls before the method of its class.
     patches = [(home, path, patch) for home, path, patch in placed_patches(network)]
     before = {home: patch.__dict__.get("forward") for home, _, patch in patches}
     try:
@@ -114,7 +121,7 @@ def _noting(patch: Patch, home: str, path: str, misfits: dict[str, str]) -> Any:
         kept, why = (*output, x)[0], ""
         try:
             found = own(x, *output)
-        except Exception as error:  # somebody's block may raise anything
+        except Exception as error:  # foreign code may raise anything
             why = " ".join(str(error).split())[:200]
         else:
             if patch.alpha is None or found.shape == kept.shape:

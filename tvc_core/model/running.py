@@ -34,6 +34,11 @@ def run_forward(
         PatchError: a patch has no place any more.
     """
     settle(network, state_of(network))
+    # Three stacks of this thread say what a hook cannot know by itself. `running`: whether the
+    # patch runs inside of its model. `images`: how large the image was, from which the grid of a
+    # list of tokens follows. `collections`: into which call's list a tap puts its map. The first
+    # forward inside of a collecting call claims it; one that a hook starts inside of that gets None
+    # and leaves the outer call's maps alone.
     stack, collections, images = calls.running(), calls.collections(), calls.images()
     length, others, sizes = len(stack), len(collections), len(images)
     try:

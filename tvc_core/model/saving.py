@@ -43,6 +43,10 @@ def save(
             f"{path}: a model is saved in safetensors format, and the name says so: "
             f"{path.with_suffix('.safetensors').name!r}"
         )
+    # A file holds a recipe and tensors. If another tool has exchanged modules, what the recipe
+    # builds has other ones, and the file would load without an error and compute something else. So
+    # that is found out now, while the user can still do something about it. Copies on the CPU,
+    # contiguous and each its own: the format knows no views, and refuses tensors that share memory.
     _check_unchanged(network, state, path)
     tensors = _tensors(network, path)
     try:
@@ -140,7 +144,7 @@ def _check_unchanged(network: nn.Module, state: HybridState, path: Path) -> None
 
     Raises:
         PatchError: a patch has lost its place.
-        WeightsError: a module, a forward or a tensor is not as it was built.
+        WeightsError: a module, a forward or a tensor has changed since the build.
     """
     settle(network, state)
     found = changes(network, state.modules)

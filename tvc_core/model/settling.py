@@ -1,7 +1,7 @@
 """Bring a hybrid in step with what other tools did to its modules since the last look.
 
 One place, called by `forward`, `train`, `to` and `save`: patches hang on the modules that stand at
-their paths, taps read at the ends of stages, and frozen statistics are as they were frozen. Where
+their paths, taps read at the ends of stages, and frozen statistics have not moved. Where
 all is in place it costs some microseconds and changes nothing.
 """
 
@@ -36,6 +36,9 @@ def settle(network: nn.Module, state: HybridState) -> None:
 
 def place(network: nn.Module, state: HybridState) -> list[str]:
     """Put in place what has one, and return in words which patches have none."""
+    # In this order: patches first, since taps have to come after them at the same module to read
+    # the patched map. The head's last layer is looked up each time, as reset_classifier and other
+    # tools exchange it.
     lost = [f"{home} ({reason})" for home, reason in hang(network)]
     last = find_last_layer(network, state.anatomy.head)
     state.taps.place(network, last[0] if last else None)

@@ -11,8 +11,8 @@ __all__ = ["strides_of"]
 Size = tuple[int, int]
 
 MORE = 6
-"""A larger image is larger by so many of the largest stride that was guessed: a multiple of three
-times it, too.
+"""The second image is this many times the largest guessed stride larger. 6 = 2 * 3, so a true
+stride of twice or three times the guess also divides the difference.
 """
 
 
@@ -22,7 +22,7 @@ def strides_of(
     """Return the stride of each map [pixels].
 
     A small image leaves a doubt: 64x96 pixels are one row and two columns for a stride of 64, but
-    for one of 32 without padding, too. Where the maps are not exactly the image divided by the
+    also for one of 32 without padding. Where the maps are not exactly the image divided by the
     strides, a second, larger image decides.
 
     Args:
@@ -31,6 +31,10 @@ def strides_of(
         measure_at: returns the shapes of the maps of an image of another height and width; may
             raise, since a network may accept no other size.
     """
+    # First guess: image divided by map, which is exact if every layer pads its borders. Where rows
+    # and columns times the stride are the image again, there is nothing to doubt. Else the growth
+    # of the map when the image grows by a known number of pixels gives the stride, whatever is cut
+    # off at the borders: the cut is the same for both.
     layouts = [layout_of(shape, image) for shape in shapes]
     grids = [_grid(shape, layout, image) for shape, layout in zip(shapes, layouts, strict=True)]
     strides = [_guess(grid, image) for grid in grids]
@@ -43,7 +47,7 @@ def strides_of(
     larger = (image[0] + more, image[1] + more)
     try:
         seen = measure_at(larger)
-    except Exception:  # a network may raise whatever it likes for a size that it does not accept
+    except Exception:  # a network may raise any exception for a size that it does not accept
         return strides
     for index, (shape, layout) in enumerate(zip(seen, layouts, strict=True)):
         grown = sum(_grid(shape, layout, larger)) - sum(grids[index])
@@ -53,7 +57,7 @@ def strides_of(
 
 
 def _grid(shape: Shape, layout: str | None, image: Size) -> Size:
-    """Return rows and columns of a map; those of the image for what is none."""
+    """Return rows and columns of a map; those of the image for what is not a map."""
     if layout == "NLC":
         grid = grid_of(shape[1], image)
         return grid[1:] if grid else image
@@ -65,6 +69,8 @@ def _grid(shape: Shape, layout: str | None, image: Size) -> Size:
 
 def _guess(grid: Size, image: Size) -> int:
     (rows, columns), (height, width) = grid, image
-    # layers without padding cut borders off, which falls out of the difference between the two
-    # sides
+    # Layers without padding cut the same number of rows and columns off, which falls out of the
+    # difference between the two sides: 64x96 pixels with stride 4 and 3 cut off give 13x21, and
+    # (96 - 64) / (21 - 13) is 4. Where the sides do not tell (one column as well as one row), what
+    # is left is the plain ratio.
     return round((width - height) / (columns - rows) if columns > rows else height / rows)

@@ -1,13 +1,15 @@
-"""What looking at an unpatched backbone has shown, remembered for the next build of the same one.
+"""What looking at a network has shown, remembered for the next build of the same one.
 
-Which image a network accepts, the maps of stem and stages and the way from the last one to the
-logits depend on what was built, not on its weights: on the spec and the options, on the code of
-torch, torchvision, tvc and the network's classes, on class, settings and shapes of every module.
-All of this is the key, so that a change of any of it means to look again.
+Which image a backbone accepts, the maps of stem and stages, the way from the last one to the logits
+and whether its patches can learn depend on what was built, not on its weights: on specs, options
+and parameters, on the code of torch, torchvision, tvc and the network's classes, on class, settings
+and shapes of every module. All of this is the key, so that a change of any of it means to look
+again. What depends on the weights (a patched network gives the same logits) is proved every time.
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -23,6 +25,7 @@ from ..recipe import Plan, Recipe
 from ..remembered import recall, remember
 from ..specs import FROM_MODULE
 from ..surgery.anatomy import Anatomy, StageInfo
+from ..surgery.prepare import Prepared
 from ..version import __version__
 from . import bridge, features, measuring, strides
 from .bridge import Bridge
@@ -30,31 +33,34 @@ from .features import MapReader
 from .fingerprint import fingerprint
 from .state import Feature
 
-__all__ = ["Survey", "recall_survey", "remember_survey"]
+__all__ = [
+    "Survey", "backbone_key", "patched_key", "recall_image", "recall_survey", "remember_image",
+    "remember_survey",
+]  # fmt: skip
 
 _KNOWN: dict[str, dict[str, Any]] = {}
+_IMAGES: dict[str, tuple[int, int]] = {}
 _OURS = tuple(module.__name__ for module in (bridge, features, measuring, strides))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Survey:
-    """What was seen of an unpatched backbone.
+    """What was seen of a network with its patches.
 
     Args:
-        image: height and width of an image that it accepts [pixels].
         features: of the stem and of each stage.
         bridge: the way from the last stage's map to the logits; None where none is known.
         repeated: a module that ends the stem or a stage runs more than once in a pass.
     """
 
-    image: tuple[int, int]
     features: tuple[Feature, ...]
     bridge: Bridge | None
     repeated: bool
 
 
-def survey_key(plan: Plan, network: nn.Module) -> str:
-    """Return all that a survey depends on; empty for a network that cannot be known again.
+def backbone_key(plan: Plan, network: nn.Module) -> str:
+    """Return all that a look at an unpatched backbone depends on; empty for one that cannot be
+    known again.
 
     Args:
         plan: what is built.
@@ -62,19 +68,54 @@ def survey_key(plan: Plan, network: nn.Module) -> str:
     """
     spec, recipe = plan.backbone.spec, plan.recipe
     if not isinstance(spec.factory, str) or plan.backbone.owner == FROM_MODULE:
-        return ""  # what a user hands over has no name by which it could be known again
-    if recipe.in_channels is not None:
         return ""
-    names = {type(module).__module__ for module in network.modules()}
-    code = _code({*names, spec.factory.partition(":")[0], *_OURS})
+    if recipe.in_channels is not None or not _is_plain(plan.options):
+        return ""
+    code = _code(network.modules(), [spec.factory.partition(":")[0], *_OURS])
     versions = (__version__, torch.__version__, torchvision.__version__)
     options = (plan.options, plan.weights, recipe.image_size, _head(recipe))
-    built = (type(network).__qualname__, fingerprint(network))
-    return repr((versions, code, plan.backbone, options, built))
+    return repr((versions, code, plan.backbone, options, _built(network)))
+
+
+def patched_key(key: str, plan: Plan, network: nn.Module, prepared: Iterable[Prepared]) -> str:
+    """Return all that a look at a patched network depends on; empty as for its backbone."""
+    if not key or not plan.patches:
+        return key
+    offers = [
+        offer
+        for patch in plan.patches
+        for offer in (patch.op, patch.block, patch.init)
+        if offer is not None
+    ]
+    given = [(patch.entry.params, patch.entry.options) for patch in plan.patches]
+    factories = [offer.spec.factory for offer in offers]
+    if not all(isinstance(factory, str) for factory in factories) or not _is_plain(given):
+        return ""
+    modules = [module for each in prepared for i in each.insertions for module in i.patch.modules()]
+    homes = [str(factory).partition(":")[0] for factory in factories]
+    code = _code([*network.modules(), *modules], homes)
+    return repr((key, plan.patches, code, _built(network), [repr(module) for module in modules]))
+
+
+def recall_image(key: str) -> tuple[int, int] | None:
+    """Return height and width of an image that the backbone accepted [pixels]."""
+    found: Any = _IMAGES.get(key) or (recall("images", key) if key else None)
+    with suppress(TypeError, ValueError):
+        height, width = found
+        _IMAGES[key] = (int(height), int(width))
+        return _IMAGES[key]
+    return None
+
+
+def remember_image(key: str, size: tuple[int, int]) -> None:
+    """Keep the size of an image that the backbone accepted."""
+    if key and _IMAGES.get(key) != size:
+        _IMAGES[key] = size
+        remember("images", key, size)
 
 
 def recall_survey(key: str, anatomy: Anatomy) -> Survey | None:
-    """Return what an earlier build of the same backbone has shown; None where there was none."""
+    """Return what an earlier build of the same network has shown; None where there was none."""
     if not key:
         return None
     found = _KNOWN.get(key) or recall("surveys", key)
@@ -92,15 +133,32 @@ def remember_survey(key: str, survey: Survey) -> None:
         remember("surveys", key, _KNOWN[key])
 
 
+def _is_plain(value: Any) -> bool:
+    """Return whether a value is data, whose repr says it all; that of an object may be another's
+    later.
+    """
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def _built(network: nn.Module) -> tuple[str, dict[str, str]]:
+    return (type(network).__qualname__, fingerprint(network))
+
+
 def _head(recipe: Recipe) -> tuple[Any, ...]:
     """Return what of the head can change the way to the logits."""
     return (recipe.num_classes == 0, recipe.hidden, recipe.activation, recipe.heads is not None)
 
 
-def _code(modules: Iterable[str]) -> list[tuple[str, str, int]]:
-    """Return files of modules, and when they changed last."""
+def _code(modules: Iterable[nn.Module], homes: Iterable[str]) -> list[tuple[str, str, int]]:
+    """Return the files of the classes of modules and of Python's modules `homes`, and when they
+    changed last.
+    """
     found = []
-    for name in sorted(modules):
+    for name in sorted({*(type(module).__module__ for module in modules), *homes}):
         file = getattr(sys.modules.get(name), "__file__", None) or ""
         with suppress(OSError):
             found.append((name, file, Path(file).stat().st_mtime_ns if file else 0))
@@ -114,7 +172,6 @@ def _as_data(survey: Survey) -> dict[str, Any]:
         seen = (info.channels, info.stride, info.layout)
         rows.append([*seen, reader.layout, reader.prefix, reader.stride])
     return {
-        "image": list(survey.image),
         "features": rows,
         "bridge": survey.bridge.as_data() if survey.bridge else None,
         "repeated": survey.repeated,
@@ -135,10 +192,8 @@ def _from_data(data: dict[str, Any], anatomy: Anatomy) -> Survey:
             layout=str(layout),
         )
         found.append(Feature(info=info, reader=MapReader(read, int(prefix), int(side))))
-    height, width = data["image"]
     steps = data["bridge"]
     return Survey(
-        image=(int(height), int(width)),
         features=tuple(found),
         bridge=None if steps is None else Bridge.of_data(steps),
         repeated=bool(data["repeated"]),

@@ -51,6 +51,8 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
     chosen = _chosen(network, state, target)
     if not chosen:
         return
+    # What can be refused is refused before anything changes. After that the network is put back by
+    # the rollback (modules, hooks, flags), and the state by its copy.
     restored = [each.record.target for each in chosen if each.record.replaced is not None]
     for path in restored:
         if path not in state.originals:
@@ -103,6 +105,11 @@ def without(
 @contextmanager
 def switched_off(patches: list[Patch]) -> Iterator[None]:
     """Switch patches off in this thread. A compiled graph has no threads: it follows the flag."""
+    # A token for each `with`, since contexts may be nested and threads may switch the same patch at
+    # once. A patch keeps the tokens of all threads, a thread those that are its own, and a patch is
+    # off in a thread where the two have one in common. The plain flag `enabled` is false as long as
+    # there is any token at all: that is what compiled graphs guard on, and they are made again when
+    # it changes.
     token, here = object(), calls.switched_off()
 
     def switch_on() -> None:
@@ -146,6 +153,9 @@ def _patches(network: nn.Module, chosen: Iterable[Installed]) -> list[Patch]:
 
 
 def _take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
+    # The last one first, since a later patch may hang on what an earlier one has put in.
+    # Checkpointing stands on a module as its attribute `forward`, so it would be gone with the
+    # replacement: the module that comes back gets it again.
     for each in reversed(chosen):
         for home in each.homes:
             if has_module(network, home):
@@ -219,6 +229,9 @@ def _known_modules(
     network: nn.Module, state: HybridState, restored: Iterable[str]
 ) -> dict[str, str]:
     """Return the fingerprint of what is left: what came back is as it is now."""
+    # `save` compares the model with its fingerprint from the build. What a patch has taken with it
+    # leaves the fingerprint, and what came back is written down as it is now. All else keeps its
+    # line, so that a change by another tool is still a change.
     homes = {home for home, _, _ in placed_patches(network)}
     kept = {
         path: line

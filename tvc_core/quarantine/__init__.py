@@ -1,1 +1,1 @@
-"""Runs the code of plugins so that a faulty one costs nobody but itself. Imports no torch."""
+"""Runs the code of plugins so that a faulty one harms only itself. Imports no torch."""

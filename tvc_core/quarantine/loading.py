@@ -80,6 +80,9 @@ class _Job:
 
     def __call__(self) -> None:
         """Run the action, after those of other threads."""
+        # The time that a plugin may take begins when its turn has come, which `_begun` says to the
+        # thread that waits. Given up before its turn, it does nothing at all. Whatever it raises,
+        # SystemExit included, is handed over and raised again there.
         lock = _take_turn()
         try:
             if self._abandoned:
@@ -106,6 +109,11 @@ class _Job:
         Importing torch is slow on some machines, and half an import would make every build fail:
         then the wait is up to ten times as long.
         """
+        # A wait that runs out may still be a good one: the plugin imports torch, or waits for
+        # another thread's import of it. So the wait goes on, up to ten times, as long as torch is
+        # on its way. A thread cannot be killed. If it does not come back it is left behind: its
+        # stack says where, and what it has changed until now is put back from here, without what
+        # belongs to that thread alone.
         self._begun.get()
         for _ in range(10):
             had_torch = "torch" in sys.modules
@@ -131,6 +139,10 @@ class _Job:
         """Leave the action to itself if it has not ended: put back what it has changed so far, and
         let others go on. May be repeated.
         """
+        # Reached twice, by the two nested `finally` of `run_guarded`, and after an interrupt
+        # possibly in the middle of itself: so each step may be repeated. The lock of a thread that
+        # hangs can be released by that thread only. A new lock takes its place, and `_take_turn`
+        # asks whether the one it got is still the one in force.
         global _LOADING
         if self._closed or self.run is not None:
             return
@@ -240,6 +252,9 @@ def _take_turn(most: float = math.inf) -> Any:
     Args:
         most: how long to wait; then the lock is returned all the same, unheld [s].
     """
+    # In short waits, since the lock may be replaced by another one meantime (its holder was given
+    # up), and whoever waits for the old one would wait for ever. The same short waits let an
+    # interrupt through.
     end = time.monotonic() + most
     while True:
         lock = _LOADING
@@ -252,8 +267,8 @@ def _take_turn(most: float = math.inf) -> Any:
 
 
 def _before_fork() -> None:
-    # A child has a copy of every lock, and not the threads that would release them: Python's locks
-    # of the modules that are being imported, too. So a fork waits until no plugin is being loaded.
+    # A child has a copy of every lock, and not the threads that would release them: also Python's
+    # locks of the modules that are being imported. So a fork waits until no plugin is being loaded.
     _THREAD.lock = _take_turn(most=30.0)
 
 

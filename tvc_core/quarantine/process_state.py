@@ -54,7 +54,11 @@ class _Setting(NamedTuple):
             return _UNKNOWN
 
     def put_back(self, before: Any) -> str | None:
-        """Write a value where another stands now; return in words what it was, or None."""
+        """Write a value where another stands now; return in words which setting it is, or None."""
+        # If the module was not loaded at the look, the plugin has brought it along, and there is no
+        # earlier value to go back to. Then the value counts that a fresh import has: so a plugin
+        # that imports torch and seeds it is noticed. What cannot be read, on either side, is left
+        # alone.
         now = self.now()
         if before is _ABSENT and now is not _ABSENT:
             with suppress(Exception):
@@ -203,13 +207,17 @@ _ACTIVE: weakref.WeakValueDictionary[int, ProcessState] = weakref.WeakValueDicti
 class ProcessState:
     """What can change the bits of a build, at the moment of the look.
 
-    Nobody can tell which thread has changed what. So looks that overlap share their values: a
+    There is no telling which thread has changed what. So looks that overlap share their values: a
     thread never takes what another has changed for a moment for the state to go back to. And it
     leaves the random generators alone, since rewinding them would give two threads the same
     numbers.
     """
 
     def __init__(self) -> None:
+        # Two threads that load plugins at once: the first sees dtype float32, its plugin sets
+        # float64, and then the second one looks. It must not take float64 for the state to go back
+        # to. So what is the process's is taken over from a look that is still open in another
+        # thread, and read only where there is none.
         self._thread = threading.get_ident()
         self._overlaps: bool
         self._before: dict[_Setting, Any]
@@ -230,13 +238,13 @@ class ProcessState:
         _ACTIVE[id(self)] = self
 
     def put_back(self, *, thread: bool = True, generators: bool = True) -> tuple[str, ...]:
-        """Make everything as it was at the look; return in words what was not.
+        """Restore everything to its state at the look; return in words what differed.
 
         Repeated after an interrupt it goes on, and repeated after its end it does nothing more.
 
         Args:
             thread: also what the calling thread has of its own, which is then the looking one.
-            generators: also the random generators, unless another thread had a look meanwhile.
+            generators: also the random generators, unless another thread looked in between.
         """
         leave = {"thread": not thread, "random": self._overlaps or not generators}
         for setting, before in () if self._done else self._before.items():

@@ -101,6 +101,9 @@ def make_plan(
     """
     by = dict.fromkeys(("options", "patches", "weights"), by_code is True)
     by |= dict.fromkeys([] if isinstance(by_code, bool) else by_code, True)
+    # Missing distributions first, all of them in one error: a recipe from elsewhere often needs
+    # several, and installing them one error after the other is tedious. Then each name in the order
+    # in which it stands in the recipe, and each error with its place there.
     with recipe.where.before_errors():
         refuse_missing(registry, _names(recipe, backbone is None))
     with _in_file(recipe, "backbone"):
@@ -117,6 +120,10 @@ def make_plan(
         options = _options(recipe, backbone)
     patches = tuple(_bind_patch(entry, registry, by["patches"]) for entry in recipe.patches)
     _check_own(patches)
+    # The recipe that the model keeps, and that `save` writes, says what was meant, not what was
+    # typed: qualified names mean the same whatever else is installed where the file is opened.
+    # Options that open an address or a path are left out, since a recipe must not set them; the
+    # weights that came from there are in the file.
     qualified = replace(
         recipe,
         backbone=backbone.qualified,

@@ -50,6 +50,9 @@ class _Dumper(yaml.SafeDumper):
         return True
 
 
+# PyYAML follows YAML 1.1, in which 1e-5 without a dot is text: `lr: 1e-5` would be the string
+# "1e-5". The same rule is given to the dumper, so that a text which looks like such a number is
+# written with quotes and comes back as text.
 _FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"))
 _Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 _Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
@@ -132,6 +135,10 @@ def _error(name: str, line: int | None, message: str) -> RecipeError:
 
 
 def _check_limits(text: str, name: str) -> None:
+    # Events come before anything is built, so a limit is exceeded here before memory is used for
+    # it. Aliases need two limits: ten of them can expand to ten to the tenth values ("billion
+    # laughs"), which `_Walk` counts as it expands them. Tags are refused here as well, before a
+    # constructor could see them.
     depth = aliases = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent)

@@ -51,6 +51,8 @@ class Contents(NamedTuple):
 
 def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
     """Return what each hook may return, given the kinds that there are."""
+    # Several kinds may share a hook: backbones and families of them both come from `tvc_backbones`,
+    # since a plugin that has both should not need two functions.
     found: dict[str, tuple[type[Spec], ...]] = {}
     for kind in kinds:
         name = kind.hook.__name__
@@ -83,6 +85,9 @@ def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
 
 
 def _api_of(plugin: Any, *, required: bool) -> tuple[int, int] | None:
+    # Compared before anything else of the plugin is looked at: a plugin that was written for
+    # another API may break any later rule, and "upgrade tvc-core" is a better answer than the first
+    # of these faults.
     api = getattr(plugin, "TVC_API", None)
     if api is None and not required:
         return None
@@ -103,6 +108,9 @@ def _kinds_of(plugin: Any, owner: str, api: tuple[int, int] | None) -> tuple[Kin
         raise Fault(f"TVC_KINDS is {short_repr(kinds)}, not a tuple of Kind")
     if kinds and api is not None and api < (1, 1):
         raise Fault(f"TVC_KINDS needs plugin API 1.1, and TVC_API is {api}")
+    # A hook of a plugin's own kind is a name that other distributions implement. So it begins with
+    # the name of the distribution that defines it: two that define a kind of the same name cannot
+    # be mixed up, and a misspelt hook of the core's cannot pass for one of another kind.
     taken = {word for kind in KINDS for word in (kind.name, kind.plural)}
     prefix, core = owner.replace("-", "_"), tuple(kind.spec for kind in KINDS)
     for kind in kinds:

@@ -184,6 +184,10 @@ def _checked(info: PluginInfo) -> PluginInfo:
 
 
 def _installed() -> Iterable[PluginInfo]:
+    # Every `tvc list` comes by here, in environments of several hundred distributions. What costs
+    # time is parsing: entry points and metadata of each. So the file is searched for the group's
+    # name as text, and only those that have it are parsed, of the metadata two lines. One
+    # distribution with broken files is a failed plugin, not the end of the listing.
     seen, group = set(), hookspecs.ENTRY_POINT_GROUP
     # a path that does not exist would be taken for a zip file, whose reader is slow to import
     path = [entry for entry in sys.path if Path(entry).exists()]
@@ -256,6 +260,11 @@ def _contents(info: PluginInfo) -> tuple[Any, ...]:
 
 def _complete(info: PluginInfo, kinds: list[Kind]) -> PluginInfo:
     """Return a plugin with what it offers of other plugins' kinds."""
+    # The second half of loading. A plugin may implement hooks of kinds that other plugins define,
+    # and those are known only when all have been imported, in whatever order. What comes out
+    # depends on the set of kinds, so it is remembered with the hooks that were found, not with the
+    # plugin alone. A hook whose kind nothing defines is not called: the distribution that would ask
+    # is not installed.
     later, known = info._later, contract.hooks_of(kinds)
     if not later:
         return info
@@ -312,6 +321,8 @@ def _quarantined(info: PluginInfo, action: Callable[[], PluginInfo]) -> PluginIn
     except Fault as fault:
         return _without_offers(info, fault.status, str(fault))
     except BaseException as raised:  # a plugin may raise SystemExit or worse
+        # Python delivers Ctrl-C to the main thread only. A KeyboardInterrupt in any other thread
+        # was raised by the plugin itself, and is its fault like anything else that it raises.
         main = threading.current_thread() is threading.main_thread()
         if isinstance(raised, KeyboardInterrupt) and main:
             raise  # Ctrl-C comes to this thread alone
@@ -334,7 +345,7 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
         double = [one for one in info.offers if offers[info.owner, type(one), one.name] > 1]
         if double:
             what = f"the {double[0].kind} {double[0].name!r}"
-            error = f"offers {what}, which another module of the distribution offers, too"
+            error = f"offers {what}, which another module of the distribution also offers"
             info = _without_offers(info, "failed", error)
         checked.append(info)
     return checked

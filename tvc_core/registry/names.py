@@ -68,6 +68,9 @@ class Registry:
 
     def label(self, offer: Named[Any]) -> str:
         """Return the short name if it stands for this offer here, else the qualified name."""
+        # What is listed can be typed: the short name where it means this offer, else the qualified
+        # one. Installing another plugin with the same name changes the list, and never what a name
+        # that is still listed means.
         kind, name = type(offer.spec), offer.spec.name
         if kind is BackboneSpec and "/" in name:  # its family's name decides
             kind, name = BackboneFamilySpec, name.partition("/")[0]
@@ -106,6 +109,9 @@ class Registry:
                 f"Unknown {wanted.kind} {short_repr(name)}: a name is a string, not "
                 f"{type(name).__name__}."
             )
+        # A colon divides owner and name, a slash makes it a family's member: no other name has
+        # either, so the form of a name tells whom to ask. ":se" has no owner, and is looked up as
+        # it is, so that the error shows what was written.
         owner, _, short = name.rpartition(":") if name[:1] != ":" else ("", "", name)
         if wanted is BackboneSpec and "/" in short:
             return self._resolve_member(name, owner, short)  # type: ignore[return-value]
@@ -298,5 +304,7 @@ def _check_known(what: str, given: str | None, known: set[str]) -> None:
 
 def _natural(name: str) -> list[tuple[int, int, str]]:
     """Sort key under which resnet18 comes before resnet101."""
+    # Numbers compare as numbers. Each part is a triple that begins with its kind, since Python
+    # compares no number with a text.
     parts = filter(None, re.split(r"(\d+)", name))
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

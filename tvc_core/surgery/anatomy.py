@@ -85,6 +85,10 @@ class Anatomy:
             neck=spec.neck,
             branches=dict(spec.branches),
         )
+        # A spec says where the parts are, and nothing else will notice if it is wrong: a forgotten
+        # path would leave its parameters trainable when all is frozen, a path too many would count
+        # them twice. So the parts must partition the tensors of this very network, each under its
+        # first name.
         tensors = {name for name, _ in (*network.named_parameters(), *network.named_buffers())}
         fault = f"the backbone {spec.name!r} does not look as its spec says: "
         paths = [path for _, path in anatomy.items()]

@@ -37,6 +37,10 @@ def call_factory(
         ParameterError: a parameter that it does not take, a missing one, or one that it refuses.
         PluginError: the factory cannot be loaded, or raises SystemExit or the like.
     """
+    # Names of parameters are compared with the factory's signature first, since the TypeError of a
+    # call does not tell whose it is: a misspelt name of the user's, or a bug some calls further
+    # down in the plugin. After that, whatever the factory raises is taken for its way to refuse a
+    # value (the user's), and SystemExit and the like for a fault of the distribution.
     factory = named.load(entry)
     what = f"{named.spec.kind} {named.qualified!r}"
     takes = parameters_of(factory, skip=len(positional))

@@ -30,8 +30,9 @@ from .patches import add_child, installed_patches, set_module
 
 __all__ = [
     "HeadDropout", "HeadReport", "Layout", "NoClassifier", "check_classes", "check_known",
-    "dropout_of", "exchange_heads", "find_classifier", "find_heads", "find_last_layer",
-    "last_layer", "num_classes_of", "report_of", "rows_by_name", "set_dropout", "set_num_classes",
+    "dropout_of", "exchange_heads", "fill_empty", "find_classifier", "find_heads",
+    "find_last_layer", "last_layer", "num_classes_of", "report_of", "rows_by_name", "set_dropout",
+    "set_num_classes",
 ]  # fmt: skip
 
 Rows = Mapping[int, int]
@@ -142,6 +143,9 @@ def last_layer(network: nn.Module, head: str) -> tuple[str, nn.Module]:
 def _layers(
     path: str, module: nn.Module, whole: tuple[type[nn.Module], ...]
 ) -> Iterator[tuple[str, nn.Module]]:
+    # In depth first, and the walk ends at a layer that has widths: a LoRA layer holds the linear
+    # layer that it wraps, and a quantized one its packed weights, and of these the outer one is the
+    # layer. Without that, exchanging the head would exchange what is inside of an adapter.
     if isinstance(module, whole) or widths_of(module) is not None:
         yield path, module
         return
@@ -209,6 +213,10 @@ def set_classifier(
                 f"outputs, so the head cannot change to {layout.num_outputs}; insert it before the "
                 "last layer, or keep the number of classes"
             )
+    # The order matters: everything is checked, the new layers are made with the old one's device
+    # and dtype, kept rows are copied, and only then does the new module take the place. A patch
+    # after the layer keeps its hook, since hooks of ours go over; one whose width would change was
+    # refused above.
     rows = {name: each for name, each in (rows or {}).items() if each}
     for each in rows.values():
         _check_rows(path, old, each)
@@ -226,6 +234,15 @@ def set_classifier(
     new.train(old.training)
     carry_hooks(old, new)
     set_module(network, path, new)
+
+
+def fill_empty(network: nn.Module, head: str) -> None:
+    """Give the layers of a head torch's own start where a file had no values (NaN) for them."""
+    for layer in network.get_submodule(head).modules():
+        own = [t for t in layer.parameters(recurse=False) if not t.is_meta]
+        reset = getattr(layer, "reset_parameters", None)
+        if reset is not None and any(not bool(torch.isfinite(t).all()) for t in own):
+            reset()
 
 
 def _check_rows(path: str, old: nn.Module, rows: Rows) -> None:
@@ -314,6 +331,9 @@ def set_dropout(network: nn.Module, head: str, p: float) -> None:
         for dropout in dropouts:
             dropout.p = float(p)
         return
+    # A dropout cannot be put before the last layer as a module of the tree: that would rename the
+    # layer, and its keys in every checkpoint. So it becomes a child of the layer, which has no
+    # tensors and so no keys, and a pre-hook runs it.
     _, layer = last_layer(network, head)
     name = "dropout"
     while hasattr(layer, name):

@@ -21,7 +21,7 @@ def inner_blocks(modules: Found, branches: Mapping[str, str]) -> Found:
 
     A sequence (nn.Sequential, ModuleList, ModuleDict) of modules that have parts is a sequence of
     blocks, also where it is the only one in a module of its own; a sequence of layers, such as a
-    convolution with its normalization, is none. So:
+    convolution with its normalization, is not a block. So:
 
     - in ResNet, EfficientNet, ConvNeXt, DenseNet, Swin, ...: what is in the stage's sequences of
       blocks
@@ -50,8 +50,8 @@ def inner_blocks(modules: Found, branches: Mapping[str, str]) -> Found:
 
 
 def _in_sequences(path: str, module: nn.Module, branches: Mapping[str, str]) -> Found:
-    """Return the blocks in a sequence of blocks, or in the only one within a module that is none
-    itself.
+    """Return the blocks in a sequence of blocks, or in the only one within a module that is not
+    a sequence itself.
     """
     parts = {f"{path}.{name}": part for name, part in _parts(module).items()}
     if not _is_sequence(module):

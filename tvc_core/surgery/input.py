@@ -81,7 +81,7 @@ def mixing(policy: Policy, channels: int, before: int) -> Tensor:
         raise ParameterError(
             f"in_channels_policy {_shown(policy)} for {channels} channels uses the pretrained "
             f"channel {join_names(unused)} "
-            "nowhere, so the network would not compute what it was trained for; 'mean' and "
+            "nowhere, so the network would no longer compute what it learned; 'mean' and "
             "'repeat' use all"
         )
     return rows / sums
@@ -116,6 +116,10 @@ def change_input(
             "a convolution over all "
             f"of its {before} channels"
         )
+    # The proof of what the module promises: an image with equal channels, once as the pretrained
+    # network takes it and once with the new number of channels, has to give the same logits up to
+    # rounding. A network that does more with the channels than this one convolution (a difference
+    # of channels as an input of its own, say) fails it, and the caller rolls the change back.
     gray = probe.image.mean(1, keepdim=True)
     wanted = Probe(gray.expand(-1, before, -1, -1)).run(network)
     mix = mixing(policy, channels, before)
@@ -127,7 +131,7 @@ def change_input(
     layer.in_channels = channels
     try:
         found = Probe(gray.expand(-1, channels, -1, -1)).run(network)
-    except Exception as error:  # a network may raise whatever it likes
+    except Exception as error:  # a network may raise any exception
         raise BackboneError(
             f"in_channels cannot change: with {channels} channels at {path!r} the network fails: "
             f"{type(error).__name__}: {error}"
@@ -173,6 +177,9 @@ def _first_layer(network: nn.Module, probe: Probe) -> str:
 
         return module.register_forward_pre_hook(before)
 
+    # By value, not by name or order: the layer is the one with weights of its own that gets the
+    # very image. So a normalization inside of the network, which would need its own answer for new
+    # channels, is noticed, since then no layer gets the image as it came in.
     layers = [
         (path, module)
         for path, module in network.named_modules()

@@ -24,20 +24,24 @@ of 144x96.
 """
 
 MOST_PREFIX = 8
-"""Most tokens that may stand in front of those of the image: ViT has one, the class token; others
-have registers, too.
+"""Most tokens that may precede those of the image: ViT has one, the class token; others also have
+registers.
 """
 
 
 def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
-    """Return the layout of what one image became: NCHW, NHWC, NLC, NC, or None where it is none of
-    these.
+    """Return the layout of what one image became: NCHW, NHWC, NLC, NC, or None for anything
+    else.
 
     In a map the two axes are spatial that shrank alike from the image's height and width: by one
     stride, up to rounding; where layers without padding cut borders off, the pair whose ratio is
     nearer to the image's. What does not keep the image as its only entry of the first axis (windows
-    of attention, tokens in front) has no layout.
+    of attention, tokens before the image's) has no layout.
     """
+    # The image is 64x96 or of another shape that is not square. [1, 24, 8, 12] is NCHW, since 8 and
+    # 12 are both an eighth of the image; [1, 8, 12, 24] is NHWC for the same reason. With a square
+    # image [1, 8, 8, 8] could be either. Only where both pairs miss (layers without padding cut
+    # borders off) does the nearer ratio decide.
     if not shape or shape[0] != 1 or len(shape) not in (2, 3, 4):
         return None
     if len(shape) == 2:
@@ -72,9 +76,12 @@ def channels_of(shape: Shape, layout: str | None) -> int:
 
 
 def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
-    """Return (prefix, height, width): so many tokens in front, then those of a grid over the image;
+    """Return (prefix, height, width): so many tokens first, then those of a grid over the image;
     None if nothing fits.
     """
+    # The fewest tokens first, and among those the finest grid: 197 tokens of a 224x224 image are
+    # one and 14x14 (stride 16). A stride has to divide both sides, so that a number of tokens that
+    # fits by chance (a grid of 1xN) is hardly ever taken.
     for prefix in range(MOST_PREFIX + 1):
         for stride in range(1, min(image) + 1):
             height, width = image[0] // stride, image[1] // stride
@@ -88,14 +95,14 @@ class Adapter:
     """Shows a block a map in the layout that the block takes, and gives the result back in the
     map's own.
 
-    The tokens of the image are one map; each token in front of them (ViT's class token) is a map of
-    one pixel of its own. If they passed by, a block behind the last attention would change nothing,
-    since ViT classifies by the class token alone.
+    The tokens of the image are one map; each token before them (ViT's class token) is a map of
+    one pixel of its own. If they skipped the block, a block after the last attention layer would
+    have no effect: ViT classifies from the class token alone.
 
     Args:
         site: layout of the map, "NCHW", "NHWC" or "NLC".
         block: layout that the block takes, "NCHW" or "NHWC".
-        prefix: tokens in front of the image's, for NLC.
+        prefix: tokens before the image's, for NLC.
         height: of the grid of tokens, for NLC.
         width: of the grid of tokens, for NLC.
         stride: side of the image divided by the side of the grid, for NLC [pixels].
@@ -114,14 +121,13 @@ class Adapter:
             return block(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if self.site == "NHWC":
             return block(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        behind = self._run_tokens(block, x[:, self.prefix :], *self._grid(x.shape[1]))
+        rest = self._run_tokens(block, x[:, self.prefix :], *self._grid(x.shape[1]))
         if not self.prefix:
             # not copied: another order in memory would change the rounding of what comes next
-            return behind
+            return rest
         front = x[:, : self.prefix].reshape(-1, 1, x.shape[2])
         return torch.cat(
-            [self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), behind],
-            dim=1,
+            [self._run_tokens(block, front, 1, 1).reshape(x.shape[0], self.prefix, -1), rest], dim=1
         )
 
     def _grid(self, tokens: int) -> tuple[int, int]:
@@ -142,7 +148,7 @@ class Adapter:
                 return height, width
         raise PatchError(
             f"a block got {tokens} tokens, and {why} {grids[0][0]}x{grids[0][1]} of an image's and "
-            f"{self.prefix} in front of them. A network that drops or merges tokens leaves no map "
+            f"{self.prefix} before them. A network that drops or merges tokens leaves no map "
             "for a block to see: switch that off, or patch another place. Run the model itself, "
             "not its children, on images of another size than it was built for"
         )
@@ -174,6 +180,9 @@ def find_adapter(
     """
     if layout in takes:
         return None
+    # A block that takes maps can be shown any map: of [N, H, W, C] by a permutation, of a list of
+    # tokens by the grid that they are over the image. A vector is no map, and a block that takes
+    # vectors or tokens only is shown nothing else: what a grid of its own would mean is not known.
     wanted = next((name for name in ("NCHW", "NHWC") if name in takes), None)
     if wanted is None or layout == "NC":
         return f"takes {' or '.join(takes)}"

@@ -134,6 +134,10 @@ class Target:
                 output have different layouts, or different numbers of tokens, and the position has
                 to do with both; or it is in a branch, and the target is no block with a known one.
         """
+        # Declared, not done: an operation is a plugin's code, and what it wants is checked with all
+        # other patches before the first hook is placed. The block sees the map in a layout that it
+        # takes; without an adapter for that, the error says what flows there and what the block
+        # takes.
         position = position_of(position)
         site = self._site(position)
         shape, layout = site.shape(position.reads), site.layout(position.reads)

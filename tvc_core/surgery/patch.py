@@ -105,7 +105,7 @@ class Patch(nn.Module):
         return combine(map, y.to(map.dtype), gate)
 
     def __getstate__(self) -> dict[str, Any]:
-        # nobody would switch a copy on again
+        # nothing would switch a copy on again
         return {**self.__dict__, "enabled": True, "off": set()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -117,7 +117,7 @@ class Patch(nn.Module):
 
 
 _EVERYWHERE = {"removed", "proof"}
-"""Tokens that switch a patch off in every thread, where nobody else runs the model."""
+"""Tokens that switch a patch off in every thread, where no other code runs the model."""
 
 
 class _Told:
@@ -130,7 +130,7 @@ class PatchTree(nn.Module):
     """A node of the tree that mirrors the targets' paths.
 
     Its forward is the identity, so that a root nn.Sequential, which runs all its children, may hold
-    one, and so may a Sequential that somebody makes of a network's children.
+    one, and so may a Sequential that a user makes of a network's children.
     """
 
     def forward(self, x: Any) -> Any:
@@ -180,6 +180,11 @@ class PatchHook(TvcHook):
         self.module = patch if module is None else module
 
     def __call__(self, target: nn.Module, args: Any, *output: Any) -> Any:
+        # Called up to twice in a call of the target. As a pre-hook (`output` is empty) it returns
+        # new arguments: changed ones where the patch runs before, or the same ones with a copy of
+        # the input where it runs beside the target, which may overwrite its input. As a forward
+        # hook it returns the new output. torch hands the arguments of the pre-hook to the forward
+        # hook of the same call, which is how the copy gets there.
         patch = self.patch
         if not patch.runs():
             return None

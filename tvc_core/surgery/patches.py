@@ -49,6 +49,9 @@ def attach(network: nn.Module, path: str, name: str, patch: Patch) -> str:
             patch, a number follows.
         patch: the patch; its position says which hooks it needs.
     """
+    # The tree grows along the target's path: a patch of layer3.0.conv2 lives at
+    # patches.layer3.0.conv2.NAME. So the path of the target can be read off where a patch lives, in
+    # a state dict as well as in the modules, and needs to be written down nowhere.
     target = network.get_submodule(path)
     others = [other for _, _, other in placed_patches(network)]
     node, node_path = _container(network)
@@ -118,6 +121,10 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
     Returns:
         (where it lives, why it has no place) of those that cannot hang.
     """
+    # A patch belongs to a path. Three things can have happened to the module there: it is another
+    # one (the patch hangs nowhere, or a copy of it does), it is gone, or two paths have become one
+    # module, at which the patch would run for both. The order of the hooks follows the order of the
+    # tree, so a patch that is hung again runs where it ran before.
     leaves = _all_leaves(network)
     lost: list[tuple[str, str]] = []
     misplaced: list[tuple[str, nn.Module, Patch, nn.Module]] = []
@@ -132,7 +139,7 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
             misplaced.append((home, target, patch, module))
     if not misplaced:
         return lost
-    # an interrupt may come between the lock and what gives it back: nobody waits for that for long
+    # an interrupt may come between the lock and its release: no thread waits for that for long
     _HANGING.acquire(timeout=5)
     try:
         _unregister(network, {home for home, _, _, _ in misplaced})
@@ -153,6 +160,9 @@ Leaf = tuple[str, str, Patch, nn.Module]
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:
     """Let patches run before other hooks: what reads a module's map reads the patched one."""
+    # Hooks run in the order of their dict. Among patches that is the order of the tree, which is
+    # the order of the build; after them come taps and the hooks of others, as a tool that reads a
+    # module's map means the patched one.
     first = sorted(
         (number for number, hook in hooks.items() if isinstance(hook, PatchHook)),
         key=lambda number: order.get(id(hooks[number].patch), -1),
@@ -244,10 +254,16 @@ def rollback_on_error(network: nn.Module) -> Iterator[None]:
     """Put classes, attributes, children, parameters, hooks and gradient flags back, if what runs
     inside raises.
     """
+    # All that a build changes is in dicts of the modules (`_modules`, `_parameters`, `_buffers`,
+    # `_forward_hooks`, ...), in their `__dict__` and their classes. So a shallow copy of each dict
+    # is all that is needed, and the dicts themselves are filled again: others may hold them, as a
+    # hybrid's view does. Values of tensors are not kept: a build puts
+    # new tensors in the place of old ones, and writes to none of the network's.
     modules = list(_every_module(network))
+    nothing: dict[Any, Any] = {}  # most registries are empty, and a new dict for each costs time
     classes = [(module, type(module)) for module in modules]
     kept: list[tuple[Any, dict[Any, Any]]] = [
-        (registry, dict(registry))
+        (registry, dict(registry) if registry else nothing)
         for module in modules
         for registry in (
             module.__dict__,

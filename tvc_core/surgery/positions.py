@@ -43,7 +43,7 @@ class Position:
         label: what errors say before the target's path, such as "parallel to"; by default the name.
 
     Raises:
-        ValueError: a side or `neutral` is none of those, the block would read what is only there
+        ValueError: a side or `neutral` is not one of those, the block would read what is only there
             after what it writes, or without `combine` it reads another map than it writes.
     """
 

@@ -217,6 +217,10 @@ def _moved(
     Of a pass that failed, what has run counts, and the input of the replacement in which it failed:
     that may have been made for another width.
     """
+    # Compared call by call, since a module may run several times. At a path that is not replaced,
+    # what was seen now is what counts. At a replaced one the output is the replacement's own: there
+    # only the input is news, and what the original would make of it stands for the output that the
+    # patch was made for.
     replaced = {each.site.path for each in ready if each.replacement is not None}
     moved: Sites = {}
     for path, site in seen.items():
@@ -329,6 +333,10 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
     """Run the operation, which declares what it wants, and check that."""
     block, site, module = patch.block, target.site, target.module
 
+    # The operation is a plugin's code and gets a function that makes the user's block, on the
+    # device and in the type of the network. Whether the block took weights over from what it
+    # replaces is noted on the way, since only the block can tell: the operation just hands it on.
+    # An `init` asks for another start, so then nothing is taken over.
     took_over: list[bool] = []
 
     def make(in_channels: int, original: nn.Module | None = None) -> nn.Module:

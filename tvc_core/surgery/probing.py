@@ -49,8 +49,8 @@ def own_randomness() -> Iterator[None]:
 class _OwnRandomness(TorchDispatchMode):
     """Draws what a network draws during a look from a generator of its own.
 
-    So the look leaves the process's generators alone, which other threads draw from meanwhile:
-    winding them back would give two threads the same numbers.
+    So the look leaves the process's generators alone, which other threads may be
+    drawing from: winding them back would give two threads the same numbers.
     """
 
     def __init__(self) -> None:
@@ -58,6 +58,9 @@ class _OwnRandomness(TorchDispatchMode):
         self.generators: dict[torch.device, torch.Generator] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # Below autograd every random operator comes by here, also those inside of dropout or a
+        # user's own layer. Operators like rand have two overloads, of which one takes a generator;
+        # that one is called with ours. Meta tensors have no generator, and need none.
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags:
             func = _with_generator(func)
@@ -90,7 +93,10 @@ def _with_generator(func: Any) -> Any:
 
 @contextmanager
 def rewinding(devices: list[int] | None = None) -> Iterator[None]:
-    """Give random numbers back where nobody else can have drawn any: in a process of one thread."""
+    """Give random numbers back where no other thread can have drawn: in a process of one."""
+    # Winding the generator back gives the numbers that were drawn in between to the next one who
+    # draws, which is right if that was this thread and wrong if another has drawn as well: two
+    # threads would get the same. So with other threads about, the numbers stay used up.
     if threading.active_count() > 1:
         yield
         return
@@ -103,6 +109,10 @@ def probing(*networks: nn.Module) -> Iterator[None]:
     """Run networks in eval mode for a look: afterwards their modes and buffers are as before, and
     so are the random generators.
     """
+    # Everything that a forward pass may change is written down first: the modes of the modules, and
+    # their buffers, by object and by value (statistics move in place, and some layers put another
+    # tensor there). Random numbers come from a generator of this thread's alone, unless there is no
+    # other thread that could draw from the common one.
     modules = list(dict.fromkeys(module for network in networks for module in network.modules()))
     modes = [(module, module.training) for module in modules]
     buffers = [
@@ -144,6 +154,8 @@ _ATTENTION = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerE
 
 
 def _gpus(modules: list[nn.Module]) -> list[int]:
+    if not torch.cuda.is_initialized():
+        return []
     parameters = (p for module in modules for p in module.parameters(recurse=False))
     return sorted({p.device.index for p in parameters if p.device.type == "cuda"})
 

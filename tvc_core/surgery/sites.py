@@ -129,7 +129,7 @@ class Site:
         """Return the layout at "input" or "output": NCHW, NHWC, NLC or NC.
 
         Raises:
-            TargetError: as for `shape`, or the shape is none of these layouts.
+            TargetError: as for `shape`, or the shape has another layout.
         """
         shape = self.shape(side)
         layout = layout_of(shape, self.image)
@@ -168,6 +168,9 @@ def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
     Raises:
         TargetError: there is no such module. The message has near paths.
     """
+    # A stage that was left out (`stages=`) is still a module of the tree, one that computes
+    # nothing: a path into it exists or not by chance, so it is asked for first, and the error says
+    # what happened to it.
     module = find_module(network, path)
     if (gone := left_out_at(network, path)) is not None:
         raise TargetError(
@@ -240,6 +243,10 @@ class Probe:
         Raises:
             BackboneError: the network's forward pass fails for every size that was tried.
         """
+        # Small, since a build runs several passes. Not square, so that the shapes of maps tell rows
+        # from columns and both from channels (see `layout_of`). If the network takes no such image:
+        # a small square, then the sizes that its weights were trained with, then 224. What each try
+        # said is kept, for the error if none of them works.
         small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
         sides = [*(weights.crop_size for weights in reversed(spec.weights)), 224, spec.min_size]
         crops = [(side, side) for side in sides]
@@ -318,6 +325,9 @@ class Probe:
                 lambda: module.register_forward_hook(after),
             ]
 
+        # A module may run several times, and inside of itself: inputs are a stack, from which each
+        # end of a call takes the last. What is left on it when the pass fails are the calls that
+        # have not come to their end.
         hooks = [hook for path, module in modules.items() for hook in watch(path, module)]
         output: torch.Tensor | Exception
         try:

@@ -33,9 +33,9 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     - `**`: any number of parts, also none
     - `-1`: the last child by order, `-2` the one before it
     - `type:Bottleneck`: every module of this class within, but not those inside another one of them
-    - in front, `stage:2`: the last path of this stage, whose output is the stage's map. Negative
+    - first, `stage:2`: the last path of this stage, whose output is the stage's map. Negative
       numbers count from the end; `stage:*` is each stage, and each must give a module.
-    - behind it, `stage:2.0` and `stage:2.-1`: the first and the last of the blocks that the stage
+    - after it, `stage:2.0` and `stage:2.-1`: the first and the last of the blocks that the stage
       is made of (see `inner_blocks`); a name with `*`: those whose last part matches; `type:Conv2d`
       and `**`: all that is in the stage
 
@@ -51,6 +51,10 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
     if not is_pattern(target) or has_module(network, target):
         locate(network, target, name=name)
         return [target]
+    # Part by part, as a shell expands a path: each part turns the modules found so far into those
+    # that it means within them. The first part that gives nothing is the one that the error is
+    # about. Stages are not modules of the tree, so `stage:` and the part after it are resolved
+    # together, before the rest.
     parts = target.split(".")
     starts: list[Found] = [{"": network}]
     if parts[0].startswith(_STAGE):
@@ -69,6 +73,8 @@ def expand(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> list
             start = within
         found |= start
     found.pop("", None)
+    # Shared modules have several paths, and named_modules gives the first of them. All paths are
+    # walked here, so that a pattern which fits the second name only also finds the module.
     once: dict[int, str] = {}  # a module with two names would run its patch twice
     for path, module in network.named_modules(remove_duplicate=False):
         if path in found:
@@ -166,7 +172,7 @@ def _stages(network: nn.Module, target: str, anatomy: Anatomy, name: str) -> lis
 
 
 def _in_stage(modules: Found, blocks: Found, part: str) -> Iterator[tuple[str, nn.Module]]:
-    """Yield (path, module) of what the part behind `stage:2` means."""
+    """Yield (path, module) of what the part after `stage:2` means."""
     if re.fullmatch("[0-9]{1,4}", part) or _FROM_END.fullmatch(part):
         if -len(blocks) <= int(part) < len(blocks):
             yield list(blocks.items())[int(part)]

@@ -53,6 +53,12 @@ def prove_trains(
     """
     if not prepared or probe.image.is_meta:
         return
+    # The step as a user would do it comes first, since mostly it works. If it fails, the same step
+    # without the patches tells whose fault that is: if it fails as well, the network cannot be
+    # trained on so small an image (a batch normalization of one pixel), and the blocks are tried
+    # alone on what was measured at their places. Otherwise the module that was running when it
+    # failed is the culprit; where the error comes from the backward pass, in which no module runs,
+    # each patch is tried by itself.
     new = {id(patch): _new_parameters(patch, originals) for patch in prepared}
     running: list[Prepared] = []
     gradients: Gradients = {}
@@ -121,6 +127,8 @@ def _step(
 
 def _gradients(outputs: Iterable[Tensor], of: Sequence[Tensor]) -> Gradients:
     """Return the gradients of a random linear function of the outputs."""
+    # A random direction, not the sum: the sum of a softmax or of a normalized map is constant, and
+    # its gradient would be zero where a real loss has one.
     outputs = [output for output in outputs if output.requires_grad]
     of = [tensor for tensor in of if tensor.requires_grad]
     if not outputs or not of:
@@ -247,6 +255,9 @@ def _learns(
     without parameters has nothing to learn.
     """
 
+    # The gate is opened for the step, so gradients go through to the block, and both must come: one
+    # for the gate, without which the block stays closed for ever, and one for something inside. Not
+    # for each parameter: a unit after a ReLU may be dead on one image, and learn on the next.
     def moves(parameter: nn.Parameter) -> bool:
         gradient = gradients.get(id(parameter))
         return gradient is not None and bool((gradient != 0).any())

@@ -51,7 +51,7 @@ def backbone_built(backbone: Subject) -> None:
     """
     try:
         network = _plain(backbone)
-    except Exception as error:  # somebody's factory may raise whatever it likes
+    except Exception as error:  # foreign code may raise any exception
         do = (
             "let the factory be build(spec, *, weights, **options), and weights=None give random "
             "weights"
@@ -184,7 +184,7 @@ def backbone_stages(backbone: Subject) -> None:
         try:
             with torch.no_grad():
                 maps = model.get_stage_outputs(x)[1:]
-        except Exception as error:  # somebody's forward pass may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             raise Fault(
                 f"the stages' maps of images {list(x.shape)}", describe_error(error), do
             ) from error
@@ -318,7 +318,7 @@ def backbone_sizes(backbone: Subject) -> None:
         x = image(2, _channels(backbone), height, width)
         try:
             logits = _forward(network, x)
-        except Exception as error:  # somebody's forward pass may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             raise Fault(
                 f"that images {list(x.shape)} are taken (min_size={side})",
                 describe_error(error),
@@ -383,7 +383,7 @@ def backbone_weights(backbone: Subject) -> None:
         if weights.options:
             try:
                 _plain(backbone, **weights.options)
-            except Exception as error:  # somebody's factory may raise whatever it likes
+            except Exception as error:  # foreign code may raise any exception
                 seen = describe_error(error)
                 raise Fault(
                     f"that the backbone can be built with the options {what}", seen, "correct them"
@@ -419,7 +419,7 @@ def _check_loads(backbone: Subject, weights: Any) -> None:
     if all(same) and before.keys() <= after.keys():
         do = "load them, with tvc_core.read_state_dict, or raise WeightsError"
         raise Fault(
-            f"the tensors of {weights.name!r}, or an error where they cannot be had",
+            f"the tensors of {weights.name!r}, or an error where they are not available",
             "the random start",
             do,
         )
@@ -443,7 +443,7 @@ def backbone_head(backbone: Subject) -> None:
         raise Fault("that the head takes 5 classes", describe_error(error), do) from error
     model = _hybrid(backbone, num_classes=5)
     logits = _forward(model, _images(backbone, model))
-    do = "let the head's last layer give the logits, and nothing behind it depend on their number"
+    do = "let the head's last layer give the logits, and nothing after it depend on their number"
     if list(logits.shape) != [2, 5]:
         raise Fault("logits [2, 5] with 5 classes", f"{list(logits.shape)}", do)
     if lost := sorted(network.state_dict().keys() ^ model.state_dict().keys()):
@@ -464,7 +464,7 @@ def backbone_options(backbone: Subject) -> None:
     )
     try:
         given = _plain(backbone, **options)
-    except Exception as error:  # somebody's factory may raise whatever it likes
+    except Exception as error:  # foreign code may raise any exception
         raise Fault(
             f"that the options {join_names(map(repr, options))} are taken",
             describe_error(error),
@@ -528,7 +528,7 @@ def backbone_independent(backbone: Subject) -> None:
 
 def backbone_seeded(backbone: Subject) -> None:
     """The start does not follow torch's seed, or the factory or a forward pass sets the seed for
-    everybody.
+    all code.
     """
     one, two = _plain(backbone), _plain(backbone)
     if changed := changed_names(snapshot(one), two):
@@ -829,7 +829,7 @@ def _hybrid(
 
 
 def _enliven(network: Any) -> None:
-    """Fill linear layers that start at zero, as ViT's head does: behind them everything looks the
+    """Fill linear layers that start at zero, as ViT's head does: after them everything looks the
     same.
     """
     if isinstance(network, nn.Module):

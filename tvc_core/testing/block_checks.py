@@ -75,7 +75,7 @@ def block_layouts(block: Subject) -> None:
         try:
             with torch.no_grad():
                 y = module(x)
-        except Exception as error:  # somebody's forward pass may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             raise Fault(
                 f"that it takes {what}",
                 describe_error(error),
@@ -119,7 +119,7 @@ def block_shapes(block: Subject) -> None:
                         y = module(x)
                 except (ValueError, TvcError):
                     continue
-                except Exception as error:  # somebody's forward pass may raise whatever it likes
+                except Exception as error:  # foreign code may raise any exception
                     raise Fault(
                         f"that it takes {list(x.shape)} ({layout})", describe_error(error), do
                     ) from error
@@ -136,11 +136,11 @@ def block_gradients(block: Subject) -> None:
     layout, width = block.named.spec.layouts[0], _ready(block)[1]
     names = [name for name, parameter in _make(block).named_parameters() if parameter.requires_grad]
     reached: set[str] = set()
-    for seed in range(20):  # hidden units behind a ReLU may be dead for one set of values
+    for seed in range(20):  # hidden units after a ReLU may be dead for one set of values
         module = _make(block).train()
         perturb(module.parameters(), seed)
         x = map_of(layout, width, seed=seed)
-        # zero: behind a ReLU a channel may be dead
+        # zero: after a ReLU a channel may be dead
         x = (torch.zeros_like(x) if seed == 0 else x).requires_grad_()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -175,7 +175,7 @@ def block_gradients(block: Subject) -> None:
 
 
 def block_identity_start(block: Subject) -> None:
-    """Behind the core's gate the block does not start as the identity: it puts out nan, or changes
+    """With the core's gate the block does not start as the identity: it puts out nan, or changes
     its input.
     """
     spec = block.named.spec
@@ -260,7 +260,7 @@ def block_in_place_of(block: Subject) -> None:
                 continue
             with torch.no_grad():
                 y = module.eval()(map_of(layout, width))
-        except Exception as error:  # somebody's code may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             if isinstance(error, TvcError) and refuses_clearly(error):
                 continue
             do = f"return None where it keeps nothing, or {REFUSE.replace('width', 'module')}"
@@ -307,7 +307,7 @@ def block_dtype(block: Subject) -> None:
         try:
             with torch.no_grad():
                 y = module.to(dtype)(x.to(dtype))
-        except Exception as error:  # somebody's forward pass may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             do = (
                 "make constants with the type of the map, as x.new_zeros(...) does, and buffers "
                 "of what it keeps"
@@ -331,7 +331,7 @@ def block_device(block: Subject) -> None:
         )
         try:
             y = module.to("meta")(x.to("meta"))
-        except Exception as error:  # somebody's forward pass may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             raise Fault(
                 "that it works on another device (meta)", describe_error(error), do
             ) from error
@@ -389,7 +389,7 @@ def block_input_unchanged(block: Subject) -> None:
                 "use no in-place operation on the input: x * g instead of x.mul_(g), "
                 "inplace=False in the first layer"
             )
-            raise Fault("the input as it was", "other values in it", do)
+            raise Fault("the input unchanged", "other values in it", do)
 
 
 def block_state_dict(block: Subject) -> None:
@@ -404,7 +404,7 @@ def block_state_dict(block: Subject) -> None:
     other = seeded_block(block, _ready(block)[1], seed=SEED + 1).eval()
     try:
         other.load_state_dict(module.state_dict())
-    except Exception as error:  # somebody's hooks may raise whatever they like
+    except Exception as error:  # foreign code may raise any exception
         do = "make the same parameters and buffers for the same arguments"
         raise Fault(
             "that another instance loads its state dict", describe_error(error), do
@@ -481,7 +481,7 @@ def block_channels_last(block: Subject) -> None:
             y = module.to(memory_format=torch.channels_last)(
                 x.to(memory_format=torch.channels_last)
             )
-        except Exception as error:  # somebody's forward pass may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             raise Fault(
                 "that it takes maps in channels_last format", describe_error(error), do
             ) from error
@@ -540,7 +540,7 @@ def block_exports(block: Subject) -> None:
 
 
 def block_parameters(block: Subject) -> None:
-    """A misspelt parameter is accepted without a word, as by **kwargs that nobody reads."""
+    """A misspelt parameter is accepted without a word, as by **kwargs that nothing reads."""
     width = _ready(block)[1]
     try:
         create_block(block.named, width, {**block.params, "misspelt_parameter": 1})
@@ -552,7 +552,7 @@ def block_parameters(block: Subject) -> None:
 
 def block_seeded(block: Subject) -> None:
     """The start does not follow torch's seed, or making or running the block sets the seed for
-    everybody.
+    all code.
     """
     module, x = _ready_and_map(block, training=True)
     width = _ready(block)[1]

@@ -107,7 +107,7 @@ class Check:
         except SkipTest as why:
             subject.passed[self.name] = True
             raise SkipTest(f"{self.name} does not apply to {self.thing}: {why}") from why
-        except (Exception, SystemExit) as error:  # somebody's code may raise whatever it likes
+        except (Exception, SystemExit) as error:  # foreign code may raise any exception
             said = " ".join(str(error).split())[:400]
             raise ConformanceError(
                 f"{self.name}: {self.thing}: expected no error, saw {type(error).__name__}: "
@@ -168,7 +168,7 @@ def checks_of(
     Args:
         plugin: the name of its module, the module, or an in-process plugin.
         params: for what cannot be made without: by name, a block's parameters, or the options of a
-            backbone or operation. Where two kinds have one name, write the kind in front: "block
+            backbone or operation. Where two kinds have one name, write the kind first: "block
             gate".
         skip: reasons for checks that are not to run: {"block_export": "why"}, or for one thing
             {"gate": {"block_export": "why"}}. They are reported as skipped.
@@ -199,7 +199,7 @@ def check_plugin(
     """Run every check, and return what passed and what was skipped.
 
     Args:
-        plugin: as for `checks_of`, as are the others.
+        plugin: as for `checks_of`. The other arguments are also the same.
         params: by name.
         skip: by check, or by name and check.
         names: backbones that are not listed.
@@ -238,7 +238,7 @@ def parametrize_with_checks(
     calls it.
 
     Args:
-        plugin: as for `checks_of`, as are the others.
+        plugin: as for `checks_of`. The other arguments are also the same.
         params: by name.
         skip: by check, or by name and check.
         names: backbones that are not listed.

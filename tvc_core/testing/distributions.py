@@ -44,10 +44,10 @@ def write_distribution(
 
 @contextmanager
 def fake_distributions(folder: Path) -> Iterator[Callable[..., Path]]:
-    """Let distributions of a folder count as installed meanwhile.
+    """Let distributions of a folder count as installed inside the `with`.
 
     Args:
-        folder: empty or new; it is on sys.path meanwhile. Afterwards the modules that were imported
+        folder: empty or new; it is on sys.path inside. Afterwards the modules that were imported
             from it are forgotten.
 
     Yields:
@@ -68,15 +68,15 @@ def fake_distributions(folder: Path) -> Iterator[Callable[..., Path]]:
     finally:
         sys.path.remove(str(folder))
         for name, module in list(sys.modules.items()):
-            if (getattr(module, "__file__", None) or "").startswith(f"{folder}/"):
+            if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
                 del sys.modules[name]
         importlib.invalidate_caches()
 
 
 @contextmanager
 def no_discovery() -> Iterator[Callable[..., Registry]]:
-    """Refuse to look for installed plugins meanwhile, so that a test depends on nothing that
-    happens to be installed.
+    """Refuse to look for installed plugins inside the `with`, so that a test depends on nothing
+    that happens to be installed.
 
     Yields:
         A function that makes a registry of in-process plugins and the core: `make(plugin,

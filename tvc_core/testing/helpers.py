@@ -63,7 +63,7 @@ def build_patched(registry: Registry, backbone: str, patches: dict[str, Any]) ->
 
 
 def seeded_block(subject: Subject, in_channels: int, seed: int = SEED) -> nn.Module:
-    """Return a new block, made under a seed; torch's random state is what it was before."""
+    """Return a new block, made under a seed; torch's random state is restored."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return create_block(subject.named, in_channels, subject.params)
@@ -131,7 +131,7 @@ def perturb(tensors: Iterable[Tensor], seed: int = SEED, size: float = 0.2) -> N
 
 
 def named_tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers by name, those outside of the state dict, too."""
+    """Return all parameters and buffers by name, including those outside of the state dict."""
     return dict(
         (
             *module.named_parameters(remove_duplicate=False),
@@ -169,7 +169,7 @@ def check_copies(module: nn.Module, x: Tensor, what: str) -> None:
     for way in ("pickle", "deepcopy"):
         try:
             twin = pickle.loads(pickle.dumps(module)) if way == "pickle" else copy.deepcopy(module)
-        except Exception as error:  # pickling may raise whatever it likes
+        except Exception as error:  # pickling may raise any exception
             raise Fault(
                 f"that {way} takes {what}",
                 describe_error(error),
@@ -192,5 +192,5 @@ def check_copies(module: nn.Module, x: Tensor, what: str) -> None:
             raise Fault(
                 f"a copy of {what} by {way} with tensors of its own",
                 f"shared {shared[0]}",
-                "copy tensors, too",
+                "also copy tensors",
             )

@@ -35,7 +35,7 @@ def initializer_runs(init: Subject) -> None:
     for name, module in _samples().items():
         try:
             result = _run(init, module)
-        except Exception as error:  # somebody's initializer may raise whatever it likes
+        except Exception as error:  # foreign code may raise any exception
             do = (
                 "pass over layers that it does not know, and over parameters with fewer than two "
                 "axes"
@@ -97,7 +97,7 @@ def initializer_only_given(init: Subject) -> None:
 
 
 def initializer_reproducible(init: Subject) -> None:
-    """The values do not follow torch's seed, or the initializer sets the seed for everybody."""
+    """The values do not follow torch's seed, or the initializer sets the seed for all code."""
     do = "take random numbers from torch's default generator, and never call torch.manual_seed"
     for what, module in _samples().items():
         tensors = []
@@ -139,7 +139,7 @@ def initializer_in_build(init: Subject) -> None:
     for block in ("tvc-kit:gate", "tvc-kit:mix"):
         patches = {"layer2": {"wrap": {"type": block, "init": init.named.qualified}}}
         try:
-            with torch.enable_grad():  # and as it was afterwards, whatever the initializer sets
+            with torch.enable_grad():  # restored afterwards, whatever the initializer sets
                 model = build_patched(init.registry, "tvc-kit:maps", patches)
         except TvcError as error:
             raise Fault(
@@ -153,7 +153,7 @@ def initializer_in_build(init: Subject) -> None:
             if not torch.equal(tensor, state[name])
         ]:
             raise Fault(
-                "the network's own tensors as they were",
+                "the network's own tensors unchanged",
                 f"changes of {join_names(changed, most=4)}",
                 GIVEN,
             )
@@ -203,7 +203,7 @@ def _run(
         if seed is not None:
             torch.manual_seed(seed)
         try:
-            result = init.named.load()(module)  # unguarded: what it leaves behind is looked at
+            result = init.named.load()(module)  # unguarded: what it leaves behind is examined
             then()
             return result
         finally:

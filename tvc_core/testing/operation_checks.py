@@ -114,12 +114,12 @@ def operation_keys(op: Subject) -> None:
             inside = replaced and name.startswith(f"{place.target}.")
             if name not in after and moved:
                 raise Fault(
-                    f"the key {name!r} at {place} as it was", f"the same tensor as {moved[0]!r}", do
+                    f"the key {name!r} at {place} unchanged", f"the same tensor as {moved[0]!r}", do
                 )
             if not inside and (name not in after or not torch.equal(after[name], tensor)):
                 seen = "other values there" if name in after else "no such key"
                 raise Fault(
-                    f"the key {name!r}, outside of what is replaced at {place}, as it was", seen, do
+                    f"the key {name!r}, outside of what is replaced at {place}, unchanged", seen, do
                 )
 
 
@@ -397,7 +397,7 @@ def _alike(op: Subject, place: Place, one: HybridModel, two: HybridModel) -> boo
 
 
 def _is_refusal(error: TvcError) -> bool:
-    """Look behind the error that the core puts the place in front of."""
+    """Look through the error to which the core adds the place."""
     cause = error.__cause__
     return refuses_clearly(cause if isinstance(cause, TvcError) else error)
 

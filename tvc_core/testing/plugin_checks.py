@@ -111,6 +111,8 @@ def _imported_by(module: str, owner: str) -> tuple[float, list[str], list[str]]:
             [sys.executable, "-c", _IMPORT, module, owner],
             capture_output=True,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
             timeout=60,
             check=False,

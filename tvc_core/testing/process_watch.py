@@ -120,7 +120,7 @@ class ProcessWatch:
         return [name for name in HEAVY if name in sys.modules and name not in self._modules]
 
     def changes(self) -> list[str]:
-        """Return in words what is not as it was, "output" for what was printed included. What can
+        """Return in words what has changed, "output" for what was printed included. What can
         change the bits of a build is put back.
         """
         heavy = bool(self.heavy())

@@ -1,4 +1,4 @@
-"""What a check looks at: the plugin as it was handed over, or one thing that it offers. Imports no
+"""What a check looks at: the plugin that was handed over, or one thing that it offers. Imports no
 torch.
 """
 
@@ -50,7 +50,7 @@ class Subject:
     passed: dict[str, bool] = field(default_factory=dict)
     """Results of the checks that others build on."""
     memo: dict[str, Any] = field(default_factory=dict)
-    """What checks found out and others need, too."""
+    """What checks found out and others also need."""
 
     @property
     def kind(self) -> str:
@@ -64,7 +64,7 @@ class Subject:
 
 @dataclass(kw_only=True, eq=False)
 class PluginSubject:
-    """A plugin as it was handed over.
+    """A plugin that was handed over.
 
     Args:
         name: what messages call it: the module's name, or the owner of an object.

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from ..errors import WeightsError, short_repr
 
 __all__ = ["Entry", "Header", "is_own", "pack", "read_header", "read_tensors", "strict_json"]
 
-MOST_HEADER = 10_000_000
+MOST_HEADER = 10 << 20
 """Length of a header [bytes]; safetensors' own reader stops at ten times as many."""
 
 MOST_TENSORS = 100_000
@@ -32,14 +32,16 @@ _NAMES = {
     "BOOL": "bool", "U8": "uint8", "I8": "int8", "I16": "int16", "U16": "uint16", "I32": "int32",
     "U32": "uint32", "I64": "int64", "U64": "uint64", "F16": "float16", "BF16": "bfloat16",
     "F32": "float32", "F64": "float64", "C64": "complex64", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu", "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
 }  # fmt: skip
-_DTYPES: dict[str, torch.dtype] = {name: getattr(torch, each) for name, each in _NAMES.items()}
+_DTYPES: dict[str, torch.dtype] = {
+    name: getattr(torch, each) for name, each in _NAMES.items() if hasattr(torch, each)
+}
 _WRITTEN = {dtype: name for name, dtype in _DTYPES.items()}
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """What a header says of a tensor.
 
     Args:
@@ -78,12 +80,12 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         raise WeightsError(f"{path}: not a safetensors file, or damaged: its header is not there")
     if length > MOST_HEADER:
         raise WeightsError(
-            f"{path}: its header has {length:,} bytes, and at most {MOST_HEADER:,} are read"
+            f"{path}: its header has {length} bytes, and at most {MOST_HEADER} are read"
         )
     data = file.read(length)
     count = data.count(b'"data_offsets"')  # before a list of them takes time and memory
     if count > MOST_TENSORS:
-        raise WeightsError(f"{path}: {count:,} tensors, and at most {MOST_TENSORS:,} are read")
+        raise WeightsError(f"{path}: {count} tensors, and at most {MOST_TENSORS} are read")
     try:
         found = strict_json(data.decode("utf-8"))
         metadata = found.pop("__metadata__", {})
@@ -122,11 +124,10 @@ def strict_json(text: str) -> Any:
 
 def _entry(name: str, said: Mapping[str, Any], begin: int) -> Entry:
     dtype, shape, (start, end) = _DTYPES[said["dtype"]], said["shape"], said["data_offsets"]
-    if set(said) != {"dtype", "shape", "data_offsets"}:
-        raise ValueError(f"{short_repr(name)} says more than it should")
-    if not all(type(number) is int and 0 <= number < 2**48 for number in (*shape, start, end)):
-        raise ValueError(f"{short_repr(name)} has a size that cannot be")
-    if math.prod(shape) * dtype.itemsize != end - start:
+    for number in (*shape, start, end):
+        if type(number) is not int or not 0 <= number < 2**48:
+            raise ValueError(f"{short_repr(name)} has a size that cannot be")
+    if len(said) != 3 or math.prod(shape) * dtype.itemsize != end - start:
         raise ValueError(f"{short_repr(name)} has another size than its shape says")
     return Entry(dtype, tuple(shape), begin + start, end - start)
 

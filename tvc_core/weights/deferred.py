@@ -11,8 +11,8 @@ Here neither is done, without a change of torch that another thread could see:
   filled until the factory has returned is initialized then. So a network looks exactly as it would
   have looked, except for which random numbers were drawn.
 - A copy from a tensor that `lend` announced hands its memory over to the parameter instead. Where
-  somebody turns out to hold that memory as well when the factory has returned, the parameter gets a
-  copy after all.
+  other code turns out to hold that memory as well when the factory has returned, the parameter
+  gets a copy after all.
 """
 
 from __future__ import annotations

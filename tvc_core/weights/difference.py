@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import WeightsError, join_names, short_repr
-from .files import check_state_dict, read_state_dict
+from .entries import check_state_dict
+from .files import read_state_dict
 
 __all__ = ["TensorChange", "WeightsDiff", "diff_weights"]
 

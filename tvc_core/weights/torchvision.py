@@ -60,7 +60,7 @@ def build_torchvision(
 
     Raises:
         BackboneError: the installed torchvision does not have the network.
-        WeightsError: the file cannot be had, has the wrong hash, or does not fit the network.
+        WeightsError: the file is not available, has the wrong hash, or does not fit the network.
     """
     try:
         build = torchvision.models.get_model_builder(spec.name)
@@ -70,6 +70,10 @@ def build_torchvision(
         ) from error
     if weights is None:
         return build(weights=None, **options)
+    # The builder is torchvision's own, since it does more than to load: it renames old keys, sets
+    # options that a set of weights needs, drops auxiliary heads. It asks two things of the member
+    # that it is given: whether it is of the right enum class, and for its tensors. `_CheckedMember`
+    # answers both, the second one from a file whose hash was compared.
     member = find_member(spec, weights)
     size = options.pop("image_size", None)
     try:

@@ -211,7 +211,7 @@ def mlp(
         in_channels: C [channels].
         hidden_channels: width of the hidden layer; None for 4 C [channels].
         activation: of the hidden layer, as for conv_bn_act.
-        dropout: probability behind each layer.
+        dropout: probability after each layer.
 
     Raises:
         ValueError: `hidden_channels` is not positive, `dropout` no probability, or the activation

@@ -29,7 +29,7 @@ def conv2d(
 ) -> nn.Module:
     """Convolution.
 
-    In the place of another one, what is None is as it was there, and the weights stay, resampled
+    In the place of another one, what is None is taken from it, and the weights stay, resampled
     where the kernel has another size:
 
     - "resize": W' = P_h W P_w^T for each pair of channels. P is the pseudo-inverse of R^T, and R is

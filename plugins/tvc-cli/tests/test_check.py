@@ -5,14 +5,12 @@ from __future__ import annotations
 import importlib
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import tvc_cli.commands
 from click.testing import CliRunner, Result
-
-from tvc_core.testing import write_distribution
 
 SOUND = """
 from tvc_core import InitializerSpec, hookimpl
@@ -31,10 +29,8 @@ def tvc_initializers():
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield lambda source: write_distribution(tmp_path, "acme-fill", source)
-    sys.modules.pop("acme_fill_plugin", None)
+def install(fake_distribution: Callable[..., Path]) -> Callable[[str], object]:
+    return lambda source: fake_distribution("acme-fill", source)
 
 
 def check(*args: str) -> Result:

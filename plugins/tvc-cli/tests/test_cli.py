@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -109,28 +109,21 @@ BROKEN = "raise ImportError('no module named acme_engine')"
 
 @pytest.fixture
 def install(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str, str], None]]:
+    fake_distribution: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[str, str], None]:
     """Return a function that installs a distribution for this test, where only such distributions
     are seen.
     """
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
     for variable in ("TVC_DISABLE", "TVC_STRICT"):
         monkeypatch.delenv(variable, raising=False)
-    before = set(sys.modules)
     owners: list[str] = []
 
     def write(name: str, source: str) -> None:
-        write_distribution(folder, name, source)
+        fake_distribution(name, source)
         owners.append(name)
         monkeypatch.setenv("TVC_ONLY", ",".join(owners))
 
-    yield write
-    for module in set(sys.modules) - before:
-        if module.endswith("_plugin"):
-            del sys.modules[module]
+    return write
 
 
 @pytest.fixture

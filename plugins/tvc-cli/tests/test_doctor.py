@@ -20,7 +20,6 @@ from click.testing import CliRunner, Result
 from tvc_cli import doctor, probe
 
 import tvc_core
-from tvc_core.testing import write_distribution
 
 HEADER = "from tvc_core import BlockSpec, hookimpl\nTVC_API = (1, 0)\n"
 GOOD = (
@@ -32,19 +31,16 @@ Install = Callable[..., Path]
 
 
 @pytest.fixture
-def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
+def install(fake_distribution: Install, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Return a function that installs a distribution for this test and its processes, where nothing
     else is in force.
     """
-    folder = tmp_path / "site"
-    folder.mkdir()
-    monkeypatch.syspath_prepend(str(folder))
     for variable in [name for name in os.environ if name.startswith("TVC_")]:
         monkeypatch.delenv(variable)
     owners: list[str] = []
 
     def write(name: str, source: str, **more: str) -> Path:
-        info = write_distribution(folder, name, source, **more)
+        info = fake_distribution(name, source, **more)
         owners.append(name)
         monkeypatch.setenv("TVC_ONLY", ",".join(owners))
         return info

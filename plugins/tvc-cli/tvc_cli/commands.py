@@ -104,7 +104,7 @@ def list_command(
     --owner.
 
     Of backbones it shows parameters, multiply-adds of one image of the weights' size, and accuracy
-    on ImageNet-1K, as the publisher of the default weights states them; "-" where nobody does.
+    on ImageNet-1K, as the publisher of the default weights states them; "-" where nothing does.
     """
     registry = Registry()
     if pattern is None and facts.is_pattern(kind):  # a pattern by itself is one of backbones

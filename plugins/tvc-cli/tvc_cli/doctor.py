@@ -40,7 +40,7 @@ _VALUES = {"TVC_VERIFY_WEIGHTS": ("0", "1")}
 """Of the variables for which any other value does nothing."""
 
 SLOW = 0.3
-"""From here on loading a plugin counts as slow [s]: somebody who types `tvc list` feels it."""
+"""From here on loading a plugin counts as slow [s]: a user who types `tvc list` feels it."""
 
 _TIMEOUT = 10.0  # what the core takes where TVC_IMPORT_TIMEOUT is not a number [s]
 

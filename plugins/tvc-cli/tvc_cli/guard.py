@@ -138,7 +138,7 @@ def common_options(command: F) -> F:
 
 @contextlib.contextmanager
 def environment(**values: str) -> Iterator[None]:
-    """Set environment variables, and put back what they were."""
+    """Set environment variables, and restore them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

@@ -174,7 +174,7 @@ def write_plugin(
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(text, encoding="utf-8")
         draft.rename(folder)
-    except BaseException:  # Ctrl-C, too, leaves nothing behind
+    except BaseException:  # also Ctrl-C leaves nothing behind
         shutil.rmtree(draft, ignore_errors=True)
         raise
     return folder, sorted(texts)

@@ -1,6 +1,6 @@
 """Offers torchvision's other convolutional classifiers. Light: imports no torch.
 
-A layer that shrinks the map in front of blocks belongs to the stage of these blocks; VGG's blocks
+A layer that shrinks the map before blocks belongs to the stage of these blocks; VGG's blocks
 end with theirs.
 """
 

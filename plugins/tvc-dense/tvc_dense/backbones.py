@@ -1,7 +1,7 @@
 """A hybrid as the backbone of torchvision's detectors and segmenters.
 
 The hybrid is the child `body`, whole: its patches, its freezing and `train()` work as before, and
-its keys are the same behind the prefix. Only its classifier has nothing to do, and is frozen.
+its keys are the same after the prefix. Only its classifier has nothing to do, and is frozen.
 """
 
 from __future__ import annotations
@@ -111,11 +111,11 @@ def as_detection_backbone(
     Args:
         model: the hybrid.
         out_channels: channels of every map that comes out [channels].
-        extra: what comes behind the coarsest map: "pool", a map of half its size; "p6p7", two maps
+        extra: what comes after the coarsest map: "pool", a map of half its size; "p6p7", two maps
             by convolutions with stride 2; None, nothing.
         strides: which scales of `model.pyramid_info` are used, at least two; by default those from
             4 on, with "p6p7" from 8.
-        norm_layer: makes a normalization for a number of channels, behind every convolution of the
+        norm_layer: makes a normalization for a number of channels, after every convolution of the
             pyramid network.
 
     Raises:

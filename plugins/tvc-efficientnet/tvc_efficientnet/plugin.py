@@ -17,7 +17,7 @@ _B = "Tan and Le 2019, arXiv:1905.11946"
 _V2 = "Tan and Le 2021, arXiv:2104.00298"
 _HALF = (0.5, 0.5, 0.5)
 _LITE0: dict[str, Any] = {"num_params": 4652008, "gflops": 0.385, "license": "Apache-2.0"}
-"""Measured, and what the package says; nobody states the accuracy of its file."""
+"""Measured, and what the package says; no one states the accuracy of its file."""
 _TF_MEAN, _TF_STD = (127 / 255,) * 3, (128 / 255,) * 3
 
 
@@ -37,7 +37,7 @@ def _imagenet(
 def _spec(
     name: str, *weights: WeightsSpec, dropout: float, num_stages: int = 7, **others: Any
 ) -> BackboneSpec:
-    # the last convolution, behind the last stage of blocks, belongs to that stage
+    # the last convolution, after the last stage of blocks, belongs to that stage
     stages = [
         *((f"features.{index}",) for index in range(1, num_stages)),
         (f"features.{num_stages}", f"features.{num_stages + 1}"),

@@ -410,7 +410,8 @@ def test_offline_weights_are_an_error_that_says_what_to_do(
     tmp_path: Path, builder: HybridBuilder
 ) -> None:
     with pytest.raises(
-        WeightsError, match=r"'r160_in1k' of timm/test_resnet cannot be had.*weights=None"
+        WeightsError,
+        match=r"'r160_in1k' of timm/test_resnet cannot be downloaded or read.*weights=None",
     ):
         builder.from_backbone("timm/test_resnet", options={"cache_dir": str(tmp_path)})
 

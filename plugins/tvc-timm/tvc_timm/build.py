@@ -23,13 +23,13 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
     """Build a model of timm; the factory of every member of the family.
 
     Args:
-        spec: its `name` is timm's, behind "timm/".
+        spec: its `name` is timm's, after "timm/".
         weights: one of the spec's pretrained sets, or None for random weights.
         **options: what timm's model takes. `num_classes` of a pretrained model gives it a new
             classifier; every other weight is the file's, or it is an error.
 
     Raises:
-        WeightsError: the file cannot be had, or does not fit.
+        WeightsError: the file is not available, or does not fit.
     """
     arch = spec.name.partition("/")[2].partition(".")[0]
     tag = weights.name if weights is not None else spec.default_weights
@@ -61,8 +61,8 @@ def _pretrained(arch: str, weights: WeightsSpec, options: dict[str, Any]) -> Any
         raise
     except OSError as error:
         raise WeightsError(
-            f"the weights {weights.name!r} of timm/{arch} cannot be had{where}: {_short(error)}. "
-            "timm reads them from its hub or the "
+            f"the weights {weights.name!r} of timm/{arch} cannot be downloaded or read{where}: "
+            f"{_short(error)}. timm reads them from its hub or the "
             "cache of it; give another place by options={'pretrained_cfg_overlay': {'file': ...}}, "
             "or pass weights=None to "
             "start from random weights."

@@ -188,7 +188,7 @@ def _on_meta(arch: str, tag: str) -> nn.Module:
     try:
         with torch.device("meta"):  # draws no random numbers
             return timm.create_model(arch, pretrained_cfg=tag or None).eval()
-    except Exception as error:  # timm raises whatever it likes
+    except Exception as error:  # timm may raise any exception
         raise Refused(
             f"it cannot be built without memory ({type(error).__name__}: {error})"
         ) from error

@@ -94,9 +94,9 @@ def find_parts(
         ]
     ends = [watch.ends[path] for path in features]
     parts = _partition(network, [begins, *ends], [head, *others], watch)
-    *front, behind = parts
-    front[-1] += _maps_of(behind, watch)
-    neck = behind[len(_maps_of(behind, watch)) :]
+    *front, rest = parts
+    front[-1] += _maps_of(rest, watch)
+    neck = rest[len(_maps_of(rest, watch)) :]
     for index, paths in enumerate(front):
         maps = [path for path in paths if watch.is_map(path)]
         paths.sort(key=lambda path: path in maps[-1:])  # tensors that are added to it are no map
@@ -120,7 +120,7 @@ def runs(network: nn.Module, image: Tensor) -> bool:
     try:
         with torch.no_grad():
             network(image)
-    except Exception:  # a network may raise whatever it likes for a size that it does not accept
+    except Exception:  # a network may raise any exception for a size that it does not accept
         return False
     return True
 
@@ -260,7 +260,7 @@ def _is_simple(module: nn.Module) -> bool:
 def _partition(
     network: nn.Module, ends: Sequence[int], heads: Sequence[str], watch: _Watch
 ) -> list[list[str]]:
-    """Return the paths of stem, stages and of what comes behind them, each in order of execution;
+    """Return the paths of stem, stages and of what comes after them, each in order of execution;
     without the heads.
     """
     parts: list[list[tuple[int, str]]] = [[] for _ in (*ends, None)]
@@ -277,13 +277,13 @@ def _partition(
                 return
         if path and start is None and not holds_head and not any(_ticks(path, watch)):
             if next(chain(module.parameters(), module.buffers()), None) is not None:
-                # it never runs, and counts to the last stage
+                # it never runs, and is part of the last stage
                 parts[len(ends) - 1].append((0, path))
             return
         prefix = f"{path}." if path else ""
         for name in (*module._parameters, *module._buffers):
             if module._parameters.get(name) is not None or module._buffers.get(name) is not None:
-                # one that is never used counts to the stem
+                # one that is never used is part of the stem
                 tick = watch.used.get(f"{prefix}{name}", 0)
                 parts[bisect_left(ends, tick)].append((tick, f"{prefix}{name}"))
         for name, child in module._modules.items():
