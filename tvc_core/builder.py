@@ -12,7 +12,7 @@ from types import MethodType
 from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import Recipe, Weights, load_recipe, make_plan
+from .recipe import Place, Recipe, Weights, load_recipe, make_plan
 from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
@@ -237,7 +237,10 @@ class HybridBuilder:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch
 
-        return assemble(plan)
+        if recipe.where.lines is None:
+            return assemble(plan)
+        with Place(recipe.where.source).before_errors():  # what is found here has no line
+            return assemble(plan)
 
     @_OnClassToo
     def load(

@@ -40,7 +40,7 @@ class FileInfo:
         versions: of the distributions that wrote it.
         metadata: the user's own facts.
         module: the class of the user's own module that it was made from.
-        base: name of the file that a delta belongs to.
+        base: of a delta: the name of the file that it belongs to, or backbone and weights.
         missing: names that it needs and that nothing installed offers, each with what offers it.
     """
 
@@ -113,9 +113,14 @@ def _of_own(file: OwnFile, registry: Registry) -> FileInfo:
         versions=content.get("versions", {}),
         metadata=content.get("metadata", {}),
         module=None if module is None else module["type"],
-        base=None if base is None else base["name"],
+        base=None if base is None else base.get("name") or _backbone(base["recipe"]),
         missing=tuple(dict.fromkeys(_missing(recipe, registry))),
     )
+
+
+def _backbone(recipe: Mapping[str, Any]) -> str:
+    found = Recipe.from_mapping(recipe)
+    return f"{found.backbone} with {found.weights}"
 
 
 def _missing(recipe: Recipe, registry: Registry) -> Iterator[str]:

@@ -15,6 +15,7 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .assemble import assemble
@@ -31,11 +32,13 @@ from .registry import Registry
 from .specs import BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
-from .weights.container import Entry
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 
 __all__ = ["load", "open_model"]
+
+_MOST_IN_A_BASE = 1 << 28
+"""Values of a tensor of a base that is built, for which no header speaks: VGG has 102 million."""
 
 
 def load(
@@ -54,7 +57,7 @@ def load(
         module: for a model that `HybridBuilder.from_module` made: a new network of the same kind,
             which becomes the model.
         base: for a file that was saved with a `base`: where that is; by default it is looked for by
-            its name in the file's folder.
+            its name in the file's folder, or built by its recipe.
         registry: where names are looked up; by default what is installed.
 
     Raises:
@@ -80,10 +83,7 @@ def open_model(
     with open_own(path) as file:
         _check_module(path, file.content, module)
         with nullcontext() if module is None else rollback_on_error(module), _naming(path):
-            if (other := _base_of(file, base)) is None:
-                return _load(file, None, registry, module)
-            with open_own(other) as below:
-                return _load(file, below, registry, module)
+            return _load(file, registry, module, _base_of(file, base, registry))
 
 
 @contextmanager
@@ -114,28 +114,56 @@ def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | No
         raise WeightsError(f"{path}: rebuilds its own backbone, {backbone}; leave module out")
 
 
-def _base_of(file: OwnFile, given: str | Path | None) -> Path | None:
-    """Return where the base of a file is. What the file says of it is a name in its own folder."""
-    said = file.content.get(BASE_KEY)
+def _base_of(
+    file: OwnFile, given: str | Path | None, registry: Registry
+) -> dict[str, Tensor] | None:
+    """Return the tensors of the base of a file; what the file says of it is a name in its own
+    folder, or a recipe. None for a file that holds a whole model.
+    """
+    path, said = file.path, file.content.get(BASE_KEY)
     if said is None:
         if given is not None:
-            raise WeightsError(f"{file.path}: holds the whole model; leave base out")
+            raise WeightsError(f"{path}: holds the whole model; leave base out")
         return None
-    if given is not None:
-        return Path(given)
-    if Path(said["name"]).name != said["name"]:
-        raise WeightsError(f"{file.path}: its base {said['name'][:80]!r} is outside of its folder")
-    beside = file.path.with_name(said["name"])
+    if given is None and "recipe" in said:
+        recipe = Recipe.from_mapping(said["recipe"], source=str(path))
+        name = f"what {recipe.backbone} with the weights {recipe.weights} is here"
+        with limit_tensors([_MOST_IN_A_BASE], f"{path}: does not fit its own recipe"):
+            model = assemble(make_plan(recipe, registry))
+        found: dict[str, Tensor] = {k: t.detach() for k, t in model.state_dict().items()}
+    else:
+        other = _beside(path, said) if given is None else Path(given)
+        with open_own(other) as below:
+            name, found = str(other), below.read()
+    if digest_of({}, found) != said["sha256"]:
+        raise WeightsError(
+            f"{name} is not the base that {path} was saved with: its tensors have another hash"
+        )
+    return found
+
+
+def _beside(path: Path, said: Mapping[str, Any]) -> Path:
+    name = said.get("name", "")
+    if not name or Path(name).name != name:
+        raise WeightsError(f"{path}: its base {name[:80]!r} is outside of its folder")
+    beside = path.with_name(name)
     if not beside.exists():
         raise WeightsError(
-            f"{file.path}: holds only what differs from {said['name']!r}, which is not beside it: "
-            f"put it there, or say where it is: tvc_core.load({str(file.path)!r}, base=...)"
+            f"{path}: holds only what differs from {name!r}, which is not beside it: put it there, "
+            f"or say where it is: tvc_core.load({str(path)!r}, base=...)"
         )
     return beside
 
 
+def _limited(file: OwnFile, base: Mapping[str, Tensor] | None) -> limit_tensors:
+    """Return a context in which only tensors of the size of a file's are made."""
+    sizes = [math.prod(entry.shape) for entry in file.entries.values()]
+    sizes += [tensor.numel() for tensor in (base or {}).values()]
+    return limit_tensors(sizes, f"{file.path}: does not fit its own recipe")
+
+
 def _load(
-    file: OwnFile, base: OwnFile | None, registry: Registry, module: nn.Module | None
+    file: OwnFile, registry: Registry, module: nn.Module | None, base: dict[str, Tensor] | None
 ) -> HybridModel:
     # A file is data, and everything in it could be wrong: the recipe is read under the rules for
     # recipes, which reach nothing. Then the model is built without its pretrained weights, whose
@@ -145,18 +173,11 @@ def _load(
     path, content = file.path, file.content
     model = _build(file, base, registry, module)
     own = model.state_dict()
-    lent = {} if base is None else {k: v for k, v in base.entries.items() if k in own}
-    entries = {**lent, **file.entries}
-    _compare(path, own, entries)
-    tensors = file.read()
-    if base is not None:
-        known = base.read()
-        if digest_of({}, known) != content[BASE_KEY]["sha256"]:
-            raise WeightsError(
-                f"{base.path}: is not the base that {path} was saved with: its tensors have "
-                "another hash"
-            )
-        tensors = {**{name: known[name] for name in lent}, **tensors}
+    lent = {k: t for k, t in (base or {}).items() if k in own}
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in lent.items()}
+    shapes |= {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
+    _compare(path, own, shapes)
+    tensors = {**lent, **file.read()}
     # Copying would convert a bfloat16 file back to float32 without a word. Where the types differ,
     # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
     # the objects that the build made and tied tensors stay tied.
@@ -178,7 +199,7 @@ def _load(
 
 
 def _build(
-    file: OwnFile, base: OwnFile | None, registry: Registry, module: nn.Module | None
+    file: OwnFile, base: dict[str, Tensor] | None, registry: Registry, module: nn.Module | None
 ) -> HybridModel:
     """Build what the recipe of a file describes, if it is of the size of the file."""
     content = file.content
@@ -188,12 +209,9 @@ def _build(
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
     _check_own(file.path, recipe, registry)
     plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
-    sizes = [
-        math.prod(entry.shape) for each in (file, base) if each for entry in each.entries.values()
-    ]
-    with limit_tensors(sizes, f"{file.path}: does not fit its own recipe"):
+    with _limited(file, base):
         model = assemble(plan, pretrained=False)
-    restore_gates(model, [*file.entries, *(base.entries if base is not None else ())])
+    restore_gates(model, [*file.entries, *(base or {})])
     return model
 
 
@@ -210,8 +228,12 @@ def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:
         raise WeightsError(f"the preprocessing inside is not valid: {error}") from error
 
 
-def _compare(path: Path, own: Mapping[str, Tensor], entries: Mapping[str, Entry]) -> None:
-    """Refuse tensors that are not those of the model."""
+def _compare(
+    path: Path,
+    own: Mapping[str, Tensor],
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> None:
+    """Refuse tensors that are not those of the model, by their types and shapes."""
     if own.keys() != entries.keys():
         lost, extra = [k for k in own if k not in entries], [k for k in entries if k not in own]
         raise WeightsError(
@@ -220,17 +242,14 @@ def _compare(path: Path, own: Mapping[str, Tensor], entries: Mapping[str, Entry]
             + (f", ... ({len(extra) - 4} more)" if len(extra) > 4 else "")
         )
     for name, tensor in own.items():
-        found = entries[name]
-        if tuple(tensor.shape) != found.shape:
+        dtype, shape = entries[name]
+        if tuple(tensor.shape) != shape:
             raise WeightsError(
-                f"{path}: {name} has the shape {list(found.shape)}, its recipe gives "
-                f"{list(tensor.shape)}"
+                f"{path}: {name} has the shape {list(shape)}, its recipe gives {list(tensor.shape)}"
             )
-        floats = tensor.is_floating_point() and found.dtype.is_floating_point
-        if tensor.dtype != found.dtype and not floats:
-            raise WeightsError(
-                f"{path}: {name} is of {found.dtype}, its recipe gives {tensor.dtype}"
-            )
+        floats = tensor.is_floating_point() and dtype.is_floating_point
+        if tensor.dtype != dtype and not floats:
+            raise WeightsError(f"{path}: {name} is of {dtype}, its recipe gives {tensor.dtype}")
 
 
 def _freeze_by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> None:

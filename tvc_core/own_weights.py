@@ -80,8 +80,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     with open_own(path) as file:
         if BASE_KEY in file.content:
             raise WeightsError(
-                f"{path}: holds only what differs from {file.content[BASE_KEY]['name']!r}: read it "
-                "by tvc_core.load, and save the model whole"
+                f"{path}: holds only what differs from its base: read it by tvc_core.load, and "
+                "save the model whole"
             )
         state = file.read()
         lend(state.values())

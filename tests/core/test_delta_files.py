@@ -129,3 +129,41 @@ def test_bits_decide(tiny: Any, lab: Any, tmp_path: Path, dtype: torch.dtype) ->
         found = again.state_dict()[key]
         raw = [each.reshape(-1).view(torch.uint8) for each in (found, value)]
         assert found.dtype == value.dtype and torch.equal(*raw), key
+
+
+def test_pretrained_weights_are_a_base(builder: Any, made_up: Any, tmp_path: Path) -> None:
+    """No copy of the official file is needed, and a model that was changed is no base."""
+    made_up("mobilenet_v3_small")
+    start = builder.from_backbone("mobilenet_v3_small")
+    given: Any = {"patches": {"features.3": {"wrap": "se"}}, "num_classes": 3}
+    model = builder.from_backbone("mobilenet_v3_small", **given)
+    with torch.no_grad():
+        model.features[1].block[0][1].running_mean += 0.25
+    model.save(tmp_path / "d.safetensors", base=start)
+    again = tvc_core.load(tmp_path / "d.safetensors")
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again(x), model.eval()(x))
+    info = tvc_core.describe_file(tmp_path / "d.safetensors")
+    assert info.kind == "delta" and str(info.base).endswith("mobilenet_v3_small with IMAGENET1K_V1")
+    assert "features.1.block.0.1.running_mean" in info.tensors and len(info.tensors) < 12
+    with torch.no_grad():
+        start.features[0][0].weight += 1
+    model.save(tmp_path / "wrong.safetensors", base=start)
+    with pytest.raises(WeightsError, match="not the base"):
+        tvc_core.load(tmp_path / "wrong.safetensors")
+    for wrong in (model, builder.from_backbone("mobilenet_v3_small", None), nn.Linear(2, 2)):
+        with pytest.raises(WeightsError, match="base"):
+            model.save(tmp_path / "no.safetensors", base=wrong)
+
+
+def test_other_readers_refuse_a_delta(files: tuple[HybridModel, Path, Path]) -> None:
+    _, _, delta = files
+    for read in (tvc_core.read_state_dict, lambda path: tvc_core.diff_weights(path, {})):
+        with pytest.raises(WeightsError, match=r"tvc_core\.load"):
+            read(delta)
+    model = HybridBuilder().from_backbone("resnet18", None, num_classes=3)
+    with pytest.raises(WeightsError, match=r"tvc_core\.load"):
+        tvc_core.partial_load(model, delta)
+    with pytest.raises(WeightsError, match=r"tvc_core\.load"):
+        HybridBuilder().from_backbone("resnet18", delta)

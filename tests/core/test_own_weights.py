@@ -114,3 +114,17 @@ def test_an_open_file_is_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("backbone: {name: resnet18, weights: null}\nodd: 1\n")
     with (tmp_path / "r.yaml").open("rb") as file, pytest.raises(RecipeError, match=r"line 2.*odd"):
         B.build(file)
+
+
+def test_what_is_found_while_building_names_the_file(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(
+        "backbone: {name: resnet18, weights: null, patches: {nowhere: {wrap: se}}}\n"
+    )
+    with pytest.raises(tvc_core.TargetError, match=r"r\.yaml: .*nowhere"):
+        load_yaml_recipe(recipe)
+    recipe.write_text(
+        "backbone: {name: resnet18, weights: null}\nfreeze_backbone: true\nunfreeze_stages: [9]\n"
+    )
+    with pytest.raises(tvc_core.StageError, match=r"r\.yaml: "):
+        load_yaml_recipe(recipe)

@@ -46,7 +46,9 @@ MODULE_KEY = "module"
 """Only in files of models that were made from a user's module: what `from_module` was told."""
 
 BASE_KEY = "base"
-"""Only in files that hold what differs from another: its name, and the hash of its tensors."""
+"""Only in files that hold what differs from a base: the name of its file, or the recipe by which it
+is built; and the hash of its tensors.
+"""
 
 _PREPARED = (
     "name", "crop_size", "resize_size", "squash", "interpolation", "mean", "std", "test_crop_size",
@@ -188,17 +190,20 @@ def check_content(content: Any) -> None:
     for key, each in content.get(MODULE_KEY, {}).items():
         if key not in _MODULE_KINDS or not isinstance(each, _MODULE_KINDS[key]):
             raise TypeError(f"{str(key)[:40]!r} of the module is not right")
-    base = content.get(BASE_KEY)
-    if base is not None and {key: type(each) for key, each in base.items()} != {
-        "name": str,
-        "sha256": str,
-    }:
+    base = content.get(BASE_KEY, {"name": "", "sha256": ""})
+    kinds = {key: type(each) for key, each in base.items()}
+    if kinds not in ({"name": str, "sha256": str}, {"recipe": dict, "sha256": str}):
         raise TypeError("the base is not named as it should be")
-    if len(json.dumps(content["recipe"])) > MAX_BYTES:
-        raise ValueError(f"the recipe is larger than {MAX_BYTES:,} bytes")
-    if _check_plain(content["recipe"], MAX_DEPTH) > MAX_VALUES:
-        raise ValueError(f"the recipe has more than {MAX_VALUES:,} values")
+    _check_recipe(base.get("recipe", {}))
+    _check_recipe(content["recipe"])
     _check_plain(content, 2 * MAX_DEPTH)
+
+
+def _check_recipe(recipe: Mapping[str, Any]) -> None:
+    if len(json.dumps(recipe)) > MAX_BYTES:
+        raise ValueError(f"the recipe is larger than {MAX_BYTES:,} bytes")
+    if _check_plain(recipe, MAX_DEPTH) > MAX_VALUES:
+        raise ValueError(f"the recipe has more than {MAX_VALUES:,} values")
 
 
 def _check_plain(value: Any, depth: int) -> int:

@@ -486,7 +486,7 @@ class HybridModel(nn.Module):
         path: str | Path,
         metadata: Mapping[str, Any] | None = None,
         *,
-        base: str | Path | None = None,
+        base: str | Path | HybridModel | None = None,
     ) -> None:
         """Write tensors, recipe, what is frozen and class names to one .safetensors file, whole or
         not at all. Saving a model twice gives equal bytes.
@@ -495,8 +495,9 @@ class HybridModel(nn.Module):
             path: the file. A link is followed, and the permissions of a file that is replaced are
                 kept.
             metadata: facts of your own to write with it, such as accuracy and data; plain data.
-            base: a file that `save` wrote, whole. The new one has only the parameters and buffers
-                whose bits differ from it, and can be read only beside it.
+            base: a file that `save` wrote, whole, or a model as `from_backbone(name)` makes it from
+                pretrained weights. The new file has only the parameters and buffers whose bits
+                differ from it; reading it takes the base from its folder, or builds it again.
 
         Raises:
             WeightsError: the name does not end in .safetensors; the file cannot be written (what

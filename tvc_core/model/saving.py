@@ -7,22 +7,25 @@ from __future__ import annotations
 import json
 import warnings
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..errors import WeightsError, join_names
+from ..errors import WeightsError, join_names, short_repr
 from ..local import OWN
 from ..recipe import Recipe
+from ..recipe.rules import is_file
+from ..surgery.marks import is_hybrid
 from ..weights.container import pack
 from ..weights.digest import digest_of
 from .content import BASE_KEY, check_content, content_of
 from .fingerprint import changes
 from .ownfile import open_own
 from .settling import settle
-from .state import HybridState
+from .state import HybridState, state_of
 from .writing import write
 
 __all__ = ["how_to_load", "save"]
@@ -33,7 +36,7 @@ def save(
     state: HybridState,
     path: Path,
     metadata: Mapping[str, Any] | None,
-    base: str | Path | None,
+    base: str | Path | nn.Module | None,
 ) -> None:
     """Write a model, whole or not at all, after everything that `load` will ask has been looked
     at.
@@ -52,7 +55,8 @@ def save(
     try:
         content = content_of(network, state, metadata)
         if base is not None:
-            tensors, content[BASE_KEY] = _without(tensors, Path(base), path)
+            known, content[BASE_KEY] = _base(base, path)
+            tensors = {k: t for k, t in tensors.items() if not _alike(t, known.get(k))}
         content["sha256"] = digest_of(content, tensors)
         text = json.dumps(content, allow_nan=False)
         check_content(content)
@@ -88,21 +92,32 @@ def _tensors(network: nn.Module, path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _without(
-    tensors: Mapping[str, Tensor], base: Path, path: Path
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return the tensors whose bits a base does not have, and what the file says of the base."""
+def _base(base: str | Path | nn.Module, path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a base, and what the file says of it."""
+    if isinstance(base, nn.Module):
+        if not is_hybrid(base):
+            raise WeightsError(f"{path}: a base is a hybrid or a file, not {short_repr(base)}")
+        recipe = state_of(base).plan.recipe
+        plain = Recipe(backbone=recipe.backbone, weights=recipe.weights, options=recipe.options)
+        is_named = recipe.weights is not None and not is_file(recipe.weights)
+        if not is_named or replace(recipe, name=None) != plain:
+            raise WeightsError(
+                f"{path}: a model can be a base if it is as from_backbone(name, weights) makes it, "
+                "with pretrained weights and nothing else, since it is built again to read the "
+                "file. Save this one, and give the path"
+            )
+        known = _tensors(base, path)
+        return known, {"recipe": plain.to_mapping(), "sha256": digest_of({}, known)}
+    base = Path(base)
     if base.resolve() == path.resolve():
         raise WeightsError(f"{path}: cannot be the base of itself")
     with open_own(base) as file:
         if BASE_KEY in file.content:
             raise WeightsError(
-                f"{base}: holds only what differs from {file.content[BASE_KEY]['name']!r}; that "
-                "file can be a base"
+                f"{base}: holds only what differs from its own base, and cannot be one; give that"
             )
         known = file.read()
-    rest = {name: each for name, each in tensors.items() if not _alike(each, known.get(name))}
-    return rest, {"name": base.name, "sha256": digest_of({}, known)}
+    return known, {"name": base.name, "sha256": digest_of({}, known)}
 
 
 def _alike(a: Tensor, b: Tensor | None) -> bool:
