@@ -19,7 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from .assemble import assemble
-from .errors import TvcError, UnknownNameError, WeightsError, join_names, short_repr
+from .errors import (
+    FreezeError,
+    HeadError,
+    RecipeError,
+    StageError,
+    TvcError,
+    UnknownNameError,
+    WeightsError,
+    join_names,
+    short_repr,
+)
 from .from_module import module_backbone
 from .local import OWN
 from .model.content import BASE_KEY, MODULE_KEY, prepared_as
@@ -36,6 +46,9 @@ from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 
 __all__ = ["load", "open_model"]
+
+_SOON_READ = 1 << 28
+"""Size of a file that is read although it is refused already [bytes]."""
 
 _MOST_IN_A_BASE = 1 << 28
 """Values of a tensor of a base that is built, for which no header speaks: VGG has 102 million."""
@@ -82,21 +95,24 @@ def open_model(
     path = Path(path)
     with open_own(path) as file:
         _check_module(path, file.content, module)
-        with nullcontext() if module is None else rollback_on_error(module), _naming(path):
+        with nullcontext() if module is None else rollback_on_error(module), _naming(file):
             return _load(file, registry, module, _base_of(file, base, registry))
 
 
 @contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Put the path before every error about a file; what the names of a file mean is an error of
-    their own, everything else is about its content.
+def _naming(file: OwnFile) -> Iterator[None]:
+    """Put the path before every error about a file. That its head, its stages or what is frozen do
+    not fit is a fault of the file; and what reads like a wrong name may be damage.
     """
     try:
         yield
     except TvcError as error:
-        said = str(error) if str(path) in str(error) else f"{path}: {error}"
-        kind = UnknownNameError if isinstance(error, UnknownNameError) else WeightsError
-        if type(error) is kind and said == str(error):
+        if not isinstance(error, WeightsError) and file.size <= _SOON_READ:
+            file.read()  # says that it is damaged
+        said = str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
+        of_file = isinstance(error, (FreezeError, HeadError, StageError))
+        kind = WeightsError if of_file else type(error)
+        if kind is type(error) and said == str(error):
             raise
         raise kind(said) from error
 
@@ -203,7 +219,10 @@ def _build(
 ) -> HybridModel:
     """Build what the recipe of a file describes, if it is of the size of the file."""
     content = file.content
-    recipe = Recipe.from_mapping(content["recipe"], source=str(file.path))
+    try:
+        recipe = Recipe.from_mapping(content["recipe"], source=str(file.path))
+    except RecipeError as error:
+        raise WeightsError(f"the recipe inside is not valid: {error}") from error
     if content["format"] < 3:
         recipe = _with_starts_of_their_own(recipe)
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])

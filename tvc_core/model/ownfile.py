@@ -37,6 +37,11 @@ class OwnFile:
     sha256: str
     _file: BinaryIO
 
+    @property
+    def size(self) -> int:
+        """Size of its tensors [bytes]."""
+        return sum(entry.size for entry in self.entries.values())
+
     def read(self) -> dict[str, Tensor]:
         """Return the tensors, after content and tensors have been compared with the hash.
 
