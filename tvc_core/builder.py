@@ -221,8 +221,8 @@ class HybridBuilder:
                 only code may set; or there is no such argument.
             TvcError: as for `from_backbone`.
         """
-        if not isinstance(recipe, (Recipe, Mapping)):
-            recipe = load_recipe(recipe)
+        if isinstance(recipe, (str, Path)) or hasattr(recipe, "read"):
+            recipe = load_recipe(recipe)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
             recipe = Recipe.from_mapping(recipe)
         return self._assemble(changed(recipe, changes), by_code=changes)
