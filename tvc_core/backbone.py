@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -44,6 +43,9 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
         if pretrained and plan.weights_file is not None:
             with DeferredInit() as filling:
                 network = factory(spec, weights=None, **plan.options)
+                if isinstance(network, nn.Module) and not is_hybrid(network):
+                    own = fill_from_file(network, plan, plan.weights_file)
+                    network.tvc_weights = own  # type: ignore[assignment]
         elif pretrained and plan.weights is not None:
             with DeferredInit() as filling:
                 network = factory(spec, weights=plan.weights, **plan.options)
@@ -56,11 +58,8 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")
     if is_hybrid(network):
         raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
-    if pretrained and plan.weights_file is not None:
-        with filling or nullcontext():
-            network.tvc_weights = fill_from_file(network, plan, plan.weights_file)  # type: ignore[assignment]
     if filling is not None:
-        filling.finish(network)
+        filling.finish()
     found = network.__dict__.pop("tvc_weights", None)
     if found is None:
         return network, plan

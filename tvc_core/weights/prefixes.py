@@ -51,7 +51,7 @@ class _Step:
         return ".".join(filter(None, (parent, rest)))
 
     def undo(self, name: str) -> str:
-        """Return a name as it was before the step, for a name that lies where the path did."""
+        """Return the name that the step was given, for a name that lies where the path did."""
         parent, _, last = self.path.rpartition(".")
         if parent and not name.startswith(f"{parent}."):
             return name
@@ -291,7 +291,7 @@ def _refuse_tie(
 
 
 def _before(vote: Mapping[str, str]) -> str:
-    """Return what stands in front of the model's names in the checkpoint's keys."""
+    """Return what stands before the model's names in the checkpoint's keys."""
     for name, key in vote.items():
         if key.endswith(f".{name}"):
             return key[: -len(name)]

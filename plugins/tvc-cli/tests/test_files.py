@@ -179,14 +179,3 @@ def test_a_member_of_a_family_is_no_file() -> None:
     pytest.importorskip("timm")
     done = tvc("show", "timm/test_resnet", "--weights")
     assert done.exit_code == 0 and "timm/test_resnet" in done.stdout
-
-
-def test_doctor_knows_a_switch_that_does_nothing(monkeypatch: Any) -> None:
-    from tvc_cli.doctor import _switches
-
-    monkeypatch.setenv("TVC_VERIFY_WEIGHTS", "false")
-    found = [each for each in _switches(set()) if each.about == "TVC_VERIFY_WEIGHTS"]
-    assert [each.level for each in found] == ["problem"] and "does nothing" in found[0].text
-    monkeypatch.setenv("TVC_VERIFY_WEIGHTS", "0")
-    found = [each for each in _switches(set()) if each.about == "TVC_VERIFY_WEIGHTS"]
-    assert [each.level for each in found] == ["note"]
