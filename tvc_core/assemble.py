@@ -38,6 +38,7 @@ from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import (
     Layout,
     exchange_heads,
+    fill_empty,
     find_heads,
     find_last_layer,
     num_classes_of,
@@ -86,6 +87,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
+    if pretrained:
+        _check_classifier(plan, network, anatomy)
     key = backbone_key(plan, network) if pretrained else ""
     probe, changed = _look(plan, network, recall_image(key))
     remember_image(key, probe.size)
@@ -134,6 +137,22 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         also = {} if given is True else given
         model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
+
+
+def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
+    """Refuse weights without a classifier for a network that has one, unless it gets a new one."""
+    weights, spec = plan.weights, plan.backbone.spec
+    if weights is None or weights.num_classes is not None:
+        return
+    found = find_last_layer(network, anatomy.head)
+    recipe = plan.recipe
+    is_new = recipe.num_classes is not None or recipe.class_names or recipe.heads
+    if not is_new and found and num_classes_of(found[1]):
+        raise HeadError(
+            f"the weights {weights.name!r} of {spec.name!r} have no classifier, so its outputs "
+            "would mean nothing: pass num_classes for a new one, or num_classes=0 for features"
+        )
+    fill_empty(network, anatomy.head)
 
 
 def _end(plan: Plan, network: nn.Module, anatomy: Anatomy) -> tuple[Anatomy, LeftOutRecord | None]:

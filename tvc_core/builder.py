@@ -50,6 +50,8 @@ class _OnClassToo(Generic[S, P, R]):
 
         @functools.wraps(MethodType(self.method, self))  # whose signature has no `self`
         def of_installed(*args: P.args, **kwargs: P.kwargs) -> R:
+            if args and isinstance(args[0], owner):  # as a function, with its builder first
+                return self.method(self.of(args[0]), *args[1:], **kwargs)  # type: ignore[arg-type]
             return self.method(self.of(owner()), *args, **kwargs)
 
         return of_installed

@@ -123,6 +123,8 @@ def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     lowered: dict[str, str] = {}
     for name in names:
         lowered.setdefault(name.lower(), name)
+    if given.lower() in lowered:
+        return [lowered[given.lower()]]
     found = difflib.get_close_matches(given.lower(), lowered, n=most, cutoff=0.6)
     if len(given) >= 3:
         found += [name for name in lowered if given.lower() in name and name not in found]

@@ -30,12 +30,13 @@ from .from_module import module_backbone
 from .local import OWN
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.saving import KEYS, MODULE_KEY, digest_of, how_to_load
+from .model.saving import KEYS, MODULE_KEY, how_to_load
 from .recipe import Recipe, make_plan
 from .registry import Registry
 from .specs import BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
+from .weights.digest import digest_of
 
 __all__ = ["load", "open_model"]
 

@@ -174,7 +174,6 @@ PYTHON: dict[str, list[Row]] = {
         ("tiny(in_channels=4, in_channels_policy=['r', 'g', 'b'])", "3 rules for in_channels 4", "tiny(in_channels=4, in_channels_policy=['r', 'g', 'b', 'mean'])"),
     ],
     "names of classes, how many": [
-        ('tiny(class_names=["a", "b"])', "num_classes=2 gives it a new last layer", 'tiny(class_names=["a", "b"], num_classes=2)'),
         ('tiny(class_names=["a", "b"], num_classes=3)', "num_classes=2 gives it", None),
         ('tiny(class_names=["a", "a"], num_classes=2)', "'a' is there twice", None),
     ],

@@ -235,3 +235,11 @@ def test_the_listing_methods_say_what_they_take() -> None:
             "owner",
         ]
         assert str(inspect.signature(holder.list_patch_ops)) == "() -> 'list[str]'"
+
+
+def test_a_method_is_also_a_function_of_a_builder() -> None:
+    """As tools that wrap it, and subclasses that name their base, call it."""
+    builder = HybridBuilder(registry=Registry(installed=False))
+    assert HybridBuilder.list_blocks(builder) == [] != HybridBuilder.list_blocks()
+    with pytest.raises(UnknownNameError):
+        HybridBuilder.from_backbone(builder, "resnet18", None)

@@ -10,7 +10,6 @@ it names.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 import safetensors.torch
 import torch
 import torchvision
-from torch import Tensor, nn
+from torch import nn
 
 from ..errors import WeightsError, join_names
 from ..from_module import described
@@ -33,12 +32,13 @@ from ..recipe import Plan
 from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
 from ..version import __version__
+from ..weights.digest import digest_of
 from . import freezing
 from .fingerprint import changes
 from .settling import settle
 from .state import HybridState
 
-__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "digest_of", "how_to_load", "save"]
+__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "how_to_load", "save"]
 
 FORMAT = 3
 _KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
@@ -181,17 +181,6 @@ def _preprocessing(plan: Plan) -> dict[str, Any] | None:
     names = ("crop_size", "resize_size", "squash", "interpolation", "mean", "std")
     found = {name: getattr(weights, name) for name in names}
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
-
-
-def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of a file's content and tensors."""
-    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        if tensor.numel():
-            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -30,8 +30,9 @@ from .patches import add_child, installed_patches, set_module
 
 __all__ = [
     "HeadDropout", "HeadReport", "Layout", "NoClassifier", "check_classes", "check_known",
-    "dropout_of", "exchange_heads", "find_classifier", "find_heads", "find_last_layer",
-    "last_layer", "num_classes_of", "report_of", "rows_by_name", "set_dropout", "set_num_classes",
+    "dropout_of", "exchange_heads", "fill_empty", "find_classifier", "find_heads",
+    "find_last_layer", "last_layer", "num_classes_of", "report_of", "rows_by_name", "set_dropout",
+    "set_num_classes",
 ]  # fmt: skip
 
 Rows = Mapping[int, int]
@@ -233,6 +234,15 @@ def set_classifier(
     new.train(old.training)
     carry_hooks(old, new)
     set_module(network, path, new)
+
+
+def fill_empty(network: nn.Module, head: str) -> None:
+    """Give the layers of a head torch's own start where a file had no values (NaN) for them."""
+    for layer in network.get_submodule(head).modules():
+        own = [t for t in layer.parameters(recurse=False) if not t.is_meta]
+        reset = getattr(layer, "reset_parameters", None)
+        if reset is not None and any(not bool(torch.isfinite(t).all()) for t in own):
+            reset()
 
 
 def _check_rows(path: str, old: nn.Module, rows: Rows) -> None:

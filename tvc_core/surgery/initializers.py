@@ -53,26 +53,34 @@ def paper(module: nn.Module) -> None:
 
 
 def kaiming(module: nn.Module) -> None:
-    """Fill weights from a normal distribution of variance 2 / fan_out (He et al. 2015, section
-    2.2).
+    """Fill weights of convolutions from a normal distribution of variance 2 / fan_out (He et al.
+    2015, section 2.2), as torchvision does.
+
+    Linear layers get torch's own start, of variance 1 / (3 fan_in): a classifier's fan_out is its
+    number of classes, so that the rule for convolutions gives few classes large logits.
     """
-    _fill(
-        module, lambda weight: nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
-    )
+
+    def fill(layer: nn.Module, weight: Tensor) -> None:
+        if isinstance(layer, nn.Linear):
+            nn.init.kaiming_uniform_(weight, a=5**0.5)
+        else:
+            nn.init.kaiming_normal_(weight, mode="fan_out", nonlinearity="relu")
+
+    _fill(module, fill)
 
 
 def xavier(module: nn.Module) -> None:
     """Fill weights from a uniform distribution of variance 2 / (fan_in + fan_out) (Glorot and
     Bengio 2010, 4.2.1).
     """
-    _fill(module, nn.init.xavier_uniform_)
+    _fill(module, lambda _, weight: nn.init.xavier_uniform_(weight))
 
 
 def zero(module: nn.Module) -> None:
     """Fill weights and biases with 0; normalizations scale by 1, since a scale of 0 would cut the
     network.
     """
-    _fill(module, nn.init.zeros_)
+    _fill(module, lambda _, weight: nn.init.zeros_(weight))
 
 
 def is_normalization(module: nn.Module) -> bool:
@@ -100,9 +108,9 @@ def is_normalization(module: nn.Module) -> bool:
     return named and vectors and not of_weights and own == set(module.parameters())
 
 
-def _fill(module: nn.Module, fill_weight: Callable[[Tensor], Tensor]) -> None:
-    for _, weight in _layers(module):
-        fill_weight(weight)
+def _fill(module: nn.Module, fill_weight: Callable[[nn.Module, Tensor], object]) -> None:
+    for layer, weight in _layers(module):
+        fill_weight(layer, weight)
     _fill_rest(module)
 
 

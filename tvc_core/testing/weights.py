@@ -5,6 +5,7 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -96,9 +97,10 @@ def official_weights(
 ) -> Iterator[dict[str, Path]]:
     """Put made-up checkpoints where torch.hub looks for torchvision's official files.
 
-    The tensors are random, in the key layout of the installed torchvision's networks; running
-    statistics are those of random images, so that activations keep a sane size, and a wrong mode or
-    a lost buffer changes the output. Files are made once a folder and kept.
+    The tensors are random, under the names that the published files have, which for some networks
+    are not those of the installed torchvision; running statistics are those of random images, so
+    that activations keep a sane size, and a wrong mode or a lost buffer changes the output. Files
+    are made once a folder and kept.
 
     Args:
         home: folder that stands for TORCH_HOME inside the `with`.
@@ -132,7 +134,7 @@ def official_weights(
             model = torchvision.models.get_model(network, weights=None, **options)
             # Inception's auxiliary head needs the full size
             _settle(model, side=299 if network == "inception_v3" else max(64, smallest))
-        torch.save(model.state_dict(), files[name])
+        torch.save(_as_published(network, member.name, model.state_dict()), files[name])
     with (
         _environment(TORCH_HOME=str(home), TVC_VERIFY_WEIGHTS=None if verify else "0"),
         ExitStack() as stack,
@@ -142,6 +144,35 @@ def official_weights(
             files[name] = file.path
             stack.enter_context(mock.patch.object(members[name].value, "url", file.url))
         yield files
+
+
+_BEFORE_COUNTS = re.compile(r"resnet\d+:IMAGENET1K_V1|densenet|vgg\d+_bn|inception_v3|googlenet")
+"""Files from before normalizations counted batches."""
+
+
+def _as_published(network: str, weights: str, state: Any) -> dict[str, Tensor]:
+    """Return a state dict in the layout of the published file: names from before layers were
+    renamed, and what those files lack. A file in an old layout has no versions of modules, by which
+    migrations know it.
+    """
+    import torch
+
+    if network == "vgg16" and weights == "IMAGENET1K_FEATURES":
+        for name, tensor in state.items():
+            if name.startswith("classifier."):
+                state[name] = torch.full_like(tensor, float("nan"))
+        return state
+    new = dict(state)
+    if _BEFORE_COUNTS.match(f"{network}:{weights}"):
+        new = {name: t for name, t in new.items() if not name.endswith("num_batches_tracked")}
+    if network.startswith("densenet"):
+        layers = re.compile(r"(denselayer\d+\.(?:norm|conv))(\d)")
+        new = {layers.sub(r"\1.\2", name): t for name, t in new.items()}
+    if network.startswith("vit_"):
+        old = {".mlp.0.": ".mlp.linear_1.", ".mlp.3.": ".mlp.linear_2."}
+        pattern = re.compile(r"\.mlp\.[03]\.")
+        new = {pattern.sub(lambda found: old[found[0]], name): t for name, t in new.items()}
+    return state if new.keys() == state.keys() else new
 
 
 def _settle(model: nn.Module, side: int) -> None:

@@ -1,29 +1,41 @@
-"""Open weight files: the hash is compared first, and nothing in a file is ever run."""
+"""Open weight files: the hash is compared first, and nothing in a file is ever run.
+
+What a file is, its first bytes say, not its name.
+"""
 
 from __future__ import annotations
 
+import json
 import os
-import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from ..advice.words import on_file, on_missing
+from ..advice.words import on_missing
 from ..errors import WeightsError, describe_error
 from ..specs import WeightsSpec
 from .cache import cached_file, hash_in_name
 from .deferred import lend
+from .digest import digest_of
+from .entries import Checkpoint, check_state_dict, pick_entry
+from .looking import HEAD, foreign_kind, has_safetensors_header, why_not_opened
+from .shards import MOST_HEADER, file_in_folder, parts_of, refuse_part
 from .tables import read_by_table, remember_table
 from .verified import sha256_of, state_of
 
-__all__ = ["read_state_dict", "verification_is_off"]
+__all__ = ["open_checkpoint", "read_state_dict", "verification_is_off"]
 
 SWITCH = "TVC_VERIFY_WEIGHTS"
+MOST_TENSORS = 100_000
+
 _warned = False
+
+Content = tuple[Any, dict[str, Any] | None]
+"""What is in a file, and what tvc wrote beside the tensors."""
 
 
 def verification_is_off() -> bool:
@@ -32,18 +44,25 @@ def verification_is_off() -> bool:
 
 
 def read_state_dict(
-    path: str | Path | WeightsSpec, *, sha256: str | None = None
+    path: str | Path | WeightsSpec,
+    *,
+    sha256: str | None = None,
+    entry: str | Sequence[str] | None = None,
 ) -> dict[str, Tensor]:
-    """Read a state dict from a .safetensors file, or from a file that torch.save wrote.
+    """Read a state dict from a safetensors file, from one that torch.save wrote, or from the index
+    of a sharded one.
 
     Files of torch.save are opened with `weights_only=True`, always: there is no other way to open
-    them here.
+    them here. Files that `HybridModel.save` wrote are compared with the hash inside.
 
     Args:
-        path: the file, or a pretrained set with a `url`, whose file is downloaded on first use and
-            compared with the set's `sha256` each time.
+        path: the file, or the folder with `model.safetensors.index.json` or `model.safetensors`;
+            or a pretrained set with a `url`, whose file is downloaded on first use and compared
+            with the set's `sha256` each time.
         sha256: start of the SHA-256 that the file must have, in hexadecimal. TVC_VERIFY_WEIGHTS=0
             skips only this.
+        entry: of a training checkpoint, the entry that holds the state dict: its name, or the way
+            to it, as "state.model".
 
     Raises:
         WeightsError: the file cannot be downloaded or read, has another hash, is damaged, or holds
@@ -54,74 +73,67 @@ def read_state_dict(
             raise WeightsError(f"WeightsSpec {path.name!r} has no url, so nothing says which file")
         sha256 = sha256 or path.sha256
         path = cached_file(path.url, path.sha256)
-    path = Path(path)
-    try:
-        with path.open("rb") as file:
-            if sha256 is not None:
-                _compare(file, path, sha256)
-            before = state_of(file)
-            with torch._C.DisableTorchFunction():  # no mode has to do with it, deferred.py's least
-                content = _load(file, path)
-            if state_of(file) != before:
-                raise WeightsError(f"{path}: was changed while it was read; try again")
-    except OSError as error:
-        hint = on_missing(path, (".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
-        raise WeightsError(
-            f"{path}: the weights cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
-        ) from error
-    state = check_state_dict(content, str(path))
+    content, _ = _open(Path(path), sha256)
+    state = check_state_dict(pick_entry(content, entry, str(path)), str(path))
     lend(state.values())
     return state
 
 
-def check_state_dict(content: Any, name: str) -> dict[str, Tensor]:
-    """Return `content` if it is a state dict of plain tensors.
+def open_checkpoint(path: str | Path, entry: str | Sequence[str] | None = None) -> Checkpoint:
+    """Read a file as `read_state_dict` does, with what else it says.
 
     Raises:
-        WeightsError: it is something else; for a training checkpoint the message says which entry
-            to pass.
+        WeightsError: as there.
     """
-    if not isinstance(content, Mapping) or not content:
-        what = f"holds {_kind(content)}, not a state dict (a mapping of names to tensors)"
-        hint = ". Pass its state_dict()" if hasattr(content, "state_dict") else ""
-        raise WeightsError(f"{name}: {what}{hint}")
-    wrong = [
-        key
-        for key, value in content.items()
-        if not isinstance(key, str) or not isinstance(value, Tensor)
-    ]
-    # A module may put anything into a state dict under `_extra_state` (torch's own name for it); it
-    # is no tensor and no reason to refuse the others.
-    wrong = [key for key in wrong if not str(key).endswith("_extra_state")]
-    if wrong:
-        inner = [
-            key
-            for key, value in content.items()
-            if isinstance(value, Mapping) and _is_state_dict(value)
-        ]
-        advice = f" Pass its entry {inner[0]!r}: checkpoint[{inner[0]!r}]." if inner else ""
-        entries = ", ".join(f"{key!r} ({_kind(content[key])})" for key in wrong[:4])
+    content, own = _open(Path(path), None)
+    names = own.get("class_names") if own else None
+    return Checkpoint.of(pick_entry(content, entry, str(path)), str(path), names)
+
+
+def _open(path: Path, sha256: str | None) -> Content:
+    try:
+        if path.is_dir():
+            path = file_in_folder(path)
+        if path.name.endswith(".index.json"):
+            return _sharded(path), None
+        refuse_part(path)
+        return _read(path, sha256)
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        hint = on_missing(path, (".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
         raise WeightsError(
-            f"{name}: not a state dict: {len(wrong)} of its entries are no tensors: "
-            f"{entries}.{advice}"
+            f"{path}: the weights cannot be read: {reason}{hint and f'.{hint}'}"
+        ) from error
+
+
+def _sharded(index: Path) -> dict[str, Tensor]:
+    parts, names = parts_of(index)
+    tensors: dict[str, Tensor] = {}
+    for part in parts:
+        content, _ = _read(part, None)
+        if not isinstance(content, Mapping):
+            raise WeightsError(f"{part}: holds no state dict")
+        tensors |= content
+    lacking = [name for name in names if name not in tensors]
+    if lacking:
+        raise WeightsError(
+            f"{index}: its parts lack {len(lacking)} tensors, such as {lacking[0]!r}"
         )
-    for key, value in content.items():
-        if isinstance(value, Tensor) and (value.layout != torch.strided or value.is_meta):
-            kind = f"{value.layout} tensor on {value.device}"
-            raise WeightsError(f"{name}: {key!r} is a {kind}; only plain tensors can be loaded")
-    return content  # type: ignore[return-value]
+    return tensors
 
 
-def _is_state_dict(value: Mapping[Any, Any]) -> bool:
-    return bool(value) and all(isinstance(item, Tensor) for item in value.values())
-
-
-def _kind(value: Any) -> str:
-    return (
-        f"an empty {type(value).__name__}"
-        if isinstance(value, Mapping) and not value
-        else f"a {type(value).__name__}"
-    )
+def _read(path: Path, sha256: str | None) -> Content:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise WeightsError(f"{path}: no regular file, so no weights are read from it")
+    with path.open("rb") as file:
+        if sha256 is not None:
+            _compare(file, path, sha256)
+        before = state_of(file)
+        with torch._C.DisableTorchFunction():  # no mode has to do with it, deferred.py's least
+            content = _load(file, path)
+        if state_of(file) != before:
+            raise WeightsError(f"{path}: was changed while it was read; try again")
+        return content
 
 
 def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
@@ -131,12 +143,10 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
             warnings.warn(
                 f"{SWITCH}=0: weight files are used without comparing their hash",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=6,
             )
             _warned = True
         return
-    # The file that is compared is the file that is opened, by one handle: what replaces it on the
-    # disk in between is not read.
     found = sha256_of(file)
     if not found.startswith(sha256.lower()):
         who = "its name" if sha256 == hash_in_name(path.name) else "its plugin"
@@ -148,47 +158,58 @@ def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
         )
 
 
-def _load(file: BinaryIO, path: Path) -> Any:
-    if path.suffix == ".safetensors":
-        import safetensors.torch
-
-        try:
-            return safetensors.torch.load(file.read())
-        except Exception as error:
-            # safetensors raises its own and built-in errors, depending on the damage
-            raise WeightsError(
-                f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
-            ) from error
+def _load(file: BinaryIO, path: Path) -> Content:
     if (known := read_by_table(file)) is not None:
-        return known
+        return known, None
+    head = file.read(HEAD)
+    size = os.fstat(file.fileno()).st_size
+    file.seek(0)
+    if path.suffix.lower() == ".safetensors" or has_safetensors_header(head, size):
+        return _load_safetensors(file, path, size, head)
+    if foreign := foreign_kind(head):
+        raise WeightsError(f"{path}: cannot be opened as weights: it is {foreign}")
     try:
         content = torch.load(file, map_location="cpu", weights_only=True)
         remember_table(file, path, content)
-        return content
+        return content, None
     except OSError:
         raise
     except Exception as error:
-        # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...; the
-        # text that torch gives advises to run what is in the file
+        # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...
         raise WeightsError(
-            f"{path}: cannot be opened as weights: {_what_is_wrong(file, path, error)}"
+            f"{path}: cannot be opened as weights: {why_not_opened(path, head, error)}"
         ) from error
 
 
-def _what_is_wrong(file: BinaryIO, path: Path, error: Exception) -> str:
-    """Return in tvc's words why a file of torch.save cannot be opened, and what to do."""
-    if found := re.search(r"GLOBAL ([\w.]+) was not an allowed global", str(error)):
-        return (
-            f"it holds more than tensors, an object of {found[1]}, whose code would run, and tvc "
-            "never runs code from a file. Where the file can be trusted, save its tensors alone: "
-            "torch.save(network.state_dict(), path)"
+def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Content:
+    import safetensors.torch
+
+    if not has_safetensors_header(head, size):
+        is_other = foreign_kind(head) or ("a file of torch.save" if head[:2] == b"PK" else "")
+        raise WeightsError(
+            f"{path}: not a safetensors file, or damaged" + (f": it is {is_other}" * bool(is_other))
         )
-    file.seek(0)
-    start = file.read(100_000)
-    if start[:4] == b"PK\x03\x04":
-        return "it is truncated or damaged. Copy or download it again"
-    if start[:1] == b"\x80":
-        return "it is damaged, or holds more than tensors, and tvc never runs code from a file"
-    if other := on_file(path, start, "tensors"):
-        return f"it is not a file of torch.save.{other}".removesuffix(".")
-    return f"it is damaged, or not a file of torch.save ({type(error).__name__})"
+    length = int.from_bytes(head[:8], "little")
+    if length > MOST_HEADER:
+        raise WeightsError(f"{path}: its header has {length} bytes; at most {MOST_HEADER} are read")
+    data = file.read(8 + length)
+    number = data.count(b'"data_offsets"')  # before the header is parsed
+    if number > MOST_TENSORS:
+        raise WeightsError(f"{path}: {number} tensors; files of at most {MOST_TENSORS} are read")
+    try:
+        header = json.loads(data[8:])
+        text = (header.get("__metadata__") or {}).get("tvc")
+        own = None if text is None else json.loads(text)
+        tensors = safetensors.torch.load(data + file.read())
+    except Exception as error:
+        # safetensors raises its own and built-in errors, depending on the damage
+        raise WeightsError(
+            f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
+        ) from error
+    if own is None:
+        return tensors, None
+    if not isinstance(own, dict) or own.pop("sha256", None) != digest_of(own, tensors):
+        raise WeightsError(
+            f"{path}: damaged: its content does not have the hash that it was written with"
+        )
+    return tensors, own

@@ -1,330 +1,328 @@
-"""Load what fits from a checkpoint, and account for every tensor on both sides."""
+"""Load what fits from a checkpoint, and account for every tensor on both sides.
+
+The phases, a file each: read (`files`, `entries`), name (`patterns`, `prefixes`, `order`, called
+by `naming`), migrate (`draft`), match and convert (`planning`, `fitting`, `convert`), check
+(`checks`), change (`commit`, `fill`), report. Nothing is changed before all has been checked.
+"""
 
 from __future__ import annotations
 
 import copy
-import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import _IncompatibleKeys
 
-from ..errors import WeightsError, join_names, near_names
-from ..registry import Registry
+from ..errors import ParameterError, WeightsError, foreign, join_names, near_names
+from ..recipe.rules import CHANNEL_POLICY, check_class_names
+from ..registry import Named, Registry
 from ..specs import InitializerSpec
-from ..surgery.blocks import call_factory
-from ..surgery.patch import Patch
-from .files import check_state_dict, read_state_dict
+from .checks import check_plan
+from .commit import Transaction
+from .entries import Checkpoint, pick_entry
+from .files import open_checkpoint
+from .fill import new_values
+from .fitting import Policy, class_names_of
+from .naming import MATCHES, Wishes
+from .patterns import Pattern, Rename
+from .planning import LoadPlan, plan_load
+from .report import LoadReport, Mismatch, Remark
 
-__all__ = ["LoadReport", "Mismatch", "partial_load", "transfer_weights"]
-
-_WRAPPERS = ("module.", "_orig_mod.", "model.", "backbone.", "state_dict.", "net.")
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """A tensor that both sides have with different shapes."""
-
-    key: str
-    checkpoint: tuple[int, ...]
-    model: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return f"{self.key}: checkpoint {list(self.checkpoint)}, model {list(self.model)}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadReport:
-    """What became of every tensor.
-
-    The model's keys are `loaded`, the keys of `mismatched`, `missing` and `excluded`, each key in
-    one of them; the checkpoint's others are `unexpected`.
-
-    Args:
-        loaded: filled from the checkpoint.
-        mismatched: on both sides with different shapes; not loaded.
-        missing: not in the checkpoint.
-        excluded: left alone because a pattern excludes them.
-        unexpected: in the checkpoint (by its own key), not in the model.
-        initialized: missing or mismatched parameters and statistics that `init_new_layers` filled.
-        uninitialized: missing or mismatched ones that keep the values they had.
-        unmatched_patterns: patterns that matched no key.
-        prefix: what was taken off the checkpoint's keys, such as "module.".
-    """
-
-    loaded: tuple[str, ...] = ()
-    mismatched: tuple[Mismatch, ...] = ()
-    missing: tuple[str, ...] = ()
-    excluded: tuple[str, ...] = ()
-    unexpected: tuple[str, ...] = ()
-    initialized: tuple[str, ...] = ()
-    unmatched_patterns: tuple[str, ...] = ()
-    prefix: str = ""
-
-    @property
-    def num_tensors(self) -> int:
-        """Tensors of the model [tensors]."""
-        return len(self.loaded) + len(self.mismatched) + len(self.missing) + len(self.excluded)
-
-    @property
-    def load_ratio(self) -> float:
-        """Share of the model's tensors that were loaded, 0 to 1."""
-        return len(self.loaded) / self.num_tensors if self.num_tensors else 0.0
-
-    @property
-    def uninitialized(self) -> tuple[str, ...]:
-        """Keys that keep the values they had before."""
-        rest = (*self.missing, *(mismatch.key for mismatch in self.mismatched))
-        return tuple(key for key in rest if key not in set(self.initialized))
-
-    def summary(self) -> str:
-        """Return a few lines for a person."""
-        lines = [f"loaded {len(self.loaded)} of {self.num_tensors} tensors ({self.load_ratio:.1%})"]
-        if self.prefix:
-            lines[0] += f", keys without their prefix {self.prefix!r}"
-        rows: list[tuple[str, Iterable[object]]] = [
-            ("mismatched", self.mismatched),
-            ("missing", self.missing),
-            ("unexpected", self.unexpected),
-            ("excluded", self.excluded),
-            ("initialized", self.initialized),
-            (
-                "keep their values",
-                self.uninitialized if self.initialized or self.missing or self.mismatched else (),
-            ),
-            ("patterns that matched nothing", self.unmatched_patterns),
-        ]
-        for title, items in rows:
-            texts = [str(item) for item in items]
-            if texts:
-                lines.append(f"  {title}: {len(texts)} ({join_names(texts, most=4)})")
-        return "\n".join(lines)
-
-    def __str__(self) -> str:
-        return self.summary()
+__all__ = ["LoadReport", "Mismatch", "Remark", "partial_load", "transfer_weights"]
 
 
 def partial_load(
     model: nn.Module,
-    state_dict: Mapping[str, Tensor] | str | Path,
+    state_dict: Mapping[str, Any] | str | Path,
     ignore_mismatch: bool = False,
     init_new_layers: str | None = None,
-    exclude_patterns: Iterable[str] = (),
+    exclude_patterns: Iterable[Pattern] = (),
     *,
+    include_patterns: Iterable[Pattern] | None = None,
+    entry: str | Sequence[str] | None = None,
+    prefix: str | None = None,
+    rename: Rename | None = None,
+    match: str = "name",
+    in_channels_policy: Policy | None = None,
+    class_names: Sequence[str] | None = None,
+    min_loaded: float = 0.4,
     registry: Registry | None = None,
 ) -> LoadReport:
-    """Copy every tensor that fits by name and shape, and report on all others. On an error nothing
-    has changed.
+    """Fill every tensor of a model that a checkpoint fits, and report on all others. On an error,
+    or an interrupt, nothing has changed.
+
+    What modules do to old files in torch's `load_state_dict` is done here as well, so no less is
+    loaded than there.
 
     Args:
-        model: any module; its tensors are filled in place.
-        state_dict: a state dict, or the path of a .safetensors file or of one that torch.save
-            wrote. A prefix that all keys share, as DistributedDataParallel and torch.compile add
-            it, is taken off where that makes keys fit.
-        ignore_mismatch: tensors of another shape are reported instead of raising.
-        init_new_layers: name of an initializer ("kaiming", "xavier", "zero", "identity") for
-            parameters that the checkpoint did not fill; None leaves them as they are. Gates of
-            patches are never touched.
-        exclude_patterns: keys to leave alone. A pattern of letters, digits, "_" and dots matches
-            whole dotted segments ("fc" matches fc.weight, not fc1.weight); any other is a regular
-            expression, searched for.
+        model: any module; its tensors are filled in place, those on the meta device exchanged.
+        state_dict: a state dict, a training checkpoint, or the path of a file: safetensors (also
+            sharded, by its index or folder), or what torch.save wrote.
+        ignore_mismatch: tensors of another shape, with values that cannot be right, or of a head
+            with other classes are reported instead of raising.
+        init_new_layers: name of an initializer ("kaiming", "xavier", "zero", "identity") for what
+            the checkpoint did not fill; None leaves it as it is. What makes a patch start as the
+            identity is never touched.
+        exclude_patterns: keys of the model to leave alone. Words and dots match whole dotted
+            segments anywhere ("fc" matches fc.weight, not fc1.weight); with `*`, `?` or `[...]`
+            they are globs, as the targets of patches; "re:..." is a regular expression.
+        include_patterns: keys to load, by the same rules; None for all.
+        entry: of a training checkpoint, what holds the state dict: "model", "state.model_ema".
+        prefix: what the checkpoint's names begin with before the model's; other names are
+            unexpected. None finds it, "" takes names as they are.
+        rename: old to new names, before everything else: a mapping of tensors, modules or
+            "re:..." to replacements, or a function of a name that returns None to leave it out.
+        match: "name", or "order" for one architecture under other names, as timm's and
+            torchvision's: by order and shape.
+        in_channels_policy: weights for a first convolution of another number of channels, as for
+            the builder.
+        class_names: of the checkpoint's outputs, where the file does not have them. Where the
+            model has other ones, rows of the head are matched by name.
+        min_loaded: share of the model's tensors, and of their bytes, below which it is an error, 0
+            to 1; what is excluded, and patches that the checkpoint lacks, do not count.
         registry: where `init_new_layers` is looked up; by default what is installed.
 
     Raises:
-        WeightsError: shapes differ and `ignore_mismatch` is false, nothing at all would be loaded,
-            or the file is faulty.
+        WeightsError: something does not fit and `ignore_mismatch` is false, less than `min_loaded`
+            would be loaded, names fit in two ways, or the file is faulty.
+        ParameterError: the policy does not fit, or the initializer fails.
         UnknownNameError: no such initializer.
     """
+    given = None if class_names is None else check_class_names(class_names, None, WeightsError)
     if isinstance(state_dict, (str, Path)):
-        given = read_state_dict(state_dict)
+        checkpoint = open_checkpoint(state_dict, entry)
     else:
-        given = check_state_dict(state_dict, "the checkpoint")
-    initializer = None
-    if init_new_layers is not None:
-        initializer = (registry or Registry()).resolve(InitializerSpec, init_new_layers)
-    own = {
-        key: value
-        for key, value in model.state_dict(keep_vars=True).items()
-        if isinstance(value, Tensor)
-    }
-    prefix = _shared_prefix(given, own)
-    found = {
-        key[len(prefix) :] if key.startswith(prefix) else key: value for key, value in given.items()
-    }
-    # Without its prefix a key has met another one that never had it. Then nothing is taken off,
-    # since one of the two tensors would be lost without a word.
-    if len(found) < len(given):
-        found, prefix = dict(given), ""
-    is_excluded, unmatched = _matcher(exclude_patterns, [*own, *found])
-    excluded = [key for key in own if is_excluded(key)]
-    open_keys = [key for key in own if key not in set(excluded)]
-    loaded = [key for key in open_keys if key in found and found[key].shape == own[key].shape]
-    mismatched = [
-        Mismatch(key, tuple(found[key].shape), tuple(own[key].shape))
-        for key in open_keys
-        if key in found and found[key].shape != own[key].shape
-    ]
-    if mismatched and not ignore_mismatch:
-        raise WeightsError(
-            f"Shape mismatch: {len(mismatched)} of {len(own)} tensors: "
-            f"{join_names(mismatched_texts(mismatched), most=4)}. "
-            "Nothing was loaded. This is normal when changing architectures: use "
-            "ignore_mismatch=True to load the others."
-        )
-    if not loaded:
-        raise WeightsError(_nothing_loaded(given, own, excluded))
-    missing = [key for key in open_keys if key not in found]
-    new = [*missing, *(mismatch.key for mismatch in mismatched)]
-    with torch.no_grad():
-        for key in loaded:
-            own[key].copy_(found[key])
-    initialized = _initialize(model, new, initializer) if initializer is not None else ()
-    back = {key[len(prefix) :] if key.startswith(prefix) else key: key for key in given}
-    return LoadReport(
-        loaded=tuple(loaded),
-        mismatched=tuple(mismatched),
-        missing=tuple(missing),
-        excluded=tuple(excluded),
-        unexpected=tuple(
-            back.get(key, key) for key in found if key not in own and isinstance(found[key], Tensor)
-        ),
-        initialized=tuple(initialized),
-        unmatched_patterns=tuple(unmatched),
+        content = pick_entry(state_dict, entry, "the checkpoint")
+        checkpoint = Checkpoint.of(content, "the checkpoint")
+    wishes = Wishes(
+        exclude=_listed(exclude_patterns),
+        include=None if include_patterns is None else _listed(include_patterns),
         prefix=prefix,
+        rename=rename,
+        match=match,
+        channels=in_channels_policy,
+    )
+    names = checkpoint.class_names if given is None else {"": given}
+    return _load(
+        model,
+        Checkpoint(**{**vars(checkpoint), "class_names": names}),
+        wishes,
+        _resolved(init_new_layers, registry),
+        ignore_mismatch,
+        min_loaded,
     )
 
 
 def transfer_weights(
     source: nn.Module,
     target: nn.Module,
-    exclude_patterns: Iterable[str] = (),
+    exclude_patterns: Iterable[Pattern] = (),
     ignore_mismatch: bool = True,
     init_new_layers: str | None = None,
     *,
+    include_patterns: Iterable[Pattern] | None = None,
+    layer_mapping: Mapping[str, str] | None = None,
+    match: str = "name",
+    in_channels_policy: Policy | None = None,
+    min_loaded: float = 0.4,
     registry: Registry | None = None,
 ) -> LoadReport:
-    """Copy every tensor of one model that another has under the same name and shape.
+    """Copy every tensor of one model that fits another, and report on all others.
 
     Args:
-        source: the model to read.
+        source: the model to read; its class names are compared with the target's.
         target: the model to fill in place.
-        exclude_patterns, ignore_mismatch, init_new_layers, registry: as for `partial_load`.
+        layer_mapping: paths of layers or tensors of the source, and where they go in the target;
+            the others go by their names.
+        exclude_patterns, ignore_mismatch, init_new_layers, include_patterns, match,
+            in_channels_policy, min_loaded, registry: as for `partial_load`.
 
     Raises:
-        WeightsError: as for `partial_load`.
+        WeightsError: as for `partial_load`; or a path of `layer_mapping` is not there.
     """
-    return partial_load(
-        target,
-        source.state_dict(),
-        ignore_mismatch,
-        init_new_layers,
-        exclude_patterns,
-        registry=registry,
+    with foreign(WeightsError, "the source's state_dict() fails"):
+        state = source.state_dict()
+    checkpoint = Checkpoint.of(state, "the source", class_names_of(source))
+    wishes = Wishes(
+        exclude=_listed(exclude_patterns),
+        include=None if include_patterns is None else _listed(include_patterns),
+        rename=None if layer_mapping is None else _mapped(layer_mapping, state, source, target),
+        match=match,
+        channels=in_channels_policy,
     )
+    initializer = _resolved(init_new_layers, registry)
+    return _load(target, checkpoint, wishes, initializer, ignore_mismatch, min_loaded)
 
 
-def mismatched_texts(mismatched: Iterable[Mismatch]) -> list[str]:
-    """Return each mismatch as text."""
-    return [str(mismatch) for mismatch in mismatched]
+def _listed(patterns: Iterable[Pattern] | Pattern) -> list[Pattern]:
+    is_one = isinstance(patterns, str) or not isinstance(patterns, Iterable)
+    return [patterns] if is_one else list(patterns)  # type: ignore[list-item, arg-type]
 
 
-def _shared_prefix(given: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
-    """Return the wrapper prefix without which more of the checkpoint's keys are the model's, or an
-    empty string.
+def _resolved(name: str | None, registry: Registry | None) -> Named[InitializerSpec] | None:
+    return None if name is None else (registry or Registry()).resolve(InitializerSpec, name)
+
+
+def _mapped(
+    mapping: Mapping[str, str], state: Mapping[str, Any], source: nn.Module, target: nn.Module
+) -> Rename:
+    """Return a mapping of layers as a function that renames; what it puts somewhere displaces what
+    the source has there itself.
     """
-    # Wrappers nest: `module._orig_mod.` is DistributedDataParallel around torch.compile. Prefixes
-    # are taken off one after the other, and the result is kept only where more keys fit than
-    # before: a model whose own child is called `model` keeps its names.
-    best, prefix, stripped = "", "", given
-    fits = sum(key in own for key in given)
-    while wrapper := next(
-        (w for w in _WRAPPERS if stripped and all(key.startswith(prefix + w) for key in stripped)),
-        None,
+    if not isinstance(mapping, Mapping):
+        raise WeightsError(f"layer_mapping is a mapping of paths to paths, not {mapping!r}")
+    with foreign(WeightsError, "the target's state_dict() fails"):
+        there = list(target.state_dict())
+    for paths, keys, side in (
+        (mapping.keys(), list(state), "source"),
+        (mapping.values(), there, "target"),
     ):
-        prefix += wrapper
-        count = sum(key[len(prefix) :] in own for key in given)
-        if count > fits:
-            best, fits = prefix, count
-    return best
+        known = {".".join(k.split(".")[:i]) for k in keys for i in range(1, k.count(".") + 2)}
+        for path in paths:
+            if path not in known:
+                near = join_names(near_names(str(path), known, most=3))
+                raise WeightsError(
+                    f"layer_mapping: {path!r} is no layer with tensors of the {side}; near are "
+                    f"{near}"
+                )
+    new: dict[str, str] = {}
+    for key in state:
+        for old in sorted(mapping, key=len, reverse=True):
+            if key == old or key.startswith(f"{old}."):
+                new[key] = mapping[old] + key[len(old) :]
+                break
+    taken = set(new.values())
+    return lambda key: new.get(key, None if key in taken else key)
 
 
-def _matcher(patterns: Iterable[str], keys: list[str]) -> tuple[Any, list[str]]:
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
-    compiled = []
-    for pattern in patterns:
-        if not isinstance(pattern, str) or not pattern:
-            raise WeightsError(f"a pattern is a string that is not empty, not {pattern!r}")
-        if re.fullmatch(r"[\w.]+", pattern, re.ASCII):
-            expression = rf"(?:^|\.){re.escape(pattern.strip('.'))}(?:\.|$)"
-        else:
-            expression = pattern
-        try:
-            compiled.append(re.compile(expression))
-        except re.error as error:
+def _load(
+    model: nn.Module,
+    checkpoint: Checkpoint,
+    wishes: Wishes,
+    initializer: Named[InitializerSpec] | None,
+    ignore_mismatch: bool,
+    min_loaded: float,
+) -> LoadReport:
+    if wishes.channels is not None:
+        CHANNEL_POLICY.check("in_channels_policy", wishes.channels, ParameterError)
+    if wishes.match not in MATCHES:
+        raise WeightsError(f"match is 'name' or 'order', not {wishes.match!r}")
+    if isinstance(min_loaded, bool) or not isinstance(min_loaded, (int, float)):
+        raise WeightsError(f"min_loaded is a number from 0 to 1, not {min_loaded!r}")
+    if not 0 <= min_loaded <= 1:
+        raise WeightsError(f"min_loaded is a number from 0 to 1, not {min_loaded!r}")
+    with Transaction() as transaction:
+        if threading.active_count() == 1:  # else another thread may have drawn numbers since
+            state = torch.get_rng_state()
+            transaction.call(lambda: None, lambda: torch.set_rng_state(state))
+        plan = plan_load(model, checkpoint, wishes)
+        if plan.draft.exchanged:  # the model gets the layers of the old file first
+            for module, name, child in plan.draft.exchanged:
+                transaction.set_child(module, name, child)
+            _set_fields(transaction, plan)
+            plan = plan_load(model, checkpoint, wishes)
+        check_plan(model, plan, checkpoint, wishes, ignore_mismatch, min_loaded)
+        new = {} if initializer is None else new_values(model, plan.new, plan.own, initializer)
+        with foreign(WeightsError, "the model cannot take the weights, and is as it was before"):
+            _change(transaction, model, plan, new)
+        report = _report(plan, new)
+        transaction.done()
+    return report
+
+
+def _set_fields(transaction: Transaction, plan: LoadPlan) -> None:
+    for module, name, value in plan.draft.changed:
+        transaction.set_field(module, name, value)
+
+
+def _change(
+    transaction: Transaction, model: nn.Module, plan: LoadPlan, new: Mapping[str, Tensor]
+) -> None:
+    """Write the values, and compare what stands there afterwards."""
+    _set_fields(transaction, plan)
+    for key, rows in plan.rows.items():
+        base = new.get(key, plan.own[key].tensor.detach()).clone()
+        base[rows] = plan.values[key].to(base)
+        plan.values[key] = base
+    values = {**new, **plan.values}
+    written: dict[int, str] = {}
+    for key, value in values.items():
+        place = plan.own[key]
+        other = written.setdefault(id(place.tensor), key)
+        if other == key:
+            kept = place.tensor  # its identity is a key while it lives
+            transaction.write(place, value)
+            if place.tensor is not kept:
+                _follow(transaction, plan, kept, key)
+    for key in plan.loaded:
+        if key in values and not _arrived(plan.own[key].tensor, values[key]):
             raise WeightsError(
-                f"the pattern {pattern!r} is no regular expression: {error}"
-            ) from error
-    unmatched = [
-        p
-        for p, expression in zip(patterns, compiled, strict=True)
-        if not any(map(expression.search, keys))
-    ]
-    return lambda key: any(expression.search(key) for expression in compiled), unmatched
+                f"{key!r} does not have the values that were written to it: its memory is shared "
+                "with another tensor, or in itself"
+            )
+    hybrid: Any = model.__dict__.get("_hybrid")
+    if hybrid is not None:  # statistics that are held while frozen are the loaded ones now
+        transaction.set_field(hybrid, "statistics", {})
+    _set_extra(transaction, model, plan)
+    _run_post_hooks(model, _IncompatibleKeys(list(plan.missing), list(plan.unexpected)))
 
 
-def _nothing_loaded(
-    given: Mapping[str, Tensor], own: Mapping[str, Tensor], excluded: list[str]
-) -> str:
-    first = next(iter(given))
-    close = near_names(first, own, most=2)
-    return (
-        f"nothing would be loaded: none of the checkpoint's {len(given)} tensors fits one of the "
-        f"model's {len(own)}"
-        f"{f' ({len(excluded)} are excluded)' if excluded else ''}. The checkpoint's first keys "
-        f"are {join_names(given, most=3)}; "
-        "the model's are "
-        f"{join_names(own, most=3)}.{f' Near {first!r}: {join_names(close)}.' if close else ''}"
+def _follow(transaction: Transaction, plan: LoadPlan, old: Tensor, key: str) -> None:
+    """Let the other names of a tensor that was exchanged have the new one."""
+    for place in plan.own.values():
+        if place.tensor is old:
+            transaction.alias(place, plan.own[key])
+
+
+def _arrived(tensor: Tensor, value: Tensor) -> bool:
+    found = tensor.detach().to(value.device)
+    if found.is_meta:
+        return False
+    if torch.equal(found, value):
+        return True
+    both = (found == value) | ((found != found) & (value != value))  # NaN
+    return found.shape == value.shape and bool(both.all())
+
+
+def _set_extra(transaction: Transaction, model: nn.Module, plan: LoadPlan) -> None:
+    for path, value in plan.extra.items():
+        module = model.get_submodule(path)
+        before = copy.deepcopy(module.get_extra_state())
+        transaction.call(
+            lambda module=module, value=value: module.set_extra_state(value),  # type: ignore[misc]
+            lambda module=module, before=before: module.set_extra_state(before),  # type: ignore[misc]
+        )
+
+
+def _run_post_hooks(module: nn.Module, keys: Any) -> None:
+    for child in module._modules.values():
+        if child is not None:
+            _run_post_hooks(child, keys)
+    for hook in getattr(module, "_load_state_dict_post_hooks", {}).values():
+        hook(module, keys)
+
+
+def _report(plan: LoadPlan, new: Mapping[str, Tensor]) -> LoadReport:
+    filled = [*plan.loaded, *(each.key for each in plan.converted)]
+    return LoadReport(
+        loaded=tuple(plan.loaded),
+        converted=tuple(plan.converted),
+        mismatched=tuple(plan.mismatched),
+        refused=tuple(plan.refused),
+        missing=tuple(plan.missing),
+        excluded=tuple(plan.excluded),
+        unexpected=tuple(plan.unexpected),
+        migrated=tuple(plan.migrated),
+        initialized=tuple(key for key in new if key not in plan.values),
+        unmatched_patterns=tuple(plan.unmatched),
+        prefix=plan.prefix,
+        rules=tuple(plan.rules),
+        casts=tuple(f"{cast}: {count} tensors" for cast, count in sorted(plan.casts.items())),
+        sources=dict(plan.sources),
+        num_bytes=plan.size(plan.own),
+        loaded_bytes=plan.size(filled),
     )
-
-
-def _initialize(model: nn.Module, new: list[str], initializer: Any) -> list[str]:
-    """Run an initializer on the layers that own the new tensors, one layer at a time, and keep what
-    was loaded.
-    """
-    # An initializer fills everything in the module that it is given, and here only what is new may
-    # be filled. So it gets each layer alone, in a shallow copy with the same tensors and without
-    # children, and what was loaded in that layer (a weight whose bias did not fit, say) is put back
-    # afterwards. Which tensors it wrote to, their version counters tell: an initializer may leave
-    # some alone.
-    by_owner: dict[str, list[str]] = {}
-    for key in new:
-        owner, _, name = key.rpartition(".")
-        by_owner.setdefault(owner, []).append(name)
-    done: list[str] = []
-    for owner, names in by_owner.items():
-        layer = model.get_submodule(owner)
-        if isinstance(layer, Patch):
-            continue
-        alone = copy.copy(layer)  # the same tensors without the children
-        alone.__dict__["_modules"] = {}
-        tensors = {**alone._parameters, **alone._buffers}
-        kept = {
-            name: (t, t.detach().clone())
-            for name, t in tensors.items()
-            if t is not None and name not in names
-        }
-        before = {name: t._version for name in names if (t := tensors.get(name)) is not None}
-        call_factory(initializer, (alone,), {})
-        with torch.no_grad():
-            for tensor, value in kept.values():
-                tensor.copy_(value)
-        prefix = f"{owner}." if owner else ""
-        done += [
-            f"{prefix}{name}"
-            for name, version in before.items()
-            if tensors[name]._version != version  # type: ignore[union-attr]
-        ]
-    return done

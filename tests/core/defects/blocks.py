@@ -298,7 +298,7 @@ def _other_parameters(original: nn.Module, in_channels: int) -> nn.Module | None
 def _asks_what_is_not_there(
     original: Any, in_channels: int, reduction: int = 4
 ) -> nn.Module | None:
-    return nn.GroupNorm(1, original.num_features)
+    return nn.GroupNorm(1, in_channels if original.num_features else 1)
 
 
 def _spec(factory: Any, **fields: Any) -> BlockSpec:
