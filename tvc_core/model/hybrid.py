@@ -444,8 +444,8 @@ class HybridModel(nn.Module):
 
     @property
     def step0_difference(self) -> float:
-        """Largest absolute difference of a logit to the unpatched backbone, measured when the model
-        was built.
+        """Largest absolute difference of a logit from the unpatched backbone's, measured when the
+        model was built.
         """
         return self._hybrid.step0_difference
 

@@ -33,6 +33,9 @@ def inner_blocks(modules: Found, branches: Mapping[str, str]) -> Found:
         modules: the stage's modules by their paths, in order of execution.
         branches: classes of residual blocks, which are blocks as a whole; see `branch_of`.
     """
+    # No attribute says what the blocks of a stage are, and each family nests them in another way.
+    # What they share is that blocks repeat, so they are in a sequence, and that a block has parts
+    # while a layer has none. The three rules are tried in the order of how much they say.
     inside = {
         path: block
         for start, module in modules.items()

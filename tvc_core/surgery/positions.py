@@ -73,6 +73,9 @@ class Position:
         if not self.label:
             object.__setattr__(self, "label", self.name)
 
+    # A position says only what a block reads and writes. Which hooks that takes follows: reading
+    # the input needs a pre-hook, writing the output needs a hook, and a block that does both gets a
+    # copy of the input, since the target may overwrite it in place before the block runs.
     @property
     def keeps_input(self) -> bool:
         """The target's input is kept until the target has run."""
