@@ -48,5 +48,5 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
     if is_hybrid(network):
         raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
     if filling is not None:
-        filling.finish(network)
+        filling.finish()
     return network

@@ -129,7 +129,7 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     def refuse(url: str, *_: object, **__: object) -> None:
         raise OSError("no route to host")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr("tvc_core.weights.download.urlopen", refuse)
     modules, environment = set(sys.modules), dict(os.environ)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -170,7 +170,7 @@ def supply_weights(
         }
         if members:
             monkeypatch.setattr(
-                torch.hub, "download_url_to_file", lambda url, *_, **__: made_up(members[url])
+                "tvc_core.weights.cache.download", lambda url, *_, **__: made_up(members[url])
             )
             made_up()
 

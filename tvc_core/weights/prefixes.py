@@ -10,8 +10,8 @@ shape, it is a vote for its first step aside. The steps with the most votes are 
 below them, and the search starts again, until nothing new is found.
 
 Two steps that lead to the same tensors are alternatives: an encoder and its moving average. The one
-with more votes is taken, the other's tensors stay unexpected. If both have as many, nobody but the
-user can tell.
+with more votes is taken, the other's tensors stay unexpected. If both have as many, only the user
+can tell.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Step:
         return ".".join(filter(None, (parent, rest)))
 
     def undo(self, name: str) -> str:
-        """Return a name as it was before the step, for a name that lies where the path did."""
+        """Undo the step: return the earlier name of a name that lies where the path did."""
         parent, _, last = self.path.rpartition(".")
         if parent and not name.startswith(f"{parent}."):
             return name
@@ -296,7 +296,7 @@ def _refuse_tie(
 
 
 def _before(vote: Mapping[str, str]) -> str:
-    """Return what stands in front of the model's names in the checkpoint's keys."""
+    """Return what precedes the model's names in the checkpoint's keys."""
     for name, key in vote.items():
         if key.endswith(f".{name}"):
             return key[: -len(name)]
