@@ -46,6 +46,8 @@ WORDS = {
     r"\b(?:initialise|normalise|colour|behaviour|neighbour|centre)\w*": "American spelling",
     r"\b(?:depends? from|consists? out of|different than)\b": "depends on, consists of",
     r"\b(?:informations|softwares|equipments)\b": "has no plural",
+    r"\b[sS]omething else than\b": "something other than",
+    r"\b(?:goes|go|went) on (?!with)\w+ing\b": "keeps working, still works",
 }
 """What not to write, and what to write."""
 

@@ -159,7 +159,7 @@ def _by_head(given: Any, heads: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what was given for each of several heads.
 
     Raises:
-        HeadError: it is no mapping, or names a head that is not there.
+        HeadError: it is not a mapping, or names a head that is not there.
     """
     if heads and (not isinstance(given, Mapping) or not given):
         example = f"{{{next(iter(heads))!r}: ...}}"

@@ -177,7 +177,7 @@ class HybridModel(nn.Module):
             PatchError: patches do not fit any more, or never run; the message names all that do not
                 fit. What was measured before stands.
             BackboneError: the network fails, or the end of a stage is gone; likewise.
-            ParameterError: `image_size` is no size.
+            ParameterError: `image_size` is not a size.
         """
         remeasure(self, self._hybrid, image_size)
 

@@ -160,7 +160,7 @@ class Anatomy:
         )
 
     def modules(self, network: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
-        """Yield (path, module) of a part's modules; its direct parameters are no modules."""
+        """Yield (path, module) of a part's modules; its direct parameters are not modules."""
         for found, path in self.items():
             if found == part and (module := find_module(network, path)) is not None:
                 yield path, module

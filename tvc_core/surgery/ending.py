@@ -1,7 +1,7 @@
 """End a network early: the stages after one of its own are left out, and their parameters with
 them.
 
-The network's own forward goes on calling what it knows by name, so each module that is left out
+The network's own forward still calls what it knows by name, so each module that is left out
 leaves a `LeftOut` at its path, which returns what it gets. No path moves, no key of what is kept
 changes, and printing the network shows what is gone. What then arrives at the head has another
 width, and what the head had learned was about the last stage. So of the head (and of the neck

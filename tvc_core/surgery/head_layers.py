@@ -118,7 +118,7 @@ class Heads(nn.Module):
     """Several heads in the place of one last layer: children by name, which all get its input.
 
     Inside the network their outputs are one tensor, so that whatever the network does with logits
-    (squeezenet's pooling, a flatten, auxiliary outputs) goes on working. The hybrid's forward makes
+    (squeezenet's pooling, a flatten, auxiliary outputs) keeps working. The hybrid's forward makes
     the dict.
 
     Args:

@@ -26,7 +26,7 @@ def inner_blocks(modules: Found, branches: Mapping[str, str]) -> Found:
     - in ResNet, EfficientNet, ConvNeXt, DenseNet, Swin, ...: what is in the stage's sequences of
       blocks
     - where there are none, as in MobileNet, GoogLeNet and ViT: the stage's modules that have parts
-      and are no sequences
+      and are not sequences
     - of plain layers, as in VGG: the layers
 
     Args:

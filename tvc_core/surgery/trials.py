@@ -32,7 +32,7 @@ __all__ = [
 def check_modules(network: nn.Module, patches: Iterable[PatchPlan]) -> None:
     """Refuse a module of the user's own that would stand at two places.
 
-    One module has one set of weights and one path in the model. Copying it without a word would
+    One module has one set of weights and one path in the model. Copying it silently would
     leave the user with a module that is not in the model; sharing it, a file could not say.
     """
     places = {id(module): path or "the network" for path, module in network.named_modules()}

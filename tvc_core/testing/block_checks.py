@@ -65,8 +65,8 @@ def block_made(block: Subject) -> None:
 
 
 def block_layouts(block: Subject) -> None:
-    """The block fails on a layout that its spec declares, or returns something else than one tensor
-    of that layout.
+    """The block fails on a layout that its spec declares, or returns something other than one
+    tensor of that layout.
     """
     for layout in block.named.spec.layouts:
         module, width = _ready(block)
