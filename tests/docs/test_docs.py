@@ -369,6 +369,17 @@ def test_every_page_can_be_reached_from_the_readme() -> None:
     assert not set(PAGES) - reached
 
 
+def test_the_index_links_every_page_that_is_written_by_hand() -> None:
+    """Directly, so that a reader finds a page by what its line says."""
+    index = ROOT / "docs" / "index.md"
+    links = {
+        (index.parent / link.partition("#")[0]).resolve()
+        for link in re.findall(r"\]\(([^)\s]+)\)", prose_of(index))
+    }
+    written = {page for page in PAGES if page.parent.name != "reference"} - {index}
+    assert [page_id(page) for page in sorted(written - links)] == []
+
+
 def generator() -> object:
     spec = importlib.util.spec_from_file_location("docs_generate", ROOT / "docs" / "generate.py")
     assert spec and spec.loader

@@ -123,7 +123,7 @@ def on_names(value: Any) -> str:
     if not isinstance(value, (list, tuple)):
         return ""
     if any(item is None or isinstance(item, bool) for item in value):
-        return " YAML reads yes, no, on, off and null as something else than text: put quotes."
+        return " YAML reads yes, no, on, off and null as something other than text: put quotes."
     if any(isinstance(item, (int, float)) for item in value):
         return f" Numbers become names in quotes: {[str(item) for item in value][:4]!r}."
     twice = [item for item in value if list(value).count(item) > 1]
@@ -156,7 +156,7 @@ def bare_names(given: str, family: str) -> Iterator[str]:
 
 
 def on_name(given: str, names: list[str]) -> str:
-    """Say what a name of something else than a backbone is: a file, an address in Python, a set of
+    """Say what a name of something other than a backbone is: a file, an address in Python, a set of
     weights, a detector.
     """
     if Path(given).suffix in _SUFFIXES:

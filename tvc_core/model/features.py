@@ -1,7 +1,7 @@
 """Read the maps of stem and stages from the live network.
 
 Taps are placed once, when the hybrid is built: a hook that is registered inside a call fails under
-torch.compile and torch.export, and one that is added after torch.compile is ignored without a word.
+torch.compile and torch.export, and one that is added after torch.compile is silently ignored.
 What a call collects belongs to the call, so a tap looks for it in its thread.
 """
 
@@ -204,7 +204,7 @@ class MapReader:
     """Brings a feature into the layout [N, C, H, W].
 
     Args:
-        layout: of the feature: "NCHW", "NHWC" or "NLC"; None where it is no map.
+        layout: of the feature: "NCHW", "NHWC" or "NLC"; None where it is not a map.
         prefix: tokens before the image's, for NLC.
         stride: side of the image divided by the side of the map, for NLC [pixels].
     """

@@ -177,7 +177,7 @@ class HybridModel(nn.Module):
             PatchError: patches do not fit any more, or never run; the message names all that do not
                 fit. What was measured before stands.
             BackboneError: the network fails, or the end of a stage is gone; likewise.
-            ParameterError: `image_size` is no size.
+            ParameterError: `image_size` is not a size.
         """
         remeasure(self, self._hybrid, image_size)
 
@@ -450,8 +450,8 @@ class HybridModel(nn.Module):
 
     @property
     def step0_difference(self) -> float:
-        """Largest absolute difference of a logit to the unpatched backbone, measured when the model
-        was built.
+        """Largest absolute difference of a logit from the unpatched backbone's, measured when the
+        model was built.
         """
         return self._hybrid.step0_difference
 

@@ -66,6 +66,11 @@ def backbone_key(plan: Plan, network: nn.Module) -> str:
         plan: what is built.
         network: the backbone, as its factory and `stages` left it.
     """
+    # The key must never be equal for two networks of which a look would show different things, so
+    # whatever a repr cannot tell apart makes no key. A factory that is an object and not a string
+    # may have the code of yesterday's cell of a notebook; so may a network of from_module; an
+    # option that is an object may be any. No key means that the build looks, as it would without
+    # this module.
     spec, recipe = plan.backbone.spec, plan.recipe
     if not isinstance(spec.factory, str) or plan.backbone.owner == FROM_MODULE:
         return ""
@@ -119,6 +124,8 @@ def recall_survey(key: str, anatomy: Anatomy) -> Survey | None:
     """Return what an earlier build of the same network has shown; None where there was none."""
     if not key:
         return None
+    # An entry on disk may be cut off, or may come from a version that wrote other fields. It is
+    # converted field by field, and whatever fails on the way counts as nothing known.
     with suppress(KeyError, TypeError, ValueError, AttributeError):
         return _from_data(recall("surveys", key), anatomy)
     return None
@@ -162,6 +169,10 @@ def _code(
     None where these do not say what code runs: there is no file, or it has changed since it can
     have been imported.
     """
+    # Size and times of change stand for a file's content: to read and hash the sources of all
+    # classes would cost about as much as the look that is to be saved, and a file that was touched
+    # without a change only costs that look once. A file that has changed since this process began
+    # may no longer be the code that was imported, so it makes no key.
     found = []
     for name in sorted({*(type(module).__module__ for module in modules), *homes}):
         file = getattr(sys.modules.get(name), "__file__", None)

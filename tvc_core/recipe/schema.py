@@ -228,7 +228,7 @@ class Recipe:
         """Return the recipe as YAML text.
 
         Raises:
-            RecipeError: a parameter or option is no plain data.
+            RecipeError: a parameter or option is not plain data.
         """
         from .yaml_text import write_yaml  # PyYAML is a fifth of what listing names takes
 

@@ -2,7 +2,7 @@
 construction.
 
 PyYAML's safe loader runs no code, but it has no limits: a few hundred bytes of aliases or merge
-keys can take seconds or all memory, and of two equal keys the last one wins without a word. Here
+keys can take seconds or all memory, and of two equal keys the last one silently wins. Here
 both are errors.
 """
 
@@ -62,7 +62,7 @@ def write_yaml(data: Any) -> str:
     """Return plain data as YAML text that `parse_yaml` reads back.
 
     Raises:
-        RecipeError: a value is no plain data.
+        RecipeError: a value is not plain data.
     """
     try:
         return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True)

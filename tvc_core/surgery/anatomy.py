@@ -147,6 +147,9 @@ class Anatomy:
         """
         return [paths[-1] for paths in (self.stem, *self.stages)]
 
+    # Parts are paths and never modules: a path stays right when a tool exchanges the module there,
+    # and survives copies, pickles and files. A name belongs to the part whose path it is or begins
+    # with, up to a dot, so that `layer1` does not hold `layer10`.
     def part_of(self, name: str) -> str | None:
         """Return the part that a module's or parameter's dotted name belongs to; None for what has
         no part.
@@ -157,7 +160,7 @@ class Anatomy:
         )
 
     def modules(self, network: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
-        """Yield (path, module) of a part's modules; its direct parameters are no modules."""
+        """Yield (path, module) of a part's modules; its direct parameters are not modules."""
         for found, path in self.items():
             if found == part and (module := find_module(network, path)) is not None:
                 yield path, module

@@ -57,6 +57,8 @@ _LOOKS = {
 """What takes no tensor, or does not look at its values."""
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+# How many objects refer to a storage, by a private function of torch. Without it every storage
+# counts as shared, and is copied: slower, but right.
 _USE_COUNT: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 3)
 _THREAD = threading.local()
 
@@ -96,6 +98,12 @@ class DeferredInit(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        # Every call of torch from Python in this thread comes through here. There are four kinds.
+        # What does not read values (`_LOOKS`) is let through. A copy into a parameter makes its
+        # notes void, and may hand memory over (`_adopt`). An initialization of a parameter is noted
+        # and not run. All else may read any tensor that it is given, so the notes of these are
+        # carried out first. Whatever this list does not know is of the last kind, so that a call
+        # that is missing from it costs time and never changes a value.
         kwargs = kwargs or {}
         if func in _LOOKS:
             return func(*args, **kwargs)
@@ -182,6 +190,9 @@ def _is_whole(tensor: Any) -> bool:
     """Return whether a tensor is all of its memory, in order."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
         return False
+    # Notes and loans go by the address of a storage. A view of a part of it has the same address,
+    # and so has another view of the same part, with other strides; only a tensor that is all of its
+    # storage may stand for it.
     size = tensor.numel() * tensor.element_size()
     return 0 < size == tensor.untyped_storage().nbytes() and tensor.is_contiguous()
 

@@ -79,6 +79,13 @@ def _table(path: Path, content: Mapping[str, Any]) -> dict[str, Any] | None:
     plain = all(type(t) is Tensor and t.is_contiguous() and t.numel() for t in tensors)
     if not plain or not 0 < len(tensors) <= _MOST:
         return None
+    # A file of torch.save is a zip archive that stores each storage as an uncompressed record. Read
+    # with mmap=True, all storages lie in one mapping of the file, so the distance of two addresses
+    # is their distance in the file, and one known offset gives all others. That one is where the
+    # first record's bytes begin: after its local header of 30 bytes, a name and an extra field,
+    # whose lengths are at bytes 26 and 28 of the header. If storages and records differ in number,
+    # something is stored otherwise, and there is no table. What a table gives is compared with
+    # torch's result before it is ever used.
     mapped = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     starts = sorted({t.untyped_storage().data_ptr() for t in mapped.values()})
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:
