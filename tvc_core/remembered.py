@@ -1,7 +1,8 @@
-"""What tvc remembers from one process to the next: entries of plain data in a private folder.
+"""What tvc remembers: plain data, in this process and in a private folder for the next one.
 
-Losing an entry costs time only, so a folder that cannot be read or written is none. One that others
-can write is not believed.
+Losing an entry costs time only, so a folder that cannot be read or written is none, and where there
+are many entries the oldest go. A folder or an entry that others can write is not believed, and
+nothing is written there.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
+import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,40 +18,90 @@ from typing import Any
 __all__ = ["folder", "recall", "remember"]
 
 _MAX_BYTES = 10_000_000
+"""Of an entry."""
+_MOST = 1_000
+_MOST_BYTES = 100_000_000
+"""Of a kind, in the folder."""
+_MOST_HERE = 500
+"""Of all kinds, in the process."""
+
+_HERE: dict[tuple[str, str], Any] = {}
 
 
 def folder() -> Path:
     """Return where entries are: $XDG_CACHE_HOME/tvc, by default ~/.cache/tvc."""
-    home = os.environ.get("XDG_CACHE_HOME")
-    return (Path(home) if home else Path("~/.cache").expanduser()) / "tvc"
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()) / "tvc"
 
 
 def recall(kind: str, key: object) -> Any:
     """Return what is remembered under a key; None where nothing is, or others can have written it.
+    It is not to be changed: whoever asks next gets the same object.
 
     Args:
         kind: what it is, such as "hashes".
         key: anything whose repr says it all.
     """
-    with suppress(OSError, ValueError, RecursionError):
-        entry = _entry(kind, key)
-        stat = entry.parent.stat()
-        if hasattr(os, "geteuid") and (stat.st_uid != os.geteuid() or stat.st_mode & 0o022):
-            return None
-        if entry.stat().st_size <= _MAX_BYTES:
-            return json.loads(entry.read_text(encoding="utf-8"))
+    name = _name(key)
+    if (kind, name) in _HERE:
+        return _HERE[kind, name]
+    # RuntimeError: there is no home
+    with suppress(OSError, ValueError, RuntimeError):
+        place = folder() / kind
+        with (place / name).open("rb") as file:
+            if all(map(_is_private, (place.parent.stat(), place.stat(), os.fstat(file.fileno())))):
+                content = file.read(_MAX_BYTES + 1)
+                return _keep(kind, name, json.loads(content[:_MAX_BYTES]))
     return None
 
 
 def remember(kind: str, key: object, value: Any) -> None:
-    """Keep plain data under a key, where there is a place for it."""
-    with suppress(OSError):
-        entry = _entry(kind, key)
-        entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = entry.with_name(f"{entry.name}.{os.getpid()}.{threading.get_ident()}")
-        draft.write_text(json.dumps(value), encoding="utf-8")
-        draft.replace(entry)  # whole at once, whoever else writes it
+    """Keep plain data under a key, in the folder where there is a place for it."""
+    name, text = _name(key), json.dumps(value).encode()
+    _keep(kind, name, json.loads(text))  # what the next process will get, not what is alike
+    with suppress(OSError, RuntimeError):
+        place = folder() / kind
+        for each in (place.parent, place):
+            each.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not _is_private(each.stat()):
+                return
+        handle, draft = tempfile.mkstemp(dir=place)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(text)
+            Path(draft).replace(place / name)  # whole at once, whoever else writes it
+        except BaseException:
+            Path(draft).unlink()
+            raise
+        _delete_oldest(place)
 
 
-def _entry(kind: str, key: object) -> Path:
-    return folder() / kind / hashlib.sha256(repr(key).encode()).hexdigest()
+def _keep(kind: str, name: str, value: Any) -> Any:
+    with suppress(RuntimeError, StopIteration, KeyError):  # another thread does the same
+        while len(_HERE) >= _MOST_HERE:
+            del _HERE[next(iter(_HERE))]
+    _HERE[kind, name] = value
+    return value
+
+
+def _delete_oldest(place: Path) -> None:
+    """Keep a folder small; drafts of processes that were killed are among what goes."""
+    found = []
+    for each in os.scandir(place):
+        with suppress(OSError):
+            found.append((each.stat().st_mtime_ns, each.stat().st_size, each.path))
+    total = 0
+    for count, (_, size, path) in enumerate(sorted(found, reverse=True), 1):
+        total += size
+        if count > _MOST or total > _MOST_BYTES:
+            with suppress(OSError):
+                Path(path).unlink()
+
+
+def _is_private(stat: os.stat_result) -> bool:
+    """Return whether no one else can write it, as far as this system has such a thing."""
+    return not hasattr(os, "geteuid") or (stat.st_uid == os.geteuid() and not stat.st_mode & 0o022)
+
+
+def _name(key: object) -> str:
+    return hashlib.sha256(repr(key).encode()).hexdigest()

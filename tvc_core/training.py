@@ -61,7 +61,7 @@ def param_groups(
         no decay" or "new".
 
     Raises:
-        ParameterError: `model` is no hybrid, or a value is out of range.
+        ParameterError: `model` is not a hybrid, or a value is out of range.
         FreezeError: nothing is trainable.
     """
     _check(model, lr, layer_decay, weight_decay, by)
@@ -111,7 +111,7 @@ def param_groups(
 
 def _layers(anatomy: Anatomy, modules: dict[str, nn.Module], by: str) -> Iterator[tuple[str, str]]:
     """Yield (layer, path) in order of execution. A layer has one or several paths; auxiliary heads
-    are no layers.
+    are not layers.
     """
     auxiliary = {path for path, _ in anatomy.auxiliary}
     for part in anatomy.parts:
@@ -244,7 +244,7 @@ def freeze_head(model: nn.Module) -> None:
         model: a hybrid.
 
     Raises:
-        ParameterError: `model` is no hybrid.
+        ParameterError: `model` is not a hybrid.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
     check_hybrid(model, "freeze_head")
@@ -269,7 +269,7 @@ def audit(model: nn.Module, optimizer: Any, strict: bool = False) -> Iterator[Au
         The report, filled when the context ends without an exception.
 
     Raises:
-        ParameterError: `model` is no hybrid, or `optimizer` has no parameter groups.
+        ParameterError: `model` is not a hybrid, or `optimizer` has no parameter groups.
         FreezeError: `strict`, and something was found.
     """
     check_hybrid(model, "audit")

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from tvc_core import (
     remembered,
 )
 from tvc_core import read_state_dict as read
+from tvc_core.model import survey
 from tvc_core.testing import cached_weights, official_weights
 from tvc_core.weights import verified
 from tvc_core.weights.deferred import DeferredInit, lend
@@ -33,13 +35,13 @@ from tvc_core.weights.deferred import DeferredInit, lend
 @pytest.fixture(autouse=True)
 def _private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(verified, "_KNOWN", {})
+    monkeypatch.setattr(remembered, "_HERE", {})
 
 
 def built(make: Callable[[], nn.Module]) -> nn.Module:
     with DeferredInit() as mode:
         network = make()
-    mode.finish(network)
+    mode.finish()
     return network
 
 
@@ -228,15 +230,13 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     yield sizes
 
 
-def test_a_file_is_hashed_once_also_by_the_next_process(
-    tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_is_hashed_once_also_by_the_next_process(tmp_path: Path, hashed: list[int]) -> None:
     with cached_weights(tmp_path, {"a": torch.ones(3)}) as file:
         time.sleep(2 * verified._STEADY)
         for _ in range(3):
             read(file.path, sha256=file.sha256)
         assert len(hashed) == 1
-        monkeypatch.setattr(verified, "_KNOWN", {})  # another process
+        remembered._HERE.clear()  # another process
         read(file.path, sha256=file.sha256)
         assert len(hashed) == 1
 
@@ -260,17 +260,15 @@ def test_a_file_that_changed_a_moment_ago_is_not_remembered(
     with cached_weights(tmp_path, {"a": torch.ones(3)}) as file:
         for _ in range(2):
             read(file.path, sha256=file.sha256)
-    assert len(hashed) == 2 and not verified._KNOWN
+    assert len(hashed) == 2 and not remembered._HERE
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
-def test_what_others_could_have_written_is_not_believed(
-    tmp_path: Path, hashed: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_others_could_have_written_is_not_believed(tmp_path: Path, hashed: list[int]) -> None:
     with cached_weights(tmp_path, {"a": torch.ones(3)}) as file:
         time.sleep(2 * verified._STEADY)
         read(file.path, sha256=file.sha256)
-        monkeypatch.setattr(verified, "_KNOWN", {})
+        remembered._HERE.clear()
         (remembered.folder() / "hashes").chmod(0o777)
         read(file.path, sha256=file.sha256)
     assert len(hashed) == 2
@@ -284,3 +282,176 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
     with cached_weights(tmp_path, {"a": torch.ones(3)}) as file:
         time.sleep(2 * verified._STEADY)
         assert read(file.path, sha256=file.sha256)["a"].eq(1).all()
+
+
+# -- what is remembered ----------------------------------------------------------------------------
+
+
+def test_the_table_of_a_file_is_not_what_a_load_writes_into(tmp_path: Path) -> None:
+    """`load_state_dict(assign=True)` marks the metadata; the next load would assign as well."""
+    layer = nn.BatchNorm2d(3)
+    torch.save(layer.state_dict(), tmp_path / "norm.pth")
+    time.sleep(2 * verified._STEADY)
+    read(tmp_path / "norm.pth")  # makes the table
+    nn.BatchNorm2d(3).load_state_dict(read(tmp_path / "norm.pth"), assign=True)
+    states: tuple[Any, Any] = (read(tmp_path / "norm.pth"), layer.state_dict())
+    assert states[0]._metadata == states[1]._metadata
+
+
+def test_a_table_that_does_not_fit_falls_back_to_torchs_reader(tmp_path: Path) -> None:
+    torch.save({"a": torch.arange(100_000.0), "b": torch.ones(3)}, tmp_path / "two.pth")
+    time.sleep(2 * verified._STEADY)
+    read(tmp_path / "two.pth")
+    ((kind, name),) = (key for key in remembered._HERE if key[0] == "tables")
+    for offset in (-1, 10**9):
+        remembered._HERE[kind, name]["tensors"][1][3] = offset
+        found = read(tmp_path / "two.pth")
+        assert found["a"].equal(torch.arange(100_000.0)) and found["b"].eq(1).all()
+
+
+def test_times_in_whole_seconds_are_waited_for_longer() -> None:
+    now = time.time_ns()
+    half, whole = now - 500_000_000, now // 10**9 * 10**9 - 10**9
+    assert verified.is_steady((1, 1, 1, 0, half | 1))
+    assert not verified.is_steady((1, 1, 1, 0, whole))
+    assert verified.is_steady((1, 1, 1, 0, whole - 4 * 10**9))
+
+
+def test_the_folder_stays_small_and_the_oldest_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "_MOST", 5)
+    place = remembered.folder() / "things"
+    for number in range(12):
+        remembered.remember("things", number, ["x" * number])
+        os.utime(place / remembered._name(number), (number, number))
+    (place / "draft").touch()  # of a process that was killed
+    os.utime(place / "draft", (0, 0))
+    remembered.remember("things", 12, [])
+    remembered._HERE.clear()
+    kept = [number for number in range(13) if remembered.recall("things", number) is not None]
+    assert kept == [8, 9, 10, 11, 12] and len(list(place.iterdir())) == 5
+    monkeypatch.setattr(remembered, "_MOST_BYTES", 100)
+    remembered.remember("things", 13, "x" * 90)
+    assert len(list(place.iterdir())) < 5
+
+
+def test_the_process_keeps_a_limited_number_of_entries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remembered, "_MOST_HERE", 3)
+    for number in range(10):
+        remembered.remember("things", number, number)
+    assert list(remembered._HERE.values()) == [7, 8, 9]
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid"), reason="permissions of POSIX")
+def test_entries_are_private_and_nothing_is_written_where_others_can() -> None:
+    before = os.umask(0)
+    try:
+        remembered.remember("things", 1, "a")
+    finally:
+        os.umask(before)
+    place = remembered.folder() / "things"
+    (entry,) = place.iterdir()
+    modes = [each.stat().st_mode & 0o777 for each in (remembered.folder(), place, entry)]
+    assert modes == [0o700, 0o700, 0o600]
+    for each in (remembered.folder(), place, entry):
+        mode = each.stat().st_mode
+        each.chmod(0o777)
+        remembered._HERE.clear()
+        assert remembered.recall("things", 1) is None
+        if each != entry:
+            remembered.remember("things", 2, "b")
+            assert list(place.iterdir()) == [entry]
+        each.chmod(mode)
+    remembered._HERE.clear()
+    assert remembered.recall("things", 1) == "a"
+
+
+@pytest.mark.parametrize("given", ["", "relative"])
+def test_a_user_without_a_home_builds_all_the_same(
+    given: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    monkeypatch.setenv("XDG_CACHE_HOME", given)
+    remembered.remember("things", 1, "a")
+    remembered._HERE.clear()
+    assert remembered.recall("things", 1) is None
+
+
+def test_no_survey_is_kept_where_the_code_may_be_other_code(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def surveys_after_a_build() -> int:
+        HybridBuilder().from_torchvision("squeezenet1_1", weights=None)
+        return sum(kind == "surveys" for kind, _ in remembered._HERE)
+
+    began = survey._BEGAN
+    monkeypatch.setattr(survey, "_BEGAN", 0)  # as if every file had changed since
+    assert surveys_after_a_build() == 0
+    monkeypatch.setattr(survey, "_BEGAN", began)
+    assert surveys_after_a_build() == 1
+    real = Path.stat
+
+    def changed(path: Path, **more: Any) -> Any:
+        stat = real(path, **more)
+        if path.name != "squeezenet.py":
+            return stat
+        times = {"st_mtime_ns": stat.st_mtime_ns, "st_ctime_ns": stat.st_ctime_ns + 1}
+        return SimpleNamespace(st_size=stat.st_size, **times)
+
+    monkeypatch.setattr(Path, "stat", changed)
+    assert surveys_after_a_build() == 2, "the time of the change can be set back"
+
+
+# -- memory that other code holds ------------------------------------------------------------------
+
+
+def lent_to(make: Callable[[dict[str, torch.Tensor]], nn.Module]) -> tuple[Any, Any]:
+    """Return what a factory makes that keeps its state dict of ones, and the state dict."""
+    state = {"weight": torch.ones(4, 4), "bias": torch.ones(4)}
+
+    def factory() -> nn.Module:
+        lend(state.values())
+        return make(state)
+
+    return built(factory), state
+
+
+def linear(state: dict[str, torch.Tensor]) -> nn.Linear:
+    layer = nn.Linear(4, 4)
+    layer.load_state_dict(state)
+    return layer
+
+
+def test_a_layer_that_is_reset_or_scaled_leaves_the_state_dict_alone() -> None:
+    def scaled(state: dict[str, torch.Tensor]) -> nn.Module:
+        layer = linear(state)
+        with torch.no_grad():
+            layer.weight.mul_(3)
+        nn.init.zeros_(layer.bias)
+        return layer
+
+    layer, state = lent_to(scaled)
+    assert layer.weight.eq(3).all() and layer.bias.eq(0).all()
+    assert state["weight"].eq(1).all() and state["bias"].eq(1).all()
+
+
+def test_a_state_dict_that_is_changed_leaves_the_network_alone() -> None:
+    def changing(state: dict[str, torch.Tensor]) -> nn.Module:
+        first = linear(state)
+        state["weight"].zero_()
+        return nn.Sequential(first, linear(state))
+
+    pair, _ = lent_to(changing)
+    assert pair[0].weight.eq(1).all() and pair[1].weight.eq(0).all()
+
+
+def test_a_parameter_that_is_no_childs_is_initialized() -> None:
+    class Hidden(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.kept = [nn.Linear(64, 64)]
+
+    hidden: Any = built(Hidden)
+    assert 0.05 < hidden.kept[0].weight.std() < 0.1

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
@@ -28,7 +27,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         raise AssertionError(f"an example wanted to download {url}")
 
     def run_it(name: str, *arguments: str) -> str:
-        monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+        monkeypatch.setattr("tvc_core.weights.cache.download", refuse)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         runpy.run_path(str(EXAMPLES / name), run_name="__main__")
         return capsys.readouterr().out

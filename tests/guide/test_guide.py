@@ -188,7 +188,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(url: str, *_: Any, **__: Any) -> None:
         raise AssertionError(f"a test wanted to download {url}")
 
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr("tvc_core.weights.cache.download", refuse)
 
 
 @pytest.mark.parametrize("blocks", sections())

@@ -102,7 +102,7 @@ def test_the_python_of_a_readme_runs(
     blocks = python_blocks(text)
     assert len(blocks) == text.count("```python")
     assert blocks or path.parent.name == "tvc-cli"
-    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    monkeypatch.setattr("tvc_core.weights.cache.download", refuse)
     monkeypatch.chdir(tmp_path)
     for recipe in re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         (tmp_path / "hybrid_model.yaml").write_text(recipe, encoding="utf-8")

@@ -30,7 +30,7 @@ def no_block(factory: Callable[..., Any]) -> str:
     empty string where it can.
 
     torch's own classes take other numbers there (GroupNorm its groups, ReLU whether it works in
-    place) and would accept the channels for them without a word. So their first parameter must have
+    place) and would silently accept the channels for them. So their first parameter must have
     a name of channels; of other factories only what cannot be a number of channels is refused.
     """
     try:

@@ -27,7 +27,7 @@ TO_PARTIAL_LOAD = "build the model with weights=None, then tvc_core.partial_load
 
 ARGUMENTS = {
     "pretrained": "pretrained=True is weights='DEFAULT', and False is None (in YAML null).",
-    "checkpoint_path": f"A file of your own: {TO_PARTIAL_LOAD.format('path')}.",
+    "checkpoint_path": "A file of your own is weights='path/to/file.pth'.",
     "in_chans": "timm's in_chans is in_channels.",
     "drop_rate": "timm's drop_rate is dropout.",
     "img_size": "timm's img_size is image_size.",
@@ -123,7 +123,7 @@ def on_names(value: Any) -> str:
     if not isinstance(value, (list, tuple)):
         return ""
     if any(item is None or isinstance(item, bool) for item in value):
-        return " YAML reads yes, no, on, off and null as something else than text: put quotes."
+        return " YAML reads yes, no, on, off and null as something other than text: put quotes."
     if any(isinstance(item, (int, float)) for item in value):
         return f" Numbers become names in quotes: {[str(item) for item in value][:4]!r}."
     twice = [item for item in value if list(value).count(item) > 1]
@@ -156,7 +156,7 @@ def bare_names(given: str, family: str) -> Iterator[str]:
 
 
 def on_name(given: str, names: list[str]) -> str:
-    """Say what a name of something else than a backbone is: a file, an address in Python, a set of
+    """Say what a name of something other than a backbone is: a file, an address in Python, a set of
     weights, a detector.
     """
     if Path(given).suffix in _SUFFIXES:

@@ -73,8 +73,8 @@ class Checkpointed:
 class CheckpointedRuns(Checkpointed):
     """The same for an nn.Sequential of which runs of layers keep no activations inside.
 
-    So a stage that is no module, but some layers of a long sequence (VGG's), is checkpointed as a
-    whole.
+    So a stage that is not a module, but some layers of a long sequence (VGG's), is checkpointed as
+    a whole.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -198,7 +198,7 @@ def set_checkpointing(network: nn.Module, paths: Iterable[str], enable: bool) ->
 
     Args:
         network: the root.
-        paths: of the part's modules, in order of execution; names that are no modules are passed
+        paths: of the part's modules, in order of execution; names that are not modules are passed
             over.
         enable: on or off.
     """

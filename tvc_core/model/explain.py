@@ -25,6 +25,9 @@ __all__ = ["explain"]
 
 def explain(network: nn.Module, state: HybridState) -> str:
     """Return the text of `HybridModel.explain`."""
+    # The text is read from the live model wherever that can tell, and not from the plan: patches
+    # are first put in their places, and each line on a patch, a head or a part counts what is there
+    # now. What was asked for and is not there any more is then seen by the reader.
     plan = state.plan
     lost = place(network, state)
     own = "the module's own" if plan.backbone.owner == FROM_MODULE else "none (random)"

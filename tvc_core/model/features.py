@@ -1,7 +1,7 @@
 """Read the maps of stem and stages from the live network.
 
 Taps are placed once, when the hybrid is built: a hook that is registered inside a call fails under
-torch.compile and torch.export, and one that is added after torch.compile is ignored without a word.
+torch.compile and torch.export, and one that is added after torch.compile is silently ignored.
 What a call collects belongs to the call, so a tap looks for it in its thread.
 """
 
@@ -120,8 +120,8 @@ class Taps:
         # top only, and a hook that calls the model again inside of the pass puts its own on top, so
         # that each call picks up what is its own, and any number of threads may read features of
         # one model.
-        stack = calls.collections()
-        length = len(stack)
+        stack, images = calls.collections(), calls.images()
+        length, sizes = len(stack), len(images)  # a pass that is left early leaves its image behind
         try:
             try:
                 stack.append(found)
@@ -129,9 +129,9 @@ class Taps:
             except _Stop:
                 pass
             finally:
-                del stack[length:]
+                del stack[length:], images[sizes:]
         finally:  # an interrupt may come on the line above
-            del stack[length:]
+            del stack[length:], images[sizes:]
         for index in indices:
             if index not in found.maps and index != PRE_LOGITS:
                 raise BackboneError(
@@ -204,7 +204,7 @@ class MapReader:
     """Brings a feature into the layout [N, C, H, W].
 
     Args:
-        layout: of the feature: "NCHW", "NHWC" or "NLC"; None where it is no map.
+        layout: of the feature: "NCHW", "NHWC" or "NLC"; None where it is not a map.
         prefix: tokens before the image's, for NLC.
         stride: side of the image divided by the side of the map, for NLC [pixels].
     """

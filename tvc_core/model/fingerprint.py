@@ -1,7 +1,7 @@
 """What every module of a network is, in a line: so that a change by another tool can be named.
 
 A file holds tensors and a recipe, and reading it builds the recipe's modules again. If another
-tool has exchanged modules since, the file would compute something else than the saved model.
+tool has exchanged modules since, the file would compute something other than the saved model.
 """
 
 from __future__ import annotations

@@ -108,6 +108,10 @@ def reset_classifier(
         given = _by_head(classes, several)
     else:
         least, given = NUM_CLASSES, {"": classes}
+    # All that can be wrong is found before the first head is exchanged: an error at the second of
+    # several heads must not leave the first one new. What follows the exchange makes the new layers
+    # the model's own. `settle` moves patches from the old layers to them, `fingerprint` records
+    # them as what `save` may expect, and `adopt` freezes them where the head is frozen.
     wanted = {name: check_classes(each, least) for name, each in given.items()}
     freezing.refuse_under_ddp(network, [last_layer(network, head)[0]])
     reports = {
@@ -155,7 +159,7 @@ def _by_head(given: Any, heads: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return what was given for each of several heads.
 
     Raises:
-        HeadError: it is no mapping, or names a head that is not there.
+        HeadError: it is not a mapping, or names a head that is not there.
     """
     if heads and (not isinstance(given, Mapping) or not given):
         if type(given) is int and not given:
@@ -183,6 +187,8 @@ def named_outputs(state: HybridState, output: Any) -> Any:
 
 
 def _split(output: Any, widths: Mapping[str, int], dim: int) -> Any:
+    # Under torch.fx the output is a proxy, which stands for any value: it cannot be iterated, but
+    # each part can be asked for by its index.
     if isinstance(output, (Tensor, torch.fx.Proxy)):
         parts: Any = output.split(list(widths.values()), dim)
         return {name: parts[index] for index, name in enumerate(widths)}
@@ -196,6 +202,9 @@ def _split(output: Any, widths: Mapping[str, int], dim: int) -> Any:
 
 def joined(state: HybridState, output: Any) -> Tensor:
     """Return the logits of a hybrid's output as one tensor."""
+    # A mapping is either the heads by name, or what the network itself returns around them, as a
+    # segmenter's "out" and "aux". Only the names tell which. Of the second kind the first entry is
+    # the main output; that of a tuple is taken by `first_tensor`.
     while isinstance(output, Mapping) and output.keys() != state.head_widths.keys():
         output = next(iter(output.values()))
     if state.head_widths and isinstance(output, Mapping):

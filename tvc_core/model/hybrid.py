@@ -177,7 +177,7 @@ class HybridModel(nn.Module):
             PatchError: patches do not fit any more, or never run; the message names all that do not
                 fit. What was measured before stands.
             BackboneError: the network fails, or the end of a stage is gone; likewise.
-            ParameterError: `image_size` is no size.
+            ParameterError: `image_size` is not a size.
         """
         remeasure(self, self._hybrid, image_size)
 
@@ -450,8 +450,8 @@ class HybridModel(nn.Module):
 
     @property
     def step0_difference(self) -> float:
-        """Largest absolute difference of a logit to the unpatched backbone, measured when the model
-        was built.
+        """Largest absolute difference of a logit from the unpatched backbone's, measured when the
+        model was built.
         """
         return self._hybrid.step0_difference
 
@@ -487,18 +487,29 @@ class HybridModel(nn.Module):
         """The user's own facts about the model, which `save` writes and `load` reads."""
         return self._hybrid.metadata
 
-    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write tensors, recipe, freeze state and class names to one .safetensors file, whole or
-        not at all.
+    def save(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        base: str | Path | HybridModel | None = None,
+    ) -> None:
+        """Write tensors, recipe, what is frozen and class names to one .safetensors file, whole or
+        not at all. Saving a model twice gives equal bytes.
 
         Args:
-            path: the file.
+            path: the file. A link is followed, and the permissions of a file that is replaced are
+                kept.
             metadata: facts of your own to write with it, such as accuracy and data; plain data.
+            base: a file that `save` wrote, whole, or a model as `from_backbone(name)` makes it from
+                pretrained weights. The new file has only the parameters and buffers whose bits
+                differ from it; reading it takes the base from its folder, or builds it again.
 
         Raises:
             WeightsError: the name does not end in .safetensors; the file cannot be written (what
-                was there before is still there); or modules were changed after the build, so that
-                reading the file would build another model.
+                was there before is still there); modules were changed after the build, so that
+                reading the file would build another model; the model has a value that no file can
+                hold; or `base` cannot be read.
             PatchError: a patch has lost its place.
         """
-        save(self, self._hybrid, Path(path), metadata)
+        save(self, self._hybrid, Path(path), metadata, base)

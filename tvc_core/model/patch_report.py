@@ -186,6 +186,9 @@ def _run(
     network: nn.Module, state: HybridState, images: Tensor, paths: Iterable[str]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the logits and the maps of some modules."""
+    # Hooks run in the order in which they were registered, and those of the patches came first: so
+    # these see the maps with the patches, or without them while they are switched off. A clone,
+    # since a later layer may overwrite a map in place.
     maps: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:

@@ -65,7 +65,7 @@ class FeatureExtractor(nn.Module):
             the names under which they are returned.
 
     Raises:
-        StageError: a stage that is not there, a path that is no module, or nothing at all.
+        StageError: a stage that is not there, a path that is not a module's, or nothing at all.
     """
 
     def __init__(

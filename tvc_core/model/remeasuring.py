@@ -35,6 +35,9 @@ def remeasure(network: nn.Module, state: HybridState, image_size: Any) -> None:
             f"{join_names(gone)} is gone, which ended the stem or a stage or was the head: make a "
             "model of the changed network by from_module, which is told where its stages end"
         )
+    # First an image is found that the network accepts, while all patches that do not fit are noted.
+    # Only then is anything measured, and the state is written when all of it is. So a model that
+    # cannot be measured keeps what was known of it.
     misfits: dict[str, str] = {}
     with _eager(network), unnamed(state), misfits_noted(network, misfits):
         probe = _probe(network, state, image_size)

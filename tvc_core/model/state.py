@@ -112,6 +112,10 @@ class FreezeState:
     normalization: str = "frozen"
 
 
+# All that tvc adds to a network's attributes is one object of this class. It is a plain object and
+# not a module, so that nothing in it appears among the network's children, in its state dict or in
+# `named_modules`, and it is copied and pickled with the network. That is why replaced modules can
+# be kept here.
 @dataclass(kw_only=True)
 class HybridState:
     """What a hybrid knows about itself; the only attribute that it adds to its backbone's.

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -38,9 +39,8 @@ __all__ = [
     "remember_survey",
 ]  # fmt: skip
 
-_KNOWN: dict[str, dict[str, Any]] = {}
-_IMAGES: dict[str, tuple[int, int]] = {}
 _OURS = tuple(module.__name__ for module in (bridge, features, measuring, strides))
+_BEGAN = time.time_ns()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +66,11 @@ def backbone_key(plan: Plan, network: nn.Module) -> str:
         plan: what is built.
         network: the backbone, as its factory and `stages` left it.
     """
+    # The key must never be equal for two networks of which a look would show different things, so
+    # whatever a repr cannot tell apart makes no key. A factory that is an object and not a string
+    # may have the code of yesterday's cell of a notebook; so may a network of from_module; an
+    # option that is an object may be any. No key means that the build looks, as it would without
+    # this module.
     spec, recipe = plan.backbone.spec, plan.recipe
     if not isinstance(spec.factory, str) or plan.backbone.owner == FROM_MODULE:
         return ""
@@ -74,7 +79,7 @@ def backbone_key(plan: Plan, network: nn.Module) -> str:
     code = _code(network.modules(), [spec.factory.partition(":")[0], *_OURS])
     versions = (__version__, torch.__version__, torchvision.__version__)
     options = (plan.options, plan.weights, recipe.image_size, _head(recipe))
-    return repr((versions, code, plan.backbone, options, _built(network)))
+    return "" if code is None else _key(versions, code, plan.backbone, options, _built(network))
 
 
 def patched_key(key: str, plan: Plan, network: nn.Module, prepared: Iterable[Prepared]) -> str:
@@ -94,23 +99,24 @@ def patched_key(key: str, plan: Plan, network: nn.Module, prepared: Iterable[Pre
     modules = [module for each in prepared for i in each.insertions for module in i.patch.modules()]
     homes = [str(factory).partition(":")[0] for factory in factories]
     code = _code([*network.modules(), *modules], homes)
-    return repr((key, plan.patches, code, _built(network), [repr(module) for module in modules]))
+    if code is None:
+        return ""
+    return _key(key, plan.patches, code, _built(network), [repr(module) for module in modules])
 
 
 def recall_image(key: str) -> tuple[int, int] | None:
     """Return height and width of an image that the backbone accepted [pixels]."""
-    found: Any = _IMAGES.get(key) or (recall("images", key) if key else None)
+    if not key:
+        return None
     with suppress(TypeError, ValueError):
-        height, width = found
-        _IMAGES[key] = (int(height), int(width))
-        return _IMAGES[key]
+        height, width = recall("images", key)
+        return int(height), int(width)
     return None
 
 
 def remember_image(key: str, size: tuple[int, int]) -> None:
     """Keep the size of an image that the backbone accepted."""
-    if key and _IMAGES.get(key) != size:
-        _IMAGES[key] = size
+    if key and recall_image(key) != size:
         remember("images", key, size)
 
 
@@ -118,19 +124,22 @@ def recall_survey(key: str, anatomy: Anatomy) -> Survey | None:
     """Return what an earlier build of the same network has shown; None where there was none."""
     if not key:
         return None
-    found = _KNOWN.get(key) or recall("surveys", key)
+    # An entry on disk may be cut off, or may come from a version that wrote other fields. It is
+    # converted field by field, and whatever fails on the way counts as nothing known.
     with suppress(KeyError, TypeError, ValueError, AttributeError):
-        survey = _from_data(found, anatomy)
-        _KNOWN[key] = found
-        return survey
+        return _from_data(recall("surveys", key), anatomy)
     return None
 
 
 def remember_survey(key: str, survey: Survey) -> None:
     """Keep what a build has shown for the next one."""
     if key:
-        _KNOWN[key] = _as_data(survey)
-        remember("surveys", key, _KNOWN[key])
+        remember("surveys", key, _as_data(survey))
+
+
+def _key(*parts: Any) -> str:
+    key = repr(parts)
+    return "" if " at 0x" in key else key  # an object's address, which another one can have later
 
 
 def _is_plain(value: Any) -> bool:
@@ -153,15 +162,27 @@ def _head(recipe: Recipe) -> tuple[Any, ...]:
     return (recipe.num_classes == 0, recipe.hidden, recipe.activation, recipe.heads is not None)
 
 
-def _code(modules: Iterable[nn.Module], homes: Iterable[str]) -> list[tuple[str, str, int]]:
-    """Return the files of the classes of modules and of Python's modules `homes`, and when they
-    changed last.
+def _code(
+    modules: Iterable[nn.Module], homes: Iterable[str]
+) -> list[tuple[str, str, int, int, int]] | None:
+    """Return the files of the classes of modules and of Python's modules `homes`, and their states;
+    None where these do not say what code runs: there is no file, or it has changed since it can
+    have been imported.
     """
+    # Size and times of change stand for a file's content: to read and hash the sources of all
+    # classes would cost about as much as the look that is to be saved, and a file that was touched
+    # without a change only costs that look once. A file that has changed since this process began
+    # may no longer be the code that was imported, so it makes no key.
     found = []
     for name in sorted({*(type(module).__module__ for module in modules), *homes}):
-        file = getattr(sys.modules.get(name), "__file__", None) or ""
-        with suppress(OSError):
-            found.append((name, file, Path(file).stat().st_mtime_ns if file else 0))
+        file = getattr(sys.modules.get(name), "__file__", None)
+        try:
+            stat = Path(file or "/nowhere").stat()
+        except OSError:
+            return None
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) > _BEGAN:
+            return None
+        found.append((name, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
     return found
 
 

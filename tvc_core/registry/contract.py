@@ -178,7 +178,7 @@ def collect(
     """Call a plugin's hooks and return what they offer, sorted by kind and name.
 
     Raises:
-        Fault: one returns something else than a list of its specs.
+        Fault: one returns something other than a list of its specs.
     """
     specs: list[Spec] = []
     seen: set[tuple[type[Spec], str]] = set()

@@ -352,7 +352,7 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
 
 
 def _mention(infos: Iterable[PluginInfo]) -> None:
-    """Name every plugin that deserves a look, once a process, however many of its modules do."""
+    """Name every plugin that deserves a look, once per process, however many of its modules do."""
     problems: dict[tuple[str, str, str], dict[str, None]] = {}
     for info in infos:
         restored = "changed process-wide state while it was imported; tvc restored it"

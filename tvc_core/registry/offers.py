@@ -46,7 +46,7 @@ def describe(family: Named[BackboneFamilySpec], name: str) -> BackboneSpec:
     """Return what a family says of its member of this name, "family/member".
 
     Raises:
-        PluginError: it fails, or returns something else than the member's spec.
+        PluginError: it fails, or returns something other than the member's spec.
         TvcError: what the family itself raises on purpose: UnknownNameError where there is no such
             member, BackboneError where there is one that it cannot offer.
     """
@@ -64,7 +64,7 @@ def members_of(family: Named[BackboneFamilySpec]) -> tuple[str, ...]:
     """Return the names of a family's members, as its plugin lists them.
 
     Raises:
-        PluginError: it fails, or gives something else than names.
+        PluginError: it fails, or gives something other than names.
     """
     list_members = _load(family, family.spec.members)
     with _plugin(family, f"backbone family {family.qualified}: its members cannot be listed"):

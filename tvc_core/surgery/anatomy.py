@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -112,7 +112,7 @@ class Anatomy:
                 )
         if spec.head not in modules:
             raise BackboneError(f"{fault}its head {spec.head!r} is not a module")
-        lost = sorted(name for name in tensors if anatomy.part_of(name) is None)
+        lost = sorted(name for name in tensors if not _is_in(name, paths))
         if lost:
             raise BackboneError(
                 f"{fault}stem, stages and head together lack {join_names(lost, most=5)}"
@@ -147,6 +147,9 @@ class Anatomy:
         """
         return [paths[-1] for paths in (self.stem, *self.stages)]
 
+    # Parts are paths and never modules: a path stays right when a tool exchanges the module there,
+    # and survives copies, pickles and files. A name belongs to the part whose path it is or begins
+    # with, up to a dot, so that `layer1` does not hold `layer10`.
     def part_of(self, name: str) -> str | None:
         """Return the part that a module's or parameter's dotted name belongs to; None for what has
         no part.
@@ -157,7 +160,7 @@ class Anatomy:
         )
 
     def modules(self, network: nn.Module, part: str) -> Iterator[tuple[str, nn.Module]]:
-        """Yield (path, module) of a part's modules; its direct parameters are no modules."""
+        """Yield (path, module) of a part's modules; its direct parameters are not modules."""
         for found, path in self.items():
             if found == part and (module := find_module(network, path)) is not None:
                 yield path, module
@@ -207,6 +210,13 @@ class Anatomy:
                 'no stage is asked for: give stage numbers, "stem", or None for stem and all stages'
             )
         return [0 if number == STEM else self.stage_indices([number])[0] + 1 for number in numbers]
+
+
+def _is_in(name: str, paths: Collection[str]) -> bool:
+    """Return whether a name is one of some paths, or inside of what stands at one."""
+    while name and name not in paths:
+        name = name.rpartition(".")[0]
+    return bool(name)
 
 
 def _first_name(network: nn.Module, path: str) -> str | None:

@@ -1,7 +1,7 @@
 """End a network early: the stages after one of its own are left out, and their parameters with
 them.
 
-The network's own forward goes on calling what it knows by name, so each module that is left out
+The network's own forward still calls what it knows by name, so each module that is left out
 leaves a `LeftOut` at its path, which returns what it gets. No path moves, no key of what is kept
 changes, and printing the network shows what is gone. What then arrives at the head has another
 width, and what the head had learned was about the last stage. So of the head (and of the neck
@@ -105,6 +105,8 @@ def end_early(
     what = f"{name} cannot end after its stage {count - 1} ({anatomy.taps[count]!r})"
     kept = replace(anatomy, stages=anatomy.stages[:count])
     gone = [path for stage in anatomy.stages[count:] for path in stage]
+    # A path without a module is a parameter of the root, such as a class token: the root's own
+    # forward reads it, and no stand-in at a module's path can keep it from doing so.
     loose = [path for path in (*gone, *anatomy.neck) if find_module(network, path) is None]
     if loose:
         raise BackboneError(
@@ -114,11 +116,18 @@ def end_early(
     sites, _ = probe.sites(network, [path for path in whole if path])
     sizes = {key: each.numel() for key, each in network.named_parameters()}
     tensors = set(network.state_dict())
+    # Auxiliary heads that branch from a stage that is left out. One that ran in this pass, in eval
+    # mode, makes a part of the output, as the second head of a distilled transformer does; it
+    # stays, as a head of the last stage that is kept. One that did not run is for training only and
+    # would get a map that no longer exists, so it is taken away.
     late = [path for path, stage in anatomy.auxiliary if stage >= count]
     idle = [path for path in late if not sites[path].calls]
     for path in idle:
         _switch_off(network, path)
     heads = [anatomy.head, *(path for path in late if path not in idle)]
+    # What is left out returns what it gets. But where the last stage kept gives [N, H, W, C] and
+    # the whole network's last stage gives [N, C, H, W], or the other way round, the head reads the
+    # latter: so the last stand-in turns the axes.
     for path in gone:
         set_module(network, path, LeftOut())
     turn = f"{_layout(sites[kept.taps[-1]])} to {_layout(sites[anatomy.taps[-1]])}"
@@ -127,6 +136,9 @@ def end_early(
         for each, turn in _learned(network, path, sites, path in heads):
             set_module(network, each, LeftOut(turn))
             gone.append(each)
+    # How wide the new last layers have to be is not computed from the widths of the stages: pooling
+    # and flattening may lie between. They are taken out for one pass, which shows what arrives at
+    # each of their paths now.
     layers = {last_layer(network, head)[0]: last_layer(network, head)[1] for head in heads}
     for path in layers:
         set_module(network, path, LeftOut())
@@ -134,6 +146,9 @@ def end_early(
         found, _ = probe.sites(network, layers)
     for path, layer in layers.items():
         set_module(network, path, NoClassifier(_template(layer, sites[path], found[path], what)))
+    # A forward that takes its result from elsewhere runs without an error and returns nonsense:
+    # CaiT's class token passes only through modules that are left out now. In such a network the
+    # logits are the same with zeros in the place of the last map.
     with foreign(BackboneError, what):
         if torch.equal(probe.run(network), probe.run(network, [_without(network, kept.taps[-1])])):
             raise BackboneError(f"what its forward gives does not depend on that stage. {_INSTEAD}")
@@ -172,6 +187,11 @@ def _learned(
     """Yield what is left out of a head or neck, each with the turn that it made: modules with
     tensors, and activations, up to the last layer.
     """
+    # Modules are visited from the outside in. One with tensors of its own is yielded, and what is
+    # inside it is passed over (`taken`), since a stand-in takes the place of all of it. One that
+    # holds the last layer is entered, not yielded. An activation has no tensors and keeps the
+    # shape: after layers that are gone it would only distort pooled features, so it goes as well.
+    # What changes the shape, such as pooling, is needed.
     last = last_layer(network, root)[0] if has_last else None
     taken = "-"
     for path, module in list(network.get_submodule(root).named_modules(prefix=root)):

@@ -54,6 +54,9 @@ def leave_out_gate(plan: PatchPlan, insertion: Insertion, probe: Probe) -> None:
 
 def _is_neutral(patch: Patch, insertion: Insertion, probe: Probe) -> bool:
     shape, block = insertion.site.shape(insertion.position.reads), patch.block
+    # Random values and not zeros: at zero nearly every block is the identity, and gives zero. They
+    # come from a generator of their own, so that a build draws the same numbers from torch's with
+    # this look as without it.
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(probe.image)
     given = x.clone()  # which the block may overwrite
     with foreign(PatchError, f"the block fails on {list(shape)}"), probing(block):

@@ -118,7 +118,7 @@ class Heads(nn.Module):
     """Several heads in the place of one last layer: children by name, which all get its input.
 
     Inside the network their outputs are one tensor, so that whatever the network does with logits
-    (squeezenet's pooling, a flatten, auxiliary outputs) goes on working. The hybrid's forward makes
+    (squeezenet's pooling, a flatten, auxiliary outputs) keeps working. The hybrid's forward makes
     the dict.
 
     Args:
@@ -153,6 +153,11 @@ def make_classifier(layout: Layout, make: Make, like: Tensor) -> nn.Module:
         make: makes a layer for what the old last layer got.
         like: device and type of the new tensors.
     """
+    # `make` is always what makes a layer for the features at this point: at first those that the
+    # old last layer got, after each hidden layer those of its width. So the heads, which may have
+    # hidden layers of their own, need not know what lies before them. The dropout is there even
+    # where none is wanted, with probability 0: with and without it, the keys of the layers after it
+    # are the same.
     layers: list[nn.Module] = []
     for width in layout.hidden:
         layer = make(width, bias=True, device=like.device, dtype=like.dtype)
@@ -195,6 +200,10 @@ def maker_of(layer: nn.Module) -> Make:
     """Return what makes a layer of the same kind and input width: `make(outputs, device=,
     dtype=)`.
     """
+    # A maker is kept for later, and with it only the widths: keeping the old layer would keep its
+    # weights in every copy and file of the model. Nor is the layer's class used again. Other tools
+    # may have put a quantized layer or an adapter there, which cannot be made from widths alone;
+    # the new layer is a plain one.
     if hasattr(layer, "get_base_layer"):  # a wrapper of PEFT's
         layer = cast(Any, layer).get_base_layer()
     widths, given = widths_of(layer), cast(Any, getattr(layer, "bias", None))

@@ -26,13 +26,16 @@ def inner_blocks(modules: Found, branches: Mapping[str, str]) -> Found:
     - in ResNet, EfficientNet, ConvNeXt, DenseNet, Swin, ...: what is in the stage's sequences of
       blocks
     - where there are none, as in MobileNet, GoogLeNet and ViT: the stage's modules that have parts
-      and are no sequences
+      and are not sequences
     - of plain layers, as in VGG: the layers
 
     Args:
         modules: the stage's modules by their paths, in order of execution.
         branches: classes of residual blocks, which are blocks as a whole; see `branch_of`.
     """
+    # No attribute says what the blocks of a stage are, and each family nests them in another way.
+    # What they share is that blocks repeat, so they are in a sequence, and that a block has parts
+    # while a layer has none. The three rules are tried in the order of how much they say.
     inside = {
         path: block
         for start, module in modules.items()

@@ -156,6 +156,11 @@ class Target:
         self.insertions.append(Insertion(patch, position, site))
 
     def _site(self, position: Position) -> Site:
+        # A position in a branch is a position after another module: the one with which the branch
+        # ends. So the target itself is not touched, and what counts is what was measured at that
+        # module. The errors below differ by what the user most likely meant: a declaration that is
+        # wrong, a container of blocks, for which there is a pattern, or a class that tvc does not
+        # know.
         if not position.in_branch:
             return self.site
         if self.branch_end is not None:

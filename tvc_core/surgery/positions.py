@@ -36,7 +36,7 @@ class Position:
         combine: `combine(map, result, gate) -> map`, of the map that is written and of what the
             block made of the map that it read. With a gate of 0 it must give the map, bit for bit;
             the gate is None for a block without one. Has to be importable, so that the model can be
-            pickled. None: the block's result takes the place of the map that it read, by degrees:
+            pickled. None: the block's result takes the place of the map that it read, blended in:
             map + gate * (result - map).
         neutral: what a block must be to leave the map unchanged here without a gate: "identity",
             "zero" (its result is 0), or "" where no block does.
@@ -73,6 +73,9 @@ class Position:
         if not self.label:
             object.__setattr__(self, "label", self.name)
 
+    # A position says only what a block reads and writes. Which hooks that takes follows: reading
+    # the input needs a pre-hook, writing the output needs a hook, and a block that does both gets a
+    # copy of the input, since the target may overwrite it in place before the block runs.
     @property
     def keeps_input(self) -> bool:
         """The target's input is kept until the target has run."""

@@ -138,6 +138,10 @@ def _make_all(
     probe: Probe,
 ) -> tuple[list[Prepared], Sites]:
     """Make every patch for what was measured, and return the sites as replacements leave them."""
+    # Nothing is in the network yet, so what an earlier patch of the plan changes for a later one is
+    # kept beside it: `stand_ins` has the module that will be at a path, `expected` the shapes
+    # there, and `names` the names that blocks at one place have taken already. The order of the
+    # plan matters, and is the user's: a patch on top of a replacement comes after it.
     expected = dict(sites)
     stand_ins: dict[str, nn.Module] = {}
     names: dict[str, set[str]] = {}
@@ -259,6 +263,10 @@ def _culprit(
     def fails(patches: Iterable[Prepared]) -> str:
         return _look(network, patches, (), probe, logits)[1]
 
+    # All replacements were tried together, and the error of the pass names a layer of the network,
+    # not a patch. If the network works without one of them, it is that one. If there is none,
+    # several are wrong, and each is tried alone. Only replacements that change a shape are
+    # suspects, unless none does. This costs passes, but only when the build fails anyway.
     replaced = [each for each in ready if each.replacement is not None]
     changed = [each for each in replaced if expected[each.site.path].calls != each.site.calls]
     suspects = changed or replaced

@@ -32,7 +32,7 @@ __all__ = [
 def check_modules(network: nn.Module, patches: Iterable[PatchPlan]) -> None:
     """Refuse a module of the user's own that would stand at two places.
 
-    One module has one set of weights and one path in the model. Copying it without a word would
+    One module has one set of weights and one path in the model. Copying it silently would
     leave the user with a module that is not in the model; sharing it, a file could not say.
     """
     places = {id(module): path or "the network" for path, module in network.named_modules()}
@@ -50,6 +50,12 @@ def check_modules(network: nn.Module, patches: Iterable[PatchPlan]) -> None:
 
 def try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
     """Run an inserted block on every measured shape."""
+    # The whole network runs with the patches only once all of them are made (see `prepare`), and an
+    # error there would say little about whose it is. So each block first runs alone, on zeros of
+    # every shape that was measured at its target. A block whose result takes the map's place must
+    # return the shape that it got. One that reads one map and writes to another must return the
+    # shape of the second: the module may run several times in a pass, so the shapes are compared
+    # call by call, each pair once.
     site = insertion.site
     position = insertion.position
     if position.combine is None:
@@ -99,6 +105,9 @@ def try_replacement(patch: PatchPlan, site: Site, replacement: nn.Module, probe:
 
     Where the target sees several widths, every shape must stay: a layer after it has one width.
     """
+    # The replacement is not in the network yet, but patches that come later in the plan may stand
+    # at the same target. So the site is returned with the replacement's own outputs in the place of
+    # the measured ones, and later blocks are made for these.
     block = _block_name(patch, replacement)
     found = {
         shape: output_shape(replacement, shape, probe, f"the block {block!r}")
@@ -174,6 +183,12 @@ def _what_fits(
     """
     if patch.block is None:
         return ""
+    # An error that says only that shapes differ leaves the search to the user, so the search is
+    # done here. Which parameter sets the output's width is not known: any that holds a whole
+    # number, or None, may be it. So each of them is set to the width that is wanted, `stride` to
+    # the factor by which the map has to shrink, and then both together. A guess is shown only if a
+    # block that was made with it returns the wanted shape. All of this runs on the meta device,
+    # where tensors have shapes and no memory.
     takes = parameters_of(patch.block.load(), skip=1) or dict.fromkeys(patch.entry.params)
     in_channels, out_channels = (
         channels_of(shape, layout_of(shape, probe.size)) for shape in (before, after)

@@ -205,8 +205,8 @@ def backbone_stages(backbone: Subject) -> None:
 
 
 def backbone_last_stage(backbone: Subject) -> None:
-    """The last stage has the pooling in it, so that its map has no places left for detection or
-    attention.
+    """The last stage has the pooling in it, so that its map has no height and width left for
+    detection or attention.
     """
     model = _hybrid(backbone)
     sizes = []
@@ -329,8 +329,8 @@ def backbone_sizes(backbone: Subject) -> None:
 
 
 def backbone_weights(backbone: Subject) -> None:
-    """The declared weights have preprocessing that cannot be, no default, or options that the
-    backbone does not have.
+    """The declared weights have impossible preprocessing, no default, or options that the backbone
+    does not have.
     """
     spec = _spec(backbone)
     if not spec.weights:
@@ -391,7 +391,7 @@ def backbone_weights(backbone: Subject) -> None:
 
 
 def backbone_loads_weights(backbone: Subject) -> None:
-    """The factory is asked for pretrained weights and returns random ones, without a word."""
+    """The factory is asked for pretrained weights and silently returns random ones."""
     spec = _spec(backbone)
     if not spec.weights:
         raise SkipTest("its spec declares no weights")
@@ -556,8 +556,8 @@ def backbone_seeded(backbone: Subject) -> None:
 
 @same_kernels()
 def backbone_features(backbone: Subject) -> None:
-    """What lies between the last stage and the head cannot be told, so that forward_head does not
-    reproduce forward.
+    """What lies between the last stage and the head cannot be determined, so that forward_head does
+    not reproduce forward.
     """
     model = _hybrid(backbone)
     x = _images(backbone, model)

@@ -65,8 +65,8 @@ def block_made(block: Subject) -> None:
 
 
 def block_layouts(block: Subject) -> None:
-    """The block fails on a layout that its spec declares, or returns something else than one tensor
-    of that layout.
+    """The block fails on a layout that its spec declares, or returns something other than one
+    tensor of that layout.
     """
     for layout in block.named.spec.layouts:
         module, width = _ready(block)
@@ -449,7 +449,7 @@ def block_independent(block: Subject) -> None:
 
 
 def block_no_hidden_state(block: Subject) -> None:
-    """One instance changes what another computes, by something that the class or the module
+    """One instance changes what another computes, through something that the class or the module
     keeps.
     """
     width = _ready(block)[1]
@@ -508,7 +508,7 @@ def block_compiles(block: Subject) -> None:
 
 def block_exports(block: Subject) -> None:
     """torch.export cannot make a program of the block for any batch and image size; exporters to
-    ONNX build on it.
+    ONNX rely on it.
     """
     layout = block.named.spec.layouts[0]
     module, width = _ready(block)
@@ -540,7 +540,7 @@ def block_exports(block: Subject) -> None:
 
 
 def block_parameters(block: Subject) -> None:
-    """A misspelt parameter is accepted without a word, as by **kwargs that nothing reads."""
+    """A misspelt parameter is accepted without an error, as by **kwargs that nothing reads."""
     width = _ready(block)[1]
     try:
         create_block(block.named, width, {**block.params, "misspelt_parameter": 1})

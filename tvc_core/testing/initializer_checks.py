@@ -77,7 +77,7 @@ def initializer_in_place(init: Subject) -> None:
 
 
 def initializer_only_given(init: Subject) -> None:
-    """Something else than the given module changes: modules that it saw before, or torch's global
+    """Something other than the given module changes: modules that it saw before, or torch's global
     settings.
     """
     earlier, module = Mix(8), Mix(8)

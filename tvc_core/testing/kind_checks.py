@@ -18,7 +18,9 @@ def kind_summary(thing: Subject) -> None:
 
 
 def kind_pickles(thing: Subject) -> None:
-    """The spec cannot be pickled, or differs afterwards, so that no process can hand it on."""
+    """The spec cannot be pickled, or differs afterwards, so that it cannot be passed to another
+    process.
+    """
     spec = thing.named.spec
     if not isinstance(spec, Spec) or not isinstance(spec.factory, str):
         return

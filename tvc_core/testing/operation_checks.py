@@ -124,15 +124,15 @@ def operation_keys(op: Subject) -> None:
 
 
 def operation_arguments(op: Subject) -> None:
-    """The operation changes the network while it only declares: if a later patch is refused, a ruin
-    is left.
+    """The operation changes the network while it only declares: if a later patch is refused, a
+    half-changed network is left.
     """
     for place in _places(op):
         recipe = Recipe.from_mapping(
             {"backbone": {"name": place.host, "weights": None, "patches": _patches(op, place)}}
         )
         plan = make_plan(recipe, op.registry)
-        network = build_backbone(plan)
+        network, _ = build_backbone(plan)
         anatomy, probe = (
             Anatomy.of(network, plan.backbone.spec),
             Probe.of(network, plan.backbone.spec),
@@ -173,7 +173,7 @@ def operation_arguments(op: Subject) -> None:
 
 
 def operation_reversible(op: Subject) -> None:
-    """`unpatch` does not give back what was there: names, types, tensors or outputs."""
+    """`unpatch` does not restore what was there: names, types, tensors or outputs."""
     for place in _places(op):
         model, plain, x = _build(op, place), _plain(op, place.host), _image(op, place.host)
         perturb((tensor for _, tensor in _new(model, plain)))

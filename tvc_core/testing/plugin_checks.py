@@ -45,7 +45,7 @@ os.write(1, b"\\n" + json.dumps(found).encode())
 
 
 def plugin_imports(plugin: PluginSubject) -> None:
-    """The module raises when it is imported, or even leaves the process."""
+    """The module raises when it is imported, or even ends the process."""
     if plugin.plugin is None:
         raise Fault(
             f"that {plugin.module!r} can be imported",
@@ -183,8 +183,8 @@ def plugin_hooks(plugin: PluginSubject) -> None:
 
 
 def plugin_specs(plugin: PluginSubject) -> None:
-    """A hook raises, returns something else than a list of its specs, a name twice or a name of the
-    core's.
+    """A hook raises, returns something other than a list of its specs, the same name twice or one
+    of the core's names.
     """
     do = "return a new list of frozen specs, the same at every call"
     if plugin.registry is None:

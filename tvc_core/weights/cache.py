@@ -1,22 +1,28 @@
-"""Where downloaded weights are kept: torch.hub's folder, or for hub names the hub's own."""
+"""Where downloaded weights are kept: the folders of TVC_WEIGHTS_PATH, which are only read, and then
+torch.hub's folder; for hub names the hub's own.
+"""
 
 from __future__ import annotations
 
+import os
 import re
-from http.client import HTTPException
+import warnings
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from urllib.parse import urlparse
 
 import torch
 
 from ..errors import WeightsError, foreign
+from .download import download
 
-__all__ = ["cached_file", "hash_in_name"]
+__all__ = ["cached_file", "hash_in_name", "shared_folders"]
 
 HUB = "hf"
 """Scheme of an address on the Hugging Face hub, as its own tools write it:
 hf://OWNER/NAME[@REVISION]/FILE.
 """
+SHARED = "TVC_WEIGHTS_PATH"
 
 
 def hash_in_name(name: str) -> str | None:
@@ -28,17 +34,18 @@ def hash_in_name(name: str) -> str | None:
 
 
 def cached_file(url: str, sha256: str | None = None, *, progress: bool = True) -> Path:
-    """Return the file of an address, downloaded first where the cache lacks it:
-    $TORCH_HOME/hub/checkpoints, or the cache of huggingface_hub.
+    """Return the file of an address: from a folder of TVC_WEIGHTS_PATH, else from
+    $TORCH_HOME/hub/checkpoints, downloaded first where neither has it; or from the cache of
+    huggingface_hub.
 
     Args:
         url: as in `WeightsSpec.url`.
         sha256: what the file must have; by default what its name says. A download with another hash
-            is not kept.
+            is not kept; a file that is there is not looked at.
         progress: show it on stderr.
 
     Raises:
-        WeightsError: the file is not available, or is another one.
+        WeightsError: the file is not available, or what has its name is no file.
     """
     if urlparse(url).scheme == HUB:
         return _from_hub(url)
@@ -49,26 +56,31 @@ def cached_file(url: str, sha256: str | None = None, *, progress: bool = True) -
         stem, suffix = PurePosixPath(name).stem, PurePosixPath(name).suffix
         name = f"{stem}-{sha256[:8].lower()}{suffix}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
-    if not path.exists():
-        _download(url, path, sha256.lower() if sha256 else promised, progress)
+    for place in (*(folder / name for folder in shared_folders()), path):
+        # methods of Path raise where the folder cannot be read
+        if os.path.isfile(place):  # noqa: PTH113
+            return place
+        if os.path.exists(place):  # noqa: PTH110  a pipe would be waited for, a device never ends
+            raise WeightsError(f"{place}: is no regular file. Delete it and build again")
+    download(url, path, sha256.lower() if sha256 else promised, progress=progress)
     return path
 
 
-def _download(url: str, path: Path, sha256: str | None, progress: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = urlparse(url).netloc or url
-    try:
-        torch.hub.download_url_to_file(url, str(path), sha256, progress=progress)
-    except (OSError, RuntimeError, ValueError, HTTPException) as error:
-        if str(error).startswith("invalid hash value"):
-            raise WeightsError(
-                f"what {url} gives is not the file that was meant: {error}. Tell the authors of "
-                "the plugin, or pass weights=None to start from random weights."
-            ) from error
-        raise WeightsError(
-            f"{path.name} cannot be downloaded from {place}: {error}. Put the file into "
-            f"{path.parent}, or pass weights=None to start from random weights."
-        ) from error
+def shared_folders() -> Iterator[Path]:
+    """Yield the folders that TVC_WEIGHTS_PATH names, and of one that is a TORCH_HOME the folder of
+    its files; one that is not there is warned of.
+    """
+    for entry in filter(None, os.environ.get(SHARED, "").split(os.pathsep)):
+        folder = Path(entry).expanduser()
+        if folder.is_dir():
+            yield folder
+            yield folder / "hub" / "checkpoints"
+        else:
+            warnings.warn(
+                f"{SHARED} names {entry!r}, which is no folder: no weights are looked for there",
+                UserWarning,
+                stacklevel=2,
+            )
 
 
 def _from_hub(url: str) -> Path:

@@ -46,6 +46,9 @@ class Transaction:
             self._rollback()
 
     def _rollback(self) -> None:
+        # From the last change to the first, and each is taken off the list only after it was
+        # undone. So an interrupt in the middle leaves the rest on the list, for the second
+        # `finally`, and at most one change is undone twice, which does no harm.
         while self._undo:
             with suppress(Exception), torch.no_grad():  # the others are undone all the same
                 self._undo[-1]()

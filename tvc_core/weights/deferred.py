@@ -11,8 +11,8 @@ Here neither is done, without a change of torch that another thread could see:
   filled until the factory has returned is initialized then. So a network looks exactly as it would
   have looked, except for which random numbers were drawn.
 - A copy from a tensor that `lend` announced hands its memory over to the parameter instead. Where
-  other code turns out to hold that memory as well when the factory has returned, the parameter
-  gets a copy after all.
+  other code holds that memory as well, the parameter gets a copy after all: before anything but
+  a look is done with either of them, and at the latest when the factory has returned.
 """
 
 from __future__ import annotations
@@ -57,6 +57,8 @@ _LOOKS = {
 """What takes no tensor, or does not look at its values."""
 
 _IS_META = Tensor.is_meta.__get__  # type: ignore[attr-defined]
+# How many objects refer to a storage, by a private function of torch. Without it every storage
+# counts as shared, and is copied: slower, but right.
 _USE_COUNT: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda _: 3)
 _THREAD = threading.local()
 
@@ -74,13 +76,13 @@ def lend(tensors: Iterable[Any]) -> None:
 
 class DeferredInit(TorchFunctionMode):
     """While it is entered, initializations of this thread wait; see the module. Enter it around
-    a factory, and call `finish` with what the factory returned.
+    a factory, and call `finish` when the factory has returned.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.lent: set[int] = set()
-        self._adopted: list[nn.Parameter] = []
+        self._adopted: dict[int, nn.Parameter] = {}
         # the parameters are kept, so that nothing else can get the memory that stands for them
         self._waiting: dict[int, tuple[nn.Parameter, list[Call]]] = {}
 
@@ -96,6 +98,12 @@ class DeferredInit(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
+        # Every call of torch from Python in this thread comes through here. There are four kinds.
+        # What does not read values (`_LOOKS`) is let through. A copy into a parameter makes its
+        # notes void, and may hand memory over (`_adopt`). An initialization of a parameter is noted
+        # and not run. All else may read any tensor that it is given, so the notes of these are
+        # carried out first. Whatever this list does not know is of the last kind, so that a call
+        # that is missing from it costs time and never changes a value.
         kwargs = kwargs or {}
         if func in _LOOKS:
             return func(*args, **kwargs)
@@ -105,23 +113,21 @@ class DeferredInit(TorchFunctionMode):
                 return first
             call = _initialization(func, args, kwargs)
             if call is not None and _is_whole(first):
+                self._separate([_place(first)])
                 self._waiting.setdefault(_place(first), (first, []))[1].append(call)
                 return True if func == _IS_META else first
             if func == _IS_META:
                 return func(*args, **kwargs)
-        if self._waiting:
-            self._carry_out(_tensors((*args, *kwargs.values())))
+        if self._waiting or self._adopted:
+            tensors = list(_tensors((*args, *kwargs.values())))
+            self._carry_out(tensors)
+            self._separate(map(_place, tensors))
         return func(*args, **kwargs)
 
-    def finish(self, network: nn.Module) -> None:
+    def finish(self) -> None:
         """Initialize what was not filled, and copy what others hold as well."""
-        with torch.no_grad():
-            self._carry_out(network.parameters())
-            for parameter in self._adopted:
-                # the parameter, and the object that is asked
-                if _USE_COUNT(parameter.untyped_storage()._cdata) > 2:
-                    parameter.data = parameter.data.clone()
-        self._waiting.clear()
+        self._carry_out([parameter for parameter, _ in self._waiting.values()])
+        self._separate(list(self._adopted))
 
     def _adopt(self, parameter: nn.Parameter, source: Any) -> bool:
         """Fill a parameter with a tensor; tell whether nothing is left to do."""
@@ -139,8 +145,16 @@ class DeferredInit(TorchFunctionMode):
             return False
         self.lent.discard(there)  # a second parameter with these values gets its own copy
         parameter.data = source.detach()
-        self._adopted.append(parameter)
+        self._adopted[there] = parameter
         return True
+
+    def _separate(self, places: Iterable[int]) -> None:
+        """Give parameters memory of their own where other code holds it as well."""
+        for place in places:
+            parameter = self._adopted.pop(place, None)
+            # two hold it in any case: the parameter, and the object that is asked
+            if parameter is not None and _USE_COUNT(parameter.untyped_storage()._cdata) > 2:
+                parameter.data = parameter.data.clone()
 
     def _carry_out(self, tensors: Iterable[Tensor]) -> None:
         for tensor in tensors:
@@ -176,6 +190,9 @@ def _is_whole(tensor: Any) -> bool:
     """Return whether a tensor is all of its memory, in order."""
     if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
         return False
+    # Notes and loans go by the address of a storage. A view of a part of it has the same address,
+    # and so has another view of the same part, with other strides; only a tensor that is all of its
+    # storage may stand for it.
     size = tensor.numel() * tensor.element_size()
     return 0 < size == tensor.untyped_storage().nbytes() and tensor.is_contiguous()
 

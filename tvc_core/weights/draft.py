@@ -159,6 +159,9 @@ def make_draft(
     Raises:
         WeightsError: the loading code of a module fails.
     """
+    # Modules and tensors that the model has at two places are drafted once, by their identity, so
+    # that the draft has the same ties. Hooks that are bound to a module are bound to its twin: one
+    # that changes `self` must not reach the model.
     twins: dict[int, nn.Module] = {}
     tensor_memo: dict[int, Tensor] = {}
     fields: list[tuple[nn.Module, nn.Module, dict[str, Any]]] = []
@@ -216,6 +219,12 @@ def _visit(
     for name, tensor in _persistent(module):
         key = prefix + name
         given = state.get(key)
+        # How it is seen that a tensor arrived: a migration may load it in three ways. It puts
+        # another tensor in its place, whose identity is not known; or it writes into the old one,
+        # which raises the count of changes that torch keeps for each tensor; or it writes past that
+        # count, by `.data`, and then only the state dict tells, which has a tensor of the right
+        # shape for it. If the state dict has the module's own tensor, a pre-hook has put it there
+        # because old files lack it.
         if known.get(id(tensor)) != _version(tensor):
             draft.arrived[key] = tensor
         elif isinstance(given, Tensor) and given is not tensor:

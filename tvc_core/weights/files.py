@@ -5,9 +5,7 @@ What a file is, its first bytes say, not its name.
 
 from __future__ import annotations
 
-import json
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -18,29 +16,21 @@ from torch import Tensor
 from ..advice.words import on_missing
 from ..errors import WeightsError, describe_error
 from ..specs import WeightsSpec
-from .cache import cached_file, hash_in_name
+from .cache import cached_file
+from .container import read_header, read_tensors, strict_json
 from .deferred import lend
 from .digest import digest_of
 from .entries import Checkpoint, check_state_dict, pick_entry
 from .looking import HEAD, foreign_kind, has_safetensors_header, why_not_opened
-from .shards import MOST_HEADER, file_in_folder, parts_of, refuse_part
+from .shards import file_in_folder, parts_of, refuse_part
 from .tables import read_by_table, remember_table
-from .verified import sha256_of, state_of
+from .verified import compare_hash, state_of, verification_is_off
 
 __all__ = ["open_checkpoint", "read_state_dict", "verification_is_off"]
 
-SWITCH = "TVC_VERIFY_WEIGHTS"
-MOST_TENSORS = 100_000
-
-_warned = False
 
 Content = tuple[Any, dict[str, Any] | None]
 """What is in a file, and what tvc wrote beside the tensors."""
-
-
-def verification_is_off() -> bool:
-    """Tell whether TVC_VERIFY_WEIGHTS=0 skips the comparison of hashes."""
-    return os.environ.get(SWITCH, "1").strip() == "0"
 
 
 def read_state_dict(
@@ -73,9 +63,10 @@ def read_state_dict(
             raise WeightsError(f"WeightsSpec {path.name!r} has no url, so nothing says which file")
         sha256 = sha256 or path.sha256
         path = cached_file(path.url, path.sha256)
-    content, _ = _open(Path(path), sha256)
-    state = check_state_dict(pick_entry(content, entry, str(path)), str(path))
-    lend(state.values())
+    with torch._C.DisableTorchFunction():  # reading is no mode's business, deferred.py's least
+        content, _ = _open(Path(path), sha256)
+        state = check_state_dict(pick_entry(content, entry, str(path)), str(path))
+        lend(state.values())
     return state
 
 
@@ -126,36 +117,13 @@ def _read(path: Path, sha256: str | None) -> Content:
     if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
         raise WeightsError(f"{path}: no regular file, so no weights are read from it")
     with path.open("rb") as file:
-        if sha256 is not None:
-            _compare(file, path, sha256)
         before = state_of(file)
-        with torch._C.DisableTorchFunction():  # no mode has to do with it, deferred.py's least
-            content = _load(file, path)
+        if sha256 is not None:
+            compare_hash(file, path, sha256)
+        content = _load(file, path)
         if state_of(file) != before:
             raise WeightsError(f"{path}: was changed while it was read; try again")
         return content
-
-
-def _compare(file: BinaryIO, path: Path, sha256: str) -> None:
-    global _warned
-    if verification_is_off():
-        if not _warned:
-            warnings.warn(
-                f"{SWITCH}=0: weight files are used without comparing their hash",
-                UserWarning,
-                stacklevel=6,
-            )
-            _warned = True
-        return
-    found = sha256_of(file)
-    if not found.startswith(sha256.lower()):
-        who = "its name" if sha256 == hash_in_name(path.name) else "its plugin"
-        raise WeightsError(
-            f"{path}: its SHA-256 starts with {found[: len(sha256)]}, {who} promises {sha256}: "
-            "the file is damaged or not "
-            f"the official one. Delete it and build again to download it, or set {SWITCH}=0 to use "
-            "it all the same."
-        )
 
 
 def _load(file: BinaryIO, path: Path) -> Content:
@@ -182,27 +150,17 @@ def _load(file: BinaryIO, path: Path) -> Content:
 
 
 def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Content:
-    import safetensors.torch
-
     if not has_safetensors_header(head, size):
         is_other = foreign_kind(head) or ("a file of torch.save" if head[:2] == b"PK" else "")
         raise WeightsError(
             f"{path}: not a safetensors file, or damaged" + (f": it is {is_other}" * bool(is_other))
         )
-    length = int.from_bytes(head[:8], "little")
-    if length > MOST_HEADER:
-        raise WeightsError(f"{path}: its header has {length} bytes; at most {MOST_HEADER} are read")
-    data = file.read(8 + length)
-    number = data.count(b'"data_offsets"')  # before the header is parsed
-    if number > MOST_TENSORS:
-        raise WeightsError(f"{path}: {number} tensors; files of at most {MOST_TENSORS} are read")
+    header = read_header(file, path)
+    tensors = read_tensors(file, header.entries, path)
+    text = header.metadata.get("tvc")
     try:
-        header = json.loads(data[8:])
-        text = (header.get("__metadata__") or {}).get("tvc")
-        own = None if text is None else json.loads(text)
-        tensors = safetensors.torch.load(data + file.read())
-    except Exception as error:
-        # safetensors raises its own and built-in errors, depending on the damage
+        own = None if text is None else strict_json(text)
+    except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
         ) from error
@@ -211,5 +169,9 @@ def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Con
     if not isinstance(own, dict) or own.pop("sha256", None) != digest_of(own, tensors):
         raise WeightsError(
             f"{path}: damaged: its content does not have the hash that it was written with"
+        )
+    if "base" in own:
+        raise WeightsError(
+            f"{path}: holds only what differs from another file, its base: tvc_core.load reads both"
         )
     return tensors, own

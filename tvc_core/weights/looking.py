@@ -33,7 +33,7 @@ def foreign_kind(head: bytes) -> str:
         )
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         shown = head.lstrip().split(b"\n")[0][:40].decode("ascii", "replace")
-        return f"a web page (it begins with {shown!r}); the download has failed: delete it"
+        return f"a web page (it begins with {shown!r}), which a server or a proxy has sent instead"
     if head.startswith(b"\x1f\x8b"):
         return "compressed by gzip; unpack it first"
     if start.startswith((b"{", b"[")):

@@ -37,6 +37,11 @@ def by_order(given: Mapping[str, Shape], own: Mapping[str, Shape]) -> dict[str, 
     ]
     counts = [Counter(signature for _, signature in side) for side in sides]
     shared = counts[0].keys() & counts[1].keys()
+    # Libraries differ most in where they list single tensors, such as a class token or a final
+    # norm: before or after all blocks. Those are told apart by kind and shape alone, so their order
+    # is not asked for. The rest, which repeats, must agree from the first to the last: one
+    # difference in the middle would shift everything after it by one, and often the shapes would
+    # still fit.
     once = {s for s in shared if counts[0][s] == counts[1][s] == 1}
     rest = [[(n, s) for n, s in side if s in shared - once] for side in sides]
     matched = {s: name for name, s in sides[0] if s in once}

@@ -19,24 +19,20 @@ import torch
 from torch import Tensor
 
 from ..remembered import recall, remember
-from .verified import FileState, is_steady, state_of
+from .verified import is_steady, state_of
 
 __all__ = ["read_by_table", "remember_table"]
 
-_KNOWN: dict[FileState, dict[str, Any]] = {}
 _MOST = 100_000
 
 
 def read_by_table(file: BinaryIO) -> OrderedDict[str, Tensor] | None:
     """Return a state dict as torch's reader would; None where there is no table for this file."""
-    state = state_of(file)
-    table = _KNOWN.get(state) or recall("tables", state)
+    table = recall("tables", state_of(file))
     if not isinstance(table, dict):
         return None
-    with suppress(KeyError, TypeError, ValueError, AttributeError, RuntimeError):
-        found = _read(file, table)
-        _KNOWN[state] = table
-        return found
+    with suppress(Exception):  # torch's reader says what is wrong with the file
+        return _read(file, table)
     file.seek(0)
     return None
 
@@ -50,31 +46,28 @@ def remember_table(file: BinaryIO, path: Path, content: Any) -> None:
         content: what torch's reader gave.
     """
     state = state_of(file)
-    if state in _KNOWN or not is_steady(state) or type(content) not in (dict, OrderedDict):
+    if not is_steady(state) or type(content) not in (dict, OrderedDict):
         return
     with suppress(Exception):  # without a table the next read takes longer, that is all
         table = _table(path, content)
         file.seek(0)
         if table is not None and _alike(_read(file, table), content):
-            _KNOWN[state] = table
             remember("tables", state, table)
 
 
 def _read(file: BinaryIO, table: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    raw: Any = getattr(file, "raw", file)
     found: OrderedDict[str, Tensor] = OrderedDict()
     for key, kind, shape, offset in table["tensors"]:
         tensor = torch.empty(shape, dtype=getattr(torch, kind))
         memory: Any = _bytes(tensor).numpy()
-        bytes_, count = memoryview(memory), 0
-        raw.seek(offset)
-        while count < len(bytes_) and (more := raw.readinto(bytes_[count:])):
-            count += more
-        if count != len(bytes_):
+        file.seek(offset)
+        if file.readinto(memoryview(memory)) != memory.nbytes:  # type: ignore[attr-defined]
             raise ValueError(f"the file ends inside of {key!r}")
         found[key] = tensor
     if table["metadata"] is not None:
-        found._metadata = OrderedDict(table["metadata"])  # type: ignore[attr-defined]
+        # `load_state_dict` writes into it
+        metadata = OrderedDict((path, dict(about)) for path, about in table["metadata"].items())
+        found._metadata = metadata  # type: ignore[attr-defined]
     return found
 
 
@@ -86,6 +79,13 @@ def _table(path: Path, content: Mapping[str, Any]) -> dict[str, Any] | None:
     plain = all(type(t) is Tensor and t.is_contiguous() and t.numel() for t in tensors)
     if not plain or not 0 < len(tensors) <= _MOST:
         return None
+    # A file of torch.save is a zip archive that stores each storage as an uncompressed record. Read
+    # with mmap=True, all storages lie in one mapping of the file, so the distance of two addresses
+    # is their distance in the file, and one known offset gives all others. That one is where the
+    # first record's bytes begin: after its local header of 30 bytes, a name and an extra field,
+    # whose lengths are at bytes 26 and 28 of the header. If storages and records differ in number,
+    # something is stored otherwise, and there is no table. What a table gives is compared with
+    # torch's result before it is ever used.
     mapped = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     starts = sorted({t.untyped_storage().data_ptr() for t in mapped.values()})
     with path.open("rb") as file, zipfile.ZipFile(file) as archive:

@@ -155,9 +155,9 @@ def frozen_batch_norm_in_place_of(
         return None
     if getattr(original, "running_mean", None) is None:
         raise ValueError(
-            f"it would compute something else than {type(original).__name__}, which has no running "
-            "statistics: it takes the place of batch normalizations; init: paper lets it start as "
-            "the identity"
+            f"it would compute something other than {type(original).__name__}, which has no "
+            "running statistics: it takes the place of batch normalizations; init: paper lets it "
+            "start as the identity"
         )
     new = frozen_batch_norm(in_channels, _eps(original) if eps is None else eps)
     return _fill(new, original, "frozen_batch_norm")

@@ -348,6 +348,26 @@ def test_broken_metadata_is_a_problem(install: Install) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "level", "text"),
+    [
+        ("TVC_VERIFY_WEIGHTS", "false", "problem", "is 'false', neither 0 nor 1: weight files are"),
+        ("TVC_VERIFY_WEIGHTS", "0", "note", "=0 is in force: it does not compare weight files"),
+        ("TVC_VERIFY_WEIGHTS", "1", "note", "TVC_VERIFY_WEIGHTS=1 changes nothing"),
+        ("TVC_STRICT", "0", "note", "TVC_STRICT=0 changes nothing"),
+        ("TVC_WEIGHTS_PATH", "/", "note", "=/ is in force: it names folders"),
+        ("TVC_WEIGHTS_PATH", "/:/misspelt", "problem", "names '/misspelt', which is no folder"),
+    ],
+)
+def test_a_variable_is_described_by_its_value(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, level: str, text: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    found = [each for each in doctor._switches(set()) if each.about == name]
+    assert any(each.level == level and text in each.text for each in found), found
+    assert all(each.advice for each in found if each.level == "problem")
+
+
 def test_every_variable_that_the_core_reads_is_known() -> None:
     code = "\n".join(
         path.read_text(encoding="utf-8")

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 from packaging.requirements import InvalidRequirement, Requirement
@@ -32,9 +33,13 @@ SWITCHES = {
     "TVC_ONLY": "leaves all other plugins out",
     "TVC_STRICT": "makes a faulty plugin an error",
     "TVC_IMPORT_TIMEOUT": "is what a plugin may take to load [s]",
-    "TVC_VERIFY_WEIGHTS": "0 does not compare weight files with their hashes",
+    "TVC_VERIFY_WEIGHTS": "does not compare weight files with their hashes",
+    "TVC_WEIGHTS_PATH": "names folders that are searched for weight files first",
 }
-"""The environment variables that tvc reads, and what each does."""
+"""The environment variables that tvc reads, and what each does where it is not off."""
+
+OFF = {"TVC_STRICT": ("", "0"), "TVC_VERIFY_WEIGHTS": ("", "1")}
+"""The values of those that can be off."""
 
 SLOW = 0.3
 """From here on loading a plugin counts as slow [s]: a user who types `tvc list` feels it."""
@@ -252,9 +257,27 @@ def _switches(owners: set[str]) -> Iterator[Finding]:
                 advice=hint,
             )
             continue
-        yield Finding(
-            level="note", about=name, text=f"{name}={value} is in force: it {SWITCHES[name]}"
-        )
+        if name == "TVC_VERIFY_WEIGHTS" and value.strip() not in ("", "0", "1"):
+            yield Finding(
+                level="problem",
+                about=name,
+                text=f"{name} is {value!r}, neither 0 nor 1: weight files are compared",
+                advice="unset it, or set it to 0 to skip the comparison",
+            )
+        elif value.strip() in OFF.get(name, ()):
+            yield Finding(level="note", about=name, text=f"{name}={value} changes nothing")
+        else:
+            text = f"{name}={value} is in force: it {SWITCHES[name]}"
+            yield Finding(level="note", about=name, text=text)
+        folders = value.split(os.pathsep) if name == "TVC_WEIGHTS_PATH" else ()
+        for folder in folders:
+            if folder and not Path(folder).expanduser().is_dir():
+                yield Finding(
+                    level="problem",
+                    about=name,
+                    text=f"{name} names {folder!r}, which is no folder",
+                    advice=f"create it, or take it out of {name}",
+                )
         for owner in sorted(
             _owners_in(name) - owners - {"tvc-core"} if name in ("TVC_DISABLE", "TVC_ONLY") else ()
         ):
