@@ -100,7 +100,9 @@ def _delete_oldest(place: Path) -> None:
 
 def _is_private(stat: os.stat_result) -> bool:
     """Return whether no one else can write it, as far as this system has such a thing."""
-    return not hasattr(os, "geteuid") or (stat.st_uid == os.geteuid() and not stat.st_mode & 0o022)
+    if hasattr(os, "geteuid"):
+        return stat.st_uid == os.geteuid() and not stat.st_mode & 0o022
+    return True
 
 
 def _name(key: object) -> str:

@@ -278,6 +278,6 @@ def test_a6_a_file_says_what_made_it(tmp_path: Path) -> None:
         text = json.dumps(file.metadata())
     for expected in (tvc_core.__version__, torch.__version__, "tvc-timm", "accuracy", "0.91"):
         assert expected in text
-    assert re.search(r"20\d\d-\d\d-\d\d", text)
+    assert not re.search(r"20\d\d-\d\d-\d\d", text)  # saving twice gives equal bytes
     assert "mean" in text and "std" in text
     assert tvc_core.load(path).num_classes == 4

@@ -42,7 +42,11 @@ FOLDERS = ("/tmp", "/dev/", "/proc/", "/etc/")
 
 
 def only_on_posix(tree: ast.AST, guarded: frozenset[str] = frozenset()) -> Iterator[str]:
-    """Yield what only POSIX has, except where `if hasattr(os, "fork")` asks before."""
+    """Yield what only POSIX has, except where `if hasattr(os, "fork")` asks before, or an import
+    that fails is caught.
+    """
+    if isinstance(tree, ast.Try) and any(_catches_import(each) for each in tree.handlers):
+        tree.body = [each for each in tree.body if not isinstance(each, ast.Import)]
     if isinstance(tree, ast.Import):
         yield from ({name.name for name in tree.names} & MODULES)
     if isinstance(tree, ast.ImportFrom):
@@ -65,6 +69,10 @@ def only_on_posix(tree: ast.AST, guarded: frozenset[str] = frozenset()) -> Itera
         for node in value if isinstance(value, list) else [value]:
             if isinstance(node, ast.AST):
                 yield from only_on_posix(node, guarded | asked)
+
+
+def _catches_import(handler: ast.ExceptHandler) -> bool:
+    return handler.type is not None and ast.unparse(handler.type) == "ImportError"
 
 
 def asked_for(test: ast.AST) -> set[str]:

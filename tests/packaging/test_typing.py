@@ -50,7 +50,7 @@ def test_a_users_typed_program(environment: Environment, wheels: dict[str, Path]
 
     builder = environment.site / "tvc_core" / "builder.py"
     text = builder.read_text(encoding="utf-8")
-    start = text.index("    def build(self, recipe")
+    start = text.index("    def build(\n")
     builder.write_text(
         text[:start] + text[start:].replace(") -> HybridModel:", "):", 1), encoding="utf-8"
     )

@@ -107,7 +107,7 @@ def _remove_unless_locked(leftover: Path) -> None:
     if fcntl is None:
         leftover.unlink()
         return
-    descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+    descriptor = os.open(leftover, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         leftover.unlink()

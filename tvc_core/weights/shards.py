@@ -59,7 +59,7 @@ def parts_of(index: Path) -> tuple[list[Path], list[str]]:
     try:
         if index.stat().st_size > MOST_HEADER:
             raise WeightsError(f"{index}: more than {MOST_HEADER} bytes, which no index has")
-        weight_map = json.loads(index.read_text("utf-8"))["weight_map"]
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         parts = sorted(set(weight_map.values()))
         plain = all(isinstance(part, str) and re.fullmatch(r"[\w.-]+", part) for part in parts)
         if not parts or not plain:
