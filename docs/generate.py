@@ -63,7 +63,11 @@ GROUPS = {
         *("FreezeReport", "PartReport", "HeadReport", "NormalizationReport", "freeze_head"),
         *("audit", "AuditReport", "param_groups"),
     ),
-    "Weights": ("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
+    "Weights": (
+        *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
+        *("plain_state_dict", "diff_weights", "WeightsDiff", "TensorChange"),
+        *("describe_file", "FileInfo"),
+    ),
     "Look at backbones": ("describe_backbone", "PathInfo"),
     "Plugins": (
         *("API_VERSION", "hookimpl", "hookspec", "Spec", "Kind"),

@@ -31,8 +31,9 @@ __all__ = [
     "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
     # training and weights
-    "AuditReport", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport", "audit",
-    "freeze_head", "param_groups", "partial_load", "transfer_weights",
+    "AuditReport", "FileInfo", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport",
+    "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights", "freeze_head",
+    "param_groups", "partial_load", "plain_state_dict", "transfer_weights",
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer

@@ -73,7 +73,7 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
 
 
 def _build(plan: Plan, pretrained: bool) -> HybridModel:
-    network = build_backbone(plan, pretrained=pretrained)
+    network, plan = build_backbone(plan, pretrained=pretrained)
     with rollback_on_error(network):
         return _assemble(plan, network, pretrained)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
 from .errors import BackboneError, foreign
+from .own_weights import fill_from_file
 from .recipe import Plan
+from .specs import WeightsSpec
 from .surgery.marks import is_hybrid
 from .weights.deferred import DeferredInit
 from .weights.torchvision import check_weights_class
@@ -16,8 +19,10 @@ from .weights.torchvision import check_weights_class
 __all__ = ["build_backbone"]
 
 
-def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
-    """Return the backbone of a plan, unpatched, with its weights in.
+def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, Plan]:
+    """Return the backbone of a plan, unpatched, with its weights in; and the plan with these
+    weights, where the factory says as the network's attribute `tvc_weights` that they are others
+    than it was asked for: those of a file that an option names.
 
     Args:
         plan: a recipe with every name bound.
@@ -35,7 +40,13 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
     what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
     filling: DeferredInit | None = None
     with foreign(BackboneError, what):
-        if pretrained and plan.weights is not None:
+        if pretrained and plan.weights_file is not None:
+            with DeferredInit() as filling:
+                network = factory(spec, weights=None, **plan.options)
+                if isinstance(network, nn.Module) and not is_hybrid(network):
+                    own = fill_from_file(network, plan, plan.weights_file)
+                    network.tvc_weights = own  # type: ignore[assignment]
+        elif pretrained and plan.weights is not None:
             with DeferredInit() as filling:
                 network = factory(spec, weights=plan.weights, **plan.options)
         elif plan.weights is None:
@@ -49,4 +60,10 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> nn.Module:
         raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
     if filling is not None:
         filling.finish()
-    return network
+    found = network.__dict__.pop("tvc_weights", None)
+    if found is None:
+        return network, plan
+    if not isinstance(found, WeightsSpec):
+        kind = type(found).__name__
+        raise BackboneError(f"tvc_weights of {name!r} is a WeightsSpec, not a {kind}")
+    return network, replace(plan, weights=found)

@@ -5,15 +5,15 @@ is built.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import Recipe, Weights, load_recipe, make_plan
-from .recipe.arguments import BuildArguments, ModuleArguments, recipe_of, takes
+from .recipe import Place, Recipe, Weights, load_recipe, make_plan
+from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
 
@@ -101,7 +101,8 @@ class HybridBuilder:
         Args:
             name: short ("resnet50") or qualified ("tvc-resnet:resnet50") name.
             weights: what torchvision takes: a name, "DEFAULT", an enum member, or None for random
-                weights.
+                weights; or the path of a file of your own, whose tensors have to fit, and whose
+                head says the number of classes.
             {arguments}
 
         Raises:
@@ -204,34 +205,49 @@ class HybridBuilder:
         return self._assemble(recipe, backbone)
 
     @_OnClassToo
-    def build(self, recipe: Recipe | Mapping[str, Any] | str | Path) -> HybridModel:
-        """Build a hybrid from a recipe, which reaches nothing but what is installed: options that
-        open an address or a path are for arguments in a program only.
+    def build(
+        self, /, recipe: Recipe | Mapping[str, Any] | str | Path | IO[bytes], **changes: Any
+    ) -> HybridModel:
+        """Build a hybrid from a recipe, which reaches nothing but what is installed and files of
+        weights in its own folder: options that open an address or another path are for arguments in
+        a program only.
 
         Args:
-            recipe: a Recipe, a mapping with the keys of the YAML form, or the path of a YAML file.
+            recipe: a Recipe, a mapping with the keys of the YAML form, the path of a YAML file, or
+                the file, open for reading bytes.
+            **changes: arguments of `from_backbone` in the place of the recipe's, such as
+                weights="own.pth" or num_classes=5.
 
         Raises:
             RecipeError: the recipe has an unknown key, a value of the wrong kind, or an option that
-                only code may set.
+                only code may set; or there is no such argument.
             TvcError: as for `from_backbone`.
         """
-        if isinstance(recipe, (str, Path)):
-            recipe = load_recipe(recipe)
+        if isinstance(recipe, (str, Path)) or hasattr(recipe, "read"):
+            recipe = load_recipe(recipe)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
             recipe = Recipe.from_mapping(recipe)
-        return self._assemble(recipe, by_code=False)
+        return self._assemble(changed(recipe, changes), by_code=changes)
 
     def _assemble(
-        self, recipe: Recipe, backbone: Named[BackboneSpec] | None = None, *, by_code: bool = True
+        self,
+        recipe: Recipe,
+        backbone: Named[BackboneSpec] | None = None,
+        *,
+        by_code: bool | Collection[str] = True,
     ) -> HybridModel:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch
 
-        return assemble(plan)
+        if recipe.where.lines is None:
+            return assemble(plan)
+        with Place(recipe.where.source).before_errors():  # what is found here has no line
+            return assemble(plan)
 
     @_OnClassToo
-    def load(self, path: str | Path, *, module: nn.Module | None = None) -> HybridModel:
+    def load(
+        self, path: str | Path, *, module: nn.Module | None = None, base: str | Path | None = None
+    ) -> HybridModel:
         """Read a model that `HybridModel.save` wrote. Nothing in the file is run; its names are
         looked up in this builder's registry.
 
@@ -239,15 +255,17 @@ class HybridBuilder:
             path: the file.
             module: for a model that `from_module` made: a new network of the same kind, which
                 becomes the model.
+            base: for a file that was saved with a `base`: where that is; by default it is looked
+                for by its name in the file's folder.
 
         Raises:
-            WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
-                not, and one was given).
+            WeightsError: the file is damaged, was not written by `save`, needs a module (or does
+                not, and one was given), or its base is not there or is another one.
             UnknownNameError: it needs a plugin that is not installed.
         """
         from .opening import open_model  # imports torch
 
-        return open_model(path, self.registry, module)
+        return open_model(path, self.registry, module, base)
 
     @_OnClassToo
     def create_block(self, /, name: str, in_channels: int, **params: Any) -> nn.Module:

@@ -56,13 +56,13 @@ def describe_backbone(
         try:
             # drawing the weights of a large network takes longer than all the rest
             with torch.device("meta"):
-                network = build_backbone(plan, pretrained=False)
+                network, _ = build_backbone(plan, pretrained=False)
             return _describe(network, plan, size, target)
         except TargetError:
             raise
         except Exception:
             # not every network can be built or run without memory; those that cannot raise anything
-            return _describe(build_backbone(plan, pretrained=False), plan, size, target)
+            return _describe(build_backbone(plan, pretrained=False)[0], plan, size, target)
 
 
 def _describe(

@@ -5,10 +5,12 @@ for.
 from __future__ import annotations
 
 from .describe import describe_backbone
+from .inspecting import FileInfo, describe_file
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
 from .model.heads import HeadInfo
 from .model.hybrid import HybridModel
 from .model.patch_report import PatchEffect, PatchReport
+from .model.plain import plain_state_dict
 from .model.pyramid import LevelInfo
 from .model.reading import FeatureExtractor
 from .model.state import PatchRecord
@@ -20,14 +22,16 @@ from .surgery.patch import Patch
 from .surgery.path_info import PathInfo
 from .surgery.positions import POSITIONS, Position
 from .training import AuditReport, audit, freeze_head, param_groups
+from .weights.difference import TensorChange, WeightsDiff, diff_weights
 from .weights.files import read_state_dict
 from .weights.partial import LoadReport, partial_load, transfer_weights
 from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "AuditReport", "BlockMaker", "FeatureExtractor", "FreezeReport", "HeadInfo", "HeadReport",
-    "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport", "POSITIONS",
-    "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Position",
-    "StageInfo", "Target", "audit", "build_torchvision", "describe_backbone", "freeze_head",
-    "load", "param_groups", "partial_load", "read_state_dict", "transfer_weights",
+    "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FreezeReport", "HeadInfo",
+    "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport",
+    "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo",
+    "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff", "audit", "build_torchvision",
+    "describe_backbone", "describe_file", "diff_weights", "freeze_head", "load", "param_groups",
+    "partial_load", "plain_state_dict", "read_state_dict", "transfer_weights",
 ]  # fmt: skip

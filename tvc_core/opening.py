@@ -1,48 +1,65 @@
-"""Open a saved model: read the file, check it, build what its recipe describes, and fill it."""
+"""Open a saved model: read the file, check it, build what its recipe describes, and fill it.
+
+In this order, each step cheaper than what follows and none trusting a field for the hash beside it:
+the header is counted, what the file says is checked, the network is built under a limit to the size
+of its tensors, names and shapes are compared, and only then the tensors are read and hashed.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from contextlib import nullcontext
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import torch
 from torch import Tensor, nn
 
-from .advice.words import on_file, on_missing
 from .assemble import assemble
 from .errors import (
     FreezeError,
     HeadError,
     RecipeError,
     StageError,
+    TvcError,
     UnknownNameError,
     WeightsError,
-    describe_error,
     join_names,
     short_repr,
 )
 from .from_module import module_backbone
 from .local import OWN
+from .model.content import BASE_KEY, MODULE_KEY, prepared_as
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.saving import KEYS, MODULE_KEY, how_to_load
-from .recipe import Recipe, make_plan
+from .model.ownfile import OwnFile, open_own
+from .model.saving import how_to_load
+from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
 from .specs import BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 from .weights.digest import digest_of
+from .weights.limits import limit_tensors
 
 __all__ = ["load", "open_model"]
 
+_SOON_READ = 1 << 28
+"""Size of a file that is read although it is refused already [bytes]."""
+
+_MOST_IN_A_BASE = 1 << 28
+"""Values of a tensor of a base that is built, for which no header speaks: VGG has 102 million."""
+
 
 def load(
-    path: str | Path, *, module: nn.Module | None = None, registry: Registry | None = None
+    path: str | Path,
+    *,
+    module: nn.Module | None = None,
+    base: str | Path | None = None,
+    registry: Registry | None = None,
 ) -> HybridModel:
     """Read a model that `HybridModel.save` wrote, and return it in eval mode.
 
@@ -52,18 +69,23 @@ def load(
         path: the file.
         module: for a model that `HybridBuilder.from_module` made: a new network of the same kind,
             which becomes the model.
+        base: for a file that was saved with a `base`: where that is; by default it is looked for by
+            its name in the file's folder, or built by its recipe.
         registry: where names are looked up; by default what is installed.
 
     Raises:
-        WeightsError: the file is damaged, was not written by `save`, or needs a module (or does
-            not, and one was given).
+        WeightsError: the file is damaged, was not written by `save`, needs a module (or does not,
+            and one was given), or its base is not there or is another one.
         UnknownNameError: it needs a plugin that is not installed.
     """
-    return open_model(path, registry or Registry(), module)
+    return open_model(path, registry or Registry(), module, base)
 
 
 def open_model(
-    path: str | Path, registry: Registry, module: nn.Module | None = None
+    path: str | Path,
+    registry: Registry,
+    module: nn.Module | None = None,
+    base: str | Path | None = None,
 ) -> HybridModel:
     """Read a model as `load` does, by the names of a registry."""
     if not isinstance(path, (str, PathLike)):
@@ -71,82 +93,191 @@ def open_model(
         hint = ". A state dict goes into a model by partial_load" if isinstance(path, dict) else ""
         raise WeightsError(f"{what}, not {short_repr(path)}{hint}")
     path = Path(path)
-    tensors, content = _read(path)
-    _check_module(path, content, module)
-    with nullcontext() if module is None else rollback_on_error(module):
-        return _load(path, registry, module, tensors, content)
+    with open_own(path) as file:
+        _check_module(path, file.content, module)
+        with nullcontext() if module is None else rollback_on_error(module), _naming(file):
+            return _load(file, registry, module, _base_of(file, base, registry))
+
+
+@contextmanager
+def _naming(file: OwnFile) -> Iterator[None]:
+    """Put the path before every error about a file. That its head, its stages or what is frozen do
+    not fit is a fault of the file; and what reads like a wrong name may be damage.
+    """
+    try:
+        yield
+    except TvcError as error:
+        if not isinstance(error, WeightsError) and file.size <= _SOON_READ:
+            file.read()  # says that it is damaged
+        said = str(error) if str(file.path) in str(error) else f"{file.path}: {error}"
+        of_file = isinstance(error, (FreezeError, HeadError, StageError))
+        kind = WeightsError if of_file else type(error)
+        if kind is type(error) and said == str(error):
+            raise
+        raise kind(said) from error
 
 
 def _check_module(path: Path, content: Mapping[str, Any], module: nn.Module | None) -> None:
     own = content.get(MODULE_KEY)
     if own is not None and module is None:
         raise WeightsError(
-            f"{path}: made from a module of your own ({own.get('type')}), which no file can "
-            "rebuild: make a new one and "
+            f"{path}: made from a module of your own ({short_repr(own.get('type'))[1:-1]}), which "
+            "no file can rebuild: make a new one and "
             f"pass it: tvc_core.load({str(path)!r}, module=network)"
         )
     if own is None and module is not None:
+        backbone = short_repr(content["recipe"].get("backbone"))
+        raise WeightsError(f"{path}: rebuilds its own backbone, {backbone}; leave module out")
+
+
+def _base_of(
+    file: OwnFile, given: str | Path | None, registry: Registry
+) -> dict[str, Tensor] | None:
+    """Return the tensors of the base of a file; what the file says of it is a name in its own
+    folder, or a recipe. None for a file that holds a whole model.
+    """
+    path, said = file.path, file.content.get(BASE_KEY)
+    if said is None:
+        if given is not None:
+            raise WeightsError(f"{path}: holds the whole model; leave base out")
+        return None
+    if given is None and "recipe" in said:
+        recipe = Recipe.from_mapping(said["recipe"], source=str(path))
+        name = f"what {recipe.backbone} with the weights {recipe.weights} is here"
+        with limit_tensors([_MOST_IN_A_BASE], f"{path}: does not fit its own recipe"):
+            model = assemble(make_plan(recipe, registry))
+        found: dict[str, Tensor] = {k: t.detach() for k, t in model.state_dict().items()}
+    else:
+        other = _beside(path, said) if given is None else Path(given)
+        with open_own(other) as below:
+            name, found = str(other), below.read()
+    if digest_of({}, found) != said["sha256"]:
         raise WeightsError(
-            f"{path}: rebuilds its own backbone, {content['recipe']['backbone']['name']}; leave "
-            "module out"
+            f"{name} is not the base that {path} was saved with: its tensors have another hash"
         )
+    return found
+
+
+def _beside(path: Path, said: Mapping[str, Any]) -> Path:
+    name = said.get("name", "")
+    if not name or Path(name).name != name:
+        raise WeightsError(f"{path}: its base {name[:80]!r} is outside of its folder")
+    beside = path.with_name(name)
+    if not beside.exists():
+        raise WeightsError(
+            f"{path}: holds only what differs from {name!r}, which is not beside it: put it there, "
+            f"or say where it is: tvc_core.load({str(path)!r}, base=...)"
+        )
+    return beside
+
+
+def _limited(file: OwnFile, base: Mapping[str, Tensor] | None) -> limit_tensors:
+    """Return a context in which only tensors of the size of a file's are made."""
+    sizes = [math.prod(entry.shape) for entry in file.entries.values()]
+    sizes += [tensor.numel() for tensor in (base or {}).values()]
+    return limit_tensors(sizes, f"{file.path}: does not fit its own recipe")
 
 
 def _load(
-    path: Path,
-    registry: Registry,
-    module: nn.Module | None,
-    tensors: dict[str, Tensor],
-    content: dict[str, Any],
+    file: OwnFile, registry: Registry, module: nn.Module | None, base: dict[str, Tensor] | None
 ) -> HybridModel:
     # A file is data, and everything in it could be wrong: the recipe is read under the rules for
     # recipes, which reach nothing. Then the model is built without its pretrained weights, whose
     # place the file's tensors take, and compared with the file key by key and shape by shape before
     # one tensor is copied. What cannot be told from tensors (classes, freezing, the step-0
     # difference) comes last.
-    try:
-        recipe = Recipe.from_mapping(content["recipe"], source=str(path))
-    except RecipeError as error:
-        raise WeightsError(f"{path}: the recipe inside is not valid: {error}") from error
-    if content["format"] < 3:
-        recipe = _with_starts_of_their_own(recipe)
-    backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
-    _check_own(path, recipe, registry)
-    model = assemble(make_plan(recipe, registry, backbone), pretrained=False)
-    restore_gates(model, tensors)
+    path, content = file.path, file.content
+    model = _build(file, base, registry, module)
     own = model.state_dict()
-    if own.keys() != tensors.keys():
-        lost, extra = [k for k in own if k not in tensors], [k for k in tensors if k not in own]
-        raise WeightsError(
-            f"{path}: does not fit its own recipe: lacks {join_names(lost, most=4)}; has also "
-            f"{join_names(extra, most=4)}"
-        )
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise WeightsError(
-                f"{path}: {name} has the shape {list(tensors[name].shape)}, its recipe gives "
-                f"{list(tensor.shape)}"
-            )
+    lent = {k: t for k, t in (base or {}).items() if k in own}
+    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in lent.items()}
+    shapes |= {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
+    _compare(path, own, shapes)
+    tensors = {**lent, **file.read()}
     # Copying would convert a bfloat16 file back to float32 without a word. Where the types differ,
     # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
     # the objects that the build made and tied tensors stay tied.
-    assign = any(own[name].dtype != tensors[name].dtype for name in own)
+    assign = any(own[name].dtype != tensors[name].dtype or own[name].is_meta for name in own)
     # keeps the metadata of the state dict, without which MNASNet refuses to load
     own.update(tensors)
     model.load_state_dict(own, assign=assign)
-    try:
-        model.class_names = content["class_names"] or None
-        model.load_freeze_state(content["freeze"])
-    except (FreezeError, HeadError, StageError) as error:
-        raise WeightsError(f"{path}: {error}") from error
+    model.class_names = content["class_names"] or None
+    model.load_freeze_state(content["freeze"])
+    _freeze_by_hand(model, content.get("by_hand", {}))
     state = model._hybrid
     state.originals = {}  # their weights are not in the file
     state.step0_difference = float(content["step0_difference"])
-    state.verified = bool(content["verified"])
+    state.verified = content["verified"]
     state.metadata = dict(content.get("metadata") or {})
     state.modules = fingerprint(model)
     model.eval()
     return model
+
+
+def _build(
+    file: OwnFile, base: dict[str, Tensor] | None, registry: Registry, module: nn.Module | None
+) -> HybridModel:
+    """Build what the recipe of a file describes, if it is of the size of the file."""
+    content = file.content
+    try:
+        recipe = Recipe.from_mapping(content["recipe"], source=str(file.path))
+    except RecipeError as error:
+        raise WeightsError(f"the recipe inside is not valid: {error}") from error
+    if content["format"] < 3:
+        recipe = _with_starts_of_their_own(recipe)
+    backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
+    _check_own(file.path, recipe, registry)
+    plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
+    with _limited(file, base):
+        model = assemble(plan, pretrained=False)
+    restore_gates(model, [*file.entries, *(base or {})])
+    return model
+
+
+def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:
+    """Return a plan whose weights prepare images as the file says: options that only code may set
+    can have changed that, and a plugin's knowledge can.
+    """
+    said = content.get("preprocessing")
+    if content["format"] < 4 or not said or plan.weights is None:
+        return plan
+    try:
+        return replace(plan, weights=prepared_as(plan.weights, said))
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the preprocessing inside is not valid: {error}") from error
+
+
+def _compare(
+    path: Path,
+    own: Mapping[str, Tensor],
+    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
+) -> None:
+    """Refuse tensors that are not those of the model, by their types and shapes."""
+    if own.keys() != entries.keys():
+        lost, extra = [k for k in own if k not in entries], [k for k in entries if k not in own]
+        raise WeightsError(
+            f"{path}: does not fit its own recipe: lacks {join_names(lost, most=4)}; has also "
+            f"{join_names([short_repr(name) for name in extra[:4]])}"
+            + (f", ... ({len(extra) - 4} more)" if len(extra) > 4 else "")
+        )
+    for name, tensor in own.items():
+        dtype, shape = entries[name]
+        if tuple(tensor.shape) != shape:
+            raise WeightsError(
+                f"{path}: {name} has the shape {list(shape)}, its recipe gives {list(tensor.shape)}"
+            )
+        floats = tensor.is_floating_point() and dtype.is_floating_point
+        if tensor.dtype != dtype and not floats:
+            raise WeightsError(f"{path}: {name} is of {dtype}, its recipe gives {tensor.dtype}")
+
+
+def _freeze_by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> None:
+    parameters = dict(model.named_parameters())
+    for kind, each in names.items():
+        for name in each:
+            if name not in parameters:
+                raise WeightsError(f"{short_repr(name)} is {kind}, and no parameter of the model")
+            parameters[name].requires_grad_(kind == "trainable")
 
 
 def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
@@ -172,37 +303,3 @@ def _with_starts_of_their_own(recipe: Recipe) -> Recipe:
         for entry in recipe.patches
     )
     return replace(recipe, patches=tuple(patches))
-
-
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        hint = on_missing(path, (".safetensors",))
-        raise WeightsError(
-            f"{path}: the model cannot be read: {error.strerror or error}{hint and f'.{hint}'}"
-        ) from error
-    if other := on_file(path, data, "model"):
-        raise WeightsError(f"{path}: not a model that HybridModel.save wrote.{other}")
-    try:
-        tensors = safetensors.torch.load(data)
-        # The safetensors format: eight bytes with the length of the header, the header in JSON,
-        # then the tensors. The library returns the tensors only, and tvc's part is a text in the
-        # header's metadata.
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        text = header.get("__metadata__", {}).get("tvc")
-        content: dict[str, Any] = json.loads(text)
-    except Exception as error:  # a damaged file raises nearly anything
-        raise WeightsError(
-            f"{path}: not a model that HybridModel.save wrote, or damaged: {describe_error(error)}"
-        ) from error
-    version = content.get("format") if isinstance(content, dict) else None
-    keys = KEYS.get(version) if type(version) is int else None
-    if keys is None or set(content) - {MODULE_KEY} != set(keys):
-        known = " or ".join(map(str, KEYS))
-        raise WeightsError(f"{path}: damaged, or of another format than {known}: {version!r}")
-    if content.pop("sha256") != digest_of(content, tensors):
-        raise WeightsError(
-            f"{path}: damaged: its content does not have the hash that it was written with"
-        )
-    return tensors, content

@@ -154,6 +154,8 @@ class WeightsSpec(_Frozen):
         mean: per input channel, for images scaled to [0, 1].
         std: per input channel, for images scaled to [0, 1].
         num_classes: outputs of the pretrained head; None for a set without a classifier.
+        class_names: of these outputs; () where nobody knows them, and None for those of
+            ImageNet-1K, where there are 1000 outputs. Since plugin API 1.1.
         options: options of the backbone that differ from its defaults in a network with these
             weights, such as GoogLeNet's `transform_input`. A saved model is built with them again.
         recipe: where and how it was trained.
@@ -184,6 +186,7 @@ class WeightsSpec(_Frozen):
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
     num_classes: int | None = 1000
+    class_names: tuple[str, ...] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     recipe: str = ""
     test_crop_size: int | None = None
@@ -200,6 +203,8 @@ class WeightsSpec(_Frozen):
         self._check_options()
         known = self.interpolation in ("bilinear", "bicubic")
         self._require(known, "interpolation", "'bilinear' or 'bicubic'")
+        counted = not self.class_names or len(self.class_names) == self.num_classes
+        self._require(counted, "class_names", f"one name for each of {self.num_classes} outputs")
         self._require(not self.url or bool(_URL.fullmatch(self.url)), "url", _URLS)
         fits = bool(re.fullmatch(r"[0-9a-fA-F]{64}" if self.url else "", self.sha256))
         self._require(fits, "sha256", "64 hexadecimal digits beside a url, else empty")

@@ -10,7 +10,7 @@ import torch
 from case_tools import Tiny, difference
 
 import tvc_core
-from tvc_core.model.saving import digest_of
+from tvc_core.weights.digest import digest_of
 
 DATA = Path(__file__).parent / "data"
 
@@ -49,8 +49,9 @@ def test_a_replacement_of_format_2_took_nothing_over(tmp_path: Path) -> None:
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     content = json.loads(header["__metadata__"]["tvc"])
     del content["recipe"]["backbone"]["patches"]["features.0.1"]["tvc-core:replace"]["init"]
-    del content["sha256"]
-    content["format"] = 2
+    for key in ("sha256", "by_hand", "license"):
+        del content[key]
+    content |= {"format": 2, "saved": "2026-01-01T00:00:00+00:00"}
     content["sha256"] = digest_of(content, tensors)
     old = safetensors.torch.save(tensors, metadata={"tvc": json.dumps(content)})
     (tmp_path / "old.safetensors").write_bytes(old)

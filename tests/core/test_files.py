@@ -254,7 +254,7 @@ def test_other_files_are_refused(tmp_path: Path) -> None:
 # -- writing ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["os.fsync", "pathlib.Path.replace", "pathlib.Path.chmod"])
+@pytest.mark.parametrize("place", ["os.fsync", "pathlib.Path.replace", "os.fchmod"])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tiny: Any, lab: Any, tmp_path: Path, monkeypatch: Any, place: str
 ) -> None:

@@ -16,14 +16,16 @@ CORE = Path(__file__).resolve().parents[2] / "tvc_core"
 FLOORS = (
     "version", "errors", "specs", "advice", "hookspecs", "builtin", "local", "quarantine",
     "remembered", "registry", "recipe", "surgery", "from_module", "weights", "model", "training",
-    "backbone", "describe", "assemble", "opening", "heavy", "builder", "tvc_core",
+    "own_weights", "backbone", "describe", "inspecting", "assemble", "opening", "heavy", "builder",
+    "tvc_core",
 )  # fmt: skip
 """From the ground up: a file or folder imports from those before it. The last is the face."""
 
 MODEL = (
     "pyramid", "strides", "features", "bridge", "state", "measuring", "checkpointing",
     "fingerprint", "survey", "freezing", "freeze_report", "settling", "heads", "remeasuring",
-    "explain", "saving", "unpatching", "patch_report", "reading", "running", "hybrid", "classes",
+    "explain", "content", "ownfile", "writing", "saving", "plain", "unpatching", "patch_report",
+    "reading", "running", "hybrid", "classes",
 )  # fmt: skip
 """The same inside `model`: what a hybrid knows, the verbs, the class that names them."""
 

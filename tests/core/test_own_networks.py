@@ -256,7 +256,7 @@ def test_it_is_copied_pickled_and_read_back_from_a_file(
         ({"name": "Mine!"}, BackboneError),
         ({"num_channels": 4}, BackboneError),
         ({"num_classes": -1}, RecipeError),
-        ({"class_names": ["a"]}, HeadError),
+        ({"class_names": ["a"], "num_classes": 5}, RecipeError),
         (
             {"num_classes": 5, "freeze_backbone": True, "unfreeze_stages": [7]},
             StageError,

@@ -370,7 +370,7 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
         (
             "head:",
             "heads:",
-            "recipe.yaml, line 16: unknown key 'heads' in a recipe. Did you mean 'head'",
+            "recipe.yaml, line 16: unknown key 'heads' in a recipe. It belongs under 'head'",
         ),
         (
             "backbone:",

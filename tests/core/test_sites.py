@@ -321,6 +321,6 @@ def test_a_block_on_tokens_leaves_their_order_in_memory(prefix: int) -> None:
 @pytest.mark.parametrize("tokens", [6, 8, 13])
 def test_tokens_of_an_image_of_another_size_are_refused(tokens: int) -> None:
     with pytest.raises(
-        PatchError, match=rf"got {tokens} tokens, .* built for 2x3 of an image's and 1 in front"
+        PatchError, match=rf"got {tokens} tokens, .* built for 2x3 of an image's and 1 before them"
     ):
         Adapter("NLC", "NCHW", 1, 2, 3).run(nn.Identity(), torch.zeros(1, tokens, 4))

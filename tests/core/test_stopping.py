@@ -78,7 +78,7 @@ def test_forward_features_and_the_pyramid_do_not_run_the_head(tiny: Any, images:
     assert ran == list(LAYERS)
 
 
-@pytest.mark.parametrize("stages", [3, -4, [0, 3], "layer1", [True], [0.5], [[0]], None])
+@pytest.mark.parametrize("stages", [3, -4, [0, 3], "layer9", [True], [0.5], [[0]], None])
 def test_a_stage_that_is_not_there_is_named_and_nothing_runs(
     tiny: Any, images: Tensor, stages: Any
 ) -> None:

@@ -27,7 +27,7 @@ TO_PARTIAL_LOAD = "build the model with weights=None, then tvc_core.partial_load
 
 ARGUMENTS = {
     "pretrained": "pretrained=True is weights='DEFAULT', and False is None (in YAML null).",
-    "checkpoint_path": f"A file of your own: {TO_PARTIAL_LOAD.format('path')}.",
+    "checkpoint_path": "A file of your own is weights='path/to/file.pth'.",
     "in_chans": "timm's in_chans is in_channels.",
     "drop_rate": "timm's drop_rate is dropout.",
     "img_size": "timm's img_size is image_size.",

@@ -120,8 +120,8 @@ class Taps:
         # top only, and a hook that calls the model again inside of the pass puts its own on top, so
         # that each call picks up what is its own, and any number of threads may read features of
         # one model.
-        stack = calls.collections()
-        length = len(stack)
+        stack, images = calls.collections(), calls.images()
+        length, sizes = len(stack), len(images)  # a pass that is left early leaves its image behind
         try:
             try:
                 stack.append(found)
@@ -129,9 +129,9 @@ class Taps:
             except _Stop:
                 pass
             finally:
-                del stack[length:]
+                del stack[length:], images[sizes:]
         finally:  # an interrupt may come on the line above
-            del stack[length:]
+            del stack[length:], images[sizes:]
         for index in indices:
             if index not in found.maps and index != PRE_LOGITS:
                 raise BackboneError(

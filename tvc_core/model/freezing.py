@@ -30,7 +30,7 @@ from .fingerprint import kind_of
 from .state import FreezeState, HybridState
 
 __all__ = [
-    "adopt", "as_data", "freeze", "freeze_head", "from_data", "held_modules",
+    "adopt", "as_data", "by_hand", "freeze", "freeze_head", "from_data", "held_modules",
     "hold", "keep_statistics", "part_of_parameter", "refuse_under_ddp", "wanted_grads",
 ]  # fmt: skip
 
@@ -45,6 +45,16 @@ def as_data(state: HybridState) -> dict[str, Any]:
         "backbone": state.plan.backbone.qualified,
         "num_stages": len(state.anatomy.stages),
     }
+
+
+def by_hand(network: nn.Module, state: HybridState) -> dict[str, list[str]]:
+    """Return the parameters that are frozen or trainable otherwise than the freeze state says."""
+    found: dict[str, list[str]] = {"frozen": [], "trainable": []}
+    wanted = wanted_grads(network, state)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad != wanted[name]:
+            found["trainable" if parameter.requires_grad else "frozen"].append(name)
+    return {kind: names for kind, names in found.items() if names}
 
 
 def from_data(data: Mapping[str, Any], state: HybridState) -> FreezeState:

@@ -481,18 +481,29 @@ class HybridModel(nn.Module):
         """The user's own facts about the model, which `save` writes and `load` reads."""
         return self._hybrid.metadata
 
-    def save(self, path: str | Path, metadata: Mapping[str, Any] | None = None) -> None:
-        """Write tensors, recipe, freeze state and class names to one .safetensors file, whole or
-        not at all.
+    def save(
+        self,
+        path: str | Path,
+        metadata: Mapping[str, Any] | None = None,
+        *,
+        base: str | Path | HybridModel | None = None,
+    ) -> None:
+        """Write tensors, recipe, what is frozen and class names to one .safetensors file, whole or
+        not at all. Saving a model twice gives equal bytes.
 
         Args:
-            path: the file.
+            path: the file. A link is followed, and the permissions of a file that is replaced are
+                kept.
             metadata: facts of your own to write with it, such as accuracy and data; plain data.
+            base: a file that `save` wrote, whole, or a model as `from_backbone(name)` makes it from
+                pretrained weights. The new file has only the parameters and buffers whose bits
+                differ from it; reading it takes the base from its folder, or builds it again.
 
         Raises:
             WeightsError: the name does not end in .safetensors; the file cannot be written (what
-                was there before is still there); or modules were changed after the build, so that
-                reading the file would build another model.
+                was there before is still there); modules were changed after the build, so that
+                reading the file would build another model; the model has a value that no file can
+                hold; or `base` cannot be read.
             PatchError: a patch has lost its place.
         """
-        save(self, self._hybrid, Path(path), metadata)
+        save(self, self._hybrid, Path(path), metadata, base)

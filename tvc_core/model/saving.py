@@ -1,61 +1,46 @@
-"""One file for a whole model: tensors in safetensors format, and what is needed to build it again.
-
-The file's metadata has one entry "tvc": a JSON object with the format version, the recipe with
-qualified names, the freeze state, the class names, the step-0 difference, whether the hash of the
-pretrained weights had been compared, the versions of what wrote it, the preprocessing of its
-images, the user's own metadata, and the SHA-256 of all of these and of every tensor's name, type,
-shape and bytes. A reader MUST refuse a file whose hash differs, and MUST NOT import anything that
-it names.
+"""One file for a whole model, or for what differs from another file: tensors in safetensors format,
+and what is needed to build it again. What stands beside the tensors, `content` says.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
-from datetime import datetime, timezone
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-import torchvision
-from torch import nn
+from torch import Tensor, nn
 
-from ..errors import WeightsError, join_names
-from ..from_module import described
+from ..errors import WeightsError, join_names, short_repr
 from ..local import OWN
-from ..recipe import Plan
-from ..specs import FROM_MODULE
-from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
-from ..version import __version__
+from ..recipe import Recipe
+from ..recipe.rules import is_file
+from ..surgery.marks import is_hybrid
+from ..weights.container import pack
 from ..weights.digest import digest_of
-from . import freezing
+from .content import BASE_KEY, check_content, content_of
 from .fingerprint import changes
+from .ownfile import open_own
 from .settling import settle
-from .state import HybridState
+from .state import HybridState, state_of
+from .writing import write
 
-__all__ = ["FORMAT", "KEYS", "MODULE_KEY", "how_to_load", "save"]
-
-FORMAT = 3
-_KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
-_LATER = (*_KEYS, "versions", "saved", "preprocessing", "metadata")
-KEYS = {1: _KEYS, 2: _LATER, 3: _LATER}
-"""The keys of each format that a reader knows. Since format 3, replacements keep settings of what
-they replace.
-"""
-
-MODULE_KEY = "module"
-"""Only in files of models that were made from a user's module: what `from_module` was told."""
+__all__ = ["how_to_load", "save"]
 
 
 def save(
-    network: nn.Module, state: HybridState, path: Path, metadata: Mapping[str, Any] | None
+    network: nn.Module,
+    state: HybridState,
+    path: Path,
+    metadata: Mapping[str, Any] | None,
+    base: str | Path | nn.Module | None,
 ) -> None:
-    """Write a model, whole or not at all: into a file beside it first, which takes its place."""
+    """Write a model, whole or not at all, after everything that `load` will ask has been looked
+    at.
+    """
     if path.suffix != ".safetensors":
         raise WeightsError(
             f"{path}: a model is saved in safetensors format, and the name says so: "
@@ -66,21 +51,81 @@ def save(
     # that is found out now, while the user can still do something about it. Copies on the CPU,
     # contiguous and each its own: the format knows no views, and refuses tensors that share memory.
     _check_unchanged(network, state, path)
-    tensors = {
-        name: tensor.detach().to("cpu").contiguous().clone()
-        for name, tensor in network.state_dict().items()
-    }
+    tensors = _tensors(network, path)
     try:
-        content = _content(network, state, metadata)
+        content = content_of(network, state, metadata)
+        if base is not None:
+            known, content[BASE_KEY] = _base(base, path)
+            tensors = {k: t for k, t in tensors.items() if not _alike(t, known.get(k))}
         content["sha256"] = digest_of(content, tensors)
         text = json.dumps(content, allow_nan=False)
+        check_content(content)
+        Recipe.from_mapping(json.loads(text)["recipe"])
+        pieces = list(pack(tensors, {"format": "pt", "tvc": text}))
     except (TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: the recipe or the metadata has a value that cannot be written as JSON: "
-            f"{error}"
+            f"{path} is not written, since the recipe or the metadata has a value that no file can "
+            f"hold as JSON: {error}"
         ) from error
-    _write(path, safetensors.torch.save(tensors, metadata={"tvc": text}))
     _tell_own(state, path)
+    try:
+        write(path, pieces)
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise WeightsError(f"{path}: the model cannot be written: {reason}") from error
+
+
+def _tensors(network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Return the tensors as they are to be written, each with memory of its own."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in network.state_dict().items():
+        plain = isinstance(tensor, Tensor) and tensor.layout == torch.strided
+        if not plain or tensor.is_meta or tensor.is_quantized:
+            what = f"a {type(tensor).__name__}"
+            if isinstance(tensor, Tensor):
+                what = f"on the {tensor.device} device, {tensor.layout}, {tensor.dtype}"
+            raise WeightsError(
+                f"{path} is not written: {name!r} is no plain tensor with values, but {what}"
+            )
+        copy = tensor.detach().to("cpu").contiguous()
+        tensors[name] = copy.resolve_conj().resolve_neg()
+    return tensors
+
+
+def _base(base: str | Path | nn.Module, path: Path) -> tuple[Mapping[str, Tensor], dict[str, Any]]:
+    """Return the tensors of a base, and what the file says of it."""
+    if isinstance(base, nn.Module):
+        if not is_hybrid(base):
+            raise WeightsError(f"{path}: a base is a hybrid or a file, not {short_repr(base)}")
+        recipe = state_of(base).plan.recipe
+        plain = Recipe(backbone=recipe.backbone, weights=recipe.weights, options=recipe.options)
+        is_named = recipe.weights is not None and not is_file(recipe.weights)
+        if not is_named or replace(recipe, name=None) != plain:
+            raise WeightsError(
+                f"{path}: a model can be a base if it is as from_backbone(name, weights) makes it, "
+                "with pretrained weights and nothing else, since it is built again to read the "
+                "file. Save this one, and give the path"
+            )
+        known = _tensors(base, path)
+        return known, {"recipe": plain.to_mapping(), "sha256": digest_of({}, known)}
+    base = Path(base)
+    if base.resolve() == path.resolve():
+        raise WeightsError(f"{path}: cannot be the base of itself")
+    with open_own(base) as file:
+        if BASE_KEY in file.content:
+            raise WeightsError(
+                f"{base}: holds only what differs from its own base, and cannot be one; give that"
+            )
+        known = file.read()
+    return known, {"name": base.name, "sha256": digest_of({}, known)}
+
+
+def _alike(a: Tensor, b: Tensor | None) -> bool:
+    """Return whether two tensors have the same bits."""
+    if b is None or a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = (each.reshape(-1).view(torch.uint8) for each in (a, b))
+    return torch.equal(a, b)
 
 
 def _tell_own(state: HybridState, path: Path) -> None:
@@ -126,96 +171,3 @@ def _check_unchanged(network: nn.Module, state: HybridState, path: Path) -> None
             "adapters, remove parametrizations and pruning masks); or keep the state dict alone by "
             "safetensors.torch.save_file(model.state_dict(), ...)"
         )
-
-
-def _content(
-    network: nn.Module, state: HybridState, metadata: Mapping[str, Any] | None
-) -> dict[str, Any]:
-    plan, anatomy = state.plan, state.anatomy
-    recipe = plan.recipe.to_mapping()
-    recipe["head"] = _head(network, anatomy.head, recipe.get("head", {}))
-    names = {name: list(each) for name, each in state.class_names.items()}
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "recipe": recipe,
-        "freeze": freezing.as_data(state),
-        "class_names": names if state.head_widths else names.get(""),
-        "step0_difference": repr(state.step0_difference),
-        "verified": state.verified,
-        "versions": {
-            "tvc-core": __version__,
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        },
-        "saved": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "preprocessing": _preprocessing(plan),
-        "metadata": {**state.metadata, **(metadata or {})},
-    }
-    if plan.backbone.owner == FROM_MODULE:
-        content[MODULE_KEY] = described(plan.backbone.spec, network)
-    return content
-
-
-def _head(network: nn.Module, path: str, written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a recipe describes the head as it is now; class names stand beside the recipe."""
-    head = {key: value for key, value in written.items() if key != "class_names"}
-    dropout = dropout_of(network, path)
-    if dropout is not None and 0 <= dropout < 1:
-        head["dropout"] = dropout
-    if several := find_heads(network, path):
-        head["heads"] = {
-            name: _head(network, each, head["heads"][name]) for name, each in several.items()
-        }
-    else:
-        last = find_last_layer(network, path)
-        head["num_classes"] = num_classes_of(last[1]) if last else 0
-    return head
-
-
-def _preprocessing(plan: Plan) -> dict[str, Any] | None:
-    """Return how images are prepared for the weights, or for those that would be the default."""
-    spec = plan.backbone.spec
-    weights = plan.weights or spec.find_weights(spec.default_weights or "")
-    if weights is None:
-        return None
-    names = ("crop_size", "resize_size", "squash", "interpolation", "mean", "std")
-    found = {name: getattr(weights, name) for name in names}
-    return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        # A new file beside the old one, whole and on the disk before it takes the old one's name:
-        # whatever interrupts this, `path` is the old file or the new one. It is closed first, since
-        # Windows neither renames nor replaces a file that is open.
-        file = tempfile.NamedTemporaryFile(  # noqa: SIM115
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        )
-        temporary = Path(file.name)
-        try:
-            with file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.chmod(0o666 & ~_umask())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise WeightsError(
-            f"{path}: the model cannot be written: {error.strerror or error}"
-        ) from error
-    # the file is whole and in its place; not every file system can sync a folder
-    with suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

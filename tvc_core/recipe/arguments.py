@@ -14,15 +14,15 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields, replace
 from typing import Any, TypedDict, TypeVar
 
 from ..advice import words
 from ..errors import RecipeError, what_there_is
 from .schema import Patches, Recipe, Weights
 
-__all__ = ["BuildArguments", "ModuleArguments", "recipe_of", "takes"]
+__all__ = ["BuildArguments", "ModuleArguments", "changed", "recipe_of", "takes"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 KEYWORD_ONLY = inspect.Parameter.KEYWORD_ONLY
@@ -99,10 +99,25 @@ def recipe_of(
     Raises:
         RecipeError: an argument that the function does not take, or a value that is not right.
     """
-    known = _NAMES[function]
+    _check_names(function, arguments, _NAMES[function])
+    return Recipe(backbone=backbone, weights=weights, **arguments)
+
+
+def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
+    """Return a recipe with some arguments in the place of its own.
+
+    Raises:
+        RecipeError: there is no such argument, or a value is not right.
+    """
+    if not changes:
+        return recipe
+    _check_names("build", changes, [entry.name for entry in fields(Recipe) if entry.metadata])
+    return replace(recipe, **changes)
+
+
+def _check_names(function: str, arguments: Iterable[str], known: list[str]) -> None:
     for name in arguments:
         if name not in known:
             known_elsewhere = words.ARGUMENTS.get(name)
             hint = f" {known_elsewhere}" if known_elsewhere else what_there_is(name, known)
             raise RecipeError(f"Unknown argument {name!r} of {function}.{hint}")
-    return Recipe(backbone=backbone, weights=weights, **arguments)

@@ -5,19 +5,27 @@ here, and so does what a recipe must not reach; no torch yet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from ..advice.recipes import misplaced, refuse_missing
 from ..advice.words import on_weights
-from ..errors import ParameterError, UnknownNameError, did_you_mean, join_names, what_there_is
+from ..errors import (
+    ParameterError,
+    UnknownNameError,
+    did_you_mean,
+    join_names,
+    short_repr,
+    what_there_is,
+)
 from ..local import OWN, is_module, own_block
 from ..registry import Named, Registry
 from ..specs import PATCH_KEYS, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec, WeightsSpec
 from .place import Place
-from .rules import IMAGE_SIZE, SIZE
+from .rules import IMAGE_SIZE, SIZE, file_name, is_file
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -53,6 +61,7 @@ class Plan:
             "ResNet50_Weights.IMAGENET1K_V2".
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
+        weights_file: the user's own file that the weights are read from.
     """
 
     recipe: Recipe
@@ -61,6 +70,7 @@ class Plan:
     weights_class: str | None = None
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    weights_file: Path | None = None
 
 
 def make_plan(
@@ -68,7 +78,7 @@ def make_plan(
     registry: Registry,
     backbone: Named[BackboneSpec] | None = None,
     *,
-    by_code: bool = False,
+    by_code: bool | Collection[str] = False,
 ) -> Plan:
     """Bind a recipe's names in a registry.
 
@@ -77,8 +87,8 @@ def make_plan(
         registry: where names are looked up.
         backbone: what the backbone's name stands for, where the registry does not know it.
         by_code: the recipe stands for arguments in a program, which may open addresses and paths. A
-            recipe that was written down reaches nothing: it must not set what a spec names as
-            `code_only`.
+            recipe that was written down reaches nothing but files of weights in its own folder: it
+            must not set what a spec names as `code_only`. Or the keys that a program has set.
 
     Raises:
         UnknownNameError: a backbone, weights set, operation, block or initializer that no plugin
@@ -89,6 +99,8 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
+    by = dict.fromkeys(("options", "patches", "weights"), by_code is True)
+    by |= dict.fromkeys([] if isinstance(by_code, bool) else by_code, True)
     # Missing distributions first, all of them in one error: a recipe from elsewhere often needs
     # several, and installing them one error after the other is tedious. Then each name in the order
     # in which it stands in the recipe, and each error with its place there.
@@ -96,16 +108,17 @@ def make_plan(
         refuse_missing(registry, _names(recipe, backbone is None))
     with _in_file(recipe, "backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
-    if not by_code:
+    if not by["options"]:
         _refuse_code_only(backbone, recipe.options, recipe.place("options"))
     with _in_file(recipe, "options"):
         _check_options(recipe.options, backbone)
         known = _with_facts(backbone, recipe.options, registry)
     with _in_file(recipe, "weights"):
-        weights = _bind_weights(recipe.weights, backbone)
+        file = _own_file(recipe, by["weights"]) if is_file(recipe.weights) else None
+        weights = _bind_weights(recipe.weights, backbone) if file is None else _own(file, backbone)
     with _in_file(recipe, "image_size"):
         options = _options(recipe, backbone)
-    patches = tuple(_bind_patch(entry, registry, by_code) for entry in recipe.patches)
+    patches = tuple(_bind_patch(entry, registry, by["patches"]) for entry in recipe.patches)
     _check_own(patches)
     # The recipe that the model keeps, and that `save` writes, says what was meant, not what was
     # typed: qualified names mean the same whatever else is installed where the file is opened.
@@ -123,9 +136,10 @@ def make_plan(
         recipe=qualified,
         backbone=known,
         weights=weights,
-        weights_class=_weights_class(recipe.weights),
+        weights_class=None if file is not None else _weights_class(recipe.weights),
         patches=patches,
         options=options,
+        weights_file=file,
     )
 
 
@@ -231,7 +245,7 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
     if given is None:
         return None
     spec, what = backbone.spec, f"the backbone {backbone.qualified!r}"
-    name = given.name if isinstance(given, enum.Enum) else given.rpartition(".")[2]
+    name = given.name if isinstance(given, enum.Enum) else str(given).rpartition(".")[2]
     if name == "DEFAULT":
         if spec.default_weights is None:
             raise UnknownNameError(f"{what} has no pretrained weights: pass weights=None.")
@@ -246,10 +260,38 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
     return found
 
 
+def _own_file(recipe: Recipe, by_code: bool) -> Path:
+    """Return the path of the user's own file of weights. What a recipe names is in its folder."""
+    path = Path(str(recipe.weights))
+    if by_code:
+        return path
+    folder = Path() if recipe.where.lines is None else Path(recipe.where.source).parent
+    is_outside = path.is_absolute() or ".." in path.parts
+    if recipe.where.lines is not None:  # a link may lead elsewhere
+        is_outside = is_outside or not (folder / path).resolve().is_relative_to(folder.resolve())
+    if is_outside:
+        raise recipe.place("weights").error(
+            f"the weights {short_repr(str(path))} are outside of the recipe's folder, where it "
+            "must not reach. Put the file there, or name it in Python: "
+            "HybridBuilder().build(recipe, weights=path)"
+        )
+    return folder / path
+
+
+def _own(file: Path, backbone: Named[BackboneSpec]) -> WeightsSpec:
+    """Return what is known of a file before it is read: images are prepared as usual."""
+    spec = backbone.spec
+    usual = spec.find_weights(spec.default_weights) or WeightsSpec(name="own")
+    unknown: dict[str, Any] = dict.fromkeys(("num_params", "gflops", "acc1", "num_classes"))
+    unknown |= dict.fromkeys(("recipe", "license", "url", "sha256"), "")
+    name = file_name(PurePath(file.name))
+    return replace(usual, name=name, class_names=(), options={}, **unknown)
+
+
 def _weights_class(given: Weights) -> str | None:
     if isinstance(given, enum.Enum):
         return type(given).__name__
-    return (given or "").rpartition(".")[0] or None
+    return str(given or "").rpartition(".")[0] or None
 
 
 # -- patches ---------------------------------------------------------------------------------------

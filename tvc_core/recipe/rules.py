@@ -7,8 +7,10 @@ A rule raises what its caller says, such as `HeadError` or the error of a place 
 from __future__ import annotations
 
 import enum
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
 from ..advice import words
@@ -16,7 +18,13 @@ from ..errors import TvcError, did_you_mean, join_names, short_repr
 from ..specs import PATCH_KEYS
 from .place import Place
 
-__all__ = ["Rule", "check_activation", "check_class_names", "check_heads", "is_keywords", "is_name"]
+__all__ = [
+    "Rule", "check_activation", "check_class_names", "check_heads", "is_file", "is_keywords",
+    "is_name",
+]  # fmt: skip
+
+WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+"""Of files of weights."""
 
 MAX_SIZE, MAX_CLASSES = 100_000, 10_000_000
 
@@ -68,6 +76,22 @@ class Rule:
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
         hint = hint or self.advise(name, value) or words.on_value(value, self.fits)
         raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
+
+
+def is_file(value: Any) -> bool:
+    """Return whether text stands for a file of weights: it has a path separator, or the suffix of
+    one.
+    """
+    if isinstance(value, PurePath):
+        return True
+    if not isinstance(value, str) or "://" in value:
+        return False
+    return "/" in value or os.sep in value or PurePath(value).suffix in WEIGHT_SUFFIXES
+
+
+def file_name(path: PurePath) -> str:
+    """Return a path as text that `is_file` knows."""
+    return str(path) if is_file(str(path)) else f"./{path}"
 
 
 def is_name(value: Any) -> bool:
@@ -131,8 +155,9 @@ BLOCK = Rule(
     "is a name, or in code a class or a module", lambda value: is_name(value) or callable(value)
 )
 WEIGHTS = Rule(
-    "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, or null",
-    lambda value: value is None or isinstance(value, enum.Enum) or is_name(value),
+    "is a name such as 'IMAGENET1K_V1', 'DEFAULT', a torchvision weights member, a file, or null",
+    lambda value: value is None or isinstance(value, (enum.Enum, PurePath)) or is_name(value),
+    lambda value: file_name(value) if isinstance(value, PurePath) else value,
     advise=lambda _, value: words.on_weights(value),
 )
 OPTIONS = Rule("is a mapping of option names to values", is_keywords, dict)

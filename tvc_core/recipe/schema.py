@@ -8,7 +8,7 @@ import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ..advice import words
 from ..specs import PATCH_KEYS
@@ -27,8 +27,10 @@ PatchStep = Mapping[str, Block | Mapping[str, Any] | None]
 Patches = Mapping[str, PatchStep | Sequence[PatchStep]]
 """What to change where: targets with their patches, {"layer3": {"wrap": "se"}}."""
 
-Weights = str | enum.Enum | None
-"""A pretrained set: its name, "DEFAULT", torchvision's enum member, or None for random weights."""
+Weights = str | Path | enum.Enum | None
+"""A pretrained set: its name, "DEFAULT", torchvision's enum member, the path of a file of one's
+own, or None for random weights.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +90,9 @@ class Recipe:
     Args:
         name: free text, what the model is called.
         backbone: short or qualified name.
-        weights: name of a pretrained set, "DEFAULT", a torchvision enum member, or None for random
-            weights.
+        weights: name of a pretrained set, "DEFAULT", a torchvision enum member, the path of a file
+            of one's own, or None for random weights. A path has a separator or the suffix of a file
+            of weights; in a YAML file it stays under that file's folder.
         patches: what to change where, such as {"layer3": {"wrap": "se"}}; a target may be a
             pattern, such as "stage:*.-1". Applied in this order.
         options: keyword arguments of the backbone's own builder.
@@ -251,8 +254,8 @@ SECTIONS = {
 SECTIONS[""][1:1] = ["backbone", "head"]
 
 
-def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe from a YAML file.
+def load_recipe(path: str | Path | IO[bytes]) -> Recipe:
+    """Read a recipe from a YAML file, or from one that is open.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
@@ -260,8 +263,12 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     from .yaml_text import read_yaml  # see Recipe.to_yaml
 
-    data, lines = read_yaml(Path(path))
-    return _parse(data, Place(str(path), lines=lines))
+    if isinstance(path, (str, Path)):
+        name, file = str(path), None
+    else:
+        name, file = str(getattr(path, "name", "<recipe>")), path
+    data, lines = read_yaml(Path(name), file)
+    return _parse(data, Place(name, lines=lines))
 
 
 def _parse(data: Any, where: Place) -> Recipe:

@@ -9,8 +9,9 @@ both are errors.
 from __future__ import annotations
 
 import re
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -70,15 +71,19 @@ def write_yaml(data: Any) -> str:
         raise RecipeError(f"the recipe has {problem}") from error
 
 
-def read_yaml(path: Path) -> tuple[Any, Lines]:
+def read_yaml(path: Path, file: IO[bytes] | None = None) -> tuple[Any, Lines]:
     """Return the content of a YAML file and the line of each of its values.
+
+    Args:
+        path: where it is, or what errors call a file that is open.
+        file: the open file.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or exceeds a limit.
     """
     try:
-        with path.open("rb") as file:
-            content = file.read(MAX_BYTES + 1)
+        with path.open("rb") if file is None else nullcontext(file) as opened:
+            content = opened.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
         hint = words.on_missing(path, (".yaml", ".yml")) if isinstance(error, OSError) else ""

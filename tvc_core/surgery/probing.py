@@ -139,6 +139,8 @@ def probing(*networks: nn.Module) -> Iterator[None]:
         else:
             stack.enter_context(torch.random.fork_rng(devices=_gpus(modules)))
         stack.enter_context(calls.within(calls.running(), *networks))
+        # a compiled pass that failed may have left its image; a look has one of its own, or none
+        stack.enter_context(calls.within(calls.images(), None))
         try:
             try:
                 for module in modules:

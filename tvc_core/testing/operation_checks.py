@@ -132,7 +132,7 @@ def operation_arguments(op: Subject) -> None:
             {"backbone": {"name": place.host, "weights": None, "patches": _patches(op, place)}}
         )
         plan = make_plan(recipe, op.registry)
-        network = build_backbone(plan)
+        network, _ = build_backbone(plan)
         anatomy, probe = (
             Anatomy.of(network, plan.backbone.spec),
             Probe.of(network, plan.backbone.spec),

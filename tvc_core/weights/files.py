@@ -5,7 +5,6 @@ What a file is, its first bytes say, not its name.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,17 +17,17 @@ from ..advice.words import on_missing
 from ..errors import WeightsError, describe_error
 from ..specs import WeightsSpec
 from .cache import cached_file
+from .container import read_header, read_tensors, strict_json
 from .deferred import lend
 from .digest import digest_of
 from .entries import Checkpoint, check_state_dict, pick_entry
 from .looking import HEAD, foreign_kind, has_safetensors_header, why_not_opened
-from .shards import MOST_HEADER, file_in_folder, parts_of, refuse_part
+from .shards import file_in_folder, parts_of, refuse_part
 from .tables import read_by_table, remember_table
 from .verified import compare_hash, state_of, verification_is_off
 
 __all__ = ["open_checkpoint", "read_state_dict", "verification_is_off"]
 
-MOST_TENSORS = 100_000
 
 Content = tuple[Any, dict[str, Any] | None]
 """What is in a file, and what tvc wrote beside the tensors."""
@@ -151,27 +150,17 @@ def _load(file: BinaryIO, path: Path) -> Content:
 
 
 def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Content:
-    import safetensors.torch
-
     if not has_safetensors_header(head, size):
         is_other = foreign_kind(head) or ("a file of torch.save" if head[:2] == b"PK" else "")
         raise WeightsError(
             f"{path}: not a safetensors file, or damaged" + (f": it is {is_other}" * bool(is_other))
         )
-    length = int.from_bytes(head[:8], "little")
-    if length > MOST_HEADER:
-        raise WeightsError(f"{path}: its header has {length} bytes; at most {MOST_HEADER} are read")
-    data = file.read(8 + length)
-    number = data.count(b'"data_offsets"')  # before the header is parsed
-    if number > MOST_TENSORS:
-        raise WeightsError(f"{path}: {number} tensors; files of at most {MOST_TENSORS} are read")
+    header = read_header(file, path)
+    tensors = read_tensors(file, header.entries, path)
+    text = header.metadata.get("tvc")
     try:
-        header = json.loads(data[8:])
-        text = (header.get("__metadata__") or {}).get("tvc")
-        own = None if text is None else json.loads(text)
-        tensors = safetensors.torch.load(data + file.read())
-    except Exception as error:
-        # safetensors raises its own and built-in errors, depending on the damage
+        own = None if text is None else strict_json(text)
+    except (ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
         ) from error
@@ -180,5 +169,9 @@ def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Con
     if not isinstance(own, dict) or own.pop("sha256", None) != digest_of(own, tensors):
         raise WeightsError(
             f"{path}: damaged: its content does not have the hash that it was written with"
+        )
+    if "base" in own:
+        raise WeightsError(
+            f"{path}: holds only what differs from another file, its base: tvc_core.load reads both"
         )
     return tensors, own

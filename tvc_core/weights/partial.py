@@ -227,7 +227,7 @@ def _load(
             plan = plan_load(model, checkpoint, wishes)
         check_plan(model, plan, checkpoint, wishes, ignore_mismatch, min_loaded)
         new = {} if initializer is None else new_values(model, plan.new, plan.own, initializer)
-        with foreign(WeightsError, "the model cannot take the weights, and is as it was before"):
+        with foreign(WeightsError, "the model cannot take the weights, and is unchanged"):
             _change(transaction, model, plan, new)
         report = _report(plan, new)
         transaction.done()

@@ -10,8 +10,8 @@ shape, it is a vote for its first step aside. The steps with the most votes are 
 below them, and the search starts again, until nothing new is found.
 
 Two steps that lead to the same tensors are alternatives: an encoder and its moving average. The one
-with more votes is taken, the other's tensors stay unexpected. If both have as many, only the user
-can tell.
+with more votes is taken, the other's tensors stay unexpected. If both have as many, only the
+user can tell.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class _Step:
         return ".".join(filter(None, (parent, rest)))
 
     def undo(self, name: str) -> str:
-        """Undo the step: return the earlier name of a name that lies where the path did."""
+        """Return the name that the step was given, for a name that lies where the path did."""
         parent, _, last = self.path.rpartition(".")
         if parent and not name.startswith(f"{parent}."):
             return name
@@ -219,11 +219,6 @@ def _below(own: Mapping[str, Shape], given: Mapping[str, Shape]) -> dict[str, li
 
 def _walk(parts: list[str], tree: Mapping[str, dict[str, str]]) -> Iterator[tuple[str, _Step]]:
     """Yield where a name can lead to, and the first step aside on the way; fewest steps first."""
-    # A search by breadth, over pairs of how much of the name has been read and where in the model's
-    # tree that leads. A segment that the tree has costs nothing; every step aside costs one. So
-    # what is yielded first was reached with the fewest steps aside, and a pair that was reached
-    # once is not visited again at a higher cost. Of the way only the first step aside is kept: it
-    # is what is voted on, and the next round starts from the names as they are after it.
     states: dict[tuple[int, str], _Step | None] = {(0, ""): None}
     seen = set(states)
     for _ in range(_ASIDE + 1):
@@ -296,7 +291,7 @@ def _refuse_tie(
 
 
 def _before(vote: Mapping[str, str]) -> str:
-    """Return what precedes the model's names in the checkpoint's keys."""
+    """Return what stands before the model's names in the checkpoint's keys."""
     for name, key in vote.items():
         if key.endswith(f".{name}"):
             return key[: -len(name)]

@@ -212,9 +212,11 @@ def set_crop(prepare: nn.Module, sides: tuple[int, int]) -> None:
 
 
 def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:
-    """Return the names of the pretrained head's outputs: ImageNet's for a head of 1000,
-    else None.
+    """Return the names of the pretrained head's outputs: the set's own, else ImageNet's for a head
+    of 1000, else None.
     """
     from torchvision.models._meta import _IMAGENET_CATEGORIES
 
+    if weights.class_names is not None:
+        return weights.class_names or None
     return tuple(_IMAGENET_CATEGORIES) if weights.num_classes == len(_IMAGENET_CATEGORIES) else None

@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import sys
 import textwrap
 import warnings
 from collections import Counter
@@ -186,13 +187,25 @@ def show_command(
     as_json: bool,
 ) -> None:
     """Show one thing: a backbone with all paths that patches can take, or a block, op, initializer,
-    or something of another kind.
+    or something of another kind; or what is in a file of weights: recipe, classes, hash, and
+    plugins that are missing here.
+
+    What has a path separator or the suffix of a file (.safetensors, .pth, ...) is a file.
 
     Channels, sizes and layouts of a backbone are those of the map that a module returns, measured
     by one forward pass of the network with random weights. A path with a reason in the last column
     cannot be patched. A target with `*` in it needs quotes.
     """
     registry = Registry()
+    if kind is None and facts.is_file(registry, name):
+        if any(option is not None for option in (size, depth, target)) or only_weights:
+            raise click.UsageError("--size, --depth, --target and --weights are for backbones")
+        told = facts.file_facts(name, registry)
+        if as_json:
+            print_json(told)
+        else:
+            _print_file(told)
+        return
     if kind is not None:
         _kind(registry, kind, "'--kind'")
     named = facts.find(registry, name, kind)
@@ -224,20 +237,44 @@ def show_command(
 
 
 @click.command("build", cls=Command)
-@click.argument("recipe", type=click.Path(path_type=Path))
+@click.argument("recipe", type=click.Path(path_type=Path, allow_dash=True))
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
     help="Save the model to this .safetensors file.",
 )
 @click.option("--force", is_flag=True, help="Let --out take the place of a file that exists.")
+@click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Use this in the place of the recipe's: num_classes=5, weights=path/to/own.pth. VALUE is "
+    "JSON, or else text. May be repeated.",
+)
+@click.option(
+    "--seed", type=int, help="Start random numbers here, so that two builds give the same model."
+)
 @_json_option
 @common_options
-def build_command(recipe: Path, out: Path | None, force: bool, as_json: bool) -> None:
-    """Build the model that the YAML file RECIPE describes, and explain it."""
+def build_command(
+    recipe: Path,
+    out: Path | None,
+    force: bool,
+    changes: tuple[str, ...],
+    seed: int | None,
+    as_json: bool,
+) -> None:
+    """Build the model that the YAML file RECIPE describes, and explain it. With - for RECIPE, it is
+    read from stdin.
+    """
     if out is not None:  # looked at first, since building may download weights and take minutes
         _check_out(out, force)
-    model = HybridBuilder().build(recipe)
+    given: dict[str, Any] = dict(map(_change, changes))
+    if seed is not None:
+        facts.start_random_numbers(seed)
+    source: Any = sys.stdin.buffer if str(recipe) == "-" else recipe
+    model = HybridBuilder().build(source, **given)
     if out is not None:
         model.save(out)
     found = facts.model_facts(model)
@@ -488,6 +525,46 @@ def _print_thing(found: dict[str, Any]) -> None:
         )
     else:
         say("parameters: none")
+
+
+def _print_file(found: dict[str, Any]) -> None:
+    recipe, names = found["recipe"], found["class_names"]
+    size = f"{found['num_bytes']:,} bytes, {found['num_tensors']} tensors, {found['num_values']:,}"
+    heads = names if isinstance(names, dict) else {"": names or ()}
+    shown = {
+        f"classes {head}".strip(): f"{len(each)}: {as_text(each[:8])}{', ...' * (len(each) > 8)}"
+        for head, each in heads.items()
+        if each
+    }
+    print_pairs(
+        {
+            found["kind"]: found["path"],
+            "size": f"{size} values",
+            "sha256": found["sha256"],
+            "format": found["format"],
+            "base": found["base"],
+            "module": found["module"],
+            **shown,
+            "license": found["license"],
+            "written by": [f"{name} {version}" for name, version in found["versions"].items()],
+            "metadata": found["metadata"],
+            "missing": found["missing"],
+        }
+    )
+    if recipe is not None:
+        say("\nrecipe:\n" + textwrap.indent(found["yaml"].rstrip(), "  "))
+    else:
+        say()
+        rows = [(name, "x".join(map(str, shape))) for name, shape in found["tensors"].items()]
+        print_table(("tensor", "shape"), rows)
+
+
+def _change(text: str) -> tuple[str, Any]:
+    """Return key and value of what stands after --set."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.isidentifier():
+        raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="'--set'")
+    return key, facts.value_of(value)
 
 
 def _check_out(out: Path, force: bool) -> None:

@@ -8,11 +8,15 @@ import contextlib
 import difflib
 import fnmatch
 import inspect
+import json
 import math
+import os
+import random
 import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tvc_core import (
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
 __all__ = [
     "SORTS",
     "backbone_facts",
+    "file_facts",
     "find",
+    "is_file",
     "is_pattern",
     "kind_of",
     "kinds_of",
@@ -48,8 +54,10 @@ __all__ = [
     "near_pattern",
     "offers_of",
     "plugin_facts",
+    "start_random_numbers",
     "stated_facts",
     "thing_facts",
+    "value_of",
 ]
 
 SORTS = {
@@ -136,6 +144,55 @@ def is_pattern(word: str) -> bool:
     or the slash of a family.
     """
     return any(character in word for character in "*?[/")
+
+
+def is_file(registry: Registry, name: str) -> bool:
+    """Tell whether a word of the command line is a file, by its suffix or its path separator, which
+    members of families have as well.
+    """
+    if Path(name).suffix in (".safetensors", ".pth", ".pt", ".ckpt", ".bin", ".yaml", ".yml"):
+        return True
+    family = name.rpartition(":")[2].partition("/")[0]
+    families = {offer.spec.name for offer in registry.all(BackboneFamilySpec)}
+    return ("/" in name or os.sep in name) and (family not in families or Path(name).is_file())
+
+
+def file_facts(path: str, registry: Registry) -> dict[str, Any]:
+    """Return what is in a file of weights.
+
+    Raises:
+        WeightsError: it cannot be read, or is damaged.
+        UnknownNameError: it is a recipe.
+    """
+    if Path(path).suffix in (".yaml", ".yml"):
+        raise UnknownNameError(f"{path!r} is a recipe: 'tvc build {path}' builds and explains it.")
+    from tvc_core import describe_file  # imports torch
+
+    info = describe_file(path, registry=registry)
+    found = {entry.name: getattr(info, entry.name) for entry in fields(info)}
+    return {
+        **found,
+        "path": str(info.path),
+        "num_tensors": len(info.tensors),
+        "recipe": None if info.recipe is None else info.recipe.to_mapping(),
+        "yaml": None if info.recipe is None else info.recipe.to_yaml(),
+    }
+
+
+def start_random_numbers(seed: int) -> None:
+    """Start torch's and Python's random numbers at a seed."""
+    import torch
+
+    random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def value_of(text: str) -> Any:
+    """Return what a value on the command line stands for: JSON, or else text."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
 
 
 def near_pattern(registry: Registry, kind: type[Any], pattern: str) -> str:

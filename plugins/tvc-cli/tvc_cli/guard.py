@@ -87,14 +87,14 @@ class GuardedGroup(click.Group):
                 _fail(ctx, "interrupted", 130)
             except OSError as error:  # a full disk, a folder that cannot be written
                 _fail(ctx, f"error: {error}", 1)
+            except RuntimeError as error:
+                if "allocate memory" not in str(error) and "out of memory" not in str(error):
+                    _fail_as_bug(ctx, error)
+                _fail(ctx, f"error: not enough memory: {' '.join(str(error).split())}", 1)
+            except MemoryError:
+                _fail(ctx, "error: not enough memory", 1)
             except Exception as error:  # the last resort: whatever it is, the user gets a sentence
-                advice = "" if _debugging(ctx) else " --debug shows where."
-                _fail(
-                    ctx,
-                    f"error: {type(error).__name__}: {error}\nThis is a bug in tvc or in a "
-                    f"plugin.{advice}",
-                    1,
-                )
+                _fail_as_bug(ctx, error)
 
 
 def in_commands(text: str) -> str:
@@ -157,6 +157,15 @@ def _fail(ctx: click.Context, message: str, code: int) -> None:
         traceback.print_exc()
     click.echo(message, err=True)
     ctx.exit(code)
+
+
+def _fail_as_bug(ctx: click.Context, error: Exception) -> None:
+    advice = "" if _debugging(ctx) else " --debug shows where."
+    _fail(
+        ctx,
+        f"error: {type(error).__name__}: {error}\nThis is a bug in tvc or in a plugin.{advice}",
+        1,
+    )
 
 
 def show_warnings(ctx: click.Context) -> None:

@@ -22,7 +22,9 @@ def say(text: str = "") -> None:
 
 def print_json(data: Any) -> None:
     """Print data as JSON; what JSON has no form for is printed as Python writes it."""
-    say(json.dumps(data, indent=2, ensure_ascii=False, default=_plain))
+    encoding = (getattr(results(), "encoding", None) or "utf-8").lower()
+    ascii_only = not encoding.startswith(("utf-8", "utf8"))
+    say(json.dumps(data, indent=2, ensure_ascii=ascii_only, default=_plain))
 
 
 def print_pairs(pairs: Mapping[str, Any]) -> None:

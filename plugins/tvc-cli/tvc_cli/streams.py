@@ -40,6 +40,12 @@ def stdout_for_results() -> Iterator[None]:
     os.dup2(2, 1)
     before = sys.stdout
     encoding, errors = getattr(before, "encoding", None), getattr(before, "errors", None)
+    if errors in (
+        "strict",
+        "surrogateescape",
+        None,
+    ):  # a name that the terminal cannot show is no reason to fail
+        errors = "backslashreplace"
     apart = os.fdopen(descriptor, "w", encoding=encoding, errors=errors)
     sys.stdout = apart
     _elsewhere.append(before)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import timm
@@ -11,7 +14,7 @@ from torch import nn
 from tvc_core import BackboneSpec, NoClassifier, WeightsError, WeightsSpec
 
 from .branches import declare_branches
-from .family import classifiers_of
+from .family import classifiers_of, preparation
 
 __all__ = ["build"]
 
@@ -47,6 +50,9 @@ def _pretrained(arch: str, weights: WeightsSpec, options: dict[str, Any]) -> Any
     """
     num_classes = options.pop("num_classes", None)
     pool = options.pop("global_pool") if num_classes == 0 and "global_pool" in options else None
+    overlay = options.get("pretrained_cfg_overlay") or {}
+    place = {name: overlay[name] for name in _PLACES if overlay.get(name)}
+    where = f" from {place}" if place else ""
     try:
         network: Any = timm.create_model(
             arch, pretrained=True, pretrained_cfg=weights.name, **options
@@ -55,19 +61,50 @@ def _pretrained(arch: str, weights: WeightsSpec, options: dict[str, Any]) -> Any
         raise
     except OSError as error:
         raise WeightsError(
-            f"the weights {weights.name!r} of timm/{arch} cannot be downloaded or read: "
+            f"the weights {weights.name!r} of timm/{arch} cannot be downloaded or read{where}: "
             f"{_short(error)}. timm reads them from its hub or the "
             "cache of it; give another place by options={'pretrained_cfg_overlay': {'file': ...}}, "
             "or pass weights=None to "
             "start from random weights."
         ) from error
     except Exception as error:  # what a hub or a damaged file raises is anything
+        head = "num_classes" not in overlay and "size mismatch" in str(error)
+        hint = ". If the file has another number of classes, the overlay says so: 'num_classes': 10"
         raise WeightsError(
-            f"the weights {weights.name!r} of timm/{arch} cannot be loaded: {_short(error)}"
+            f"the weights {weights.name!r} of timm/{arch} cannot be loaded{where}: {_short(error)}"
+            f"{hint if head and place else ''}"
         ) from error
+    if overlay:
+        network.tvc_weights = _of_overlay(weights, network.pretrained_cfg, place)
     if num_classes is not None and num_classes != network.num_classes:
         network.reset_classifier(num_classes, **({} if pool is None else {"global_pool": pool}))
     return network
+
+
+_PLACES = ("file", "url", "hf_hub_id", "state_dict")
+"""Keys of timm's configuration that say where weights are."""
+
+
+def _of_overlay(
+    weights: WeightsSpec, config: Mapping[str, Any], place: Mapping[str, Any]
+) -> WeightsSpec:
+    """Return what weights are by the configuration that the network itself has in the end."""
+    found = replace(weights, **preparation(config))
+    if not place:
+        return found
+    kind, where = next(iter(place.items()))
+    names = config.get("label_names")
+    return replace(
+        found,
+        name=Path(str(where)).name if kind != "state_dict" else kind,
+        num_classes=config.get("num_classes") or None,
+        class_names=tuple(map(str, names)) if names else (),
+        recipe="",
+        num_params=None,
+        gflops=None,
+        acc1=None,
+        license="",
+    )
 
 
 def _classifiers(arch: str, tag: str | None) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from .branches import BRANCHES
 from .names import names
 from .parts import Refused, find_parts, runs
 
-__all__ = ["classifiers_of", "describe"]
+__all__ = ["classifiers_of", "describe", "preparation"]
 
 SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 """Sides of images that are tried for the smallest one that a model accepts [pixels]."""
@@ -242,28 +242,16 @@ def _min_size(network: nn.Module, channels: int, side: int) -> int:
 def _weights(arch: str, tag: str, base: Mapping[str, Any], num_params: int) -> WeightsSpec:
     """Return a set of weights; `num_params` are those of the network that `base` configures."""
     config = _config(arch, tag)
-    crop = int(config["input_size"][-1])
     options = {}
     if config.get("num_classes") != base.get("num_classes"):
         options["num_classes"] = config["num_classes"]
     if config["input_size"][0] != base["input_size"][0]:
         options["in_chans"] = config["input_size"][0]
     if config.get("fixed_input_size") and config["input_size"] != base["input_size"]:
-        options["img_size"] = crop
-    test_crop, test_resize = None, None
-    if config.get("test_input_size"):
-        test_crop = int(config["test_input_size"][-1])
-        test_resize = math.floor(test_crop / (config.get("test_crop_pct") or config["crop_pct"]))
+        options["img_size"] = int(config["input_size"][-1])
     return WeightsSpec(
         name=tag,
-        crop_size=crop,
-        resize_size=math.floor(crop / config["crop_pct"]),
-        test_crop_size=test_crop,
-        test_resize_size=test_resize,
-        squash=config.get("crop_mode") == "squash",
-        interpolation=config["interpolation"],
-        mean=tuple(config["mean"]),
-        std=tuple(config["std"]),
+        **preparation(config),
         num_classes=config.get("num_classes") or None,
         options=options,
         recipe=_source(config),
@@ -271,6 +259,25 @@ def _weights(arch: str, tag: str, base: Mapping[str, Any], num_params: int) -> W
         num_params=None if options else num_params,
         license=config.get("license") or "",
     )
+
+
+def preparation(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return how images are prepared, as fields of a `WeightsSpec`, from timm's configuration."""
+    crop, share = int(config["input_size"][-1]), config.get("crop_pct") or 0.875
+    test_crop, test_resize = None, None
+    if config.get("test_input_size"):
+        test_crop = int(config["test_input_size"][-1])
+        test_resize = math.floor(test_crop / (config.get("test_crop_pct") or share))
+    return {
+        "crop_size": crop,
+        "resize_size": math.floor(crop / share),
+        "test_crop_size": test_crop,
+        "test_resize_size": test_resize,
+        "squash": config.get("crop_mode") == "squash",
+        "interpolation": config["interpolation"],
+        "mean": tuple(config["mean"]),
+        "std": tuple(config["std"]),
+    }
 
 
 def _source(config: Mapping[str, Any]) -> str:

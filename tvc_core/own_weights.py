@@ -1,0 +1,110 @@
+"""Start a backbone from a file of the user's own."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from .errors import HeadError, WeightsError, join_names
+from .model.content import BASE_KEY, prepared_as
+from .model.ownfile import open_own
+from .recipe import Plan
+from .specs import WeightsSpec
+from .surgery.head import find_last_layer, num_classes_of, set_num_classes
+from .weights.container import is_own
+from .weights.deferred import lend
+from .weights.files import read_state_dict
+from .weights.partial import partial_load
+
+__all__ = ["fill_from_file"]
+
+
+def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
+    """Fill a backbone with the tensors of a file, its head included, which gets the file's number
+    of classes first; return what the weights are.
+
+    A UserWarning names what the backbone has no place for.
+
+    Args:
+        network: the backbone, unpatched.
+        plan: what is built.
+        path: the file.
+
+    Raises:
+        WeightsError: the file cannot be read, or something other than the head is missing or does
+            not fit.
+        HeadError: the file has no head, and the recipe asks for no new one.
+    """
+    state, content = _read(path)
+    head, recipe = plan.backbone.spec.head, plan.recipe
+    last = find_last_layer(network, head)
+    rows = _rows(state, last[0]) if last else None
+    if last and rows is not None and rows != num_classes_of(last[1]):
+        set_num_classes(network, head, rows)
+    report = partial_load(network, state)
+    in_head = [key for key in report.missing if f"{key}.".startswith(f"{head}.")]
+    missing = [key for key in report.missing if key not in in_head]
+    missing = [key for key in missing if not key.endswith("num_batches_tracked")]
+    if missing:
+        raise WeightsError(
+            f"{path}: lacks {len(missing)} tensors of {plan.backbone.qualified}: "
+            f"{join_names(missing, most=4)}. To start from a part of a network: build it with "
+            "weights=None, then tvc_core.partial_load(model, path)"
+        )
+    is_new = recipe.num_classes is not None or recipe.class_names or recipe.heads
+    if in_head and not is_new:
+        raise HeadError(
+            f"{path}: has no head ({join_names(in_head, most=4)} are missing), so the model's "
+            "outputs would mean nothing: pass num_classes for a new one, or 0 for features"
+        )
+    if report.unexpected:
+        warnings.warn(
+            f"{path}: {len(report.unexpected)} tensors have no place in {plan.backbone.qualified} "
+            f"and are not loaded: {join_names(report.unexpected, most=4)}",
+            UserWarning,
+            stacklevel=2,
+        )
+    assert plan.weights is not None
+    return _described(plan.weights, None if in_head else rows, content, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+    """Return a file's tensors, and what tvc wrote beside them."""
+    if not is_own(path):
+        return read_state_dict(path), {}
+    with open_own(path) as file:
+        if BASE_KEY in file.content:
+            raise WeightsError(
+                f"{path}: holds only what differs from its base: read it by tvc_core.load, and "
+                "save the model whole"
+            )
+        state = file.read()
+        lend(state.values())
+        return state, file.content
+
+
+def _rows(state: Mapping[str, Tensor], layer: str) -> int | None:
+    """Return the outputs of a layer in a state dict, with or without a prefix."""
+    name = f"{layer}.weight"
+    found = {key: each for key, each in state.items() if f".{key}".endswith(f".{name}")}
+    weight = found.get(name, next(iter(found.values()), None))
+    return None if weight is None or weight.ndim < 2 else weight.shape[0]
+
+
+def _described(
+    weights: WeightsSpec, rows: int | None, content: Mapping[str, Any], path: Path
+) -> WeightsSpec:
+    names = content.get("class_names")
+    names = tuple(names) if isinstance(names, list) and len(names) == rows else ()
+    said = {k: v for k, v in (content.get("preprocessing") or {}).items() if k != "name"}
+    try:
+        prepared = prepared_as(weights, said)
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"{path}: the preprocessing inside is not valid: {error}") from error
+    license = content.get("license") or ""
+    return replace(prepared, num_classes=rows, class_names=names, license=license)

@@ -1,0 +1,80 @@
+"""Limit the tensors that are made while a network is built for a file.
+
+A recipe in a file can ask for a network of any size, and making it takes the time and memory that a
+reader wants to save by looking at the file first. The file says how large its largest tensor is, so
+a larger one cannot be part of the model. A mode sees the calls of this thread that make tensors out
+of sizes, before they are run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import WeightsError
+
+__all__ = ["limit_tensors"]
+
+_ANY = 1 << 22
+"""Numbers that a tensor may have in any network, whatever its file holds."""
+
+_TIMES = 16
+"""How often as much as its file may be made: a build draws, compares and forgets."""
+
+_MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
+_BY_NUMBER = (torch.arange, torch.linspace, torch.eye)
+
+
+class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
+    """A context in which tensors that are made may not be larger than a limit.
+
+    Args:
+        sizes: of the file's tensors [numbers].
+        what: how the error begins.
+
+    Raises:
+        WeightsError: a tensor was to be made that is larger than each of the file's, and than those
+            of any small network; or more than many times as much as all of them.
+    """
+
+    def __init__(self, sizes: list[int], what: str) -> None:
+        super().__init__()
+        self.most = max(_ANY, *sizes)
+        self.left = _TIMES * (self.most + sum(sizes))
+        self.what = what
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _MAKERS or func in _BY_NUMBER:
+            sizes = _sizes((*args, kwargs.get("size", ())), func)
+            size = math.prod(sizes)
+            self.left -= size
+            if size > self.most or self.left < 0:
+                raise WeightsError(
+                    f"{self.what}, which makes a tensor of the size "
+                    f"{'x'.join(str(size) for size in sizes[:8])}"
+                )
+        return func(*args, **kwargs)
+
+
+def _sizes(args: Iterable[Any], func: Any) -> list[int]:
+    args = list(args)
+    if func is torch.full:
+        args = args[:1]
+    if func in _BY_NUMBER:
+        numbers = [abs(each) for each in args if isinstance(each, (int, float))]
+        return [int(max(numbers, default=0))]
+    found: list[int] = []
+    for each in args:
+        if isinstance(each, (tuple, list)):
+            found += [int(size) for size in each if not isinstance(size, Tensor)]
+        elif isinstance(each, int):
+            found.append(each)
+    return found
