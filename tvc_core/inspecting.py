@@ -33,7 +33,7 @@ class FileInfo:
         sha256: of a model's content and tensors, which were compared with it; else empty.
         format: version of tvc's format; 0 for tensors.
         recipe: of a model; else None, as what follows.
-        class_names: one for each output, or for each of several heads; None where nobody gave any.
+        class_names: one for each output, or for each of several heads; None where no one gave any.
         freeze: what is frozen, as `freeze_state` returns it.
         by_hand: parameters that are "frozen" or "trainable" otherwise than that says.
         license: of the weights that the model started from.

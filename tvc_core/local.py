@@ -151,9 +151,7 @@ class LocalPlugin:
                 what = f"{self!r}: a decorator goes above a class or function"
                 raise PluginError(f"{what}, not above {short_repr(factory)}")
             if spec is BlockSpec and (problem := no_block(factory)):
-                write = f"def block(in_channels): return {factory.__name__}(...)"
-                what = f"{self!r}: {short_repr(factory)} is no block"
-                raise PluginError(f"{what}: {problem}. Offer a function that makes it: {write}")
+                raise PluginError(f"{self!r}: {problem}")
             given = dict(fields)
             replace = given.pop("replace", False)
             try:
@@ -182,6 +180,9 @@ def own_block(made: Any) -> BlockSpec:
         return BlockSpec(name=said["name"], summary=said["summary"], factory=made)
     if getattr(made, "__name__", "") == "<lambda>":
         raise PluginError("a lambda has no name to record: write def my_block(in_channels): ...")
+    if problem := no_block(made):
+        module = f", or the module itself: {made.__name__}(...)" if isinstance(made, type) else ""
+        raise PluginError(f"{problem}{module}")
     plugin = LocalPlugin(OWN)
     plugin.block(made)
     return next(spec for spec in plugin._specs.values() if isinstance(spec, BlockSpec))

@@ -154,7 +154,7 @@ class WeightsSpec(_Frozen):
         mean: per input channel, for images scaled to [0, 1].
         std: per input channel, for images scaled to [0, 1].
         num_classes: outputs of the pretrained head; None for a set without a classifier.
-        class_names: of these outputs; () where nobody knows them, and None for those of
+        class_names: of these outputs; () where no one knows them, and None for those of
             ImageNet-1K, where there are 1000 outputs. Since plugin API 1.1.
         options: options of the backbone that differ from its defaults in a network with these
             weights, such as GoogLeNet's `transform_input`. A saved model is built with them again.

@@ -136,6 +136,9 @@ def test_all_stages_are_the_whole_network(x: Tensor) -> None:
         ([0, 9], "there is no stage 9"),
         ("layer5", "there is no stage 'layer5'"),
         ("layer3.0", "'layer3.0' is in stage 2, which is named as a whole"),
+        ("layr3", "Did you mean 'layer3'"),
+        ("conv1", "'conv1' is in stem, which is no stage"),
+        ("fc", "'fc' is in head, which is no stage"),
     ],
     ids=str,
 )

@@ -19,6 +19,7 @@ from tvc_core import (
     HeadError,
     HybridBuilder,
     HybridModel,
+    ParameterError,
     Recipe,
     RecipeError,
     audit,
@@ -406,7 +407,9 @@ def test_one_of_several_heads_gets_other_classes(
     assert all(p.requires_grad == n.startswith("fc") for n, p in other.named_parameters())
 
 
-@pytest.mark.parametrize("wrong", [3, ["a", "b"], {"bred": 3}, {"breed": 0}, {}, {"breed": "ab"}])
+@pytest.mark.parametrize(
+    "wrong", [3, 0, ["a", "b"], {"bred": 3}, {"breed": 0}, {}, {"breed": "ab"}]
+)
 def test_wrong_classes_of_several_heads_change_nothing(
     tiny: Any, images: Tensor, wrong: Any
 ) -> None:
@@ -432,6 +435,20 @@ def test_patch_report_reads_several_heads(tiny: Any, images: Tensor) -> None:
     assert found == pytest.approx(float(right))
     with pytest.raises(Exception, match="give loss="):
         model.patch_report(batch)
+
+
+def test_patch_report_takes_targets_of_any_kind_with_a_loss(tiny: Any, images: Tensor) -> None:
+    model = tiny({"layer3": {"wrap": {"type": "gate", "init": "paper"}}}, heads=HEADS)
+    targets = {"breed": torch.tensor([0, 1, 2, 0]), "age": torch.rand(4, 1)}
+
+    def loss(logits: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        breed = nn.functional.cross_entropy(logits["breed"], targets["breed"])
+        return breed + nn.functional.mse_loss(logits["age"], targets["age"])
+
+    found = model.patch_report([(images, targets)], loss).patches[0].loss
+    assert found == pytest.approx(float(loss(outputs(model, images), targets)))
+    with pytest.raises(ParameterError, match="targets of another kind need loss="):
+        model.patch_report((images, targets))
 
 
 class Softly(Tiny):
@@ -498,7 +515,7 @@ WRONG = {
         ("breed: 0", "line 9: num_classes is a whole number from 1 to"),
         ("breed: {}", "line 9: the head 'breed' has no classes"),
         ("breed: pug", "line 9: num_classes is a whole number"),
-        ("no-name: 2", "line 8: heads is a mapping of names to classes"),
+        ("no-name: 2", "line 8: the name of a head is one part of a path, letters, digits and"),
     ],
     "hidden: 8": [
         ("widths: 8", "line 12: unknown key 'widths' in the head 'age'"),
@@ -520,9 +537,16 @@ def test_a_wrong_head_is_named_by_its_line(
     assert said in str(caught.value)
 
 
-def test_a_head_cannot_have_the_name_of_an_attribute(tiny: Any) -> None:
-    with pytest.raises(HeadError, match="cannot be called 'type'"):
-        tiny(heads={"type": 2, "b": 3})
+@pytest.mark.parametrize("name", ["type", "names", "forward"])
+def test_a_head_cannot_have_the_name_of_an_attribute(tiny: Any, name: str) -> None:
+    with pytest.raises(HeadError, match=f"cannot be called '{name}'"):
+        tiny(heads={name: 2, "b": 3})
+
+
+@pytest.mark.parametrize("name", ["a.b", "two words", "", 1])
+def test_a_wrong_name_of_a_head_is_named(tiny: Any, name: Any) -> None:
+    with pytest.raises(RecipeError, match=f"the name of a head is one part .* not {name!r}"):
+        tiny(heads={name: 2, "b": 3})
 
 
 # -- what was done by hand -------------------------------------------------------------------------

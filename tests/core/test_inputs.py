@@ -382,6 +382,11 @@ def test_the_preprocessing_for_other_channels_is_nobodys_guess(builder: HybridBu
 # -- image size ------------------------------------------------------------------------------------
 
 
+def test_torchvisions_vits_take_square_images(builder: HybridBuilder) -> None:
+    with pytest.raises(ParameterError, match="image_size is one number, such as 96, not"):
+        builder.from_torchvision("vit_b_32", None, image_size=[64, 96], stages=1)
+
+
 def small_vit(size: int) -> VisionTransformer:
     return VisionTransformer(size, 16, 2, 2, 32, 64, num_classes=5).eval()
 

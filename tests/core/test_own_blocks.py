@@ -181,6 +181,15 @@ WRONG: dict[str, tuple[Any, type[Exception], str]] = {
         RecipeError,
         "two different blocks of your own are called 'my_scale'",
     ),
+    "torch's own": (
+        {"wrap": nn.ReLU},
+        PluginError,
+        "here that is inplace: bool = False. Give a function that makes it: def block(in_channels"
+        "): return ReLU(...), or the module itself: ReLU(...)",
+    ),
+    "a function": ({"wrap": nn.functional.relu}, PluginError, "here that is input: torch.Tensor"),
+    "no signature": ({"wrap": {"type": dict}}, ParameterError, "block 'local:dict' cannot be made"),
+    "no argument": ({"wrap": object}, PluginError, "and it takes no argument"),
     "no block": ({"wrap": 16}, RecipeError, "in code also a class or a module, not 16"),
 }
 

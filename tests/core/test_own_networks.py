@@ -19,7 +19,6 @@ from torch import Tensor, nn
 import tvc_core
 from tvc_core import (
     BackboneError,
-    HeadError,
     HybridBuilder,
     HybridModel,
     PatchError,

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import nn
 
+from tvc_core import BackboneError
+
 
 @pytest.mark.parametrize(
     ("target", "channels", "stride", "expected"),
@@ -50,3 +52,46 @@ def test_a_network_of_one_size_keeps_the_best_guess(lab: Any) -> None:
 
     model = lab().from_module(Fixed(), "stem", ["stage"], "head", min_size=122, fixed_size=True)
     assert [stage.stride for stage in model.stage_info] == [6]
+
+
+class Patchify(nn.Module):
+    """Convolutions whose stride is their kernel, so that borders that make no whole patch go."""
+
+    def __init__(self, strides: list[int], channels: int = 3) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            *(nn.Conv2d(channels if not i else 4, 4, s, s) for i, s in enumerate(strides))
+        )
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.layers(x).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "strides", [[7, 2, 2], [3, 2, 2], [14, 2, 2], [14, 1], [28, 1], [5, 3], [4, 3, 2], [16, 1]]
+)
+def test_patches_of_any_size_are_measured(lab: Any, strides: list[int]) -> None:
+    # 64x96 pixels are 4x6 patches of 14 pixels and of 16, and 2x3 of 28 and of 32
+    network, paths = Patchify(strides), [f"layers.{index}" for index in range(len(strides))]
+    model = lab().from_module(network, paths[0], paths[1:], "head", num_classes=2)
+    expected = torch.tensor(strides).cumprod(0).tolist()[1:]
+    assert [stage.stride for stage in model.stage_info] == expected
+
+
+def test_a_hybrid_says_how_many_channels_its_images_have(lab: Any) -> None:
+    native = lab().from_module(
+        Patchify([4, 2], channels=1), "layers.0", ["layers.1"], "head", num_channels=1
+    )
+    changed = lab().from_module(Patchify([4, 2]), "layers.0", ["layers.1"], "head", in_channels=6)
+    assert (native.num_channels, changed.num_channels) == (1, 6)
+    native.layers[0] = nn.Conv2d(2, 4, 4, 4)
+    native.remeasure()
+    assert native.num_channels == 2
+
+
+def test_a_network_of_other_channels_is_told_what_to_give(lab: Any) -> None:
+    with pytest.raises(BackboneError) as caught:
+        lab().from_module(Patchify([4, 2], channels=1), "layers.0", ["layers.1"], "head")
+    assert "give num_channels=1" in str(caught.value)
+    assert str(caught.value).count("RuntimeError") == 1  # not once for each size that was tried

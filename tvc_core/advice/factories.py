@@ -6,6 +6,8 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from ..errors import short_repr
+
 __all__ = ["no_block", "parameters_of"]
 
 
@@ -13,7 +15,10 @@ def parameters_of(factory: Callable[..., Any], *, skip: int) -> dict[str, Any] |
     """Return a factory's keyword parameters and defaults after the first `skip`; None where it
     takes any keyword.
     """
-    parameters = list(inspect.signature(factory).parameters.values())
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except (TypeError, ValueError):  # some callables written in C have no signature
+        return None
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
     named = [p for p in parameters[skip:] if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
@@ -38,13 +43,19 @@ def no_block(factory: Callable[..., Any]) -> str:
         return ""
     first = next((p for p in parameters if p.kind <= p.POSITIONAL_OR_KEYWORD), None)
     if first is None:
-        return "it takes no argument, and a block gets the number of channels as its first"
-    known = [each.name for each in parameters if each.name in _CHANNELS]
-    torchs = (getattr(factory, "__module__", None) or "").startswith("torch.")
-    counts = first.default is first.empty or type(first.default) is int
-    if first.name in known or (counts and not known and not torchs):
-        return ""
-    return f"a block gets the number of channels as its first argument, and here that is {first}"
+        what = "it takes no argument"
+    else:
+        known = [each.name for each in parameters if each.name in _CHANNELS]
+        torchs = (getattr(factory, "__module__", None) or "").startswith("torch.")
+        counts = first.default is first.empty or type(first.default) is int
+        if first.name in known or (counts and not known and not torchs):
+            return ""
+        what = f"here that is {first}"
+    write = f"def block(in_channels): return {getattr(factory, '__name__', 'block')}(...)"
+    return (
+        f"{short_repr(factory)} is no block: a block gets the number of channels as its first "
+        f"argument, and {what}. Give a function that makes it: {write}"
+    )
 
 
 _CHANNELS = (

@@ -5,7 +5,7 @@ qualified names, the freeze state and what differs from it, the class names, the
 whether the hash of the pretrained weights had been compared, their license, the versions of what
 wrote it, the preprocessing of its images, the user's own metadata, and the SHA-256 of all of these
 and of every tensor's name, type, shape and bytes. A reader MUST refuse a file whose hash differs,
-and MUST NOT import anything that it names. A fitting hash says that the file is as it was written,
+and MUST NOT import anything that it names. A fitting hash says that the file is what was written,
 not that it is good: no field is trusted for it.
 """
 

@@ -162,6 +162,11 @@ def _by_head(given: Any, heads: Mapping[str, Any]) -> Mapping[str, Any]:
         HeadError: it is not a mapping, or names a head that is not there.
     """
     if heads and (not isinstance(given, Mapping) or not given):
+        if type(given) is int and not given:
+            raise HeadError(
+                "several heads cannot be taken away: model.forward_head(features, "
+                "pre_logits=True) returns what they get, and num_classes=0 builds a model without"
+            )
         example = f"{{{next(iter(heads))!r}: ...}}"
         raise HeadError(f"the model has several heads: say which, as in {example}")
     check_known(given or [""], heads)

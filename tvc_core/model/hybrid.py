@@ -355,6 +355,11 @@ class HybridModel(nn.Module):
         return num_classes(self, self._hybrid)
 
     @property
+    def num_channels(self) -> int:
+        """Channels of the images that the model takes [channels]."""
+        return self._hybrid.probe_shape[1]
+
+    @property
     def head_info(self) -> tuple[HeadInfo, ...]:
         """Name, classes and last layer of each head, in order; a model's only head has the name
         "".
@@ -419,9 +424,10 @@ class HybridModel(nn.Module):
         table.
 
         Args:
-            batch: images [N, C, H, W]; a pair of images and class numbers [N]; or an iterable of
-                such pairs or batches, as a DataLoader is.
-            loss: of logits and targets; by default cross-entropy, where there are targets.
+            batch: images [N, C, H, W]; a pair of images and class numbers [N], or with `loss` any
+                targets; or an iterable of such pairs or batches, as a DataLoader is.
+            loss: of the model's output and the targets; by default cross-entropy, where there are
+                targets. Several heads need one.
 
         Raises:
             ParameterError: there is no batch, or it is of another kind.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -107,9 +107,9 @@ def patch_report(
     count, total, has_targets = 0, 0.0, True
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
     with probing(network):
-        for images, targets in _batches(data):
+        for images, targets in _batches(data, of_any_kind=loss is not None):
             images = images.to(device=like.device, dtype=like.dtype)
-            targets = None if targets is None else targets.to(like.device)
+            targets = _moved(targets, like.device)
             has_targets = has_targets and targets is not None
             num = len(images)
             count += num
@@ -149,24 +149,37 @@ def patch_report(
     return PatchReport(patches=effects, num_images=count)
 
 
-def _batches(data: Any) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _batches(data: Any, *, of_any_kind: bool) -> Iterator[tuple[Tensor, Any]]:
+    """Yield images and targets, None where there are none. A loss of the user's own may take
+    targets of any kind, such as a dict for several heads.
+    """
     if isinstance(data, Tensor):
         yield data, None
     elif isinstance(data, (tuple, list)) and len(data) == 2 and isinstance(data[0], Tensor):
-        if data[0].ndim != 4 or not isinstance(data[1], Tensor):
+        if data[0].ndim != 4 or not (of_any_kind or isinstance(data[1], Tensor)):
             raise ParameterError(
                 "patch_report takes images [N, C, H, W], a pair of images and class numbers [N], "
-                f"or an iterable of these, not a pair {short_repr(data)}"
+                f"or an iterable of these, not a pair {short_repr(data)}; targets of another kind "
+                "need loss=..., a function of the model's output and them"
             )
         yield data[0], data[1]
     elif isinstance(data, Iterable) and not isinstance(data, (str, bytes, dict)):
         for batch in data:
-            yield from _batches(batch)
+            yield from _batches(batch, of_any_kind=of_any_kind)
     else:
         raise ParameterError(
             "patch_report takes images [N, C, H, W], a pair of images and class numbers [N], or an "
             f"iterable of these, not {short_repr(data)}"
         )
+
+
+def _moved(targets: Any, device: torch.device) -> Any:
+    """Return targets with their tensors on a device."""
+    if isinstance(targets, Mapping):
+        return {key: _moved(each, device) for key, each in targets.items()}
+    if isinstance(targets, (list, tuple)):
+        return [_moved(each, device) for each in targets]
+    return targets.to(device) if isinstance(targets, Tensor) else targets
 
 
 def _run(

@@ -59,7 +59,7 @@ def plain_state_dict(model: nn.Module) -> OrderedDict[str, Tensor]:
     if told:
         warnings.warn(
             f"left out, since the plain network has no place for it: {'; '.join(told)}. With these "
-            "weights it computes something else than the model",
+            "weights it computes something other than the model",
             UserWarning,
             stacklevel=2,
         )

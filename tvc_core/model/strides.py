@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from ..surgery.layouts import Shape, grid_of, layout_of
 
@@ -15,21 +15,32 @@ MORE = 6
 stride of twice or three times the guess also divides the difference.
 """
 
+WIDEST = 4096
+"""Most columns of the image that decides between strides [pixels]; the nearest one is taken where
+that is too few.
+"""
+
 
 def strides_of(
-    shapes: Sequence[Shape], image: Size, measure_at: Callable[[Size], Sequence[Shape]]
+    shapes: Sequence[Shape],
+    image: Size,
+    measure_at: Callable[[Size], Sequence[Shape]],
+    *,
+    halving: bool = True,
 ) -> list[int]:
     """Return the stride of each map [pixels].
 
     A small image leaves a doubt: 64x96 pixels are one row and two columns for a stride of 64, but
     also for one of 32 without padding. Where the maps are not exactly the image divided by the
-    strides, a second, larger image decides.
+    strides, larger images decide.
 
     Args:
         shapes: of the maps of one image.
         image: height and width of that image [pixels].
         measure_at: returns the shapes of the maps of an image of another height and width; may
             raise, since a network may accept no other size.
+        halving: no layer has a stride other than a power of two. Where one has, larger images
+            decide in any case: 64x96 pixels are 4x6 cells of 16 pixels, and of 14 as well.
     """
     # First guess: image divided by map, which is exact if every layer pads its borders. Where rows
     # and columns times the stride are the image again, there is nothing to doubt. Else the growth
@@ -38,22 +49,67 @@ def strides_of(
     layouts = [layout_of(shape, image) for shape in shapes]
     grids = [_grid(shape, layout, image) for shape, layout in zip(shapes, layouts, strict=True)]
     strides = [_guess(grid, image) for grid in grids]
-    if all(
+    exact = all(
         (rows * stride, columns * stride) == image
         for (rows, columns), stride in zip(grids, strides, strict=True)
-    ):
+    )
+    if exact and halving:
         return strides
+    seen = {image: grids}
+
+    def look(size: Size) -> bool:
+        try:
+            found = zip(measure_at(size), layouts, strict=True)
+        except Exception:  # a network may raise any exception for a size that it does not accept
+            return False
+        seen[size] = [_grid(shape, layout, size) for shape, layout in found]
+        return True
+
     more = MORE * max(strides)
-    larger = (image[0] + more, image[1] + more)
-    try:
-        seen = measure_at(larger)
-    except Exception:  # a network may raise any exception for a size that it does not accept
+    if not look(larger := (image[0] + more, image[1] + more)):
         return strides
-    for index, (shape, layout) in enumerate(zip(seen, layouts, strict=True)):
-        grown = sum(_grid(shape, layout, larger)) - sum(grids[index])
+    for index, layout in enumerate(layouts):
+        grown = sum(seen[larger][index]) - sum(grids[index])
         if layout is not None and grown > 0:
             strides[index] = round(2 * more / grown)
-    return strides
+    # By how many cells a map grows is a whole number, so more than one stride may fit what was
+    # seen. Of these the one is meant that is a multiple of the stride before it. If that does not
+    # tell, a wide image does: another stride s cannot fit once a map has grown by 2 * s cells.
+    fitting = _fitting(seen, strides)
+    if any(len(each) > 1 for each in fitting):
+        widest = max(each[-1] for each in fitting if len(each) > 1)
+        if look((image[0], min(image[1] + 2 * widest * (widest + 1), WIDEST))):
+            fitting = _fitting(seen, strides)
+    return [
+        min(fit, key=lambda s: abs(s - near)) for fit, near in zip(fitting, strides, strict=True)
+    ]
+
+
+def _fitting(seen: Mapping[Size, Sequence[Size]], near: Sequence[int]) -> list[list[int]]:
+    """Return the strides that fit the rows and columns of each map at several image sizes; the
+    near ones where none does.
+    """
+    # A map has floor((side + a) / stride) cells, with an a that is the same for every image: so two
+    # images that differ by d pixels give maps that differ by less than one cell from d / stride.
+    # This holds for any chain of strided layers, whatever they pad or cut off.
+    found: list[list[int]] = []
+    for index, guess in enumerate(near):
+        points = {(axis, n[axis], maps[index][axis]) for n, maps in seen.items() for axis in (0, 1)}
+        pairs = [
+            (side - other, cells - count)
+            for axis, side, cells in points
+            for along, other, count in points
+            if axis == along and side > other
+        ]
+        fit = [
+            stride
+            for stride in range(1, 2 * guess + 1)
+            if all(abs(pixels - stride * cells) < stride for pixels, cells in pairs)
+        ]
+        before = found[-1] if found else []
+        multiples = [each for each in fit if len(before) == 1 and each % before[0] == 0]
+        found.append(multiples if len(multiples) == 1 else fit or [guess])
+    return found
 
 
 def _grid(shape: Shape, layout: str | None, image: Size) -> Size:

@@ -81,7 +81,7 @@ def _create(path: Path, mode: int) -> tuple[Path, int]:
             return temporary, descriptor
         with suppress(OSError):  # there are file systems without locks
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if temporary.exists():  # else somebody has taken it for a leftover before it was locked
+        if temporary.exists():  # else another process took it for a leftover first
             return temporary, descriptor
         os.close(descriptor)
 
@@ -94,7 +94,7 @@ def _write_all(descriptor: int, pieces: Iterable[Any]) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Remove what killed writers of this file have left: files of its form that nobody locks."""
+    """Remove what killed writers of this file left: its drafts that no process locks."""
     with suppress(OSError):
         form = re.compile(rf"\.{re.escape(path.name[:200])}\.[0-9a-f]{{8}}\.tmp")
         for other in path.parent.iterdir():

@@ -195,7 +195,7 @@ ACTIVATION = Rule(
 HEADS = Rule(
     "is a mapping of names to classes, such as {'breed': ['pug', 'beagle'], 'age': 1}, or to "
     "mappings",
-    lambda value: is_keywords(value) and bool(value),
+    lambda value: isinstance(value, Mapping) and bool(value),
 )
 HEAD = {
     "num_classes": Rule(
@@ -286,6 +286,7 @@ def check_heads(heads: Any, where: Place) -> dict[str, dict[str, Any]]:
     """
     kept: dict[str, dict[str, Any]] = {}
     for name, given in HEADS.check("heads", heads, where.error).items():
+        PATH_PART.check("the name of a head", name, where.error)
         at = where / name
         if isinstance(given, (list, tuple)):
             given = {"class_names": given}

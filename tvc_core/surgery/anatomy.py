@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from ..errors import BackboneError, StageError, join_names
+from ..errors import BackboneError, StageError, did_you_mean, join_names
 from ..specs import BackboneSpec
 from .sites import find_module
 
@@ -187,10 +187,14 @@ class Anatomy:
             if given in paths:
                 return index
         part = self.part_of(given) if isinstance(given, str) else None
-        inside = f" ({given!r} is in {part}, which is named as a whole)" if part else ""
+        what = "no stage" if part in (STEM, HEAD) else "named as a whole"
+        inside = f" ({given!r} is in {part}, which is {what})" if part else ""
+        every = [path for paths in self.stages for path in paths]
+        near = did_you_mean(given, every) if isinstance(given, str) and not part else ""
         names = ", ".join(f"{index}: {'+'.join(paths)}" for index, paths in enumerate(self.stages))
         raise StageError(
             f"there is no stage {given!r}{inside}: the {count} stages are {names}; -1 is the last"
+            f"{near and f'.{near}'}"
         )
 
     def feature_indices(self, given: object) -> list[int]:

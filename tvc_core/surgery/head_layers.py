@@ -131,15 +131,14 @@ class Heads(nn.Module):
 
     def __init__(self, heads: Mapping[str, nn.Module], dim: int) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim, self.names = dim, tuple(heads)
         for name, head in heads.items():
             if hasattr(self, name):
                 raise HeadError(
-                    f"a head cannot be called {name!r}, since torch.nn.Module has an attribute of "
-                    "that name: choose another"
+                    f"a head cannot be called {name!r}, since a module has an attribute of that "
+                    "name: choose another"
                 )
             add_child(self, name, head)
-        self.names = tuple(heads)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs of all heads, one after another."""

@@ -4,6 +4,7 @@ never guessed.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -269,9 +270,21 @@ class Probe:
                 tries.append(str(error))
                 continue
             return Probe(image, tries)
+        said: dict[str, list[str]] = {}  # one error at several sizes, which stand in it, once
+        for text in tries:
+            said.setdefault(re.sub(r"\d+", "", text), []).append(text)
+        causes = [
+            ", ".join([*(each.partition(":")[0] for each in same[:-1]), same[-1]])
+            for same in said.values()
+        ]
+        taken = (m.in_channels for m in network.modules() if isinstance(m, nn.Conv2d))
+        channels, hint = next(taken, spec.num_channels), ""
+        if channels != spec.num_channels:
+            hint = f". Its first convolution takes {channels}: if that is the image, give "
+            hint += f"num_channels={channels}"
         raise BackboneError(
             f"{spec.name}: no forward pass with {spec.num_channels} channels succeeds: "
-            f"{'; '.join(tries)}"
+            f"{'; '.join(causes)}{hint}"
         )
 
     @property

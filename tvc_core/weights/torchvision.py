@@ -17,7 +17,7 @@ import torchvision
 from torch import Tensor, nn
 from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
-from ..errors import BackboneError, WeightsError, join_names
+from ..errors import BackboneError, ParameterError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
 from .cache import cached_file, hash_in_name
 from .files import read_state_dict
@@ -60,8 +60,14 @@ def build_torchvision(
 
     Raises:
         BackboneError: the installed torchvision does not have the network.
+        ParameterError: `image_size` is no number: torchvision's networks take square images.
         WeightsError: the file is not available, has the wrong hash, or does not fit the network.
     """
+    if isinstance(size := options.get("image_size"), (tuple, list)):
+        raise ParameterError(
+            f"{spec.name} takes square images, so image_size is one number, such as "
+            f"{max(size)}, not {size!r}; timm's ViTs take a height and a width"
+        )
     try:
         build = torchvision.models.get_model_builder(spec.name)
     except ValueError as error:

@@ -159,17 +159,12 @@ def smp_model(model: HybridModel, architecture: Callable[..., M], **arguments: A
         "params": {},
     }
     try:
-        channels = {"in_channels": _in_channels(model)}
+        channels = {"in_channels": model.num_channels}
         found = architecture(name, encoder_weights=None, **{**channels, **arguments})
     finally:
         del encoders[name]
     freeze_head(model)
     return found
-
-
-def _in_channels(model: HybridModel) -> int:
-    # the recipe has it only where the build changed it, and a backbone may take one channel itself
-    return model._hybrid.probe_shape[1]
 
 
 def _encoder(model: HybridModel, depth: int) -> SmpEncoder:
@@ -199,6 +194,6 @@ def _encoder(model: HybridModel, depth: int) -> SmpEncoder:
     return SmpEncoder(
         model,
         [stage for stage, _ in wanted],
-        [_in_channels(model), *(channels for _, channels in wanted)],
+        [model.num_channels, *(channels for _, channels in wanted)],
         last,
     )
