@@ -300,7 +300,11 @@ def test_console_blocks_run(page: Path, supply_weights: Callable[[Path], None]) 
                 name, _, value = words.pop(0).partition("=")
                 settings[name] = value
             assert words[0] == "tvc", f"{block.where}: a console block runs tvc only: {line}"
-            result = CliRunner().invoke(tvc, words[1:], env=settings)
+            stdin = None
+            if "<" in words:
+                stdin = Path(words[-1]).read_text(encoding="utf-8")
+                words = words[: words.index("<")]
+            result = CliRunner().invoke(tvc, words[1:], env=settings, input=stdin)
             assert result.exit_code == 0, (
                 f"{block.where}: {line}\n{result.output}{result.exception!r}"
             )
@@ -414,12 +418,12 @@ def test_hooks_in_the_documentation_are_those_of_the_code() -> None:
         "tvc_patches",
     }
     declared = {name for name in vars(hookspecs) if name.startswith("tvc_")}
-    # tvc_block is the FAQ's misspelt hook, tvc_branch the attribute of a block that declares its
-    # branch, and tvc_cli_commands the hook of a plugin's kind
+    # tvc_block is the FAQ's misspelt hook, tvc_branch and tvc_weights are attributes of blocks and
+    # networks, and tvc_cli_commands is the hook of a plugin's kind
     named = (
         set(re.findall(r"\btvc_[a-z_]+", text))
         - (packages - declared)
-        - {"tvc_block", "tvc_branch", "tvc_cli_commands"}
+        - {"tvc_block", "tvc_branch", "tvc_cli_commands", "tvc_weights"}
     )
     assert named == declared == set(HOOKS)
 

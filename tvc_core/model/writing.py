@@ -47,6 +47,10 @@ def write(path: Path, pieces: Iterable[Any]) -> None:
         with path.open("wb", buffering=0) as file:
             _write_all(file.fileno(), pieces)
         return
+    # Readers of the target see the old file or the new one and nothing between: replacing is one
+    # step in the file system. That holds only if the bytes are on the disk before the new name is,
+    # hence the sync first. While it is written the file has the owner's permissions at most, and
+    # gets those of the file that it replaces at the end.
     _remove_leftovers(path)
     temporary, descriptor = _create(path, 0o666 if before is None else before.st_mode & 0o700)
     try:
@@ -107,7 +111,14 @@ def _remove_unless_locked(leftover: Path) -> None:
     if fcntl is None:
         leftover.unlink()
         return
+<<<<<<< HEAD
     descriptor = os.open(leftover, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+=======
+    # A writer holds the lock from the moment it has made the file until it ends, in whatever way.
+    # So a lock that can be taken says that the writer is gone. There is a moment between making and
+    # locking: another process may then remove the file, which `_create` sees and makes another one.
+    descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+>>>>>>> i9-reader
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         leftover.unlink()

@@ -82,6 +82,11 @@ def read_header(file: BinaryIO, path: Path) -> Header:
         raise WeightsError(
             f"{path}: its header has {length} bytes, and at most {MOST_HEADER} are read"
         )
+    # A header comes from whoever made the file, so it is bounded before it is believed. Its length
+    # is compared with the file's; the tensors are counted in its raw text, since a parser would
+    # first build a dictionary for each; and only then it is parsed. `_check_places` makes sure that
+    # no two tensors share bytes and that every byte after the header is a tensor's, so a hash of
+    # all tensors covers all of them.
     data = file.read(length)
     count = data.count(b'"data_offsets"')  # before a list of them takes time and memory
     if count > MOST_TENSORS:
@@ -169,6 +174,10 @@ def pack(
     Raises:
         TypeError: the format has no name for a tensor's type.
     """
+    # Wide types first, so that each tensor begins at a multiple of the size of its numbers, and a
+    # reader that maps the file can use the bytes where they are. The header is filled up with
+    # spaces to a multiple of 8 bytes for the same reason. By name within a type, so that equal
+    # models give equal files.
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     begin = 0

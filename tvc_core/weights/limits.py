@@ -52,6 +52,10 @@ class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Both numbers are needed: a limit on each tensor alone would let a recipe ask for a million
+        # tensors of that size. The sum has room for what a build makes besides its weights: the
+        # weights that the factory draws and the file then replaces, the probe's maps, copies for
+        # comparing.
         if func in _MAKERS or func in _BY_NUMBER:
             sizes = _sizes((*args, kwargs.get("size", ())), func)
             size = math.prod(sizes)
@@ -65,6 +69,9 @@ class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
 
 
 def _sizes(args: Iterable[Any], func: Any) -> list[int]:
+    # torch takes a size as one tuple or as several numbers, and some functions take other numbers
+    # beside it: `full` its value, `arange` and `linspace` where they begin and end. For these a
+    # bound is enough, so the largest number counts.
     args = list(args)
     if func is torch.full:
         args = args[:1]

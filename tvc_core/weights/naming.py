@@ -135,6 +135,10 @@ def _try(
     """Return the names with which a draft of the model gets the most, and this draft; the first of
     several.
     """
+    # Which names are right is decided by trying, since a migration may rename on its own: `solve`
+    # gives the checkpoint's names first and then names that are nearer and nearer to the model's,
+    # and after one step too many an old file's names may no longer be those that the migration
+    # looks for. So a draft is loaded for each, and the one that fills the most tensors counts.
     best: tuple[Named, Draft] | None = None
     most, fault = -1, None
     for named in candidates:

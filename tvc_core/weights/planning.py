@@ -184,6 +184,10 @@ def _fit(
 
 def _follow_aliases(plan: LoadPlan) -> None:
     """Count a tensor as loaded that is loaded under its other name; refuse two values for one."""
+    # A tied tensor (the two embeddings of a language model, say) stands in the state dict under
+    # each of its names, and a checkpoint may have all of them or one. One is enough: the other name
+    # is then loaded as well. If it has several with different values, writing both would leave what
+    # was written last, so all but the first are refused.
     first: dict[Any, str] = {}
     for key in (key for key in plan.own if key in plan.values):
         other = first.setdefault(memory(plan.own[key].tensor), key)
@@ -210,6 +214,10 @@ def memory(tensor: Tensor) -> Any:
 
 def _account(model: nn.Module, plan: LoadPlan, checkpoint: Checkpoint, named: Named) -> None:
     """Account for what is left of the checkpoint."""
+    # Each key of the checkpoint gets exactly one place in the report. Used: it is a source. Not
+    # used, and no module asked for it: unexpected. Not used although a module took it: a migration
+    # has merged it into others or dropped it. Extra state is not a tensor and goes by the path of
+    # its module.
     fronts = {
         source.removesuffix(key) for key, source in plan.sources.items() if source.endswith(key)
     }

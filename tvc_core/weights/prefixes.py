@@ -219,11 +219,6 @@ def _below(own: Mapping[str, Shape], given: Mapping[str, Shape]) -> dict[str, li
 
 def _walk(parts: list[str], tree: Mapping[str, dict[str, str]]) -> Iterator[tuple[str, _Step]]:
     """Yield where a name can lead to, and the first step aside on the way; fewest steps first."""
-    # A search by breadth, over pairs of how much of the name has been read and where in the model's
-    # tree that leads. A segment that the tree has costs nothing; every step aside costs one. So
-    # what is yielded first was reached with the fewest steps aside, and a pair that was reached
-    # once is not visited again at a higher cost. Of the way only the first step aside is kept: it
-    # is what is voted on, and the next round starts from the names as they are after it.
     states: dict[tuple[int, str], _Step | None] = {(0, ""): None}
     seen = set(states)
     for _ in range(_ASIDE + 1):
