@@ -111,14 +111,10 @@ def _remove_unless_locked(leftover: Path) -> None:
     if fcntl is None:
         leftover.unlink()
         return
-<<<<<<< HEAD
-    descriptor = os.open(leftover, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-=======
     # A writer holds the lock from the moment it has made the file until it ends, in whatever way.
     # So a lock that can be taken says that the writer is gone. There is a moment between making and
     # locking: another process may then remove the file, which `_create` sees and makes another one.
-    descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
->>>>>>> i9-reader
+    descriptor = os.open(leftover, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         leftover.unlink()

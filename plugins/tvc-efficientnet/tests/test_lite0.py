@@ -67,7 +67,10 @@ def test_with_the_preprocessing_that_torchvisions_networks_share_it_classifies_8
     assert right(model, ((images * 128 / 255 + 127 / 255 - mean) / std, labels)) == 80
 
 
-@pytest.mark.parametrize("block", ["se", "eca", "cbam_block"])
+@pytest.mark.parametrize(
+    "block",
+    ["se", *(pytest.param(block, marks=pytest.mark.sweep) for block in ("eca", "cbam_block"))],
+)
 def test_a_block_around_every_stage_leaves_every_logit_as_it_was(
     plain: HybridModel, photos: tuple[Tensor, Tensor], block: str
 ) -> None:
@@ -77,7 +80,14 @@ def test_a_block_around_every_stage_leaves_every_logit_as_it_was(
     assert torch.equal(logits(patched, photos[0]), logits(plain, photos[0]))
 
 
-@pytest.mark.parametrize(("block", "most"), [("se", 40), ("eca", 70), ("cbam_block", 10)])
+@pytest.mark.parametrize(
+    ("block", "most"),
+    [
+        ("cbam_block", 10),
+        pytest.param("se", 40, marks=pytest.mark.sweep),
+        pytest.param("eca", 70, marks=pytest.mark.sweep),
+    ],
+)
 def test_the_published_start_destroys_what_the_network_knew(
     photos: tuple[Tensor, Tensor], block: str, most: int
 ) -> None:
