@@ -413,7 +413,9 @@ def test_what_the_path_has_is_compared_alike(
         monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
         monkeypatch.setenv("TVC_WEIGHTS_PATH", str(files["resnet18"].parent))
         model = HybridBuilder().from_torchvision("resnet18")
-        assert torch.equal(model.fc.bias, torch.load(files["resnet18"])["fc.bias"])
+        assert torch.equal(
+            model.fc.bias, torch.load(files["resnet18"], weights_only=True)["fc.bias"]
+        )
         files["resnet18"].write_bytes(flipped(files["resnet18"].read_bytes()))
         with pytest.raises(WeightsError, match="Delete it, or leave its folder out of TVC_WEIGHTS"):
             HybridBuilder().from_torchvision("resnet18")
@@ -482,7 +484,7 @@ def test_an_ordinary_model_that_another_thread_builds_is_initialized(
         thread = threading.Thread(target=ordinary)
         thread.start()
         try:
-            expected = torch.load(*files.values())
+            expected = torch.load(*files.values(), weights_only=True)
             for _ in range(4):
                 hybrid = HybridBuilder().from_torchvision("mobilenet_v3_small")
                 found = hybrid.state_dict()

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import gc
 import pickle
+import re
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import cached_property
@@ -98,6 +99,9 @@ def torchvisions_own(name: str) -> nn.Module:
     with nullcontext() if name.startswith("regnet") else torch.device("meta"):
         model = torchvision.models.get_model(name, weights=None, **options)
     tensors = torch.load(file, weights_only=True)
+    if name.startswith("densenet"):  # official files have older names, such as norm.1 for norm1
+        parts = re.compile(r"\.(norm|conv)\.(?=[12]\.)")
+        tensors = {parts.sub(r".\1", key): tensor for key, tensor in tensors.items()}
     # pretrained, auxiliary heads are dropped
     for key in tensors.keys() - model.state_dict().keys():
         del tensors[key]
