@@ -145,9 +145,7 @@ def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
     if weights is None or weights.num_classes is not None:
         return
     found = find_last_layer(network, anatomy.head)
-    recipe = plan.recipe
-    is_new = recipe.num_classes is not None or recipe.class_names or recipe.heads
-    if not is_new and found and num_classes_of(found[1]):
+    if not plan.recipe.has_new_classes and found and num_classes_of(found[1]):
         raise HeadError(
             f"the weights {weights.name!r} of {spec.name!r} have no classifier, so its outputs "
             "would mean nothing: pass num_classes for a new one, or num_classes=0 for features"

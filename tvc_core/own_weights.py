@@ -41,7 +41,7 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
         HeadError: the file has no head, and the recipe asks for no new one.
     """
     state, content = _read(path)
-    head, recipe = plan.backbone.spec.head, plan.recipe
+    head = plan.backbone.spec.head
     last = find_last_layer(network, head)
     rows = _rows(state, last[0]) if last else None
     if last and rows is not None and rows != num_classes_of(last[1]):
@@ -56,8 +56,7 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
             f"{join_names(missing, most=4)}. To start from a part of a network: build it with "
             "weights=None, then tvc_core.partial_load(model, path)"
         )
-    is_new = recipe.num_classes is not None or recipe.class_names or recipe.heads
-    if in_head and not is_new:
+    if in_head and not plan.recipe.has_new_classes:
         raise HeadError(
             f"{path}: has no head ({join_names(in_head, most=4)} are missing), so the model's "
             "outputs would mean nothing: pass num_classes for a new one, or 0 for features"

@@ -196,6 +196,11 @@ class Recipe:
                 "freeze_backbone=True, or leave unfreeze_stages out"
             )
 
+    @property
+    def has_new_classes(self) -> bool:
+        """Whether the head gets classes of its own, whatever the weights have."""
+        return self.num_classes is not None or bool(self.class_names or self.heads)
+
     def place(self, key: str) -> Place:
         """Return where one of the values stands: its line in a file. Elsewhere its name, which is
         in the message, says it.
