@@ -13,8 +13,8 @@ from torch import Tensor
 from ..advice.words import on_file, on_missing
 from ..errors import WeightsError
 from ..weights.container import Entry, read_header, read_tensors, strict_json
-from ..weights.digest import digest_of
-from ..weights.verified import state_of
+from ..weights.digest import check_digest
+from ..weights.verified import unchanged
 from .content import check_content
 
 __all__ = ["OwnFile", "open_own"]
@@ -48,14 +48,9 @@ class OwnFile:
         Raises:
             WeightsError: they have another one, or the file changed while it was read.
         """
-        before = state_of(self._file)
-        tensors = read_tensors(self._file, self.entries, self.path)
-        if digest_of(self.content, tensors) != self.sha256:
-            raise WeightsError(
-                f"{self.path}: damaged: its content does not have the hash that it was written with"
-            )
-        if state_of(self._file) != before:
-            raise WeightsError(f"{self.path}: was changed while it was read; try again")
+        with unchanged(self._file, self.path):
+            tensors = read_tensors(self._file, self.entries, self.path)
+            check_digest(self.path, self.content, tensors, self.sha256)
         return tensors
 
 

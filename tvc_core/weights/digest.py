@@ -5,12 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["digest_of"]
+from ..errors import WeightsError
+
+__all__ = ["check_digest", "digest_of"]
 
 
 def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -22,3 +25,17 @@ def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def check_digest(
+    path: Path, content: Mapping[str, Any], tensors: Mapping[str, Tensor], sha256: object
+) -> None:
+    """Compare a file's content and tensors with the hash inside.
+
+    Raises:
+        WeightsError: they have another one.
+    """
+    if digest_of(content, tensors) != sha256:
+        raise WeightsError(
+            f"{path}: damaged: its content does not have the hash that it was written with"
+        )

@@ -19,12 +19,12 @@ from ..specs import WeightsSpec
 from .cache import cached_file
 from .container import read_header, read_tensors, strict_json
 from .deferred import lend
-from .digest import digest_of
+from .digest import check_digest
 from .entries import Checkpoint, check_state_dict, pick_entry
 from .looking import HEAD, foreign_kind, has_safetensors_header, why_not_opened
 from .shards import file_in_folder, parts_of, refuse_part
 from .tables import read_by_table, remember_table
-from .verified import compare_hash, state_of, verification_is_off
+from .verified import compare_hash, unchanged, verification_is_off
 
 __all__ = ["open_checkpoint", "read_state_dict", "verification_is_off"]
 
@@ -116,24 +116,20 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 def _read(path: Path, sha256: str | None) -> Content:
     if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
         raise WeightsError(f"{path}: no regular file, so no weights are read from it")
-    with path.open("rb") as file:
-        before = state_of(file)
+    with path.open("rb") as file, unchanged(file, path):
         if sha256 is not None:
             compare_hash(file, path, sha256)
-        content = _load(file, path)
-        if state_of(file) != before:
-            raise WeightsError(f"{path}: was changed while it was read; try again")
-        return content
+        return _load(file, path)
 
 
 def _load(file: BinaryIO, path: Path) -> Content:
-    if (known := read_by_table(file)) is not None:
-        return known, None
     head = file.read(HEAD)
     size = os.fstat(file.fileno()).st_size
     file.seek(0)
     if path.suffix.lower() == ".safetensors" or has_safetensors_header(head, size):
         return _load_safetensors(file, path, size, head)
+    if (known := read_by_table(file)) is not None:
+        return known, None
     if foreign := foreign_kind(head):
         raise WeightsError(f"{path}: cannot be opened as weights: it is {foreign}")
     try:
@@ -166,10 +162,8 @@ def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Con
         ) from error
     if own is None:
         return tensors, None
-    if not isinstance(own, dict) or own.pop("sha256", None) != digest_of(own, tensors):
-        raise WeightsError(
-            f"{path}: damaged: its content does not have the hash that it was written with"
-        )
+    own = own if isinstance(own, dict) else {}
+    check_digest(path, own, tensors, own.pop("sha256", None))
     if "base" in own:
         raise WeightsError(
             f"{path}: holds only what differs from another file, its base: tvc_core.load reads both"

@@ -13,6 +13,8 @@ import os
 import time
 import warnings
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +24,8 @@ from .cache import SHARED, hash_in_name, shared_folders
 from .looking import foreign_kind
 
 __all__ = [
-    "FileState", "compare_hash", "is_steady", "sha256_of", "state_of", "verification_is_off",
+    "FileState", "compare_hash", "is_steady", "sha256_of", "state_of", "unchanged",
+    "verification_is_off",
 ]  # fmt: skip
 
 FileState = tuple[int, ...]
@@ -42,6 +45,19 @@ def state_of(file: BinaryIO) -> FileState:
     """Return what the system says of an open file; it differs after any change."""
     stat = os.fstat(file.fileno())
     return (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+
+
+@contextmanager
+def unchanged(file: BinaryIO, path: Path) -> Iterator[None]:
+    """Read an open file inside; what was read of two states of it is worth nothing.
+
+    Raises:
+        WeightsError: it has changed meanwhile.
+    """
+    before = state_of(file)
+    yield
+    if state_of(file) != before:
+        raise WeightsError(f"{path}: was changed while it was read; try again")
 
 
 def is_steady(state: FileState) -> bool:
