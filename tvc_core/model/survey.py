@@ -9,6 +9,7 @@ again. What depends on the weights (a patched network gives the same logits) is 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -139,7 +140,9 @@ def remember_survey(key: str, survey: Survey) -> None:
 
 def _key(*parts: Any) -> str:
     key = repr(parts)
-    return "" if " at 0x" in key else key  # an object's address, which another one can have later
+    if " at 0x" in key:  # an object's address, which another one can have later
+        return ""
+    return hashlib.sha256(key.encode()).hexdigest()  # once here, not in each use of so long a text
 
 
 def _is_plain(value: Any) -> bool:
