@@ -33,6 +33,7 @@ sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
 
 docs: $(READY)  ## write the reference from the code
 	$(BIN)/python docs/generate.py

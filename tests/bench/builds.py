@@ -135,10 +135,10 @@ def main(names: list[str], runs: int) -> None:
         print(name, " ".join(f"{value:.3g}" for value in shown), file=sys.stderr, flush=True)
     console = Console(width=140)
     console.print(table)
+    console.print(f"peak / file: at most {max(found.pop('peak')):.3g}")
     for key, values in found.items():
         mean = statistics.geometric_mean(values)
-        console.print(f"{key}: geometric mean {mean:.3g}, from {min(values):.3g}", end="; ")
-    console.print()
+        console.print(f"{key}: geometric mean {mean:.3g}, from {min(values):.3g}")
 
 
 if __name__ == "__main__":

@@ -122,13 +122,6 @@ class NoGate(nn.Module):
         return self.conv(x)
 
 
-class FullMap(NoGate):
-    """Claims a gate, and gives a map with one channel more than its input has."""
-
-    def gate(self, x: Tensor) -> Tensor:
-        return torch.cat([x, x], dim=1)
-
-
 class Widens(Healthy):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).float() if x.dtype is torch.bfloat16 else super().forward(x)
