@@ -198,7 +198,7 @@ class Recipe:
 
     @property
     def has_new_classes(self) -> bool:
-        """Whether the head gets classes of its own, whatever the weights have."""
+        """Whether the recipe gives the head its classes."""
         return self.num_classes is not None or bool(self.class_names or self.heads)
 
     def place(self, key: str) -> Place:

@@ -49,10 +49,10 @@ def state_of(file: BinaryIO) -> FileState:
 
 @contextmanager
 def unchanged(file: BinaryIO, path: Path) -> Iterator[None]:
-    """Read an open file inside; what was read of two states of it is worth nothing.
+    """Read an open file inside; a mixture of two states is refused.
 
     Raises:
-        WeightsError: it has changed meanwhile.
+        WeightsError: it changed during this.
     """
     before = state_of(file)
     yield
