@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .fused import scale_channels
 from .widths import hidden_width
 
 __all__ = ["SqueezeExcite"]
@@ -44,9 +45,15 @@ class SqueezeExcite(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
-        squeezed = x.mean((2, 3), keepdim=True)
-        return self.sigmoid(self.fc2(self.relu(self.fc1(squeezed))))
+        return self._excite(x.mean((2, 3), keepdim=True))
+
+    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
+        return scale_channels(x, self._excite, alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the map by its gate."""
-        return x * self.gate(x).to(x.dtype)
+        return self.mix(x, None)
+
+    def _excite(self, squeezed: Tensor) -> Tensor:
+        return self.sigmoid(self.fc2(self.relu(self.fc1(squeezed))))
