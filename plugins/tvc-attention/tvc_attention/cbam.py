@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fused import pointwise, scale_both, scale_channels, scale_pixels
+from .fused import pixel_scores, pointwise, scale_both, scale_channels, scale_pixels
 from .widths import hidden_width
 
 __all__ = ["CBAM", "ChannelAttention", "SpatialAttention"]
@@ -106,7 +106,7 @@ class SpatialAttention(nn.Module):
 
     def excite(self, pooled: Tensor) -> Tensor:
         """Return the gate from mean and maximum over channels [N, 2, H, W]."""
-        return self.sigmoid(self.conv(pooled))
+        return self.sigmoid(pixel_scores(self.conv, pooled))
 
     def _load_from_state_dict(
         self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any

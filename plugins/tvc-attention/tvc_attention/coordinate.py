@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .fused import scale_by_strips
+from .fused import scale_by_strips, strip_means
 from .widths import hidden_width
 
 __all__ = ["CoordinateAttention"]
@@ -53,7 +53,7 @@ class CoordinateAttention(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the product of both gates [N, C, H, W], each entry in (0, 1)."""
-        rows, columns = self._excite(x.mean(3, keepdim=True), x.mean(2, keepdim=True))
+        rows, columns = self._excite(*strip_means(x))
         return rows * columns
 
     def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:

@@ -23,17 +23,19 @@ computes the same (`passes.fuses` decides). Compilers fuse it by themselves.
 
 from .channel import scale_channels
 from .context import scale_by_context
-from .layers import pointwise
+from .layers import pixel_scores, pointwise
 from .passes import blend
-from .product import scale_by_strips
+from .product import scale_by_strips, strip_means
 from .spatial import scale_both, scale_pixels
 
 __all__ = [
     "blend",
+    "pixel_scores",
     "pointwise",
     "scale_both",
     "scale_by_context",
     "scale_by_strips",
     "scale_channels",
     "scale_pixels",
+    "strip_means",
 ]

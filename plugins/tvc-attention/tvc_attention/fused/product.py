@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .channel import Shared
-from .passes import as_stored, fuses, pieces, weighted_sum
+from .passes import as_stored, fuses, is_dense, pieces, summed, weighted_sum
 
 __all__ = ["Product", "plain_product", "scale_by_strips"]
 
@@ -26,7 +26,7 @@ def scale_by_strips(
         alpha: as for `blend`.
     """
     if not fuses(x):
-        return plain_product(x, *gates_of(x.mean(3, keepdim=True), x.mean(2, keepdim=True)), alpha)
+        return plain_product(x, *gates_of(*strip_means(x)), alpha)
     shared = Shared()
     handed_on, rows, columns = Strips.apply(x, shared)
     rows, columns = (gate.to(x.dtype) for gate in gates_of(rows, columns))
@@ -36,6 +36,17 @@ def scale_by_strips(
         rest, columns = 1 - alpha, alpha * columns
     y: Tensor = Product.apply(x, handed_on, rows, columns, rest, shared)
     return y
+
+
+def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the means of a map's rows [N, C, H, 1] and columns [N, C, 1, W]."""
+    if not is_dense(x):
+        return x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+    N, C, H, W = x.shape
+    rows, columns = x.new_empty(N, C, H, 1), x.new_empty(N, C, 1, W)
+    for part in pieces(x):
+        rows[part], columns[part] = summed(x[part], (3,)), summed(x[part], (2,))
+    return rows.div_(W), columns.div_(H)
 
 
 def plain_product(x: Tensor, first: Tensor, second: Tensor, alpha: Tensor | None) -> Tensor:
@@ -55,7 +66,7 @@ class Strips(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         ctx.shared, ctx.shape = shared, x.shape
-        return x.view_as(x), x.mean(3, keepdim=True), x.mean(2, keepdim=True)
+        return x.view_as(x), *strip_means(x)
 
     @staticmethod
     def backward(
@@ -133,8 +144,8 @@ class Product(torch.autograd.Function):
             for total, other in ((dfirst, second), (dsecond, first)):
                 if total is not None:
                     torch.mul(products, other[part], out=weighted)
-                    dims = [axis for axis in (1, 2, 3) if total.shape[axis] == 1]
-                    torch.sum(weighted, dims, keepdim=True, out=total[part])
+                    dims = tuple(axis for axis in (1, 2, 3) if total.shape[axis] == 1)
+                    total[part] = summed(weighted, dims)
         drest = drest.to(x.dtype).view_as(rest) if needs_rest else None
         return None, grad, dfirst, dsecond, drest, None
 
