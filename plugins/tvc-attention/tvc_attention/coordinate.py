@@ -68,7 +68,4 @@ class CoordinateAttention(nn.Module):
         strips = torch.cat([rows, columns.transpose(2, 3)], dim=2)  # [N, C, H + W, 1]
         hidden = self.act(self.bn1(self.conv1(strips)))
         rows, columns = hidden.split([rows.shape[2], columns.shape[3]], dim=2)
-        return (
-            self.sigmoid(self.conv_h(rows)),
-            self.sigmoid(self.conv_w(columns.transpose(2, 3))),
-        )
+        return (self.sigmoid(self.conv_h(rows)), self.sigmoid(self.conv_w(columns.transpose(2, 3))))

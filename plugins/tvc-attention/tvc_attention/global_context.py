@@ -20,10 +20,7 @@ __all__ = ["GlobalContext", "GlobalContextAdd", "global_context"]
 
 
 def global_context(
-    in_channels: int,
-    fusion: str = "scale",
-    reduction: int = 8,
-    hidden_channels: int | None = None,
+    in_channels: int, fusion: str = "scale", reduction: int = 8, hidden_channels: int | None = None
 ) -> nn.Module:
     """Make a block that adds the map's context, a mean over pixels weighted by attention, to each
     pixel, or scales channels by it.

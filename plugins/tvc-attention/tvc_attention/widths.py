@@ -13,8 +13,8 @@ def hidden_width(
     the paper's own.
 
     Raises:
-        ValueError: `reduction` is below 1 or above both in_channels and `most`, or `hidden_channels` is
-            below 1.
+        ValueError: `reduction` is below 1 or above both in_channels and `most`, or
+            `hidden_channels` is below 1.
     """
     if hidden_channels is not None:
         if (

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .passes import affine, as_stored, blend, channel_dots, fuses, marks_of_maxima, pieces
+from .passes import affine, as_stored, blend, channel_dots, fuses, marks_of_maxima, pieces, summed
 
-__all__ = ["Means", "Scaling", "Shared", "scale_channels"]
+__all__ = ["Shared", "scale_channels"]
 
 
 def scale_channels(
@@ -72,31 +72,40 @@ class Means(torch.autograd.Function):
         scale = ctx.shared.scale
         if grad is None or torch.is_grad_enabled():
             # the gradient of the product went past, or there is none
-            dx = grad if shift is None else shift.expand(ctx.shape)
-        elif scale is None:
-            dx = grad if shift is None else grad.add_(shift)  # it is nobody else's
-        else:
+            dx = None if shift is None else shift.expand(ctx.shape)
+            if grad_max is not None:
+                dx = _plain_maxima(dx, *ctx.saved_tensors, grad=grad_max)
+            return dx, None, None
+        if scale is not None:
             dx = grad * scale if shift is None else affine(grad, scale, shift)
+            shift = None
+        else:
+            dx = grad  # it is nobody else's
         if grad_max is not None:
-            dx = _add_at_maxima(dx, *ctx.saved_tensors, grad_max)
+            _add_at_maxima(dx, *ctx.saved_tensors, grad=grad_max, shift=shift)
+        elif shift is not None:
+            dx.add_(shift)
         return dx, None, None
 
 
-def _add_at_maxima(dx: Tensor | None, x: Tensor, largest: Tensor, grad: Tensor) -> Tensor:
-    """Add the gradient of maxima where they are, in equal parts where several are equal."""
-    if dx is None or torch.is_grad_enabled():
-        marks = (x == largest).to(x.dtype)
-        share = marks * (grad / marks.sum((2, 3), keepdim=True))
-        return share if dx is None else dx + share
-    dx = as_stored(dx, x)  # a copy where it is expanded
-    buffer = None
-    for part in pieces(x):
-        few = x[part]
-        buffer = torch.empty_like(few) if buffer is None else buffer[: len(few)]
-        marks = marks_of_maxima(few, largest[part], buffer)
-        share = grad[part] / marks.sum((2, 3), keepdim=True)
-        dx[part].add_(marks.mul_(share))
-    return dx
+def _plain_maxima(dx: Tensor | None, x: Tensor, largest: Tensor, grad: Tensor) -> Tensor:
+    marks = (x == largest).to(x.dtype)
+    share = marks * (grad / marks.sum((2, 3), keepdim=True))
+    return share if dx is None else dx + share
+
+
+def _add_at_maxima(
+    dx: Tensor, x: Tensor, largest: Tensor, grad: Tensor, shift: Tensor | None
+) -> None:
+    """Add the gradient of maxima where they are, in equal parts where several are equal, and a
+    shift everywhere.
+    """
+    for part, buffer, _ in pieces(x):
+        marks = marks_of_maxima(x[part], largest[part], buffer)
+        marks.mul_(grad[part] / summed(marks, (2, 3)))
+        if shift is not None:
+            marks.add_(shift[part])
+        dx[part].add_(marks)
 
 
 class Scaling(torch.autograd.Function):

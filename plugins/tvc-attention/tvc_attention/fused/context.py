@@ -82,18 +82,14 @@ class Context(torch.autograd.Function):
             dweight = weighted_sum(x, dscores, (2, 3)).sum(0, keepdim=True)
         if not ctx.needs_input_grad[0]:
             return None, dweight, dbias, None
-        dx, buffer = torch.empty_like(x), None
-        for part in pieces(x):
-            out = dx[part]
-            if grad is None or scale is None:
-                torch.mul(grad_context[part], weights[part], out=out)
+        dx = torch.empty_like(x)
+        for part, shift, other in pieces(x, 2):
+            torch.mul(grad_context[part], weights[part], out=shift)
+            shift.add_(torch.mul(weight, dscores[part], out=other))
+            if grad is None:
+                dx[part] = shift
             else:
-                buffer = torch.empty_like(out) if buffer is None else buffer[: len(out)]
-                torch.mul(grad_context[part], weights[part], out=buffer)
-                torch.mul(grad[part], scale[part], out=out).add_(buffer)
-            buffer = torch.empty_like(out) if buffer is None else buffer[: len(out)]
-            torch.mul(weight, dscores[part], out=buffer)
-            out.add_(buffer)
+                torch.mul(grad[part], scale[part], out=dx[part]).add_(shift)
         return dx, dweight, dbias, None
 
 

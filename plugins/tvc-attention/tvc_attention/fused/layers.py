@@ -34,6 +34,8 @@ def pixel_scores(layer: nn.Conv2d, x: Tensor) -> Tensor:
     if not (
         is_plain(x)
         and x.device.type == "cpu"
+        and x.numel() > 0
+        and layer.bias is None
         and x.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
         and is_untouched(layer, layer.kernel_size)

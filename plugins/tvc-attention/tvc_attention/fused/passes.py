@@ -37,7 +37,7 @@ def is_plain(x: Tensor) -> bool:
     return (
         type(x) is Tensor
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._get_tracing_state()
         and not _in_functorch()
         and forward_ad._current_level < 0
     )
@@ -78,12 +78,17 @@ def as_stored(grad: Tensor, x: Tensor) -> Tensor:
     )
 
 
-def pieces(x: Tensor) -> Iterator[slice]:
-    """Yield images that are worked on together: a few on a CPU, all on a GPU."""
+def pieces(x: Tensor, num_buffers: int = 1) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """Yield which images are worked on together, a few on a CPU and all on a GPU, with two buffers
+    for maps of theirs as far as they are asked for.
+    """
     N = x.shape[0]
     step = N if x.is_cuda else min(max(PIECE // x[0].numel(), 1), N)
+    first = torch.empty_like(x[:step]) if num_buffers else x
+    second = torch.empty_like(first) if num_buffers == 2 else first
     for start in range(0, N, step):
-        yield slice(start, min(start + step, N))
+        part = slice(start, min(start + step, N))
+        yield part, first[: part.stop - start], second[: part.stop - start]
 
 
 def weighted_sum(x: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
@@ -91,11 +96,9 @@ def weighted_sum(x: Tensor, weight: Tensor, dims: tuple[int, ...]) -> Tensor:
     products.
     """
     shape = [1 if axis in dims else size for axis, size in enumerate(x.shape)]
-    total, buffer = x.new_empty(shape), None
-    for part in pieces(x):
-        few = x[part]
-        buffer = torch.empty_like(few) if buffer is None else buffer[: len(few)]
-        total[part] = summed(torch.mul(few, weight[part], out=buffer), dims)
+    total = x.new_empty(shape)
+    for part, buffer, _ in pieces(x):
+        total[part] = summed(torch.mul(x[part], weight[part], out=buffer), dims)
     return total
 
 
@@ -108,7 +111,9 @@ def summed(x: Tensor, dims: tuple[int, ...]) -> Tensor:
     if dims == (3,) and x.device.type == "cpu" and x.element_size() > 2:
         # rows are short, and a sum of each is started by itself; a product with ones is one call
         N, C, H, W = x.shape
-        return x.view(-1, W).mv(x.new_ones(W)).view(N, C, H, 1)
+        total = x.new_empty(N * C * H)
+        # with out=, since autocast would compute it in bfloat16 otherwise
+        return torch.mv(x.view(-1, W), x.new_ones(W), out=total).view(N, C, H, 1)
     return x.sum(dims, keepdim=True)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from .channel import Shared
 from .passes import as_stored, fuses, is_dense, pieces, summed, weighted_sum
 
-__all__ = ["Product", "plain_product", "scale_by_strips"]
+__all__ = ["plain_product", "scale_by_strips", "strip_means"]
 
 
 def scale_by_strips(
@@ -44,7 +44,7 @@ def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
         return x.mean(3, keepdim=True), x.mean(2, keepdim=True)
     N, C, H, W = x.shape
     rows, columns = x.new_empty(N, C, H, 1), x.new_empty(N, C, 1, W)
-    for part in pieces(x):
+    for part, _, _ in pieces(x, 0):
         rows[part], columns[part] = summed(x[part], (3,)), summed(x[part], (2,))
     return rows.div_(W), columns.div_(H)
 
@@ -77,17 +77,11 @@ class Strips(torch.autograd.Function):
         if torch.is_grad_enabled():
             return grad_rows + grad_columns, None
         first, second, rest = ctx.shared.factors
-        dx, buffers = torch.empty_like(grad), ()
-        for part in pieces(grad):
-            few = grad[part]
-            buffers = tuple(each[: len(few)] for each in buffers) or (
-                torch.empty_like(few),
-                torch.empty_like(few),
-            )
-            factor, shift = buffers
+        dx = torch.empty_like(grad)
+        for part, factor, shift in pieces(grad, 2):
             _factor(first, second, rest, part, factor)
             torch.add(grad_rows[part], grad_columns[part], out=shift)
-            torch.addcmul(shift, few, factor, out=dx[part])
+            torch.addcmul(shift, grad[part], factor, out=dx[part])
         return dx, None
 
 
@@ -111,11 +105,9 @@ class Product(torch.autograd.Function):
         )
         if first is None:
             return x * second
-        y, buffer = torch.empty_like(x), None
-        for part in pieces(x):
-            few = x[part]
-            buffer = torch.empty_like(few) if buffer is None else buffer[: len(few)]
-            torch.mul(few, _factor(first, second, rest, part, buffer), out=y[part])
+        y = torch.empty_like(x)
+        for part, buffer, _ in pieces(x):
+            torch.mul(x[part], _factor(first, second, rest, part, buffer), out=y[part])
         return y
 
     @staticmethod
@@ -130,24 +122,18 @@ class Product(torch.autograd.Function):
             return None, grad, None, dsecond, None, None
         dfirst = torch.empty_like(first) if needs_first and not ctx.shared.sends_first else None
         dsecond = torch.empty_like(second) if needs_second else None
-        drest, buffers = 0, ()
-        for part in pieces(x):
-            few = x[part]
-            buffers = tuple(each[: len(few)] for each in buffers) or (
-                torch.empty_like(few),
-                torch.empty_like(few),
-            )
-            products, weighted = buffers
-            torch.mul(few, grad[part], out=products)
+        drest = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
+        for part, products, weighted in pieces(x, 2):
+            torch.mul(x[part], grad[part], out=products)
             if needs_rest:
-                drest = drest + products.sum(dtype=torch.promote_types(x.dtype, torch.float32))
+                drest += products.sum(dtype=drest.dtype)
             for total, other in ((dfirst, second), (dsecond, first)):
                 if total is not None:
                     torch.mul(products, other[part], out=weighted)
                     dims = tuple(axis for axis in (1, 2, 3) if total.shape[axis] == 1)
                     total[part] = summed(weighted, dims)
-        drest = drest.to(x.dtype).view_as(rest) if needs_rest else None
-        return None, grad, dfirst, dsecond, drest, None
+        total = drest.to(x.dtype).view_as(rest) if needs_rest else None
+        return None, grad, dfirst, dsecond, total, None
 
 
 def _plain_backward(
@@ -163,8 +149,6 @@ def _plain_backward(
     return grad * factor, None, dfirst, dsecond, drest, None
 
 
-def _factor(
-    first: Tensor, second: Tensor, rest: Tensor | None, part: slice, out: Tensor
-) -> Tensor:
+def _factor(first: Tensor, second: Tensor, rest: Tensor | None, part: slice, out: Tensor) -> Tensor:
     torch.mul(first[part], second[part], out=out)
     return out if rest is None else out.add_(rest)

@@ -82,11 +82,10 @@ class Pixels(torch.autograd.Function):
         ctx: Any, x: Tensor, handed_on: Tensor, channel: Tensor | None, shared: Shared
     ) -> tuple[Tensor, Tensor]:
         N, _, H, W = x.shape
-        pooled, buffer = x.new_empty(N, 2, H, W), None
-        for part in pieces(x):
+        pooled = x.new_empty(N, 2, H, W)
+        for part, buffer, _ in pieces(x, 0 if channel is None else 1):
             few = x[part]
             if channel is not None:
-                buffer = torch.empty_like(few) if buffer is None else buffer[: len(few)]
                 few = torch.mul(few, channel[part], out=buffer)
             pooled[part, :1] = few.mean(1, keepdim=True)
             pooled[part, 1:] = few.amax(1, keepdim=True)
@@ -104,14 +103,8 @@ class Pixels(torch.autograd.Function):
         grad_mean = grad_pooled[:, :1] / x.shape[1]
         dx = torch.empty_like(x) if ctx.needs_input_grad[1] else None
         dchannel = None if channel is None else torch.empty_like(channel)
-        buffers: tuple[Tensor, ...] = ()
-        for part in pieces(x):
+        for part, marks, dscaled in pieces(x, 2):
             few, gradient = x[part], grad[part]
-            buffers = tuple(each[: len(few)] for each in buffers) or (
-                torch.empty_like(few),
-                torch.empty_like(few),
-            )
-            marks, dscaled = buffers
             scaled = few if channel is None else torch.mul(few, channel[part], out=marks)
             marks = marks_of_maxima(scaled, largest[part], marks)
             share = grad_pooled[part, 1:] / marks.sum(1, keepdim=True)
