@@ -5,11 +5,14 @@ here, and so does what a recipe must not reach; no torch yet.
 from __future__ import annotations
 
 import enum
-from collections.abc import Collection, Iterable, Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
+
+import importlib_metadata
 
 from ..advice.recipes import misplaced, refuse_missing
 from ..advice.words import on_weights
@@ -33,7 +36,7 @@ from ..specs import (
     WeightsSpec,
 )
 from .place import Place
-from .rules import IMAGE_SIZE, SIZE, file_name, is_file
+from .rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -86,7 +89,7 @@ def make_plan(
     registry: Registry,
     backbone: Named[BackboneSpec] | None = None,
     *,
-    by_code: bool | Collection[str] = False,
+    by_code: bool = False,
 ) -> Plan:
     """Bind a recipe's names in a registry.
 
@@ -96,7 +99,8 @@ def make_plan(
         backbone: what the backbone's name stands for, where the registry does not know it.
         by_code: the recipe stands for arguments in a program, which may open addresses and paths. A
             recipe that was written down reaches nothing but files of weights in its own folder: it
-            must not set what a spec names as `code_only`. Or the keys that a program has set.
+            must not set what a spec names as `code_only`, but for values that a program has put in
+            place of its own.
 
     Raises:
         UnknownNameError: a backbone, weights set, operation, block or initializer that no plugin
@@ -107,13 +111,13 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
-    by = dict.fromkeys(("options", "patches", "weights"), by_code is True)
-    by |= dict.fromkeys([] if isinstance(by_code, bool) else by_code, True)
+    by = {key: by_code or key in recipe.by_code for key in ("options", "patches", "weights")}
     # Missing distributions first, all of them in one error: a recipe from elsewhere often needs
     # several, and installing them one error after the other is tedious. Then each name in the order
     # in which it stands in the recipe, and each error with its place there.
     with recipe.where.before_errors():
         refuse_missing(registry, _names(recipe, backbone is None))
+    _check_required(recipe)
     with _in_file(recipe, "backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
     if not by["options"]:
@@ -139,6 +143,7 @@ def make_plan(
         patches=tuple(qualified_entry(patch) for patch in patches),
         options=_for_recipes(backbone, recipe.options),
         where=Place("recipe"),
+        by_code=frozenset(),
     )
     return Plan(
         recipe=qualified,
@@ -170,6 +175,35 @@ def _names(recipe: Recipe, by_name: bool) -> Iterator[tuple[type[Any], str | Non
     for entry in recipe.patches:
         block = entry.block if isinstance(entry.block, str) else None
         yield from ((PatchOpSpec, entry.op), (BlockSpec, block), (InitializerSpec, entry.init))
+
+
+def _check_required(recipe: Recipe) -> None:
+    """Refuse a recipe whose distributions are not there in the versions that it requires."""
+    wrong = []
+    for text in recipe.requires or ():
+        name, conditions = requirement(text)
+        try:
+            version = importlib_metadata.version(name)
+        except importlib_metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed")
+            continue
+        if not all(_holds(version, *each) for each in conditions):
+            wrong.append(f"{text} is required, and {version} is installed")
+    if wrong:
+        install = " ".join(repr(text) for text in recipe.requires or ())
+        problem = f"{'; '.join(wrong)}. To install what the recipe requires: pip install {install}"
+        raise recipe.place("requires").error(problem)
+
+
+def _holds(version: str, comparison: str, wanted: str) -> bool:
+    numbers = [[int(part) for part in re.findall(r"\d+", v)] for v in (version, wanted)]
+    least, most = sorted(numbers, key=len)
+    least += [0] * (len(most) - len(least))  # 1.0 is 1.0.0
+    have, want = numbers
+    return {
+        ">=": have >= want, "<=": have <= want, ">": have > want, "<": have < want,
+        "==": have == want, "!=": have != want,
+    }[comparison]  # fmt: skip
 
 
 def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -20,7 +21,7 @@ from .place import Place
 
 __all__ = [
     "Rule", "check_activation", "check_class_names", "check_heads", "is_file", "is_keywords",
-    "is_name",
+    "is_name", "requirement",
 ]  # fmt: skip
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -76,6 +77,16 @@ class Rule:
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
         hint = hint or self.advise(name, value) or words.on_value(value, self.fits)
         raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
+
+
+_REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*((?:(?:>=|<=|==|!=|>|<)\s*[0-9.]+\s*,?\s*)*)")
+_CONDITION = re.compile(r"(>=|<=|==|!=|>|<)\s*([0-9.]+)")
+
+
+def requirement(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return name and conditions of a requirement: of "a>=1,<2" [(">=", "1"), ("<", "2")]."""
+    name, conditions = _REQUIREMENT.fullmatch(text).groups()  # type: ignore[union-attr]
+    return name, _CONDITION.findall(conditions)
 
 
 def is_file(value: Any) -> bool:
@@ -147,6 +158,14 @@ def _choice(says: str, *choices: Any) -> Rule:
 
 
 TEXT = Rule("is text", lambda value: isinstance(value, str))
+VERSION = Rule("is 1, the only one that there is", lambda value: _is_int(value, 1, 1))
+SEED = Rule("is a whole number from 0 to 2**63 - 1", lambda value: _is_int(value, 0, 2**63 - 1))
+MAX_PARAMS = Rule("is a whole number of at least 1", lambda value: _is_int(value, 1))
+REQUIRES = Rule(
+    "is a list of distributions with versions, such as ['acme-blocks>=0.2,<1']",
+    lambda value: all(is_name(each) and _REQUIREMENT.fullmatch(each) for each in _listed(value)),
+    _listed,
+)
 NAME = Rule("is a name", is_name)
 BACKBONE = Rule(
     "is the name of a backbone", is_name, advise=lambda _, value: words.on_backbone(value)
@@ -218,6 +237,11 @@ STAGES = Rule(
     "is a list of stages, by number or path, such as [2, 'layer4'], or one",
     lambda value: all(_is_int(stage) or is_name(stage) for stage in _listed(value)),
     _listed,
+)
+CHECKPOINTING = Rule(
+    "is true or false, or a list of stages, by number or path",
+    lambda value: isinstance(value, bool) or (not isinstance(value, str) and STAGES.fits(value)),
+    lambda value: value if isinstance(value, bool) else _listed(value),
 )
 STAGES_KEPT = Rule(
     "is how many stages there are to be, the path of the last one, or a list of the first ones",

@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..advice import words
-from ..errors import TargetError
+from ..errors import RecipeError, TargetError
+from ..registry import Registry
 from ..specs import PATCH_KEYS
 from . import rules
+from .document import RecipeDocument, claimed, expanded, on_section
 from .place import Place
 from .rules import Rule
 
-__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe"]
+__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe", "parse"]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -105,7 +107,15 @@ class Recipe:
     name.
 
     Args:
+        version: of the form of recipes: 1, which None stands for.
         name: free text, what the model is called.
+        description: free text.
+        requires: distributions that are needed, each with the versions that will do, such as
+            ["acme-blocks>=0.2,<1"].
+        seed: new parameters start from it: they are the same in every process, and torch's own
+            generator stays where it is. None draws them from torch's generator.
+        max_params: how many parameters the model may have; a larger one is refused before memory
+            is taken for it.
         backbone: short or qualified name.
         weights: name of a pretrained set, "DEFAULT", a torchvision enum member, the path of a file
             of one's own, or None for random weights. A path has a separator or the suffix of a file
@@ -138,6 +148,9 @@ class Recipe:
             of the first ones; the later ones are left out with their parameters. The pretrained
             head goes with them: the model returns pooled features of the last stage, or, with
             `num_classes`, the logits of a new layer on them. None, or all stages, keeps everything.
+        grad_checkpointing: compute the activations of all stages again in the backward pass instead
+            of keeping them, or of some, by number or path, such as [0, "layer2"].
+        sections: what belongs to plugins, by the name of its section; see tvc-recipes.
         in_channels: channels of the images; None keeps what the backbone takes [channels].
         in_channels_policy: how the first convolution's weights follow from the pretrained ones:
             "mean" (which None stands for), "repeat", "zero", or one rule a channel, such as ["r",
@@ -145,12 +158,18 @@ class Recipe:
         image_size: side of the images, or [height, width], for a backbone that is built for one
             size, such as ViT, whose position embeddings are then resampled [pixels].
         where: what errors about it begin with.
+        by_code: arguments that a program has put in place of the recipe's.
 
     Raises:
         RecipeError: a value of the wrong kind or out of range, or values that exclude each other.
     """
 
+    version: int | None = _key("", rules.VERSION)
     name: str | None = _key("", rules.TEXT)
+    description: str | None = _key("", rules.TEXT)
+    requires: tuple[str, ...] | None = _key("", rules.REQUIRES)
+    seed: int | None = _key("", rules.SEED)
+    max_params: int | None = _key("", rules.MAX_PARAMS)
     backbone: str = field(metadata={"section": "backbone", "rule": rules.BACKBONE})
     weights: Weights = _key("backbone", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  makes a field
     patches: tuple[PatchEntry, ...] = _key("backbone")
@@ -163,11 +182,14 @@ class Recipe:
     heads: Mapping[str, Any] | None = _key("head", rules.HEADS)
     freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
     unfreeze_stages: tuple[int | str, ...] | None = _key("", rules.STAGES)
+    grad_checkpointing: bool | tuple[int | str, ...] = _key("", rules.CHECKPOINTING, False)
     stages: int | str | tuple[int | str, ...] | None = _key("backbone", rules.STAGES_KEPT)
     in_channels: int | None = _key("backbone", rules.SIZE)
     in_channels_policy: str | tuple[str | int, ...] | None = _key("backbone", rules.CHANNEL_POLICY)
     image_size: int | tuple[int, ...] | None = _key("backbone", rules.IMAGE_SIZE)
+    sections: Mapping[str, Any] = field(default_factory=dict)
     where: Place = field(default=Place("arguments"), compare=False, repr=False)
+    by_code: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
         kept: dict[str, Any] = {}
@@ -234,7 +256,7 @@ class Recipe:
         Raises:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
-        return _parse(data, Place(source))
+        return parse(RecipeDocument(data=data, place=Place(source)))
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal recipe."""
@@ -244,7 +266,7 @@ class Recipe:
             if key == "weights" or value != _LEFT_OUT.get(key):
                 place = data.setdefault(section, {}) if section else data
                 place[_WRITTEN.get(key, key)] = _plain(value)
-        return data
+        return {**data, **self.sections}
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML text.
@@ -257,7 +279,9 @@ class Recipe:
         return write_yaml(self.to_mapping())
 
 
-_LEFT_OUT = {"patches": (), "options": {}, "freeze_backbone": False}
+_LEFT_OUT = {
+    "patches": (), "options": {}, "freeze_backbone": False, "grad_checkpointing": False,
+}  # fmt: skip
 """Values that a mapping need not say; of the other keys that is None."""
 
 
@@ -273,45 +297,115 @@ SECTIONS = {
 }
 """The keys of the YAML form: at the top, under `backbone` and under `head`."""
 
-SECTIONS[""][1:1] = ["backbone", "head"]
+_BEFORE = SECTIONS[""].index("freeze_backbone")
+SECTIONS[""][_BEFORE:_BEFORE] = ["backbone", "head"]
 
 
-def load_recipe(path: str | Path | IO[bytes]) -> Recipe:
+def load_recipe(
+    path: str | Path | IO[bytes],
+    *,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> Recipe:
     """Read a recipe from a YAML file, or from one that is open.
+
+    Args:
+        path: the file.
+        changes: values in the place of the file's, by their paths, such as {"head.num_classes": 5};
+            an argument of `from_backbone` may go by its own name. Text stands for what it would
+            stand for in the file.
+        registry: where the sections of plugins are looked up; by default what is installed.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
-            file and line.
+            file, line and column.
     """
-    from .yaml_text import read_yaml  # see Recipe.to_yaml
-
-    if isinstance(path, (str, Path)):
-        name, file = str(path), None
-    else:
-        name, file = str(getattr(path, "name", "<recipe>")), path
-    data, marks = read_yaml(Path(name), file)
-    return _parse(data, Place(name, marks=marks))
+    return parse(RecipeDocument.read(path), changes, registry)
 
 
-def _parse(data: Any, where: Place) -> Recipe:
-    top = dict(where.section(data, "a recipe", SECTIONS[""], _elsewhere("")))
+def parse(
+    document: RecipeDocument,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> Recipe:
+    """Return the recipe that a document describes; see `load_recipe`.
+
+    Raises:
+        RecipeError: it is not a recipe.
+    """
+    by_code = set()
+    for path, value in (changes or {}).items():
+        whole = _whole_path(path)
+        by_code |= {_FIELD_OF[whole]} if whole in _FIELD_OF else set()
+        document = document.with_value(whole, _value(whole, value))
+    document = expanded(document, registry)
+    return replace(_parse(document.data, document.place, registry), by_code=frozenset(by_code))
+
+
+_FIELD_OF = {
+    f"{section}.{_WRITTEN.get(key, key)}" if section else key: key
+    for key, section in _SECTION_OF.items()
+}
+"""The field of each value by its path."""
+
+
+def _whole_path(path: str) -> str:
+    """Return the path of a value that may be given by the name of its argument."""
+    section = "" if path in SECTIONS[""] else _SECTION_OF.get(path, "")
+    return f"{section}.{path}" if section else path
+
+
+def _value(path: str, value: Any) -> Any:
+    """Return what the text of a change stands for: what it would in a file, or else the text."""
+    if not isinstance(value, str):
+        return value
+    rules_of = {entry.name: entry.metadata.get("rule") for entry in fields(Recipe)}
+    rule = rules_of.get(_FIELD_OF.get(path, ""))
+    try:
+        found = RecipeDocument.parse(value, path).data if value.strip() else value
+    except RecipeError:
+        return value
+    # `name: 50` in a file needs quotes; where only text will do, none are needed here
+    return value if rule is not None and not rule.fits(found) and rule.fits(value) else found
+
+
+def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
+    keys = SECTIONS[""]
+    sections = claimed(data, keys, where, registry) if isinstance(data, Mapping) else {}
+    top = dict(where.section(data, "a recipe", [*keys, *sections], _elsewhere(data, registry)))
+    for name in sections:
+        del top[name]
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
     backbone, head, at = top.pop("backbone"), top.pop("head", None), where / "backbone"
     if isinstance(backbone, str):
         backbone = {"name": backbone}
-    backbone = at.section(backbone, "'backbone'", SECTIONS["backbone"], _elsewhere("backbone"))
+    backbone = at.section(backbone, "'backbone'", SECTIONS["backbone"], _moved("backbone"))
     backbone = dict(backbone)
     if "name" not in backbone:
         raise at.error("the key 'name' is missing in 'backbone'; it names the network")
     if head is not None:
         at = where / "head"
-        head = at.section(head, "'head'", SECTIONS["head"], _elsewhere("head"))
-    return Recipe(backbone=backbone.pop("name"), **backbone, **(head or {}), **top, where=where)
+        head = at.section(head, "'head'", SECTIONS["head"], _moved("head"))
+    return Recipe(
+        backbone=backbone.pop("name"),
+        **backbone,
+        **(head or {}),
+        **top,
+        sections=sections,
+        where=where,
+    )
 
 
-def _elsewhere(here: str) -> dict[str, str]:
+def _elsewhere(data: Any, registry: Registry | None) -> dict[str, str]:
+    """Return what to do with keys at the top that are of another section or of a plugin."""
+    names = [name for name in data if isinstance(name, str)] if isinstance(data, Mapping) else []
+    of_plugins = {name: hint for name in names if (hint := on_section(name, registry))}
+    return _moved("") | of_plugins
+
+
+def _moved(here: str) -> dict[str, str]:
     """Return what to do with a key that stands in one section and belongs into another."""
     moved = {
         key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
