@@ -12,7 +12,7 @@ from types import MethodType
 from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import Place, Recipe, Weights, load_recipe, make_plan
+from .recipe import REACHING, Place, Recipe, Weights, load_recipe, make_plan
 from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
@@ -234,7 +234,7 @@ class HybridBuilder:
         recipe: Recipe,
         backbone: Named[BackboneSpec] | None = None,
         *,
-        by_code: bool | Collection[str] = True,
+        by_code: Collection[str] = REACHING,
     ) -> HybridModel:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch

@@ -21,7 +21,7 @@ from tvc_core.recipe.schema import SECTIONS
 
 CORE = Path(tvc_core.__file__).parent
 LIGHT = [
-    *(CORE / f"{name}.py" for name in ("__init__", "builder", "describe", "errors", "specs")),
+    *(CORE / f"{name}.py" for name in ("__init__", "builder", "errors", "specs")),
     *sorted((CORE / "recipe").glob("*.py")),
     *sorted((CORE / "registry").glob("*.py")),
 ]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from ..advice import words
-from ..errors import RecipeError, TvcError, join_names, short_repr, what_there_is
+from ..errors import RecipeError, TvcError
 
 __all__ = ["Place"]
 
@@ -30,6 +29,12 @@ class Place:
     def __truediv__(self, key: Any) -> Place:
         return Place(self.source, (*self.path, key), self.lines)
 
+    def line_of(self, *keys: str) -> Place:
+        """Return where a value stands whose name is in the message: its line in a file. Elsewhere
+        its name says enough.
+        """
+        return self if self.lines is None else Place(self.source, (*self.path, *keys), self.lines)
+
     def __str__(self) -> str:
         if self.lines is None:
             keys = [str(key) or "''" for key in self.path]
@@ -47,29 +52,11 @@ class Place:
         return RecipeError(f"{self}: {message}")
 
     @contextmanager
-    def before_errors(self) -> Iterator[None]:
+    def before_errors(self, *, in_files_only: bool = False) -> Iterator[None]:
         """Put this place before the message of an error that is raised inside."""
         try:
             yield
         except TvcError as error:
+            if in_files_only and self.lines is None:
+                raise
             raise type(error)(f"{self}: {error}") from error
-
-    def section(
-        self, data: Any, name: str, keys: Iterable[str], elsewhere: Mapping[str, str] = {}
-    ) -> Mapping[str, Any]:
-        """Return what stands here as a mapping; `elsewhere` says of other keys what to do.
-
-        Raises:
-            RecipeError: it is not a mapping, or has another key than `keys`.
-        """
-        keys = list(keys)
-        if not isinstance(data, Mapping):
-            wanted = f"a mapping with the keys {join_names(keys)}"
-            hint = words.on_backbone(data)
-            raise self.error(f"{name} is {wanted}, not {short_repr(data)}{hint and f'.{hint}'}")
-        for key in data:
-            if key not in keys:
-                known = what_there_is(str(key), keys, "The keys are")
-                hint = f" {elsewhere[key]}" if key in elsewhere else ""
-                raise (self / key).error(f"unknown key {short_repr(key)} in {name}.{hint or known}")
-        return data
