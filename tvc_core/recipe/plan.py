@@ -16,6 +16,7 @@ from ..advice.words import on_weights
 from ..errors import (
     ParameterError,
     UnknownNameError,
+    WeightsError,
     did_you_mean,
     join_names,
     short_repr,
@@ -68,8 +69,6 @@ class Plan:
             "DEFAULT", without what only code may set.
         backbone: the network.
         weights: the pretrained set, None for random weights.
-        weights_class: the enum class that the user named with the weights, as in
-            "ResNet50_Weights.IMAGENET1K_V2".
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
         weights_file: the user's own file that the weights are read from.
@@ -78,7 +77,6 @@ class Plan:
     recipe: Recipe
     backbone: Named[BackboneSpec]
     weights: WeightsSpec | None
-    weights_class: str | None = None
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     weights_file: Path | None = None
@@ -128,7 +126,7 @@ def make_plan(
         known = _with_facts(backbone, recipe.options, registry)
     with at("weights"):
         file = _own_file(recipe, "weights" in by_code) if is_file(recipe.weights) else None
-        weights, weights_class = _bind_weights(recipe.weights, backbone, file)
+        weights = _bind_weights(recipe.weights, backbone) if file is None else _own(file, backbone)
     with at("image_size"):
         options = _options(recipe, backbone)
     patches = tuple(_bind_patch(each, registry, "patches" in by_code) for each in recipe.patches)
@@ -149,7 +147,6 @@ def make_plan(
         recipe=qualified,
         backbone=known,
         weights=weights,
-        weights_class=weights_class,
         patches=patches,
         options=options,
         weights_file=file,
@@ -248,14 +245,9 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     )
 
 
-def _bind_weights(
-    given: Weights, backbone: Named[BackboneSpec], file: Path | None
-) -> tuple[WeightsSpec | None, str | None]:
-    """Return the pretrained set, and the enum class with which it was named."""
+def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec | None:
     if given is None:
-        return None, None
-    if file is not None:
-        return _own(file, backbone), None
+        return None
     spec, what = backbone.spec, f"the backbone {backbone.qualified!r}"
     if isinstance(given, enum.Enum):
         given = f"{type(given).__name__}.{given.name}"
@@ -264,14 +256,20 @@ def _bind_weights(
         if spec.default_weights is None:
             raise UnknownNameError(f"{what} has no pretrained weights: pass weights=None.")
         name = spec.default_weights
+    names = join_names(weights.name for weights in spec.weights)
     if (found := spec.find_weights(name)) is None:
-        names = [weights.name for weights in spec.weights]
-        hint = on_weights(given) or did_you_mean(name, names)
-        default = f"; 'DEFAULT' stands for {spec.default_weights}" if names else ""
+        hint = on_weights(given) or did_you_mean(name, [weights.name for weights in spec.weights])
+        default = f"; 'DEFAULT' stands for {spec.default_weights}" if spec.weights else ""
         raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of {what}.{hint} It has {join_names(names)}{default}."
+            f"Unknown weights {str(given)!r} of {what}.{hint} It has {names}{default}."
         )
-    return found, weights_class or None
+    # torchvision names the classes of its weights after the networks: ResNet50_Weights
+    own = f"{spec.name}_weights" if spec.origin == "torchvision" else ""
+    if weights_class and weights_class.lower() != own:
+        raise WeightsError(
+            f"{weights_class} belongs to another network than {spec.name!r}: it has {names}"
+        )
+    return found
 
 
 def _own_file(recipe: Recipe, by_code: bool) -> Path:
