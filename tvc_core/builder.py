@@ -5,14 +5,23 @@ is built.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from types import MethodType
 from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import Place, Recipe, RecipeDocument, Weights, load_recipe, make_plan, parse
+from .recipe import (
+    REACHING,
+    Place,
+    Recipe,
+    RecipeDocument,
+    Weights,
+    load_recipe,
+    make_plan,
+    parse,
+)  # fmt: skip
 from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
@@ -227,10 +236,14 @@ class HybridBuilder:
             recipe = load_recipe(recipe, registry=self.registry)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
             recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), None, self.registry)
-        return self._assemble(changed(recipe, changes), by_code=False)
+        return self._assemble(changed(recipe, changes), by_code=())
 
     def _assemble(
-        self, recipe: Recipe, backbone: Named[BackboneSpec] | None = None, *, by_code: bool = True
+        self,
+        recipe: Recipe,
+        backbone: Named[BackboneSpec] | None = None,
+        *,
+        by_code: Collection[str] = REACHING,
     ) -> HybridModel:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch

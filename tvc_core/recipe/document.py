@@ -128,51 +128,41 @@ def expanded(document: RecipeDocument, registry: Registry | None) -> RecipeDocum
     Raises:
         RecipeError: what a section says is wrong.
     """
-    if not isinstance(document.data, Mapping) or False:
-        return document
-    registry = registry or Registry()
-    for offer in _sections(registry):
+    for offer in _sections(registry or Registry()):
         name = offer.spec.name
         if getattr(offer.spec, "expands", False) and name in document.data:
-            document = registry.resolve(SECTION, name).load()(document)
+            document = offer.load()(document)
     return document
 
 
 def claimed(
-    data: Mapping[str, Any], keys: list[str], place: Place, registry: Registry | None
-) -> dict[str, Any]:
-    """Return the sections of a recipe that installed plugins claim, each checked by its plugin.
+    data: Mapping[str, Any], place: Place, registry: Registry | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the sections of a recipe that installed plugins claim, each as its plugin reads it,
+    and what to do about the keys that no one claims, as far as that is known.
 
     Args:
-        data: the recipe.
-        keys: those of the core.
-        place: where it stands.
+        data: what of the recipe is not the core's.
+        place: where the recipe stands.
         registry: where sections are looked up; by default what is installed.
 
     Raises:
         RecipeError: what a section says is wrong.
     """
-    names = [name for name in data if name not in keys]
-    if not names:
-        return {}
     registry = registry or Registry()
     known = {offer.spec.name for offer in _sections(registry)}
-    found = {}
-    for name in names:
+    installed = {info.owner for info in registry.plugins}
+    found, unclaimed = {}, {}
+    for name in data:
         if name in known:
             offer: Named[Any] = registry.resolve(SECTION, name)
             found[name] = offer.spec.read(data[name], place / name)
-    return found
-
-
-def on_section(name: str, registry: Registry | None = None) -> str:
-    """Return what to do about a key that no installed plugin claims, if anything is known of it."""
-    provider = hints.table(SECTION).get(name)
-    if provider is None:
-        return ""
-    installed = provider in {info.owner for info in (registry or Registry()).plugins}
-    what = f"It is a section of {provider}, which is"
-    return f"{what} not active" if installed else f"{what} not installed: pip install {provider}"
+        elif isinstance(name, str) and (provider := hints.table(SECTION).get(name)):
+            state = "not active" if provider in installed else "not installed"
+            unclaimed[name] = (
+                f"It is a section of {provider}, which is {state}: pip install {provider}"
+            )
+    return found, unclaimed
 
 
 def _sections(registry: Registry) -> list[Named[Any]]:

@@ -5,9 +5,10 @@ are not resolved here.
 from __future__ import annotations
 
 import enum
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,7 +17,7 @@ from ..errors import RecipeError, TargetError
 from ..registry import Registry
 from ..specs import PATCH_KEYS
 from . import rules
-from .document import RecipeDocument, claimed, expanded, on_section
+from .document import RecipeDocument, claimed, expanded
 from .place import Place
 from .rules import Rule
 
@@ -96,9 +97,50 @@ class PatchEntry:
             raise TargetError(f"{target}: {said}") from error.__cause__
 
 
-def _key(section: str, rule: Rule | None = None, default: Any = None) -> Any:
-    """Return a field of a recipe: the section of the YAML form that has it, and what it may be."""
-    return field(default=default, metadata={"section": section, "rule": rule})
+def _key(
+    section: str,
+    rule: Rule | Callable[[Any, Place], Any],
+    default: Any = None,
+    empty: Any = None,
+    written: str | None = None,
+) -> Any:
+    """Return a field of a recipe. A new key is one of these, and its documentation.
+
+    Args:
+        section: of the YAML form, "" at the top.
+        rule: what a value may be, or a function that returns what is kept of it and raises an error
+            about the place where it stands.
+        default: what it is where nothing is said.
+        empty: what None is kept as.
+        written: the key of the YAML form, where that is not the field's name.
+    """
+    about = {"section": section, "rule": rule, "empty": empty, "written": written}
+    return field(default=default, metadata=about)
+
+
+def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
+    """Return patches in the written form as entries; a tuple of entries is what it is."""
+    if isinstance(given, tuple) and all(isinstance(entry, PatchEntry) for entry in given):
+        return given
+    rules.PATCHES.check("patches", given, where.error)
+    entries: list[PatchEntry] = []
+    for target, written in given.items():
+        at, many = where / target, isinstance(written, (list, tuple)) and bool(written)
+        for index, step in enumerate(written if many else [written]):
+            place = at / index if many else at
+            rules.PATCH.check("a patch", step, place.error)
+            entries += [_entry(target, op, value, place / op) for op, value in step.items()]
+    return tuple(entries)
+
+
+def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
+    if value is None or rules.is_name(value) or callable(value):
+        value = {"type": value}
+    rule = replace(rules.PATCH_VALUE, advise=functools.partial(words.on_patch, str(op)))
+    rule.check(str(op), value, where.error)
+    known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}
+    options = {key: option for key, option in value.items() if key not in PATCH_KEYS}
+    return PatchEntry(target=target, op=op, **known, options=options, where=where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,17 +212,17 @@ class Recipe:
     requires: tuple[str, ...] | None = _key("", rules.REQUIRES)
     seed: int | None = _key("", rules.SEED)
     max_params: int | None = _key("", rules.MAX_PARAMS)
-    backbone: str = field(metadata={"section": "backbone", "rule": rules.BACKBONE})
+    backbone: str = _key("backbone", rules.BACKBONE, MISSING, written="name")
     weights: Weights = _key("backbone", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  makes a field
-    patches: tuple[PatchEntry, ...] = _key("backbone")
-    options: Mapping[str, Any] = _key("backbone", rules.OPTIONS)
+    patches: tuple[PatchEntry, ...] = _key("backbone", _entries, empty=())
+    options: Mapping[str, Any] = _key("backbone", rules.OPTIONS, empty={})
     num_classes: int | None = _key("head", rules.NUM_CLASSES)
     dropout: float | None = _key("head", rules.DROPOUT)
     class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
     hidden: tuple[int, ...] | None = _key("head", rules.HIDDEN)
     activation: str | None = _key("head", rules.ACTIVATION)
-    heads: Mapping[str, Any] | None = _key("head", rules.HEADS)
-    freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
+    heads: Mapping[str, Any] | None = _key("head", rules.check_heads)
+    freeze_backbone: bool | Mapping[str, Any] = _key("", rules.check_freeze, False)
     unfreeze_stages: tuple[int | str, ...] | None = _key("", rules.STAGES)
     grad_checkpointing: bool | tuple[int | str, ...] = _key("", rules.CHECKPOINTING, False)
     stages: int | str | tuple[int | str, ...] | None = _key("backbone", rules.STAGES_KEPT)
@@ -193,47 +235,35 @@ class Recipe:
 
     def __post_init__(self) -> None:
         kept: dict[str, Any] = {}
-        for entry in fields(self):
-            value, rule = getattr(self, entry.name), entry.metadata.get("rule")
-            if rule is not None and value is not entry.default:
-                kept[entry.name] = rule.check(entry.name, value, self.place(entry.name).error)
-        kept.setdefault("options", {})
-        kept["patches"] = _entries(self.patches, self.place("patches"))
+        for key, entry in _KEYS.items():
+            value, rule, place = getattr(self, key), entry.metadata["rule"], self.place(key)
+            value = entry.metadata["empty"] if value is None else value
+            if value is entry.default:
+                kept[key] = value
+            elif isinstance(rule, Rule):
+                kept[key] = rule.check(key, value, place.error)
+            else:
+                kept[key] = rule(value, place)
+        rules.check_head(kept, self.place)
         for key, value in kept.items():
             object.__setattr__(self, key, value)
-        self._check_pairs()
+        for key, problem in self._contradictions():
+            raise self.place(key).error(problem)
 
-    def _check_pairs(self) -> None:
-        """Refuse values that are right alone and wrong together, or wrong inside."""
-        if isinstance(self.freeze_backbone, dict):
-            place = self.place("freeze_backbone")
-            place.section(self.freeze_backbone, "'freeze_backbone'", rules.FREEZE)
-            for key, value in self.freeze_backbone.items():
-                at = place if place.marks is None else place / key
-                rules.FREEZE[key].check(key, value, at.error)
-        policy, channels = self.in_channels_policy, self.in_channels
-        error = self.place("in_channels_policy").error
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys whose values are right alone and wrong with others, and what is wrong."""
+        key, policy, channels = "in_channels_policy", self.in_channels_policy, self.in_channels
         if policy is not None and channels is None:
-            raise error("in_channels_policy is given without in_channels: how many are there?")
+            yield key, f"{key} is given without in_channels: how many are there?"
         if isinstance(policy, tuple) and len(policy) != channels:
-            raise error(f"in_channels_policy has {len(policy)} rules for in_channels {channels}")
-        if self.class_names is not None:
-            if self.class_names and self.num_classes is None:
-                object.__setattr__(self, "num_classes", len(self.class_names))
-            error = self.place("class_names").error
-            rules.check_class_names(self.class_names, self.num_classes, error)
-        rules.check_activation(self.activation, self.hidden, self.place("activation").error)
-        if self.heads is not None:
-            if self.num_classes is not None:
-                raise self.place("heads").error(
-                    "each of the heads has its own classes: leave num_classes and class_names out"
-                )
-            object.__setattr__(self, "heads", rules.check_heads(self.heads, self.place("heads")))
+            yield key, f"{key} has {len(policy)} rules for in_channels {channels}"
+        if self.heads is not None and self.num_classes is not None:
+            leave = "leave num_classes and class_names out"
+            yield "heads", f"each of the heads has its own classes: {leave}"
         if self.unfreeze_stages is not None and not self.freeze_backbone:
-            raise self.place("unfreeze_stages").error(
-                "unfreeze_stages says what stays trainable in a frozen backbone: set "
-                "freeze_backbone=True, or leave unfreeze_stages out"
-            )
+            what = "unfreeze_stages says what stays trainable in a frozen backbone"
+            either = "set freeze_backbone=True, or leave unfreeze_stages out"
+            yield "unfreeze_stages", f"{what}: {either}"
 
     @property
     def has_new_classes(self) -> bool:
@@ -244,10 +274,7 @@ class Recipe:
         """Return where one of the values stands: its line in a file. Elsewhere its name, which is
         in the message, says it.
         """
-        if self.where.marks is None:
-            return self.where
-        section = _SECTION_OF[key]
-        return (self.where / section if section else self.where) / _WRITTEN.get(key, key)
+        return self.where.in_file(*_path(key))
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -261,11 +288,11 @@ class Recipe:
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal recipe."""
         data: dict[str, Any] = {}
-        for key, section in _SECTION_OF.items():
-            value = getattr(self, key)
-            if key == "weights" or value != _LEFT_OUT.get(key):
+        for key, entry in _KEYS.items():
+            value, section = getattr(self, key), entry.metadata["section"]
+            if key == "weights" or value not in (entry.default, entry.metadata["empty"]):
                 place = data.setdefault(section, {}) if section else data
-                place[_WRITTEN.get(key, key)] = _plain(value)
+                place[_written(key)] = _plain(value)
         return {**data, **self.sections}
 
     def to_yaml(self) -> str:
@@ -279,20 +306,21 @@ class Recipe:
         return write_yaml(self.to_mapping())
 
 
-_LEFT_OUT = {
-    "patches": (), "options": {}, "freeze_backbone": False, "grad_checkpointing": False,
-}  # fmt: skip
-"""Values that a mapping need not say; of the other keys that is None."""
+_KEYS = {entry.name: entry for entry in fields(Recipe) if entry.metadata}
 
 
-_WRITTEN = {"backbone": "name"}
-"""The key of the YAML form, where it is not the field's name."""
+def _written(key: str) -> str:
+    """Return the key of the YAML form that a field has."""
+    return _KEYS[key].metadata["written"] or key
 
-_SECTION_OF: dict[str, str] = {
-    entry.name: entry.metadata["section"] for entry in fields(Recipe) if entry.metadata
-}
+
+def _path(key: str) -> list[str]:
+    """Return the keys of the YAML form that lead to a field."""
+    return [*filter(None, (_KEYS[key].metadata["section"], _written(key)))]
+
+
 SECTIONS = {
-    section: [_WRITTEN.get(key, key) for key, where in _SECTION_OF.items() if where == section]
+    section: [_written(k) for k, entry in _KEYS.items() if entry.metadata["section"] == section]
     for section in ("", "backbone", "head")
 }
 """The keys of the YAML form: at the top, under `backbone` and under `head`."""
@@ -333,113 +361,72 @@ def parse(
     Raises:
         RecipeError: it is not a recipe.
     """
+    fields_of = {".".join(_path(key)): key for key in _KEYS}
     by_code = set()
     for path, value in (changes or {}).items():
-        whole = _whole_path(path)
-        by_code |= {_FIELD_OF[whole]} if whole in _FIELD_OF else set()
-        document = document.with_value(whole, _value(whole, value))
-    document = expanded(document, registry)
+        whole = ".".join(_path(path)) if path in _KEYS and path not in SECTIONS[""] else path
+        key = fields_of.get(whole)
+        by_code |= {key} if key else set()
+        rule = _KEYS[key].metadata["rule"] if key else None
+        document = document.with_value(whole, _value(value, rule))
+    if _has_others(document.data):
+        document = expanded(document, registry)
     return replace(_parse(document.data, document.place, registry), by_code=frozenset(by_code))
 
 
-_FIELD_OF = {
-    f"{section}.{_WRITTEN.get(key, key)}" if section else key: key
-    for key, section in _SECTION_OF.items()
-}
-"""The field of each value by its path."""
-
-
-def _whole_path(path: str) -> str:
-    """Return the path of a value that may be given by the name of its argument."""
-    section = "" if path in SECTIONS[""] else _SECTION_OF.get(path, "")
-    return f"{section}.{path}" if section else path
-
-
-def _value(path: str, value: Any) -> Any:
+def _value(value: Any, rule: Any) -> Any:
     """Return what the text of a change stands for: what it would in a file, or else the text."""
-    if not isinstance(value, str):
+    if not isinstance(value, str) or not value.strip():
         return value
-    rules_of = {entry.name: entry.metadata.get("rule") for entry in fields(Recipe)}
-    rule = rules_of.get(_FIELD_OF.get(path, ""))
     try:
-        found = RecipeDocument.parse(value, path).data if value.strip() else value
+        found = RecipeDocument.parse(value, "a change").data
     except RecipeError:
         return value
     # `name: 50` in a file needs quotes; where only text will do, none are needed here
-    return value if rule is not None and not rule.fits(found) and rule.fits(value) else found
+    only_text = isinstance(rule, Rule) and rule.fits(value) and not rule.fits(found)
+    return value if only_text else found
 
 
 def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
-    keys = SECTIONS[""]
-    sections = claimed(data, keys, where, registry) if isinstance(data, Mapping) else {}
-    top = dict(where.section(data, "a recipe", [*keys, *sections], _elsewhere(data, registry)))
-    for name in sections:
-        del top[name]
+    sections: dict[str, Any] = {}
+    hints: dict[str, str] = {}
+    if _has_others(data):
+        others = [key for key in data if key not in SECTIONS[""]]
+        sections, hints = claimed({key: data[key] for key in others}, where, registry)
+        data = {key: value for key, value in data.items() if key not in sections}
+    top = _section(data, "", where, hints)
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
-    backbone, head, at = top.pop("backbone"), top.pop("head", None), where / "backbone"
+    backbone, head = top.pop("backbone"), top.pop("head", None)
     if isinstance(backbone, str):
         backbone = {"name": backbone}
-    backbone = at.section(backbone, "'backbone'", SECTIONS["backbone"], _moved("backbone"))
-    backbone = dict(backbone)
+    backbone = _section(backbone, "backbone", where / "backbone")
     if "name" not in backbone:
-        raise at.error("the key 'name' is missing in 'backbone'; it names the network")
-    if head is not None:
-        at = where / "head"
-        head = at.section(head, "'head'", SECTIONS["head"], _moved("head"))
-    return Recipe(
-        backbone=backbone.pop("name"),
-        **backbone,
-        **(head or {}),
-        **top,
-        sections=sections,
-        where=where,
-    )
+        problem = "the key 'name' is missing in 'backbone'; it names the network"
+        raise (where / "backbone").error(problem)
+    head = {} if head is None else _section(head, "head", where / "head")
+    name = backbone.pop("name")
+    return Recipe(backbone=name, **backbone, **head, **top, sections=sections, where=where)
 
 
-def _elsewhere(data: Any, registry: Registry | None) -> dict[str, str]:
-    """Return what to do with keys at the top that are of another section or of a plugin."""
-    names = [name for name in data if isinstance(name, str)] if isinstance(data, Mapping) else []
-    of_plugins = {name: hint for name in names if (hint := on_section(name, registry))}
-    return _moved("") | of_plugins
+def _has_others(data: Any) -> bool:
+    """Return whether a recipe has keys that are not the core's."""
+    return isinstance(data, Mapping) and not data.keys() <= {*SECTIONS[""]}
 
 
-def _moved(here: str) -> dict[str, str]:
-    """Return what to do with a key that stands in one section and belongs into another."""
+def _section(data: Any, here: str, where: Place, hints: Mapping[str, str] = {}) -> dict[str, Any]:
+    """Return a section of the written form, with any of its keys and no other."""
     moved = {
         key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
         for section, keys in SECTIONS.items()
         for key in keys
         if key not in SECTIONS[here]
     }
-    return words.ARGUMENTS | moved
-
-
-def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
-    """Return patches in the written form as entries; a tuple of entries is what it is."""
-    if given is None:
-        return ()
-    if isinstance(given, tuple) and all(isinstance(entry, PatchEntry) for entry in given):
-        return given
-    rules.PATCHES.check("patches", given, where.error)
-    entries: list[PatchEntry] = []
-    for target, written in given.items():
-        at, many = where / target, isinstance(written, (list, tuple)) and bool(written)
-        for index, step in enumerate(written if many else [written]):
-            place = at / index if many else at
-            rules.PATCH.check("a patch", step, place.error)
-            entries += [_entry(target, op, value, place / op) for op, value in step.items()]
-    return tuple(entries)
-
-
-def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
-    if value is None or rules.is_name(value) or callable(value):
-        value = {"type": value}
-    rules.PATCH_VALUE.check(str(op), value, where.error)
-    known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}
-    options = {key: option for key, option in value.items() if key not in PATCH_KEYS}
-    return PatchEntry(target=target, op=op, **known, options=options, where=where)
+    name = repr(here) if here else "a recipe"
+    return rules.check_keys(
+        data, name, SECTIONS[here], where, {**words.ARGUMENTS, **moved, **hints}
+    )
 
 
 def _patches_as_data(patches: Iterable[PatchEntry]) -> dict[str, Any]:
