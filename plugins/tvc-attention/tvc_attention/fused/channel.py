@@ -74,7 +74,8 @@ class Means(torch.autograd.Function):
             # the gradient of the product went past, or there is none
             dx = None if shift is None else shift.expand(ctx.shape)
             if grad_max is not None:
-                dx = _plain_maxima(dx, *ctx.saved_tensors, grad=grad_max)
+                x, largest = ctx.saved_tensors
+                dx = _plain_maxima(dx, x, largest, grad_max)
             return dx, None, None
         if scale is not None:
             dx = grad * scale if shift is None else affine(grad, scale, shift)
@@ -82,7 +83,8 @@ class Means(torch.autograd.Function):
         else:
             dx = grad  # it is nobody else's
         if grad_max is not None:
-            _add_at_maxima(dx, *ctx.saved_tensors, grad=grad_max, shift=shift)
+            x, largest = ctx.saved_tensors
+            _add_at_maxima(dx, x, largest, grad_max, shift)
         elif shift is not None:
             dx.add_(shift)
         return dx, None, None
