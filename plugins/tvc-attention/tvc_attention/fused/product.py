@@ -40,7 +40,7 @@ def scale_by_strips(
 
 def strip_means(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the means of a map's rows [N, C, H, 1] and columns [N, C, 1, W]."""
-    if not is_dense(x):
+    if torch.is_grad_enabled() or not is_dense(x):  # which it is not inside of `Strips`
         return x.mean(3, keepdim=True), x.mean(2, keepdim=True)
     N, C, H, W = x.shape
     rows, columns = x.new_empty(N, C, H, 1), x.new_empty(N, C, 1, W)
