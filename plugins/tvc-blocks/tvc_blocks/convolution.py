@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .adapters import check_counts
+from .checks import check_counts
 
 __all__ = ["conv2d", "conv2d_in_place_of", "resample_kernel"]
 
