@@ -395,7 +395,9 @@ def trains(model: Any) -> None:
 
 @pytest.mark.parametrize("name", STAGES)
 def test_a_stage_is_replaced_and_the_network_trains(name: str, tmp_path: Path) -> None:
-    params = {"channels": 256, "stride": 2, "depth": 2}
+    params: dict[str, Any] = {"channels": 256, "stride": 2, "depth": 2}
+    if name == "convnext_block":
+        params["layer_scale"] = 0.1  # from 1e-6 three steps lead nowhere in float32
     patches = {"layer3": {"replace": {"type": name, "params": params}}}
     model = HybridBuilder().from_backbone("resnet18", None, patches=patches, num_classes=3)
     assert model.stage_info[2].channels == 256 and model.stage_info[2].stride == 16
@@ -424,10 +426,11 @@ def test_a_stage_of_another_shape_is_refused_with_what_fits() -> None:
 def test_gem_in_the_place_of_average_pooling_starts_as_the_backbone(name: str) -> None:
     torch.manual_seed(0)
     options = {"aux_logits": False} if name == "googlenet" else {}
-    plain = HybridBuilder().from_backbone(name, None, **options).eval()
+    plain = HybridBuilder().from_backbone(name, None, options=options).eval()
     torch.manual_seed(0)
     patches = {"avgpool": {"replace": "gem"}}
-    model = HybridBuilder().from_backbone(name, None, patches=patches, **options).eval()
+    model = HybridBuilder().from_backbone(name, None, patches=patches, options=options)
+    model.eval()
     assert model.avgpool.p.tolist() == [1.0]
     x = images(2, 3, 64, 96, dtype=torch.float32)
     torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-4)
@@ -455,7 +458,7 @@ def test_beside_an_average_pooling_gem_is_learned_from_an_unchanged_start() -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "path"), [("resnet18", "maxpool"), ("vgg11_bn", "**.type:MaxPool2d")]
+    ("name", "path"), [("resnet18", "maxpool"), ("squeezenet1_1", "**.type:MaxPool2d")]
 )
 def test_a_maximum_pooling_is_evaluated_densely_and_then_blurred(name: str, path: str) -> None:
     patches = {path: {"replace": "blur_pool"}}
@@ -465,11 +468,11 @@ def test_a_maximum_pooling_is_evaluated_densely_and_then_blurred(name: str, path
     for record in model.patch_records:
         old, new = plain.get_submodule(record.target), model.get_submodule(record.target)
         x = images(1, 4, 12, 15, dtype=torch.float32)
-        dense = nn.functional.max_pool2d(x, old.kernel_size, 1, old.padding)
-        new[1].in_channels, new[1].kernel = 4, new[1].kernel[:4]
-        blurred = timm.layers.BlurPool2d(4)(dense)
-        torch.testing.assert_close(new(x), blurred)
+        new[-1].in_channels, new[-1].kernel = 4, new[-1].kernel[:4]
         assert new(x).shape == old(x).shape
+        if not old.ceil_mode:
+            dense = nn.functional.max_pool2d(x, old.kernel_size, 1, old.padding)
+            torch.testing.assert_close(new(x), timm.layers.BlurPool2d(4)(dense))
     if name == "resnet18":
         model = HybridBuilder().from_backbone(name, None, patches=patches, num_classes=3)
         trains(model)
@@ -477,8 +480,8 @@ def test_a_maximum_pooling_is_evaluated_densely_and_then_blurred(name: str, path
 
 def test_where_nothing_is_subsampled_there_is_nothing_to_blur() -> None:
     patches = {"inception3a.branch4.0": {"replace": "blur_pool"}}
-    build = partial(HybridBuilder().from_backbone, "googlenet", None, aux_logits=False)
-    with pytest.raises(ParameterError, match="MaxPool2d has stride 1 there"):
+    build = partial(HybridBuilder().from_backbone, "googlenet", None, options={"aux_logits": False})
+    with pytest.raises(ParameterError, match="stride is missing: MaxPool2d has 1 by 1; nothing"):
         build(patches=patches)
     patch = {"type": "blur_pool", "params": {"stride": 1}}
     build(patches={"inception3a.branch4.0": {"replace": patch}})
@@ -498,7 +501,7 @@ def test_layer_scale_learns_from_the_first_step_without_a_gate(position: str) ->
 
 def test_layer_scale_near_zero_starts_as_the_identity_by_a_gate() -> None:
     patch = {"inject": {"type": "layer_scale", "params": {"init_values": 1e-5}}}
-    for name, path in (("resnet18", "layer3.1"), ("vit_b_16", "encoder.layers.encoder_layer_1")):
+    for name, path in (("resnet18", "layer3.1"), ("timm/test_vit", "blocks.1")):
         model = HybridBuilder().from_backbone(name, None, patches={path: patch})
         (home,) = model.patch_records[0].paths
         assert model.step0_difference == 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import comb
+import math
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +49,8 @@ class GeM(nn.Module):
         dtype = torch.promote_types(x.dtype, torch.float32)
         p = self.p.to(dtype).view(-1, 1, 1)
         mean = x.to(dtype).clamp(min=self.eps).pow(p).mean((2, 3), keepdim=True)
-        return mean.pow(1 / p).to(x.dtype)
+        # a copy: backward needs the root itself, and a dropout after a pooling may work in place
+        return mean.pow(1 / p).to(x.dtype, copy=True)
 
 
 def gem_in_place_of(
@@ -88,7 +89,7 @@ class BlurPool2d(nn.Module):
         super().__init__()
         check_counts(kernel_size=kernel_size, stride=stride)
         self.in_channels, self.kernel_size, self.stride = in_channels, kernel_size, stride
-        row = torch.tensor([comb(kernel_size - 1, i) for i in range(kernel_size)]) / 2 ** (
+        row = torch.tensor([math.comb(kernel_size - 1, i) for i in range(kernel_size)]) / 2 ** (
             kernel_size - 1
         )
         kernel = torch.outer(row, row).repeat(in_channels, 1, 1, 1)
@@ -116,8 +117,8 @@ def blur_pool(in_channels: int, kernel_size: int = 3, stride: int | None = None)
         stride: step of the kernel; None for that of the replaced pooling, or else 2 [pixels].
 
     Raises:
-        ValueError: a size is no whole number of at least 1, or it would take the place of a pooling
-            with stride 1, where nothing is subsampled.
+        ValueError: a size is no whole number of at least 1; or it takes the stride of a pooling
+            that has two, or 1, where nothing is subsampled.
 
     Source: Zhang 2019, arXiv:1904.11486, section 3.2.
     """
@@ -135,17 +136,24 @@ def blur_pool_in_place_of(
     """
     if not isinstance(original, (nn.MaxPool2d, nn.AvgPool2d)):
         return None
-    steps = original.stride
-    step = stride or (steps if isinstance(steps, int) else steps[0])
-    if stride is None and steps in (1, (1, 1)):
-        raise ValueError(
-            f"{type(original).__name__} has stride 1 there: nothing is subsampled, so that there "
-            "is no aliasing to prevent; stride=1 blurs all the same"
+    steps = original.stride if isinstance(original.stride, tuple) else (original.stride,) * 2
+    if stride is None and (steps[0] != steps[1] or steps[0] == 1):
+        why = (
+            "nothing is subsampled there, so that there is no aliasing to prevent"
+            if steps == (1, 1)
+            else "a blur has one stride for both sides"
         )
-    blur = blur_pool(in_channels, kernel_size, step)
+        raise ValueError(
+            f"stride is missing: {type(original).__name__} has {steps[0]} by {steps[1]}; {why}"
+        )
+    blur = BlurPool2d(in_channels, kernel_size, steps[0] if stride is None else stride)
     if isinstance(original, nn.AvgPool2d):
         return blur
-    dense = nn.MaxPool2d(
-        original.kernel_size, 1, original.padding, original.dilation, ceil_mode=original.ceil_mode
-    )
-    return nn.Sequential(dense, blur)
+    dense: list[nn.Module] = [
+        nn.MaxPool2d(original.kernel_size, 1, original.padding, original.dilation),
+        blur,
+    ]
+    if original.ceil_mode:
+        # the windows that begin in the map and end outside, of which ceil_mode takes one more
+        dense.insert(0, nn.ConstantPad2d((0, steps[1] - 1, 0, steps[0] - 1), -math.inf))
+    return nn.Sequential(*dense)
