@@ -152,7 +152,7 @@ def cost(name: str, category: str, backbone: str) -> Row:
         return lambda: model(small).sum().backward()
 
     (params, adds), (plain_params, plain_adds) = count(patched), count(plain)
-    times = [ratio(make(patched), make(plain), runs) for make, runs in ((forward, 5), (step, 3))]
+    times = [ratio(make(patched), make(plain), runs) for make, runs in ((forward, 9), (step, 4))]
     kept = [kept_bytes(model.train(), small) for model in (patched, plain)]
     return {
         "patches": json.dumps(patches),
