@@ -7,8 +7,8 @@ import math
 from torch import nn
 
 __all__ = [
-    "ACTIVATIONS", "NORMALIZATIONS", "check_counts", "check_positive", "check_probabilities",
-    "choose",
+    "ACTIVATIONS", "NORMALIZATIONS", "check_counts", "check_flags", "check_numbers",
+    "check_positive", "check_probabilities", "choose",
 ]  # fmt: skip
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
@@ -38,11 +38,27 @@ def choose(
     return known[name]
 
 
-def check_counts(**counts: object) -> None:
-    """Refuse what is no whole number of at least 1."""
+def check_counts(least: int = 1, /, **counts: object) -> None:
+    """Refuse what is no whole number of at least `least`."""
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is a whole number of at least 1, not {count!r}")
+        if isinstance(count, bool) or not isinstance(count, int) or count < least:
+            raise ValueError(f"{name} is a whole number of at least {least}, not {count!r}")
+
+
+def check_flags(**flags: object) -> None:
+    """Refuse what is neither True nor False."""
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise ValueError(f"{name} is True or False, not {flag!r}")
+
+
+def check_numbers(least: float | None = None, /, **numbers: object) -> None:
+    """Refuse what is no finite number, or one below `least`."""
+    for name, number in numbers.items():
+        fits = _is_number(number) and math.isfinite(number)  # type: ignore[arg-type]
+        if not fits or (least is not None and number < least):  # type: ignore[operator]
+            bound = "" if least is None else f" of at least {least}"
+            raise ValueError(f"{name} is a finite number{bound}, not {number!r}")
 
 
 def check_probabilities(**numbers: object) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, pad
 
-from .checks import check_counts, check_positive
+from .checks import check_counts, check_flags, check_positive
 
 __all__ = ["BlurPool2d", "GeM", "blur_pool", "blur_pool_in_place_of", "gem_in_place_of"]
 
@@ -29,7 +29,8 @@ class GeM(nn.Module):
         per_channel: each channel learns an exponent of its own.
 
     Raises:
-        ValueError: `p` or `eps` is no number above 0.
+        ValueError: `p` or `eps` is no finite number above 0, or `per_channel` is neither True nor
+            False.
 
     Source: Radenovic et al. 2018, arXiv:1711.02512, section 3.2, equation (3).
     """
@@ -40,6 +41,7 @@ class GeM(nn.Module):
         super().__init__()
         start = 3.0 if p is None else p
         check_positive(p=start, eps=eps)
+        check_flags(per_channel=per_channel)
         self.p = nn.Parameter(torch.full((in_channels if per_channel else 1,), float(start)))
         self.eps = eps
 

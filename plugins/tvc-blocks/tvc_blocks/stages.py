@@ -183,7 +183,7 @@ def inverted_residual(
     out_channels = _width(in_channels, channels, stride=stride, depth=depth)
     _check_expansion(stride, expand_ratio)
     if round(min(in_channels, out_channels) * expand_ratio) < 1:
-        raise ValueError(f"expand_ratio {expand_ratio!r} leaves no channel of {in_channels}")
+        raise ValueError(f"expand_ratio is too small: {expand_ratio!r} leaves no channel")
 
     def make(width: int, step: int) -> nn.Module:
         block: nn.Module = mobilenetv2.InvertedResidual(width, out_channels, step, expand_ratio)

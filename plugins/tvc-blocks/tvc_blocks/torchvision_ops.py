@@ -63,6 +63,8 @@ def conv_bn_act(
         dilation=dilation,
         groups=groups,
     )
+    if padding is not None:
+        check_counts(0, padding=padding)
     activation_layer = choose("activation", activation, ACTIVATIONS)
     return ops.Conv2dNormActivation(
         in_channels,
@@ -154,7 +156,10 @@ class DeformConv(nn.Module):
             conv.dilation,
             mask.sigmoid().to(dtype),
         )
-        return y.to(x.dtype)
+        # torchvision's operator loses the order of memory
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        order = torch.channels_last if last else torch.preserve_format
+        return y.to(x.dtype, memory_format=order)
 
 
 def squeeze_excitation(
