@@ -34,7 +34,7 @@ __all__ = [
     # training and weights
     "AuditReport", "FileInfo", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport",
     "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights", "freeze_head",
-    "param_groups", "partial_load", "plain_state_dict", "transfer_weights",
+    "param_groups", "partial_load", "plain_state_dict", "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer

@@ -25,6 +25,9 @@ class TvcError(Exception):
     below: tuple[str, ...] = ()
     """The keys that lead from what was being handled to what is wrong with it."""
 
+    path: tuple[Any, ...] | None = None
+    """Where in a recipe it is, as keys; None where that is not known."""
+
 
 class PluginError(TvcError, RuntimeError):
     """A plugin is faulty, or what it offers cannot be used."""

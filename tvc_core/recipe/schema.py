@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..advice import words
-from ..errors import RecipeError, TargetError
+from ..errors import RecipeError, TargetError, did_you_mean, short_repr
 from ..registry import Registry
 from ..specs import PATCH_KEYS
 from . import rules
@@ -277,6 +277,20 @@ class Recipe:
         return self.where.in_file(*_path(key))
 
     @staticmethod
+    def from_document(
+        document: RecipeDocument,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        registry: Registry | None = None,
+    ) -> Recipe:
+        """Return the recipe that a document describes; see `load_recipe`.
+
+        Raises:
+            RecipeError: unknown keys, missing keys, or values of the wrong kind.
+        """
+        return parse(document, changes, registry)
+
+    @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
         """Return the recipe that a mapping with the keys of the YAML form describes.
 
@@ -366,6 +380,8 @@ def parse(
     for path, value in (changes or {}).items():
         whole = ".".join(_path(path)) if path in _KEYS and path not in SECTIONS[""] else path
         key = fields_of.get(whole)
+        if key is None and (near := did_you_mean(path, _KEYS)) and path not in SECTIONS[""]:
+            raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
         by_code |= {key} if key else set()
         rule = _KEYS[key].metadata["rule"] if key else None
         document = document.with_value(whole, _value(value, rule))
