@@ -4,6 +4,7 @@ from the registry, so a new one is tested from the day that it is listed.
 
 from __future__ import annotations
 
+import copy
 import warnings
 from itertools import product
 from typing import Any
@@ -13,12 +14,16 @@ import torch
 from torch import Tensor
 
 from tvc_core import BlockSpec, HybridBuilder
+from tvc_core.surgery.patch import Patch
 from tvc_core.testing import toy_plugin
 
 BUILDER = HybridBuilder(plugins=[toy_plugin])
-NAMES = sorted(
-    named.spec.name for named in BUILDER.registry.all(BlockSpec) if named.owner == "tvc-attention"
-)
+SPECS = {
+    named.spec.name: named.spec
+    for named in BUILDER.registry.all(BlockSpec)
+    if named.owner == "tvc-attention"
+}
+NAMES = sorted(SPECS)
 SIZES = ((1, 1), (1, 9), (6, 5))
 MORE_SIZES = ((1, 1), (2, 1), (1, 9), (3, 3), (7, 7), (14, 13), (28, 28), (31, 56), (56, 56))
 UNSEEN = ((1, 8, 1, 1), (3, 8, 9, 21), (5, 8, 31, 2))
@@ -150,6 +155,40 @@ def test_eval_mode_is_deterministic_and_sees_each_image_alone(name: str) -> None
     assert torch.equal(block(x), first)
     close(torch.cat([block(image[None]) for image in x]), first, 1e-5)
     assert all(torch.equal(block.state_dict()[key], value) for key, value in before.items())
+
+
+@every_block
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_as_inserted_it_is_mixed_with_its_map(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    """Block and gate are one computation where a block can do that; here they are two, in float64,
+    with autograd's derivatives of plain code.
+    """
+    for size in ((6, 5), (1, 1), (14, 14)):
+        block = make(name, 16)
+        patch = Patch(block, gated=SPECS[name].gated)
+        assert patch.alpha is not None
+        with torch.no_grad():
+            patch.alpha.fill_(0.7)
+        x = map_of(2, 16, *size).to(memory_format=memory_format).requires_grad_()
+        toward = map_of(2, 16, *size).sin()
+        y = patch(x)
+        (y * toward).sum().backward()
+        found = [y, x.grad, *(p.grad for p in patch.parameters())]
+
+        plain = copy.deepcopy(block).double()
+        alpha = torch.full((1,), 0.7, dtype=torch.float64, requires_grad=True)
+        given = x.detach().double().requires_grad_()
+        if SPECS[name].gated:
+            expected = given * (1 + alpha * (plain.gate(given) - 1))
+        else:
+            expected = given + alpha * (plain(given) - given)
+        of = [alpha, *plain.parameters()]
+        gradients = torch.autograd.grad((expected * toward).sum(), [given, *of])
+        for one, other in zip(found, [expected, *gradients], strict=True):
+            assert one is not None
+            close(one, other, 1e-4)  # a normalization of one value multiplies rounding by 300
 
 
 # -- inside of networks ----------------------------------------------------------------------------
