@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from tvc_core import BlockSpec, HybridBuilder
-from tvc_core.surgery.patch import Patch
 from tvc_core.testing import toy_plugin
 
 BUILDER = HybridBuilder(plugins=[toy_plugin])
@@ -157,47 +156,14 @@ def test_eval_mode_is_deterministic_and_sees_each_image_alone(name: str) -> None
     assert all(torch.equal(block.state_dict()[key], value) for key, value in before.items())
 
 
-@every_block
-@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
-def test_as_inserted_it_is_mixed_with_its_map(
-    name: str, memory_format: torch.memory_format
-) -> None:
-    """Block and gate are one computation where a block can do that; here they are two, in float64,
-    with autograd's derivatives of plain code.
-    """
-    for size in ((6, 5), (1, 1), (14, 14)):
-        block = make(name, 16)
-        patch = Patch(block, gated=SPECS[name].gated)
-        assert patch.alpha is not None
-        with torch.no_grad():
-            patch.alpha.fill_(0.7)
-        x = map_of(2, 16, *size).to(memory_format=memory_format).requires_grad_()
-        toward = map_of(2, 16, *size).sin()
-        y = patch(x)
-        (y * toward).sum().backward()
-        found = [y, x.grad, *(p.grad for p in patch.parameters())]
-
-        plain = copy.deepcopy(block).double()
-        alpha = torch.full((1,), 0.7, dtype=torch.float64, requires_grad=True)
-        given = x.detach().double().requires_grad_()
-        if SPECS[name].gated:
-            expected = given * (1 + alpha * (plain.gate(given) - 1))
-        else:
-            expected = given + alpha * (plain(given) - given)
-        of = [alpha, *plain.parameters()]
-        gradients = torch.autograd.grad((expected * toward).sum(), [given, *of])
-        for one, other in zip(found, [expected, *gradients], strict=True):
-            assert one is not None
-            close(one, other, 1e-4)  # a normalization of one value multiplies rounding by 300
-
-
 # -- inside of networks ----------------------------------------------------------------------------
 
 
-def inserted(name: str, backbone: str, path: str) -> Any:
-    """Return the patch at a path of a hybrid, its gate open and its parameters away from their
-    start.
+def inserted(name: str, backbone: str, path: str, gate: float = 1) -> Any:
+    """Return the patch at a path of a hybrid, its parameters away from their start and its gate
+    open, and the width of its map.
     """
+    torch.manual_seed(0)
     patches = {path: {"wrap": name}}
     model = BUILDER.from_backbone(f"tvc-kit:{backbone}", weights=None, patches=patches)
     assert model.step0_difference == 0.0
@@ -206,8 +172,41 @@ def inserted(name: str, backbone: str, path: str) -> Any:
         for parameter in patch.block.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
         if patch.alpha is not None:
-            patch.alpha.fill_(1)
+            patch.alpha.fill_(gate)
     return patch.eval(), model.stage_info[0].channels
+
+
+@every_block
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_as_inserted_it_is_mixed_with_its_map(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    """Block and gate are one computation where a block can do that; here they are two, in float64,
+    with autograd's derivatives of plain code.
+    """
+    patch, channels = inserted(name, "maps", "layer1", gate=0.7)
+    for size in ((6, 5), (1, 1), (14, 14)):
+        x = map_of(2, channels, *size).to(memory_format=memory_format).requires_grad_()
+        toward = map_of(2, channels, *size).sin()
+        patch.zero_grad()
+        y = patch(x)
+        (y * toward).sum().backward()
+        found = [y, x.grad, *(p.grad for p in patch.parameters())]
+
+        plain = copy.deepcopy(patch.block).double()
+        alpha = None if patch.alpha is None else patch.alpha.detach().double().requires_grad_()
+        given = x.detach().double().requires_grad_()
+        if alpha is None:  # it starts as the identity by itself
+            expected = plain(given)
+        elif SPECS[name].gated:
+            expected = given * (1 + alpha * (plain.gate(given) - 1))
+        else:
+            expected = given + alpha * (plain(given) - given)
+        of = [*([] if alpha is None else [alpha]), *plain.parameters()]
+        gradients = torch.autograd.grad((expected * toward).sum(), [given, *of])
+        for one, other in zip(found, [expected, *gradients], strict=True):
+            assert one is not None
+            close(one, other, 1e-4)  # a normalization of one value multiplies rounding by 300
 
 
 @every_block
