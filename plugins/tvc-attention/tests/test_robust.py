@@ -5,6 +5,7 @@ from the registry, so a new one is tested from the day that it is listed.
 from __future__ import annotations
 
 import copy
+import inspect
 import warnings
 from itertools import product
 from typing import Any
@@ -164,7 +165,10 @@ def inserted(name: str, backbone: str, path: str, gate: float = 1) -> Any:
     open, and the width of its map.
     """
     torch.manual_seed(0)
-    patches = {path: {"wrap": name}}
+    # The maps here are so narrow that a hidden layer would have one unit, which may be dead.
+    takes = inspect.signature(BUILDER.registry.resolve(BlockSpec, name).load()).parameters
+    params = {"hidden_channels": 4} if "hidden_channels" in takes else {}
+    patches = {path: {"wrap": {"type": name, "params": params}}}
     model = BUILDER.from_backbone(f"tvc-kit:{backbone}", weights=None, patches=patches)
     assert model.step0_difference == 0.0
     patch: Any = model.get_submodule(model.patch_records[0].paths[0])
