@@ -50,7 +50,7 @@ _COLUMNS = {
         *("name", "num_params", "gflops", "acc1"),
         *("family", "origin", "plugin", "shown_weights", "summary"),
     ),
-    BlockSpec: ("name", "category", "layouts", "plugin", "summary"),
+    BlockSpec: ("name", "category", "layouts", "plugin", "source", "summary"),
     PatchOpSpec: ("name", "takes_block", "options", "plugin", "summary"),
 }
 _PIECES = ("block", "backbone", "op", "initializer")
