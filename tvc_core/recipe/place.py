@@ -26,14 +26,17 @@ class Place:
     path: tuple[Any, ...] = ()
     lines: Mapping[tuple[Any, ...], int] | None = None
 
-    def __truediv__(self, key: Any) -> Place:
-        return Place(self.source, (*self.path, key), self.lines)
+    def under(self, *keys: Any) -> Place:
+        """Return the place to which keys lead from here."""
+        return Place(self.source, (*self.path, *keys), self.lines)
 
-    def line_of(self, *keys: str) -> Place:
+    __truediv__ = under
+
+    def line_of(self, *keys: Any) -> Place:
         """Return where a value stands whose name is in the message: its line in a file. Elsewhere
         its name says enough.
         """
-        return self if self.lines is None else Place(self.source, (*self.path, *keys), self.lines)
+        return self if self.lines is None else self.under(*keys)
 
     def __str__(self) -> str:
         if self.lines is None:
