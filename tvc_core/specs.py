@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
 
-from .errors import what_there_is
+from .errors import did_you_mean, near_names
 
 __all__ = [
     "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec", "Kind", "PatchOpSpec",
@@ -60,8 +60,9 @@ class _Frozen:
             by_name = f"{cls.__name__}(name=..., ...)"
             raise TypeError(f"{cls.__name__} takes its fields by name: {by_name}")
         for name in set(given).difference(known):
-            fields_are = what_there_is(name, known, "The fields are")
-            raise TypeError(f"{cls.__name__} has no field {name!r}.{fields_are}")
+            near = did_you_mean(name, near_names(name, known, most=1))
+            what = f"{cls.__name__} has no field {name!r}.{near}"
+            raise TypeError(f"{what} The fields are {', '.join(known)}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

@@ -232,7 +232,7 @@ PYTHON: dict[str, list[Row]] = {
         ('b.create_block("se", "8")', "in_channels is a whole number of at least 1", 'b.create_block("se", 8)'),
     ],
     "initializers": [
-        ('tiny(patches={"layer2": {"wrap": {"type": "se", "init": "zeros"}}})', "Did you mean 'zero'", "tiny(patches={'layer2': {'wrap': {'type': 'se', 'init': 'zero'}}})"),
+        ('tiny(patches={"layer2": {"wrap": {"type": "eca", "init": "zeros"}}})', "Did you mean 'zero'", "tiny(patches={'layer2': {'wrap': {'type': 'eca', 'init': 'zero'}}})"),
         ('partial_load(tiny(), "state.pth", init_new_layers="kaming")', "Did you mean 'kaiming'", 'partial_load(tiny(), "state.pth", init_new_layers="kaiming")'),
     ],
     "paths": [
