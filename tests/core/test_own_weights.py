@@ -100,7 +100,8 @@ def test_a_recipe_reaches_files_under_its_folder_only(tmp_path: Path) -> None:
         "weights/../../outside.pth",
     ):
         with pytest.raises(
-            RecipeError, match=r"recipe\.yaml, line 1.*outside of the recipe's folder"
+            RecipeError,
+            match=r"^\S+recipe\.yaml, line 1: the weights .* are outside of the recipe's",
         ):
             build(wrong)
     build("weights/own.pth")

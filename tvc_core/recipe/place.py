@@ -56,10 +56,10 @@ class Place:
 
     @contextmanager
     def before_errors(self, *, in_files_only: bool = False) -> Iterator[None]:
-        """Put this place before the message of an error that is raised inside."""
+        """Put this place before the message of an error that is raised inside, once."""
         try:
             yield
         except TvcError as error:
-            if in_files_only and self.lines is None:
+            if (in_files_only and self.lines is None) or str(error).startswith(str(self)):
                 raise
             raise type(error)(f"{self}: {error}") from error
