@@ -120,7 +120,7 @@ def test_an_open_file_is_a_recipe(tmp_path: Path) -> None:
 def test_what_is_found_while_building_names_the_file(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("backbone: {name: resnet18, weights: null, patches: {nowhere: {wrap: se}}}\n")
-    with pytest.raises(tvc_core.TargetError, match=r"r\.yaml: .*nowhere"):
+    with pytest.raises(tvc_core.TargetError, match=r"^\S+r\.yaml, line 1: .*nowhere"):
         load_yaml_recipe(recipe)
     recipe.write_text(
         "backbone: {name: resnet18, weights: null}\nfreeze_backbone: true\nunfreeze_stages: [9]\n"
