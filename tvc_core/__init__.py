@@ -16,7 +16,7 @@ from .builder import HybridBuilder, load_yaml_recipe
 from .errors import *
 from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
-from .recipe import Patches, Recipe, Weights
+from .recipe import Patches, Recipe, RecipeDocument, Weights, load_recipe
 from .registry import Named, PluginInfo, Registry
 from .specs import *
 from .version import __version__ as __version__
@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = [
     # building models
-    "HybridBuilder", "Patches", "Recipe", "Weights", "load", "load_yaml_recipe",
+    "HybridBuilder", "Patches", "Recipe", "RecipeDocument", "Weights", "load", "load_recipe",
+    "load_yaml_recipe",
     # models, and what they say about themselves
     "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",

@@ -12,7 +12,16 @@ from types import MethodType
 from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import REACHING, Place, Recipe, Weights, load_recipe, make_plan
+from .recipe import (
+    REACHING,
+    Place,
+    Recipe,
+    RecipeDocument,
+    Weights,
+    load_recipe,
+    make_plan,
+    parse,
+)  # fmt: skip
 from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
@@ -224,10 +233,10 @@ class HybridBuilder:
             TvcError: as for `from_backbone`.
         """
         if isinstance(recipe, (str, Path)) or hasattr(recipe, "read"):
-            recipe = load_recipe(recipe)  # type: ignore[arg-type]
+            recipe = load_recipe(recipe, registry=self.registry)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
-            recipe = Recipe.from_mapping(recipe)
-        return self._assemble(changed(recipe, changes), by_code=changes)
+            recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), None, self.registry)
+        return self._assemble(changed(recipe, changes), by_code=())
 
     def _assemble(
         self,
@@ -239,7 +248,7 @@ class HybridBuilder:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch
 
-        if recipe.where.lines is None:
+        if recipe.where.marks is None:
             return assemble(plan)
         with Place(recipe.where.source).before_errors():  # what is found here has no line
             return assemble(plan)

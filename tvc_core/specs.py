@@ -4,14 +4,13 @@ here.
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from types import MappingProxyType, UnionType
 from typing import Any, ClassVar, get_args, get_origin, get_type_hints
-
-from .errors import did_you_mean, near_names
 
 __all__ = [
     "BackboneFamilySpec", "BackboneSpec", "BlockSpec", "InitializerSpec", "Kind", "PatchOpSpec",
@@ -60,8 +59,8 @@ class _Frozen:
             by_name = f"{cls.__name__}(name=..., ...)"
             raise TypeError(f"{cls.__name__} takes its fields by name: {by_name}")
         for name in set(given).difference(known):
-            near = did_you_mean(name, near_names(name, known, most=1))
-            what = f"{cls.__name__} has no field {name!r}.{near}"
+            near = [f" Did you mean {n!r}?" for n in difflib.get_close_matches(name, known, 1)]
+            what = f"{cls.__name__} has no field {name!r}.{''.join(near)}"
             raise TypeError(f"{what} The fields are {', '.join(known)}")
         return super().__new__(cls)
 

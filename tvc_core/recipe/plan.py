@@ -5,11 +5,14 @@ here, and so does what a recipe must not reach; no torch yet.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
+
+import importlib_metadata
 
 from ..advice import recipes as advice
 from ..errors import ParameterError, UnknownNameError, short_repr, what_there_is
@@ -25,7 +28,7 @@ from ..specs import (
     WeightsSpec,
 )
 from .place import Place
-from .rules import IMAGE_SIZE, SIZE, file_name, is_file
+from .rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["REACHING", "PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -100,6 +103,8 @@ def make_plan(
             place.
     """
 
+    by_code = {*by_code, *recipe.by_code}
+
     def at(key: str) -> AbstractContextManager[None]:
         return recipe.place(key).before_errors(in_files_only=True)
 
@@ -108,6 +113,7 @@ def make_plan(
     # in which it stands in the recipe, and each error with its place there.
     with recipe.where.before_errors():
         advice.refuse_missing(registry, _names(recipe, backbone is None))
+    _check_required(recipe)
     with at("backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
     if "options" not in by_code:
@@ -133,6 +139,7 @@ def make_plan(
         patches=tuple(qualified_entry(patch) for patch in patches),
         options=_for_recipes(backbone, recipe.options),
         where=Place("recipe"),
+        by_code=frozenset(),
     )
     return Plan(
         recipe=qualified,
@@ -165,6 +172,35 @@ def _names(recipe: Recipe, by_name: bool) -> Iterator[tuple[type[Any], str | Non
         yield from ((PatchOpSpec, entry.op), (BlockSpec, block), (InitializerSpec, entry.init))
 
 
+def _check_required(recipe: Recipe) -> None:
+    """Refuse a recipe whose distributions are not there in the versions that it requires."""
+    wrong = []
+    for text in recipe.requires or ():
+        name, conditions = requirement(text)
+        try:
+            version = importlib_metadata.version(name)
+        except importlib_metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed")
+            continue
+        if not all(_holds(version, *each) for each in conditions):
+            wrong.append(f"{text} is required, and {version} is installed")
+    if wrong:
+        install = " ".join(repr(text) for text in recipe.requires or ())
+        problem = f"{'; '.join(wrong)}. To install what the recipe requires: pip install {install}"
+        raise recipe.place("requires").error(problem)
+
+
+def _holds(version: str, comparison: str, wanted: str) -> bool:
+    numbers = [[int(part) for part in re.findall(r"\d+", v)] for v in (version, wanted)]
+    least, most = sorted(numbers, key=len)
+    least += [0] * (len(most) - len(least))  # 1.0 is 1.0.0
+    have, want = numbers
+    return {
+        ">=": have >= want, "<=": have <= want, ">": have > want, "<": have < want,
+        "==": have == want, "!=": have != want,
+    }[comparison]  # fmt: skip
+
+
 # -- a recipe reaches nothing ----------------------------------------------------------------------
 
 
@@ -172,7 +208,7 @@ def _refuse_code_only(offer: Named[Any], given: Iterable[str], place: Place) -> 
     for name in given:
         if name in offer.spec.code_only:
             reaches = f"{name!r} of {offer.qualified} opens an address or a path"
-            raise (place / name).error(
+            raise place.down(name).key.error(
                 f"{reaches}, so a recipe must not set it. Leave it out, or build in Python with "
                 "HybridBuilder().from_backbone(...), whose arguments may"
             )
@@ -208,7 +244,9 @@ def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) ->
         if option not in backbone.spec.options:
             known = what_there_is(option, backbone.spec.options)
             what = f"option {option!r} of the backbone {backbone.qualified!r}"
-            raise ParameterError(f"Unknown {what}.{known}.")
+            error = ParameterError(f"Unknown {what}.{known}.")
+            error.below = (option,)
+            raise error
 
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
@@ -251,9 +289,9 @@ def _own_file(recipe: Recipe, by_code: bool) -> Path:
     path = Path(str(recipe.weights))
     if by_code:
         return path
-    folder = Path() if recipe.where.lines is None else Path(recipe.where.source).parent
+    folder = Path() if recipe.where.marks is None else Path(recipe.where.source).parent
     is_outside = path.is_absolute() or ".." in path.parts
-    if recipe.where.lines is not None:  # a link may lead elsewhere
+    if recipe.where.marks is not None:  # a link may lead elsewhere
         is_outside = is_outside or not (folder / path).resolve().is_relative_to(folder.resolve())
     if is_outside:
         raise recipe.place("weights").error(
@@ -296,24 +334,26 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     if entry.target in operations and entry.op not in operations:
         right = {entry.op: {entry.target: made}}
         raise entry.where.error(f"the target comes first, then the operation: write {right!r}")
-    with entry.where.before_errors():
+    block = init = None
+    with entry.where.key.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
-        block = init = None
-        if made is not None:
+    if made is not None:
+        with entry.where.down("type").before_errors():
             own = callable(made)
             block = Named(OWN, own_block(made)) if own else registry.resolve(BlockSpec, made)
-        if entry.init is not None:
+    if entry.init is not None:
+        with entry.where.down("init").before_errors():
             init = registry.resolve(InitializerSpec, entry.init)
     allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
     given = {"type": made, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
             hint = advice.misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
+            raise entry.where.down(key).key.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
         raise entry.where.error(advice.needs_block(op.spec.name, entry.name))
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:
-            _refuse_code_only(block, entry.params, entry.where / "params")
+            _refuse_code_only(block, entry.params, entry.where.down("params"))
     return PatchPlan(entry=entry, op=op, block=block, init=init)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import enum
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -20,7 +21,7 @@ from .place import Place
 
 __all__ = [
     "Rule", "check_class_names", "check_freeze", "check_head", "check_heads", "check_keys",
-    "is_file", "is_keywords", "is_name",
+    "is_file", "is_keywords", "is_name", "requirement",
 ]  # fmt: skip
 
 WEIGHT_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -76,6 +77,16 @@ class Rule:
         hint = did_you_mean(value, names) if isinstance(value, str) else ""
         hint = hint or self.advise(value) or words.on_value(value, self.fits)
         raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
+
+
+_REQUIREMENT = re.compile(r"\s*([\w.-]+)\s*((?:(?:>=|<=|==|!=|>|<)\s*[0-9.]+\s*,?\s*)*)")
+_CONDITION = re.compile(r"(>=|<=|==|!=|>|<)\s*([0-9.]+)")
+
+
+def requirement(text: str) -> tuple[str, list[tuple[str, str]]]:
+    """Return name and conditions of a requirement: of "a>=1,<2" [(">=", "1"), ("<", "2")]."""
+    name, conditions = _REQUIREMENT.fullmatch(text).groups()  # type: ignore[union-attr]
+    return name, _CONDITION.findall(conditions)
 
 
 def is_file(value: Any) -> bool:
@@ -155,6 +166,14 @@ def _whole(least: int, most: int, note: str = "") -> Rule:
 
 
 TEXT = Rule("is text", lambda value: isinstance(value, str))
+VERSION = Rule("is 1, the only one that there is", lambda value: _is_int(value, 1, 1))
+SEED = Rule("is a whole number from 0 to 2**63 - 1", lambda value: _is_int(value, 0, 2**63 - 1))
+MAX_PARAMS = Rule("is a whole number of at least 1", lambda value: _is_int(value, 1))
+REQUIRES = Rule(
+    "is a list of distributions with versions, such as ['acme-blocks>=0.2,<1']",
+    lambda value: all(is_name(each) and _REQUIREMENT.fullmatch(each) for each in _listed(value)),
+    _listed,
+)
 NAME = Rule("is a name", is_name)
 BACKBONE = Rule("is the name of a backbone", is_name, advise=words.on_backbone)
 BLOCK = Rule(
@@ -212,6 +231,11 @@ STAGES = Rule(
     "is a list of stages, by number or path, such as [2, 'layer4'], or one",
     lambda value: all(_is_int(stage) or is_name(stage) for stage in _listed(value)),
     _listed,
+)
+CHECKPOINTING = Rule(
+    "is true or false, or a list of stages, by number or path",
+    lambda value: isinstance(value, bool) or (not isinstance(value, str) and STAGES.fits(value)),
+    lambda value: value if isinstance(value, bool) else _listed(value),
 )
 STAGES_KEPT = Rule(
     "is how many stages there are to be, the path of the last one, or a list of the first ones",
@@ -272,11 +296,11 @@ def check_keys(
         if key not in keys:
             known = what_there_is(str(key), keys, "The keys are")
             hint = f" {elsewhere[key]}" if key in elsewhere else known
-            raise (where / key).error(f"unknown key {short_repr(key)} in {name}.{hint}")
+            raise (where / key).key.error(f"unknown key {short_repr(key)} in {name}.{hint}")
     if not isinstance(keys, Mapping):
         return dict(data)
     return {
-        key: keys[key].check(key, value, where.line_of(key).error) for key, value in data.items()
+        key: keys[key].check(key, value, where.in_file(key).error) for key, value in data.items()
     }
 
 
@@ -349,7 +373,7 @@ def check_heads(heads: Any, where: Place) -> dict[str, dict[str, Any]]:
         if not isinstance(given, Mapping):
             given = {"class_names" if isinstance(given, (list, tuple)) else "num_classes": given}
         head = check_keys(given, f"the head {name!r}", HEAD, where / name)
-        check_head(head, (where / name).line_of)
+        check_head(head, (where / name).in_file)
         if "num_classes" not in head:
             problem = f"the head {name!r} has no classes: give num_classes or class_names"
             raise (where / name).error(problem)

@@ -7,17 +7,21 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ..advice import words
+from ..errors import RecipeError, TargetError
+from ..registry import Registry
 from ..specs import PATCH_KEYS
 from . import rules
+from .document import RecipeDocument, claimed, expanded
 from .place import Place
 from .rules import Rule
 
-__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe"]
+__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe", "parse"]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -108,7 +112,22 @@ class PatchEntry:
     where: Place = field(default=Place("a patch"), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _keep(self, self.where.under)
+        _keep(self, self.where.down)
+
+    @contextmanager
+    def before_errors(self) -> Iterator[None]:
+        """Put the place of what is wrong with this patch before an error that is raised inside."""
+        try:
+            with self.where.before_errors():
+                yield
+        except TargetError as error:
+            if self.where.marks is None:
+                raise
+            # what is wrong is the key above: the target
+            depth = self.where.path.index("patches") + 2
+            target = replace(self.where, path=self.where.path[:depth], of_key=True)
+            said = str(error).removeprefix(f"{self.where}: ")
+            raise TargetError(f"{target}: {said}") from error.__cause__
 
 
 def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
@@ -142,7 +161,15 @@ class Recipe:
     name.
 
     Args:
+        version: of the form of recipes: 1, which None stands for.
         name: free text, what the model is called.
+        description: free text.
+        requires: distributions that are needed, each with the versions that will do, such as
+            ["acme-blocks>=0.2,<1"].
+        seed: new parameters start from it: they are the same in every process, and torch's own
+            generator stays where it is. None draws them from torch's generator.
+        max_params: how many parameters the model may have; a larger one is refused before memory
+            is taken for it.
         backbone: short or qualified name.
         weights: name of a pretrained set, "DEFAULT", a torchvision enum member, the path of a file
             of one's own, or None for random weights. A path has a separator or the suffix of a file
@@ -175,6 +202,9 @@ class Recipe:
             of the first ones; the later ones are left out with their parameters. The pretrained
             head goes with them: the model returns pooled features of the last stage, or, with
             `num_classes`, the logits of a new layer on them. None, or all stages, keeps everything.
+        grad_checkpointing: compute the activations of all stages again in the backward pass instead
+            of keeping them, or of some, by number or path, such as [0, "layer2"].
+        sections: what belongs to plugins, by the name of its section; see tvc-recipes.
         in_channels: channels of the images; None keeps what the backbone takes [channels].
         in_channels_policy: how the first convolution's weights follow from the pretrained ones:
             "mean" (which None stands for), "repeat", "zero", or one rule a channel, such as ["r",
@@ -182,12 +212,18 @@ class Recipe:
         image_size: side of the images, or [height, width], for a backbone that is built for one
             size, such as ViT, whose position embeddings are then resampled [pixels].
         where: what errors about it begin with.
+        by_code: arguments that a program has put in place of the recipe's.
 
     Raises:
         RecipeError: a value of the wrong kind or out of range, or values that exclude each other.
     """
 
+    version: int | None = _key("version", rules.VERSION)
     name: str | None = _key("name", rules.TEXT)
+    description: str | None = _key("description", rules.TEXT)
+    requires: tuple[str, ...] | None = _key("requires", rules.REQUIRES)
+    seed: int | None = _key("seed", rules.SEED)
+    max_params: int | None = _key("max_params", rules.MAX_PARAMS)
     backbone: str = _key("backbone.name", rules.BACKBONE, MISSING)
     weights: Weights = _key("backbone.weights", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  a field
     patches: tuple[PatchEntry, ...] = _key("backbone.patches", _entries, empty=())
@@ -200,16 +236,21 @@ class Recipe:
     heads: Mapping[str, Any] | None = _key("head.heads", rules.check_heads)
     freeze_backbone: bool | Mapping[str, Any] = _key("freeze_backbone", rules.check_freeze, False)
     unfreeze_stages: tuple[int | str, ...] | None = _key("unfreeze_stages", rules.STAGES)
+    grad_checkpointing: bool | tuple[int | str, ...] = _key(
+        "grad_checkpointing", rules.CHECKPOINTING, False
+    )
     stages: int | str | tuple[int | str, ...] | None = _key("backbone.stages", rules.STAGES_KEPT)
     in_channels: int | None = _key("backbone.in_channels", rules.SIZE)
     in_channels_policy: str | tuple[str | int, ...] | None = _key(
         "backbone.in_channels_policy", rules.CHANNEL_POLICY
     )
     image_size: int | tuple[int, ...] | None = _key("backbone.image_size", rules.IMAGE_SIZE)
+    sections: Mapping[str, Any] = field(default_factory=dict)
     where: Place = field(default=Place("arguments"), compare=False, repr=False)
+    by_code: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        _keep(self, self.where.line_of)
+        _keep(self, self.where.in_file)
         head = vars(self).copy()
         rules.check_head(head, self.place)
         object.__setattr__(self, "num_classes", head["num_classes"])
@@ -240,7 +281,7 @@ class Recipe:
         """Return where one of the values stands: its line in a file. Elsewhere its name, which is
         in the message, says it.
         """
-        return self.where.line_of(*_PATHS[key])
+        return self.where.in_file(*_PATHS[key])
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -249,7 +290,7 @@ class Recipe:
         Raises:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
-        return _parse(data, Place(source))
+        return parse(RecipeDocument(data=data, place=Place(source)))
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal recipe."""
@@ -259,7 +300,7 @@ class Recipe:
             if entry.name == "weights" or value not in (entry.default, entry.metadata["empty"]):
                 place = data.setdefault(section[0], {}) if section else data
                 place[key] = _plain(value)
-        return data
+        return {**data, **self.sections}
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML text.
@@ -279,28 +320,79 @@ SECTIONS: dict[str, list[str]] = {"": [], "backbone": [], "head": []}
 
 for _path in _PATHS.values():
     SECTIONS["".join(_path[:-1])].append(_path[-1])
-SECTIONS[""][1:1] = ["backbone", "head"]
+_BEFORE = SECTIONS[""].index("freeze_backbone")
+SECTIONS[""][_BEFORE:_BEFORE] = ["backbone", "head"]
 
 
-def load_recipe(path: str | Path | IO[bytes]) -> Recipe:
+def load_recipe(
+    path: str | Path | IO[bytes],
+    *,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> Recipe:
     """Read a recipe from a YAML file, or from one that is open.
+
+    Args:
+        path: the file.
+        changes: values in the place of the file's, by their paths, such as {"head.num_classes": 5};
+            an argument of `from_backbone` may go by its own name. Text stands for what it would
+            stand for in the file.
+        registry: where the sections of plugins are looked up; by default what is installed.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
-            file and line.
+            file, line and column.
     """
-    from .yaml_text import read_yaml  # see Recipe.to_yaml
-
-    if isinstance(path, (str, Path)):
-        name, file = str(path), None
-    else:
-        name, file = str(getattr(path, "name", "<recipe>")), path
-    data, lines = read_yaml(Path(name), file)
-    return _parse(data, Place(name, lines=lines))
+    return parse(RecipeDocument.read(path), changes, registry)
 
 
-def _parse(data: Any, where: Place) -> Recipe:
-    top = _section(data, "", where)
+def parse(
+    document: RecipeDocument,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> Recipe:
+    """Return the recipe that a document describes; see `load_recipe`.
+
+    Raises:
+        RecipeError: it is not a recipe.
+    """
+    known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
+    known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
+    by_code = set()
+    for path, value in (changes or {}).items():
+        entry = known.get(path)
+        if entry is None:
+            document = document.with_value(path, _value(value, None))
+            continue
+        by_code.add(entry.name)
+        whole = ".".join(entry.metadata["path"])
+        document = document.with_value(whole, _value(value, entry.metadata["rule"]))
+    if _has_others(document.data):
+        document = expanded(document, registry)
+    return replace(_parse(document.data, document.place, registry), by_code=frozenset(by_code))
+
+
+def _value(value: Any, rule: Any) -> Any:
+    """Return what the text of a change stands for: what it would in a file, or else the text."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        found = RecipeDocument.parse(value, "a change").data
+    except RecipeError:
+        return value
+    # `name: 50` in a file needs quotes; where only text will do, none are needed here
+    only_text = isinstance(rule, Rule) and rule.fits(value) and not rule.fits(found)
+    return value if only_text else found
+
+
+def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
+    sections: dict[str, Any] = {}
+    hints: dict[str, str] = {}
+    if _has_others(data):
+        others = [key for key in data if key not in SECTIONS[""]]
+        sections, hints = claimed({key: data[key] for key in others}, where, registry)
+        data = {key: value for key, value in data.items() if key not in sections}
+    top = _section(data, "", where, hints)
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
@@ -312,10 +404,16 @@ def _parse(data: Any, where: Place) -> Recipe:
         problem = "the key 'name' is missing in 'backbone'; it names the network"
         raise (where / "backbone").error(problem)
     head = {} if head is None else _section(head, "head", where / "head")
-    return Recipe(backbone=backbone.pop("name"), **backbone, **head, **top, where=where)
+    name = backbone.pop("name")
+    return Recipe(backbone=name, **backbone, **head, **top, sections=sections, where=where)
 
 
-def _section(data: Any, here: str, where: Place) -> dict[str, Any]:
+def _has_others(data: Any) -> bool:
+    """Return whether a recipe has keys that are not the core's."""
+    return isinstance(data, Mapping) and not data.keys() <= {*SECTIONS[""]}
+
+
+def _section(data: Any, here: str, where: Place, hints: Mapping[str, str] = {}) -> dict[str, Any]:
     """Return a section of the written form, with any of its keys and no other."""
     moved = {
         key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
@@ -324,7 +422,9 @@ def _section(data: Any, here: str, where: Place) -> dict[str, Any]:
         if key not in SECTIONS[here]
     }
     name = repr(here) if here else "a recipe"
-    return rules.check_keys(data, name, SECTIONS[here], where, words.ARGUMENTS | moved)
+    return rules.check_keys(
+        data, name, SECTIONS[here], where, {**words.ARGUMENTS, **moved, **hints}
+    )
 
 
 def _patches_as_data(patches: Iterable[PatchEntry]) -> dict[str, Any]:
