@@ -25,7 +25,7 @@ __all__ = ["LocalPlugin", "is_module", "own_block"]
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class _Decorator(Protocol):
+class Decorator(Protocol):
     """Offers what it stands above: without arguments, or with `replace` and fields of the spec."""
 
     @overload
@@ -64,7 +64,7 @@ class LocalPlugin:
         self._specs: dict[tuple[type[Spec], str], Spec] = {}
 
     @property
-    def block(self) -> _Decorator:
+    def block(self) -> Decorator:
         """Offer a class or function `(in_channels, **params) -> nn.Module` as a block, with any
         fields of `BlockSpec`, such as `category` or `gated`.
         """
@@ -90,14 +90,14 @@ class LocalPlugin:
         return self.offer(BackboneSpec, stem=paths, stages=stages, head=head, **fields)
 
     @property
-    def patch_op(self) -> _Decorator:
+    def patch_op(self) -> Decorator:
         """Offer a function `(target, block, **options) -> nn.Module` as a patch operation, with any
         fields of `PatchOpSpec`, such as `takes_block` or `options`.
         """
         return partial(self._offer, PatchOpSpec)
 
     @property
-    def initializer(self) -> _Decorator:
+    def initializer(self) -> Decorator:
         """Offer a function `(module) -> None` as an initializer, with any fields of
         `InitializerSpec`.
         """

@@ -137,7 +137,7 @@ PYTHON: dict[str, list[Row]] = {
     "arguments that are methods here": [
         ("tiny(features_only=True)", "model.get_stage_outputs(images)", "tiny().get_stage_outputs(images)"),
         ('tiny(device="cpu")', "model.to(device)", 'tiny().to("cpu")'),
-        ("tiny(seed=0)", "torch.manual_seed(seed)", "torch.manual_seed(0)"),
+        ("tiny(dtype=torch.float64)", "model.to(dtype)", "tiny().to(torch.float64)"),
     ],
     "misspelt arguments": [
         ("tiny(num_class=3)", "Did you mean 'num_classes'?", "tiny(num_classes=3)"),
