@@ -54,7 +54,10 @@ FIRST_PARTY = (
 
 GENERATED = "<!-- Written by docs/generate.py from the code; edit the code instead. -->"
 GROUPS = {
-    "Build": ("HybridBuilder", "load_yaml_recipe", "load", "Recipe", "Patches", "Weights"),
+    "Build": (
+        *("HybridBuilder", "load_yaml_recipe", "load_recipe", "load"),
+        *("Recipe", "RecipeDocument", "Patches", "Weights"),
+    ),
     "Models": (
         *("HybridModel", "StageInfo", "LevelInfo", "FeatureExtractor"),
         *("PatchRecord", "PatchReport", "PatchEffect", "Patch", "HeadInfo"),
