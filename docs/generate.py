@@ -69,7 +69,7 @@ GROUPS = {
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
         *("plain_state_dict", "diff_weights", "WeightsDiff", "TensorChange"),
-        *("describe_file", "FileInfo"),
+        *("describe_file", "FileInfo", "weights_file"),
     ),
     "Look at backbones": ("describe_backbone", "PathInfo"),
     "Plugins": (
