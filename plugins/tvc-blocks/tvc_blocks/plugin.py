@@ -24,7 +24,7 @@ def _from_torchvision() -> list[BlockSpec]:
             preserves_shape=False,
             factory=f"{home}:conv_bn_act",
             summary="Convolution, normalization and activation.",
-            source="torchvision.ops.Conv2dNormActivation",
+            source="torchvision.ops.Conv2dNormActivation; Ioffe and Szegedy 2015, arXiv:1502.03167",
         ),
         BlockSpec(
             name="deform_conv",
@@ -188,7 +188,7 @@ def _with_weights() -> list[BlockSpec]:
                 (
                     "frozen_batch_norm",
                     "Batch normalization with constant statistics; replacing one, it keeps all.",
-                    "torchvision.ops.FrozenBatchNorm2d",
+                    "torchvision.ops.FrozenBatchNorm2d; Ioffe and Szegedy 2015, arXiv:1502.03167",
                 ),
                 (
                     "group_norm",
@@ -220,11 +220,11 @@ def _activations() -> list[BlockSpec]:
             ("gelu", "Gaussian error linear unit.", "GELU; Hendrycks 2016, arXiv:1606.08415"),
             ("hardsigmoid", "Sigmoid in three straight pieces.", "Hardsigmoid"),
             ("hardswish", "x times hardsigmoid.", "Hardswish; Howard 2019, arXiv:1905.02244"),
-            ("leaky_relu", "ReLU with a slope for negative values.", "LeakyReLU"),
+            ("leaky_relu", "ReLU with a slope for negative values.", "LeakyReLU; Maas et al. 2013"),
             ("mish", "x * tanh(softplus(x)).", "Mish; Misra 2019, arXiv:1908.08681"),
             ("prelu", "ReLU with a learned slope.", "PReLU; He et al. 2015, arXiv:1502.01852"),
-            ("relu", "Rectified linear unit.", "ReLU"),
-            ("relu6", "ReLU that ends at 6.", "ReLU6"),
+            ("relu", "Rectified linear unit.", "ReLU; Nair and Hinton 2010"),
+            ("relu6", "ReLU that ends at 6.", "ReLU6; Krizhevsky 2010"),
             ("selu", "Scaled exponential linear unit.", "SELU; Klambauer 2017, arXiv:1706.02515"),
             ("sigmoid", "Logistic function.", "Sigmoid"),
             ("silu", "x * sigmoid(x), or swish.", "SiLU; Ramachandran 2017, arXiv:1710.05941"),
