@@ -68,8 +68,8 @@ GROUPS = {
     ),
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
-        *("plain_state_dict", "diff_weights", "WeightsDiff", "TensorChange"),
-        *("describe_file", "FileInfo", "weights_file"),
+        *("plain_state_dict", "weights_file", "diff_weights", "WeightsDiff", "TensorChange"),
+        *("describe_file", "FileInfo"),
     ),
     "Look at backbones": ("describe_backbone", "PathInfo"),
     "Plugins": (
