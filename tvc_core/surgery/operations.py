@@ -11,7 +11,7 @@ from torch import nn
 from ..errors import TargetError, join_names
 from ..specs import LAYOUTS, BlockSpec
 from .branches import branch_of, known_blocks
-from .layouts import find_adapter
+from .layouts import find_view
 from .patch import Patch
 from .positions import POSITIONS, Position, position_of
 from .sites import Site
@@ -136,7 +136,7 @@ class Target:
         """
         # Declared, not done: an operation is a plugin's code, and what it wants is checked with all
         # other patches before the first hook is placed. The block sees the map in a layout that it
-        # takes; without an adapter for that, the error says what flows there and what the block
+        # takes; without a view for that, the error says what flows there and what the block
         # takes.
         position = position_of(position)
         site = self._site(position)
@@ -144,15 +144,15 @@ class Target:
         if position.keeps_input:
             _check_both_sides(site, position)
         takes = self.block_spec.layouts if self.block_spec else ("NCHW",)
-        adapter = find_adapter(shape, layout, takes, site.image)
-        if isinstance(adapter, str):
+        view = find_view(shape, layout, takes, site.image)
+        if isinstance(view, str):
             name = self.block_spec.name if self.block_spec else type(block).__name__
             raise TargetError(
                 f"{name} cannot be inserted {position.label} {site.path!r} ({site.type_name}): the "
-                f"{position.reads} there is {list(shape)} ({layout}), and {name} {adapter}."
+                f"{position.reads} there is {list(shape)} ({layout}), and {name} {view}."
             )
         gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
-        patch = Patch(block, gated=gated, adapter=adapter, position=position)
+        patch = Patch(block, gated=gated, view=view, position=position)
         self.insertions.append(Insertion(patch, position, site))
 
     def _site(self, position: Position) -> Site:

@@ -172,7 +172,7 @@ def _block_name(patch: PatchPlan, block: nn.Module) -> str:
 
 
 def _seen_by_block(shape: Shape, patch: Patch) -> Shape:
-    return patch.adapter.shape(shape) if patch.adapter else shape
+    return patch.view.shape(shape) if patch.view else shape
 
 
 def _what_fits(
