@@ -61,7 +61,8 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
                 "modules. Build the backbone again with HybridBuilder"
             )
     homes = [path for each in chosen for path in each.record.paths]
-    freezing.refuse_under_ddp(network, homes, "would wait for gradients of what is gone")
+    thawed = [name for each in chosen for name in each.record.thawed]
+    freezing.refuse_under_ddp(network, homes + thawed, "would wait for gradients of what is gone")
     patches = _patches(network, chosen)
     before = state.__dict__.copy()
     try:
@@ -74,7 +75,7 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
             _measure(network, state)
             _restore_dropout(network, state, restored)
             state.modules = _known_modules(network, state, restored)
-            freezing.adopt(network, state, restored)
+            freezing.adopt(network, state, [*restored, *thawed])
             for patch in patches:
                 patch.switch("removed", False)
     except BaseException:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import nn
 
-from ..errors import TargetError, join_names
+from ..errors import ParameterError, TargetError, did_you_mean, join_names
 from ..specs import LAYOUTS, BlockSpec
 from .branches import branch_of, known_blocks
 from .layouts import find_view
@@ -65,6 +65,7 @@ class Target:
     branch_end: Site | None = None
     branches: Mapping[str, str] = field(default_factory=dict)
     insertions: list[Insertion] = field(default_factory=list)
+    thawed: list[str] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -139,6 +140,7 @@ class Target:
         # takes; without a view for that, the error says what flows there and what the block
         # takes.
         position = position_of(position)
+        self._check_position(position)
         site = self._site(position)
         shape, layout = site.shape(position.reads), site.layout(position.reads)
         if position.keeps_input:
@@ -154,6 +156,34 @@ class Target:
         gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
         patch = Patch(block, gated=gated, view=view, position=position)
         self.insertions.append(Insertion(patch, position, site))
+
+    def thaw(self, names: Iterable[str]) -> None:
+        """Let parameters of the target's own learn even where `freeze_backbone` freezes their part,
+        as inserted blocks do; `freeze_patches` freezes them. Since plugin API 1.1.
+
+        Args:
+            names: of the parameters, below the target: "bias", or "conv1.bias".
+
+        Raises:
+            TargetError: the target has no such parameter.
+        """
+        there = dict(self.module.named_parameters())
+        for name in names:
+            if name not in there:
+                raise TargetError(
+                    f"{self.path!r} ({type(self.module).__name__}) has no parameter {name!r}."
+                    f"{did_you_mean(name, there)} Its parameters are {join_names(there, most=8)}."
+                )
+            self.thawed.append(name)
+
+    def _check_position(self, position: Position) -> None:
+        spec = self.block_spec
+        if spec is not None and spec.positions and position.name not in spec.positions:
+            raise ParameterError(
+                f"{spec.name} is for the position {join_names(map(repr, spec.positions))}, not "
+                f"{position.name!r}: {{'inject': {spec.name!r}}} takes "
+                f"{spec.positions[0]!r}."
+            )
 
     def _site(self, position: Position) -> Site:
         # A position in a branch is a position after another module: the one with which the branch
@@ -221,22 +251,27 @@ def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Modul
     return _insert(target, block, position_of(position, names, what="wrap"))
 
 
-def inject(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
+def inject(target: Target, block: BlockMaker, position: str | None = None) -> nn.Module:
     """Add a block as a step of its own at the target.
 
     Args:
         target: where.
         block: makes the block.
         position: "after" (original -> block), "before" (block -> original), "parallel" (original +
-            block), or "branch" (the end of a residual block's branch, before the addition).
+            block), or "branch" (the end of a residual block's branch, before the addition). None is
+            the first that the block is for (`BlockSpec.positions`), or "after".
 
     Raises:
         ParameterError: another `position`.
     """
+    if position is None:
+        own = target.block_spec.positions if target.block_spec else ()
+        position = own[0] if own else "after"
     return _insert(target, block, position_of(position, what="inject"))
 
 
 def _insert(target: Target, block: BlockMaker, position: Position) -> nn.Module:
+    target._check_position(position)  # before the block is made for what it would read there
     target.insert(block(target.channels(position)), position)
     return target.module
 
@@ -251,9 +286,15 @@ def replace(target: Target, block: BlockMaker) -> nn.Module:
     Raises:
         TargetError: the block does not take the layout there (at one image size its shape may fit
             by chance), or it depends on the width and there are several.
+        ParameterError: the block is for some positions only.
     """
     site, spec = target.site, target.block_spec
     name = spec.name if spec else "the block"
+    if spec is not None and spec.positions:
+        raise ParameterError(
+            f"{name} cannot take the place of {target.path!r} ({site.type_name}): it is for the "
+            f"position {join_names(map(repr, spec.positions))}. Use inject."
+        )
     layouts = dict.fromkeys(site.layouts("input"))
     takes_all = spec is not None and set(spec.layouts) == set(LAYOUTS)
     wrong = [layout for layout in layouts if spec is not None and layout not in spec.layouts]
