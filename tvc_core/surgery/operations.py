@@ -91,6 +91,18 @@ class Target:
         """
         return self.channels("branch")
 
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Height and width of the map that goes in divided by those of the one that comes out, at
+        least 1; (1, 1) where they are no maps [pixels].
+        """
+        axes = {"NCHW": (2, 3), "NHWC": (1, 2)}.get(self.site.layout("input"), ())
+        if self.site.layout("output") != self.site.layout("input") or not axes:
+            return (1, 1)
+        before, after = self.site.shape("input"), self.site.shape("output")
+        height, width = (max(1, round(before[axis] / after[axis])) for axis in axes)
+        return height, width
+
     def channels(self, position: str | Position) -> int:
         """Return the channels of the map that a block reads at a position [channels].
 
