@@ -32,8 +32,9 @@ __all__ = [
     "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
     # training and weights
     "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
-    "PartReport", "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights", "fold_patches",
-    "freeze_head", "param_groups", "partial_load", "plain_state_dict", "transfer_weights",
+    "PartReport", "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights",
+    "fold_patches", "freeze_head", "param_groups", "partial_load", "plain_state_dict",
+    "transfer_weights",
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer

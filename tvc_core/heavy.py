@@ -31,9 +31,10 @@ from .weights.torchvision import build_torchvision
 
 __all__ = [
     "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FoldReport", "FreezeReport",
-    "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport",
-    "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo",
-    "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff", "audit", "build_torchvision",
+    "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier",
+    "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord",
+    "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
+    "WeightsDiff", "audit", "build_torchvision",
     "describe_backbone", "describe_file", "diff_weights", "fold_patches", "freeze_head",
     "is_normalization", "load", "param_groups", "partial_load", "plain_state_dict",
     "read_state_dict", "transfer_weights",

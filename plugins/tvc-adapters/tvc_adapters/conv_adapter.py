@@ -44,6 +44,7 @@ class ConvAdapter(nn.Module):
         self.to(device=conv1.weight.device, dtype=conv1.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what the adapter adds."""
         y: Tensor = self.conv2(self.act(self.conv1(x)))
         return y * self.se.to(y.dtype)
 

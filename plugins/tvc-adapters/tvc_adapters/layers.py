@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 __all__ = ["add_", "check_layer", "conv_like"]
-
-Layer = TypeVar("Layer", nn.Conv2d, nn.Linear)
 
 _EXACT = (nn.Conv2d.forward, nn.Linear.forward)
 
@@ -92,23 +90,22 @@ def _is_additive(layer: nn.Module) -> bool:
     with torch.device("cpu"):
         if isinstance(layer, nn.Conv2d):
             width = layer.in_channels // layer.groups
-            probe: nn.Module = conv_like(layer, width, 2).to("cpu", torch.float64)
-            reach = [
-                d * (k - 1) + 2 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)
-            ]
-            x = random(1, width, *reach)
+            probe: nn.Conv2d | nn.Linear = (
+                conv_like(layer, width, 2).to_empty(device="cpu").double()
+            )
+            sides = zip(layer.dilation, layer.kernel_size, strict=True)
+            x = random(1, width, *(step * (size - 1) + 2 for step, size in sides))
         else:
             assert isinstance(layer, nn.Linear)
             probe = nn.Linear(layer.in_features, 2, bias=False, dtype=torch.float64)
             _become(probe, layer)
             x = random(3, layer.in_features)
-    shape = tuple(probe.weight.shape)  # type: ignore[union-attr,operator]
-    weights = [random(*shape), random(*shape)]
+    weights = [random(*probe.weight.shape), random(*probe.weight.shape)]
     found = []
     try:
         with torch.no_grad():
             for weight in (*weights, weights[0] + weights[1]):
-                probe.weight.copy_(weight)  # type: ignore[union-attr,operator]
+                probe.weight.copy_(weight)
                 found.append(probe(x))
     except Exception:  # foreign code may raise anything
         return False

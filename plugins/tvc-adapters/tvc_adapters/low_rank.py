@@ -7,6 +7,7 @@ matrix [out_channels, in_channels / groups * kernel height * kernel width].
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,6 +86,7 @@ class LowRankLinear(_LowRank):
         self._start()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what the update adds."""
         if self.stride != (1, 1):
             x = x[:, :: self.stride[0], :: self.stride[1]]
         y = self.down(self.dropout(x))
@@ -135,6 +137,7 @@ class LowRankConv2d(_LowRank):
         self._start(conv.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return what the update adds."""
         x = self.dropout(x.permute(0, 3, 1, 2))
         if self.up.groups == 1:
             y = self.down(x)
@@ -148,7 +151,8 @@ class LowRankConv2d(_LowRank):
     # Groups share `down`, so of each group `rank` maps would have to be kept, of a depthwise
     # convolution `rank` times its input. The kernel is small, so it is multiplied out instead.
     def _convolve(self, x: Tensor) -> Tensor:
-        down, padding = self.down, self.down.padding
+        down = self.down
+        padding: Any = down.padding
         kernel = self.up.weight.flatten(1) @ down.weight.flatten(1)
         kernel = (kernel * self.scale).unflatten(1, down.weight.shape[1:])
         if down.padding_mode != "zeros":

@@ -33,6 +33,7 @@ class ScaleShift(nn.Module):
         self.shift = nn.Parameter(torch.zeros(in_channels))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the scaled and shifted map."""
         return torch.addcmul(self.shift.to(x.dtype), x, self.scale.to(x.dtype))
 
     def fold(self, target: nn.Module) -> None:
