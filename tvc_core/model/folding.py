@@ -97,10 +97,67 @@ class _Place:
 
 @dataclass
 class _Seen:
-    """What the patched network did at a target: its calls, and the maps that came out."""
+    """What the patched network did at a target: its calls, and the maps that came out, each with a
+    copy.
+    """
 
-    calls: list[tuple[tuple[Any, ...], Any]] = field(default_factory=list)
-    outputs: list[Any] = field(default_factory=list)
+    calls: list[tuple[Any, Any]] = field(default_factory=list)
+    outputs: list[tuple[Any, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Look:
+    """One pass of the patched network: its logits, its targets, and which of their maps the batch
+    normalizations got, by number.
+    """
+
+    logits: Tensor
+    seen: dict[nn.Module, _Seen]
+    read: dict[nn.Module, list[int]]
+
+    def norm_after(self, module: nn.Module) -> nn.Module | None:
+        """Return the batch normalization that gets a target's maps and nothing else."""
+        maps = [id(output) for output, _ in self.seen[module].outputs]
+        for norm, read in self.read.items():
+            if read == maps and norm._buffers.get("running_mean") is not None:
+                return norm
+        return None
+
+
+@dataclass
+class _Done:
+    """What was changed, so that it can be undone.
+
+    Args:
+        kept: tensors as they were: the dict that each is in, its name, the tensor, its values.
+        off: the patches that are folded, and switched off.
+        norms: layers that have a bias now, and the normalization that is to take it.
+    """
+
+    kept: list[tuple[dict[str, Any], str, Any, Any]] = field(default_factory=list)
+    off: list[Patch] = field(default_factory=list)
+    norms: dict[nn.Module, nn.Module] = field(default_factory=dict)
+
+    def put_back(self, mark: int = 0) -> None:
+        """Give tensors back what they were before the entry with this number."""
+        with torch.no_grad():
+            for tensors, name, tensor, values in reversed(self.kept[mark:]):
+                tensors[name] = tensor
+                if tensor is not None:
+                    tensor.copy_(values)
+        del self.kept[mark:]
+
+    def move_biases(self) -> None:
+        """Move biases that the plain network has not into the batch normalization that reads the
+        map: BN(y + b) with the mean m is BN(y) with the mean m - b, in both modes.
+        """
+        for layer, norm in self.norms.items():
+            bias, mean = layer._parameters["bias"], norm._buffers["running_mean"]
+            assert bias is not None and mean is not None
+            self.kept.append((norm._buffers, "running_mean", mean, mean.clone()))
+            with torch.no_grad():
+                mean.copy_((mean.double() - bias.double()).to(mean.dtype))
+            layer._parameters["bias"] = None
 
 
 # In four steps. (1) What can be told from the patches alone: a gate, a position, no `fold`. (2) One
@@ -125,33 +182,31 @@ def _fold_patches(network: nn.Module, state: HybridState, target: str | None) ->
             else:
                 places[home] = found
     image = _image(network, state)
-    before, seen, followers = _look(network, image, places)
-    kept: list[tuple[dict[str, Any], str, Any, Any]] = []
-    off: list[Patch] = []
+    look, done = _look(network, image, places), _Done()
     try:
         for spot in _in_order(network, places.values()):
-            why = _blocked(network, spot, off) or _fold(network, spot, seen, followers, kept, off)
-            if why:
+            if why := _blocked(network, spot, done.off) or _fold(network, spot, look, done):
                 left[spot.home] = why
+        done.move_biases()
         with probing(network):
-            after = first_tensor(network(image))
-        if not _close(before, after):
+            logits = first_tensor(network(image))
+        if not _close(look.logits, logits):
             raise PatchError(
                 "the folded network computes something else: its logits differ by "
-                f"{_difference(before, after):.3g}. Some other module reads the weights or the "
-                f"maps of {join_names(each.path for each in places.values())}; nothing has "
+                f"{_difference(look.logits, logits):.3g}. Some other module reads the weights or "
+                f"the maps of {join_names(each.path for each in places.values())}; nothing has "
                 "changed. Fold others by target=..."
             )
-        done = [each for each in chosen if not any(home in left for home in each.record.paths)]
-        if done:
-            take_out(network, state, done)
+        folded = [each for each in chosen if not any(home in left for home in each.record.paths)]
+        if folded:
+            take_out(network, state, folded)
     except BaseException:
-        _put_back(kept)
-        for patch in off:
+        done.put_back()
+        for patch in done.off:
             patch.switch(_FOLDED, True)
         raise
-    gone = [home for each in done for home in each.record.paths or (each.record.target,)]
-    return FoldReport(folded=tuple(gone), left=left, difference=_difference(before, after))
+    gone = [home for each in folded for home in each.record.paths or (each.record.target,)]
+    return FoldReport(folded=tuple(gone), left=left, difference=_difference(look.logits, logits))
 
 
 def _place_of(
@@ -207,14 +262,11 @@ def _image(network: nn.Module, state: HybridState) -> Tensor:
     return image.to(dtype=like.dtype, device=like.device)
 
 
-def _look(
-    network: nn.Module, image: Tensor, places: Mapping[str, _Place]
-) -> tuple[Tensor, dict[nn.Module, _Seen], dict[nn.Module, list[int]]]:
-    """Run the patched network; return its logits, the calls of the targets, and which maps each
-    batch normalization got.
-    """
+def _look(network: nn.Module, image: Tensor, places: Mapping[str, _Place]) -> _Look:
+    """Run the patched network, and keep what its targets got and gave."""
     seen = {each.module: _Seen() for each in places.values()}
-    followers: dict[nn.Module, list[int]] = {}
+    reads: dict[nn.Module, list[int]] = {}
+    held: set[int] = set()
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
         seen[module].calls.append((_copied(args), _copied(kwargs)))
@@ -222,9 +274,12 @@ def _look(
     def after(module: nn.Module, args: Any, output: Any) -> None:
         # the map itself tells what reads it next, and its copy what it was: it may be overwritten
         seen[module].outputs.append((output, _copied(output)))
+        held.add(id(output))
 
     def read(module: nn.Module, args: Any) -> None:
-        followers.setdefault(module, []).append(id(args[0]) if args else 0)
+        # maps of targets are held, so that no other tensor can have the id of one
+        found = id(args[0]) if args else 0
+        reads.setdefault(module, []).append(found if found in held else 0)
 
     norms = [m for m in network.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     hooks = [norm.register_forward_pre_hook(read) for norm in norms]
@@ -233,7 +288,7 @@ def _look(
         hooks.append(module.register_forward_hook(after))
     try:
         with probing(network), foreign(PatchError, "the network fails before anything is folded"):
-            return first_tensor(network(image)).clone(), seen, followers
+            return _Look(logits=first_tensor(network(image)).clone(), seen=seen, read=reads)
     finally:
         for hook in hooks:
             hook.remove()
@@ -271,34 +326,36 @@ def _blocked(network: nn.Module, place: _Place, off: list[Patch]) -> str:
     return ""
 
 
-def _fold(
-    network: nn.Module,
-    place: _Place,
-    seen: Mapping[nn.Module, _Seen],
-    followers: Mapping[nn.Module, list[int]],
-    kept: list[tuple[dict[str, Any], str, Any, Any]],
-    off: list[Patch],
-) -> str:
+def _fold(network: nn.Module, place: _Place, look: _Look, done: _Done) -> str:
     """Fold a patch and switch it off; return why not, with everything as before."""
-    module, mark = place.module, len(kept)
-    kept += _values(module)
-    bare = {each for each in module.modules() if each._parameters.get("bias", 0) is None}
+    module, mark = place.module, len(done.kept)
+    done.kept += _values(module)
+    bare = [each for each in module.modules() if each._parameters.get("bias", 0) is None]
+    norms: dict[nn.Module, nn.Module] = {}
     try:
         with foreign(PatchError, "fold fails"):
             place.patch.block.fold(module)  # type: ignore[operator]
         place.patch.switch(_FOLDED, False)
-        off.append(place.patch)
-        why = _differs(network, place, seen[module])
-        for each in bare:
-            if not why and each._parameters["bias"] is not None:
-                why = _move_bias(network, each, place, seen[module], followers, kept)
+        why = _differs(network, place, look.seen[module])
+        for layer in bare:
+            if layer._parameters["bias"] is not None:
+                norm = look.norm_after(module)
+                if norm is None or _runs_before(network, norm):
+                    why = why or (
+                        f"{place.path!r} has no bias to take the shift, and no batch "
+                        "normalization with running statistics follows it directly"
+                    )
+                else:
+                    norms[layer] = norm
     except TvcError as error:
         cause = error.__cause__
         why = str(cause) if isinstance(cause, ValueError) else describe_error(error)
     if why:
-        _put_back(kept, mark)
-        if off and off[-1] is place.patch:
-            off.pop().switch(_FOLDED, True)
+        done.put_back(mark)
+        place.patch.switch(_FOLDED, True)
+    else:
+        done.off.append(place.patch)
+        done.norms |= norms
     return why
 
 
@@ -308,15 +365,6 @@ def _values(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any, Any]]
         for tensors in (each._parameters, each._buffers):
             for name, tensor in tensors.items():
                 yield tensors, name, tensor, None if tensor is None else tensor.detach().clone()
-
-
-def _put_back(kept: list[tuple[dict[str, Any], str, Any, Any]], mark: int = 0) -> None:
-    with torch.no_grad():
-        for tensors, name, tensor, values in reversed(kept[mark:]):
-            tensors[name] = tensor
-            if tensor is not None:
-                tensor.copy_(values)
-    del kept[mark:]
 
 
 def _differs(network: nn.Module, place: _Place, seen: _Seen) -> str:
@@ -333,36 +381,12 @@ def _differs(network: nn.Module, place: _Place, seen: _Seen) -> str:
     return ""
 
 
-def _move_bias(
-    network: nn.Module,
-    layer: nn.Module,
-    place: _Place,
-    seen: _Seen,
-    followers: Mapping[nn.Module, list[int]],
-    kept: list[tuple[dict[str, Any], str, Any, Any]],
-) -> str:
-    """Move a bias that the plain network has not into the batch normalization that reads the map:
-    BN(y + b) with the mean m is BN(y) with the mean m - b, in both modes.
-    """
-    maps = [id(output) for output, _ in seen.outputs]
-    norm = next((norm for norm, read in followers.items() if read == maps), None)
-    mean = None if norm is None else norm._buffers.get("running_mean")
-    read_by_others = any(
-        find_module(network, path) is norm and patch.position.runs_before
+def _runs_before(network: nn.Module, module: nn.Module) -> bool:
+    """Return whether a patch reads what a module gets."""
+    return any(
+        find_module(network, path) is module and patch.position.runs_before
         for _, path, patch in placed_patches(network)
     )
-    if norm is None or mean is None or read_by_others:
-        return (
-            f"{place.path!r} has no bias to take the shift, and no batch normalization with "
-            "running statistics follows it directly"
-        )
-    bias = layer._parameters["bias"]
-    assert bias is not None
-    kept.append((norm._buffers, "running_mean", mean, mean.clone()))
-    with torch.no_grad():
-        mean.copy_((mean.double() - bias.double()).to(mean.dtype))
-    layer._parameters["bias"] = None
-    return ""
 
 
 def _difference(a: Any, b: Any) -> float:
