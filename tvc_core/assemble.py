@@ -8,15 +8,17 @@ user handed over is unchanged. What plugins do to the process during a build is 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .backbone import build_backbone
-from .errors import HeadError, PatchError
+from .errors import HeadError, PatchError, RecipeError
 from .model.bridge import find_bridge
 from .model.classes import become_hybrid
+from .model.current import head_of
 from .model.features import Taps
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
@@ -52,7 +54,9 @@ from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe, image_of
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
+from .weights.limits import limit_tensors
 from .weights.preprocessing import image_size
+from .weights.seeded import seeded
 from .weights.torchvision import class_names_of
 
 __all__ = ["assemble"]
@@ -69,7 +73,22 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
     """
-    return run_preserved(_build, plan, pretrained)
+    seed, most = plan.recipe.seed, plan.recipe.max_params
+    with ExitStack() as modes:
+        if seed is not None:
+            modes.enter_context(seeded(seed))
+        if most is not None:
+            modes.enter_context(_budget(most))
+        model = run_preserved(_build, plan, pretrained)
+    found = sum(parameter.numel() for parameter in model.parameters())
+    if most is not None and found > most:
+        raise RecipeError(f"the model has {found:,} parameters, and its recipe max_params={most:,}")
+    return model
+
+
+def _budget(most: int) -> limit_tensors:
+    what = f"the recipe has max_params={most:,}"
+    return limit_tensors([most], what, times=2, error=RecipeError)
 
 
 def _build(plan: Plan, pretrained: bool) -> HybridModel:
@@ -133,6 +152,9 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         modules=fingerprint(network),
     )
     model = become_hybrid(network, state)
+    state.head_as_built = head_of(model, state)
+    if checkpointed := plan.recipe.grad_checkpointing:
+        model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
     if given := plan.recipe.freeze_backbone:
         also = {} if given is True else given
         model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)

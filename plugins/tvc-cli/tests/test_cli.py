@@ -613,7 +613,7 @@ def test_a_fault_in_a_recipe_is_shown_with_its_line(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "backbone:\n  name: net9\n  weigths: null\n")
     result = tvc("build", recipe, "--json")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"error: {recipe}, line 3" in result.stderr
+    assert f"error: {recipe}:3:" in result.stderr
     assert "'weights'" in result.stderr
 
 
@@ -869,6 +869,7 @@ def commands(
 
 
 OWN = ["build", "check", "doctor", "list", "new-plugin", "plugins", "show"]
+OF_RECIPES = ["diff", "fmt", "init", "lock", "schema", "validate"]
 
 
 def listed_commands(result: Result) -> dict[str, str]:
@@ -879,8 +880,10 @@ def listed_commands(result: Result) -> dict[str, str]:
 
 
 def test_the_commands_of_tvc_are_all_there_is_without_plugins() -> None:
-    assert sorted(listed_commands(tvc("--help"))) == OWN
-    assert [fact["name"].replace("_", "-") for fact in data("list", "commands")] == OWN
+    assert sorted(listed_commands(tvc("--no-plugins", "--help"))) == OWN
+    every = sorted([*OWN, *OF_RECIPES])
+    assert sorted(listed_commands(tvc("--help"))) == every
+    assert [fact["name"].replace("_", "-") for fact in data("list", "commands")] == every
 
 
 def test_a_plugins_command_is_listed_and_used(commands: Callable[..., None]) -> None:
