@@ -244,6 +244,8 @@ def _own_names(network: nn.Module, path: str, names: Iterable[str]) -> tuple[str
     """Return the names that parameters below a path have in the network; one that several modules
     share has its first.
     """
+    if not names:  # of most patches, and a network may have thousands of parameters
+        return ()
     of = {id(parameter): name for name, parameter in network.named_parameters()}
     below = dict(network.get_submodule(path).named_parameters())
     return tuple(dict.fromkeys(of[id(below[name])] for name in names if name in below))

@@ -14,7 +14,7 @@ _OPERATIONS = {
     "inject": "Add a block as a step after, before or parallel to the target, or in its branch.",
     "replace": "Put a block in the target's place.",
 }
-_OPTIONS: dict[str, dict[str, Any]] = {"wrap": {"position": "after"}, "inject": {"position": None}}
+_OPTIONS: dict[str, dict[str, Any]] = {"wrap": {"position": None}, "inject": {"position": None}}
 _INITIALIZERS = {
     "identity": "Start as the identity: a patch by its gate, other layers by Dirac weights.",
     "paper": "Keep the published start of a block, without the identity gate.",

@@ -361,9 +361,9 @@ class BlockSpec(Spec):
             module and the shapes off the `tvc_core.Target`; None where it has none for such a
             module, and `factory` is called. It takes the parameters of `factory`, and leaves the
             module as it is. In-process plugins may give the callable. Since plugin API 1.1.
-        positions: names of the positions that the block is for, of which the first is its default
-            for `inject`; () for all. Elsewhere, and in the place of a module, it is refused. Since
-            plugin API 1.1.
+        positions: names of the positions that the block is for, of which the first is where `wrap`
+            and `inject` put it by default; () for all. Elsewhere, and in the place of a module, it
+            is refused. Since plugin API 1.1.
         code_only: parameters that open an address or a path. Only code may set them: in a recipe or
             a file they are an error. Since plugin API 1.1.
     """

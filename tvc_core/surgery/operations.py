@@ -193,8 +193,7 @@ class Target:
         if spec is not None and spec.positions and position.name not in spec.positions:
             raise ParameterError(
                 f"{spec.name} is for the position {join_names(map(repr, spec.positions))}, not "
-                f"{position.name!r}: {{'inject': {spec.name!r}}} takes "
-                f"{spec.positions[0]!r}."
+                f"{position.name!r}. Without a position it takes {spec.positions[0]!r}."
             )
 
     def _site(self, position: Position) -> Site:
@@ -246,7 +245,7 @@ def _check_both_sides(site: Site, position: Position) -> None:
         )
 
 
-def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
+def wrap(target: Target, block: BlockMaker, position: str | None = None) -> nn.Module:
     """Make a block the last part of the target: original -> block. It is what `inject` does there:
     both are addressed and frozen with the target, and differ in the positions that they take.
 
@@ -254,13 +253,14 @@ def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Modul
         target: where.
         block: makes the block.
         position: one at which the block reads the target's output, such as "after", or "branch"
-            (of a residual block: before the addition).
+            (of a residual block: before the addition). None is the first that the block is for
+            (`BlockSpec.positions`), or "after".
 
     Raises:
         ParameterError: another `position`.
     """
     names = tuple(name for name, each in POSITIONS.items() if each.reads == "output")
-    return _insert(target, block, position_of(position, names, what="wrap"))
+    return _insert(target, block, position, names, what="wrap")
 
 
 def inject(target: Target, block: BlockMaker, position: str | None = None) -> nn.Module:
@@ -276,13 +276,15 @@ def inject(target: Target, block: BlockMaker, position: str | None = None) -> nn
     Raises:
         ParameterError: another `position`.
     """
-    if position is None:
-        own = target.block_spec.positions if target.block_spec else ()
-        position = own[0] if own else "after"
-    return _insert(target, block, position_of(position, what="inject"))
+    return _insert(target, block, position, what="inject")
 
 
-def _insert(target: Target, block: BlockMaker, position: Position) -> nn.Module:
+def _insert(
+    target: Target, block: BlockMaker, given: str | None, names: tuple[str, ...] = (), *, what: str
+) -> nn.Module:
+    own = target.block_spec.positions if target.block_spec else ()
+    default = own[0] if own else "after"
+    position = position_of(default) if given is None else position_of(given, names, what=what)
     target._check_position(position)  # before the block is made for what it would read there
     target.insert(block(target.channels(position)), position)
     return target.module

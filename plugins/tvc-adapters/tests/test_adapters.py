@@ -438,8 +438,8 @@ def test_bias_is_a_patch_like_the_others() -> None:
     ("patch", "said"),
     [
         (
-            {"wrap": "lora"},
-            r"lora is for the position 'parallel', not 'after'.*\{'inject': 'lora'\}",
+            {"wrap": {"type": "lora", "position": "after"}},
+            r"lora is for the position 'parallel', not 'after'.*takes 'parallel'",
         ),
         ({"replace": "lora"}, r"lora cannot take the place of .*Use inject"),
         ({"inject": {"type": "ssf", "position": "parallel"}}, r"ssf is for the position 'after'"),
@@ -462,6 +462,16 @@ def test_what_is_wrong_is_refused_by_name(patch: Any, said: str) -> None:
     with pytest.raises(Exception, match=said) as caught:
         resnet18({"layer1.0.conv1": patch})
     assert type(caught.value).__module__ == "tvc_core.errors"
+
+
+def test_wrap_puts_a_block_where_it_belongs_as_inject_does() -> None:
+    for block, position in (("lora", "parallel"), ("ssf", "after"), ("conv_adapter", "parallel")):
+        found = [
+            resnet18({"stage:*": {op: block}}).get_submodule(f"patches.layer2.{block}")
+            for op in ("wrap", "inject")
+        ]
+        assert [each.position.name for each in found] == [position] * 2
+        assert [each.alpha for each in found] == [None, None]
 
 
 def test_no_name_is_one_that_peft_takes_for_its_own() -> None:
