@@ -32,16 +32,17 @@ __all__ = [
     "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
     # training and weights
-    "AuditReport", "FileInfo", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport",
-    "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights", "freeze_head",
-    "param_groups", "partial_load", "plain_state_dict", "transfer_weights", "weights_file",
+    "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
+    "PartReport", "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights",
+    "fold_patches", "freeze_head", "param_groups", "partial_load", "plain_state_dict",
+    "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer
     *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use
     "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
-    "Registry", "Target", "build_torchvision", "read_state_dict",
+    "Registry", "Target", "build_torchvision", "is_normalization", "read_state_dict",
 ]  # fmt: skip
 
 

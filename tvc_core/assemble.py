@@ -219,14 +219,26 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         params=dict(plan.entry.params),
         init=plan.init.qualified if plan.init else None,
         starts_as_identity=prepared.starts_as_identity,
-        paths=tuple(homes) if homes else (path,),
+        paths=tuple(homes) if homes or prepared.replacement is None else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
         kept=prepared.kept,
         changed=prepared.changed,
         lost=prepared.lost,
+        thawed=_own_names(network, path, prepared.thawed),
     )
     return Installed(plan=plan, record=record)
+
+
+def _own_names(network: nn.Module, path: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that parameters below a path have in the network; one that several modules
+    share has its first.
+    """
+    if not names:  # of most patches, and a network may have thousands of parameters
+        return ()
+    of = {id(parameter): name for name, parameter in network.named_parameters()}
+    below = dict(network.get_submodule(path).named_parameters())
+    return tuple(dict.fromkeys(of[id(below[name])] for name in names if name in below))
 
 
 @dataclass(frozen=True)

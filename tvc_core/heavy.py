@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from .backbone import describe_backbone
 from .inspecting import FileInfo, describe_file
+from .model.folding import FoldReport, fold_patches
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
 from .model.heads import HeadInfo
 from .model.hybrid import HybridModel
@@ -17,6 +18,7 @@ from .model.state import PatchRecord
 from .opening import load
 from .surgery.anatomy import StageInfo
 from .surgery.head import HeadReport, NoClassifier
+from .surgery.initializers import is_normalization
 from .surgery.operations import BlockMaker, Target
 from .surgery.patch import Patch
 from .surgery.path_info import PathInfo
@@ -29,11 +31,11 @@ from .weights.partial import LoadReport, partial_load, transfer_weights
 from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FreezeReport", "HeadInfo",
-    "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport",
-    "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo",
-    "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff", "audit", "build_torchvision",
-    "describe_backbone", "describe_file", "diff_weights", "freeze_head", "load", "param_groups",
-    "partial_load", "plain_state_dict", "read_state_dict", "transfer_weights",
-    "weights_file",
+    "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FoldReport", "FreezeReport",
+    "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier",
+    "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord",
+    "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff",
+    "audit", "build_torchvision", "describe_backbone", "describe_file", "diff_weights",
+    "fold_patches", "freeze_head", "is_normalization", "load", "param_groups", "partial_load",
+    "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file",
 ]  # fmt: skip

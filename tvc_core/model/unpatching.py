@@ -38,7 +38,7 @@ from .remeasuring import measure_again, misfits_noted
 from .settling import place
 from .state import HybridState, Installed, num_classes
 
-__all__ = ["switched_off", "unpatch", "without"]
+__all__ = ["chosen_patches", "switched_off", "take_out", "unpatch", "without"]
 
 
 def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -> None:
@@ -48,9 +48,12 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
     giving replaced modules back, measuring what is left. The patches lose their flag last, since
     compiled graphs guard on it and nothing can fail after that.
     """
-    chosen = _chosen(network, state, target)
-    if not chosen:
-        return
+    if chosen := chosen_patches(network, state, target):
+        take_out(network, state, chosen)
+
+
+def take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
+    """Take these patches out; see `unpatch`."""
     # What can be refused is refused before anything changes. After that the network is put back by
     # the rollback (modules, hooks, flags), and the state by its copy.
     restored = [each.record.target for each in chosen if each.record.replaced is not None]
@@ -61,7 +64,8 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
                 "modules. Build the backbone again with HybridBuilder"
             )
     homes = [path for each in chosen for path in each.record.paths]
-    freezing.refuse_under_ddp(network, homes, "would wait for gradients of what is gone")
+    thawed = [name for each in chosen for name in each.record.thawed]
+    freezing.refuse_under_ddp(network, homes + thawed, "would wait for gradients of what is gone")
     patches = _patches(network, chosen)
     before = state.__dict__.copy()
     try:
@@ -74,7 +78,7 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
             _measure(network, state)
             _restore_dropout(network, state, restored)
             state.modules = _known_modules(network, state, restored)
-            freezing.adopt(network, state, restored)
+            freezing.adopt(network, state, [*restored, *thawed])
             for patch in patches:
                 patch.switch("removed", False)
     except BaseException:
@@ -90,7 +94,7 @@ def without(
     network: nn.Module, state: HybridState, target: str | None = None
 ) -> Iterator[nn.Module]:
     """Do the work of `HybridModel.without`."""
-    chosen = _chosen(network, state, target)
+    chosen = chosen_patches(network, state, target)
     replaced = [each.record.target for each in chosen if each.record.replaced is not None]
     if replaced:
         raise PatchError(
@@ -129,7 +133,7 @@ def switched_off(patches: list[Patch]) -> Iterator[None]:
         switch_on()
 
 
-def _chosen(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:
+def chosen_patches(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:
     """Return the patches at a target, which may be a pattern; all where it is None."""
     if target is None:
         return list(state.patches)
