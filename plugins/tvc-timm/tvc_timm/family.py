@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -185,9 +186,15 @@ def _config(arch: str, tag: str) -> dict[str, Any]:
 
 
 def _on_meta(arch: str, tag: str) -> nn.Module:
+    def create() -> nn.Module:
+        return timm.create_model(arch, pretrained_cfg=tag or None).eval()
+
     try:
-        with torch.device("meta"):  # draws no random numbers
-            return timm.create_model(arch, pretrained_cfg=tag or None).eval()
+        with suppress(NotImplementedError), torch.device("meta"):  # draws no random numbers
+            return create()
+        # in torch 2.10 RegNet computes its widths by a function that has no version for meta
+        with torch.random.fork_rng(devices=[]):
+            return create().to("meta")
     except Exception as error:  # timm may raise any exception
         raise Refused(
             f"it cannot be built without memory ({type(error).__name__}: {error})"
