@@ -37,7 +37,7 @@ from tvc_core.specs import PATCH_KEYS
 
 FOLDER = Path(__file__).resolve().parent / "reference"
 PLUGINS = FOLDER.parents[1] / "plugins"
-HINTS = "../../tvc_core/registry/hints.json"
+HINTS = "../../tvc_core/advice/hints.json"
 FIRST_PARTY = (
     *(
         "tvc-core",

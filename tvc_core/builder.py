@@ -239,7 +239,7 @@ class HybridBuilder:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch
 
-        if recipe.where.lines is None:
+        if recipe.where.marks is None:
             return assemble(plan)
         with Place(recipe.where.source).before_errors():  # what is found here has no line
             return assemble(plan)

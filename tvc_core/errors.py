@@ -22,6 +22,9 @@ __all__ = [
 class TvcError(Exception):
     """Base of every error that tvc raises on purpose."""
 
+    below: tuple[str, ...] = ()
+    """The keys that lead from what was being handled to what is wrong with it."""
+
 
 class PluginError(TvcError, RuntimeError):
     """A plugin is faulty, or what it offers cannot be used."""

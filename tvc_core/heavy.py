@@ -4,7 +4,7 @@ for.
 
 from __future__ import annotations
 
-from .describe import describe_backbone
+from .backbone import describe_backbone
 from .inspecting import FileInfo, describe_file
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
 from .model.heads import HeadInfo

@@ -189,7 +189,7 @@ PYTHON: dict[str, list[Row]] = {
     ],
     "target and operation": [
         ('tiny(patches={"wrap": {"layer2": "se"}})', "write {'layer2': {'wrap': 'se'}}", "tiny(patches={'layer2': {'wrap': 'se'}})"),
-        ('tiny(patches={"": {"wrap": "se"}})', ("arguments, ''.wrap", "such as 'layer3'"), None),
+        ('tiny(patches={"": {"wrap": "se"}})', ("arguments, [''].wrap", "such as 'layer3'"), None),
         ("tiny(patches={nn.ReLU: {'wrap': 'se'}})", "the path of a module, such as 'layer3'", None),
     ],
     "no operation": [
@@ -242,7 +242,7 @@ PYTHON: dict[str, list[Row]] = {
     ],
     # -- the written form --------------------------------------------------------------------------
     "nothing in YAML": [
-        ("yaml('backbone: {name: tiny, weights: none}')", ("y.yaml, line 1", "null in YAML, without quotes"), "yaml('backbone: {name: tiny, weights: null}')"),
+        ("yaml('backbone: {name: tiny, weights: none}')", ("y.yaml:1:33", "null in YAML, without quotes"), "yaml('backbone: {name: tiny, weights: null}')"),
         ("yaml('backbone: {name: tiny, weights: None}')", "null in YAML, without quotes", None),
         ("yaml('backbone: {name: tiny, weights: null}\\nhead: {dropout: None}')", "null in YAML, without quotes", "yaml('backbone: {name: tiny, weights: null}\\nhead: {dropout: null}')"),
     ],
@@ -399,8 +399,8 @@ SHELL: dict[str, list[Command]] = {
         ("show timm/test_resnt", ("'timm/test_resnet'", "tvc list 'timm/*' lists them"), None),
     ],
     "recipes with mistakes": [
-        ("build none.yaml", ("none.yaml, line 1", "null in YAML"), None),
-        ("build misspelt.yaml", ("misspelt.yaml, line 1", "'tvc list blocks' lists them"), None),
+        ("build none.yaml", ("none.yaml:1:37", "null in YAML"), None),
+        ("build misspelt.yaml", ("misspelt.yaml:1:53", "'tvc list blocks' lists them"), None),
         ("build missing.yaml", ("2 plugins are not installed", "pip install one two"), None),
     ],
     "files to build": [

@@ -20,8 +20,8 @@ from tvc_core import (
     UnknownNameError,
     hookimpl,
 )
+from tvc_core.advice import hints
 from tvc_core.errors import near_names
-from tvc_core.registry import hints
 from tvc_core.specs import Spec
 
 FIRST_PARTY = {

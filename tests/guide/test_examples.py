@@ -183,7 +183,7 @@ def test_recipe(run: Callable[..., str]) -> None:
     assert "100 classes, dropout 0.3" in out
     written = yaml.safe_load(out.partition("written out:")[2].partition("A misspelled key")[0])
     assert written["backbone"]["name"] == "tvc-resnet:resnet50"
-    assert "A misspelled key: faulty.yaml, line 3: unknown key 'patch'" in out
+    assert "A misspelled key: faulty.yaml:3:3: backbone.patch: unknown key 'patch'" in out
     assert "Did you mean 'patches'?" in out
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import PluginError, UnknownNameError, join_names
 from ..specs import BlockSpec, PatchOpSpec
 from .factories import parameters_of
+from .names import lacks
 
 __all__ = ["misplaced", "refuse_missing"]
 
@@ -26,7 +27,7 @@ def refuse_missing(registry: Any, names: Iterable[tuple[type[Any], str | None]])
     """
     lacking: dict[str, list[str]] = {}
     for kind, name in names:
-        if name and (owner := registry.lacks(kind, name)):
+        if name and (owner := lacks(registry, kind, name)):
             lacking.setdefault(owner, []).append(repr(name))
     if len(lacking) > 1:
         each = "; ".join(f"{owner} (of {join_names(of)})" for owner, of in lacking.items())

@@ -174,7 +174,7 @@ def _names(recipe: Recipe, by_name: bool) -> Iterator[tuple[type[Any], str | Non
 
 def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:
     """Put file and line of one of a recipe's values before what is wrong with it."""
-    in_file = recipe.where.lines is not None
+    in_file = recipe.where.marks is not None
     return recipe.place(key).before_errors() if in_file else nullcontext()
 
 
@@ -185,7 +185,7 @@ def _refuse_code_only(offer: Named[Any], given: Iterable[str], place: Place) -> 
     for name in given:
         if name in offer.spec.code_only:
             reaches = f"{name!r} of {offer.qualified} opens an address or a path"
-            raise (place / name).error(
+            raise place.down(name).key.error(
                 f"{reaches}, so a recipe must not set it. Leave it out, or build in Python with "
                 "HybridBuilder().from_backbone(...), whose arguments may"
             )
@@ -221,7 +221,9 @@ def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) ->
         if option not in backbone.spec.options:
             known = what_there_is(option, backbone.spec.options)
             what = f"option {option!r} of the backbone {backbone.qualified!r}"
-            raise ParameterError(f"Unknown {what}.{known}.")
+            error = ParameterError(f"Unknown {what}.{known}.")
+            error.below = (option,)
+            raise error
 
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
@@ -273,9 +275,9 @@ def _own_file(recipe: Recipe, by_code: bool) -> Path:
     path = Path(str(recipe.weights))
     if by_code:
         return path
-    folder = Path() if recipe.where.lines is None else Path(recipe.where.source).parent
+    folder = Path() if recipe.where.marks is None else Path(recipe.where.source).parent
     is_outside = path.is_absolute() or ".." in path.parts
-    if recipe.where.lines is not None:  # a link may lead elsewhere
+    if recipe.where.marks is not None:  # a link may lead elsewhere
         is_outside = is_outside or not (folder / path).resolve().is_relative_to(folder.resolve())
     if is_outside:
         raise recipe.place("weights").error(
@@ -330,16 +332,18 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     if entry.target in registry.names(PatchOpSpec) and entry.op not in registry.names(PatchOpSpec):
         right = {entry.op: {entry.target: entry.block}}
         raise entry.where.error(f"the target comes first, then the operation: write {right!r}")
-    with entry.where.before_errors():
+    with entry.where.key.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
+    with entry.where.down("type").before_errors():
         block = None if entry.block is None else _block(entry.block, registry)
+    with entry.where.down("init").before_errors():
         init = None if entry.init is None else registry.resolve(InitializerSpec, entry.init)
     allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
     given = {"type": entry.block, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
             hint = misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
+            raise entry.where.down(key).key.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
         name, hint = op.spec.name, ""
         if entry.name:
@@ -351,5 +355,5 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:
-            _refuse_code_only(block, entry.params, entry.where / "params")
+            _refuse_code_only(block, entry.params, entry.where.down("params"))
     return PatchPlan(entry=entry, op=op, block=block, init=init)

@@ -5,12 +5,14 @@ are not resolved here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ..advice import words
+from ..errors import TargetError
 from ..specs import PATCH_KEYS
 from . import rules
 from .place import Place
@@ -75,6 +77,21 @@ class PatchEntry:
                 rule.check(key, value, (self.where / key).error)
         for key in ("params", "options"):
             object.__setattr__(self, key, dict(getattr(self, key) or {}))
+
+    @contextmanager
+    def before_errors(self) -> Iterator[None]:
+        """Put the place of what is wrong with this patch before an error that is raised inside."""
+        try:
+            with self.where.before_errors():
+                yield
+        except TargetError as error:
+            if self.where.marks is None:
+                raise
+            # what is wrong is the key above: the target
+            depth = self.where.path.index("patches") + 2
+            target = replace(self.where, path=self.where.path[:depth], of_key=True)
+            said = str(error).removeprefix(f"{self.where}: ")
+            raise TargetError(f"{target}: {said}") from error.__cause__
 
 
 def _key(section: str, rule: Rule | None = None, default: Any = None) -> Any:
@@ -170,7 +187,7 @@ class Recipe:
             place = self.place("freeze_backbone")
             place.section(self.freeze_backbone, "'freeze_backbone'", rules.FREEZE)
             for key, value in self.freeze_backbone.items():
-                at = place if place.lines is None else place / key
+                at = place if place.marks is None else place / key
                 rules.FREEZE[key].check(key, value, at.error)
         policy, channels = self.in_channels_policy, self.in_channels
         error = self.place("in_channels_policy").error
@@ -205,7 +222,7 @@ class Recipe:
         """Return where one of the values stands: its line in a file. Elsewhere its name, which is
         in the message, says it.
         """
-        if self.where.lines is None:
+        if self.where.marks is None:
             return self.where
         section = _SECTION_OF[key]
         return (self.where / section if section else self.where) / _WRITTEN.get(key, key)
@@ -272,8 +289,8 @@ def load_recipe(path: str | Path | IO[bytes]) -> Recipe:
         name, file = str(path), None
     else:
         name, file = str(getattr(path, "name", "<recipe>")), path
-    data, lines = read_yaml(Path(name), file)
-    return _parse(data, Place(name, lines=lines))
+    data, marks = read_yaml(Path(name), file)
+    return _parse(data, Place(name, marks=marks))
 
 
 def _parse(data: Any, where: Place) -> Recipe:

@@ -46,10 +46,12 @@ def call_factory(
     if takes is not None:
         for name in params:
             if name not in takes:
-                raise ParameterError(
+                error = ParameterError(
                     f"{what}: unknown parameter {name!r}.{did_you_mean(name, takes)} It takes: "
                     f"{join_names(takes)}."
                 )
+                error.below = ("params", name)
+                raise error
         missing = [name for name, default in takes.items() if default is ... and name not in params]
         if missing:
             raise ParameterError(

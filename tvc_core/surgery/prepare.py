@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..errors import PatchError, PluginError
-from ..recipe import PatchPlan, Place
+from ..recipe import PatchPlan
 from .blocks import call_factory, create_in_place_of
 from .branches import branch_of
 from .gates import leave_out_gate
@@ -117,7 +117,7 @@ def prepare(
     if problem:
         culprit, problem = _culprit(network, ready, expected, problem, probe, before)
         assert culprit.replacement is not None
-        with culprit.plan.entry.where.before_errors():
+        with culprit.plan.entry.before_errors():
             raise replacement_misfit(
                 culprit.plan,
                 culprit.site,
@@ -147,7 +147,7 @@ def _make_all(
     names: dict[str, set[str]] = {}
     ready: list[Prepared] = []
     for patch in patches:
-        with patch.entry.where.before_errors():
+        with patch.entry.before_errors():
             _check_inside(patch, ready)
             path = patch.entry.target
             target = Target(
@@ -286,14 +286,14 @@ def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str)
     and the path.
     """
     entry = patch.entry
-    with patch.entry.where.before_errors():
+    with patch.entry.before_errors():
         paths = expand(network, entry.target, anatomy, name)
     if paths == [entry.target]:
         return [patch]
-    where = f"{entry.where}: {entry.target}, here "
+    places = {path: replace(entry.where, note=f"{entry.target}, here {path}") for path in paths}
     return [
-        replace(patch, entry=replace(entry, target=path, where=Place(f"{where}{path}")))
-        for path in paths
+        replace(patch, entry=replace(entry, target=path, where=place))
+        for path, place in places.items()
     ]
 
 

@@ -613,7 +613,7 @@ def test_a_fault_in_a_recipe_is_shown_with_its_line(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "backbone:\n  name: net9\n  weigths: null\n")
     result = tvc("build", recipe, "--json")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"error: {recipe}, line 3" in result.stderr
+    assert f"error: {recipe}:3:" in result.stderr
     assert "'weights'" in result.stderr
 
 
