@@ -43,7 +43,7 @@ def remeasure(network: nn.Module, state: HybridState, image_size: Any) -> None:
         probe = _probe(network, state, image_size)
     if misfits:
         raise PatchError(
-            f"{len(misfits)} patches do not fit the network as it is now: "
+            f"patches do not fit the network as it is now ({len(misfits)}): "
             f"{'; '.join(misfits.values())}. Nothing was measured: take them out "
             "(unpatch), or give them the widths that they get"
         )

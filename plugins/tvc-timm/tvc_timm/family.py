@@ -147,7 +147,7 @@ def _describe(
         name=name,
         family=str(network.__class__.__name__).lower(),
         origin="timm",
-        summary=f"{network.__class__.__name__} of timm, {num_params / 1e6:.1f} million parameters.",
+        summary=f"{network.__class__.__name__} of timm, {num_params:,} parameters.",
         factory="tvc_timm.build:build",
         weights=tuple(_weights(arch, each, config, num_params) for each in tags),
         default_weights=chosen or None,
