@@ -87,6 +87,8 @@ def describe(member: str) -> BackboneSpec:
         BackboneError: the model has no stem, stages and head; the message says why.
     """
     arch, _, tag = member.partition(".")
+    if not arch:
+        raise UnknownNameError("the name of a model follows 'timm/'. Which one?")
     if not timm.is_model(arch) and arch not in names():
         raise UnknownNameError(f"timm {timm.__version__} has no model {arch!r}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
