@@ -16,7 +16,7 @@ from .builder import HybridBuilder, load_yaml_recipe
 from .errors import *
 from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
-from .recipe import Patches, Recipe, Weights
+from .recipe import Patches, Recipe, RecipeDocument, Weights, load_recipe
 from .registry import Named, PluginInfo, Registry
 from .specs import *
 from .version import __version__ as __version__
@@ -26,14 +26,15 @@ if TYPE_CHECKING:
 
 __all__ = [
     # building models
-    "HybridBuilder", "Patches", "Recipe", "Weights", "load", "load_yaml_recipe",
+    "HybridBuilder", "Patches", "Recipe", "RecipeDocument", "Weights", "load", "load_recipe",
+    "load_yaml_recipe",
     # models, and what they say about themselves
     "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
     # training and weights
     "AuditReport", "FileInfo", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport",
     "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights", "freeze_head",
-    "param_groups", "partial_load", "plain_state_dict", "transfer_weights",
+    "param_groups", "partial_load", "plain_state_dict", "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer

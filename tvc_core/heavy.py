@@ -24,6 +24,7 @@ from .surgery.positions import POSITIONS, Position
 from .training import AuditReport, audit, freeze_head, param_groups
 from .weights.difference import TensorChange, WeightsDiff, diff_weights
 from .weights.files import read_state_dict
+from .weights.located import weights_file
 from .weights.partial import LoadReport, partial_load, transfer_weights
 from .weights.torchvision import build_torchvision
 
@@ -34,4 +35,5 @@ __all__ = [
     "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff", "audit", "build_torchvision",
     "describe_backbone", "describe_file", "diff_weights", "freeze_head", "load", "param_groups",
     "partial_load", "plain_state_dict", "read_state_dict", "transfer_weights",
+    "weights_file",
 ]  # fmt: skip

@@ -138,7 +138,7 @@ PYTHON: dict[str, list[Row]] = {
     "arguments that are methods here": [
         ("tiny(features_only=True)", "model.get_stage_outputs(images)", "tiny().get_stage_outputs(images)"),
         ('tiny(device="cpu")', "model.to(device)", 'tiny().to("cpu")'),
-        ("tiny(seed=0)", "torch.manual_seed(seed)", "torch.manual_seed(0)"),
+        ("tiny(dtype=torch.float64)", "model.to(dtype)", "tiny().to(torch.float64)"),
     ],
     "misspelt arguments": [
         ("tiny(num_class=3)", "Did you mean 'num_classes'?", "tiny(num_classes=3)"),
@@ -233,7 +233,7 @@ PYTHON: dict[str, list[Row]] = {
         ('b.create_block("se", "8")', "in_channels is a whole number of at least 1", 'b.create_block("se", 8)'),
     ],
     "initializers": [
-        ('tiny(patches={"layer2": {"wrap": {"type": "se", "init": "zeros"}}})', "Did you mean 'zero'", "tiny(patches={'layer2': {'wrap': {'type': 'se', 'init': 'zero'}}})"),
+        ('tiny(patches={"layer2": {"wrap": {"type": "eca", "init": "zeros"}}})', "Did you mean 'zero'", "tiny(patches={'layer2': {'wrap': {'type': 'eca', 'init': 'zero'}}})"),
         ('partial_load(tiny(), "state.pth", init_new_layers="kaming")', "Did you mean 'kaiming'", 'partial_load(tiny(), "state.pth", init_new_layers="kaiming")'),
     ],
     "paths": [

@@ -352,9 +352,11 @@ def test_the_hints_know_every_first_party_distribution() -> None:
         ("RESNET50", ["resnet18", "resnet50"], "resnet50"),
         ("se_block", ["se", "cbam_block"], "cbam_block"),
         ("wrpa", ["inject", "wrap"], "wrap"),
+        ("cbam", ["bam", "cbam_block"], "cbam_block"),
+        ("stage", ["stage_paths", "stages"], "stages"),
     ],
 )
-def test_near_finds_a_misspelling_whatever_its_case(
+def test_near_finds_a_misspelling_or_what_was_cut_short_whatever_its_case(
     given: str, names: list[str], best: str
 ) -> None:
     assert near_names(given, names)[0] == best

@@ -156,10 +156,9 @@ def unknown_owner(owner: str, owners: list[str]) -> str:
     near = next(iter(near_names(owner, [*owners, *hints.distributions()], most=1)), "")
     if not near:
         return f"There is {join_names(sorted(owners))}."
-    meant = f"Did you mean {near!r}? " if near != owner else ""
-    return (
-        f"{meant}It can be installed: pip install {near}" if near not in owners else meant.rstrip()
-    )
+    meant = [f"Did you mean {near!r}?"] if near != owner else []
+    install = [] if near in owners else [f"It can be installed: pip install {near}"]
+    return " ".join(meant + install)
 
 
 def lacks(registry: Any, kind: type[Any], name: str) -> str:

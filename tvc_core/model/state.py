@@ -144,6 +144,8 @@ class HybridState:
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
         metadata: the user's own facts, which `save` writes.
+        head_as_built: the head's keys of a recipe, in the build.
+        checkpointed: the parts whose activations are computed again, as they were switched last.
         half_thawed_told: a warning has said that the user thawed a part of what is frozen.
     """
 
@@ -168,6 +170,8 @@ class HybridState:
     left_out: LeftOutRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    head_as_built: dict[str, Any] = field(default_factory=dict)
+    checkpointed: frozenset[str] = frozenset()
     half_thawed_told: bool = False
 
     @property

@@ -156,26 +156,6 @@ def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
         ) from None
 
 
-def check_weights_class(spec: BackboneSpec, weights_class: str) -> None:
-    """Refuse weights that were named with the enum class of another network, as in
-    "ResNet50_Weights.IMAGENET1K_V2".
-
-    Raises:
-        WeightsError: the class is not this network's.
-    """
-    own = (
-        torchvision.models.get_model_weights(spec.name).__name__
-        if spec.origin == "torchvision"
-        else "none"
-    )
-    if weights_class != own:
-        names = join_names(weights.name for weights in spec.weights)
-        raise WeightsError(
-            f"{weights_class} belongs to another network than {spec.name!r} (its class is {own}): "
-            f"it has {names}"
-        )
-
-
 def transforms_of(weights: WeightsSpec) -> nn.Module:
     """Return the preprocessing that a pretrained set was trained with, as torchvision's own
     module.

@@ -883,6 +883,7 @@ def commands(
 
 
 OWN = ["build", "check", "doctor", "list", "new-plugin", "plugins", "show"]
+OF_RECIPES = ["diff", "fmt", "init", "lock", "schema", "validate"]
 
 
 def listed_commands(result: Result) -> dict[str, str]:
@@ -893,8 +894,10 @@ def listed_commands(result: Result) -> dict[str, str]:
 
 
 def test_the_commands_of_tvc_are_all_there_is_without_plugins() -> None:
-    assert sorted(listed_commands(tvc("--help"))) == OWN
-    assert [fact["name"].replace("_", "-") for fact in data("list", "commands")] == OWN
+    assert sorted(listed_commands(tvc("--no-plugins", "--help"))) == OWN
+    every = sorted([*OWN, *OF_RECIPES])
+    assert sorted(listed_commands(tvc("--help"))) == every
+    assert [fact["name"].replace("_", "-") for fact in data("list", "commands")] == every
 
 
 def test_a_plugins_command_is_listed_and_used(commands: Callable[..., None]) -> None:

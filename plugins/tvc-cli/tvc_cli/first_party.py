@@ -19,12 +19,13 @@ FIRST_PARTY = (
     "tvc-dense",
     "tvc-efficientnet",
     "tvc-mobilenet",
+    "tvc-recipes",
     "tvc-resnet",
     "tvc-timm",
     "tvc-transformers",
 )
 
-WITH_COMMANDS = ("tvc-cli",)
+WITH_COMMANDS = ("tvc-cli", "tvc-recipes")
 """Those of them that offer commands of `tvc`: where commands are looked for, the others are not
 loaded.
 """
