@@ -180,7 +180,7 @@ def _end(plan: Plan, network: nn.Module, anatomy: Anatomy) -> tuple[Anatomy, Lef
 
 def _probe(plan: Plan, network: nn.Module) -> Probe:
     trained_at = plan.weights.crop_size if plan.weights is not None else None
-    return Probe.of(network, plan.backbone.spec, likely=image_size(plan) or trained_at)
+    return Probe.of(network, plan.backbone.spec, likely=trained_at, asked=image_size(plan))
 
 
 def _look(

@@ -45,7 +45,7 @@ def test_regularizers_act_from_the_first_step(block: Any, place: str) -> None:
     maps: list[Tensor] = []
     model.get_submodule(place).register_forward_hook(lambda m, a, out: maps.append(out.clone()))
     model.train()
-    x = torch.randn(8, 3, 64, 64)
+    x = torch.randn(6, 3, 48, 48)
     for _ in range(6):
         model(x)
     assert max(difference(each, maps[0]) for each in maps[1:]) > 0.1

@@ -148,8 +148,13 @@ def unknown_member(registry: Any, name: str, family: Any, said: str) -> str:
     return f"{said}{hint} {there_is} HybridBuilder.list_backbones('{label}/*') lists them."
 
 
+_ORIGINS = ("torchvision", "timm")
+
+
 def unknown_owner(owner: str, owners: list[str]) -> str:
     """Return what to do about a distribution that is not installed; `owners` are."""
+    if owner in _ORIGINS:
+        return f"It is where networks come from: list_backbones(origin={owner!r}) lists them."
     near = next(iter(near_names(owner, [*owners, *hints.distributions()], most=1)), "")
     if not near:
         return f"There is {join_names(sorted(owners))}."

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ParameterError, short_repr
+from ..errors import ParameterError, count_of, short_repr
 from ..surgery.patches import placed_patches
 from ..surgery.probing import probing
 from ..surgery.sites import first_tensor
@@ -69,7 +69,9 @@ class PatchReport:
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in rows
         ]
-        return "\n".join([*lines, f"change without the patch, on {self.num_images} images"])
+        return "\n".join(
+            [*lines, f"change without the patch, on {count_of(self.num_images, 'image')}"]
+        )
 
     def _row(self, effect: PatchEffect) -> tuple[str, ...]:
         losses = (effect.loss, effect.loss_without)

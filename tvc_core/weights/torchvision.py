@@ -75,7 +75,13 @@ def build_torchvision(
             f"torchvision {torchvision.__version__} has no {spec.name!r}: upgrade torchvision"
         ) from error
     if weights is None:
-        return build(weights=None, **options)
+        try:
+            return build(weights=None, **options)
+        except AssertionError:
+            if size is not None:  # which sizes divide into patches, a network of the usual one says
+                with torch.device("meta"):
+                    set_image_size(build(weights=None), size)
+            raise
     # The builder is torchvision's own, since it does more than to load: it renames old keys, sets
     # options that a set of weights needs, drops auxiliary heads. It asks two things of the member
     # that it is given: whether it is of the right enum class, and for its tensors. `_CheckedMember`
