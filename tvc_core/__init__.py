@@ -29,8 +29,9 @@ __all__ = [
     "HybridBuilder", "Patches", "Recipe", "RecipeDocument", "Weights", "load", "load_recipe",
     "load_yaml_recipe",
     # models, and what they say about themselves
-    "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
-    "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
+    "FeatureExtractor", "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo",
+    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
+    "drop_closed_patches",
     # training and weights
     "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
     "PartReport", "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights",

@@ -339,7 +339,9 @@ class BlockSpec(Spec):
         preserves_shape: the output has the shape of the input for every valid `in_channels`.
         layouts: the tensor layouts that the block takes, such as ("NCHW",).
         gated: the block has a method `gate(x)` such that block(x) equals x * gate(x), with a gate
-            that broadcasts over x. The identity start then costs no extra map.
+            that broadcasts over x. The identity start then costs no extra map. It may also have
+            `mix(x, alpha)`, which computes x * (1 + alpha * (gate(x) - 1)) at once; patches then
+            call that.
         starts_as: what the block by itself is at its start: "identity" (its output is its input in
             eval mode, also where a regularizer acts in training mode), "zero" (its output is 0, as
             that of an adapter beside the target), or "" for neither. It gets no gate where that
