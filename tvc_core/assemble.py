@@ -8,6 +8,7 @@ user handed over is unchanged. What plugins do to the process during a build is 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +19,7 @@ from .errors import HeadError, PatchError
 from .model.bridge import find_bridge
 from .model.classes import become_hybrid
 from .model.features import Taps
-from .model.fingerprint import fingerprint
+from .model.fingerprint import fingerprint, known_lines
 from .model.hybrid import HybridModel
 from .model.measuring import measure, run_patched
 from .model.state import Feature, HybridState, Installed, PatchRecord
@@ -33,6 +34,8 @@ from .model.survey import (
 )
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe
+from .registry.contract import CORE_OWNER
+from .specs import FROM_MODULE
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import (
@@ -47,13 +50,15 @@ from .surgery.head import (
 )
 from .surgery.head_layers import Heads
 from .surgery.input import InputRecord, change_input
+from .surgery.measured import keep_their_maps
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe, image_of
+from .surgery.sites import Probe, find_module, image_of
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.preprocessing import image_size
-from .weights.torchvision import class_names_of
+from .weights.skeleton import made_from
+from .weights.torchvision import build_torchvision, class_names_of
 
 __all__ = ["assemble"]
 
@@ -74,7 +79,8 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
 
 def _build(plan: Plan, pretrained: bool) -> HybridModel:
     network, plan = build_backbone(plan, pretrained=pretrained)
-    with rollback_on_error(network):
+    users = plan.backbone.owner == FROM_MODULE
+    with rollback_on_error(network) if users else nullcontext():
         return _assemble(plan, network, pretrained)
 
 
@@ -84,23 +90,32 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     # in, one pass as the proof, the head. The head comes after the proof, since the step-0
     # difference is about the logits of the pretrained head. The training step comes after the head,
     # since it has to learn with it. Whatever fails is rolled back by the caller.
-    anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
+    spec = plan.backbone.spec
+    made = made_from(network) if plan.backbone.load() is build_torchvision else ""
+    lines = known_lines(network, made)
+    key = backbone_key(plan, network, made) if pretrained else ""
+    size = recall_image(key)
+    whole = Anatomy.of(network, spec, checked=bool(made) and size is not None)
+    anatomy, left_out = _end(plan, network, whole)
     if plan.recipe.unfreeze_stages is not None:
         anatomy.stage_indices(plan.recipe.unfreeze_stages)
     if pretrained:
         _check_classifier(plan, network, anatomy)
-    key = backbone_key(plan, network) if pretrained else ""
-    probe, changed = _look(plan, network, recall_image(key))
+    probe, changed = _look(plan, network, size)
     remember_image(key, probe.size)
-    prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
+    prepared, before = prepare(
+        network, plan.patches, anatomy, probe, spec.name, key if made else ""
+    )
+    key = patched_key(key, plan, prepared)
+    known = recall_survey(key, anatomy)
+    if prepared and before is None and not (known and keep_their_maps(prepared, probe)):
+        before = probe.run(network)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
         for patch in prepared
         if patch.replacement is not None
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
-    key = patched_key(key, plan, network, prepared)
-    known = recall_survey(key, anatomy)
     proof = _prove(network, anatomy, installed, probe, before, known)
     head = _set_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
@@ -130,13 +145,26 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         new_layers=head.new_layers,
         input=changed,
         left_out=left_out,
-        modules=fingerprint(network),
+        modules=fingerprint(network, known=_unchanged(lines, plan, network, anatomy)),
     )
     model = become_hybrid(network, state)
     if given := plan.recipe.freeze_backbone:
         also = {} if given is True else given
         model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
+
+
+def _unchanged(
+    lines: dict[int, str], plan: Plan, network: nn.Module, anatomy: Anatomy
+) -> dict[int, str]:
+    """Return the lines of the modules that nothing can have changed in place since they were made:
+    neither a new head or input nor an operation of a plugin.
+    """
+    if plan.recipe.in_channels is not None or any(p.op.owner != CORE_OWNER for p in plan.patches):
+        return {}
+    heads = (find_module(network, path) for path in anatomy.heads)
+    changed = {id(each) for head in heads if head is not None for each in head.modules()}
+    return {identity: line for identity, line in lines.items() if identity not in changed}
 
 
 def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
@@ -240,7 +268,7 @@ def _prove(
         logits, features = measure(network, anatomy, taps, records, probe)
     else:
         taps.repeated, features = known.repeated, known.features
-        if not records:
+        if before is None:  # there are no patches, or they were proved at their places
             return _Proof(taps, features)
         logits, _ = run_patched(network, anatomy, taps, records, probe)
     difference = 0.0 if before is None else _difference(before, logits)
