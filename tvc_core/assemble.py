@@ -7,7 +7,7 @@ user handed over is unchanged. What plugins do to the process during a build is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -63,22 +63,25 @@ from .weights.torchvision import build_torchvision, class_names_of
 __all__ = ["assemble"]
 
 
-def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
+def assemble(
+    plan: Plan, *, pretrained: bool = True, fill: Callable[[nn.Module], None] | None = None
+) -> HybridModel:
     """Build the hybrid that a plan describes.
 
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random, for a state dict that
             follows.
+        fill: as for `build_backbone`.
 
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
     """
-    return run_preserved(_build, plan, pretrained)
+    return run_preserved(_build, plan, pretrained, fill)
 
 
-def _build(plan: Plan, pretrained: bool) -> HybridModel:
-    network, plan = build_backbone(plan, pretrained=pretrained)
+def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | None) -> HybridModel:
+    network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
     users = plan.backbone.owner == FROM_MODULE
     with rollback_on_error(network) if users else nullcontext():
         return _assemble(plan, network, pretrained)

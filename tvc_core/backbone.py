@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from .weights.torchvision import check_weights_class
 __all__ = ["build_backbone"]
 
 
-def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, Plan]:
+def build_backbone(
+    plan: Plan, *, pretrained: bool = True, fill: Callable[[nn.Module], None] | None = None
+) -> tuple[nn.Module, Plan]:
     """Return the backbone of a plan, unpatched, with its weights in; and the plan with these
     weights, where the factory says as the network's attribute `tvc_weights` that they are others
     than it was asked for: those of a file that an option names.
@@ -27,6 +30,8 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random.
+        fill: where they stay random, gives the new network what is known of its tensors; what it
+            fills is not initialized before.
 
     Raises:
         BackboneError: the factory fails, or does not return a new module.
@@ -49,10 +54,12 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
         elif pretrained and plan.weights is not None:
             with DeferredInit() as filling:
                 network = factory(spec, weights=plan.weights, **plan.options)
-        elif plan.weights is None:
-            network = factory(spec, weights=None, **plan.options)
         else:
-            network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
+            options = {**(plan.weights.options if plan.weights else {}), **plan.options}
+            with DeferredInit() if fill else nullcontext() as filling:
+                network = factory(spec, weights=None, **options)
+                if fill and isinstance(network, nn.Module):
+                    fill(network)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")
