@@ -111,7 +111,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     )
     key = patched_key(key, plan, prepared)
     known = recall_survey(key, anatomy)
-    if prepared and before is None and not (known and keep_their_maps(prepared, probe)):
+    if prepared and before is None and not (known and _are_seen_as_identity(prepared, probe)):
         before = probe.run(network)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
@@ -155,6 +155,13 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         also = {} if given is True else given
         model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
+
+
+def _are_seen_as_identity(prepared: Iterable[Prepared], probe: Probe) -> bool:
+    prepared = tuple(prepared)
+    insertions = [insertion for each in prepared for insertion in each.insertions]
+    starts = all(each.starts_as_identity for each in prepared)
+    return starts and keep_their_maps(insertions, probe)
 
 
 def _unchanged(

@@ -202,7 +202,10 @@ def _load(
     # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
     # the objects that the build made and tied tensors stay tied.
     assign = any(own[k].dtype != t.dtype or own[k].is_meta for k, t in tensors.items())
-    _load_some(model, own, tensors, assign=assign)
+    some = OrderedDict(tensors)
+    # without the metadata of a state dict MNASNet refuses to load
+    some._metadata = own._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(some, strict=False, assign=assign)
     model.class_names = content["class_names"] or None
     model.load_freeze_state(content["freeze"])
     _freeze_by_hand(model, content.get("by_hand", {}))
@@ -214,16 +217,6 @@ def _load(
     state.modules = fingerprint(model)
     model.eval()
     return model
-
-
-def _load_some(
-    network: nn.Module, own: Mapping[str, Tensor], tensors: Mapping[str, Tensor], **how: Any
-) -> None:
-    """Load some of the tensors of a network, which are known to fit its state dict `own`."""
-    some = OrderedDict(tensors)
-    # without the metadata of a state dict MNASNet refuses to load
-    some._metadata = own._metadata  # type: ignore[attr-defined]
-    network.load_state_dict(some, strict=False, **how)
 
 
 class _Filling:
@@ -255,9 +248,10 @@ class _Filling:
             return
         with torch._C.DisableTorchFunction():
             self.tensors = self.file.read()
-        some = {key: self.tensors.pop(key) for key in fits}
-        lend(some.values())
-        _load_some(network, own, some)
+        lend(self.tensors[key] for key in fits)
+        with torch.no_grad():
+            for key in fits:
+                own[key].copy_(self.tensors.pop(key))
         self._filled = {key: own[key] for key in fits}
         self._versions = {key: own[key]._version for key in fits}
 

@@ -93,8 +93,9 @@ def recall(kind: str, key: object) -> Any:
         place = folder() / kind
         with (place / name).open("rb") as file:
             if all(map(_is_private, (place.parent.stat(), place.stat(), os.fstat(file.fileno())))):
-                content = file.read(_MAX_BYTES + 1)
-                return _keep(kind, name, json.loads(content[:_MAX_BYTES]))
+                digest, _, text = file.read(_MAX_BYTES).partition(b"\n")
+                if hashlib.sha256(text).hexdigest().encode() == digest:  # else it is damaged
+                    return _keep(kind, name, json.loads(text))
     return None
 
 
@@ -111,7 +112,7 @@ def remember(kind: str, key: object, value: Any) -> None:
         handle, draft = tempfile.mkstemp(dir=place)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(text)
+                file.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             Path(draft).replace(place / name)  # whole at once, whoever else writes it
         except BaseException:
             Path(draft).unlink()

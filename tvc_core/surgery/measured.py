@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Iterable
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,6 @@ from ..remembered import key_of, recall, remember
 from .operations import Insertion
 from .probing import probing
 from .sites import Call, Probe, Site
-
-if TYPE_CHECKING:
-    from .prepare import Prepared
 
 __all__ = ["keep_their_maps", "measured_sites"]
 
@@ -48,10 +45,10 @@ def measured_sites(
 
 
 def _site_of(row: dict[str, Any]) -> Site:
-    calls = (
+    calls: list[dict[str, Any]] = [
         {name: tuple(each) if isinstance(each, list) else each for name, each in call.items()}
         for call in row["calls"]
-    )
+    ]
     image: Any = tuple(row["image"])
     return Site(
         path=row["path"],
@@ -61,18 +58,19 @@ def _site_of(row: dict[str, Any]) -> Site:
     )
 
 
-def keep_their_maps(prepared: Iterable[Prepared], probe: Probe) -> bool:
+def keep_their_maps(insertions: Iterable[Insertion], probe: Probe) -> bool:
     """Return whether every patch is seen to leave the map at its place as it is, bit for bit; what
     cannot be told here is a no.
+
+    Args:
+        insertions: the patches, with what was measured at their places.
+        probe: the image with which that was measured.
     """
     # A network in which every patch gives back the map that it got computes what it computed
     # without them. So instead of the network, whose maps were looked at in an earlier build, each
     # patch runs: on random maps of every shape that was measured at its place, and as large as the
     # map there was, since a block that overflows spoils the map though its gate is closed.
-    prepared = tuple(prepared)
-    if not all(each.starts_as_identity for each in prepared):
-        return False
-    insertions = [insertion for each in prepared for insertion in each.insertions]
+    insertions = tuple(insertions)
     generator = torch.Generator().manual_seed(0)
     with suppress(Exception), probing(*(each.patch for each in insertions)):
         return all(_keeps(each, probe.image, generator) for each in insertions)

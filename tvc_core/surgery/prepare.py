@@ -103,8 +103,7 @@ def prepare(
         for path in targets
         if (end := branch_of(network.get_submodule(path), anatomy.branches))
     }
-    found_ends = (end for end in ends.values() if has_module(network, end))
-    paths = dict.fromkeys((*targets, *found_ends))
+    paths = dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
     sites, before = measured_sites(network, paths, probe, key)
     # Running the network for each of N patches would cost N passes, so all are made from one look
     # at it, and a second look with all replacements in proves them together. Mostly nothing moves:
@@ -115,8 +114,7 @@ def prepare(
         ready, expected = _make_all(network, patches, sites, ends, anatomy, probe)
         if all(each.replacement is None for each in ready):
             return ready, before
-        if before is None:
-            before = probe.run(network)
+        before = probe.run(network) if before is None else before
         seen, problem = _look(network, ready, expected, probe, before)
         moved = _moved(network, ready, sites, seen, probe)
         if not moved:
@@ -124,7 +122,7 @@ def prepare(
         sites = {**sites, **moved}
     else:
         problem = problem or "the shapes there change with every build of the blocks"
-    if problem:
+    if problem and before is not None:
         culprit, problem = _culprit(network, ready, expected, problem, probe, before)
         assert culprit.replacement is not None
         with culprit.plan.entry.where.before_errors():
@@ -391,9 +389,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         with _keeping(module):
             _initialize(patch, replacement)
         replacement.train(module.training)
-    kept = (
-        ((), (), ()) if replacement is None else kept_weights(module, replacement, any(took_over))
-    )
+    kept = ((),) * 3 if replacement is None else kept_weights(module, replacement, any(took_over))
     return Prepared(
         plan=patch,
         site=site,

@@ -195,21 +195,23 @@ def _initialization(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 def is_whole(tensor: Any) -> bool:
     """Return whether a tensor is all of its memory, in order."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-        return False
     # Notes and loans go by the address of a storage. A view of a part of it has the same address,
     # and so has another view of the same part, with other strides; only a tensor that is all of its
     # storage may stand for it.
-    size = tensor.numel() * tensor.element_size()
-    return 0 < size == tensor.untyped_storage().nbytes() and tensor.is_contiguous()
+    with torch._C.DisableTorchFunction():  # to look is no other mode's business
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            return False
+        size = tensor.nbytes
+        return 0 < size == tensor.untyped_storage().nbytes() and tensor.is_contiguous()
 
 
 def _place(tensor: Tensor) -> int:
     """Return where a tensor's memory is; 0 where it has none."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # sparse, nested, fake, ...
-        return 0
+    with torch._C.DisableTorchFunction():
+        try:
+            return tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):  # sparse, nested, fake, ...
+            return 0
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -155,13 +155,16 @@ def _index(rows: list[Any], row: Any) -> int:
     return rows.index(row)
 
 
-def _number(tensors: dict[int, tuple[int, Tensor]], tensor: Any, kind: type) -> int | None:
+def _number(
+    tensors: dict[int, tuple[int, Tensor]], tensor: Tensor | None, kind: type
+) -> int | None:
     """Return the number of a tensor, which may be in several places."""
     if tensor is None:
         return None
-    plain = type(tensor) is kind and is_whole(tensor) and tensor.device.type == "cpu"
-    if not plain or vars(tensor) or (kind is Tensor and tensor.requires_grad):
+    if type(tensor) is not kind or vars(tensor) or not (is_whole(tensor) and tensor.is_cpu):
         raise _NotPlainError(type(tensor))
+    if kind is Tensor and tensor.requires_grad:
+        raise _NotPlainError("a buffer that learns")
     return tensors.setdefault(id(tensor), (len(tensors), tensor))[0]
 
 
