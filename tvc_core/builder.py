@@ -238,6 +238,19 @@ class HybridBuilder:
             recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), None, self.registry)
         return self._assemble(changed(recipe, changes), by_code=())
 
+    @_OnClassToo
+    def resolve(self, /, recipe: Recipe) -> Recipe:
+        """Return a recipe with every name qualified and "DEFAULT" replaced by the weights that it
+        stands for, as a model keeps it. Nothing is built, and torch is not imported.
+
+        Args:
+            recipe: what `load_recipe` returns, say.
+
+        Raises:
+            TvcError: as for `build`, of what is found without building.
+        """
+        return make_plan(recipe, self.registry).recipe
+
     def _assemble(
         self,
         recipe: Recipe,

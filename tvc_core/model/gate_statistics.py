@@ -110,11 +110,11 @@ class GateRecorder:
                 handle.remove()
 
     def _record(self, home: str, patch: Patch, args: tuple[Any, ...]) -> None:
-        axis = 1 if patch.adapter is None or patch.adapter.block == "NCHW" else -1
+        axis = 1 if patch.view is None or patch.view.block == "NCHW" else -1
 
         def look(x: Tensor) -> Tensor:
             self.sums[home].add(patch.block.gate(x), axis)  # type: ignore[operator]
             return x
 
         with torch.no_grad():
-            look(args[0]) if patch.adapter is None else patch.adapter.run(look, args[0])
+            look(args[0]) if patch.view is None else patch.view.run(look, args[0])

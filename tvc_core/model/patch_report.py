@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ParameterError, short_repr
+from ..errors import ParameterError, count_of, short_repr
 from ..surgery.patches import placed_patches
 from ..surgery.probing import probing
 from ..surgery.sites import first_tensor
@@ -77,7 +77,7 @@ class PatchReport:
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in rows
         ]
-        lines.append(f"change without the patch, on {self.num_images} images")
+        lines.append(f"change without the patch, on {count_of(self.num_images, 'image')}")
         return "\n".join([*lines, *self.warnings])
 
     @property

@@ -40,13 +40,15 @@ from .remeasuring import measure_again, misfits_noted
 from .settling import place
 from .state import HybridState, Installed, num_classes, state_of
 
-__all__ = ["drop_closed_patches", "switched_off", "unpatch", "without"]
+__all__ = [
+    "chosen_patches", "drop_closed_patches", "switched_off", "take_out", "unpatch", "without",
+]  # fmt: skip
 
 
 def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -> None:
     """Do the work of `HybridModel.unpatch`."""
-    if chosen := _chosen(network, state, target):
-        _unpatch(network, state, chosen)
+    if chosen := chosen_patches(network, state, target):
+        take_out(network, state, chosen)
 
 
 def drop_closed_patches(model: nn.Module) -> tuple[str, ...]:
@@ -75,11 +77,11 @@ def drop_closed_patches(model: nn.Module) -> tuple[str, ...]:
     ]
     gone = tuple(home for each in chosen for home in each.homes)
     if chosen:
-        run_preserved(_unpatch, model, state, chosen)
+        run_preserved(take_out, model, state, chosen)
     return gone
 
 
-def _unpatch(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
+def take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
     """Take patches out.
 
     Everything is tried inside the rollback, which puts network and state back: taking blocks out,
@@ -96,7 +98,8 @@ def _unpatch(network: nn.Module, state: HybridState, chosen: list[Installed]) ->
                 "modules. Build the backbone again with HybridBuilder"
             )
     homes = [path for each in chosen for path in each.record.paths]
-    freezing.refuse_under_ddp(network, homes, "would wait for gradients of what is gone")
+    thawed = [name for each in chosen for name in each.record.thawed]
+    freezing.refuse_under_ddp(network, homes + thawed, "would wait for gradients of what is gone")
     patches = _patches(network, chosen)
     before = state.__dict__.copy()
     try:
@@ -109,7 +112,7 @@ def _unpatch(network: nn.Module, state: HybridState, chosen: list[Installed]) ->
             _measure(network, state)
             _restore_dropout(network, state, restored)
             state.modules = _known_modules(network, state, restored)
-            freezing.adopt(network, state, restored)
+            freezing.adopt(network, state, [*restored, *thawed])
             for patch in patches:
                 patch.switch("removed", False)
     except BaseException:
@@ -125,7 +128,7 @@ def without(
     network: nn.Module, state: HybridState, target: str | None = None
 ) -> Iterator[nn.Module]:
     """Do the work of `HybridModel.without`."""
-    chosen = _chosen(network, state, target)
+    chosen = chosen_patches(network, state, target)
     replaced = [each.record.target for each in chosen if each.record.replaced is not None]
     if replaced:
         raise PatchError(
@@ -164,7 +167,7 @@ def switched_off(patches: list[Patch]) -> Iterator[None]:
         switch_on()
 
 
-def _chosen(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:
+def chosen_patches(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:
     """Return the patches at a target, which may be a pattern; all where it is None."""
     if target is None:
         return list(state.patches)

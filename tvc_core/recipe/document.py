@@ -88,7 +88,7 @@ def _keys(path: str) -> tuple[Any, ...]:
     keys, at = [], 0
     while at < len(path):
         found = _KEY.match(path, at)
-        if found is None or (at == 0) == path[:1].startswith("."):
+        if found is None or (at == 0 and path[0] == ".") or (at and path[at] not in ".["):
             raise RecipeError(
                 f"{short_repr(path)} is no path in a recipe: write keys with dots between them, "
                 "such as head.num_classes, and a key with a dot in brackets, such as "

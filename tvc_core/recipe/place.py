@@ -101,7 +101,9 @@ class Place:
 
     def error(self, message: str) -> RecipeError:
         """Return the error about what stands here."""
-        return RecipeError(f"{self}: {message}")
+        error = RecipeError(f"{self}: {message}")
+        error.path = self.path
+        return error
 
     @contextmanager
     def before_errors(self, *, in_files_only: bool = False) -> Iterator[None]:
@@ -115,7 +117,9 @@ class Place:
                 raise
             place = self if self.marks is None else self.down(*error.below)
             place = place.key if error.below and place != self else place
-            raise type(error)(f"{place}: {error}") from error
+            placed = type(error)(f"{place}: {error}")
+            placed.path = place.path
+            raise placed from error
 
 
 def written(path: Iterable[Any]) -> str:

@@ -98,7 +98,12 @@ def test_fused_and_plain_agree_on_300_random_maps() -> None:
             scales[1] = terms  # what goes to a maximum is such a sum
         for one, other, scale in zip(found, expected, scales, strict=True):
             tolerance = 8 * torch.finfo(dtype).eps * scale
-            assert float((one - other).detach().abs().max()) <= tolerance, (number, name, dtype, x.shape)
+            assert float((one - other).detach().abs().max()) <= tolerance, (
+                number,
+                name,
+                dtype,
+                x.shape,
+            )
             assert one.dtype == dtype
     assert 100 < num_fused < 300
 

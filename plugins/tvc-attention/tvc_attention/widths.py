@@ -1,8 +1,10 @@
-"""The width of a gate's hidden layer, and the check that blocks share."""
+"""The width of a gate's hidden layer, and the number of neighbors of a channel."""
 
 from __future__ import annotations
 
-__all__ = ["hidden_width"]
+import math
+
+__all__ = ["hidden_width", "neighbor_kernel"]
 
 
 def hidden_width(
@@ -35,3 +37,11 @@ def hidden_width(
             f"reduction is a whole number from 1 to in_channels ({in_channels}), not {reduction!r}"
         )
     return max(in_channels // reduction, 1)
+
+
+def neighbor_kernel(in_channels: int, gamma: float = 2, b: float = 1) -> int:
+    """Return how many neighboring channels a gate sees: |log2(C) / gamma + b / gamma|, rounded to
+    odd (Wang et al. 2020, equation 12).
+    """
+    size = int(abs((math.log2(in_channels) + b) / gamma))
+    return size if size % 2 else size + 1
