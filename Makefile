@@ -34,6 +34,7 @@ sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
+	$(BIN)/python tests/bench/blocks.py --page docs/explanation/block-speed.md
 
 bench-blocks: $(READY)  ## what each block costs and brings, into docs/how-to/choosing-a-block.md; goes on where it was stopped
 	$(BIN)/python -m pip install --quiet --group bench
