@@ -9,7 +9,8 @@ or written, forward plus backward), and how many copies' time the block takes.
     python tests/bench/blocks.py                    # CPU, float32, 2 threads
     python tests/bench/blocks.py --device cuda --batch 256 --modes eager,compiled
 
-On a GPU in float32 and bfloat16. What is compiled is compared with the floor alone. Where timm
+On a GPU in float32 and bfloat16; --graphs times CUDA graphs of the same, without the time that a
+processor needs to start the kernels. What is compiled is compared with the floor alone. Where timm
 cannot be imported, its columns stay empty.
 """
 
@@ -132,6 +133,20 @@ def runs(layer: nn.Module, x: Tensor, grad: Tensor, compiled: bool) -> Callable[
     return run
 
 
+def recorded(action: Callable[[], object]) -> Callable[[], object]:
+    """Return an action that replays a CUDA graph of another: what the GPU needs by itself."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            action()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        action()
+    return graph.replay
+
+
 def seconds(action: Callable[[], object], cuda: bool) -> float:
     """Return how long an action takes [s]."""
     if not cuda:
@@ -169,7 +184,7 @@ def measure(
 ) -> dict[str, Any]:
     """Time one block on one map; return a row of the table."""
     torch.manual_seed(0)
-    cuda = options.device == "cuda"
+    cuda, graphs = options.device == "cuda", options.graphs
     made = torch.randn(shape, device=options.device, dtype=dtype)
     x = made.to(memory_format=memory_format).requires_grad_()
     grad = torch.randn_like(x)
@@ -179,7 +194,7 @@ def measure(
         "shape": list(shape),
         "memory": "channels_last" if memory_format is torch.channels_last else "contiguous",
         "dtype": str(dtype).removeprefix("torch."),
-        "mode": mode,
+        "mode": f"{mode}, graph" if options.graphs else mode,
         "passes": PASSES[name],
     }
     compiled = mode == "compiled"
@@ -187,6 +202,8 @@ def measure(
     actions["ours"] = runs(ours(name, shape[1]), x, grad, compiled)
     if not compiled and (other := theirs(name, shape[1])) is not None:
         actions["timm"] = runs(other, x, grad, compiled)
+    if graphs:
+        actions = {key: recorded(action) for key, action in actions.items()}
     found = median_of(actions, options.runs, cuda)
     row |= {f"{key}_ms": value * 1e3 for key, value in found.items()}
     row["copies"] = found["ours"] / found["copy"]
@@ -291,6 +308,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--modes", default="eager", help="eager, compiled, or both with a comma")
+    parser.add_argument("--graphs", action="store_true", help="time CUDA graphs")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
     parser.add_argument("--blocks", default="", help="names with commas between; all by default")
     parser.add_argument("--seconds", type=float, default=3600, help="start no row after that")
