@@ -7,7 +7,7 @@ user handed over is unchanged. What plugins do to the process during a build is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -58,22 +58,27 @@ from .weights.torchvision import class_names_of
 __all__ = ["assemble"]
 
 
-def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
+def assemble(
+    plan: Plan, *, pretrained: bool = True, check: Callable[[nn.Module], object] | None = None
+) -> HybridModel:
     """Build the hybrid that a plan describes.
 
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random, for a state dict that
             follows.
+        check: is called with the unpatched network, before weights are drawn, and may raise.
 
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
     """
-    return run_preserved(_build, plan, pretrained)
+    return run_preserved(_build, plan, pretrained, check)
 
 
-def _build(plan: Plan, pretrained: bool) -> HybridModel:
-    network, plan = build_backbone(plan, pretrained=pretrained)
+def _build(
+    plan: Plan, pretrained: bool, check: Callable[[nn.Module], object] | None
+) -> HybridModel:
+    network, plan = build_backbone(plan, pretrained=pretrained, check=check)
     with rollback_on_error(network):
         return _assemble(plan, network, pretrained)
 

@@ -5,6 +5,7 @@ every module with what flows there: where patches can go, and why not elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +31,9 @@ USUAL_SIZE = 224
 """Side of the image for a backbone without pretrained weights, which would say theirs [pixels]."""
 
 
-def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, Plan]:
+def build_backbone(
+    plan: Plan, *, pretrained: bool = True, check: Callable[[nn.Module], object] | None = None
+) -> tuple[nn.Module, Plan]:
     """Return the backbone of a plan, unpatched, with its weights in; and the plan with these
     weights, where the factory says as the network's attribute `tvc_weights` that they are others
     than it was asked for: those of a file that an option names.
@@ -38,6 +41,7 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random.
+        check: is called with the network of random weights before these are drawn, and may raise.
 
     Raises:
         BackboneError: the factory fails, or does not return a new module.
@@ -49,26 +53,24 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
     factory: Callable[..., Any] = plan.backbone.load()
     given = ", ".join(f"{option}={value!r}" for option, value in plan.options.items())
     what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
-    filling: DeferredInit | None = None
-    with foreign(BackboneError, what):
-        if pretrained and plan.weights_file is not None:
-            with DeferredInit() as filling:
-                network = factory(spec, weights=None, **plan.options)
-                if isinstance(network, nn.Module) and not is_hybrid(network):
-                    own = fill_from_file(network, plan, plan.weights_file)
-                    network.tvc_weights = own  # type: ignore[assignment]
-        elif pretrained and plan.weights is not None:
-            with DeferredInit() as filling:
-                network = factory(spec, weights=plan.weights, **plan.options)
-        elif plan.weights is None:
-            network = factory(spec, weights=None, **plan.options)
-        else:
-            network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
+    filled = check is not None or (pretrained and plan.weights is not None)
+    filling = DeferredInit() if filled else None
+    weights = plan.weights if pretrained and plan.weights_file is None else None
+    options = plan.options
+    if plan.weights is not None and not pretrained:
+        options = {**plan.weights.options, **options}
+    with foreign(BackboneError, what), filling or nullcontext():
+        network = factory(spec, weights=weights, **options)
+        is_new = isinstance(network, nn.Module) and not is_hybrid(network)
+        if pretrained and plan.weights_file is not None and is_new:
+            network.tvc_weights = fill_from_file(network, plan, plan.weights_file)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")
     if is_hybrid(network):
         raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
+    if check is not None:
+        check(network)
     if filling is not None:
         filling.finish()
     found = network.__dict__.pop("tvc_weights", None)

@@ -1,12 +1,14 @@
 """Open a saved model: read the file, check it, build what its recipe describes, and fill it.
 
 In this order, each step cheaper than what follows and none trusting a field for the hash beside it:
-the header is counted, what the file says is checked, the network is built under a limit to the size
-of its tensors, names and shapes are compared, and only then the tensors are read and hashed.
+the header is counted; what the file says is checked; the header is compared with the backbone, which
+is made under a limit to the size of its tensors and before its weights are drawn; the model is built
+and compared whole; and only then the tensors are read and hashed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -36,15 +38,20 @@ from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.ownfile import OwnFile, open_own
 from .model.saving import how_to_load
+from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
 from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
+from .surgery.targets import is_pattern
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 
 __all__ = ["load", "open_model"]
+
+_Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Types and shapes of tensors, by their names."""
 
 _SOON_READ = 1 << 28
 """Size of a file that is read although it is refused already [bytes]."""
@@ -91,7 +98,12 @@ def open_model(
         what = "load takes the path of a file that HybridModel.save wrote"
         hint = ". A state dict goes into a model by partial_load" if isinstance(path, dict) else ""
         raise WeightsError(f"{what}, not {short_repr(path)}{hint}")
-    path = Path(path)
+    return run_preserved(_open, Path(path), registry, module, base)
+
+
+def _open(
+    path: Path, registry: Registry, module: nn.Module | None, base: str | Path | None
+) -> HybridModel:
     with open_own(path) as file:
         _check_module(path, file.content, module)
         with nullcontext() if module is None else rollback_on_error(module), _naming(file):
@@ -189,9 +201,7 @@ def _load(
     model = _build(file, base, registry, module)
     own = model.state_dict()
     lent = {k: t for k, t in (base or {}).items() if k in own}
-    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in lent.items()}
-    shapes |= {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
-    _compare(path, own, shapes)
+    _compare(path, own, _entries(file, lent))
     tensors = {**lent, **file.read()}
     # Copying would convert a bfloat16 file back to float32 without a word. Where the types differ,
     # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
@@ -227,8 +237,12 @@ def _build(
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
     _check_own(file.path, recipe, registry)
     plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
+
+    def check(network: nn.Module) -> None:
+        _compare_backbone(file.path, network, plan, _entries(file, base or {}))
+
     with _limited(file, base):
-        model = assemble(plan, pretrained=False)
+        model = assemble(plan, pretrained=False, check=check)
     restore_gates(model, [*file.entries, *(base or {})])
     return model
 
@@ -246,11 +260,38 @@ def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:
         raise WeightsError(f"the preprocessing inside is not valid: {error}") from error
 
 
-def _compare(
-    path: Path,
-    own: Mapping[str, Tensor],
-    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-) -> None:
+def _entries(file: OwnFile, base: Mapping[str, Tensor]) -> _Entries:
+    """Return what a file and its base hold together."""
+    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in base.items()}
+    return entries | {name: (each.dtype, each.shape) for name, each in file.entries.items()}
+
+
+def _compare_backbone(path: Path, network: nn.Module, plan: Plan, entries: _Entries) -> None:
+    """Refuse tensors that are not those of an unpatched backbone, which has no values yet. What the
+    recipe changes in it is left for the comparison of the whole model.
+    """
+    spec, recipe = plan.backbone.spec, plan.recipe
+    changed = ["patches", "tvc_patches", spec.head, *spec.neck, *spec.auxiliary]
+    for patch in plan.patches:
+        if patch.op.qualified not in ("tvc-core:wrap", "tvc-core:inject"):
+            parts = patch.entry.target.split(".")
+            plain = list(itertools.takewhile(lambda part: not is_pattern(part), parts))
+            if not plain:
+                return
+            changed.append(".".join(plain))
+    if recipe.in_channels is not None or not spec.head:
+        return
+
+    def stays(key: str) -> bool:
+        return not any(f"{key}.".startswith(f"{path}.") for path in changed)
+
+    own = {k: t for k, t in network.state_dict(keep_vars=True).items() if stays(k)}
+    if recipe.stages is not None:  # later ones are left out
+        own = {key: tensor for key, tensor in own.items() if key in entries}
+    _compare(path, own, {key: entry for key, entry in entries.items() if stays(key)})
+
+
+def _compare(path: Path, own: Mapping[str, Tensor], entries: _Entries) -> None:
     """Refuse tensors that are not those of the model, by their types and shapes."""
     if own.keys() != entries.keys():
         lost, extra = [k for k in own if k not in entries], [k for k in entries if k not in own]
