@@ -1,9 +1,9 @@
 """Open a saved model: read the file, check it, build what its recipe describes, and fill it.
 
 In this order, each step cheaper than what follows and none trusting a field for the hash beside it:
-the header is counted; what the file says is checked; the header is compared with the backbone, which
-is made under a limit to the size of its tensors and before its weights are drawn; the model is built
-and compared whole; and only then the tensors are read and hashed.
+the header is counted; what the file says is checked; the header is compared with the backbone, made
+under a limit to the size of its tensors and before its weights are drawn; the model is built and
+compared whole; and only then the tensors are read and hashed.
 """
 
 from __future__ import annotations
