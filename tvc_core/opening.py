@@ -29,6 +29,7 @@ from .errors import (
     TvcError,
     UnknownNameError,
     WeightsError,
+    foreign,
     join_names,
     short_repr,
 )
@@ -194,9 +195,9 @@ def _load(
 ) -> HybridModel:
     # A file is data, and everything in it could be wrong: the recipe is read under the rules for
     # recipes, which reach nothing. Then the model is built without its pretrained weights, whose
-    # place the file's tensors take, and compared with the file key by key and shape by shape before
-    # one tensor is copied. What cannot be told from tensors (classes, freezing, the step-0
-    # difference) comes last.
+    # place the file's tensors take, and compared with the file key by key and shape by shape. What
+    # else it says (classes, freezing) is tried before one tensor is copied, since a module that was
+    # handed over must not change if that fails.
     path, content = file.path, file.content
     model = _build(file, base, registry, module)
     own = model.state_dict()
@@ -209,10 +210,14 @@ def _load(
     assign = any(own[name].dtype != tensors[name].dtype or own[name].is_meta for name in own)
     # keeps the metadata of the state dict, without which MNASNet refuses to load
     own.update(tensors)
-    model.load_state_dict(own, assign=assign)
     model.class_names = content["class_names"] or None
     model.load_freeze_state(content["freeze"])
-    _freeze_by_hand(model, content.get("by_hand", {}))
+    trainable = _by_hand(model, content.get("by_hand", {}))
+    back = nullcontext() if module is None else _values_back_on_error(module)
+    with foreign(WeightsError, f"{path}: the model cannot take the weights"), back:
+        model.load_state_dict(own, assign=assign)
+    for name, flag in trainable.items():
+        model.get_parameter(name).requires_grad_(flag)
     state = model._hybrid
     state.originals = {}  # their weights are not in the file
     state.step0_difference = float(content["step0_difference"])
@@ -221,6 +226,21 @@ def _load(
     state.modules = fingerprint(model)
     model.eval()
     return model
+
+
+@contextmanager
+def _values_back_on_error(module: nn.Module) -> Iterator[None]:
+    """Put the values of a user's module back, which may have loading code of its own that fails."""
+    kept = [
+        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
+    ]
+    try:
+        yield
+    except BaseException:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
+        raise
 
 
 def _build(
@@ -311,13 +331,14 @@ def _compare(path: Path, own: Mapping[str, Tensor], entries: _Entries) -> None:
             raise WeightsError(f"{path}: {name} is of {dtype}, its recipe gives {tensor.dtype}")
 
 
-def _freeze_by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> None:
+def _by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> dict[str, bool]:
+    """Return which parameters were frozen or thawed by hand, and whether they are trainable."""
     parameters = dict(model.named_parameters())
     for kind, each in names.items():
         for name in each:
             if name not in parameters:
                 raise WeightsError(f"{short_repr(name)} is {kind}, and no parameter of the model")
-            parameters[name].requires_grad_(kind == "trainable")
+    return {name: kind == "trainable" for kind, each in names.items() for name in each}
 
 
 def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:
