@@ -34,10 +34,8 @@ from .errors import (
     short_repr,
 )
 from .from_module import module_backbone
-from .model.content import BASE_KEY, MODULE_KEY, prepared_as
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.ownfile import OwnFile, open_own
 from .model.saving import how_to_load
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe, make_plan
@@ -46,8 +44,10 @@ from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 from .surgery.targets import is_pattern
+from .weights.content import BASE_KEY, MODULE_KEY, prepared_as
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
+from .weights.ownfile import OwnFile, open_own
 
 __all__ = ["load", "open_model"]
 

@@ -11,14 +11,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import HeadError, WeightsError, join_names
-from .model.content import BASE_KEY, prepared_as
-from .model.ownfile import open_own
 from .recipe import Plan
 from .specs import WeightsSpec
 from .surgery.head import find_last_layer, num_classes_of, set_num_classes
 from .weights.container import is_own
+from .weights.content import BASE_KEY, prepared_as
 from .weights.deferred import lend
 from .weights.files import read_state_dict
+from .weights.ownfile import open_own
 from .weights.partial import partial_load
 
 __all__ = ["fill_from_file"]

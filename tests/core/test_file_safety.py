@@ -20,8 +20,8 @@ from own_files import forge, taken_apart
 
 import tvc_core
 from tvc_core import HybridBuilder, TvcError, UnknownNameError, WeightsError
-from tvc_core.model.content import FORMAT
 from tvc_core.weights.container import pack
+from tvc_core.weights.content import FORMAT
 
 
 @pytest.fixture

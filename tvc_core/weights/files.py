@@ -13,15 +13,15 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from ..advice.words import on_missing
-from ..errors import WeightsError, describe_error
+from ..errors import WeightsError
 from ..specs import WeightsSpec
 from .cache import cached_file
-from .container import read_header, read_tensors, strict_json
+from .container import read_header, read_tensors
+from .content import BASE_KEY
 from .deferred import lend
-from .digest import check_digest
 from .entries import Checkpoint, check_state_dict, pick_entry
-from .looking import HEAD, foreign_kind, has_safetensors_header, why_not_opened
+from .looking import HEAD, foreign_kind, has_safetensors_header, open_file, reading, why_not_opened
+from .ownfile import own_file
 from .shards import file_in_folder, parts_of, refuse_part
 from .tables import read_by_table, remember_table
 from .verified import compare_hash, unchanged, verification_is_off
@@ -29,7 +29,7 @@ from .verified import compare_hash, unchanged, verification_is_off
 __all__ = ["open_checkpoint", "read_state_dict", "verification_is_off"]
 
 
-Content = tuple[Any, dict[str, Any] | None]
+Content = tuple[Any, Mapping[str, Any] | None]
 """What is in a file, and what tvc wrote beside the tensors."""
 
 
@@ -82,19 +82,13 @@ def open_checkpoint(path: str | Path, entry: str | Sequence[str] | None = None) 
 
 
 def _open(path: Path, sha256: str | None) -> Content:
-    try:
+    with reading(path):
         if path.is_dir():
             path = file_in_folder(path)
         if path.name.endswith(".index.json"):
             return _sharded(path), None
         refuse_part(path)
         return _read(path, sha256)
-    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        hint = on_missing(path, (".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
-        raise WeightsError(
-            f"{path}: the weights cannot be read: {reason}{hint and f'.{hint}'}"
-        ) from error
 
 
 def _sharded(index: Path) -> dict[str, Tensor]:
@@ -114,9 +108,7 @@ def _sharded(index: Path) -> dict[str, Tensor]:
 
 
 def _read(path: Path, sha256: str | None) -> Content:
-    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-        raise WeightsError(f"{path}: no regular file, so no weights are read from it")
-    with path.open("rb") as file, unchanged(file, path):
+    with open_file(path) as file, unchanged(file, path):
         if sha256 is not None:
             compare_hash(file, path, sha256)
         return _load(file, path)
@@ -152,20 +144,12 @@ def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Con
             f"{path}: not a safetensors file, or damaged" + (f": it is {is_other}" * bool(is_other))
         )
     header = read_header(file, path)
-    tensors = read_tensors(file, header.entries, path)
-    text = header.metadata.get("tvc")
-    try:
-        own = None if text is None else strict_json(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
-        ) from error
-    if own is None:
-        return tensors, None
-    own = own if isinstance(own, dict) else {}
-    check_digest(path, own, tensors, own.pop("sha256", None))
-    if "base" in own:
+    if "tvc" not in header.metadata:
+        return read_tensors(file, header.entries, path), None
+    own = own_file(file, path, header)
+    tensors = own.read()
+    if BASE_KEY in own.content:
         raise WeightsError(
             f"{path}: holds only what differs from another file, its base: tvc_core.load reads both"
         )
-    return tensors, own
+    return tensors, own.content
