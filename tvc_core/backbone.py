@@ -23,7 +23,6 @@ from .surgery.path_info import PathInfo, path_info
 from .surgery.sites import Probe
 from .surgery.targets import expand
 from .weights.deferred import DeferredInit
-from .weights.torchvision import check_weights_class
 
 __all__ = ["build_backbone", "describe_backbone"]
 
@@ -48,8 +47,6 @@ def build_backbone(
         WeightsError: the weights cannot be downloaded or read, or do not fit.
     """
     spec, name = plan.backbone.spec, plan.backbone.qualified
-    if plan.weights_class is not None:
-        check_weights_class(spec, plan.weights_class)
     factory: Callable[..., Any] = plan.backbone.load()
     given = ", ".join(f"{option}={value!r}" for option, value in plan.options.items())
     what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"

@@ -29,6 +29,7 @@ from tvc_core.recipe import Plan, Recipe, load_recipe, make_plan
 
 NET = BackboneSpec(
     name="net",
+    origin="torchvision",
     factory="acme.net:build",
     weights=(WeightsSpec(name="IMAGENET1K_V1"), WeightsSpec(name="IMAGENET1K_V2")),
     default_weights="IMAGENET1K_V2",
@@ -157,6 +158,13 @@ def test_unknown_weights_say_which_there_are(registry: Registry, given: Any) -> 
         "'DEFAULT' stands for IMAGENET1K_V2",
     ):
         assert part in str(caught.value)
+
+
+def test_weights_of_another_networks_class_are_refused(registry: Registry) -> None:
+    other = enum.Enum("Other_Weights", {"IMAGENET1K_V1": 1})
+    for given in ("Other_Weights.IMAGENET1K_V2", other.IMAGENET1K_V1, "Nets.IMAGENET1K_V2"):
+        with pytest.raises(UnknownNameError, match=r"to another network\. It has IMAGENET1K_V1, "):
+            plan(registry, weights=given)
 
 
 def test_default_weights_of_an_untrained_backbone_are_an_error(registry: Registry) -> None:

@@ -498,7 +498,7 @@ def test_every_mistake_in_a_file_is_named_by_file_and_line(
 
 @pytest.mark.parametrize("text", ["3", "resnet50", "[backbone]", "null", "- backbone: resnet50"])
 def test_a_file_that_is_no_mapping_is_told_the_keys(path: Path, text: str) -> None:
-    assert "a recipe is a mapping with the keys name, backbone, head" in refused(path, text)
+    assert "a recipe is a mapping with the keys version, name, descr" in refused(path, text)
 
 
 def test_a_file_without_a_backbone_says_what_a_recipe_needs(path: Path) -> None:

@@ -355,6 +355,10 @@ try:
 except RecipeError:
     pass
 load_recipe(warm.with_name("valid.yml"))
+try:  # which plugins claim a section: looked up where a key is not the core's
+    load_recipe(warm.with_name("section.yml"))
+except RecipeError:
+    pass
 seen, modules = [], set(sys.modules)
 
 def hook(event, arguments):
@@ -362,8 +366,10 @@ def hook(event, arguments):
         mode = arguments[1]
         if mode is not None and mode not in ("r", "rb"):
             seen.append((event, arguments))
-        if str(arguments[0]) not in allowed:
+        if str(arguments[0]) not in allowed and ".dist-info" not in str(arguments[0]):
             seen.append((event, arguments))
+    elif event in ("os.listdir", "os.scandir"):
+        pass  # what is installed
     elif event.split(".")[0] in (
         "socket", "subprocess", "os", "shutil", "ctypes", "urllib", "tempfile", "pty"
     ):
@@ -397,6 +403,7 @@ def audit(folder: Path, defect: str) -> str:
         "backbone: {name: 'antigravity:fly', options: {factory: 'colorsys:rgb_to_hsv'}}\n"
     )
     (folder / "valid.yml").write_text(VALID)
+    (folder / "section.yml").write_text(f"{VALID}\nunheard_of: 1\n")
     command = [sys.executable, "-c", AUDIT, str(Path(__file__).parent), str(folder), defect]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder)
     assert done.returncode == 0, done.stderr

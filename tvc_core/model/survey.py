@@ -26,6 +26,7 @@ from torch import nn
 from ..recipe import Plan, Recipe
 from ..remembered import recall, remember
 from ..specs import FROM_MODULE
+from ..surgery import layouts, probing, sites
 from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.prepare import Prepared
 from ..version import __version__
@@ -40,7 +41,9 @@ __all__ = [
     "remember_survey",
 ]  # fmt: skip
 
-_OURS = tuple(module.__name__ for module in (bridge, features, measuring, strides))
+_OURS = tuple(
+    module.__name__ for module in (bridge, features, layouts, measuring, probing, sites, strides)
+)
 _BEGAN = time.time_ns()
 
 

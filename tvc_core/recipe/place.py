@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..advice import words
-from ..errors import RecipeError, TvcError, join_names, short_repr, what_there_is
+from ..errors import RecipeError, TvcError, short_repr
 
 __all__ = ["Mark", "Marks", "Place", "written"]
 
@@ -69,6 +68,12 @@ class Place:
             place = below if self.marks is None or below.path in self.marks else place
         return place
 
+    def in_file(self, *keys: str) -> Place:
+        """Return where a value stands whose name is in the message: its place in a file. Elsewhere
+        its name says enough.
+        """
+        return self if self.marks is None else replace(self, path=(*self.path, *keys))
+
     @property
     def key(self) -> Place:
         """The place of the last key itself."""
@@ -96,43 +101,25 @@ class Place:
 
     def error(self, message: str) -> RecipeError:
         """Return the error about what stands here."""
-        return RecipeError(f"{self}: {message}")
+        error = RecipeError(f"{self}: {message}")
+        error.path = self.path
+        return error
 
     @contextmanager
-    def before_errors(self) -> Iterator[None]:
+    def before_errors(self, *, in_files_only: bool = False) -> Iterator[None]:
         """Put this place, or the one below it that the error itself names, before the message of
         an error that is raised inside. One that says already where in the file it is stays.
         """
         try:
             yield
         except TvcError as error:
-            if str(error).startswith(f"{self.source}:"):
+            if (in_files_only and self.marks is None) or str(error).startswith(f"{self.source}:"):
                 raise
             place = self if self.marks is None else self.down(*error.below)
             place = place.key if error.below and place != self else place
-            raise type(error)(f"{place}: {error}") from error
-
-    def section(
-        self, data: Any, name: str, keys: Iterable[str], elsewhere: Mapping[str, str] = {}
-    ) -> Mapping[str, Any]:
-        """Return what stands here as a mapping; `elsewhere` says of other keys what to do.
-
-        Raises:
-            RecipeError: it is not a mapping, or has another key than `keys`.
-        """
-        keys = list(keys)
-        if not isinstance(data, Mapping):
-            wanted = f"a mapping with the keys {join_names(keys)}"
-            hint = words.on_backbone(data)
-            raise self.error(f"{name} is {wanted}, not {short_repr(data)}{hint and f'.{hint}'}")
-        for key in data:
-            if key not in keys:
-                known = what_there_is(str(key), keys, "The keys are")
-                hint = f" {elsewhere[key]}" if key in elsewhere else ""
-                raise (self / key).key.error(
-                    f"unknown key {short_repr(key)} in {name}.{hint or known}"
-                )
-        return data
+            placed = type(error)(f"{place}: {error}")
+            placed.path = place.path
+            raise placed from error
 
 
 def written(path: Iterable[Any]) -> str:

@@ -49,7 +49,7 @@ class _Dumper(yaml.SafeDumper):
 # PyYAML follows YAML 1.1, in which 1e-5 without a dot is text: `lr: 1e-5` would be the string
 # "1e-5". The same rule is given to the dumper, so that a text which looks like such a number is
 # written with quotes and comes back as text.
-_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"))
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"))
 _Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 _Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
@@ -112,6 +112,8 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Marks]:
         problem = "; ".join(part for part in (error.context, error.problem) if part)
         if "alias" in problem:  # a pattern of targets such as **.bn3
             problem += "; text that begins with '*' needs quotes"
+        elif "'@'" in problem:  # a macro
+            problem += "; text that begins with '@' needs quotes"
         elif "'\\t'" in problem:
             problem += "; indent by spaces, not by tabs"
         raise _error(_mark(name, mark), f"not YAML: {problem}") from error

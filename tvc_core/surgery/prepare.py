@@ -14,7 +14,7 @@ from torch import nn
 
 from ..errors import PatchError, PluginError
 from ..recipe import PatchPlan
-from .blocks import call_factory, create_in_place_of
+from .blocks import call_factory, create_for_target, create_in_place_of
 from .branches import branch_of
 from .gates import leave_out_gate
 from .kept import kept_weights
@@ -45,6 +45,7 @@ class Prepared:
         changed: those that it has under the same name with other values, such as a kernel of
             another size.
         lost: those that it has not.
+        thawed: names, below the target, of parameters that learn though their part is frozen.
     """
 
     plan: PatchPlan
@@ -54,6 +55,7 @@ class Prepared:
     kept: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    thawed: tuple[str, ...] = ()
 
     @property
     def starts_as_identity(self) -> bool:
@@ -349,9 +351,12 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
 
     def make(in_channels: int, original: nn.Module | None = None) -> nn.Module:
         assert block is not None
-        if patch.init is not None:  # it gives another start
-            original = None
-        made, keeps = create_in_place_of(block, original, in_channels, patch.entry.params)
+        params = patch.entry.params
+        if original is None:
+            made, keeps = create_for_target(block, target, in_channels, params), False
+        else:
+            old = original if patch.init is None else None  # an `init` gives another start
+            made, keeps = create_in_place_of(block, old, in_channels, params)
         took_over.append(keeps)
         return made.to(device=probe.image.device, dtype=probe.image.dtype)
 
@@ -363,7 +368,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
             "the target"
         )
     replacement = None if result is module else result
-    if replacement is None and not target.insertions:
+    if replacement is None and not target.insertions and not target.thawed:
         raise PluginError(
             f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without "
             "effect is an error"
@@ -392,6 +397,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         kept=kept[0],
         changed=kept[1],
         lost=kept[2],
+        thawed=tuple(target.thawed),
     )
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
-from ..errors import WeightsError
+from ..errors import TvcError, WeightsError
 
 __all__ = ["Room", "limit_tensors"]
 
@@ -82,17 +82,28 @@ class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
     Args:
         sizes: of the file's tensors [numbers].
         what: how the error begins.
+        times: how often as much as the file's tensors may be made.
+        error: class of the error.
 
     Raises:
-        WeightsError: a tensor was to be made that is larger than each of the file's, and than those
-            of any small network; or more than many times as much as all of them.
+        WeightsError: or what `error` is: a tensor was to be made that is larger than each of the
+            file's, and than those of any small network; or more than many times as much as all of
+            them.
     """
 
-    def __init__(self, sizes: list[int], what: str) -> None:
+    def __init__(
+        self,
+        sizes: list[int],
+        what: str,
+        *,
+        times: int = _TIMES,
+        error: type[TvcError] = WeightsError,
+    ) -> None:
         super().__init__()
-        self.most = max(_ANY, *sizes)
-        self.left = _TIMES * (self.most + sum(sizes))
+        self.most = max([_ANY, *sizes])
+        self.left = times * (self.most + sum(sizes))
         self.what = what
+        self.error = error
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -107,7 +118,7 @@ class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
             size = math.prod(sizes)
             self.left -= size
             if size > self.most or self.left < 0:
-                raise WeightsError(
+                raise self.error(
                     f"{self.what}, which makes a tensor of the size "
                     f"{'x'.join(str(size) for size in sizes[:8])}"
                 )
