@@ -48,7 +48,7 @@ FIRST_PARTY = (
         "tvc-convnets",
         "tvc-transformers",
     ),
-    *("tvc-attention", "tvc-blocks"),
+    *("tvc-attention", "tvc-blocks", "tvc-adapters"),
 )
 """Whose offers the tables list, whatever else is installed."""
 
@@ -64,7 +64,7 @@ GROUPS = {
     ),
     "Train": (
         *("FreezeReport", "PartReport", "HeadReport", "NormalizationReport", "freeze_head"),
-        *("audit", "AuditReport", "param_groups"),
+        *("audit", "AuditReport", "param_groups", "fold_patches", "FoldReport"),
     ),
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
@@ -76,7 +76,15 @@ GROUPS = {
         *("API_VERSION", "hookimpl", "hookspec", "Spec", "Kind"),
         *("BackboneSpec", "BackboneFamilySpec", "WeightsSpec", "BlockSpec"),
         *("PatchOpSpec", "Target", "POSITIONS", "Position", "BlockMaker", "InitializerSpec"),
-        *("build_torchvision", "NoClassifier", "LocalPlugin", "Registry", "Named", "PluginInfo"),
+        *(
+            "build_torchvision",
+            "NoClassifier",
+            "is_normalization",
+            "LocalPlugin",
+            "Registry",
+            "Named",
+            "PluginInfo",
+        ),
     ),
 }
 """Where a public name stands in api.md. Errors have a page of their own."""

@@ -339,7 +339,9 @@ class BlockSpec(Spec):
         preserves_shape: the output has the shape of the input for every valid `in_channels`.
         layouts: the tensor layouts that the block takes, such as ("NCHW",).
         gated: the block has a method `gate(x)` such that block(x) equals x * gate(x), with a gate
-            that broadcasts over x. The identity start then costs no extra map.
+            that broadcasts over x. The identity start then costs no extra map. It may also have
+            `mix(x, alpha)`, which computes x * (1 + alpha * (gate(x) - 1)) at once; patches then
+            call that.
         starts_as: what the block by itself is at its start: "identity" (its output is its input in
             eval mode, also where a regularizer acts in training mode), "zero" (its output is 0, as
             that of an adapter beside the target), or "" for neither. It gets no gate where that
@@ -350,6 +352,14 @@ class BlockSpec(Spec):
             a module (or of one of another width), and `factory` is called. It takes the parameters
             of `factory`, and leaves `original` as it is. In-process plugins may give the callable.
             Since plugin API 1.1.
+        for_target: "package.module:attribute" of `make(target, in_channels, **params) -> nn.Module
+            | None`, called where the block is inserted: a block for this place, which reads the
+            module and the shapes off the `tvc_core.Target`; None where it has none for such a
+            module, and `factory` is called. It takes the parameters of `factory`, and leaves the
+            module as it is. In-process plugins may give the callable. Since plugin API 1.1.
+        positions: names of the positions that the block is for, of which the first is where `wrap`
+            and `inject` put it by default; () for all. Elsewhere, and in the place of a module, it
+            is refused. Since plugin API 1.1.
         code_only: parameters that open an address or a path. Only code may set them: in a recipe or
             a file they are an error. Since plugin API 1.1.
     """
@@ -362,12 +372,15 @@ class BlockSpec(Spec):
     gated: bool = False
     starts_as: str = ""
     in_place_of: Factory = ""
+    for_target: Factory = ""
+    positions: tuple[str, ...] = ()
     code_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.in_place_of:
-            self._check_factory("in_place_of")
+        for entry in ("in_place_of", "for_target"):
+            if getattr(self, entry):
+                self._check_factory(entry)
         known = self.starts_as in ("", "identity", "zero")
         self._require(known, "starts_as", "'', 'identity' or 'zero'")
         fits = bool(self.layouts) and set(self.layouts) <= set(LAYOUTS)

@@ -122,6 +122,7 @@ def test_the_python_of_a_readme_runs(
         "tvc-mobilenet",
         "tvc-attention",
         "tvc-blocks",
+        "tvc-adapters",
     ],
 )
 def test_the_table_of_a_readme_is_what_the_plugin_offers(owner: str) -> None:

@@ -102,6 +102,9 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
             now = type(find_module(network, record.target)).__name__
             lines.append(f"{what} {record.replaced} by {block}, now {now}{_weights(record)}")
             continue
+        if record.thawed:
+            count = f"{len(record.thawed)} parameters"
+            lines.append(f"{what}, {count} learn where their part is frozen")
         for home in record.paths:
             patch = placed.get(home)
             if patch is None:

@@ -190,7 +190,7 @@ def wanted_grads(
     """Return for every parameter whether a freeze state lets it learn."""
     wanted = wanted or state.freeze
     anatomy, new, frozen = state.anatomy, state.new_modules, frozen_parts(wanted)
-    last = find_classifier(network, anatomy.head)
+    last, thawed = find_classifier(network, anatomy.head), state.thawed
     norms = {path for path, module in network.named_modules() if is_normalization(module)}
     flags: dict[str, bool] = {}
     for name, _ in network.named_parameters():
@@ -202,6 +202,8 @@ def wanted_grads(
             trainable = True
         if part == HEAD and not inserted and wanted.head == "last":
             trainable = last is not None and name.startswith(f"{last[0]}.")
+        if name in thawed and not wanted.patches:
+            trainable = True
         flags[name] = trainable
     return flags
 
@@ -290,11 +292,14 @@ def _learns_nothing(module: nn.Module) -> bool:
 def _tell_half_thawed(state: HybridState, held: Iterable[tuple[str, nn.Module]]) -> None:
     if state.half_thawed_told:
         return
-    norms_learn = state.freeze.normalization != "frozen"
+    norms_learn, thawed = state.freeze.normalization != "frozen", state.thawed
     half = [
         path
         for path, module in held
-        if any(p is not None and p.requires_grad for p in module._parameters.values())
+        if any(
+            p is not None and p.requires_grad and f"{path}.{name}" not in thawed
+            for name, p in module._parameters.items()
+        )
         and not (norms_learn and is_normalization(module))
     ]
     if half:

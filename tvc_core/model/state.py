@@ -49,6 +49,7 @@ class PatchRecord:
         changed: those that it has under the same name with other values, such as a kernel of
             another size.
         lost: those that it has not.
+        thawed: names of parameters that learn though their part is frozen.
     """
 
     target: str
@@ -63,6 +64,7 @@ class PatchRecord:
     kept: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    thawed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +192,11 @@ class HybridState:
         new last layers.
         """
         return frozenset((*self.new_layers, *(p for record in self.records for p in record.new)))
+
+    @property
+    def thawed(self) -> frozenset[str]:
+        """Names of the parameters that patches let learn though their part is frozen."""
+        return frozenset(name for record in self.records for name in record.thawed)
 
 
 def state_of(network: nn.Module) -> HybridState:

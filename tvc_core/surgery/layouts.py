@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import PatchError
 from . import calls
 
-__all__ = ["Adapter", "Shape", "channels_of", "find_adapter", "grid_of", "layout_of"]
+__all__ = ["LayoutView", "Shape", "channels_of", "find_view", "grid_of", "layout_of"]
 
 Shape = tuple[int, ...]
 
@@ -106,7 +106,7 @@ def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LayoutView:
     """Shows a block a map in the layout that the block takes, and gives the result back in the
     map's own.
 
@@ -187,10 +187,10 @@ class Adapter:
         return seen[0]
 
 
-def find_adapter(
+def find_view(
     shape: Shape, layout: str, takes: tuple[str, ...], image: tuple[int, int]
-) -> Adapter | str | None:
-    """Return how a block that takes some layouts sees a map: an adapter, None if it takes the map
+) -> LayoutView | str | None:
+    """Return how a block that takes some layouts sees a map: a view, None if it takes the map
     as it is, or why not.
     """
     if layout in takes:
@@ -202,11 +202,11 @@ def find_adapter(
     if wanted is None or layout == "NC":
         return f"takes {' or '.join(takes)}"
     if layout != "NLC":
-        return Adapter(layout, wanted)
+        return LayoutView(layout, wanted)
     grid = grid_of(shape[1], image)
     if grid is None:
         return (
             f"takes {' or '.join(takes)}, and {shape[1]} tokens are no grid over an image of "
             f"{image[0]}x{image[1]}"
         )
-    return Adapter(layout, wanted, *grid, stride=image[0] // grid[1])
+    return LayoutView(layout, wanted, *grid, stride=image[0] // grid[1])

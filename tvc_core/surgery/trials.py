@@ -175,7 +175,7 @@ def _block_name(patch: PatchPlan, block: nn.Module) -> str:
 
 
 def _seen_by_block(shape: Shape, patch: Patch) -> Shape:
-    return patch.adapter.shape(shape) if patch.adapter else shape
+    return patch.view.shape(shape) if patch.view else shape
 
 
 def _what_fits(
@@ -184,8 +184,8 @@ def _what_fits(
     """Return a sentence naming the parameters with which the block would give the wanted shape,
     found by trying.
     """
-    if patch.block is None:
-        return ""
+    if patch.block is None or (original is None and patch.block.spec.for_target):
+        return ""  # what is made for its target has its shapes, where the parameters let it
     # An error that says only that shapes differ leaves the search to the user, so the search is
     # done here. Which parameter sets the output's width is not known: any that holds a whole
     # number, or None, may be it. So each of them is set to the width that is wanted, `stride` to
