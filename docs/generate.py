@@ -54,7 +54,10 @@ FIRST_PARTY = (
 
 GENERATED = "<!-- Written by docs/generate.py from the code; edit the code instead. -->"
 GROUPS = {
-    "Build": ("HybridBuilder", "load_yaml_recipe", "load", "Recipe", "Patches", "Weights"),
+    "Build": (
+        *("HybridBuilder", "load_yaml_recipe", "load_recipe", "load"),
+        *("Recipe", "RecipeDocument", "Patches", "Weights"),
+    ),
     "Models": (
         *("HybridModel", "StageInfo", "LevelInfo", "FeatureExtractor"),
         *("PatchRecord", "PatchReport", "PatchEffect", "Patch", "HeadInfo"),
@@ -65,7 +68,7 @@ GROUPS = {
     ),
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
-        *("plain_state_dict", "diff_weights", "WeightsDiff", "TensorChange"),
+        *("plain_state_dict", "weights_file", "diff_weights", "WeightsDiff", "TensorChange"),
         *("describe_file", "FileInfo"),
     ),
     "Look at backbones": ("describe_backbone", "PathInfo"),

@@ -8,6 +8,7 @@ from .backbone import describe_backbone
 from .inspecting import FileInfo, describe_file
 from .model.folding import FoldReport, fold_patches
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
+from .model.gate_statistics import GateStatistics
 from .model.heads import HeadInfo
 from .model.hybrid import HybridModel
 from .model.patch_report import PatchEffect, PatchReport
@@ -15,6 +16,7 @@ from .model.plain import plain_state_dict
 from .model.pyramid import LevelInfo
 from .model.reading import FeatureExtractor
 from .model.state import PatchRecord
+from .model.unpatching import drop_closed_patches
 from .opening import load
 from .surgery.anatomy import StageInfo
 from .surgery.head import HeadReport, NoClassifier
@@ -32,10 +34,11 @@ from .weights.torchvision import build_torchvision
 
 __all__ = [
     "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FoldReport", "FreezeReport",
-    "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier",
-    "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord",
-    "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff",
-    "audit", "build_torchvision", "describe_backbone", "describe_file", "diff_weights",
-    "fold_patches", "freeze_head", "is_normalization", "load", "param_groups", "partial_load",
-    "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file",
+    "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport",
+    "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
+    "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
+    "WeightsDiff", "audit", "build_torchvision", "describe_backbone", "describe_file",
+    "diff_weights", "drop_closed_patches", "fold_patches", "freeze_head", "is_normalization",
+    "load", "param_groups", "partial_load", "plain_state_dict", "read_state_dict",
+    "transfer_weights", "weights_file",
 ]  # fmt: skip

@@ -45,6 +45,17 @@ def test_the_layout_follows_from_the_axes_that_shrink_like_the_image(
     assert layout_of(shape, IMAGE) == layout
 
 
+@pytest.mark.parametrize("kernel", range(1, 8))
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_convolutions_without_padding_give_maps_whatever_their_width(
+    kernel: int, stride: int
+) -> None:
+    # 40 channels of 60x92 have the image's ratio in their first two axes, by chance
+    height, width = ((side - kernel) // stride + 1 for side in IMAGE)
+    found = {layout_of((1, channels, height, width), IMAGE) for channels in range(1, 300)}
+    assert found == {"NCHW"}
+
+
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
 @pytest.mark.parametrize("channels", [1, 3, 16, 24, 40, 96, 1000])
 @pytest.mark.parametrize("image", [(64, 96), (96, 144), (128, 192)])

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FreezeError, join_names, short_repr
+from ..errors import FreezeError, count_of, join_names, short_repr
 from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
 from ..surgery.head import find_classifier
@@ -137,9 +137,9 @@ def freeze(network: nn.Module, state: HybridState, wanted: FreezeState) -> None:
     hold(network, state)
     if foreign:
         warnings.warn(
-            f"{len(foreign)} parameters are trainable now that tvc had not frozen (by hand, or by "
-            f"another tool): {join_names(foreign, most=4)}. freeze_backbone and unfreeze_all set "
-            "the whole network",
+            f"now trainable: {count_of(len(foreign), 'parameter')} that tvc had not frozen (by "
+            f"hand, or by another tool): {join_names(foreign, most=4)}. freeze_backbone and "
+            "unfreeze_all set the whole network",
             UserWarning,
             stacklevel=4,
         )
@@ -305,8 +305,8 @@ def _tell_half_thawed(state: HybridState, held: Iterable[tuple[str, nn.Module]])
     if half:
         state.half_thawed_told = True
         warnings.warn(
-            f"{len(half)} modules of frozen parts have trainable parameters, thawed by hand, and "
-            f"stay in eval mode: {join_names(half, most=4)}. Thaw them with freeze_backbone("
+            f"{count_of(len(half), 'module')} of frozen parts with trainable parameters, thawed by "
+            f"hand, in eval mode: {join_names(half, most=4)}. Thaw them with freeze_backbone("
             "unfreeze_stages=...) or unfreeze_all, which let their statistics and dropout work",
             UserWarning,
             stacklevel=4,

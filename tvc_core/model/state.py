@@ -146,7 +146,7 @@ class HybridState:
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
         metadata: the user's own facts, which `save` writes.
-        head_as_built: the head's keys of a recipe, as it was built.
+        head_as_built: the head's keys of a recipe, in the build.
         checkpointed: the parts whose activations are computed again, as they were switched last.
         half_thawed_told: a warning has said that the user thawed a part of what is frozen.
     """

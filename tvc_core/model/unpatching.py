@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from ..errors import HeadError, PatchError, TargetError, did_you_mean, join_names
+from ..quarantine.process_state import run_preserved
 from ..recipe import PatchEntry, qualified_entry
 from ..surgery import calls
 from ..surgery.head import find_classifier, find_last_layer, num_classes_of, set_dropout
 from ..surgery.head_layers import HeadMLP, Heads
+from ..surgery.marks import check_hybrid
 from ..surgery.patch import Patch
 from ..surgery.patches import (
     CONTAINERS,
@@ -36,24 +38,56 @@ from .checkpointing import Checkpointed, set_checkpointing
 from .fingerprint import fingerprint
 from .remeasuring import measure_again, misfits_noted
 from .settling import place
-from .state import HybridState, Installed, num_classes
+from .state import HybridState, Installed, num_classes, state_of
 
-__all__ = ["chosen_patches", "switched_off", "take_out", "unpatch", "without"]
+__all__ = [
+    "chosen_patches", "drop_closed_patches", "switched_off", "take_out", "unpatch", "without",
+]  # fmt: skip
 
 
 def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -> None:
-    """Do the work of `HybridModel.unpatch`.
+    """Do the work of `HybridModel.unpatch`."""
+    if chosen := chosen_patches(network, state, target):
+        take_out(network, state, chosen)
+
+
+def drop_closed_patches(model: nn.Module) -> tuple[str, ...]:
+    """Take out of a hybrid the patches that do nothing since their gates are exactly 0.
+
+    The outputs stay the same bit for bit, and inference costs what it costs without them.
+
+    Args:
+        model: a hybrid.
+
+    Returns:
+        Where the blocks that are gone lived, such as "patches.layer3.se".
+
+    Raises:
+        ParameterError: `model` is not a hybrid.
+        FreezeError: the model is wrapped in DistributedDataParallel.
+    """
+    check_hybrid(model, "drop_closed_patches")
+    state = state_of(model)
+    chosen = [
+        each
+        for each in state.patches
+        if each.record.replaced is None
+        and (patches := _patches(model, [each]))
+        and all(patch.alpha is not None and not patch.alpha.any() for patch in patches)
+    ]
+    gone = tuple(home for each in chosen for home in each.homes)
+    if chosen:
+        run_preserved(take_out, model, state, chosen)
+    return gone
+
+
+def take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
+    """Take patches out.
 
     Everything is tried inside the rollback, which puts network and state back: taking blocks out,
     giving replaced modules back, measuring what is left. The patches lose their flag last, since
     compiled graphs guard on it and nothing can fail after that.
     """
-    if chosen := chosen_patches(network, state, target):
-        take_out(network, state, chosen)
-
-
-def take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
-    """Take these patches out; see `unpatch`."""
     # What can be refused is refused before anything changes. After that the network is put back by
     # the rollback (modules, hooks, flags), and the state by its copy.
     restored = [each.record.target for each in chosen if each.record.replaced is not None]

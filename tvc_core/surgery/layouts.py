@@ -48,9 +48,9 @@ def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
         return "NC"
     if len(shape) == 3:
         return "NLC"
-    if _spatial(shape[2], shape[3], image):
+    if _spatial(shape[2], shape[3], image) or _cut(shape[2], shape[3], image):
         return "NCHW"
-    if _spatial(shape[1], shape[2], image):
+    if _spatial(shape[1], shape[2], image) or _cut(shape[1], shape[2], image):
         return "NHWC"
     if image[0] == image[1]:
         return None
@@ -67,7 +67,22 @@ def _spatial(height: int, width: int, image: tuple[int, int]) -> bool:
     if image[0] == image[1] or height == width == 1:
         return height == width
     stride = max(image[0] / height, image[1] / width)
-    return abs(height * stride - image[0]) <= stride and abs(width * stride - image[1]) <= stride
+    # A stride of 1.6 is none: 40 channels beside 60 rows are 64x96 pixels by chance.
+    return any(
+        abs(height * each - image[0]) <= each and abs(width * each - image[1]) <= each
+        for each in ((math.floor(stride), math.ceil(stride)) if stride > 1 else (stride,))
+    )
+
+
+def _cut(height: int, width: int, image: tuple[int, int]) -> bool:
+    """Tell whether some whole stride gives these rows and columns, and as much is cut off either
+    side.
+    """
+    if width <= height:
+        return False
+    stride = max(1, round((image[1] - image[0]) / (width - height)))
+    cuts = image[0] - height * stride, image[1] - width * stride
+    return abs(cuts[1] - cuts[0]) < stride and min(cuts) >= 0
 
 
 def channels_of(shape: Shape, layout: str | None) -> int:

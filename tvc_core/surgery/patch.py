@@ -28,7 +28,8 @@ class Patch(nn.Module):
 
     Args:
         block: the inserted module.
-        gated: the block has a method `gate(x)` with block(x) == x * gate(x).
+        gated: the block has a method `gate(x)` with block(x) == x * gate(x). It may also have
+            `mix(x, alpha)`, which computes the first formula at once, without a map between.
         view: shows the block the map in another layout; None where it takes the map as it is.
         position: what the block reads, and what becomes of its result.
     """
@@ -91,6 +92,9 @@ class Patch(nn.Module):
     def _mix(self, x: Tensor) -> Tensor:
         if self.alpha is None:
             return self.block(x)
+        if self.gated and (mix := getattr(self.block, "mix", None)) is not None:
+            mixed: Tensor = mix(x, self.alpha)
+            return mixed
         a = self.alpha.to(x.dtype)  # uncast, a float32 gate turns a bfloat16 map into float32
         if self.gated:
             gate: Tensor = self.block.gate(x)  # type: ignore[operator]

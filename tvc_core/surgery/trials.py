@@ -143,10 +143,13 @@ def replacement_misfit(
     before, after = site.seen("input")[0], site.seen("output")[0]
     block = _block_name(patch, replacement)
     found = output_shape(replacement, before, probe, f"the block {block!r}")
+    fits = _what_fits(patch, before, after, probe, original)
+    if not fits and len(after) == 2:
+        fits = " A network without its classifier is built by num_classes=0."
     return PatchError(
         f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns "
         f"{list(before)} into {list(found)}; the original gives {list(after)}, and what follows "
-        f"does not accept that: {problem}.{_what_fits(patch, before, after, probe, original)}"
+        f"does not accept that: {problem}.{fits}"
     )
 
 

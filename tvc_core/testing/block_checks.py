@@ -210,7 +210,9 @@ def block_identity_start(block: Subject) -> None:
 
 
 def block_gated(block: Subject) -> None:
-    """The spec says gated=True, and block(x) is not x * gate(x), or there is no method gate."""
+    """The spec says gated=True, and block(x) is not x * gate(x), there is no method gate, or a
+    method mix computes something else.
+    """
     if not block.named.spec.gated:
         raise SkipTest("its spec does not say gated=True")
     do = "correct gate(x), or leave gated=True out of the spec"
@@ -235,6 +237,13 @@ def block_gated(block: Subject) -> None:
         if not close(y, product):
             difference = float((y - product).abs().max())
             raise Fault("block(x) equal to x * gate(x)", f"a difference of {difference:.2g}", do)
+        if (mix := getattr(module, "mix", None)) is not None:
+            alpha = torch.tensor([0.25])
+            mixed, expected = mix(x.clone().requires_grad_(), alpha), x * (1 + alpha * (gate - 1))
+            if not close(mixed.detach(), expected):
+                difference = float((mixed.detach() - expected).abs().max())
+                what = "mix(x, alpha) equal to x * (1 + alpha * (gate(x) - 1))"
+                raise Fault(what, f"a difference of {difference:.2g}", "correct mix, or drop it")
 
 
 def block_in_place_of(block: Subject) -> None:
