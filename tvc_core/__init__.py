@@ -17,7 +17,7 @@ from .builder import HybridBuilder, load_yaml_recipe
 from .errors import *
 from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
-from .recipe import Patches, Recipe, Weights
+from .recipe import Patches, Recipe, RecipeDocument, Weights, load_recipe
 from .registry import Named, PluginInfo, Registry
 from .specs import *
 from .version import __version__ as __version__
@@ -28,21 +28,24 @@ if TYPE_CHECKING or "torch" in sys.modules:
 
 __all__ = [
     # building models
-    "HybridBuilder", "Patches", "Recipe", "Weights", "load", "load_yaml_recipe",
+    "HybridBuilder", "Patches", "Recipe", "RecipeDocument", "Weights", "load", "load_recipe",
+    "load_yaml_recipe",
     # models, and what they say about themselves
-    "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
-    "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
+    "FeatureExtractor", "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo",
+    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
+    "drop_closed_patches",
     # training and weights
-    "AuditReport", "FileInfo", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport",
-    "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights", "freeze_head",
-    "param_groups", "partial_load", "plain_state_dict", "transfer_weights",
+    "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
+    "PartReport", "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights",
+    "fold_patches", "freeze_head", "param_groups", "partial_load", "plain_state_dict",
+    "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer
     *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use
     "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
-    "Registry", "Target", "build_torchvision", "read_state_dict",
+    "Registry", "Target", "build_torchvision", "is_normalization", "read_state_dict",
 ]  # fmt: skip
 
 

@@ -8,18 +8,20 @@ user handed over is unchanged. What plugins do to the process during a build is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .backbone import build_backbone
-from .errors import HeadError, PatchError
+from .errors import HeadError, PatchError, RecipeError
 from .model.bridge import find_bridge
 from .model.classes import become_hybrid
+from .model.current import head_of
 from .model.features import Taps
 from .model.fingerprint import fingerprint, known_lines
+from .model.heads import make_head
 from .model.hybrid import HybridModel
 from .model.measuring import measure, run_patched
 from .model.state import Feature, HybridState, Installed, PatchRecord
@@ -33,22 +35,12 @@ from .model.survey import (
     remember_survey,
 )
 from .quarantine.process_state import run_preserved
-from .recipe import Plan, Recipe
+from .recipe import Plan
 from .registry.contract import CORE_OWNER
 from .specs import FROM_MODULE
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
-from .surgery.head import (
-    Layout,
-    exchange_heads,
-    fill_empty,
-    find_heads,
-    find_last_layer,
-    num_classes_of,
-    rows_by_name,
-    set_dropout,
-)
-from .surgery.head_layers import Heads
+from .surgery.head import fill_empty, find_last_layer, num_classes_of
 from .surgery.input import InputRecord, change_input
 from .surgery.measured import keep_their_maps
 from .surgery.patches import attach, rollback_on_error, set_module
@@ -56,9 +48,11 @@ from .surgery.prepare import Prepared, prepare
 from .surgery.sites import Probe, find_module, image_of
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
+from .weights.limits import limit_tensors
 from .weights.preprocessing import image_size
+from .weights.seeded import seeded
 from .weights.skeleton import made_from
-from .weights.torchvision import build_torchvision, class_names_of
+from .weights.torchvision import build_torchvision
 
 __all__ = ["assemble"]
 
@@ -77,7 +71,22 @@ def assemble(
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
     """
-    return run_preserved(_build, plan, pretrained, fill)
+    seed, most = plan.recipe.seed, plan.recipe.max_params
+    with ExitStack() as modes:
+        if seed is not None:
+            modes.enter_context(seeded(seed))
+        if most is not None:
+            modes.enter_context(_budget(most))
+        model = run_preserved(_build, plan, pretrained, fill)
+    found = sum(parameter.numel() for parameter in model.parameters())
+    if most is not None and found > most:
+        raise RecipeError(f"the model has {found:,} parameters, and its recipe max_params={most:,}")
+    return model
+
+
+def _budget(most: int) -> limit_tensors:
+    what = f"the recipe has max_params={most:,}"
+    return limit_tensors([most], what, times=2, error=RecipeError)
 
 
 def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | None) -> HybridModel:
@@ -120,7 +129,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
     proof = _prove(network, anatomy, installed, probe, before, known)
-    head = _set_head(plan, network, anatomy, probe)
+    head = make_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
     proof.taps.place(network, last[0] if last else None)
     if known is None:
@@ -151,6 +160,9 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         modules=fingerprint(network, known=_unchanged(lines, plan, network, anatomy)),
     )
     model = become_hybrid(network, state)
+    state.head_as_built = head_of(model, state)
+    if checkpointed := plan.recipe.grad_checkpointing:
+        model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
     if given := plan.recipe.freeze_backbone:
         also = {} if given is True else given
         model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
@@ -206,7 +218,7 @@ def _end(plan: Plan, network: nn.Module, anatomy: Anatomy) -> tuple[Anatomy, Lef
 
 def _probe(plan: Plan, network: nn.Module) -> Probe:
     trained_at = plan.weights.crop_size if plan.weights is not None else None
-    return Probe.of(network, plan.backbone.spec, likely=image_size(plan) or trained_at)
+    return Probe.of(network, plan.backbone.spec, likely=trained_at, asked=image_size(plan))
 
 
 def _look(
@@ -245,14 +257,26 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         params=dict(plan.entry.params),
         init=plan.init.qualified if plan.init else None,
         starts_as_identity=prepared.starts_as_identity,
-        paths=tuple(homes) if homes else (path,),
+        paths=tuple(homes) if homes or prepared.replacement is None else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
         kept=prepared.kept,
         changed=prepared.changed,
         lost=prepared.lost,
+        thawed=_own_names(network, path, prepared.thawed),
     )
     return Installed(plan=plan, record=record)
+
+
+def _own_names(network: nn.Module, path: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that parameters below a path have in the network; one that several modules
+    share has its first.
+    """
+    if not names:  # of most patches, and a network may have thousands of parameters
+        return ()
+    of = {id(parameter): name for name, parameter in network.named_parameters()}
+    below = dict(network.get_submodule(path).named_parameters())
+    return tuple(dict.fromkeys(of[id(below[name])] for name in names if name in below))
 
 
 @dataclass(frozen=True)
@@ -302,69 +326,3 @@ def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
     if not bool(differs.any()):
         return 0.0
     return float((before.float() - after.float())[differs].abs().max())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Head:
-    """What was done to the head; the fields are those of `HybridState`."""
-
-    new_layers: tuple[str, ...]
-    class_names: dict[str, tuple[str, ...]]
-    kept_classes: dict[str, tuple[str, ...]]
-    widths: dict[str, int]
-    dim: int
-
-
-def _set_head(plan: Plan, network: nn.Module, anatomy: Anatomy, probe: Probe) -> _Head:
-    """Give the head its classes, its layers and its dropout."""
-    recipe, weights = plan.recipe, plan.weights
-    found = find_last_layer(network, anatomy.head)
-    classes = num_classes_of(found[1]) if found else 0
-    before = class_names_of(weights) if weights and weights.num_classes == classes else None
-    layout, names = Layout.of(recipe, classes), recipe.class_names
-    # as many names as the head has outputs name these, unless they are its own in another order
-    moved = any(new != old for new, old in rows_by_name(before, names).items())
-    exchanged = bool(layout.hidden or layout.heads or layout.num_classes != classes or moved)
-    named = _names(recipe)
-    new_layers: tuple[str, ...] = ()
-    kept: dict[str, tuple[str, ...]] = {}
-    if exchanged:
-        bare = [n for n in named if not (layout.hidden or (n and layout.heads[n].hidden))]
-        rows = {name: rows_by_name(before, named[name]) for name in bare}
-        kept = {name: tuple(named[name][new] for new in rows[name]) for name in bare}
-        new_layers = exchange_heads(network, anatomy, layout, rows)
-    elif before is not None:
-        named = {"": before, **named}
-    if recipe.dropout is not None:
-        set_dropout(network, anatomy.head, recipe.dropout)
-    for name, path in find_heads(network, anatomy.head).items():
-        if recipe.heads and (dropout := recipe.heads[name].get("dropout")) is not None:
-            set_dropout(network, path, dropout)
-    last = find_last_layer(network, anatomy.head)
-    dim = last[1].dim if last and isinstance(last[1], Heads) else -1
-    if layout.heads:
-        _check_outputs(network, probe, layout.num_outputs, dim)
-    return _Head(
-        new_layers=new_layers,
-        class_names=named,
-        kept_classes=kept,
-        widths={name: head.num_classes for name, head in layout.heads.items()},
-        dim=dim,
-    )
-
-
-def _names(recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """Return the class names that a recipe gives, by the name of the head."""
-    heads = {name: head.get("class_names") for name, head in (recipe.heads or {}).items()}
-    heads[""] = recipe.class_names
-    return {name: tuple(names) for name, names in heads.items() if names is not None}
-
-
-def _check_outputs(network: nn.Module, probe: Probe, wanted: int, dim: int) -> None:
-    """Refuse several heads where the network does not return their outputs one after another."""
-    found = probe.run(network)
-    if found.shape[dim] != wanted:
-        raise HeadError(
-            f"several heads with {wanted} outputs together do not fit this network: it returns "
-            f"{list(found.shape)}, so it does more with the logits than to return them"
-        )

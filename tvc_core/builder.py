@@ -12,7 +12,16 @@ from types import MethodType
 from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import Place, Recipe, Weights, load_recipe, make_plan
+from .recipe import (
+    REACHING,
+    Place,
+    Recipe,
+    RecipeDocument,
+    Weights,
+    load_recipe,
+    make_plan,
+    parse,
+)  # fmt: skip
 from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
@@ -224,22 +233,35 @@ class HybridBuilder:
             TvcError: as for `from_backbone`.
         """
         if isinstance(recipe, (str, Path)) or hasattr(recipe, "read"):
-            recipe = load_recipe(recipe)  # type: ignore[arg-type]
+            recipe = load_recipe(recipe, registry=self.registry)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
-            recipe = Recipe.from_mapping(recipe)
-        return self._assemble(changed(recipe, changes), by_code=changes)
+            recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), None, self.registry)
+        return self._assemble(changed(recipe, changes), by_code=())
+
+    @_OnClassToo
+    def resolve(self, /, recipe: Recipe) -> Recipe:
+        """Return a recipe with every name qualified and "DEFAULT" replaced by the weights that it
+        stands for, as a model keeps it. Nothing is built, and torch is not imported.
+
+        Args:
+            recipe: what `load_recipe` returns, say.
+
+        Raises:
+            TvcError: as for `build`, of what is found without building.
+        """
+        return make_plan(recipe, self.registry).recipe
 
     def _assemble(
         self,
         recipe: Recipe,
         backbone: Named[BackboneSpec] | None = None,
         *,
-        by_code: bool | Collection[str] = True,
+        by_code: Collection[str] = REACHING,
     ) -> HybridModel:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch
 
-        if recipe.where.lines is None:
+        if recipe.where.marks is None:
             return assemble(plan)
         with Place(recipe.where.source).before_errors():  # what is found here has no line
             return assemble(plan)

@@ -22,6 +22,12 @@ __all__ = [
 class TvcError(Exception):
     """Base of every error that tvc raises on purpose."""
 
+    below: tuple[str, ...] = ()
+    """The keys that lead from what was being handled to what is wrong with it."""
+
+    path: tuple[Any, ...] | None = None
+    """Where in a recipe it is, as keys; None where that is not known."""
+
 
 class PluginError(TvcError, RuntimeError):
     """A plugin is faulty, or what it offers cannot be used."""
@@ -114,11 +120,11 @@ class foreign:  # noqa: N801  read as a verb: with foreign(PatchError, "the bloc
 
 
 def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
-    """Return the names that `given` may stand for, best first: misspelled, then cut short."""
-    # Compared in lower case and shown as they are spelled. Two rules: letters that are swapped,
-    # missing or wrong, by difflib's ratio; and names that contain what was given, since people cut
-    # names short ("convnext" for convnext_tiny). Below three letters the second one would find
-    # nearly everything.
+    """Return the names that `given` may stand for, best first: cut short, else misspelled."""
+    # Compared in lower case and shown as they are spelled. Two rules: names that contain what was
+    # given, since people cut names short ("convnext" for convnext_tiny, "cbam" for cbam_block, and
+    # not for bam); and letters that are swapped, missing or wrong, by difflib's ratio. Below three
+    # letters the first one would find nearly everything.
     names = list(dict.fromkeys(names))
     lowered: dict[str, str] = {}
     for name in names:
@@ -126,8 +132,8 @@ def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     if given.lower() in lowered:
         return [lowered[given.lower()]]
     found = difflib.get_close_matches(given.lower(), lowered, n=most, cutoff=0.6)
-    if len(given) >= 3:
-        found += [name for name in lowered if given.lower() in name and name not in found]
+    if len(given) >= 3 and (longer := [name for name in lowered if given.lower() in name]):
+        found = sorted(longer, key=lambda name: found.index(name) if name in found else most)
     return [lowered[name] for name in found[:most]]
 
 
@@ -150,6 +156,12 @@ def join_names(names: Iterable[str], *, most: int = 12) -> str:
         return "none"
     rest = len(names) - most
     return ", ".join(names[:most]) + (f", ... ({rest} more)" if rest > 0 else "")
+
+
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: '1 class', '2 classes'."""
+    end = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{end}"
 
 
 def sentence(text: str) -> str:

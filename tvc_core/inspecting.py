@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from .advice.names import lacks
 from .errors import UnknownNameError
 from .model.content import BASE_KEY, MODULE_KEY
 from .model.ownfile import OwnFile, open_own
@@ -136,7 +137,7 @@ def _missing(recipe: Recipe, registry: Registry) -> Iterator[str]:
         try:
             registry.resolve(kind, name)
         except UnknownNameError:
-            owner = registry.lacks(kind, name) or name.rpartition(":")[0]
+            owner = lacks(registry, kind, name) or name.rpartition(":")[0]
             hint = f"pip install {owner}"
             if owner in statuses:
                 hint = f"the plugin {owner} is {statuses[owner]}"

@@ -16,7 +16,7 @@ CORE = Path(__file__).resolve().parents[2] / "tvc_core"
 FLOORS = (
     "version", "errors", "specs", "advice", "hookspecs", "builtin", "local", "quarantine",
     "remembered", "registry", "recipe", "surgery", "from_module", "weights", "model", "training",
-    "own_weights", "backbone", "describe", "inspecting", "assemble", "opening", "heavy", "builder",
+    "own_weights", "backbone", "inspecting", "assemble", "opening", "heavy", "builder",
     "tvc_core",
 )  # fmt: skip
 """From the ground up: a file or folder imports from those before it. The last is the face."""
@@ -24,8 +24,8 @@ FLOORS = (
 MODEL = (
     "pyramid", "strides", "features", "bridge", "state", "measuring", "checkpointing",
     "fingerprint", "survey", "freezing", "freeze_report", "settling", "heads", "remeasuring",
-    "explain", "content", "ownfile", "writing", "saving", "plain", "unpatching", "patch_report",
-    "reading", "running", "hybrid", "classes",
+    "explain", "current", "content", "ownfile", "writing", "saving", "plain", "unpatching",
+    "folding", "gate_statistics", "patch_report", "reading", "running", "hybrid", "classes",
 )  # fmt: skip
 """The same inside `model`: what a hybrid knows, the verbs, the class that names them."""
 

@@ -100,7 +100,7 @@ def test_a_recipe_reaches_files_under_its_folder_only(tmp_path: Path) -> None:
         "weights/../../outside.pth",
     ):
         with pytest.raises(
-            RecipeError, match=r"recipe\.yaml, line 1.*outside of the recipe's folder"
+            RecipeError, match=r"recipe\.yaml:1:\d+: .*outside of the recipe's folder"
         ):
             build(wrong)
     build("weights/own.pth")
@@ -112,14 +112,14 @@ def test_a_recipe_reaches_files_under_its_folder_only(tmp_path: Path) -> None:
 
 def test_an_open_file_is_a_recipe(tmp_path: Path) -> None:
     (tmp_path / "r.yaml").write_text("backbone: {name: resnet18, weights: null}\nodd: 1\n")
-    with (tmp_path / "r.yaml").open("rb") as file, pytest.raises(RecipeError, match=r"line 2.*odd"):
+    with (tmp_path / "r.yaml").open("rb") as file, pytest.raises(RecipeError, match=r":2:1: odd"):
         B.build(file)
 
 
 def test_what_is_found_while_building_names_the_file(tmp_path: Path) -> None:
     recipe = tmp_path / "r.yaml"
     recipe.write_text("backbone: {name: resnet18, weights: null, patches: {nowhere: {wrap: se}}}\n")
-    with pytest.raises(tvc_core.TargetError, match=r"r\.yaml: .*nowhere"):
+    with pytest.raises(tvc_core.TargetError, match=r"r\.yaml:1:53: .*nowhere"):
         load_yaml_recipe(recipe)
     recipe.write_text(
         "backbone: {name: resnet18, weights: null}\nfreeze_backbone: true\nunfreeze_stages: [9]\n"

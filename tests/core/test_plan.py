@@ -29,6 +29,7 @@ from tvc_core.recipe import Plan, Recipe, load_recipe, make_plan
 
 NET = BackboneSpec(
     name="net",
+    origin="torchvision",
     factory="acme.net:build",
     weights=(WeightsSpec(name="IMAGENET1K_V1"), WeightsSpec(name="IMAGENET1K_V2")),
     default_weights="IMAGENET1K_V2",
@@ -159,6 +160,13 @@ def test_unknown_weights_say_which_there_are(registry: Registry, given: Any) -> 
         assert part in str(caught.value)
 
 
+def test_weights_of_another_networks_class_are_refused(registry: Registry) -> None:
+    other = enum.Enum("Other_Weights", {"IMAGENET1K_V1": 1})
+    for given in ("Other_Weights.IMAGENET1K_V2", other.IMAGENET1K_V1, "Nets.IMAGENET1K_V2"):
+        with pytest.raises(UnknownNameError, match=r"to another network\. It has IMAGENET1K_V1, "):
+            plan(registry, weights=given)
+
+
 def test_default_weights_of_an_untrained_backbone_are_an_error(registry: Registry) -> None:
     with pytest.raises(
         UnknownNameError, match="'acme:untrained' has no pretrained weights: pass weights=None"
@@ -181,7 +189,7 @@ def test_default_weights_of_an_untrained_backbone_are_an_error(registry: Registr
         (
             {"x": {"wrap": "gat"}},
             UnknownNameError,
-            "arguments, x.wrap: Unknown block 'gat'. Did you mean 'gate'",
+            "arguments, x.wrap.type: Unknown block 'gat'. Did you mean 'gate'",
         ),
         ({"x": {"wrap": "wrap"}}, UnknownNameError, "There is the patch op 'wrap'."),
         (
@@ -248,7 +256,9 @@ def test_a_wrong_name_in_a_file_is_named_by_file_and_line(
     )
     with pytest.raises(UnknownNameError) as caught:
         make_plan(load_recipe(path), registry)
-    assert str(caught.value).startswith(f"{path}, line 5: Unknown block 'gat'.")
+    assert str(caught.value).startswith(
+        f"{path}:6:15: backbone.patches.layer1.wrap.type: Unknown bl"
+    )
 
 
 def test_an_unknown_backbone_stops_here(registry: Registry) -> None:
@@ -331,16 +341,16 @@ def test_nothing_but_a_tvc_error_escapes_from_planning_seeded_malformed_recipes(
 
 
 @pytest.mark.parametrize(
-    ("line", "old", "new", "said"),
+    ("at", "old", "new", "said"),
     [
-        (2, "name: net", "name: nett", "Unknown backbone 'nett'"),
-        (3, "IMAGENET1K_V1", "IMAGENET1K_V3", "Unknown weights 'IMAGENET1K_V3'"),
-        (4, "width: 2.0", "widht: 2.0", "Unknown option 'widht'"),  # the options have one place
-        (6, "image_size: null", "image_size: 64", "image_size=64 is not needed"),
+        ("2:9: backbone.name", "name: net", "name: nett", "Unknown backbone 'nett'"),
+        ("3:12: backbone.weights", "IMAGENET1K_V1", "IMAGENET1K_V3", "Unknown weights"),
+        ("5:5: backbone.options.widht", "width: 2.0", "widht: 2.0", "Unknown option 'widht'"),
+        ("6:15: backbone.image_size", "size: null", "size: 64", "image_size=64 is not needed"),
     ],
 )
 def test_what_only_a_registry_knows_is_named_by_file_and_line(
-    registry: Registry, tmp_path: Path, line: int, old: str, new: str, said: str
+    registry: Registry, tmp_path: Path, at: str, old: str, new: str, said: str
 ) -> None:
     text = (
         "backbone:\n  name: net\n  weights: IMAGENET1K_V1\n  options:\n    width: 2.0\n  "
@@ -352,4 +362,4 @@ def test_what_only_a_registry_knows_is_named_by_file_and_line(
     path.write_text(text.replace(old, new), encoding="utf-8")
     with pytest.raises(TvcError) as caught:
         make_plan(load_recipe(path), registry)
-    assert str(caught.value).startswith(f"{path}, line {line}: {said}")
+    assert str(caught.value).startswith(f"{path}:{at}: {said}")

@@ -234,16 +234,20 @@ def test_a_saved_file_that_was_edited_is_refused_as_well(
 
 
 @pytest.mark.parametrize(
-    ("line", "text", "said"),
+    ("at", "text", "said"),
     [
-        (5, "  options:\n    cache_dir: /tmp/x\n", "'cache_dir' of lab:reaching opens"),
         (
-            6,
+            "5:5: backbone.options.cache_dir",
+            "  options:\n    cache_dir: /tmp/x\n",
+            "'cache_dir' of lab:reaching opens",
+        ),
+        (
+            "6:28: backbone.patches.layer1.traced.trace_to",
             "  patches:\n    layer1:\n      traced: {type: gate, trace_to: x}\n",
             "'trace_to' of lab:traced opens",
         ),
         (
-            9,
+            "9:11: backbone.patches.layer1.wrap.params.log_to",
             "  patches:\n    layer1:\n      wrap:\n        type: logged\n        params:\n"
             "          log_to: null\n",
             "'log_to' of lab:logged opens",
@@ -251,12 +255,12 @@ def test_a_saved_file_that_was_edited_is_refused_as_well(
     ],
 )
 def test_the_error_names_file_line_and_what_to_do(
-    reaching: HybridBuilder, tmp_path: Path, line: int, text: str, said: str
+    reaching: HybridBuilder, tmp_path: Path, at: str, text: str, said: str
 ) -> None:
     path = tmp_path / "recipe.yaml"
     path.write_text(f"backbone:\n  name: reaching\n  weights: null\n{text}")
     with pytest.raises(RecipeError) as caught:
         reaching.build(path)
     message = str(caught.value)
-    assert message.startswith(f"{path}, line {line}: {said}")
+    assert message.startswith(f"{path}:{at}: {said}")
     assert "Leave it out, or build in Python with HybridBuilder().from_backbone(...)" in message

@@ -15,6 +15,7 @@ import yaml
 
 from tvc_core import HybridBuilder, Recipe, RecipeError, Registry, TvcError
 from tvc_core.recipe import PatchEntry, Place, load_recipe
+from tvc_core.recipe.place import Mark
 
 GUIDE = """\
 # hybrid_model.yaml
@@ -134,9 +135,10 @@ def test_what_a_patch_says_beside_the_known_keys_are_options_of_the_operation() 
 
 
 def test_where_a_patch_was_written_is_no_part_of_what_it_is() -> None:
-    there = PatchEntry(target="a", op="wrap", where=Place("x.yaml", ("a",), {("a",): 3}))
+    marks = {("a",): (Mark("x.yaml", 3, 1), Mark("x.yaml", 3, 4))}
+    there = PatchEntry(target="a", op="wrap", where=Place("x.yaml", ("a",), marks))
     assert there == PatchEntry(target="a", op="wrap")
-    assert str(there.where) == "x.yaml, line 3" and "x.yaml" not in repr(there)
+    assert str(there.where) == "x.yaml:3:4: a" and "x.yaml" not in repr(there)
 
 
 def test_weights_may_be_none_a_name_or_a_member_of_an_enum() -> None:
@@ -321,8 +323,8 @@ def test_options_are_a_mapping_of_argument_names(value: Any) -> None:
         ({"layer3": None}, "arguments, layer3: a patch is"),
         ({"layer3": {}}, "arguments, layer3: a patch is"),
         ({"layer3": []}, "arguments, layer3: a patch is"),
-        ({"layer3": [{"wrap": "se"}, "eca"]}, "arguments, layer3.1: a patch is"),
-        ({"layer3": [{"wrap": "se"}, {}]}, "arguments, layer3.1: a patch is"),
+        ({"layer3": [{"wrap": "se"}, "eca"]}, "arguments, layer3[1]: a patch is"),
+        ({"layer3": [{"wrap": "se"}, {}]}, "arguments, layer3[1]: a patch is"),
         ({3: {"wrap": "se"}}, "a patch target is the path of a module, such as 'layer3', not 3"),
         ({"": {"wrap": "se"}}, "a patch target is the path of a module, such as 'layer3', not ''"),
         ({"layer3": {3: "se"}}, "a patch operation is a name such as 'wrap', not 3"),
@@ -370,123 +372,119 @@ def test_every_wrong_patch_is_named_by_its_place(patches: Any, said: str) -> Non
         (
             "head:",
             "heads:",
-            "recipe.yaml, line 16: unknown key 'heads' in a recipe. It belongs under 'head'",
+            "recipe.yaml:16:1: heads: unknown key 'heads' in a recipe. It belongs under 'head'",
         ),
         (
             "backbone:",
             "backbones:",
-            "recipe.yaml, line 4: unknown key 'backbones' in a recipe. Did you mean 'backbone'",
+            "4:1: backbones: unknown key 'backbones' in a recipe. Did you mean 'backbone'",
         ),
         (
             "  weights:",
             "  weight:",
-            "recipe.yaml, line 6: unknown key 'weight' in 'backbone'. Did you mean 'weights'",
+            "6:3: backbone.weight: unknown key 'weight' in 'backbone'. Did you mean 'weights'",
         ),
         (
             "  num_classes:",
             "  num_class:",
-            "recipe.yaml, line 17: unknown key 'num_class' in 'head'. Did you mean 'num_classes'",
+            "17:3: head.num_class: unknown key 'num_class' in 'head'. Did you mean 'num_c",
         ),
         (
             "  name: resnet50",
             "  nam: resnet50",
-            "recipe.yaml, line 5: unknown key 'nam' in 'backbone'. Did you mean 'name'",
+            "recipe.yaml:5:3: backbone.nam: unknown key 'nam' in 'backbone'. Did you mean 'name'",
         ),
-        ("  name: resnet50\n", "", "recipe.yaml, line 4: the key 'name' is missing in 'backbone'"),
+        ("  name: resnet50\n", "", "4:1: backbone: the key 'name' is missing in"),
         (
             "num_classes: 100",
             "num_classes: '100'",
-            "recipe.yaml, line 17: num_classes is a whole number",
+            "recipe.yaml:17:16: head.num_classes: num_classes is a whole number",
         ),
         (
             "num_classes: 100",
             "num_classes: -1",
-            "recipe.yaml, line 17: num_classes is a whole number",
+            "recipe.yaml:17:16: head.num_classes: num_classes is a whole number",
         ),
         (
             "num_classes: 100",
             "num_classes: yes",
-            "recipe.yaml, line 17: num_classes is a whole number",
+            "recipe.yaml:17:16: head.num_classes: num_classes is a whole number",
         ),
         (
             "num_classes: 100",
             "num_classes: 1:40",
-            "recipe.yaml, line 17: YAML reads '1:40' as another number",
+            "recipe.yaml:17:16: YAML reads '1:40' as another number",
         ),
         (
             "num_classes: 100",
             "num_classes: 0100",
-            "recipe.yaml, line 17: YAML reads '0100' as another number",
+            "recipe.yaml:17:16: YAML reads '0100' as another number",
         ),
-        (
-            "num_classes: 100",
-            "num_classes: 0x" + "f" * 5000,
-            "recipe.yaml, line 17: YAML reads '0xff",
-        ),
-        ("num_classes: 100", "num_classes: " + "9" * 5000, "recipe.yaml, line 17: the number '999"),
+        ("num_classes: 100", "num_classes: 0x" + "f" * 5000, "recipe.yaml:17:16: YAML reads '0xff"),
+        ("num_classes: 100", "num_classes: " + "9" * 5000, "recipe.yaml:17:16: the number '999"),
         (
             "num_classes: 100",
             "num_classes: 100000000000000000000",
-            "recipe.yaml, line 17: the number '1000",
+            "recipe.yaml:17:16: the number '1000",
         ),
         (
             "num_classes: 100",
             "num_classes: [100]",
-            "recipe.yaml, line 17: num_classes is a whole number",
+            "recipe.yaml:17:16: head.num_classes: num_classes is a whole number",
         ),
-        ("dropout: 0.3", "dropout: .nan", "recipe.yaml, line 18: dropout is a probability"),
-        ("dropout: 0.3", "dropout: .inf", "recipe.yaml, line 18: dropout is a probability"),
-        ("dropout: 0.3", "dropout: 1.0", "recipe.yaml, line 18: dropout is a probability"),
+        ("dropout: 0.3", "dropout: .nan", "yaml:18:12: head.dropout: dropout is a prob"),
+        ("dropout: 0.3", "dropout: .inf", "yaml:18:12: head.dropout: dropout is a prob"),
+        ("dropout: 0.3", "dropout: 1.0", "yaml:18:12: head.dropout: dropout is a prob"),
         (
             "dropout: 0.3",
             "num_classes: 10",
-            "line 18: the key 'num_classes' stands here for the second time (first on line 17)",
+            "18:3: the key 'num_classes' stands here for the second time (first on line 17)",
         ),
         (
             "    layer4:",
             "    layer3:",
-            "line 13: the key 'layer3' stands here for the second time (first on line 8)",
+            "13:5: the key 'layer3' stands here for the second time (first on line 8)",
         ),
         (
             "type: se",
             "type: [se]",
-            "recipe.yaml, line 10: type is a name, or in code a class or a module, not ['se']",
+            "10:15: backbone.patches.layer3.wrap.type: type is a name, or in code a class",
         ),
         (
             "reduction: 16",
             "16: reduction",
-            "recipe.yaml, line 12: the key '16' reads as 16, not as text; put it in quotes",
+            "recipe.yaml:12:11: the key '16' reads as 16, not as text; put it in quotes",
         ),
         (
             "reduction: 16",
             "on: 16",
-            "recipe.yaml, line 12: the key 'on' reads as True, not as text; put it in quotes",
+            "recipe.yaml:12:11: the key 'on' reads as True, not as text; put it in quotes",
         ),
         (
             "wrap: cbam_block",
             "wrap: [cbam_block]",
-            "recipe.yaml, line 14: wrap takes the name of a block",
+            "recipe.yaml:14:13: backbone.patches.layer4.wrap: wrap takes the name of a block",
         ),
         (
             "wrap: cbam_block",
             "- cbam_block",
-            "recipe.yaml, line 14: a patch is an operation and its block",
+            "recipe.yaml:14:9: backbone.patches.layer4[0]: a patch is an operation and its block",
         ),
         (
             "name: ResNet50-SE-Custom",
             "name: 2024-01-01",
-            "recipe.yaml, line 2: '2024-01-01' is a timestamp in YAML",
+            "recipe.yaml:2:7: '2024-01-01' is a timestamp in YAML",
         ),
-        ("name: ResNet50-SE-Custom", "name: 50", "recipe.yaml, line 2: name is text, not 50"),
+        ("name: ResNet50-SE-Custom", "name: 50", "recipe.yaml:2:7: name: name is text, not 50"),
         (
             "head:",
             "unfreeze_stages: [3]\nhead:",
-            "recipe.yaml, line 16: unfreeze_stages says what stays trainable",
+            "recipe.yaml:16:18: unfreeze_stages: unfreeze_stages says what stays trainable",
         ),
         (
             "head:",
             "freeze_backbone: 1\nhead:",
-            "recipe.yaml, line 16: freeze_backbone is true or false, or a mapping with",
+            "yaml:16:18: freeze_backbone: freeze_backbone is true or false, or a mapping with",
         ),
     ],
     ids=lambda value: value.strip()[:30],
@@ -500,7 +498,7 @@ def test_every_mistake_in_a_file_is_named_by_file_and_line(
 
 @pytest.mark.parametrize("text", ["3", "resnet50", "[backbone]", "null", "- backbone: resnet50"])
 def test_a_file_that_is_no_mapping_is_told_the_keys(path: Path, text: str) -> None:
-    assert "a recipe is a mapping with the keys name, backbone, head" in refused(path, text)
+    assert "a recipe is a mapping with the keys version, name, descr" in refused(path, text)
 
 
 def test_a_file_without_a_backbone_says_what_a_recipe_needs(path: Path) -> None:

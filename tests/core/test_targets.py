@@ -488,7 +488,8 @@ def test_a_match_where_nothing_can_be_inserted_is_an_error_that_names_it(tmp_pat
         encoding="utf-8",
     )
     with pytest.raises(
-        TargetError, match=r"r\.yaml, line 5: \*, here fc: se cannot be inserted after 'fc'"
+        TargetError,
+        match=r"^\S+r\.yaml:5:\d+: backbone\.patches\.\*.*: \*, here fc: se cannot be inserted",
     ):
         builder.build(tmp_path / "r.yaml")
 
@@ -536,7 +537,7 @@ def test_yaml_says_that_text_with_a_star_in_front_needs_quotes(tmp_path: Path, k
         f"backbone:\n  name: resnet18\n  patches:\n    {key}: {{wrap: se}}\n", encoding="utf-8"
     )
     with pytest.raises(
-        RecipeError, match=r"line 4: not YAML: .*alias.*; text that begins with '\*' needs quotes"
+        RecipeError, match=r":4:\d: not YAML: .*alias.*; text that begins with '\*' needs quotes"
     ):
         load_recipe(path)
 

@@ -210,6 +210,7 @@ def test_every_weights_spec_says_what_torchvision_says(builder: HybridBuilder) -
             "DEFAULT"
         }
         assert offer.spec.default_weights == members.DEFAULT.name
+        assert members.__name__.lower() == f"{offer.spec.name}_weights", "what binds a name asks"
         for weights in offer.spec.weights:
             member = find_member(offer.spec, weights)
             assert repr(transforms_of(weights)) == repr(member.transforms())

@@ -75,7 +75,9 @@ def test_attention(run: Callable[..., str]) -> None:
         if len(row := line.split()) == 4
     }
     assert {"se", "cbam_block", "eca", "channel_attention", "spatial_attention"} <= set(rows)
-    assert all(float(identity) == 0 < float(published) for _, identity, published in rows.values())
+    assert all(float(identity) == 0 for _, identity, _ in rows.values())
+    unchanged = {name for name, (_, _, published) in rows.items() if float(published) == 0}
+    assert unchanged == {"gct", "non_local"}  # whose published start is the identity
     assert rows["se"][0] == f"{2 * 512 * 32 + 32 + 512:,}"  # Hu et al. 2018, section 4, with biases
     assert rows["spatial_attention"][0] == str(2 * 7 * 7)
 
@@ -183,7 +185,7 @@ def test_recipe(run: Callable[..., str]) -> None:
     assert "100 classes, dropout 0.3" in out
     written = yaml.safe_load(out.partition("written out:")[2].partition("A misspelled key")[0])
     assert written["backbone"]["name"] == "tvc-resnet:resnet50"
-    assert "A misspelled key: faulty.yaml, line 3: unknown key 'patch'" in out
+    assert "A misspelled key: faulty.yaml:3:3: backbone.patch: unknown key 'patch'" in out
     assert "Did you mean 'patches'?" in out
 
 

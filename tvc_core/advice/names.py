@@ -1,4 +1,4 @@
-"""Advice about a name that no plugin offers."""
+"""Advice about a name that no plugin offers, or that several do."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 
 from ..errors import TvcError, did_you_mean, join_names, near_names, sentence
 from ..specs import FROM_MODULE, OWN, BackboneFamilySpec, BackboneSpec, Kind, normalize
-from . import words
+from . import hints, words
 
-__all__ = ["LISTED_BY", "unknown_name"]
+__all__ = ["ambiguous_name", "lacks", "unknown_member", "unknown_name", "unknown_owner"]
 
-LISTED_BY = {
+_LISTED_BY = {
     "backbone family": "HybridBuilder.list_families()",
     "kind": "Registry().names(Kind)",
     **{
@@ -21,14 +21,11 @@ LISTED_BY = {
 }
 
 
-def unknown_name(
-    registry: Any, hints: Any, kind: type[Any], owner: str, short: str, ending: str = ""
-) -> str:
+def unknown_name(registry: Any, kind: type[Any], owner: str, short: str, ending: str = "") -> str:
     """Return what to do about a name that no plugin offers.
 
     Args:
         registry: a Registry, which stands above this floor.
-        hints: what knows the distributions of first-party names.
         kind: class of the specs that were looked for.
         owner: first half of the name; empty for a short name.
         short: second half of the name.
@@ -40,7 +37,7 @@ def unknown_name(
     backbone = kind is BackboneSpec or bool(ending)
     given = f"{owner}:{short}{ending}" if owner else f"{short}{ending}"
     elsewhere = backbone and not provider and owner not in known
-    if elsewhere and (member := _in_families(registry, hints, given)):
+    if elsewhere and (member := _in_families(registry, given)):
         return member
     info = known.get(owner or provider or "")
     if owner == normalize(FROM_MODULE):
@@ -78,7 +75,9 @@ def unknown_name(
     parts += [f"There is the {other} {short!r}." for other in others]
     absent = [name for name in installable if name not in names]
     every = [*names, *absent] if info or not owner else []  # not of a plugin that is not there
-    near_by = did_you_mean(short, every)
+    meant = hints.block_meant(short) if kind.kind == "block" else short
+    meant = meant if meant in every else short
+    near_by = did_you_mean(meant, every)
     if backbone:
         backbones = registry.names(BackboneSpec)
         near_by = words.on_name(f"{short}{ending}", backbones) or near_by
@@ -87,9 +86,9 @@ def unknown_name(
     elif kind.kind == "patch op":
         near_by += words.on_operation(short) if not near_by or short in words.POSITION_WORDS else ""
     parts.append(near_by.strip())
-    if near := near_names(short, absent if every else [], most=1):
+    if near := near_names(meant, absent if every else [], most=1):
         parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
-    lists = LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
+    lists = _LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
     parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
     faulty = [info.owner for info in registry.plugins if info.status in ("failed", "incompatible")]
     if faulty:
@@ -98,7 +97,7 @@ def unknown_name(
     return " ".join(part for part in parts if part)
 
 
-def _in_families(registry: Any, hints: Any, given: str) -> str:
+def _in_families(registry: Any, given: str) -> str:
     """Return which member of a family the name of another library stands for, or what to
     install for it. Only what can be built is named, so the member is looked up.
     """
@@ -115,3 +114,63 @@ def _in_families(registry: Any, hints: Any, given: str) -> str:
                 what = f"{provider} provides '{label}/{bare}' and is not installed"
                 return f"{what}: pip install {provider}"
     return ""
+
+
+def ambiguous_name(kind: type[Any], qualified: list[str], ending: str) -> str:
+    """Return how to say which plugin's offer is meant.
+
+    Args:
+        kind: class of the specs.
+        qualified: the names of all offers.
+        ending: what follows the name of a family.
+    """
+    choices = " or ".join(repr(f"{name}{ending}") for name in qualified)
+    built = kind.kind in _LISTED_BY and kind is not Kind
+    owner = qualified[0].partition(":")[0]
+    prefer = f", or build with HybridBuilder(prefer=({owner!r},))" if built else ""
+    return f"write {choices}{prefer}."
+
+
+def unknown_member(registry: Any, name: str, family: Any, said: str) -> str:
+    """Return what to do about a member that a family does not have.
+
+    Args:
+        registry: a Registry, which stands above this floor.
+        name: of the member, without its family.
+        family: resolved.
+        said: what the family itself says.
+    """
+    label, members = registry.label(family), registry.members(family)
+    said = sentence(" ".join(said.split()) or f"the family {label!r} has no such member")
+    hint = "" if "?" in said else did_you_mean(f"{label}/{name}", members)
+    short = join_names((each.rpartition("/")[2] for each in members), most=4)
+    there_is = f"The family has {len(members)} members: {short}."
+    return f"{said}{hint} {there_is} HybridBuilder.list_backbones('{label}/*') lists them."
+
+
+_ORIGINS = ("torchvision", "timm")
+
+
+def unknown_owner(owner: str, owners: list[str]) -> str:
+    """Return what to do about a distribution that is not installed; `owners` are."""
+    if owner in _ORIGINS:
+        return f"It is where networks come from: list_backbones(origin={owner!r}) lists them."
+    near = next(iter(near_names(owner, [*owners, *hints.distributions()], most=1)), "")
+    if not near:
+        return f"There is {join_names(sorted(owners))}."
+    meant = [f"Did you mean {near!r}?"] if near != owner else []
+    install = [] if near in owners else [f"It can be installed: pip install {near}"]
+    return " ".join(meant + install)
+
+
+def lacks(registry: Any, kind: type[Any], name: str) -> str:
+    """Return the distribution that a name needs and that is not installed, or nothing: the name
+    says it, or is that of a first-party plugin.
+    """
+    owner, _, short = name.rpartition(":")
+    family, slash, _ = short.partition("/")
+    kind, short = (BackboneFamilySpec, family) if slash else (kind, short)
+    if not owner and not any(offer.spec.name == short for offer in registry.all(kind)):
+        owner = hints.table(kind.kind).get(short, "")
+    owner = normalize(owner)
+    return "" if owner in {info.owner for info in registry.plugins} else owner

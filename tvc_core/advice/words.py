@@ -35,7 +35,6 @@ ARGUMENTS = {
     "out_indices": "Every hybrid gives its features: model.get_stage_outputs(images, stages).",
     "device": "Move the model afterwards: model.to(device).",
     "dtype": "Convert the model afterwards: model.to(dtype).",
-    "seed": "Call torch.manual_seed(seed) before.",
     "transforms": "The model says its preprocessing: model.transforms().",
     "train": "Call model.train() or model.eval() afterwards.",
     "attention": "Attention is a patch: patches={'layer3': {'wrap': 'se'}}.",

@@ -26,9 +26,9 @@ from ..recipe import Plan
 from ..recipe.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_VALUES
 from ..registry import Named
 from ..specs import FROM_MODULE, WeightsSpec
-from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
 from ..version import __version__
 from . import freezing
+from .current import written_head
 from .state import HybridState
 
 __all__ = ["BASE_KEY", "FORMAT", "MODULE_KEY", "check_content", "content_of", "prepared_as"]
@@ -73,7 +73,7 @@ def content_of(
     """Return what a file says of a model, without the hash."""
     plan, anatomy = state.plan, state.anatomy
     recipe = plan.recipe.to_mapping()
-    recipe["head"] = _head(network, anatomy.head, recipe.get("head", {}))
+    recipe["head"] = written_head(network, anatomy.head, recipe.get("head", {}))
     names = {name: list(each) for name, each in state.class_names.items()}
     content: dict[str, Any] = {
         "format": FORMAT,
@@ -91,22 +91,6 @@ def content_of(
     if plan.backbone.owner == FROM_MODULE:
         content[MODULE_KEY] = described(plan.backbone.spec, network)
     return content
-
-
-def _head(network: nn.Module, path: str, written: Mapping[str, Any]) -> dict[str, Any]:
-    """Return how a recipe describes the head as it is now; class names stand beside the recipe."""
-    head = {key: value for key, value in written.items() if key != "class_names"}
-    dropout = dropout_of(network, path)
-    if dropout is not None and 0 <= dropout < 1:
-        head["dropout"] = dropout
-    if several := find_heads(network, path):
-        head["heads"] = {
-            name: _head(network, each, head["heads"][name]) for name, each in several.items()
-        }
-    else:
-        last = find_last_layer(network, path)
-        head["num_classes"] = num_classes_of(last[1]) if last else 0
-    return head
 
 
 def _versions(plan: Plan) -> dict[str, str]:

@@ -22,6 +22,7 @@ from ..surgery.head import HeadReport, last_layer
 from ..weights.preprocessing import transforms
 from . import freezing
 from .checkpointing import set_checkpointing
+from .current import current_recipe
 from .explain import explain
 from .freeze_report import FreezeReport, freeze_report
 from .heads import HeadInfo, head_info, named_outputs, reset_classifier, set_class_names
@@ -309,10 +310,13 @@ class HybridModel(nn.Module):
         """
         anatomy = self._hybrid.anatomy
         every = [part for part in anatomy.parts if part != HEAD]
-        for part in every if stages is None else map(stage_name, anatomy.stage_indices(stages)):
+        parts = every if stages is None else [*map(stage_name, anatomy.stage_indices(stages))]
+        for part in parts:
             set_checkpointing(
                 self, [path for found, path in anatomy.items() if found == part], enable
             )
+        before = self._hybrid.checkpointed
+        self._hybrid.checkpointed = before.union(parts) if enable else before.difference(parts)
 
     # -- head --------------------------------------------------------------------------------------
 
@@ -438,10 +442,10 @@ class HybridModel(nn.Module):
 
     @property
     def recipe(self) -> Recipe:
-        """The recipe that this model was built from, with qualified names; without the patches that
-        were taken out.
+        """The recipe that builds this model, with qualified names: as it is now, after `unpatch`,
+        `reset_classifier` and `set_grad_checkpointing`. What is frozen is as in the build.
         """
-        return self._hybrid.plan.recipe
+        return current_recipe(self, self._hybrid)
 
     @property
     def patch_records(self) -> tuple[PatchRecord, ...]:

@@ -49,6 +49,7 @@ class PatchRecord:
         changed: those that it has under the same name with other values, such as a kernel of
             another size.
         lost: those that it has not.
+        thawed: names of parameters that learn though their part is frozen.
     """
 
     target: str
@@ -63,6 +64,7 @@ class PatchRecord:
     kept: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    thawed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,8 @@ class HybridState:
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
         metadata: the user's own facts, which `save` writes.
+        head_as_built: the head's keys of a recipe, in the build.
+        checkpointed: the parts whose activations are computed again, as they were switched last.
         half_thawed_told: a warning has said that the user thawed a part of what is frozen.
     """
 
@@ -168,6 +172,8 @@ class HybridState:
     left_out: LeftOutRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
+    head_as_built: dict[str, Any] = field(default_factory=dict)
+    checkpointed: frozenset[str] = frozenset()
     half_thawed_told: bool = False
 
     @property
@@ -186,6 +192,11 @@ class HybridState:
         new last layers.
         """
         return frozenset((*self.new_layers, *(p for record in self.records for p in record.new)))
+
+    @property
+    def thawed(self) -> frozenset[str]:
+        """Names of the parameters that patches let learn though their part is frozen."""
+        return frozenset(name for record in self.records for name in record.thawed)
 
 
 def state_of(network: nn.Module) -> HybridState:

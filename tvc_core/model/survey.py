@@ -21,7 +21,7 @@ from torch import nn
 from ..recipe import Plan, Recipe
 from ..remembered import code_states, is_plain, key_of, recall, remember
 from ..specs import FROM_MODULE
-from ..surgery import ending
+from ..surgery import ending, layouts, probing, sites
 from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.prepare import Prepared
 from ..version import __version__
@@ -36,7 +36,10 @@ __all__ = [
     "remember_survey",
 ]  # fmt: skip
 
-_OURS = tuple(module.__name__ for module in (bridge, ending, features, measuring, strides))
+_OURS = tuple(
+    module.__name__
+    for module in (bridge, ending, features, layouts, measuring, probing, sites, strides)
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,14 +19,14 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from ..errors import PluginError, RegistryWarning
+from ..errors import PluginError, RegistryWarning, describe_error
 from .process_state import ProcessState
 
-__all__ = ["Run", "check_not_loading", "import_timeout", "run_guarded"]
+__all__ = ["Fault", "Run", "check_not_loading", "run_caught", "run_guarded"]
 
 DEFAULT_TIMEOUT = 10.0
 """What a plugin's import and hooks may take together [s]."""
@@ -46,21 +46,51 @@ _THREAD = threading.local()
 """`loading` is true in a thread while it runs a plugin's code; `lock` is what it forks with."""
 
 
+class Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error of ours
+    """A plugin breaks a rule, raises or hangs.
+
+    Args:
+        message: what is wrong.
+        status: what the plugin becomes.
+        traceback: where it raised, or where it hangs.
+    """
+
+    def __init__(self, message: str, status: str = "failed", traceback: str = "") -> None:
+        super().__init__(message)
+        self.status = status
+        self.traceback = traceback
+
+
 @dataclass(frozen=True)
 class Run:
     """How a plugin's code ran.
 
     Args:
         result: what it returned.
+        fault: what is wrong with it; None if it returned.
         side_effects: what it changed and was put back, in words.
         seconds: what it took [s].
-        hung: the stack at which it was left, if it did not come back in time.
     """
 
     result: Any = None
+    fault: Fault | None = None
     side_effects: tuple[str, ...] = ()
     seconds: float = 0.0
-    hung: str | None = None
+
+
+def run_caught(action: Callable[[], Any]) -> Run:
+    """Run a plugin's code in this thread. Whatever it raises is its fault; Ctrl-C passes."""
+    try:
+        return Run(action())
+    except Fault as fault:
+        return Run(fault=fault)
+    except BaseException as raised:  # a plugin may raise SystemExit or worse
+        # Python delivers Ctrl-C to the main thread only. A KeyboardInterrupt in any other thread
+        # was raised by the plugin itself, and is its fault like anything else that it raises.
+        main = threading.current_thread() is threading.main_thread()
+        if isinstance(raised, KeyboardInterrupt) and main:
+            raise
+        return Run(fault=Fault(describe_error(raised), traceback=traceback.format_exc()))
 
 
 class _Job:
@@ -76,13 +106,11 @@ class _Job:
         self._state: ProcessState | None = None
         self._abandoned = self._closed = False
         self.run: Run | None = None
-        self.error: BaseException | None = None
 
     def __call__(self) -> None:
         """Run the action, after those of other threads."""
         # The time that a plugin may take begins when its turn has come, which `_begun` says to the
-        # thread that waits. Given up before its turn, it does nothing at all. Whatever it raises,
-        # SystemExit included, is handed over and raised again there.
+        # thread that waits. Given up before its turn, it does nothing at all.
         lock = _take_turn()
         try:
             if self._abandoned:
@@ -91,14 +119,10 @@ class _Job:
             self._state = ProcessState()
             self._begun.put(None)
             _THREAD.loading = True
-            result = None
-            try:
-                result = self._action()
-            except BaseException as error:  # it is raised again in the thread that waits
-                self.error = error
+            run = run_caught(self._action)
             seconds = time.perf_counter() - self._start
             if not self._abandoned:  # else later changes are other code's, as far as one can tell
-                self.run = Run(result, self._state.put_back(), seconds)
+                self.run = replace(run, side_effects=self._state.put_back(), seconds=seconds)
         finally:
             lock.release()
             self._done.put(None)
@@ -124,16 +148,16 @@ class _Job:
                 new_torch = "torch" in sys.modules and not had_torch
                 if not (new_torch or is_being_imported("torch")):
                     break
-        if self.run is None and self.error is None:
-            frame = sys._current_frames().get(self._thread)
-            stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
-            self._abandoned = True
-            effects = self._state.put_back(thread=False) if self._state is not None else ()
-            return Run(None, effects, time.perf_counter() - self._start, stack)
-        if self.error is not None:
-            raise self.error
-        assert self.run is not None
-        return self.run
+        if self.run is not None:
+            return self.run
+        frame = sys._current_frames().get(self._thread)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else ""
+        self._abandoned = True
+        effects = self._state.put_back(thread=False) if self._state is not None else ()
+        advice = "TVC_DISABLE leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
+        message = f"did not finish importing within {seconds:g} s (module and hooks); {advice}"
+        fault = Fault(message, traceback=stack)
+        return Run(None, fault, effects, time.perf_counter() - self._start)
 
     def close(self, *, hung: bool) -> None:
         """Leave the action to itself if it has not ended: put back what it has changed so far, and
@@ -157,13 +181,12 @@ class _Job:
         self._closed = True
 
 
-def run_guarded(action: Callable[[], Any], module: str, seconds: float) -> Run:
+def run_guarded(action: Callable[[], Any], module: str) -> Run:
     """Run what imports a module or calls its hooks, and put back what that changes.
 
     Args:
         action: what is to be run.
         module: the plugin's module. One that has hung once is not run again.
-        seconds: how long it may take.
     """
     if module in _HUNG:
         return _HUNG[module]
@@ -176,9 +199,9 @@ def run_guarded(action: Callable[[], Any], module: str, seconds: float) -> Run:
     try:
         try:
             _thread.start_new_thread(job, ())
-            run = job.wait(seconds)
-            if run.hung is not None:
-                hung = True
+            run = job.wait(_import_timeout())
+            hung = job.run is None
+            if hung:
                 _HUNG[module] = run
             return run
         finally:
@@ -193,9 +216,10 @@ def _run_here(action: Callable[[], Any]) -> Run:
     try:
         try:
             _THREAD.loading = True
-            result = action()
+            run = run_caught(action)
             _THREAD.loading = False
-            return Run(result, state.put_back(), time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            return replace(run, side_effects=state.put_back(), seconds=seconds)
         finally:
             _THREAD.loading = False
             state.put_back()
@@ -217,7 +241,7 @@ def check_not_loading() -> None:
         )
 
 
-def import_timeout() -> float:
+def _import_timeout() -> float:
     """Return what TVC_IMPORT_TIMEOUT says, else the default [s]."""
     text = os.environ.get("TVC_IMPORT_TIMEOUT", "").strip()
     if not text:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from .document import RecipeDocument
 from .place import Place
-from .plan import PatchPlan, Plan, make_plan, qualified_entry
-from .schema import PatchEntry, Patches, Recipe, Weights, load_recipe
+from .plan import REACHING, PatchPlan, Plan, make_plan, qualified_entry
+from .schema import PatchEntry, Patches, Recipe, Weights, load_recipe, parse
 
 __all__ = [
-    "PatchEntry", "PatchPlan", "Patches", "Place", "Plan", "Recipe", "Weights", "load_recipe",
-    "make_plan", "qualified_entry",
+    "REACHING", "PatchEntry", "PatchPlan", "Patches", "Place", "Plan", "Recipe",
+    "RecipeDocument", "Weights", "load_recipe", "make_plan", "parse", "qualified_entry",
 ]  # fmt: skip

@@ -36,6 +36,8 @@ class ModuleArguments(TypedDict, total=False):
     dropout: float | None
     freeze_backbone: bool | Mapping[str, Any]
     unfreeze_stages: Sequence[int | str] | int | str | None
+    grad_checkpointing: bool | Sequence[int | str]
+    seed: int | None
     class_names: Sequence[str] | None
     hidden: Sequence[int] | int | None
     activation: str | None
@@ -112,7 +114,7 @@ def changed(recipe: Recipe, changes: Mapping[str, Any]) -> Recipe:
     if not changes:
         return recipe
     _check_names("build", changes, [entry.name for entry in fields(Recipe) if entry.metadata])
-    return replace(recipe, **changes)
+    return replace(recipe, **changes, by_code=recipe.by_code | {*changes})
 
 
 def _check_names(function: str, arguments: Iterable[str], known: list[str]) -> None:

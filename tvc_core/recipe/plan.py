@@ -5,22 +5,17 @@ here, and so does what a recipe must not reach; no torch yet.
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
-from ..advice.recipes import misplaced, refuse_missing
-from ..advice.words import on_weights
-from ..errors import (
-    ParameterError,
-    UnknownNameError,
-    did_you_mean,
-    join_names,
-    short_repr,
-    what_there_is,
-)
+import importlib_metadata
+
+from ..advice import recipes as advice
+from ..errors import ParameterError, UnknownNameError, short_repr, what_there_is
 from ..local import is_module, own_block
 from ..registry import Named, Registry
 from ..specs import (
@@ -33,10 +28,13 @@ from ..specs import (
     WeightsSpec,
 )
 from .place import Place
-from .rules import IMAGE_SIZE, SIZE, file_name, is_file
+from .rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
 from .schema import PatchEntry, Recipe, Weights
 
-__all__ = ["PatchPlan", "Plan", "make_plan", "qualified_entry"]
+__all__ = ["REACHING", "PatchPlan", "Plan", "make_plan", "qualified_entry"]
+
+REACHING = ("options", "patches", "weights")
+"""The keys of a recipe whose values may open an address or a path."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,8 +63,6 @@ class Plan:
             "DEFAULT", without what only code may set.
         backbone: the network.
         weights: the pretrained set, None for random weights.
-        weights_class: the enum class that the user named with the weights, as in
-            "ResNet50_Weights.IMAGENET1K_V2".
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
         weights_file: the user's own file that the weights are read from.
@@ -75,7 +71,6 @@ class Plan:
     recipe: Recipe
     backbone: Named[BackboneSpec]
     weights: WeightsSpec | None
-    weights_class: str | None = None
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     weights_file: Path | None = None
@@ -86,7 +81,7 @@ def make_plan(
     registry: Registry,
     backbone: Named[BackboneSpec] | None = None,
     *,
-    by_code: bool | Collection[str] = False,
+    by_code: Collection[str] = (),
 ) -> Plan:
     """Bind a recipe's names in a registry.
 
@@ -94,9 +89,9 @@ def make_plan(
         recipe: what the user wrote.
         registry: where names are looked up.
         backbone: what the backbone's name stands for, where the registry does not know it.
-        by_code: the recipe stands for arguments in a program, which may open addresses and paths. A
-            recipe that was written down reaches nothing but files of weights in its own folder: it
-            must not set what a spec names as `code_only`. Or the keys that a program has set.
+        by_code: keys whose values a program has set, which may open addresses and paths. What was
+            written down reaches nothing but files of weights in its own folder: it must not set
+            what a spec names as `code_only`.
 
     Raises:
         UnknownNameError: a backbone, weights set, operation, block or initializer that no plugin
@@ -107,26 +102,31 @@ def make_plan(
         ParameterError: an option that the backbone does not take, or an image size where it has no
             place.
     """
-    by = dict.fromkeys(("options", "patches", "weights"), by_code is True)
-    by |= dict.fromkeys([] if isinstance(by_code, bool) else by_code, True)
+
+    by_code = {*by_code, *recipe.by_code}
+
+    def at(key: str) -> AbstractContextManager[None]:
+        return recipe.place(key).before_errors(in_files_only=True)
+
     # Missing distributions first, all of them in one error: a recipe from elsewhere often needs
     # several, and installing them one error after the other is tedious. Then each name in the order
     # in which it stands in the recipe, and each error with its place there.
     with recipe.where.before_errors():
-        refuse_missing(registry, _names(recipe, backbone is None))
-    with _in_file(recipe, "backbone"):
+        advice.refuse_missing(registry, _names(recipe, backbone is None))
+    _check_required(recipe)
+    with at("backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
-    if not by["options"]:
+    if "options" not in by_code:
         _refuse_code_only(backbone, recipe.options, recipe.place("options"))
-    with _in_file(recipe, "options"):
+    with at("options"):
         _check_options(recipe.options, backbone)
         known = _with_facts(backbone, recipe.options, registry)
-    with _in_file(recipe, "weights"):
-        file = _own_file(recipe, by["weights"]) if is_file(recipe.weights) else None
+    with at("weights"):
+        file = _own_file(recipe, "weights" in by_code) if is_file(recipe.weights) else None
         weights = _bind_weights(recipe.weights, backbone) if file is None else _own(file, backbone)
-    with _in_file(recipe, "image_size"):
+    with at("image_size"):
         options = _options(recipe, backbone)
-    patches = tuple(_bind_patch(entry, registry, by["patches"]) for entry in recipe.patches)
+    patches = tuple(_bind_patch(each, registry, "patches" in by_code) for each in recipe.patches)
     _check_own(patches)
     # The recipe that the model keeps, and that `save` writes, says what was meant, not what was
     # typed: qualified names mean the same whatever else is installed where the file is opened.
@@ -139,12 +139,12 @@ def make_plan(
         patches=tuple(qualified_entry(patch) for patch in patches),
         options=_for_recipes(backbone, recipe.options),
         where=Place("recipe"),
+        by_code=frozenset(),
     )
     return Plan(
         recipe=qualified,
         backbone=known,
         weights=weights,
-        weights_class=None if file is not None else _weights_class(recipe.weights),
         patches=patches,
         options=options,
         weights_file=file,
@@ -172,10 +172,33 @@ def _names(recipe: Recipe, by_name: bool) -> Iterator[tuple[type[Any], str | Non
         yield from ((PatchOpSpec, entry.op), (BlockSpec, block), (InitializerSpec, entry.init))
 
 
-def _in_file(recipe: Recipe, key: str) -> AbstractContextManager[None]:
-    """Put file and line of one of a recipe's values before what is wrong with it."""
-    in_file = recipe.where.lines is not None
-    return recipe.place(key).before_errors() if in_file else nullcontext()
+def _check_required(recipe: Recipe) -> None:
+    """Refuse a recipe whose distributions are not there in the versions that it requires."""
+    wrong = []
+    for text in recipe.requires or ():
+        name, conditions = requirement(text)
+        try:
+            version = importlib_metadata.version(name)
+        except importlib_metadata.PackageNotFoundError:
+            wrong.append(f"{name} is not installed")
+            continue
+        if not all(_holds(version, *each) for each in conditions):
+            wrong.append(f"{text} is required, and {version} is installed")
+    if wrong:
+        install = " ".join(repr(text) for text in recipe.requires or ())
+        problem = f"{'; '.join(wrong)}. To install what the recipe requires: pip install {install}"
+        raise recipe.place("requires").error(problem)
+
+
+def _holds(version: str, comparison: str, wanted: str) -> bool:
+    numbers = [[int(part) for part in re.findall(r"\d+", v)] for v in (version, wanted)]
+    least, most = sorted(numbers, key=len)
+    least += [0] * (len(most) - len(least))  # 1.0 is 1.0.0
+    have, want = numbers
+    return {
+        ">=": have >= want, "<=": have <= want, ">": have > want, "<": have < want,
+        "==": have == want, "!=": have != want,
+    }[comparison]  # fmt: skip
 
 
 # -- a recipe reaches nothing ----------------------------------------------------------------------
@@ -185,7 +208,7 @@ def _refuse_code_only(offer: Named[Any], given: Iterable[str], place: Place) -> 
     for name in given:
         if name in offer.spec.code_only:
             reaches = f"{name!r} of {offer.qualified} opens an address or a path"
-            raise (place / name).error(
+            raise place.down(name).key.error(
                 f"{reaches}, so a recipe must not set it. Leave it out, or build in Python with "
                 "HybridBuilder().from_backbone(...), whose arguments may"
             )
@@ -221,7 +244,9 @@ def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) ->
         if option not in backbone.spec.options:
             known = what_there_is(option, backbone.spec.options)
             what = f"option {option!r} of the backbone {backbone.qualified!r}"
-            raise ParameterError(f"Unknown {what}.{known}.")
+            error = ParameterError(f"Unknown {what}.{known}.")
+            error.below = (option,)
+            raise error
 
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
@@ -231,40 +256,31 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
     if size is None:
         return options
-    name, what = spec.size_option, f"{backbone.qualified} takes images of"
+    name = spec.size_option
     if name in spec.options:
         if IMAGE_SIZE.check(name, options.setdefault(name, size), ParameterError) != size:
             both = f"image_size is {size}, and the option {name} is {options[name]}"
             raise ParameterError(f"{both}: give one of them")
         return options
-    if not spec.fixed_size:
-        sizes = f"{what} any size from {spec.min_size} pixels"
-        raise ParameterError(f"image_size={size} is not needed: {sizes}. Resize the images.")
-    trained = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
-    hint = " Its option input_size builds it for another size, without pretrained weights."
-    raise ParameterError(
-        f"image_size={size} is not available: {what} {join_names(map(str, trained))} pixels only, "
-        "since no rule resamples its position weights. Resize the images."
-        f"{hint if 'input_size' in spec.options else ''}"
-    )
+    raise ParameterError(advice.no_image_size(backbone.qualified, spec, size))
 
 
 def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec | None:
     if given is None:
         return None
     spec, what = backbone.spec, f"the backbone {backbone.qualified!r}"
-    name = given.name if isinstance(given, enum.Enum) else str(given).rpartition(".")[2]
+    if isinstance(given, enum.Enum):
+        given = f"{type(given).__name__}.{given.name}"
+    weights_class, _, name = str(given).rpartition(".")
     if name == "DEFAULT":
         if spec.default_weights is None:
             raise UnknownNameError(f"{what} has no pretrained weights: pass weights=None.")
         name = spec.default_weights
-    if (found := spec.find_weights(name)) is None:
-        names = [weights.name for weights in spec.weights]
-        hint = on_weights(given) or did_you_mean(name, names)
-        default = f"; 'DEFAULT' stands for {spec.default_weights}" if names else ""
-        raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of {what}.{hint} It has {join_names(names)}{default}."
-        )
+    # torchvision names the classes of its weights after the networks: ResNet50_Weights
+    own = f"{spec.name}_weights" if spec.origin == "torchvision" else ""
+    found = spec.find_weights(name)
+    if found is None or weights_class.lower() not in ("", own):
+        raise UnknownNameError(advice.unknown_weights(str(given), what, spec))
     return found
 
 
@@ -273,9 +289,9 @@ def _own_file(recipe: Recipe, by_code: bool) -> Path:
     path = Path(str(recipe.weights))
     if by_code:
         return path
-    folder = Path() if recipe.where.lines is None else Path(recipe.where.source).parent
+    folder = Path() if recipe.where.marks is None else Path(recipe.where.source).parent
     is_outside = path.is_absolute() or ".." in path.parts
-    if recipe.where.lines is not None:  # a link may lead elsewhere
+    if recipe.where.marks is not None:  # a link may lead elsewhere
         is_outside = is_outside or not (folder / path).resolve().is_relative_to(folder.resolve())
     if is_outside:
         raise recipe.place("weights").error(
@@ -296,29 +312,16 @@ def _own(file: Path, backbone: Named[BackboneSpec]) -> WeightsSpec:
     return replace(usual, name=name, class_names=(), options={}, **unknown)
 
 
-def _weights_class(given: Weights) -> str | None:
-    if isinstance(given, enum.Enum):
-        return type(given).__name__
-    return str(given or "").rpartition(".")[0] or None
-
-
 # -- patches ---------------------------------------------------------------------------------------
-
-
-def _block(given: Any, registry: Registry) -> Named[BlockSpec]:
-    """Return the spec of a block's name, or of what stands in its place."""
-    if callable(given):
-        return Named(OWN, own_block(given))
-    return registry.resolve(BlockSpec, given)
 
 
 def _check_own(patches: Iterable[PatchPlan]) -> None:
     """Refuse two different blocks of one's own under one name, which no file could tell apart."""
     known: dict[str, Any] = {}
     for patch in patches:
-        if patch.block is not None and patch.block.owner == OWN and callable(patch.entry.block):
-            name, made = patch.block.spec.name, patch.entry.block
-            made = type(made) if is_module(made) else made
+        made = patch.entry.block
+        if patch.block is not None and callable(made):
+            name, made = patch.block.spec.name, type(made) if is_module(made) else made
             if known.setdefault(name, made) != made:
                 raise patch.entry.where.error(
                     f"two different blocks of your own are called {name!r}, by which the model "
@@ -327,29 +330,30 @@ def _check_own(patches: Iterable[PatchPlan]) -> None:
 
 
 def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPlan:
-    if entry.target in registry.names(PatchOpSpec) and entry.op not in registry.names(PatchOpSpec):
-        right = {entry.op: {entry.target: entry.block}}
+    operations, made = registry.names(PatchOpSpec), entry.block
+    if entry.target in operations and entry.op not in operations:
+        right = {entry.op: {entry.target: made}}
         raise entry.where.error(f"the target comes first, then the operation: write {right!r}")
-    with entry.where.before_errors():
+    block = init = None
+    with entry.where.key.before_errors():
         op = registry.resolve(PatchOpSpec, entry.op)
-        block = None if entry.block is None else _block(entry.block, registry)
-        init = None if entry.init is None else registry.resolve(InitializerSpec, entry.init)
+    if made is not None:
+        with entry.where.down("type").before_errors():
+            own = callable(made)
+            block = Named(OWN, own_block(made)) if own else registry.resolve(BlockSpec, made)
+    if entry.init is not None:
+        with entry.where.down("init").before_errors():
+            init = registry.resolve(InitializerSpec, entry.init)
     allowed = [*(PATCH_KEYS if op.spec.takes_block else ("name",)), *op.spec.options]
-    given = {"type": entry.block, "params": entry.params, "init": entry.init}
+    given = {"type": made, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            hint = misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
-            raise entry.where.error(f"unknown key {key!r} of {op.qualified}.{hint}")
+            hint = advice.misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
+            raise entry.where.down(key).key.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
-        name, hint = op.spec.name, ""
-        if entry.name:
-            hint = (
-                f"; 'name' names its place, and the block is the type: {{'type': {entry.name!r}}}"
-            )
-        needs = f"{name} needs a block: write {{'{name}': 'se'}}, or give 'type'"
-        raise entry.where.error(f"{needs}{hint}")
+        raise entry.where.error(advice.needs_block(op.spec.name, entry.name))
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:
-            _refuse_code_only(block, entry.params, entry.where / "params")
+            _refuse_code_only(block, entry.params, entry.where.down("params"))
     return PatchPlan(entry=entry, op=op, block=block, init=init)

@@ -5,18 +5,23 @@ are not resolved here.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
 from ..advice import words
+from ..errors import RecipeError, TargetError, did_you_mean, short_repr
+from ..registry import Registry
 from ..specs import PATCH_KEYS
 from . import rules
+from .document import RecipeDocument, claimed, expanded
 from .place import Place
 from .rules import Rule
 
-__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe"]
+__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe", "parse"]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -31,6 +36,51 @@ Weights = str | Path | enum.Enum | None
 """A pretrained set: its name, "DEFAULT", torchvision's enum member, the path of a file of one's
 own, or None for random weights.
 """
+
+
+def _key(
+    path: str,
+    rule: Rule | Callable[[Any, Place], Any],
+    default: Any = None,
+    empty: Any = None,
+    called: str | None = None,
+) -> Any:
+    """Return a field that is checked. A new key of recipes is one of these, and its documentation.
+
+    Args:
+        path: where it stands in the YAML form: "head.dropout", or "name" at the top.
+        rule: what a value may be, or a function that returns what is kept of it and raises an error
+            about the place where it stands.
+        default: what it is where nothing is said.
+        empty: what None is kept as.
+        called: what errors call it, where that is not the field's name.
+    """
+    keys = tuple(filter(None, path.split(".")))
+    about = {"path": keys, "rule": rule, "empty": empty, "called": called}
+    return field(default=default, metadata=about)
+
+
+def _keep(written: Any, at: Callable[..., Place]) -> None:
+    """Check every field that `_key` made, and put what is kept of the value in its place.
+
+    Args:
+        written: a dataclass that is being made.
+        at: returns the place of a path.
+    """
+    for entry in _keys(type(written)):
+        about, value = entry.metadata, getattr(written, entry.name)
+        value = about["empty"] if value is None else value
+        if value is not entry.default:
+            rule, place = about["rule"], at(*about["path"])
+            if isinstance(rule, Rule):
+                value = rule.check(about["called"] or entry.name, value, place.error)
+            else:
+                value = rule(value, place)
+        object.__setattr__(written, entry.name, value)
+
+
+def _keys(of: type[Any]) -> list[Field[Any]]:
+    return [entry for entry in fields(of) if entry.metadata]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,34 +102,57 @@ class PatchEntry:
         RecipeError: a value of the wrong kind.
     """
 
-    target: str
-    op: str
-    block: Block | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    init: str | None = None
-    name: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    target: str = _key("", rules.TARGET, MISSING, called="a patch target")
+    op: str = _key("", rules.OPERATION, MISSING, called="a patch operation")
+    block: Block | None = _key("type", rules.BLOCK, called="type")  # noqa: RUF009  a field
+    params: Mapping[str, Any] = _key("params", rules.PARAMS, empty={})
+    init: str | None = _key("init", rules.NAME)
+    name: str | None = _key("name", rules.PATH_PART)
+    options: Mapping[str, Any] = _key("options", rules.OPTIONS, empty={})
     where: Place = field(default=Place("a patch"), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        rules.TARGET.check("a patch target", self.target, self.where.error)
-        rules.OPERATION.check("a patch operation", self.op, self.where.error)
-        for key, value, rule in (
-            ("type", self.block, rules.BLOCK),
-            ("init", self.init, rules.NAME),
-            ("name", self.name, rules.PATH_PART),
-            ("params", self.params, rules.PARAMS),
-            ("options", self.options, rules.OPTIONS),
-        ):
-            if value is not None:
-                rule.check(key, value, (self.where / key).error)
-        for key in ("params", "options"):
-            object.__setattr__(self, key, dict(getattr(self, key) or {}))
+        _keep(self, self.where.down)
+
+    @contextmanager
+    def before_errors(self) -> Iterator[None]:
+        """Put the place of what is wrong with this patch before an error that is raised inside."""
+        try:
+            with self.where.before_errors():
+                yield
+        except TargetError as error:
+            if self.where.marks is None:
+                raise
+            # what is wrong is the key above: the target
+            depth = self.where.path.index("patches") + 2
+            target = replace(self.where, path=self.where.path[:depth], of_key=True)
+            said = str(error).removeprefix(f"{self.where}: ")
+            raise TargetError(f"{target}: {said}") from error.__cause__
 
 
-def _key(section: str, rule: Rule | None = None, default: Any = None) -> Any:
-    """Return a field of a recipe: the section of the YAML form that has it, and what it may be."""
-    return field(default=default, metadata={"section": section, "rule": rule})
+def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
+    """Return patches in the written form as entries; a tuple of entries is what it is."""
+    if isinstance(given, tuple) and all(isinstance(entry, PatchEntry) for entry in given):
+        return given
+    rules.PATCHES.check("patches", given, where.error)
+    entries: list[PatchEntry] = []
+    for target, written in given.items():
+        at, many = where / target, isinstance(written, (list, tuple)) and bool(written)
+        for index, step in enumerate(written if many else [written]):
+            place = at / index if many else at
+            rules.PATCH.check("a patch", step, place.error)
+            entries += [_entry(target, op, value, place / op) for op, value in step.items()]
+    return tuple(entries)
+
+
+def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
+    if value is None or rules.is_name(value) or callable(value):
+        value = {"type": value}
+    rule = replace(rules.PATCH_VALUE, advise=functools.partial(words.on_patch, str(op)))
+    rule.check(str(op), value, where.error)
+    known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}
+    options = {key: option for key, option in value.items() if key not in PATCH_KEYS}
+    return PatchEntry(target=target, op=op, **known, options=options, where=where)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,7 +161,15 @@ class Recipe:
     name.
 
     Args:
+        version: of the form of recipes: 1, which None stands for.
         name: free text, what the model is called.
+        description: free text.
+        requires: distributions that are needed, each with the versions that will do, such as
+            ["acme-blocks>=0.2,<1"].
+        seed: new parameters start from it: they are the same in every process, and torch's own
+            generator stays where it is. None draws them from torch's generator.
+        max_params: how many parameters the model may have; a larger one is refused before memory
+            is taken for it.
         backbone: short or qualified name.
         weights: name of a pretrained set, "DEFAULT", a torchvision enum member, the path of a file
             of one's own, or None for random weights. A path has a separator or the suffix of a file
@@ -121,6 +202,9 @@ class Recipe:
             of the first ones; the later ones are left out with their parameters. The pretrained
             head goes with them: the model returns pooled features of the last stage, or, with
             `num_classes`, the logits of a new layer on them. None, or all stages, keeps everything.
+        grad_checkpointing: compute the activations of all stages again in the backward pass instead
+            of keeping them, or of some, by number or path, such as [0, "layer2"].
+        sections: what belongs to plugins, by the name of its section; see tvc-recipes.
         in_channels: channels of the images; None keeps what the backbone takes [channels].
         in_channels_policy: how the first convolution's weights follow from the pretrained ones:
             "mean" (which None stands for), "repeat", "zero", or one rule a channel, such as ["r",
@@ -128,73 +212,65 @@ class Recipe:
         image_size: side of the images, or [height, width], for a backbone that is built for one
             size, such as ViT, whose position embeddings are then resampled [pixels].
         where: what errors about it begin with.
+        by_code: arguments that a program has put in place of the recipe's.
 
     Raises:
         RecipeError: a value of the wrong kind or out of range, or values that exclude each other.
     """
 
-    name: str | None = _key("", rules.TEXT)
-    backbone: str = field(metadata={"section": "backbone", "rule": rules.BACKBONE})
-    weights: Weights = _key("backbone", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  makes a field
-    patches: tuple[PatchEntry, ...] = _key("backbone")
-    options: Mapping[str, Any] = _key("backbone", rules.OPTIONS)
-    num_classes: int | None = _key("head", rules.NUM_CLASSES)
-    dropout: float | None = _key("head", rules.DROPOUT)
-    class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
-    hidden: tuple[int, ...] | None = _key("head", rules.HIDDEN)
-    activation: str | None = _key("head", rules.ACTIVATION)
-    heads: Mapping[str, Any] | None = _key("head", rules.HEADS)
-    freeze_backbone: bool | Mapping[str, Any] = _key("", rules.FREEZE_BACKBONE, False)
-    unfreeze_stages: tuple[int | str, ...] | None = _key("", rules.STAGES)
-    stages: int | str | tuple[int | str, ...] | None = _key("backbone", rules.STAGES_KEPT)
-    in_channels: int | None = _key("backbone", rules.SIZE)
-    in_channels_policy: str | tuple[str | int, ...] | None = _key("backbone", rules.CHANNEL_POLICY)
-    image_size: int | tuple[int, ...] | None = _key("backbone", rules.IMAGE_SIZE)
+    version: int | None = _key("version", rules.VERSION)
+    name: str | None = _key("name", rules.TEXT)
+    description: str | None = _key("description", rules.TEXT)
+    requires: tuple[str, ...] | None = _key("requires", rules.REQUIRES)
+    seed: int | None = _key("seed", rules.SEED)
+    max_params: int | None = _key("max_params", rules.MAX_PARAMS)
+    backbone: str = _key("backbone.name", rules.BACKBONE, MISSING)
+    weights: Weights = _key("backbone.weights", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  a field
+    patches: tuple[PatchEntry, ...] = _key("backbone.patches", _entries, empty=())
+    options: Mapping[str, Any] = _key("backbone.options", rules.OPTIONS, empty={})
+    num_classes: int | None = _key("head.num_classes", rules.NUM_CLASSES)
+    dropout: float | None = _key("head.dropout", rules.DROPOUT)
+    class_names: tuple[str, ...] | None = _key("head.class_names", rules.CLASS_NAMES)
+    hidden: tuple[int, ...] | None = _key("head.hidden", rules.HIDDEN)
+    activation: str | None = _key("head.activation", rules.ACTIVATION)
+    heads: Mapping[str, Any] | None = _key("head.heads", rules.check_heads)
+    freeze_backbone: bool | Mapping[str, Any] = _key("freeze_backbone", rules.check_freeze, False)
+    unfreeze_stages: tuple[int | str, ...] | None = _key("unfreeze_stages", rules.STAGES)
+    grad_checkpointing: bool | tuple[int | str, ...] = _key(
+        "grad_checkpointing", rules.CHECKPOINTING, False
+    )
+    stages: int | str | tuple[int | str, ...] | None = _key("backbone.stages", rules.STAGES_KEPT)
+    in_channels: int | None = _key("backbone.in_channels", rules.SIZE)
+    in_channels_policy: str | tuple[str | int, ...] | None = _key(
+        "backbone.in_channels_policy", rules.CHANNEL_POLICY
+    )
+    image_size: int | tuple[int, ...] | None = _key("backbone.image_size", rules.IMAGE_SIZE)
+    sections: Mapping[str, Any] = field(default_factory=dict)
     where: Place = field(default=Place("arguments"), compare=False, repr=False)
+    by_code: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        kept: dict[str, Any] = {}
-        for entry in fields(self):
-            value, rule = getattr(self, entry.name), entry.metadata.get("rule")
-            if rule is not None and value is not entry.default:
-                kept[entry.name] = rule.check(entry.name, value, self.place(entry.name).error)
-        kept.setdefault("options", {})
-        kept["patches"] = _entries(self.patches, self.place("patches"))
-        for key, value in kept.items():
-            object.__setattr__(self, key, value)
-        self._check_pairs()
+        _keep(self, self.where.in_file)
+        head = vars(self).copy()
+        rules.check_head(head, self.place)
+        object.__setattr__(self, "num_classes", head["num_classes"])
+        for key, problem in self._contradictions():
+            raise self.place(key).error(problem)
 
-    def _check_pairs(self) -> None:
-        """Refuse values that are right alone and wrong together, or wrong inside."""
-        if isinstance(self.freeze_backbone, dict):
-            place = self.place("freeze_backbone")
-            place.section(self.freeze_backbone, "'freeze_backbone'", rules.FREEZE)
-            for key, value in self.freeze_backbone.items():
-                at = place if place.lines is None else place / key
-                rules.FREEZE[key].check(key, value, at.error)
-        policy, channels = self.in_channels_policy, self.in_channels
-        error = self.place("in_channels_policy").error
+    def _contradictions(self) -> Iterator[tuple[str, str]]:
+        """Yield the keys whose values are right alone and wrong with others, and what is wrong."""
+        key, policy, channels = "in_channels_policy", self.in_channels_policy, self.in_channels
         if policy is not None and channels is None:
-            raise error("in_channels_policy is given without in_channels: how many are there?")
+            yield key, f"{key} is given without in_channels: how many are there?"
         if isinstance(policy, tuple) and len(policy) != channels:
-            raise error(f"in_channels_policy has {len(policy)} rules for in_channels {channels}")
-        if self.class_names is not None:
-            if self.class_names and self.num_classes is None:
-                object.__setattr__(self, "num_classes", len(self.class_names))
-            error = self.place("class_names").error
-            rules.check_class_names(self.class_names, self.num_classes, error)
-        rules.check_activation(self.activation, self.hidden, self.place("activation").error)
-        if self.heads is not None:
-            if self.num_classes is not None:
-                raise self.place("heads").error(
-                    "each of the heads has its own classes: leave num_classes and class_names out"
-                )
-            object.__setattr__(self, "heads", rules.check_heads(self.heads, self.place("heads")))
+            yield key, f"{key} has {len(policy)} rules for in_channels {channels}"
+        if self.heads is not None and self.num_classes is not None:
+            leave = "leave num_classes and class_names out"
+            yield "heads", f"each of the heads has its own classes: {leave}"
         if self.unfreeze_stages is not None and not self.freeze_backbone:
-            raise self.place("unfreeze_stages").error(
-                "unfreeze_stages says what stays trainable in a frozen backbone: set "
-                "freeze_backbone=True, or leave unfreeze_stages out"
-            )
+            what = "unfreeze_stages says what stays trainable in a frozen backbone"
+            either = "set freeze_backbone=True, or leave unfreeze_stages out"
+            yield "unfreeze_stages", f"{what}: {either}"
 
     @property
     def has_new_classes(self) -> bool:
@@ -205,10 +281,21 @@ class Recipe:
         """Return where one of the values stands: its line in a file. Elsewhere its name, which is
         in the message, says it.
         """
-        if self.where.lines is None:
-            return self.where
-        section = _SECTION_OF[key]
-        return (self.where / section if section else self.where) / _WRITTEN.get(key, key)
+        return self.where.in_file(*_PATHS[key])
+
+    @staticmethod
+    def from_document(
+        document: RecipeDocument,
+        *,
+        changes: Mapping[str, Any] | None = None,
+        registry: Registry | None = None,
+    ) -> Recipe:
+        """Return the recipe that a document describes; see `load_recipe`.
+
+        Raises:
+            RecipeError: unknown keys, missing keys, or values of the wrong kind.
+        """
+        return parse(document, changes, registry)
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -217,17 +304,17 @@ class Recipe:
         Raises:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
-        return _parse(data, Place(source))
+        return parse(RecipeDocument(data=data, place=Place(source)))
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal recipe."""
         data: dict[str, Any] = {}
-        for key, section in _SECTION_OF.items():
-            value = getattr(self, key)
-            if key == "weights" or value != _LEFT_OUT.get(key):
-                place = data.setdefault(section, {}) if section else data
-                place[_WRITTEN.get(key, key)] = _plain(value)
-        return data
+        for entry in _keys(Recipe):
+            value, (*section, key) = getattr(self, entry.name), entry.metadata["path"]
+            if entry.name == "weights" or value not in (entry.default, entry.metadata["empty"]):
+                place = data.setdefault(section[0], {}) if section else data
+                place[key] = _plain(value)
+        return {**data, **self.sections}
 
     def to_yaml(self) -> str:
         """Return the recipe as YAML text.
@@ -240,95 +327,120 @@ class Recipe:
         return write_yaml(self.to_mapping())
 
 
-_LEFT_OUT = {"patches": (), "options": {}, "freeze_backbone": False}
-"""Values that a mapping need not say; of the other keys that is None."""
+_PATHS: dict[str, tuple[str, ...]] = {e.name: e.metadata["path"] for e in _keys(Recipe)}
 
-
-_WRITTEN = {"backbone": "name"}
-"""The key of the YAML form, where it is not the field's name."""
-
-_SECTION_OF: dict[str, str] = {
-    entry.name: entry.metadata["section"] for entry in fields(Recipe) if entry.metadata
-}
-SECTIONS = {
-    section: [_WRITTEN.get(key, key) for key, where in _SECTION_OF.items() if where == section]
-    for section in ("", "backbone", "head")
-}
+SECTIONS: dict[str, list[str]] = {"": [], "backbone": [], "head": []}
 """The keys of the YAML form: at the top, under `backbone` and under `head`."""
 
-SECTIONS[""][1:1] = ["backbone", "head"]
+for _path in _PATHS.values():
+    SECTIONS["".join(_path[:-1])].append(_path[-1])
+_BEFORE = SECTIONS[""].index("freeze_backbone")
+SECTIONS[""][_BEFORE:_BEFORE] = ["backbone", "head"]
 
 
-def load_recipe(path: str | Path | IO[bytes]) -> Recipe:
+def load_recipe(
+    path: str | Path | IO[bytes],
+    *,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> Recipe:
     """Read a recipe from a YAML file, or from one that is open.
+
+    Args:
+        path: the file.
+        changes: values in the place of the file's, by their paths, such as {"head.num_classes": 5};
+            an argument of `from_backbone` may go by its own name. Text stands for what it would
+            stand for in the file.
+        registry: where the sections of plugins are looked up; by default what is installed.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
-            file and line.
+            file, line and column.
     """
-    from .yaml_text import read_yaml  # see Recipe.to_yaml
-
-    if isinstance(path, (str, Path)):
-        name, file = str(path), None
-    else:
-        name, file = str(getattr(path, "name", "<recipe>")), path
-    data, lines = read_yaml(Path(name), file)
-    return _parse(data, Place(name, lines=lines))
+    return parse(RecipeDocument.read(path), changes, registry)
 
 
-def _parse(data: Any, where: Place) -> Recipe:
-    top = dict(where.section(data, "a recipe", SECTIONS[""], _elsewhere("")))
+def parse(
+    document: RecipeDocument,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> Recipe:
+    """Return the recipe that a document describes; see `load_recipe`.
+
+    Raises:
+        RecipeError: it is not a recipe.
+    """
+    known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
+    known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
+    by_code = set()
+    for path, value in (changes or {}).items():
+        entry = known.get(path)
+        if entry is None:
+            if path.isidentifier() and (near := did_you_mean(path, known)):
+                raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
+            document = document.with_value(path, _value(value, None))
+            continue
+        by_code.add(entry.name)
+        whole = ".".join(entry.metadata["path"])
+        document = document.with_value(whole, _value(value, entry.metadata["rule"]))
+    if _has_others(document.data):
+        document = expanded(document, registry)
+    return replace(_parse(document.data, document.place, registry), by_code=frozenset(by_code))
+
+
+def _value(value: Any, rule: Any) -> Any:
+    """Return what the text of a change stands for: what it would in a file, or else the text."""
+    if not isinstance(value, str) or not value.strip():
+        return value
+    try:
+        found = RecipeDocument.parse(value, "a change").data
+    except RecipeError:
+        return value
+    # `name: 50` in a file needs quotes; where only text will do, none are needed here
+    only_text = isinstance(rule, Rule) and rule.fits(value) and not rule.fits(found)
+    return value if only_text else found
+
+
+def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
+    sections: dict[str, Any] = {}
+    hints: dict[str, str] = {}
+    if _has_others(data):
+        others = [key for key in data if key not in SECTIONS[""]]
+        sections, hints = claimed({key: data[key] for key in others}, where, registry)
+        data = {key: value for key, value in data.items() if key not in sections}
+    top = _section(data, "", where, hints)
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
-    backbone, head, at = top.pop("backbone"), top.pop("head", None), where / "backbone"
+    backbone, head = top.pop("backbone"), top.pop("head", None)
     if isinstance(backbone, str):
         backbone = {"name": backbone}
-    backbone = at.section(backbone, "'backbone'", SECTIONS["backbone"], _elsewhere("backbone"))
-    backbone = dict(backbone)
+    backbone = _section(backbone, "backbone", where / "backbone")
     if "name" not in backbone:
-        raise at.error("the key 'name' is missing in 'backbone'; it names the network")
-    if head is not None:
-        at = where / "head"
-        head = at.section(head, "'head'", SECTIONS["head"], _elsewhere("head"))
-    return Recipe(backbone=backbone.pop("name"), **backbone, **(head or {}), **top, where=where)
+        problem = "the key 'name' is missing in 'backbone'; it names the network"
+        raise (where / "backbone").error(problem)
+    head = {} if head is None else _section(head, "head", where / "head")
+    name = backbone.pop("name")
+    return Recipe(backbone=name, **backbone, **head, **top, sections=sections, where=where)
 
 
-def _elsewhere(here: str) -> dict[str, str]:
-    """Return what to do with a key that stands in one section and belongs into another."""
+def _has_others(data: Any) -> bool:
+    """Return whether a recipe has keys that are not the core's."""
+    return isinstance(data, Mapping) and not data.keys() <= {*SECTIONS[""]}
+
+
+def _section(data: Any, here: str, where: Place, hints: Mapping[str, str] = {}) -> dict[str, Any]:
+    """Return a section of the written form, with any of its keys and no other."""
     moved = {
         key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
         for section, keys in SECTIONS.items()
         for key in keys
         if key not in SECTIONS[here]
     }
-    return words.ARGUMENTS | moved
-
-
-def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
-    """Return patches in the written form as entries; a tuple of entries is what it is."""
-    if given is None:
-        return ()
-    if isinstance(given, tuple) and all(isinstance(entry, PatchEntry) for entry in given):
-        return given
-    rules.PATCHES.check("patches", given, where.error)
-    entries: list[PatchEntry] = []
-    for target, written in given.items():
-        at, many = where / target, isinstance(written, (list, tuple)) and bool(written)
-        for index, step in enumerate(written if many else [written]):
-            place = at / index if many else at
-            rules.PATCH.check("a patch", step, place.error)
-            entries += [_entry(target, op, value, place / op) for op, value in step.items()]
-    return tuple(entries)
-
-
-def _entry(target: Any, op: Any, value: Any, where: Place) -> PatchEntry:
-    if value is None or rules.is_name(value) or callable(value):
-        value = {"type": value}
-    rules.PATCH_VALUE.check(str(op), value, where.error)
-    known = {"block" if key == "type" else key: value.get(key) for key in PATCH_KEYS}
-    options = {key: option for key, option in value.items() if key not in PATCH_KEYS}
-    return PatchEntry(target=target, op=op, **known, options=options, where=where)
+    name = repr(here) if here else "a recipe"
+    return rules.check_keys(
+        data, name, SECTIONS[here], where, {**words.ARGUMENTS, **moved, **hints}
+    )
 
 
 def _patches_as_data(patches: Iterable[PatchEntry]) -> dict[str, Any]:

@@ -1,5 +1,5 @@
-"""Read YAML text into plain data and the line of every value, within limits that are checked before
-construction.
+"""Read YAML text into plain data and the place of every value, within limits that are checked
+before construction.
 
 PyYAML's safe loader runs no code, but it has no limits: a few hundred bytes of aliases or merge
 keys can take seconds or all memory, and of two equal keys the last one silently wins. Here
@@ -17,13 +17,9 @@ import yaml
 
 from ..advice import words
 from ..errors import RecipeError, describe_error, short_repr
+from .place import Mark, Marks
 
-__all__ = ["Lines", "parse_yaml", "read_yaml", "write_yaml"]
-
-Lines = dict[tuple[Any, ...], int]
-"""The line [1-based] of each value, by its path from the root; a mapping's key has the path of its
-value.
-"""
+__all__ = ["parse_yaml", "read_yaml", "write_yaml"]
 
 MAX_BYTES, MAX_EVENTS, MAX_DEPTH = 1_000_000, 10_000, 50
 MAX_ALIASES, MAX_VALUES, MAX_SCALAR = 100, 10_000, 10_000
@@ -53,7 +49,7 @@ class _Dumper(yaml.SafeDumper):
 # PyYAML follows YAML 1.1, in which 1e-5 without a dot is text: `lr: 1e-5` would be the string
 # "1e-5". The same rule is given to the dumper, so that a text which looks like such a number is
 # written with quotes and comes back as text.
-_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+"))
+_FLOAT = ("tag:yaml.org,2002:float", re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+\Z"))
 _Loader.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 _Dumper.add_implicit_resolver(*_FLOAT, list("-+0123456789"))
 
@@ -71,7 +67,7 @@ def write_yaml(data: Any) -> str:
         raise RecipeError(f"the recipe has {problem}") from error
 
 
-def read_yaml(path: Path, file: IO[bytes] | None = None) -> tuple[Any, Lines]:
+def read_yaml(path: Path, file: IO[bytes] | None = None) -> tuple[Any, Marks]:
     """Return the content of a YAML file and the line of each of its values.
 
     Args:
@@ -97,10 +93,10 @@ def read_yaml(path: Path, file: IO[bytes] | None = None) -> tuple[Any, Lines]:
         return parse_yaml(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
         problem = f"the recipe is not UTF-8 text (byte {error.start})"
-        raise _error(str(path), content.count(b"\n", 0, error.start), problem) from error
+        raise _error(_at(str(path), content[: error.start].decode()), problem) from error
 
 
-def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
+def parse_yaml(text: str, name: str) -> tuple[Any, Marks]:
     """Return the content of YAML text and the line of each of its values; `name` is what errors
     call it.
     """
@@ -110,18 +106,20 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         if root is None:
             raise RecipeError(f"{name}: the recipe is empty")
         walk = _Walk(name)
-        return walk.value(root, (), 0), walk.lines
+        return walk.value(root, (), 0), walk.marks
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = "; ".join(part for part in (error.context, error.problem) if part)
         if "alias" in problem:  # a pattern of targets such as **.bn3
             problem += "; text that begins with '*' needs quotes"
+        elif "'@'" in problem:  # a macro
+            problem += "; text that begins with '@' needs quotes"
         elif "'\\t'" in problem:
             problem += "; indent by spaces, not by tabs"
-        raise _error(name, mark.line if mark else None, f"not YAML: {problem}") from error
+        raise _error(_mark(name, mark), f"not YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         problem = f"not YAML: the character {error.character:#06x} is not allowed"
-        raise _error(name, text.count("\n", 0, error.position), problem) from error
+        raise _error(_at(name, text[: error.position]), problem) from error
     except RecipeError:
         raise
     except Exception as error:
@@ -129,9 +127,18 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
         raise RecipeError(f"{name}: not YAML: {describe_error(error)}") from error
 
 
-def _error(name: str, line: int | None, message: str) -> RecipeError:
-    """Return an error about a line, which PyYAML counts from 0."""
-    return RecipeError(f"{name}{'' if line is None else f', line {line + 1}'}: {message}")
+def _error(mark: Mark, message: str) -> RecipeError:
+    return RecipeError(f"{mark}: {message}")
+
+
+def _mark(name: str, mark: Any) -> Mark:
+    """Return a mark of PyYAML's, which counts from 0, as ours."""
+    return Mark(name) if mark is None else Mark(name, mark.line + 1, mark.column + 1)
+
+
+def _at(name: str, before: str) -> Mark:
+    """Return the mark after some text."""
+    return Mark(name, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
 def _check_limits(text: str, name: str) -> None:
@@ -153,8 +160,7 @@ def _check_limits(text: str, name: str) -> None:
             (len(value) > MAX_SCALAR, f"a value longer than the {MAX_SCALAR:,} characters allowed"),
         ):
             if exceeded:
-                mark = event.start_mark
-                raise _error(name, mark.line if mark else None, problem)
+                raise _error(_mark(name, event.start_mark), problem)
 
 
 def _is_small(number: str) -> bool:
@@ -167,14 +173,15 @@ class _Walk:
 
     def __init__(self, name: str) -> None:
         self.name, self.values = name, 0
-        self.lines: Lines = {}
+        self.marks: dict[tuple[Any, ...], tuple[Mark, Mark]] = {}
         self.scalars = yaml.constructor.SafeConstructor()
 
     def error(self, node: yaml.Node, message: str) -> RecipeError:
-        return _error(self.name, node.start_mark.line, message)
+        return _error(_mark(self.name, node.start_mark), message)
 
     def value(self, node: yaml.Node, path: tuple[Any, ...], depth: int) -> Any:
-        self.lines.setdefault(path, node.start_mark.line + 1)
+        here = _mark(self.name, node.start_mark)
+        self.marks.setdefault(path, (here, here))
         self.values += 1
         if self.values > MAX_VALUES:
             problem = f"its aliases expand to more than the {MAX_VALUES:,} values of a recipe"
@@ -214,8 +221,12 @@ class _Walk:
                 raise self.error(key_node, f"the key {written} {problem}")
             at = (*path, key)
             if key in found:
-                problem = f"stands here for the second time (first on line {self.lines[at]})"
+                problem = (
+                    f"stands here for the second time (first on line {self.marks[at][0].line})"
+                )
                 raise self.error(key_node, f"the key {short_repr(key)} {problem}")
-            self.lines[at] = key_node.start_mark.line + 1
+            key_mark, mark = (_mark(self.name, n.start_mark) for n in (key_node, value_node))
+            # what begins on a later line is better found by its key
+            self.marks[at] = (key_mark, mark if mark.line == key_mark.line else key_mark)
             found[key] = self.value(value_node, at, depth + 1)
         return found

@@ -14,21 +14,14 @@ from typing import Any, NamedTuple
 from .. import builtin
 from ..errors import did_you_mean, join_names, short_repr
 from ..hookspecs import API_VERSION, KINDS
+from ..quarantine.loading import Fault
 from ..specs import Kind, Spec
 
-__all__ = ["HOOKS", "Contents", "Fault", "Hook", "check_hooks", "collect", "examine", "hooks_of"]
+__all__ = ["HOOKS", "Fault", "Hook", "check_hooks", "collect", "examine", "hooks_of"]
 
 CORE_OWNER = "tvc-core"
 _NEAR = 0.85
 """How alike two names of hooks must be for one to be taken for the other misspelt."""
-
-
-class Fault(Exception):  # noqa: N818  what is wrong with a plugin, not an error of ours
-    """A plugin breaks a rule; `status` is what it becomes."""
-
-    def __init__(self, message: str, status: str = "failed") -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class Hook(NamedTuple):
@@ -41,12 +34,8 @@ class Hook(NamedTuple):
     optional: bool = False
 
 
-class Contents(NamedTuple):
-    """What a plugin says of itself, before a hook is called."""
-
-    api: tuple[int, int] | None
-    kinds: tuple[Kind, ...]
-    hooks: list[Hook]
+Contents = tuple[tuple[int, int] | None, tuple[Kind, ...], list[Hook]]
+"""What a plugin says of itself, before a hook is called: its API, its kinds and its hooks."""
 
 
 def hooks_of(kinds: Iterable[Kind]) -> dict[str, tuple[type[Spec], ...]]:
@@ -81,7 +70,7 @@ def examine(plugin: Any, owner: str, *, api_required: bool = True) -> Contents:
     if not hooks and not kinds:
         none = f"implements none of the hooks {join_names(HOOKS)}"
         raise Fault(f"{none}; the entry point may name the wrong module")
-    return Contents(api, kinds, hooks)
+    return api, kinds, hooks
 
 
 def _api_of(plugin: Any, *, required: bool) -> tuple[int, int] | None:
@@ -189,11 +178,11 @@ def collect(
             raise Fault(f"{hook.name} returned {type(result).__name__}, not a list of {what}")
         for spec in result:
             # no subclass: code of its own could fail later, in a listing of all plugins
-            if type(spec) not in wanted and not hook.name:
+            if type(spec) not in wanted and hook.name:
+                raise Fault(f"{hook.name} returned {short_repr(spec)} in its list, not a {what}")
+            if type(spec) not in wanted:
                 what = f"the {spec.kind} {spec.name!r}"
                 raise Fault(f"offers {what}, of a kind that no plugin here defines")
-            if type(spec) not in wanted:
-                raise Fault(f"{hook.name} returned {short_repr(spec)} in its list, not a {what}")
             _check_name(spec, seen, owner)
         specs += result
     return tuple(sorted(specs, key=lambda spec: (spec.kind, spec.name)))

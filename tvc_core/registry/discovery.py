@@ -11,8 +11,6 @@ from __future__ import annotations
 import os
 import re
 import sys
-import threading
-import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable
@@ -25,7 +23,7 @@ import importlib_metadata
 from .. import builtin, hookspecs
 from ..advice.words import on_plugins
 from ..errors import PluginError, RegistryWarning, describe_error, did_you_mean, short_repr
-from ..quarantine.loading import check_not_loading, import_timeout, run_guarded
+from ..quarantine.loading import check_not_loading, run_caught, run_guarded
 from ..specs import Kind, Spec, is_owner, normalize
 from ..version import __version__
 from . import contract
@@ -81,10 +79,6 @@ class PluginInfo:
         """Everything with a name: the kinds that it defines, and its specs."""
         return (*self.kinds, *self.specs)
 
-    def count(self, kind: str) -> int:
-        """Return how many specs of this kind it offers."""
-        return sum(spec.kind == kind for spec in self.specs)
-
 
 _LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], PluginInfo]] = {}
 """The plugins that are active, with their contents."""
@@ -109,7 +103,7 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
             installed one is faulty.
     """
     core = replace(_failed(CORE_OWNER, __version__), module=builtin.__name__)
-    core = replace(_checked(_examine(core, lambda: builtin)), kinds=hookspecs.KINDS)
+    core = replace(_examine(core, lambda: builtin), kinds=hookspecs.KINDS)
     found = [core, *(installed_plugins() if installed else ())]
     for plugin in _listed(given):
         local = local_plugin(plugin)
@@ -140,18 +134,16 @@ def _listed(given: Any) -> Iterable[Any]:
 def installed_plugins() -> list[PluginInfo]:
     """Return every installed plugin, loaded unless the environment excludes it."""
     check_not_loading()
-    disabled, only = _owners_in("TVC_DISABLE") or set(), _owners_in("TVC_ONLY")
     found = sorted(_installed(), key=_key)
     owners = {info.owner for info in found}
-    _warn_of_unknown("TVC_DISABLE", disabled, owners)
-    _warn_of_unknown("TVC_ONLY", (only or set()) - {CORE_OWNER}, owners)
-    seconds, loaded = import_timeout(), {}
+    disabled, only = _owners_in("TVC_DISABLE", owners), _owners_in("TVC_ONLY", owners)
+    loaded: dict[tuple[str, str], PluginInfo] = {}
     for info in found:
-        if info.owner in disabled or (only is not None and info.owner not in only):
+        if info.owner in (disabled or ()) or (only is not None and info.owner not in only):
             info = replace(info, status="disabled", error="", _entry_point=None)
         # an editable install can list itself twice
         if (info.owner, info.module) not in loaded:
-            loaded[info.owner, info.module] = _load(info, seconds)
+            loaded[info.owner, info.module] = _load(info)
     return list(loaded.values())
 
 
@@ -170,17 +162,13 @@ def local_plugin(plugin: Any) -> PluginInfo:
         raise PluginError(
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
-    info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
-    found = _examine(info, lambda: plugin, api_required=False)
-    if found.status != "active" and (hint := on_plugins(plugin)):
-        raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.")
-    return _checked(found)
-
-
-def _checked(info: PluginInfo) -> PluginInfo:
-    if info.status != "active":
-        raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
-    return info
+    info = replace(_failed(normalize(owner), ""), module=repr(plugin))
+    try:
+        return _examine(info, lambda: plugin)
+    except PluginError as error:
+        if hint := on_plugins(plugin):
+            raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.") from error
+        raise
 
 
 def _installed() -> Iterable[PluginInfo]:
@@ -230,14 +218,11 @@ def _key(info: PluginInfo) -> tuple[str, str, str]:
     return (info.owner, info.module, info.home)
 
 
-def _load(info: PluginInfo, seconds: float) -> PluginInfo:
+def _load(info: PluginInfo) -> PluginInfo:
     """Load an installed plugin, unless that has been done."""
-    entry_point, known = info._entry_point, _known(info)
-    if entry_point is None or known is not None:
-        return known or info
-    # asked again in its turn: another thread may have loaded it by then
-    load = entry_point.load
-    loaded = _guarded(info, lambda: _known(info) or _examine(info, load), seconds)
+    if info._entry_point is None:
+        return info
+    loaded = _known(info) or _examine(info, info._entry_point.load)
     if loaded.status == "active":
         _LOADED[_key(info)] = (_contents(loaded), loaded)
     return loaded
@@ -276,62 +261,46 @@ def _complete(info: PluginInfo, kinds: list[Kind]) -> PluginInfo:
         specs = contract.collect(contract.check_hooks(later, known), known, info.owner)
         return replace(info, specs=(*info.specs, *specs))
 
-    if info._entry_point is None:
-        return _checked(_quarantined(info, complete))
-    if key not in _COMPLETED:
-        info = _guarded(info, lambda: _quarantined(info, complete), import_timeout())
-        if info.status != "active":
-            return info
-        _COMPLETED[key] = info
-    return _COMPLETED[key]
+    done = None if info._entry_point is None else _COMPLETED.get(key)
+    if done is None:
+        done = _run(info, complete)
+        if done.status == "active":
+            _COMPLETED[key] = done
+    return done
 
 
-def _guarded(info: PluginInfo, action: Callable[[], PluginInfo], seconds: float) -> PluginInfo:
-    """Run a plugin's code in quarantine, and add what that did to what is known of the plugin."""
-    assert info._entry_point is not None
-    run = run_guarded(action, info._entry_point.module, seconds)
-    result = run.result
-    if run.hung is not None:
-        advice = "TVC_DISABLE leaves it out, TVC_IMPORT_TIMEOUT=seconds waits longer"
-        error = f"did not finish importing within {seconds:g} s (module and hooks); {advice}"
-        result = _without_offers(info, "failed", error, run.hung)
+def _examine(info: PluginInfo, load: Callable[[], Any]) -> PluginInfo:
+    """Return a plugin with what it offers of the core's kinds and its own."""
+
+    def examine() -> PluginInfo:
+        if known := _known(info):  # by now, since another thread has loaded it
+            return known
+        api_required = info._entry_point is not None
+        api, kinds, hooks = contract.examine(load(), info.owner, api_required=api_required)
+        now = HOOKS | contract.hooks_of(kinds)
+        specs = contract.collect([hook for hook in hooks if hook.name in now], now, info.owner)
+        later = tuple(hook for hook in hooks if hook.name not in now)
+        active = replace(info, status="active", error="", api=api, kinds=kinds)
+        return replace(active, specs=specs, _later=later)
+
+    return _run(info, examine)
+
+
+def _run(info: PluginInfo, action: Callable[[], PluginInfo]) -> PluginInfo:
+    """Run a plugin's code. What is wrong with an installed one, which runs in quarantine, becomes
+    its status; the caller has handed over any other, and gets an error.
+    """
+    entry_point = info._entry_point
+    run = run_guarded(action, entry_point.module) if entry_point else run_caught(action)
+    if run.fault is not None and entry_point is None:
+        raise PluginError(f"in-process plugin {info.owner!r}: {run.fault}") from run.fault
+    result = run.result if run.fault is None else _without_offers(info, run.fault)
     effects = tuple(dict.fromkeys((*result.side_effects, *run.side_effects)))
     return replace(result, side_effects=effects, seconds=result.seconds + run.seconds)
 
 
-def _examine(info: PluginInfo, load: Callable[[], Any], *, api_required: bool = True) -> PluginInfo:
-    """Return a plugin with what it offers of the core's kinds and its own."""
-
-    def examine() -> PluginInfo:
-        api, kinds, hooks = contract.examine(load(), info.owner, api_required=api_required)
-        known = HOOKS | contract.hooks_of(kinds)
-        later = tuple(hook for hook in hooks if hook.name not in known)
-        now = [hook for hook in hooks if hook.name in known]
-        specs = contract.collect(now, known, info.owner)
-        active = replace(info, status="active", error="", api=api, kinds=kinds)
-        return replace(active, specs=specs, _later=later)
-
-    return _quarantined(info, examine)
-
-
-def _quarantined(info: PluginInfo, action: Callable[[], PluginInfo]) -> PluginInfo:
-    """Return what an action returns; whatever a plugin raises in it becomes the plugin's status."""
-    try:
-        return action()
-    except Fault as fault:
-        return _without_offers(info, fault.status, str(fault))
-    except BaseException as raised:  # a plugin may raise SystemExit or worse
-        # Python delivers Ctrl-C to the main thread only. A KeyboardInterrupt in any other thread
-        # was raised by the plugin itself, and is its fault like anything else that it raises.
-        main = threading.current_thread() is threading.main_thread()
-        if isinstance(raised, KeyboardInterrupt) and main:
-            raise  # Ctrl-C comes to this thread alone
-        return _without_offers(info, "failed", describe_error(raised), traceback.format_exc())
-
-
-def _without_offers(info: PluginInfo, status: str, error: str, text: str = "") -> PluginInfo:
-    """Return a plugin that offers nothing."""
-    info = replace(info, status=status, error=error, traceback=text)
+def _without_offers(info: PluginInfo, fault: Fault) -> PluginInfo:
+    info = replace(info, status=fault.status, error=str(fault), traceback=fault.traceback)
     return replace(info, specs=(), kinds=(), _later=())
 
 
@@ -345,8 +314,8 @@ def _without_doubles(infos: list[PluginInfo]) -> list[PluginInfo]:
         double = [one for one in info.offers if offers[info.owner, type(one), one.name] > 1]
         if double:
             what = f"the {double[0].kind} {double[0].name!r}"
-            error = f"offers {what}, which another module of the distribution also offers"
-            info = _without_offers(info, "failed", error)
+            problem = f"offers {what}, which another module of the distribution also offers"
+            info = _without_offers(info, Fault(problem))
         checked.append(info)
     return checked
 
@@ -369,14 +338,12 @@ def _mention(infos: Iterable[PluginInfo]) -> None:
             warnings.warn(message, RegistryWarning, stacklevel=4)
 
 
-def _owners_in(variable: str) -> set[str] | None:
+def _owners_in(variable: str, installed: set[str]) -> set[str] | None:
     """Return the owners that an environment variable lists; None where it is not set."""
     text = os.environ.get(variable, "")
     owners = {normalize(part.strip()) for part in text.split(",") if part.strip()}
-    return owners if text.strip() else None
-
-
-def _warn_of_unknown(variable: str, asked: set[str], installed: set[str]) -> None:
-    for owner in sorted(asked - installed):
+    known = installed | ({CORE_OWNER} if variable == "TVC_ONLY" else set())
+    for owner in sorted(owners - known):
         message = f"{variable} names {owner!r}, which is not an installed plugin."
         warnings.warn(message + did_you_mean(owner, installed), RegistryWarning, stacklevel=5)
+    return owners if text.strip() else None

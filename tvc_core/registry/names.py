@@ -9,18 +9,10 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ..advice.names import LISTED_BY, unknown_name
-from ..errors import (
-    AmbiguousNameError,
-    UnknownNameError,
-    did_you_mean,
-    join_names,
-    near_names,
-    sentence,
-    short_repr,
-)
+from ..advice.names import ambiguous_name, unknown_member, unknown_name, unknown_owner
+from ..errors import AmbiguousNameError, UnknownNameError, did_you_mean, join_names, short_repr
 from ..specs import BackboneFamilySpec, BackboneSpec, Kind, Spec, normalize
-from . import hints, offers
+from . import offers
 from .discovery import PluginInfo, load_plugins
 from .offers import Named, S
 
@@ -117,18 +109,6 @@ class Registry:
             return self._resolve_member(name, owner, short)  # type: ignore[return-value]
         return self._choose(wanted, owner, short, f"{wanted.kind} {name!r}")
 
-    def lacks(self, kind: type[Spec], name: str) -> str:
-        """Return the distribution that a name needs and that is not installed, or nothing: the name
-        says it, or is that of a first-party plugin.
-        """
-        owner, _, short = name.rpartition(":")
-        family, slash, _ = short.partition("/")
-        key = (BackboneFamilySpec, family) if slash else (kind, short)
-        owner = normalize(owner) or (
-            "" if key in self._table else hints.table(key[0].kind).get(key[1], "")
-        )
-        return "" if owner in {info.owner for info in self.plugins} else owner
-
     # -- lists -------------------------------------------------------------------------------------
 
     def list_backbones(
@@ -212,16 +192,11 @@ class Registry:
         Raises:
             UnknownNameError: no such plugin is installed.
         """
-        name, owners = normalize(owner), {info.owner for info in self.plugins}
-        if name in owners:
+        owners = [info.owner for info in self.plugins]
+        if (name := normalize(owner)) in owners:
             return name
-        near = next(iter(near_names(name, [*owners, *hints.distributions()], most=1)), "")
-        if not near:
-            hint = f"There is {join_names(sorted(owners))}."
-        else:
-            hint = f"Did you mean {near!r}?" if near != name else ""
-            hint += "" if near in owners else f" It can be installed: pip install {near}"
-        raise UnknownNameError(f"No plugin {owner!r} is installed. {hint.strip()}")
+        hint = unknown_owner(name, owners)
+        raise UnknownNameError(f"No plugin {owner!r} is installed. {hint}")
 
     # -- parts -------------------------------------------------------------------------------------
 
@@ -244,15 +219,12 @@ class Registry:
         found = [one for one in self._table.get((kind, short), []) if owner in ("", one.owner)]
         if not found:
             missing = f": there is no family {short!r}" if ending and not owner else ""
-            said = unknown_name(self, hints, kind, owner, short, ending)
+            said = unknown_name(self, kind, owner, short, ending)
             raise UnknownNameError(f"Unknown {what}{missing}. {said}")
         if (meant := self._meant(found)) is not None:
             return meant
-        choices = " or ".join(repr(f"{offer.qualified}{ending}") for offer in found)
-        built = kind.kind in LISTED_BY and kind is not Kind
-        prefer = f", or build with HybridBuilder(prefer=({found[0].owner!r},))" if built else ""
-        is_offered = f"The {what} is offered by {len(found)} plugins"
-        raise AmbiguousNameError(f"{is_offered}: write {choices}{prefer}.")
+        how = ambiguous_name(kind, [offer.qualified for offer in found], ending)
+        raise AmbiguousNameError(f"The {what} is offered by {len(found)} plugins: {how}")
 
     def _meant(self, found: list[Named[Any]]) -> Named[Any] | None:
         """Return the only offer, or the one whose owner is preferred."""
@@ -269,20 +241,9 @@ class Registry:
             try:
                 self._described[key] = Named(chosen.owner, offers.describe(chosen, short))
             except UnknownNameError as error:
-                raise self._unknown_member(name, member, chosen, str(error)) from error
+                said = unknown_member(self, member, chosen, str(error))
+                raise UnknownNameError(f"Unknown {what}: {said}") from error
         return self._described[key]
-
-    def _unknown_member(
-        self, name: str, member: str, family: Named[BackboneFamilySpec], said: str
-    ) -> UnknownNameError:
-        label, members = self.label(family), self._all_members(family)
-        said = sentence(" ".join(said.split()) or f"the family {label!r} has no such member")
-        if "?" not in said:
-            said += did_you_mean(f"{label}/{member}", [f"{label}/{one}" for one in members])
-        return UnknownNameError(
-            f"Unknown backbone {name!r}: {said} The family has {len(members)} members: "
-            f"{join_names(members, most=4)}. HybridBuilder.list_backbones('{label}/*') lists them."
-        )
 
     def _all_members(self, family: Named[BackboneFamilySpec]) -> tuple[str, ...]:
         key = family.owner, family.spec.name

@@ -13,11 +13,11 @@ import torch
 from torch import nn
 
 from ..errors import PatchError, PluginError
-from ..recipe import PatchPlan, Place
-from .blocks import call_factory, create_in_place_of
+from ..recipe import PatchPlan
+from .blocks import call_factory, create_for_target, create_in_place_of
 from .branches import branch_of
 from .gates import leave_out_gate
-from .kept import kept_weights
+from .kept import keeping, kept_weights
 from .layouts import Shape
 from .measured import measured_sites
 from .operations import Insertion, Target
@@ -46,6 +46,7 @@ class Prepared:
         changed: those that it has under the same name with other values, such as a kernel of
             another size.
         lost: those that it has not.
+        thawed: names, below the target, of parameters that learn though their part is frozen.
     """
 
     plan: PatchPlan
@@ -55,6 +56,7 @@ class Prepared:
     kept: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    thawed: tuple[str, ...] = ()
 
     @property
     def starts_as_identity(self) -> bool:
@@ -125,7 +127,7 @@ def prepare(
     if problem and before is not None:
         culprit, problem = _culprit(network, ready, expected, problem, probe, before)
         assert culprit.replacement is not None
-        with culprit.plan.entry.where.before_errors():
+        with culprit.plan.entry.before_errors():
             raise replacement_misfit(
                 culprit.plan,
                 culprit.site,
@@ -155,7 +157,7 @@ def _make_all(
     names: dict[str, set[str]] = {}
     ready: list[Prepared] = []
     for patch in patches:
-        with patch.entry.where.before_errors():
+        with patch.entry.before_errors():
             _check_inside(patch, ready)
             path = patch.entry.target
             target = Target(
@@ -294,14 +296,14 @@ def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str)
     and the path.
     """
     entry = patch.entry
-    with patch.entry.where.before_errors():
+    with patch.entry.before_errors():
         paths = expand(network, entry.target, anatomy, name)
     if paths == [entry.target]:
         return [patch]
-    where = f"{entry.where}: {entry.target}, here "
+    places = {path: replace(entry.where, note=f"{entry.target}, here {path}") for path in paths}
     return [
-        replace(patch, entry=replace(entry, target=path, where=Place(f"{where}{path}")))
-        for path in paths
+        replace(patch, entry=replace(entry, target=path, where=place))
+        for path, place in places.items()
     ]
 
 
@@ -357,9 +359,12 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
 
     def make(in_channels: int, original: nn.Module | None = None) -> nn.Module:
         assert block is not None
-        if patch.init is not None:  # it gives another start
-            original = None
-        made, keeps = create_in_place_of(block, original, in_channels, patch.entry.params)
+        params = patch.entry.params
+        if original is None:
+            made, keeps = create_for_target(block, target, in_channels, params), False
+        else:
+            old = original if patch.init is None else None  # an `init` gives another start
+            made, keeps = create_in_place_of(block, old, in_channels, params)
         took_over.append(keeps)
         return made.to(device=probe.image.device, dtype=probe.image.dtype)
 
@@ -371,7 +376,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
             "the target"
         )
     replacement = None if result is module else result
-    if replacement is None and not target.insertions:
+    if replacement is None and not target.insertions and not target.thawed:
         raise PluginError(
             f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without "
             "effect is an error"
@@ -386,7 +391,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         try_insertion(patch, insertion, probe)
         leave_out_gate(patch, insertion, probe)
     if replacement is not None:
-        with _keeping(module):
+        with keeping(module):
             _initialize(patch, replacement)
         replacement.train(module.training)
     kept = ((),) * 3 if replacement is None else kept_weights(module, replacement, any(took_over))
@@ -398,6 +403,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         kept=kept[0],
         changed=kept[1],
         lost=kept[2],
+        thawed=tuple(target.thawed),
     )
 
 
@@ -409,18 +415,3 @@ def _initialize(patch: PatchPlan, module: nn.Module) -> None:
         with torch.no_grad():
             # an initializer fills whatever it finds; the gate is not its to fill
             module.alpha.zero_()
-
-
-@contextmanager
-def _keeping(module: nn.Module) -> Iterator[None]:
-    """Keep the tensors of a module that may be part of its own replacement: initializers fill new
-    ones only.
-    """
-    kept = [
-        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
-    ]
-    yield
-    with torch.no_grad():
-        for tensor, before in kept:
-            if not torch.equal(tensor, before):
-                tensor.copy_(before)

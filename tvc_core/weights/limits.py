@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import WeightsError
+from ..errors import TvcError, WeightsError
 
 __all__ = ["limit_tensors"]
 
@@ -36,17 +36,28 @@ class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
     Args:
         sizes: of the file's tensors [numbers].
         what: how the error begins.
+        times: how often as much as the file's tensors may be made.
+        error: class of the error.
 
     Raises:
-        WeightsError: a tensor was to be made that is larger than each of the file's, and than those
-            of any small network; or more than many times as much as all of them.
+        WeightsError: or what `error` is: a tensor was to be made that is larger than each of the
+            file's, and than those of any small network; or more than many times as much as all of
+            them.
     """
 
-    def __init__(self, sizes: list[int], what: str) -> None:
+    def __init__(
+        self,
+        sizes: list[int],
+        what: str,
+        *,
+        times: int = _TIMES,
+        error: type[TvcError] = WeightsError,
+    ) -> None:
         super().__init__()
-        self.most = max(_ANY, *sizes)
-        self.left = _TIMES * (self.most + sum(sizes))
+        self.most = max([_ANY, *sizes])
+        self.left = times * (self.most + sum(sizes))
         self.what = what
+        self.error = error
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -61,7 +72,7 @@ class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
             size = math.prod(sizes)
             self.left -= size
             if size > self.most or self.left < 0:
-                raise WeightsError(
+                raise self.error(
                     f"{self.what}, which makes a tensor of the size "
                     f"{'x'.join(str(size) for size in sizes[:8])}"
                 )

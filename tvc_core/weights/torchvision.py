@@ -76,7 +76,13 @@ def build_torchvision(
             f"torchvision {torchvision.__version__} has no {spec.name!r}: upgrade torchvision"
         ) from error
     if weights is None:
-        return build(weights=None, **options)
+        try:
+            return build(weights=None, **options)
+        except AssertionError:
+            if size is not None:  # which sizes divide into patches, a network of the usual one says
+                with torch.device("meta"):
+                    set_image_size(build(weights=None), size)
+            raise
     # The builder is torchvision's own, since it does more than to load: it renames old keys, sets
     # options that a set of weights needs, drops auxiliary heads. It asks two things of the member
     # that it is given: whether it is of the right enum class, and for its tensors. `_CheckedMember`
@@ -156,26 +162,6 @@ def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
             f"torchvision {torchvision.__version__} has no weights {weights.name!r} for "
             f"{spec.name!r}; it has {join_names(known)}"
         ) from None
-
-
-def check_weights_class(spec: BackboneSpec, weights_class: str) -> None:
-    """Refuse weights that were named with the enum class of another network, as in
-    "ResNet50_Weights.IMAGENET1K_V2".
-
-    Raises:
-        WeightsError: the class is not this network's.
-    """
-    own = (
-        torchvision.models.get_model_weights(spec.name).__name__
-        if spec.origin == "torchvision"
-        else "none"
-    )
-    if weights_class != own:
-        names = join_names(weights.name for weights in spec.weights)
-        raise WeightsError(
-            f"{weights_class} belongs to another network than {spec.name!r} (its class is {own}): "
-            f"it has {names}"
-        )
 
 
 def transforms_of(weights: WeightsSpec) -> nn.Module:

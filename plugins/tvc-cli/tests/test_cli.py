@@ -298,6 +298,20 @@ def test_list_sorts_by_what_the_default_weights_are_said_to_be(
     assert second.split()[:4] == ["a10", "2.1M", "0.90", "80.25"]
     assert rest[0].split()[1:4] == ["-", "-", "-"]
     assert [name for name, _ in rows("backbones", "a*", "--sort", "params")] == ["a10", "a9"]
+    for pattern, said in {
+        "*": "--sort acc: 2 of 4 state no acc@1, so they stand last, by name",
+        "bare": "--sort acc: 1 of 1 state no acc@1",
+        "a*": "",
+    }.items():
+        stderr = fine("list", "backbones", pattern, "--sort", "acc").stderr
+        assert said in stderr and ("--sort" in stderr) == bool(said)
+
+
+def test_few_parameters_are_counted_in_thousands(install: Callable[[str, str], None]) -> None:
+    install("zeta-figures", FIGURES.replace("9_000_000", "12_345").replace("2_000_000", "640"))
+    assert fine("list", "backbones", "a9").stdout.splitlines()[1].split()[1] == "12.3K"
+    lines = fine("list", "backbones", "a10", "--weights").stdout.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["0.6K", "2.1M"]
 
 
 def test_list_has_a_line_for_each_set_of_weights(install: Callable[[str, str], None]) -> None:
@@ -613,7 +627,7 @@ def test_a_fault_in_a_recipe_is_shown_with_its_line(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "backbone:\n  name: net9\n  weigths: null\n")
     result = tvc("build", recipe, "--json")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert f"error: {recipe}, line 3" in result.stderr
+    assert f"error: {recipe}:3:" in result.stderr
     assert "'weights'" in result.stderr
 
 
@@ -869,6 +883,7 @@ def commands(
 
 
 OWN = ["build", "check", "doctor", "list", "new-plugin", "plugins", "show"]
+OF_RECIPES = ["diff", "fmt", "init", "lock", "schema", "validate"]
 
 
 def listed_commands(result: Result) -> dict[str, str]:
@@ -879,8 +894,10 @@ def listed_commands(result: Result) -> dict[str, str]:
 
 
 def test_the_commands_of_tvc_are_all_there_is_without_plugins() -> None:
-    assert sorted(listed_commands(tvc("--help"))) == OWN
-    assert [fact["name"].replace("_", "-") for fact in data("list", "commands")] == OWN
+    assert sorted(listed_commands(tvc("--no-plugins", "--help"))) == OWN
+    every = sorted([*OWN, *OF_RECIPES])
+    assert sorted(listed_commands(tvc("--help"))) == every
+    assert [fact["name"].replace("_", "-") for fact in data("list", "commands")] == every
 
 
 def test_a_plugins_command_is_listed_and_used(commands: Callable[..., None]) -> None:

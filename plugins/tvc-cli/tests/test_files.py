@@ -100,7 +100,7 @@ def test_a_recipe_from_stdin() -> None:
     assert done.exit_code == 0, done.stderr
     assert json.loads(done.stdout)["num_classes"] == 2
     done = tvc("build", "-", input=b"backbone: resnet18\nodd: 1\n")
-    assert done.exit_code == 1 and "line 2: unknown key 'odd'" in done.stderr
+    assert done.exit_code == 1 and ":2:1: odd: unknown key 'odd'" in done.stderr
 
 
 def test_a_seed_gives_the_same_model(recipe: Path, tmp_path: Path) -> None:

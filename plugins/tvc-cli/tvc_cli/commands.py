@@ -26,6 +26,7 @@ from tvc_core import (
     Registry,
     RegistryWarning,
     UnknownNameError,
+    load_recipe,
 )
 
 from . import facts
@@ -49,7 +50,7 @@ _COLUMNS = {
         *("name", "num_params", "gflops", "acc1"),
         *("family", "origin", "plugin", "shown_weights", "summary"),
     ),
-    BlockSpec: ("name", "category", "layouts", "plugin", "summary"),
+    BlockSpec: ("name", "category", "layouts", "plugin", "source", "summary"),
     PatchOpSpec: ("name", "takes_block", "options", "plugin", "summary"),
 }
 _PIECES = ("block", "backbone", "op", "initializer")
@@ -137,6 +138,13 @@ def list_command(
             [[_cell(column, fact[column]) for column in columns] for fact in found],
             right=tuple(_FIGURES.values()),
         )
+        column = facts.SORTS[sort or "name"][0]
+        if unknown := sum(fact[column] is None for fact in found):
+            click.echo(
+                f"--sort {sort}: {unknown} of {len(found)} state no {_FIGURES[column]}, so they "
+                "stand last, by name; tvc show NAME says what is known of one",
+                err=True,
+            )
     else:
         said = f"no {kind} are installed"
         if pattern:
@@ -248,12 +256,14 @@ def show_command(
     "--set",
     "changes",
     multiple=True,
-    metavar="KEY=VALUE",
-    help="Use this in the place of the recipe's: num_classes=5, weights=path/to/own.pth. VALUE is "
-    "JSON, or else text. May be repeated.",
+    metavar="PATH=VALUE",
+    help="Use this in the place of the recipe's: head.num_classes=5, or just num_classes=5; "
+    "weights=path/to/own.pth. VALUE is what it would be in the file. May be repeated.",
 )
 @click.option(
-    "--seed", type=int, help="Start random numbers here, so that two builds give the same model."
+    "--seed",
+    type=int,
+    help="Start new parameters from this, so that two builds give the same model.",
 )
 @_json_option
 @common_options
@@ -272,9 +282,10 @@ def build_command(
         _check_out(out, force)
     given: dict[str, Any] = dict(map(_change, changes))
     if seed is not None:
-        facts.start_random_numbers(seed)
+        given["seed"] = seed
     source: Any = sys.stdin.buffer if str(recipe) == "-" else recipe
-    model = HybridBuilder().build(source, **given)
+    builder = HybridBuilder()
+    model = builder.build(load_recipe(source, changes=given, registry=builder.registry))
     if out is not None:
         model.save(out)
     found = facts.model_facts(model)
@@ -559,12 +570,12 @@ def _print_file(found: dict[str, Any]) -> None:
         print_table(("tensor", "shape"), rows)
 
 
-def _change(text: str) -> tuple[str, Any]:
-    """Return key and value of what stands after --set."""
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise click.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="'--set'")
-    return key, facts.value_of(value)
+def _change(text: str) -> tuple[str, str]:
+    """Return path and value of what stands after --set."""
+    path, equals, value = text.partition("=")
+    if not equals or not path:
+        raise click.BadParameter(f"{text!r} is not PATH=VALUE", param_hint="'--set'")
+    return path, value
 
 
 def _check_out(out: Path, force: bool) -> None:
@@ -613,4 +624,6 @@ def _cell(column: str, value: Any) -> Any:
     """Return a value as tables show it: figures rounded, with their unit."""
     if value is None or column not in _FIGURES:
         return value
-    return f"{value / 1e6:.1f}M" if column == "num_params" else f"{value:.2f}"
+    if column != "num_params":
+        return f"{value:.2f}"
+    return f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value / 1e3:.1f}K"

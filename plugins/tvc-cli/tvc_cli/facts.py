@@ -8,10 +8,8 @@ import contextlib
 import difflib
 import fnmatch
 import inspect
-import json
 import math
 import os
-import random
 import re
 from collections import Counter
 from collections.abc import Callable
@@ -54,10 +52,8 @@ __all__ = [
     "near_pattern",
     "offers_of",
     "plugin_facts",
-    "start_random_numbers",
     "stated_facts",
     "thing_facts",
-    "value_of",
 ]
 
 SORTS = {
@@ -177,22 +173,6 @@ def file_facts(path: str, registry: Registry) -> dict[str, Any]:
         "recipe": None if info.recipe is None else info.recipe.to_mapping(),
         "yaml": None if info.recipe is None else info.recipe.to_yaml(),
     }
-
-
-def start_random_numbers(seed: int) -> None:
-    """Start torch's and Python's random numbers at a seed."""
-    import torch
-
-    random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def value_of(text: str) -> Any:
-    """Return what a value on the command line stands for: JSON, or else text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return text
 
 
 def near_pattern(registry: Registry, kind: type[Any], pattern: str) -> str:
@@ -557,7 +537,13 @@ def _most_helpful(name: str, errors: list[UnknownNameError]) -> UnknownNameError
     """Return the error that knows a near name or who provides this one, else one that speaks for
     all kinds.
     """
-    for hint in ("provides it", "is installed but", "does not offer it", "Did you mean"):
+    for hint in (
+        "provides it",
+        "is installed but",
+        "does not offer it",
+        "Did you mean",
+        "The family has",
+    ):
         for error in errors:
             if hint in str(error):
                 return error

@@ -10,6 +10,7 @@ __all__ = ["FIRST_PARTY", "WITH_COMMANDS", "normalized"]
 
 FIRST_PARTY = (
     "tvc-core",
+    "tvc-adapters",
     "tvc-all",
     "tvc-attention",
     "tvc-blocks",
@@ -19,12 +20,13 @@ FIRST_PARTY = (
     "tvc-dense",
     "tvc-efficientnet",
     "tvc-mobilenet",
+    "tvc-recipes",
     "tvc-resnet",
     "tvc-timm",
     "tvc-transformers",
 )
 
-WITH_COMMANDS = ("tvc-cli",)
+WITH_COMMANDS = ("tvc-cli", "tvc-recipes")
 """Those of them that offer commands of `tvc`: where commands are looked for, the others are not
 loaded.
 """

@@ -1,0 +1,25 @@
+"""A batch normalization that also takes a single value."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["BatchNorm2d"]
+
+
+class BatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization which, in training mode, normalizes a batch with one value of each
+    channel by its running statistics, as in eval mode.
+
+    One value has no spread, so torch refuses such a batch. Blocks that normalize pooled maps meet
+    it in every batch of one image, such as the last one of an epoch.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize a map [N, C, H, W]."""
+        if self.training and input.numel() == input.shape[1]:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
+            )
+        return super().forward(input)

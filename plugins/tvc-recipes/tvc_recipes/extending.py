@@ -1,0 +1,181 @@
+"""The section `extends`: a recipe starts from other files, and from templates that plugins offer.
+
+Mappings are merged key by key, in the order in which the sources are named, the recipe itself last;
+anything else takes the place of what was there. A patch target that says null takes an inherited
+patch away.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tvc_core import Named, RecipeDocument, RecipeError, Registry
+
+__all__ = ["extend"]
+
+MAX_DEPTH, MAX_FILES, MAX_VALUES = 10, 50, 10_000
+_SUFFIXES = (".yaml", ".yml")
+_WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
+
+
+def extend(document: RecipeDocument) -> RecipeDocument:
+    """Return a recipe with what it extends in it, each value with its own place.
+
+    Files are looked for beside the file that names them, and must be regular files under the folder
+    of the recipe that was asked for.
+
+    Raises:
+        RecipeError: a file that is not there or outside of that folder, a circle, more than 10
+            files in a row, more than 50 in all, or an unknown template.
+    """
+    is_file = document.place.marks is not None
+    start = Path(document.place.source) if is_file else Path("recipe")
+    return _Extending(start.parent.resolve()).whole(document, start.parent, [start.resolve()])
+
+
+class _Extending:
+    """One recipe's files: each is read once."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.read: dict[Path, RecipeDocument] = {}
+
+    def whole(self, document: RecipeDocument, folder: Path, chain: list[Path]) -> RecipeDocument:
+        """Return a document with what it extends.
+
+        Args:
+            document: the recipe.
+            folder: of its file.
+            chain: the files that lead here, by their real paths, this one last.
+        """
+        if not isinstance(document.data, Mapping) or "extends" not in document.data:
+            return document
+        place = document.place / "extends"
+        named = document.data["extends"]
+        names = [named] if isinstance(named, str) else named
+        if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+            raise place.error("extends is a file, a template, or a list of them")
+        if len(chain) > MAX_DEPTH:
+            raise place.error(f"more than {MAX_DEPTH} recipes extend one another")
+        data: dict[str, Any] = {}
+        marks: dict[Any, Any] = {}
+        for name in names:
+            base = self.base(name, place, folder, chain)
+            data, marks = _merged(data, marks, base.data, dict(base.place.marks or {}))
+        own = {key: value for key, value in document.data.items() if key != "extends"}
+        data, marks = _merged(data, marks, own, dict(document.place.marks or {}))
+        if _size(data) > MAX_VALUES:
+            raise place.error(f"with what it extends it has more than {MAX_VALUES:,} values")
+        marks[()] = (document.place.marks or {}).get((), (place.mark, place.mark))
+        kept = marks if document.place.marks is not None else None
+        return RecipeDocument(data=data, place=replace(document.place, marks=kept))
+
+    def base(self, name: str, place: Any, folder: Path, chain: list[Path]) -> RecipeDocument:
+        """Return what one name stands for, whole."""
+        if PurePosixPath(name).suffix not in _SUFFIXES:
+            return _template(name, place)
+        path = folder / name
+        try:
+            real = path.resolve()
+        except (OSError, ValueError, RuntimeError) as error:
+            raise place.error(f"{name!r} cannot be followed: {error}") from error
+        if Path(name).is_absolute() or not real.is_relative_to(self.root):
+            raise place.error(
+                f"{name!r} is outside of the recipe's folder, where it must not reach. Put the "
+                "file there"
+            )
+        if real in chain:
+            circle = " -> ".join(each.name for each in [*chain[chain.index(real) :], real])
+            raise place.error(f"these recipes extend one another in a circle: {circle}")
+        if real not in self.read:
+            if len(self.read) >= MAX_FILES:
+                raise place.error(f"the recipe extends more than {MAX_FILES} files")
+            document = _relocated(_read(path, place), real.parent, self.root)
+            self.read[real] = document
+            self.read[real] = self.whole(document, path.parent, [*chain, real])
+        return self.read[real]
+
+
+def _read(path: Path, place: Any) -> RecipeDocument:
+    try:
+        # a pipe would be waited for, and a device never ends
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise place.error(f"{str(path)!r} cannot be read: {reason}") from error
+    with open(number, "rb", closefd=True) as opened:  # noqa: PTH123  a descriptor
+        if not stat.S_ISREG(os.fstat(number).st_mode):
+            raise place.error(f"{str(path)!r} is no regular file")
+        content = opened.read(1_000_001)
+    if len(content) > 1_000_000:
+        raise place.error(f"{str(path)!r} is larger than the 1,000,000 bytes of a recipe")
+    try:
+        document = RecipeDocument.parse(content.decode("utf-8"), str(path))
+    except UnicodeDecodeError as error:
+        raise RecipeError(f"{path}: the recipe is not UTF-8 text (byte {error.start})") from error
+    if not isinstance(document.data, Mapping):
+        raise document.place.error("a recipe to extend is a mapping, with any keys of a recipe")
+    return document
+
+
+def _relocated(document: RecipeDocument, folder: Path, root: Path) -> RecipeDocument:
+    """Return a recipe whose file of weights, which is named beside it, is named from the root."""
+    backbone = document.data.get("backbone")
+    weights = backbone.get("weights") if isinstance(backbone, Mapping) else None
+    if not isinstance(weights, str) or "://" in weights:
+        return document
+    if "/" not in weights and PurePosixPath(weights).suffix not in _WEIGHTS:
+        return document
+    from_root = os.path.relpath(folder / weights, root)
+    moved = {**backbone, "weights": from_root if "/" in from_root else f"./{from_root}"}
+    return replace(document, data={**document.data, "backbone": moved})
+
+
+def _template(name: str, place: Any) -> RecipeDocument:
+    with place.before_errors():
+        offer: Named[Any] = Registry().resolve("template", name)
+        data = offer.load()()
+    if not isinstance(data, Mapping):
+        raise place.error(f"the template {offer.qualified} is no mapping")
+    return RecipeDocument(data=data, place=replace(place, marks={(): (place.mark, place.mark)}))
+
+
+def _merged(
+    base: Mapping[str, Any],
+    base_marks: dict[Any, Any],
+    over: Mapping[str, Any],
+    over_marks: dict[Any, Any],
+    path: tuple[Any, ...] = (),
+) -> tuple[dict[str, Any], dict[Any, Any]]:
+    """Return two recipes as one, and the marks of its values."""
+    merged, marks = dict(base), dict(base_marks)
+    for key, value in over.items():
+        here = (*path, key)
+        before = merged.get(key)
+        if here == ("backbone",):  # its short form
+            before = {"name": before} if isinstance(before, str) else before
+            value = {"name": value} if isinstance(value, str) else value
+        if value is None and path == ("backbone", "patches"):
+            merged.pop(key, None)
+            continue
+        if isinstance(before, Mapping) and isinstance(value, Mapping):
+            merged[key], marks = _merged(before, marks, value, over_marks, here)
+        else:
+            merged[key] = value
+            marks = {p: both for p, both in marks.items() if p[: len(here)] != here}
+            inside = {p: both for p, both in over_marks.items() if p[: len(here)] == here}
+            marks.update(inside)
+        if here in over_marks:
+            marks[here] = over_marks[here]
+    return merged, marks
+
+
+def _size(data: Any) -> int:
+    if isinstance(data, Mapping):
+        return 1 + sum(map(_size, data.values()))
+    return 1 + sum(map(_size, data)) if isinstance(data, list) else 1

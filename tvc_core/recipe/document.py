@@ -1,0 +1,171 @@
+"""A recipe as data with the place of each value, before its keys are looked at: what is changed by
+a dotted path, put together from several files, and claimed by plugins, is that here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import IO, Any
+
+from ..advice import hints
+from ..errors import RecipeError, UnknownNameError, short_repr
+from ..registry import Named, Registry
+from .place import Place, written
+
+__all__ = ["RecipeDocument"]
+
+SECTION = "section"
+"""The kind of what plugins claim of a recipe; tvc-recipes defines it."""
+
+_KEY = re.compile(r"""\.?([^\s.\[\]'"]+)|\[(?:(\d+)|'([^']*)'|"([^"]*)")\]""")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeDocument:
+    """A recipe as data.
+
+    Args:
+        data: what stands there, plain data.
+        place: where it stands; what errors about a value begin with, by `place / key`.
+    """
+
+    data: Any
+    place: Place
+
+    @staticmethod
+    def read(path: str | Path | IO[bytes]) -> RecipeDocument:
+        """Read a YAML file, or one that is open.
+
+        Raises:
+            RecipeError: it cannot be read, is not YAML, or exceeds a limit; the message names file,
+                line and column.
+        """
+        from .yaml_text import read_yaml  # PyYAML is a fifth of what listing names takes
+
+        if isinstance(path, (str, Path)):
+            name, file = str(path), None
+        else:
+            name, file = str(getattr(path, "name", "<recipe>")), path
+        data, marks = read_yaml(Path(name), file)
+        return RecipeDocument(data=data, place=Place(name, marks=marks))
+
+    @staticmethod
+    def parse(text: str, name: str = "recipe") -> RecipeDocument:
+        """Read YAML text; `name` is what errors call it.
+
+        Raises:
+            RecipeError: as for `read`.
+        """
+        from .yaml_text import parse_yaml  # see read
+
+        data, marks = parse_yaml(text, name)
+        return RecipeDocument(data=data, place=Place(name, marks=marks))
+
+    def with_value(self, path: str, value: Any) -> RecipeDocument:
+        """Return the recipe with another value at a path, which need not be there yet.
+
+        Args:
+            path: as errors show it: "head.num_classes", "backbone.patches['layer3.0'].wrap",
+                "heads.age[0]".
+            value: plain data.
+
+        Raises:
+            RecipeError: the path is not of this form, or leads through what has no keys.
+        """
+        keys = _keys(path)
+        data = _put(self.data, keys, value, path, ())
+        marks = self.place.marks
+        if marks is not None:  # what stood there is gone, and its places with it
+            marks = {p: both for p, both in marks.items() if p[: len(keys)] != keys}
+        return RecipeDocument(data=data, place=replace(self.place, marks=marks))
+
+
+def _keys(path: str) -> tuple[Any, ...]:
+    keys, at = [], 0
+    while at < len(path):
+        found = _KEY.match(path, at)
+        if found is None or (at == 0 and path[0] == ".") or (at and path[at] not in ".["):
+            raise RecipeError(
+                f"{short_repr(path)} is no path in a recipe: write keys with dots between them, "
+                "such as head.num_classes, and a key with a dot in brackets, such as "
+                "backbone.patches['layer3.0'].wrap"
+            )
+        word, index, *quoted = found.groups()
+        keys.append(int(index) if index else next(k for k in (word, *quoted) if k is not None))
+        at = found.end()
+    return tuple(keys)
+
+
+def _put(data: Any, keys: tuple[Any, ...], value: Any, path: str, above: tuple[Any, ...]) -> Any:
+    if not keys:
+        return value
+    key, rest = keys[0], keys[1:]
+    if isinstance(data, list) and isinstance(key, int):
+        if key >= len(data):
+            raise RecipeError(f"{path}: {written(above)} has {len(data)} items, counted from 0")
+        return [*data[:key], _put(data[key], rest, value, path, (*above, key)), *data[key + 1 :]]
+    if data is None:
+        data = {}
+    if above == ("backbone",) and isinstance(data, str):  # its short form
+        data = {"name": data}
+    if not isinstance(data, Mapping) or isinstance(key, int):
+        what = f"{written(above)} is {short_repr(data)}" if above else f"it is {short_repr(data)}"
+        raise RecipeError(f"{path} cannot be set: {what}, which has no {key!r}")
+    return {**data, key: _put(data.get(key), rest, value, path, (*above, key))}
+
+
+# -- sections of plugins ---------------------------------------------------------------------------
+
+
+def expanded(document: RecipeDocument, registry: Registry | None) -> RecipeDocument:
+    """Return what is left after every section that stands for other text, such as `extends`, has
+    put that in its place.
+
+    Raises:
+        RecipeError: what a section says is wrong.
+    """
+    for offer in _sections(registry or Registry()):
+        name = offer.spec.name
+        if getattr(offer.spec, "expands", False) and name in document.data:
+            document = offer.load()(document)
+    return document
+
+
+def claimed(
+    data: Mapping[str, Any], place: Place, registry: Registry | None
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return the sections of a recipe that installed plugins claim, each as its plugin reads it,
+    and what to do about the keys that no one claims, as far as that is known.
+
+    Args:
+        data: what of the recipe is not the core's.
+        place: where the recipe stands.
+        registry: where sections are looked up; by default what is installed.
+
+    Raises:
+        RecipeError: what a section says is wrong.
+    """
+    registry = registry or Registry()
+    known = {offer.spec.name for offer in _sections(registry)}
+    installed = {info.owner for info in registry.plugins}
+    found, unclaimed = {}, {}
+    for name in data:
+        if name in known:
+            offer: Named[Any] = registry.resolve(SECTION, name)
+            found[name] = offer.spec.read(data[name], place / name)
+        elif isinstance(name, str) and (provider := hints.table(SECTION).get(name)):
+            state = "not active" if provider in installed else "not installed"
+            unclaimed[name] = (
+                f"It is a section of {provider}, which is {state}: pip install {provider}"
+            )
+    return found, unclaimed
+
+
+def _sections(registry: Registry) -> list[Named[Any]]:
+    with suppress(UnknownNameError):  # tvc-recipes is not installed
+        return registry.all(SECTION)
+    return []
