@@ -15,7 +15,7 @@ from tvc_core.weights.digest import digest_of
 
 __all__ = ["FIGURE", "forge", "metadata_of", "taken_apart"]
 
-FIGURE = (pytest.mark.sweep, pytest.mark.figure)
+FIGURE = (pytest.mark.sweep, pytest.mark.figure, pytest.mark.timeout(7200))
 """Of a test that shows a figure of docs/explanation/security.md in full."""
 
 

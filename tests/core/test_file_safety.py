@@ -163,6 +163,58 @@ def test_a_hostile_file_costs_little(tmp_path: Path, kind: str) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # [KiB]
 
 
+BIG: dict[str, Any] = {"dtype": "F32", "shape": [1 << 31], "data_offsets": [0, 1 << 33]}
+
+
+@pytest.mark.parametrize("kind", ["many", "huge", "huge pickle", "huge in a shard", "model"])
+def test_what_is_many_times_a_model_is_not_read_into_it(tmp_path: Path, kind: str) -> None:
+    """Through the doors that fill a model; files of torch.save by their size."""
+    path = tmp_path / "m.safetensors"
+    if kind == "many":
+        path.write_bytes(header_of(many(90_000), None))
+    elif kind == "model":
+        path = hostile("huge_tensor", tmp_path)
+    elif kind == "huge pickle":
+        path = tmp_path / "m.pth"
+        torch.save({"fc.weight": torch.zeros(3)}, path)
+        os.truncate(path, 1 << 40)
+    else:
+        head = header_of({"fc.weight": BIG}, None)
+        path.write_bytes(head)
+        os.truncate(path, len(head) + (1 << 33))
+    given = path
+    if kind == "huge in a shard":
+        given = tmp_path / "model.safetensors.index.json"
+        given.write_text(json.dumps({"weight_map": {"fc.weight": path.name}}))
+    builder = HybridBuilder()
+    model = builder.from_backbone("resnet18", None)
+    doors = (
+        lambda: tvc_core.partial_load(model, given),
+        lambda: builder.from_backbone("resnet18", given),
+    )
+    for door in doors:
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
+        with pytest.raises(WeightsError, match=r"many times what the model has|are read here"):
+            door()
+        assert time.process_time() - began < 2
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000  # [KiB]
+
+
+def test_a_tensor_for_which_there_is_no_memory_is_an_error_with_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "m.safetensors"
+    entry = {"dtype": "F32", "shape": [1 << 31, 1 << 10], "data_offsets": [0, 1 << 43]}
+    head = header_of({"fc.weight": entry}, None)
+    path.write_bytes(head)
+    os.truncate(path, len(head) + (1 << 43))
+    limit = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 42, limit[1]))
+    try:
+        with pytest.raises(WeightsError, match=r"m\.safetensors: there is no memory for 'fc"):
+            tvc_core.read_state_dict(path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limit)
+
+
 def test_what_is_no_regular_file_is_not_opened(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.safetensors")
     (tmp_path / "zero.safetensors").symlink_to("/dev/zero")
