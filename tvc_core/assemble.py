@@ -37,7 +37,6 @@ from .model.survey import (
 from .quarantine.process_state import run_preserved
 from .recipe import Plan
 from .registry.contract import CORE_OWNER
-from .specs import FROM_MODULE
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import fill_empty, find_last_layer, num_classes_of
@@ -91,8 +90,9 @@ def _budget(most: int) -> limit_tensors:
 
 def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | None) -> HybridModel:
     network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
-    users = plan.backbone.owner == FROM_MODULE
-    with rollback_on_error(network) if users else nullcontext():
+    # torchvision's builders return a new network, which nobody else has
+    is_new = plan.backbone.load() is build_torchvision
+    with nullcontext() if is_new else rollback_on_error(network):
         return _assemble(plan, network, pretrained)
 
 

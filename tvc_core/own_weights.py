@@ -11,14 +11,15 @@ from typing import Any
 from torch import Tensor, nn
 
 from .errors import HeadError, WeightsError, count_of, join_names
-from .model.content import BASE_KEY, prepared_as
-from .model.ownfile import open_own
 from .recipe import Plan
 from .specs import WeightsSpec
 from .surgery.head import find_last_layer, num_classes_of, set_num_classes
 from .weights.container import is_own
+from .weights.content import BASE_KEY, prepared_as
 from .weights.deferred import lend
-from .weights.files import read_state_dict
+from .weights.files import state_dict_for
+from .weights.limits import Room
+from .weights.ownfile import open_own
 from .weights.partial import partial_load
 
 __all__ = ["fill_from_file"]
@@ -40,7 +41,7 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
             not fit.
         HeadError: the file has no head, and the recipe asks for no new one.
     """
-    state, content = _read(path)
+    state, content = _read(network, path)
     head = plan.backbone.spec.head
     last = find_last_layer(network, head)
     rows = _rows(state, last[0]) if last else None
@@ -72,11 +73,12 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
     return _described(plan.weights, None if in_head else rows, content, path)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def _read(network: nn.Module, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Return a file's tensors, and what tvc wrote beside them."""
     if not is_own(path):
-        return read_state_dict(path), {}
+        return state_dict_for(network, path), {}
     with open_own(path) as file:
+        Room.of(network).check(path, file.size)
         if BASE_KEY in file.content:
             raise WeightsError(
                 f"{path}: holds only what differs from its base: read it by tvc_core.load, and "

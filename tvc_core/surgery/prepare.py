@@ -17,7 +17,7 @@ from ..recipe import PatchPlan
 from .blocks import call_factory, create_for_target, create_in_place_of
 from .branches import branch_of
 from .gates import leave_out_gate
-from .kept import kept_weights
+from .kept import keeping, kept_weights
 from .layouts import Shape
 from .measured import measured_sites
 from .operations import Insertion, Target
@@ -391,7 +391,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         try_insertion(patch, insertion, probe)
         leave_out_gate(patch, insertion, probe)
     if replacement is not None:
-        with _keeping(module):
+        with keeping(module):
             _initialize(patch, replacement)
         replacement.train(module.training)
     kept = ((),) * 3 if replacement is None else kept_weights(module, replacement, any(took_over))
@@ -415,18 +415,3 @@ def _initialize(patch: PatchPlan, module: nn.Module) -> None:
         with torch.no_grad():
             # an initializer fills whatever it finds; the gate is not its to fill
             module.alpha.zero_()
-
-
-@contextmanager
-def _keeping(module: nn.Module) -> Iterator[None]:
-    """Keep the tensors of a module that may be part of its own replacement: initializers fill new
-    ones only.
-    """
-    kept = [
-        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
-    ]
-    yield
-    with torch.no_grad():
-        for tensor, before in kept:
-            if not torch.equal(tensor, before):
-                tensor.copy_(before)

@@ -1,16 +1,55 @@
-"""What a file is, by its first bytes, and why one of torch.save cannot be opened."""
+"""Open a file for reading, and say what it is: by its first bytes, or why that fails."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from ..advice.words import on_file
+from ..advice.words import on_file, on_missing
+from ..errors import WeightsError
+from .shards import refuse_distributed
 
-__all__ = ["HEAD", "foreign_kind", "has_safetensors_header", "why_not_opened"]
+__all__ = [
+    "HEAD", "foreign_kind", "has_safetensors_header", "open_file", "reading", "why_not_opened",
+]  # fmt: skip
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 HEAD = 100_000
 """How much of a file is looked at [bytes]."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Read a file inside; what the system refuses names the path.
+
+    Raises:
+        WeightsError: it is not there, or cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        hint = on_missing(path, _SUFFIXES) if isinstance(error, OSError) else ""
+        raise WeightsError(f"{path}: cannot be read: {reason}{hint and f'.{hint}'}") from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file of weights.
+
+    Raises:
+        WeightsError: it is no regular file, or part of a distributed checkpoint.
+        OSError: it is not there, or cannot be read.
+    """
+    refuse_distributed(path)
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise WeightsError(
+            f"{path}: no regular file, so nothing is read from it.{on_missing(path, _SUFFIXES)}"
+        )
+    return path.open("rb")
 
 
 def has_safetensors_header(head: bytes, size: int) -> bool:
