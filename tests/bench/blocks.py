@@ -325,7 +325,8 @@ def write(options: argparse.Namespace, text: str) -> None:
     section = "-".join([options.device, options.modes, *(["graph"] if options.graphs else [])])
     page = Path(options.page)
     marks = re.compile(rf"(<!-- {section} -->\n).*?(<!-- end -->)", re.S)
-    changed, count = marks.subn(lambda found: f"{found[1]}{text}\n{found[2]}", page.read_text("utf-8"))
+    before = page.read_text("utf-8")
+    changed, count = marks.subn(lambda found: f"{found[1]}{text}\n{found[2]}", before)
     if count != 1:
         raise SystemExit(f"{page} has no place marked {section!r}")
     page.write_text(changed, encoding="utf-8")
