@@ -60,7 +60,7 @@ class Room:
         tensors = [*model.parameters(), *model.buffers()]
         size = sum(0 if is_lazy(t) else t.numel() * t.element_size() for t in tensors)
         if any(map(is_lazy, tensors)):
-            size = 1 << 62  # nobody knows yet how large they are
+            size = 1 << 62  # how large they are is not known yet
         return Room(_ANY_COUNT + _TIMES * len(tensors), _ANY_BYTES + _TIMES * size)
 
     def check(self, path: Path, size: int) -> None:
