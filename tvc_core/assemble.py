@@ -7,15 +7,15 @@ user handed over is unchanged. What plugins do to the process during a build is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .backbone import build_backbone
-from .errors import HeadError, PatchError, RecipeError
+from .errors import HeadError, PatchError, RecipeError, TvcError, WeightsError
 from .model.bridge import find_bridge
 from .model.classes import become_hybrid
 from .model.current import head_of
@@ -34,7 +34,7 @@ from .model.survey import (
     remember_survey,
 )
 from .quarantine.process_state import run_preserved
-from .recipe import Plan, Recipe
+from .recipe import Plan, Recipe, key_path
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import (
@@ -78,12 +78,27 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
         if seed is not None:
             modes.enter_context(seeded(seed))
         if most is not None:
+            modes.enter_context(_about("max_params"))
             modes.enter_context(_budget(most))
         model = run_preserved(_build, plan, pretrained)
     found = sum(parameter.numel() for parameter in model.parameters())
     if most is not None and found > most:
-        raise RecipeError(f"the model has {found:,} parameters, and its recipe max_params={most:,}")
+        with _about("max_params"):
+            raise RecipeError(f"the model has {found:,} parameters, more than max_params={most:,}")
     return model
+
+
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Let errors that are raised inside say which key of the recipe they are about. Where it stands
+    is known to the builder alone: a plan, which the model keeps, has no places in files.
+    """
+    try:
+        yield
+    except TvcError as error:
+        if error.path is None and not error.below:
+            error.below = key_path(key)
+        raise
 
 
 def _budget(most: int) -> limit_tensors:
@@ -92,7 +107,14 @@ def _budget(most: int) -> limit_tensors:
 
 
 def _build(plan: Plan, pretrained: bool) -> HybridModel:
-    network, plan = build_backbone(plan, pretrained=pretrained)
+    recipe = plan.recipe
+    key = "image_size" if recipe.image_size else "options" if recipe.options else "backbone"
+    try:
+        with _about(key):
+            network, plan = build_backbone(plan, pretrained=pretrained)
+    except WeightsError as error:
+        error.below = key_path("weights")
+        raise
     with rollback_on_error(network):
         return _assemble(plan, network, pretrained)
 
@@ -103,11 +125,15 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     # in, one pass as the proof, the head. The head comes after the proof, since the step-0
     # difference is about the logits of the pretrained head. The training step comes after the head,
     # since it has to learn with it. Whatever fails is rolled back by the caller.
-    anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
-    if plan.recipe.unfreeze_stages is not None:
-        anatomy.stage_indices(plan.recipe.unfreeze_stages)
-    if pretrained:
-        _check_classifier(plan, network, anatomy)
+    anatomy = Anatomy.of(network, plan.backbone.spec)
+    with _about("stages"):
+        anatomy, left_out = _end(plan, network, anatomy)
+    with _about("unfreeze_stages"):
+        if plan.recipe.unfreeze_stages is not None:
+            anatomy.stage_indices(plan.recipe.unfreeze_stages)
+    with _about("weights"):
+        if pretrained:
+            _check_classifier(plan, network, anatomy)
     key = backbone_key(plan, network) if pretrained else ""
     probe, changed = _look(plan, network, recall_image(key))
     remember_image(key, probe.size)
@@ -121,7 +147,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     key = patched_key(key, plan, network, prepared)
     known = recall_survey(key, anatomy)
     proof = _prove(network, anatomy, installed, probe, before, known)
-    head = _set_head(plan, network, anatomy, probe)
+    with _about("heads" if plan.recipe.heads else "num_classes"):
+        head = _set_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
     proof.taps.place(network, last[0] if last else None)
     if known is None:
@@ -154,10 +181,12 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     model = become_hybrid(network, state)
     state.head_as_built = head_of(model, state)
     if checkpointed := plan.recipe.grad_checkpointing:
-        model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
+        with _about("grad_checkpointing"):
+            model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
     if given := plan.recipe.freeze_backbone:
         also = {} if given is True else given
-        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
+        with _about("freeze_backbone"):
+            model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
 
 
@@ -206,7 +235,8 @@ def _look(
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
         return probe, None
-    changed, probe = change_input(network, probe, channels, policy or "mean")
+    with _about("in_channels"):
+        changed, probe = change_input(network, probe, channels, policy or "mean")
     return probe, changed
 
 

@@ -19,14 +19,34 @@ __all__ = [
 ]  # fmt: skip
 
 
+MAX_MESSAGE = 2000
+"""Of an error [bytes of UTF-8]."""
+
+
 class TvcError(Exception):
-    """Base of every error that tvc raises on purpose."""
+    """Base of every error that tvc raises on purpose. Its message is cut in the middle where it is
+    long, and characters that do not print are escaped, whatever a file or a plugin put into it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_fitting(str(message)))
 
     below: tuple[str, ...] = ()
     """The keys that lead from what was being handled to what is wrong with it."""
 
     path: tuple[Any, ...] | None = None
     """Where in a recipe it is, as keys; None where that is not known."""
+
+
+def _fitting(text: str) -> str:
+    """Return a message with its beginning and its end, which say where and what to do."""
+    if len(text) > 2 * MAX_MESSAGE:
+        text = text[:MAX_MESSAGE] + text[-MAX_MESSAGE:]
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    if len(whole := text.encode()) <= MAX_MESSAGE:
+        return text
+    start, end = whole[: MAX_MESSAGE * 2 // 3], whole[-MAX_MESSAGE // 4 :]
+    return f"{start.decode(errors='ignore')} [...] {end.decode(errors='ignore')}"
 
 
 class PluginError(TvcError, RuntimeError):
@@ -125,10 +145,11 @@ def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     # given, since people cut names short ("convnext" for convnext_tiny, "cbam" for cbam_block, and
     # not for bam); and letters that are swapped, missing or wrong, by difflib's ratio. Below three
     # letters the first one would find nearly everything.
-    names = list(dict.fromkeys(names))
-    lowered: dict[str, str] = {}
+    # Names longer than any real one are left out: difflib's time is the product of the lengths.
+    given, lowered = given[:100], {}
     for name in names:
-        lowered.setdefault(name.lower(), name)
+        if len(name) <= 100:
+            lowered.setdefault(name.lower(), name)
     if given.lower() in lowered:
         return [lowered[given.lower()]]
     found = difflib.get_close_matches(given.lower(), lowered, n=most, cutoff=0.6)

@@ -35,7 +35,6 @@ ARGUMENTS = {
     "out_indices": "Every hybrid gives its features: model.get_stage_outputs(images, stages).",
     "device": "Move the model afterwards: model.to(device).",
     "dtype": "Convert the model afterwards: model.to(dtype).",
-    "seed": "Call torch.manual_seed(seed) before.",
     "transforms": "The model says its preprocessing: model.transforms().",
     "train": "Call model.train() or model.eval() afterwards.",
     "attention": "Attention is a patch: patches={'layer3': {'wrap': 'se'}}.",
@@ -227,7 +226,7 @@ def on_file(path: Path, content: bytes, wanted: str) -> str:
         kind = "model" if b'"tvc":' in header else "tensors"
     elif content[:4] == b"PK\x03\x04" or (content[:1] == b"\x80" and content[1:2] <= b"\x05"):
         kind = "torch"
-    elif re.search(rb"^\W*backbone\W*:", content[:100_000], re.MULTILINE):
+    elif re.search(rb"^[^\w\n]{0,20}backbone\W{0,3}:", content[:100_000], re.MULTILINE):
         kind = "recipe"
     return f" {_FILES[kind].format(repr(str(path)))}." if kind not in ("", wanted) else ""
 

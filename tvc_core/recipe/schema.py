@@ -17,11 +17,11 @@ from ..errors import RecipeError, TargetError, did_you_mean, short_repr
 from ..registry import Registry
 from ..specs import PATCH_KEYS
 from . import rules
-from .document import RecipeDocument, claimed, expanded
+from .document import RecipeDocument, claimed
 from .place import Place
 from .rules import Rule
 
-__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe", "parse"]
+__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "key_path", "load_recipe", "parse"]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -93,8 +93,9 @@ class PatchEntry:
             # what is wrong is the key above: the target
             depth = self.where.path.index("patches") + 2
             target = replace(self.where, path=self.where.path[:depth], of_key=True)
-            said = str(error).removeprefix(f"{self.where}: ")
-            raise TargetError(f"{target}: {said}") from error.__cause__
+            placed = TargetError(f"{target}: {str(error).removeprefix(f'{self.where}: ')}")
+            placed.path = target.path
+            raise placed from error.__cause__
 
 
 def _key(
@@ -271,10 +272,10 @@ class Recipe:
         return self.num_classes is not None or bool(self.class_names or self.heads)
 
     def place(self, key: str) -> Place:
-        """Return where one of the values stands: its line in a file. Elsewhere its name, which is
-        in the message, says it.
+        """Return where one of the values stands: its line in a file. Elsewhere, and of what a
+        program has set, its name says it, which is in the message.
         """
-        return self.where.in_file(*_path(key))
+        return (Place("arguments") if key in self.by_code else self.where).in_file(*key_path(key))
 
     @staticmethod
     def from_document(
@@ -328,9 +329,9 @@ def _written(key: str) -> str:
     return _KEYS[key].metadata["written"] or key
 
 
-def _path(key: str) -> list[str]:
+def key_path(key: str) -> tuple[str, ...]:
     """Return the keys of the YAML form that lead to a field."""
-    return [*filter(None, (_KEYS[key].metadata["section"], _written(key)))]
+    return (*filter(None, (_KEYS[key].metadata["section"], _written(key))),)
 
 
 SECTIONS = {
@@ -375,10 +376,10 @@ def parse(
     Raises:
         RecipeError: it is not a recipe.
     """
-    fields_of = {".".join(_path(key)): key for key in _KEYS}
+    fields_of = {".".join(key_path(key)): key for key in _KEYS}
     by_code = set()
     for path, value in (changes or {}).items():
-        whole = ".".join(_path(path)) if path in _KEYS and path not in SECTIONS[""] else path
+        whole = ".".join(key_path(path)) if path in _KEYS and path not in SECTIONS[""] else path
         key = fields_of.get(whole)
         if key is None and (near := did_you_mean(path, _KEYS)) and path not in SECTIONS[""]:
             raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
@@ -386,8 +387,8 @@ def parse(
         rule = _KEYS[key].metadata["rule"] if key else None
         document = document.with_value(whole, _value(value, rule))
     if _has_others(document.data):
-        document = expanded(document, registry)
-    return replace(_parse(document.data, document.place, registry), by_code=frozenset(by_code))
+        document = document.expanded(registry)
+    return _parse(document.data, document.place, registry, frozenset(by_code))
 
 
 def _value(value: Any, rule: Any) -> Any:
@@ -403,14 +404,15 @@ def _value(value: Any, rule: Any) -> Any:
     return value if only_text else found
 
 
-def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
+def _parse(data: Any, where: Place, registry: Registry | None, by_code: frozenset[str]) -> Recipe:
     sections: dict[str, Any] = {}
     hints: dict[str, str] = {}
+    known: list[str] = []
     if _has_others(data):
         others = [key for key in data if key not in SECTIONS[""]]
-        sections, hints = claimed({key: data[key] for key in others}, where, registry)
+        sections, hints, known = claimed({key: data[key] for key in others}, where, registry)
         data = {key: value for key, value in data.items() if key not in sections}
-    top = _section(data, "", where, hints)
+    top = _section(data, "", where, known, hints)
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
@@ -423,7 +425,9 @@ def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
         raise (where / "backbone").error(problem)
     head = {} if head is None else _section(head, "head", where / "head")
     name = backbone.pop("name")
-    return Recipe(backbone=name, **backbone, **head, **top, sections=sections, where=where)
+    return Recipe(
+        backbone=name, **backbone, **head, **top, sections=sections, where=where, by_code=by_code
+    )
 
 
 def _has_others(data: Any) -> bool:
@@ -431,7 +435,13 @@ def _has_others(data: Any) -> bool:
     return isinstance(data, Mapping) and not data.keys() <= {*SECTIONS[""]}
 
 
-def _section(data: Any, here: str, where: Place, hints: Mapping[str, str] = {}) -> dict[str, Any]:
+def _section(
+    data: Any,
+    here: str,
+    where: Place,
+    of_plugins: Iterable[str] = (),
+    hints: Mapping[str, str] = {},
+) -> dict[str, Any]:
     """Return a section of the written form, with any of its keys and no other."""
     moved = {
         key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
@@ -441,7 +451,7 @@ def _section(data: Any, here: str, where: Place, hints: Mapping[str, str] = {}) 
     }
     name = repr(here) if here else "a recipe"
     return rules.check_keys(
-        data, name, SECTIONS[here], where, {**words.ARGUMENTS, **moved, **hints}
+        data, name, [*SECTIONS[here], *of_plugins], where, {**words.ARGUMENTS, **moved, **hints}
     )
 
 
