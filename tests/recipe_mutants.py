@@ -87,15 +87,18 @@ FILES = {
 """What stands beside a recipe that extends others."""
 
 JUNK = [
-    "", "~", "true", "-1", "0", "1e309", ".nan", "[]", "{}", "[[]]", "&a", "*a", "!!int x", "<<: *a",
-    "'", '"', "\\", ": ", "- ", "? ", "#", "|\n", ">\n", "---\n", "...\n", "%YAML 9.9\n", "\t", "\0",
+    "", "~", "true", "-1", "0", "1e309", ".nan", "[]", "{}", "[[]]", "&a", "*a", "!!int x",
+    "<<: *a",
+    "'", '"', "\\", ": ", "- ", "? ", "#", "|\n", ">\n", "---\n", "...\n", "%YAML 9.9\n", "\t",
+    "\0",
     "\ud800", "\ufeff", "é", "0x", "1:2:3", "@", "@a", "@@", "`", "2001-01-01", "9" * 400, "[" * 60,
     "{a: " * 60, "\r", "\x85", "\u2028", "name", "type", "wrap", "backbone", "extends", "macros",
     "lock", "/etc/passwd", "../x.yaml", "/dev/zero", ".", "base.yaml", "antigravity:fly",
 ]  # fmt: skip
 WRONG = [
     None, True, False, -1, 0, 1, 2**63, 10**30, 1e308, float("inf"), float("nan"), 0.5, "", " ",
-    "@", "@nobody", "@attention", "@@x", "x" * 9000, "\x1b[2J\n", "None", "yes", "1e1", "\u202e", [],
+    "@", "@nobody", "@attention", "@@x", "x" * 9000, "\x1b[2J\n", "None", "yes", "1e1", "\u202e",
+    [],
     [[]], {}, {"a": {"b": ["c"]}}, {"type": "se"}, {"": 1}, {"a b": 1}, [1, "1", None], ["se"] * 50,
     "base.yaml", "../base.yaml", "/dev/zero", "nobody.yaml", "os:system", "tvc-attention:se",
     "a/b.pth", "weights.safetensors", "../w.pth", "tvc-core", "tvc-core>=99", "x>=1,<y", "layer3",
@@ -104,7 +107,7 @@ WRONG = [
 KEYS = [
     "backbone", "name", "weights", "patches", "head", "heads", "options", "extends", "macros",
     "lock", "seed", "params", "type", "init", "wrap", "nobody", "", "a.b", "x" * 5000, "\x1b[0m",
-    "weigths", "plugins", "requires", "stages",
+    "weigths", "reduction", "plugins", "requires", "stages",
 ]  # fmt: skip
 
 
@@ -183,8 +186,9 @@ def read(path: Path) -> str:
     """Read a recipe in every way that needs no torch; return its errors in the words of the first
     way that refuses it, "" where it is right.
     """
-    from tvc_core import HybridBuilder, Recipe, RecipeDocument, RecipeError, TvcError, load_recipe
     from tvc_recipes import check_recipe
+
+    from tvc_core import HybridBuilder, Recipe, RecipeDocument, RecipeError, TvcError, load_recipe
 
     try:
         recipe = load_recipe(path)

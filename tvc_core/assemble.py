@@ -257,6 +257,7 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         op=plan.op.qualified,
         block=plan.block.qualified if plan.block else None,
         params=dict(plan.entry.params),
+        options=dict(plan.entry.options),
         init=plan.init.qualified if plan.init else None,
         starts_as_identity=prepared.starts_as_identity,
         paths=tuple(homes) if homes else (path,),

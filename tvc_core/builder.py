@@ -235,7 +235,7 @@ class HybridBuilder:
         if isinstance(recipe, (str, Path)) or hasattr(recipe, "read"):
             recipe = load_recipe(recipe, registry=self.registry)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
-            recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), None, self.registry)
+            recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), self.registry)
         return self._assemble(changed(recipe, changes), by_code=())
 
     @_OnClassToo

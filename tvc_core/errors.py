@@ -8,6 +8,7 @@ work.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -40,8 +41,10 @@ class TvcError(Exception):
 
 def _fitting(text: str) -> str:
     """Return a message with its beginning and its end, which say where and what to do."""
+    if len(text) > MAX_MESSAGE // 4:  # which may be that many bytes
+        text = re.sub(r"(\S{100})\S{100,}(\S{100})", r"\1[...]\2", text)  # such as a long path
     if len(text) > 2 * MAX_MESSAGE:
-        text = text[:MAX_MESSAGE] + text[-MAX_MESSAGE:]
+        text = f"{text[:MAX_MESSAGE]} {text[-MAX_MESSAGE:]}"
     text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
     if len(whole := text.encode()) <= MAX_MESSAGE:
         return text
@@ -146,7 +149,8 @@ def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     # not for bam); and letters that are swapped, missing or wrong, by difflib's ratio. Below three
     # letters the first one would find nearly everything.
     # Names longer than any real one are left out: difflib's time is the product of the lengths.
-    given, lowered = given[:100], {}
+    given = given[:100]
+    lowered: dict[str, str] = {}
     for name in names:
         if len(name) <= 100:
             lowered.setdefault(name.lower(), name)

@@ -31,10 +31,12 @@ class RecipeDocument:
     Args:
         data: what stands there, plain data.
         place: where it stands; what errors about a value begin with, by `place / key`.
+        by_code: arguments that a program has put in place of the recipe's.
     """
 
     data: Any
     place: Place
+    by_code: frozenset[str] = frozenset()
 
     @staticmethod
     def read(path: str | Path | IO[bytes]) -> RecipeDocument:
@@ -81,7 +83,17 @@ class RecipeDocument:
         marks = self.place.marks
         if marks is not None:  # what stood there is gone, and its places with it
             marks = {p: both for p, both in marks.items() if p[: len(keys)] != keys}
-        return RecipeDocument(data=data, place=replace(self.place, marks=marks))
+        return replace(self, data=data, place=replace(self.place, marks=marks))
+
+    def with_changes(self, changes: Mapping[str, Any]) -> RecipeDocument:
+        """Return the recipe with values in the place of its own; see `load_recipe`.
+
+        Raises:
+            RecipeError: there is no such path or argument.
+        """
+        from .schema import with_changes  # where the keys are, above this file
+
+        return with_changes(self, changes)
 
     def expanded(self, registry: Registry | None = None) -> RecipeDocument:
         """Return what is left after every section that stands for other text, such as `extends`,
@@ -93,8 +105,8 @@ class RecipeDocument:
         Raises:
             RecipeError: what a section says is wrong.
         """
-        document = self
-        for offer in _sections(registry or Registry()):
+        document, registry = self, registry or Registry()
+        for offer in _sections(registry):
             name = offer.spec.name
             if getattr(offer.spec, "expands", False):
                 expand = offer.load()  # all of them, so that no recipe decides what is imported

@@ -21,7 +21,16 @@ from .document import RecipeDocument, claimed
 from .place import Place
 from .rules import Rule
 
-__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "key_path", "load_recipe", "parse"]
+__all__ = [
+    "PatchEntry",
+    "Patches",
+    "Recipe",
+    "Weights",
+    "key_path",
+    "load_recipe",
+    "parse",
+    "with_changes",
+]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -278,18 +287,13 @@ class Recipe:
         return (Place("arguments") if key in self.by_code else self.where).in_file(*key_path(key))
 
     @staticmethod
-    def from_document(
-        document: RecipeDocument,
-        *,
-        changes: Mapping[str, Any] | None = None,
-        registry: Registry | None = None,
-    ) -> Recipe:
+    def from_document(document: RecipeDocument, *, registry: Registry | None = None) -> Recipe:
         """Return the recipe that a document describes; see `load_recipe`.
 
         Raises:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
-        return parse(document, changes, registry)
+        return parse(document, registry)
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -363,22 +367,25 @@ def load_recipe(
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
             file, line and column.
     """
-    return parse(RecipeDocument.read(path), changes, registry)
+    return parse(RecipeDocument.read(path).with_changes(changes or {}), registry)
 
 
-def parse(
-    document: RecipeDocument,
-    changes: Mapping[str, Any] | None = None,
-    registry: Registry | None = None,
-) -> Recipe:
+def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
     """Return the recipe that a document describes; see `load_recipe`.
 
     Raises:
         RecipeError: it is not a recipe.
     """
+    if _has_others(document.data):
+        document = document.expanded(registry)
+    return _parse(document, registry)
+
+
+def with_changes(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
+    """See `RecipeDocument.with_changes`."""
     fields_of = {".".join(key_path(key)): key for key in _KEYS}
-    by_code = set()
-    for path, value in (changes or {}).items():
+    by_code = {*document.by_code}
+    for path, value in changes.items():
         whole = ".".join(key_path(path)) if path in _KEYS and path not in SECTIONS[""] else path
         key = fields_of.get(whole)
         if key is None and (near := did_you_mean(path, _KEYS)) and path not in SECTIONS[""]:
@@ -386,9 +393,7 @@ def parse(
         by_code |= {key} if key else set()
         rule = _KEYS[key].metadata["rule"] if key else None
         document = document.with_value(whole, _value(value, rule))
-    if _has_others(document.data):
-        document = document.expanded(registry)
-    return _parse(document.data, document.place, registry, frozenset(by_code))
+    return replace(document, by_code=frozenset(by_code))
 
 
 def _value(value: Any, rule: Any) -> Any:
@@ -404,7 +409,8 @@ def _value(value: Any, rule: Any) -> Any:
     return value if only_text else found
 
 
-def _parse(data: Any, where: Place, registry: Registry | None, by_code: frozenset[str]) -> Recipe:
+def _parse(document: RecipeDocument, registry: Registry | None) -> Recipe:
+    data, where = document.data, document.place
     sections: dict[str, Any] = {}
     hints: dict[str, str] = {}
     known: list[str] = []
@@ -425,9 +431,8 @@ def _parse(data: Any, where: Place, registry: Registry | None, by_code: frozense
         raise (where / "backbone").error(problem)
     head = {} if head is None else _section(head, "head", where / "head")
     name = backbone.pop("name")
-    return Recipe(
-        backbone=name, **backbone, **head, **top, sections=sections, where=where, by_code=by_code
-    )
+    also: dict[str, Any] = {"sections": sections, "where": where, "by_code": document.by_code}
+    return Recipe(backbone=name, **backbone, **head, **top, **also)
 
 
 def _has_others(data: Any) -> bool:

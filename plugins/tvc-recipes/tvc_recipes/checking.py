@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
@@ -17,13 +16,13 @@ from tvc_core import (
     Registry,
     TvcError,
 )
+from tvc_core.errors import did_you_mean, join_names, short_repr, what_there_is
 
 from .signatures import parameters_of
 
 __all__ = ["check_data", "check_recipe"]
 
 MAX_ERRORS = 50
-_KEYS = ("type", "params", "init", "name")
 
 
 def check_recipe(
@@ -46,12 +45,12 @@ def check_recipe(
     registry = registry or Registry()
     found: list[TvcError] = []
     try:
-        document = RecipeDocument.read(recipe)
+        document = RecipeDocument.read(recipe).with_changes(changes or {}).expanded(registry)
     except RecipeError as error:
         return [error]
     while len(found) < MAX_ERRORS:
         try:
-            read = Recipe.from_document(document, changes=changes, registry=registry)
+            read = Recipe.from_document(document, registry=registry)
             HybridBuilder(registry=registry).resolve(read)
         except TvcError as error:
             if str(error) not in map(str, found):
@@ -61,7 +60,7 @@ def check_recipe(
                 return found
             document = replace(document, data=smaller)
         else:
-            found += _unknown_parameters(read, registry)
+            found += _wrong_parameters(read, registry)
             return found
     return found
 
@@ -75,8 +74,6 @@ def _without(data: Any, path: tuple[Any, ...]) -> Any:
     key, rest = path[0], path[1:]
     if isinstance(data, Mapping) and key in data:
         smaller = _without(data[key], rest) if rest else None
-        if smaller is None and rest and path[:2] == ("backbone", "name"):
-            return None
         if smaller is not None and (smaller or key == "backbone"):
             return {**data, key: smaller}
         return {name: value for name, value in data.items() if name != key}
@@ -86,22 +83,34 @@ def _without(data: Any, path: tuple[Any, ...]) -> Any:
     return None
 
 
-def _unknown_parameters(recipe: Recipe, registry: Registry) -> list[TvcError]:
-    """Return an error for each parameter that a block does not take, by its source."""
+def _wrong_parameters(recipe: Recipe, registry: Registry) -> list[TvcError]:
+    """Return an error for each parameter that a block does not take, needs, or takes in another
+    form, by its source.
+    """
     found: list[TvcError] = []
     for entry in recipe.patches:
-        if not isinstance(entry.block, str) or not entry.params:
+        if not isinstance(entry.block, str):
             continue
         block = registry.resolve(BlockSpec, entry.block)
-        takes = parameters_of(block.spec.factory, skip=1)
-        for name in entry.params if takes is not None else ():
-            if takes is None or name in takes:
-                continue
-            near = get_close_matches(name, takes, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            said = f"block {block.qualified!r}: unknown parameter {name!r}.{hint} It takes: "
-            place = entry.where.down("params", name).key
-            found.append(place.error(f"{said}{', '.join(takes) or 'none'}."))
+        takes, other = parameters_of(block.spec.factory, skip=1), block.spec.in_place_of
+        if takes is None or (isinstance(other, str) and parameters_of(other) is None):
+            continue
+        takes |= (parameters_of(other, skip=2) or {}) if other else {}
+        params, says = entry.where.down("params"), f"block {block.qualified!r}"
+        for name, value in entry.params.items():
+            if name not in takes:
+                known = what_there_is(name, takes)
+                problem = f"{says}: unknown parameter {short_repr(name)}.{known}"
+                found.append(params.down(name).key.error(problem))
+            elif not takes[name].fits(value):
+                kind = takes[name].annotation
+                problem = f"{says}: {name} is {kind}, not {short_repr(value)}"
+                found.append(params.down(name).error(problem))
+        needed = [name for name, each in takes.items() if each.required]
+        missing = [name for name in needed if name not in entry.params]
+        if missing and not block.spec.in_place_of:
+            problem = f"{says} needs the parameter {join_names(map(repr, missing))}"
+            found.append(params.error(problem))
     return found
 
 
@@ -131,18 +140,13 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         known = list(error.schema.get("properties", {})) if isinstance(error.schema, dict) else []
         if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
             name = next((key for key in error.instance if key not in known), "")
-            near = get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            keys = ", ".join(known) or "none"
-            raise (at / name).key.error(
-                f"unknown key {str(name)[:80]!r}.{hint} The keys are {keys}"
-            )
+            keys = what_there_is(str(name), known, "The keys are")
+            raise (at / name).key.error(f"unknown key {short_repr(name)}.{keys}")
         raise at.error(_said(error))
 
 
 def _said(error: Any) -> str:
-    value, shown = error.validator_value, repr(error.instance)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    value, shown = error.validator_value, short_repr(error.instance)
     wanted = {
         "type": "of the type", "enum": "one of", "const": "exactly", "minimum": "at least",
         "maximum": "at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below",
@@ -151,6 +155,7 @@ def _said(error: Any) -> str:
         missing = [key for key in value if key not in error.instance]
         return f"the key {missing[0]!r} is missing"
     if error.validator in wanted:
-        listed = value if isinstance(value, list) else [value]
-        return f"has to be {wanted[error.validator]} {', '.join(map(str, listed))}, not {shown}"
-    return f"{shown} does not fit: {error.validator} is {str(value)[:200]}"
+        listed = list(map(str, value)) if isinstance(value, list) else [str(value)]
+        near = did_you_mean(str(error.instance), listed) if error.validator == "enum" else ""
+        return f"has to be {wanted[error.validator]} {join_names(listed)}, not {shown}.{near}"
+    return f"{shown} does not fit: {error.validator} is {short_repr(value)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,31 @@ class Parameter:
     annotation: str = ""
     default: Any = MISSING
     required: bool = False
+
+    def fits(self, value: Any) -> bool:
+        """Tell whether a value of a recipe may be of its type; what its type says nothing of may.
+        In a recipe a whole number is a float as well, a list a tuple, and true is no number.
+        """
+        if value is None and self.default is None:
+            return True
+        return _fits(value, self.annotation) if self.annotation else True
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    types = re.sub(r"\[.*\]", "", annotation).split("|")
+    kinds = [each.strip().rpartition(".")[2] for each in types]
+    if not all(each in _KINDS for each in kinds):
+        return True
+    return any(
+        isinstance(value, _KINDS[each]) and (each == "bool" or not isinstance(value, bool))
+        for each in kinds
+    )
+
+
+_KINDS: dict[str, Any] = {
+    "int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None),
+    "list": list, "tuple": list, "Sequence": list, "Iterable": list, "dict": dict, "Mapping": dict,
+}  # fmt: skip
 
 
 def parameters_of(factory: Any, *, skip: int = 0) -> dict[str, Parameter] | None:
