@@ -10,7 +10,7 @@ WORKERS ?= 2
 OLDEST_PYTHON ?= $(or $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null),$(PYTHON))
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest test-interop test-all sweep bench docs lint format wheels release-check clean
+.PHONY: demo test test-lowest test-interop test-all sweep bench bench-blocks docs lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
@@ -34,6 +34,10 @@ sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
+
+bench-blocks: $(READY)  ## what each block costs and brings, into docs/how-to/choosing-a-block.md; goes on where it was stopped
+	$(BIN)/python -m pip install --quiet --group bench
+	OMP_NUM_THREADS=1 nice $(BIN)/python tests/bench/choosing.py
 
 docs: $(READY)  ## write the reference from the code
 	$(BIN)/python docs/generate.py

@@ -48,24 +48,27 @@ FIRST_PARTY = (
         "tvc-convnets",
         "tvc-transformers",
     ),
-    *("tvc-attention", "tvc-blocks"),
+    *("tvc-attention", "tvc-blocks", "tvc-adapters"),
 )
 """Whose offers the tables list, whatever else is installed."""
 
 GENERATED = "<!-- Written by docs/generate.py from the code; edit the code instead. -->"
 GROUPS = {
-    "Build": ("HybridBuilder", "load_yaml_recipe", "load", "Recipe", "Patches", "Weights"),
+    "Build": (
+        *("HybridBuilder", "load_yaml_recipe", "load_recipe", "load"),
+        *("Recipe", "RecipeDocument", "Patches", "Weights"),
+    ),
     "Models": (
         *("HybridModel", "StageInfo", "LevelInfo", "FeatureExtractor"),
         *("PatchRecord", "PatchReport", "PatchEffect", "Patch", "HeadInfo"),
     ),
     "Train": (
         *("FreezeReport", "PartReport", "HeadReport", "NormalizationReport", "freeze_head"),
-        *("audit", "AuditReport", "param_groups"),
+        *("audit", "AuditReport", "param_groups", "fold_patches", "FoldReport"),
     ),
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
-        *("plain_state_dict", "diff_weights", "WeightsDiff", "TensorChange"),
+        *("plain_state_dict", "weights_file", "diff_weights", "WeightsDiff", "TensorChange"),
         *("describe_file", "FileInfo"),
     ),
     "Look at backbones": ("describe_backbone", "PathInfo"),
@@ -73,7 +76,15 @@ GROUPS = {
         *("API_VERSION", "hookimpl", "hookspec", "Spec", "Kind"),
         *("BackboneSpec", "BackboneFamilySpec", "WeightsSpec", "BlockSpec"),
         *("PatchOpSpec", "Target", "POSITIONS", "Position", "BlockMaker", "InitializerSpec"),
-        *("build_torchvision", "NoClassifier", "LocalPlugin", "Registry", "Named", "PluginInfo"),
+        *(
+            "build_torchvision",
+            "NoClassifier",
+            "is_normalization",
+            "LocalPlugin",
+            "Registry",
+            "Named",
+            "PluginInfo",
+        ),
     ),
 }
 """Where a public name stands in api.md. Errors have a page of their own."""

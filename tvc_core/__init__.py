@@ -9,6 +9,7 @@ does.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import errors, specs
@@ -21,7 +22,8 @@ from .registry import Named, PluginInfo, Registry
 from .specs import *
 from .version import __version__ as __version__
 
-if TYPE_CHECKING:
+# Whoever has loaded torch is about to build, and the first build should not wait for imports.
+if TYPE_CHECKING or "torch" in sys.modules:
     from .heavy import *
 
 __all__ = [
@@ -29,19 +31,21 @@ __all__ = [
     "HybridBuilder", "Patches", "Recipe", "RecipeDocument", "Weights", "load", "load_recipe",
     "load_yaml_recipe",
     # models, and what they say about themselves
-    "FeatureExtractor", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "PatchEffect",
-    "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
+    "FeatureExtractor", "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo",
+    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
+    "drop_closed_patches",
     # training and weights
-    "AuditReport", "FileInfo", "FreezeReport", "LoadReport", "NormalizationReport", "PartReport",
-    "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights", "freeze_head",
-    "param_groups", "partial_load", "plain_state_dict", "transfer_weights", "weights_file",
+    "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
+    "PartReport", "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights",
+    "fold_patches", "freeze_head", "param_groups", "partial_load", "plain_state_dict",
+    "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
     # for plugin authors: what plugins offer
     *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use
     "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
-    "Registry", "Target", "build_torchvision", "read_state_dict",
+    "Registry", "Target", "build_torchvision", "is_normalization", "read_state_dict",
 ]  # fmt: skip
 
 

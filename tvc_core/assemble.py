@@ -7,8 +7,8 @@ user handed over is unchanged. What plugins do to the process during a build is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,8 @@ from .model.bridge import find_bridge
 from .model.classes import become_hybrid
 from .model.current import head_of
 from .model.features import Taps
-from .model.fingerprint import fingerprint
+from .model.fingerprint import fingerprint, known_lines
+from .model.heads import make_head
 from .model.hybrid import HybridModel
 from .model.measuring import measure, run_patched
 from .model.state import Feature, HybridState, Installed, PatchRecord
@@ -34,41 +35,38 @@ from .model.survey import (
     remember_survey,
 )
 from .quarantine.process_state import run_preserved
-from .recipe import Plan, Recipe, key_path
+from .recipe import Plan, key_path
+from .registry.contract import CORE_OWNER
+from .specs import FROM_MODULE
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
-from .surgery.head import (
-    Layout,
-    exchange_heads,
-    fill_empty,
-    find_heads,
-    find_last_layer,
-    num_classes_of,
-    rows_by_name,
-    set_dropout,
-)
-from .surgery.head_layers import Heads
+from .surgery.head import fill_empty, find_last_layer, num_classes_of
 from .surgery.input import InputRecord, change_input
+from .surgery.measured import keep_their_maps
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe, image_of
+from .surgery.sites import Probe, find_module, image_of
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.limits import limit_tensors
 from .weights.preprocessing import image_size
 from .weights.seeded import seeded
-from .weights.torchvision import class_names_of
+from .weights.skeleton import made_from
+from .weights.torchvision import build_torchvision
 
 __all__ = ["assemble"]
 
 
-def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
+def assemble(
+    plan: Plan, *, pretrained: bool = True, fill: Callable[[nn.Module], None] | None = None
+) -> HybridModel:
     """Build the hybrid that a plan describes.
 
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random, for a state dict that
             follows.
+        fill: as for `build_backbone`.
 
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
@@ -80,7 +78,7 @@ def assemble(plan: Plan, *, pretrained: bool = True) -> HybridModel:
         if most is not None:
             modes.enter_context(_about("max_params"))
             modes.enter_context(_budget(most))
-        model = run_preserved(_build, plan, pretrained)
+        model = run_preserved(_build, plan, pretrained, fill)
     found = sum(parameter.numel() for parameter in model.parameters())
     if most is not None and found > most:
         with _about("max_params"):
@@ -106,16 +104,17 @@ def _budget(most: int) -> limit_tensors:
     return limit_tensors([most], what, times=2, error=RecipeError)
 
 
-def _build(plan: Plan, pretrained: bool) -> HybridModel:
+def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | None) -> HybridModel:
     recipe = plan.recipe
     key = "image_size" if recipe.image_size else "options" if recipe.options else "backbone"
     try:
         with _about(key):
-            network, plan = build_backbone(plan, pretrained=pretrained)
+            network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
     except WeightsError as error:
         error.below = key_path("weights")
         raise
-    with rollback_on_error(network):
+    users = plan.backbone.owner == FROM_MODULE
+    with rollback_on_error(network) if users else nullcontext():
         return _assemble(plan, network, pretrained)
 
 
@@ -125,30 +124,38 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     # in, one pass as the proof, the head. The head comes after the proof, since the step-0
     # difference is about the logits of the pretrained head. The training step comes after the head,
     # since it has to learn with it. Whatever fails is rolled back by the caller.
-    anatomy = Anatomy.of(network, plan.backbone.spec)
+    spec = plan.backbone.spec
+    made = made_from(network) if plan.backbone.load() is build_torchvision else ""
+    lines = known_lines(network, made)
+    key = backbone_key(plan, network, made) if pretrained else ""
+    size = recall_image(key)
+    whole = Anatomy.of(network, spec, checked=bool(made) and size is not None)
     with _about("stages"):
-        anatomy, left_out = _end(plan, network, anatomy)
+        anatomy, left_out = _end(plan, network, whole)
     with _about("unfreeze_stages"):
         if plan.recipe.unfreeze_stages is not None:
             anatomy.stage_indices(plan.recipe.unfreeze_stages)
     with _about("weights"):
         if pretrained:
             _check_classifier(plan, network, anatomy)
-    key = backbone_key(plan, network) if pretrained else ""
-    probe, changed = _look(plan, network, recall_image(key))
+    probe, changed = _look(plan, network, size)
     remember_image(key, probe.size)
-    prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
+    prepared, before = prepare(
+        network, plan.patches, anatomy, probe, spec.name, key if made else ""
+    )
+    key = patched_key(key, plan, prepared)
+    known = recall_survey(key, anatomy)
+    if prepared and before is None and not (known and _are_seen_as_identity(prepared, probe)):
+        before = probe.run(network)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
         for patch in prepared
         if patch.replacement is not None
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
-    key = patched_key(key, plan, network, prepared)
-    known = recall_survey(key, anatomy)
     proof = _prove(network, anatomy, installed, probe, before, known)
     with _about("heads" if plan.recipe.heads else "num_classes"):
-        head = _set_head(plan, network, anatomy, probe)
+        head = make_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
     proof.taps.place(network, last[0] if last else None)
     if known is None:
@@ -176,7 +183,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         new_layers=head.new_layers,
         input=changed,
         left_out=left_out,
-        modules=fingerprint(network),
+        modules=fingerprint(network, known=_unchanged(lines, plan, network, anatomy)),
     )
     model = become_hybrid(network, state)
     state.head_as_built = head_of(model, state)
@@ -188,6 +195,26 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         with _about("freeze_backbone"):
             model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
+
+
+def _are_seen_as_identity(prepared: Iterable[Prepared], probe: Probe) -> bool:
+    prepared = tuple(prepared)
+    insertions = [insertion for each in prepared for insertion in each.insertions]
+    starts = all(each.starts_as_identity for each in prepared)
+    return starts and keep_their_maps(insertions, probe)
+
+
+def _unchanged(
+    lines: dict[int, str], plan: Plan, network: nn.Module, anatomy: Anatomy
+) -> dict[int, str]:
+    """Return the lines of the modules that nothing can have changed in place since they were made:
+    neither a new head or input nor an operation of a plugin.
+    """
+    if plan.recipe.in_channels is not None or any(p.op.owner != CORE_OWNER for p in plan.patches):
+        return {}
+    heads = (find_module(network, path) for path in anatomy.heads)
+    changed = {id(each) for head in heads if head is not None for each in head.modules()}
+    return {identity: line for identity, line in lines.items() if identity not in changed}
 
 
 def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
@@ -219,7 +246,7 @@ def _end(plan: Plan, network: nn.Module, anatomy: Anatomy) -> tuple[Anatomy, Lef
 
 def _probe(plan: Plan, network: nn.Module) -> Probe:
     trained_at = plan.weights.crop_size if plan.weights is not None else None
-    return Probe.of(network, plan.backbone.spec, likely=image_size(plan) or trained_at)
+    return Probe.of(network, plan.backbone.spec, likely=trained_at, asked=image_size(plan))
 
 
 def _look(
@@ -260,14 +287,26 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         options=dict(plan.entry.options),
         init=plan.init.qualified if plan.init else None,
         starts_as_identity=prepared.starts_as_identity,
-        paths=tuple(homes) if homes else (path,),
+        paths=tuple(homes) if homes or prepared.replacement is None else (path,),
         replaced=prepared.site.type_name if prepared.replacement is not None else None,
         new=new,
         kept=prepared.kept,
         changed=prepared.changed,
         lost=prepared.lost,
+        thawed=_own_names(network, path, prepared.thawed),
     )
     return Installed(plan=plan, record=record)
+
+
+def _own_names(network: nn.Module, path: str, names: Iterable[str]) -> tuple[str, ...]:
+    """Return the names that parameters below a path have in the network; one that several modules
+    share has its first.
+    """
+    if not names:  # of most patches, and a network may have thousands of parameters
+        return ()
+    of = {id(parameter): name for name, parameter in network.named_parameters()}
+    below = dict(network.get_submodule(path).named_parameters())
+    return tuple(dict.fromkeys(of[id(below[name])] for name in names if name in below))
 
 
 @dataclass(frozen=True)
@@ -293,7 +332,7 @@ def _prove(
         logits, features = measure(network, anatomy, taps, records, probe)
     else:
         taps.repeated, features = known.repeated, known.features
-        if not records:
+        if before is None:  # there are no patches, or they were proved at their places
             return _Proof(taps, features)
         logits, _ = run_patched(network, anatomy, taps, records, probe)
     difference = 0.0 if before is None else _difference(before, logits)
@@ -317,69 +356,3 @@ def _difference(before: torch.Tensor, after: torch.Tensor) -> float:
     if not bool(differs.any()):
         return 0.0
     return float((before.float() - after.float())[differs].abs().max())
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Head:
-    """What was done to the head; the fields are those of `HybridState`."""
-
-    new_layers: tuple[str, ...]
-    class_names: dict[str, tuple[str, ...]]
-    kept_classes: dict[str, tuple[str, ...]]
-    widths: dict[str, int]
-    dim: int
-
-
-def _set_head(plan: Plan, network: nn.Module, anatomy: Anatomy, probe: Probe) -> _Head:
-    """Give the head its classes, its layers and its dropout."""
-    recipe, weights = plan.recipe, plan.weights
-    found = find_last_layer(network, anatomy.head)
-    classes = num_classes_of(found[1]) if found else 0
-    before = class_names_of(weights) if weights and weights.num_classes == classes else None
-    layout, names = Layout.of(recipe, classes), recipe.class_names
-    # as many names as the head has outputs name these, unless they are its own in another order
-    moved = any(new != old for new, old in rows_by_name(before, names).items())
-    exchanged = bool(layout.hidden or layout.heads or layout.num_classes != classes or moved)
-    named = _names(recipe)
-    new_layers: tuple[str, ...] = ()
-    kept: dict[str, tuple[str, ...]] = {}
-    if exchanged:
-        bare = [n for n in named if not (layout.hidden or (n and layout.heads[n].hidden))]
-        rows = {name: rows_by_name(before, named[name]) for name in bare}
-        kept = {name: tuple(named[name][new] for new in rows[name]) for name in bare}
-        new_layers = exchange_heads(network, anatomy, layout, rows)
-    elif before is not None:
-        named = {"": before, **named}
-    if recipe.dropout is not None:
-        set_dropout(network, anatomy.head, recipe.dropout)
-    for name, path in find_heads(network, anatomy.head).items():
-        if recipe.heads and (dropout := recipe.heads[name].get("dropout")) is not None:
-            set_dropout(network, path, dropout)
-    last = find_last_layer(network, anatomy.head)
-    dim = last[1].dim if last and isinstance(last[1], Heads) else -1
-    if layout.heads:
-        _check_outputs(network, probe, layout.num_outputs, dim)
-    return _Head(
-        new_layers=new_layers,
-        class_names=named,
-        kept_classes=kept,
-        widths={name: head.num_classes for name, head in layout.heads.items()},
-        dim=dim,
-    )
-
-
-def _names(recipe: Recipe) -> dict[str, tuple[str, ...]]:
-    """Return the class names that a recipe gives, by the name of the head."""
-    heads = {name: head.get("class_names") for name, head in (recipe.heads or {}).items()}
-    heads[""] = recipe.class_names
-    return {name: tuple(names) for name, names in heads.items() if names is not None}
-
-
-def _check_outputs(network: nn.Module, probe: Probe, wanted: int, dim: int) -> None:
-    """Refuse several heads where the network does not return their outputs one after another."""
-    found = probe.run(network)
-    if found.shape[dim] != wanted:
-        raise HeadError(
-            f"several heads with {wanted} outputs together do not fit this network: it returns "
-            f"{list(found.shape)}, so it does more with the logits than to return them"
-        )

@@ -5,6 +5,7 @@ every module with what flows there: where patches can go, and why not elsewhere.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -29,7 +30,9 @@ USUAL_SIZE = 224
 """Side of the image for a backbone without pretrained weights, which would say theirs [pixels]."""
 
 
-def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, Plan]:
+def build_backbone(
+    plan: Plan, *, pretrained: bool = True, fill: Callable[[nn.Module], None] | None = None
+) -> tuple[nn.Module, Plan]:
     """Return the backbone of a plan, unpatched, with its weights in; and the plan with these
     weights, where the factory says as the network's attribute `tvc_weights` that they are others
     than it was asked for: those of a file that an option names.
@@ -37,6 +40,8 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random.
+        fill: where they stay random, gives the new network what is known of its tensors; what it
+            fills is not initialized before.
 
     Raises:
         BackboneError: the factory fails, or does not return a new module.
@@ -57,10 +62,12 @@ def build_backbone(plan: Plan, *, pretrained: bool = True) -> tuple[nn.Module, P
         elif pretrained and plan.weights is not None:
             with DeferredInit() as filling:
                 network = factory(spec, weights=plan.weights, **plan.options)
-        elif plan.weights is None:
-            network = factory(spec, weights=None, **plan.options)
         else:
-            network = factory(spec, weights=None, **{**plan.weights.options, **plan.options})
+            options = {**(plan.weights.options if plan.weights else {}), **plan.options}
+            with DeferredInit() if fill else nullcontext() as filling:
+                network = factory(spec, weights=None, **options)
+                if fill and isinstance(network, nn.Module):
+                    fill(network)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .hookspecs import hookimpl
 from .specs import InitializerSpec, PatchOpSpec
 
@@ -12,7 +14,7 @@ _OPERATIONS = {
     "inject": "Add a block as a step after, before or parallel to the target, or in its branch.",
     "replace": "Put a block in the target's place.",
 }
-_OPTIONS = {"wrap": {"position": "after"}, "inject": {"position": "after"}}
+_OPTIONS: dict[str, dict[str, Any]] = {"wrap": {"position": None}, "inject": {"position": None}}
 _INITIALIZERS = {
     "identity": "Start as the identity: a patch by its gate, other layers by Dirac weights.",
     "paper": "Keep the published start of a block, without the identity gate.",

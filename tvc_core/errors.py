@@ -183,6 +183,12 @@ def join_names(names: Iterable[str], *, most: int = 12) -> str:
     return ", ".join(names[:most]) + (f", ... ({rest} more)" if rest > 0 else "")
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return a number with its noun: '1 class', '2 classes'."""
+    end = "" if number == 1 else "es" if noun.endswith(("s", "ch")) else "s"
+    return f"{number:,} {noun}{end}"
+
+
 def sentence(text: str) -> str:
     """Return text with an end, so that another sentence can follow: '.' where it has none."""
     text = text.rstrip()

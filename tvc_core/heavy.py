@@ -6,7 +6,9 @@ from __future__ import annotations
 
 from .backbone import describe_backbone
 from .inspecting import FileInfo, describe_file
+from .model.folding import FoldReport, fold_patches
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
+from .model.gate_statistics import GateStatistics
 from .model.heads import HeadInfo
 from .model.hybrid import HybridModel
 from .model.patch_report import PatchEffect, PatchReport
@@ -14,9 +16,11 @@ from .model.plain import plain_state_dict
 from .model.pyramid import LevelInfo
 from .model.reading import FeatureExtractor
 from .model.state import PatchRecord
+from .model.unpatching import drop_closed_patches
 from .opening import load
 from .surgery.anatomy import StageInfo
 from .surgery.head import HeadReport, NoClassifier
+from .surgery.initializers import is_normalization
 from .surgery.operations import BlockMaker, Target
 from .surgery.patch import Patch
 from .surgery.path_info import PathInfo
@@ -29,11 +33,12 @@ from .weights.partial import LoadReport, partial_load, transfer_weights
 from .weights.torchvision import build_torchvision
 
 __all__ = [
-    "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FreezeReport", "HeadInfo",
-    "HeadReport", "HybridModel", "LevelInfo", "LoadReport", "NoClassifier", "NormalizationReport",
-    "POSITIONS", "PartReport", "Patch", "PatchEffect", "PatchRecord", "PatchReport", "PathInfo",
-    "Position", "StageInfo", "Target", "TensorChange", "WeightsDiff", "audit", "build_torchvision",
-    "describe_backbone", "describe_file", "diff_weights", "freeze_head", "load", "param_groups",
-    "partial_load", "plain_state_dict", "read_state_dict", "transfer_weights",
-    "weights_file",
+    "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FoldReport", "FreezeReport",
+    "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport",
+    "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
+    "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
+    "WeightsDiff", "audit", "build_torchvision", "describe_backbone", "describe_file",
+    "diff_weights", "drop_closed_patches", "fold_patches", "freeze_head", "is_normalization",
+    "load", "param_groups", "partial_load", "plain_state_dict", "read_state_dict",
+    "transfer_weights", "weights_file",
 ]  # fmt: skip

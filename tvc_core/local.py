@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar, overload
+from functools import partial
+from typing import Any, Protocol, TypeVar, overload
 
 from .advice.factories import no_block
 from .errors import PluginError, short_repr
@@ -23,6 +23,15 @@ from .specs import (
 __all__ = ["LocalPlugin", "is_module", "own_block"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class Decorator(Protocol):
+    """Offers what it stands above: without arguments, or with `replace` and fields of the spec."""
+
+    @overload
+    def __call__(self, factory: F, /) -> F: ...
+    @overload
+    def __call__(self, /, **fields: Any) -> Callable[[F], F]: ...
 
 
 class LocalPlugin:
@@ -54,18 +63,12 @@ class LocalPlugin:
         self.TVC_OWNER = normalize(owner)
         self._specs: dict[tuple[type[Spec], str], Spec] = {}
 
-    @overload
-    def block(self, factory: F, /) -> F: ...
-    @overload
-    def block(self, /, **fields: Any) -> Callable[[F], F]: ...
-    def block(self, factory: Any = None, /, **fields: Any) -> Any:
-        """Offer a class or function `(in_channels, **params) -> nn.Module` as a block.
-
-        Args:
-            factory: what is decorated, where the decorator has no arguments.
-            **fields: those of `BlockSpec`, such as `category` or `gated`, and `replace`.
+    @property
+    def block(self) -> Decorator:
+        """Offer a class or function `(in_channels, **params) -> nn.Module` as a block, with any
+        fields of `BlockSpec`, such as `category` or `gated`.
         """
-        return self._offer(BlockSpec, factory, fields)
+        return partial(self._offer, BlockSpec)
 
     def backbone(
         self,
@@ -86,31 +89,19 @@ class LocalPlugin:
         paths = (stem,) if isinstance(stem, str) else stem
         return self.offer(BackboneSpec, stem=paths, stages=stages, head=head, **fields)
 
-    @overload
-    def patch_op(self, factory: F, /) -> F: ...
-    @overload
-    def patch_op(self, /, **fields: Any) -> Callable[[F], F]: ...
-    def patch_op(self, factory: Any = None, /, **fields: Any) -> Any:
-        """Offer a function `(target, block, **options) -> nn.Module` as a patch operation.
-
-        Args:
-            factory: what is decorated, where the decorator has no arguments.
-            **fields: those of `PatchOpSpec`, such as `takes_block` or `options`, and `replace`.
+    @property
+    def patch_op(self) -> Decorator:
+        """Offer a function `(target, block, **options) -> nn.Module` as a patch operation, with any
+        fields of `PatchOpSpec`, such as `takes_block` or `options`.
         """
-        return self._offer(PatchOpSpec, factory, fields)
+        return partial(self._offer, PatchOpSpec)
 
-    @overload
-    def initializer(self, factory: F, /) -> F: ...
-    @overload
-    def initializer(self, /, **fields: Any) -> Callable[[F], F]: ...
-    def initializer(self, factory: Any = None, /, **fields: Any) -> Any:
-        """Offer a function `(module) -> None` as an initializer.
-
-        Args:
-            factory: what is decorated, where the decorator has no arguments.
-            **fields: those of `InitializerSpec`, and `replace`.
+    @property
+    def initializer(self) -> Decorator:
+        """Offer a function `(module) -> None` as an initializer, with any fields of
+        `InitializerSpec`.
         """
-        return self._offer(InitializerSpec, factory, fields)
+        return partial(self._offer, InitializerSpec)
 
     def offer(self, spec: type[Spec], /, **fields: Any) -> Callable[[F], F]:
         """Offer a class or function as something of any kind, another plugin's included.
@@ -119,8 +110,7 @@ class LocalPlugin:
             spec: class of the kind's specs.
             **fields: its fields, and `replace`.
         """
-        decorate: Callable[[F], F] = self._offer(spec, None, fields)
-        return decorate
+        return partial(self._offer, spec, **fields)
 
     def add(self, *specs: Spec, replace: bool = False) -> None:
         """Offer what is described already.
@@ -151,23 +141,22 @@ class LocalPlugin:
         """Return what it offers; the registry asks for it, since the plugin knows no hooks."""
         return list(self._specs.values())
 
-    def _offer(self, spec: type[Spec], factory: Any, fields: dict[str, Any]) -> Any:
-        def decorate(factory: F) -> F:
-            if is_module(factory) or not callable(factory):
-                what = f"{self!r}: a decorator goes above a class or function"
-                raise PluginError(f"{what}, not above {short_repr(factory)}")
-            if spec is BlockSpec and (problem := no_block(factory)):
-                raise PluginError(f"{self!r}: {problem}")
-            given = dict(fields)
-            replace = given.pop("replace", False)
-            try:
-                offered = spec(**{**_described(factory), **given, "factory": factory})
-            except (TypeError, ValueError) as error:
-                raise PluginError(f"{self!r}: {error}") from error
-            self.add(offered, replace=replace)
-            return factory
-
-        return decorate if factory is None else decorate(factory)
+    def _offer(self, spec: type[Spec], /, *decorated: Any, **fields: Any) -> Any:
+        if not decorated:
+            return partial(self._offer, spec, **fields)
+        (factory,) = decorated
+        if is_module(factory) or not callable(factory):
+            what = f"{self!r}: a decorator goes above a class or function"
+            raise PluginError(f"{what}, not above {short_repr(factory)}")
+        if spec is BlockSpec and (problem := no_block(factory)):
+            raise PluginError(f"{self!r}: {problem}")
+        replace = fields.pop("replace", False)
+        try:
+            offered = spec(**{**_described(factory), **fields, "factory": factory})
+        except (TypeError, ValueError) as error:
+            raise PluginError(f"{self!r}: {error}") from error
+        self.add(offered, replace=replace)
+        return factory
 
 
 def is_module(made: Any) -> bool:
@@ -196,7 +185,7 @@ def own_block(made: Any) -> BlockSpec:
 
 def _described(factory: Any) -> dict[str, str]:
     """Return the name and summary that a class or function says of itself."""
-    factory = factory.func if isinstance(factory, functools.partial) else factory
+    factory = factory.func if isinstance(factory, partial) else factory
     own = getattr(factory, "__name__", "")
     words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", own).lower()
     first = (getattr(factory, "__doc__", None) or "").strip().partition("\n")[0]

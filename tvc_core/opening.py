@@ -8,6 +8,7 @@ of its tensors, names and shapes are compared, and only then the tensors are rea
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -41,6 +42,7 @@ from .registry import Registry
 from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
+from .weights.deferred import lend
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 
@@ -186,20 +188,24 @@ def _load(
     # one tensor is copied. What cannot be told from tensors (classes, freezing, the step-0
     # difference) comes last.
     path, content = file.path, file.content
-    model = _build(file, base, registry, module)
+    filling = _Filling(file) if module is None and base is None else None
+    model = _build(file, base, registry, module, filling)
     own = model.state_dict()
     lent = {k: t for k, t in (base or {}).items() if k in own}
     shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in lent.items()}
     shapes |= {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
     _compare(path, own, shapes)
-    tensors = {**lent, **file.read()}
+    lacking = list(own) if filling is None else filling.lacking(own)
+    found = filling.tensors if filling and filling.tensors.keys() >= set(lacking) else file.read()
+    tensors = {name: {**lent, **found}[name] for name in lacking}
     # Copying would convert a bfloat16 file back to float32 without a word. Where the types differ,
     # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
     # the objects that the build made and tied tensors stay tied.
-    assign = any(own[name].dtype != tensors[name].dtype or own[name].is_meta for name in own)
-    # keeps the metadata of the state dict, without which MNASNet refuses to load
-    own.update(tensors)
-    model.load_state_dict(own, assign=assign)
+    assign = any(own[k].dtype != t.dtype or own[k].is_meta for k, t in tensors.items())
+    some = OrderedDict(tensors)
+    # without the metadata of a state dict MNASNet refuses to load
+    some._metadata = own._metadata  # type: ignore[attr-defined]
+    model.load_state_dict(some, strict=False, assign=assign)
     model.class_names = content["class_names"] or None
     model.load_freeze_state(content["freeze"])
     _freeze_by_hand(model, content.get("by_hand", {}))
@@ -213,8 +219,62 @@ def _load(
     return model
 
 
+class _Filling:
+    """Gives a backbone that is being built the tensors that the file has for it, so that they are
+    neither initialized nor copied.
+
+    Args:
+        file: the file.
+    """
+
+    def __init__(self, file: OwnFile) -> None:
+        self.file = file
+        self.tensors: dict[str, Tensor] = {}
+        """What was read and is not the backbone's."""
+        self._filled: dict[str, Tensor] = {}
+
+    def __call__(self, network: nn.Module) -> None:
+        # The file is read before the patches are in, so before all names and shapes have been
+        # compared: of a file that is mostly another network's, nothing is read here.
+        own, entries = network.state_dict(keep_vars=True), self.file.entries
+        fits = [
+            key
+            for key, tensor in own.items()
+            if key in entries
+            and (entries[key].dtype, entries[key].shape) == (tensor.dtype, tuple(tensor.shape))
+            and not tensor.is_meta
+        ]
+        if 2 * len(fits) < len(own):
+            return
+        with torch._C.DisableTorchFunction():
+            self.tensors = self.file.read()
+        lend(self.tensors[key] for key in fits)
+        with torch.no_grad():
+            for key in fits:
+                own[key].copy_(self.tensors.pop(key))
+        self._filled = {key: own[key] for key in fits}
+        self._versions = {key: own[key]._version for key in fits}
+
+    def lacking(self, own: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of the tensors that do not have the file's values, or may have others by
+        now.
+        """
+        same = {
+            key
+            for key, tensor in self._filled.items()
+            if key in own
+            and own[key].data_ptr() == tensor.data_ptr()
+            and tensor._version == self._versions[key]
+        }
+        return [key for key in own if key not in same]
+
+
 def _build(
-    file: OwnFile, base: dict[str, Tensor] | None, registry: Registry, module: nn.Module | None
+    file: OwnFile,
+    base: dict[str, Tensor] | None,
+    registry: Registry,
+    module: nn.Module | None,
+    filling: _Filling | None,
 ) -> HybridModel:
     """Build what the recipe of a file describes, if it is of the size of the file."""
     content = file.content
@@ -228,7 +288,7 @@ def _build(
     _check_own(file.path, recipe, registry)
     plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
     with _limited(file, base):
-        model = assemble(plan, pretrained=False)
+        model = assemble(plan, pretrained=False, fill=filling)
     restore_gates(model, [*file.entries, *(base or {})])
     return model
 

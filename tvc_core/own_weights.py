@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .errors import HeadError, WeightsError, join_names
+from .errors import HeadError, WeightsError, count_of, join_names
 from .model.content import BASE_KEY, prepared_as
 from .model.ownfile import open_own
 from .recipe import Plan
@@ -52,7 +52,7 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
         raise WeightsError(
-            f"{path}: lacks {len(missing)} tensors of {plan.backbone.qualified}: "
+            f"{path}: lacks {count_of(len(missing), 'tensor')} of {plan.backbone.qualified}: "
             f"{join_names(missing, most=4)}. To start from a part of a network: build it with "
             "weights=None, then tvc_core.partial_load(model, path)"
         )
@@ -63,8 +63,8 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
         )
     if report.unexpected:
         warnings.warn(
-            f"{path}: {len(report.unexpected)} tensors have no place in {plan.backbone.qualified} "
-            f"and are not loaded: {join_names(report.unexpected, most=4)}",
+            f"{path}: {count_of(len(report.unexpected), 'tensor')} not loaded, for which "
+            f"{plan.backbone.qualified} has no place: {join_names(report.unexpected, most=4)}",
             UserWarning,
             stacklevel=2,
         )

@@ -56,14 +56,12 @@ class _Frozen:
         # would raise a TypeError without the near name, and would raise it first.
         known = [entry.name for entry in fields(cls)]  # type: ignore[arg-type]
         if values:
-            raise TypeError(
-                f"{cls.__name__} takes its fields by name: {cls.__name__}(name=..., ...)"
-            )
-        for name in given:
-            if name not in known:
-                near = [f" Did you mean {n!r}?" for n in difflib.get_close_matches(name, known, 1)]
-                fields_are = f"{''.join(near)} The fields are {', '.join(known)}"
-                raise TypeError(f"{cls.__name__} has no field {name!r}.{fields_are}")
+            by_name = f"{cls.__name__}(name=..., ...)"
+            raise TypeError(f"{cls.__name__} takes its fields by name: {by_name}")
+        for name in set(given).difference(known):
+            near = [f" Did you mean {n!r}?" for n in difflib.get_close_matches(name, known, 1)]
+            what = f"{cls.__name__} has no field {name!r}.{''.join(near)}"
+            raise TypeError(f"{what} The fields are {', '.join(known)}")
         return super().__new__(cls)
 
     def __post_init__(self) -> None:
@@ -79,14 +77,13 @@ class _Frozen:
                 object.__setattr__(self, entry.name, _frozen(value))
 
     def _require(
-        self, fits: bool, entry: str, wanted: str, error: type[Exception] = ValueError
+        self, fits: object, entry: str, wanted: str, error: type[Exception] = ValueError
     ) -> None:
         if not fits:
             value = getattr(self, entry)
             hint = f": write ({value!r},)" if isinstance(value, str) and "tuple" in wanted else ""
-            raise error(
-                f"{type(self).__name__} {self.name!r}: {entry} {value!r} is not {wanted}{hint}"
-            )
+            what = f"{type(self).__name__} {self.name!r}: {entry} {value!r}"
+            raise error(f"{what} is not {wanted}{hint}")
 
     def _check_options(self: Any) -> None:
         fits = all(name.isidentifier() for name in self.options)
@@ -131,15 +128,15 @@ class Spec(_Frozen):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        member = isinstance(self, BackboneSpec) and _MEMBER.fullmatch(self.name)
-        if not (_NAME.fullmatch(self.name) or member):
+        form = _MEMBER if isinstance(self, BackboneSpec) and "/" in self.name else _NAME
+        if not form.fullmatch(self.name):
             rule = "a name is lower-case letters, digits and '_', and starts with a letter"
             raise ValueError(f"{type(self).__name__} {self.name!r}: {rule}")
         self._check_factory("factory")
 
     def _check_factory(self, entry: str) -> None:
         factory = getattr(self, entry)
-        fits = not isinstance(factory, str) or bool(_FACTORY.fullmatch(factory))
+        fits = not isinstance(factory, str) or _FACTORY.fullmatch(factory)
         self._require(fits, entry, "of the form 'package.module:attribute'")
 
 
@@ -208,8 +205,8 @@ class WeightsSpec(_Frozen):
         self._require(known, "interpolation", "'bilinear' or 'bicubic'")
         counted = not self.class_names or len(self.class_names) == self.num_classes
         self._require(counted, "class_names", f"one name for each of {self.num_classes} outputs")
-        self._require(not self.url or bool(_URL.fullmatch(self.url)), "url", _URLS)
-        fits = bool(re.fullmatch(r"[0-9a-fA-F]{64}" if self.url else "", self.sha256))
+        self._require(not self.url or _URL.fullmatch(self.url), "url", _URLS)
+        fits = re.fullmatch(r"[0-9a-fA-F]{64}" if self.url else "", self.sha256)
         self._require(fits, "sha256", "64 hexadecimal digits beside a url, else empty")
 
 
@@ -276,22 +273,19 @@ class BackboneSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        stages = tuple((s,) if isinstance(s, str) else s for s in self.stages)
-        object.__setattr__(self, "stages", stages)
         names = [weights.name for weights in self.weights]
         if len(set(names)) != len(names):
             raise ValueError(f"BackboneSpec {self.name!r}: the same weights name twice in {names}")
-        default = self.default_weights
-        self._require(default in (None, *names), "default_weights", f"one of {names}")
+        self._require(self.default_weights in (None, *names), "default_weights", f"one of {names}")
         self._check_options()
-        option = self.channels_option
-        known = not option or option in self.options
+        known = self.channels_option in ("", *self.options)
         self._require(known, "channels_option", f"one of its options {list(self.options)}")
         dotted = all("." in name for name in self.branches)
         wanted = "a mapping of classes, 'package.module.Class', to paths"
         self._require(dotted, "branches", wanted, TypeError)
-        there = all(stage in range(len(stages)) for stage in self.auxiliary.values())
+        there = all(stage in range(len(self.stages)) for stage in self.auxiliary.values())
         self._require(there, "auxiliary", "a mapping of paths to stage numbers", TypeError)
+        object.__setattr__(self, "stages", self.stage_paths)
 
     @property
     def stage_paths(self) -> tuple[tuple[str, ...], ...]:
@@ -345,7 +339,9 @@ class BlockSpec(Spec):
         preserves_shape: the output has the shape of the input for every valid `in_channels`.
         layouts: the tensor layouts that the block takes, such as ("NCHW",).
         gated: the block has a method `gate(x)` such that block(x) equals x * gate(x), with a gate
-            that broadcasts over x. The identity start then costs no extra map.
+            that broadcasts over x. The identity start then costs no extra map. It may also have
+            `mix(x, alpha)`, which computes x * (1 + alpha * (gate(x) - 1)) at once; patches then
+            call that.
         starts_as: what the block by itself is at its start: "identity" (its output is its input in
             eval mode, also where a regularizer acts in training mode), "zero" (its output is 0, as
             that of an adapter beside the target), or "" for neither. It gets no gate where that
@@ -356,6 +352,14 @@ class BlockSpec(Spec):
             a module (or of one of another width), and `factory` is called. It takes the parameters
             of `factory`, and leaves `original` as it is. In-process plugins may give the callable.
             Since plugin API 1.1.
+        for_target: "package.module:attribute" of `make(target, in_channels, **params) -> nn.Module
+            | None`, called where the block is inserted: a block for this place, which reads the
+            module and the shapes off the `tvc_core.Target`; None where it has none for such a
+            module, and `factory` is called. It takes the parameters of `factory`, and leaves the
+            module as it is. In-process plugins may give the callable. Since plugin API 1.1.
+        positions: names of the positions that the block is for, of which the first is where `wrap`
+            and `inject` put it by default; () for all. Elsewhere, and in the place of a module, it
+            is refused. Since plugin API 1.1.
         code_only: parameters that open an address or a path. Only code may set them: in a recipe or
             a file they are an error. Since plugin API 1.1.
     """
@@ -368,12 +372,15 @@ class BlockSpec(Spec):
     gated: bool = False
     starts_as: str = ""
     in_place_of: Factory = ""
+    for_target: Factory = ""
+    positions: tuple[str, ...] = ()
     code_only: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.in_place_of:
-            self._check_factory("in_place_of")
+        for entry in ("in_place_of", "for_target"):
+            if getattr(self, entry):
+                self._check_factory(entry)
         known = self.starts_as in ("", "identity", "zero")
         self._require(known, "starts_as", "'', 'identity' or 'zero'")
         fits = bool(self.layouts) and set(self.layouts) <= set(LAYOUTS)
@@ -406,8 +413,7 @@ class PatchOpSpec(Spec):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._check_options()
-        taken = sorted(set(self.options) & set(PATCH_KEYS))
-        if taken:
+        if taken := sorted(set(self.options) & set(PATCH_KEYS)):
             what = f"PatchOpSpec {self.name!r}: the option names {taken}"
             raise ValueError(f"{what} have a meaning of their own in patches")
 
@@ -455,15 +461,14 @@ class Kind:
         if "__dataclass_fields__" not in vars(self.spec) or self.spec is Spec:
             raise TypeError(f"Kind: {self.spec.__name__} is not decorated as a frozen dataclass")
         if not _KIND.fullmatch(self.name) or self.name == Spec.kind:
-            raise ValueError(
-                f"Kind: {self.spec.__name__}.kind {self.name!r} is not lower-case words"
-            )
-        what, hook = f"Kind {self.name!r}", self.hook
-        if not (callable(hook) and hasattr(hook, "tvc_spec")):
-            raise TypeError(f"{what}: hook is {hook!r}, not a function decorated with hookspec")
+            kind = f"{self.spec.__name__}.kind {self.name!r}"
+            raise ValueError(f"Kind: {kind} is not lower-case words")
+        if not (callable(self.hook) and hasattr(self.hook, "tvc_spec")):
+            wanted = "not a function decorated with hookspec"
+            raise TypeError(f"Kind {self.name!r}: hook is {self.hook!r}, {wanted}")
         plural = self.plural or f"{self.name.rpartition(' ')[2]}s"
         if not _NAME.fullmatch(plural):
-            raise ValueError(f"{what}: plural is {plural!r}, not a lower-case word")
+            raise ValueError(f"Kind {self.name!r}: plural is {plural!r}, not a lower-case word")
         object.__setattr__(self, "plural", plural)
 
     @property

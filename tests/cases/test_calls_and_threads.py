@@ -68,7 +68,7 @@ def test_four_threads_on_a_hybrid_of_timm(calls: int) -> None:
 
 
 @pytest.mark.parametrize("calls", SIZES)
-def test_four_threads_on_dense_adapters(calls: int) -> None:
+def test_four_threads_on_dense_backbones(calls: int) -> None:
     from tvc_dense import as_detection_backbone, as_segmentation_backbone
 
     model = ready("resnet18", EVERY_POSITION)

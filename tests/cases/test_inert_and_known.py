@@ -45,7 +45,7 @@ def test_regularizers_act_from_the_first_step(block: Any, place: str) -> None:
     maps: list[Tensor] = []
     model.get_submodule(place).register_forward_hook(lambda m, a, out: maps.append(out.clone()))
     model.train()
-    x = torch.randn(8, 3, 64, 64)
+    x = torch.randn(6, 3, 48, 48)
     for _ in range(6):
         model(x)
     assert max(difference(each, maps[0]) for each in maps[1:]) > 0.1
@@ -121,8 +121,11 @@ def test_a_block_that_starts_as_the_identity_by_itself_has_no_gate() -> None:
             },
         ),
         ("layer2", {"wrap": {"type": "conv_bn_act", "init": "zero", "params": {"channels": 128}}}),
+        ("layer2", {"wrap": {"type": "se", "init": "zero"}}),
+        ("layer3.0", {"inject": {"type": "cbam_block", "init": "zero", "position": "before"}}),
+        ("layer4", {"wrap": {"type": "eca", "init": "zero"}}),
     ],
-    ids=["stage", "block", "convolution", "wrapped"],
+    ids=["stage", "block", "convolution", "wrapped", "two of four", "before", "one weight"],
 )
 def test_a_start_that_cannot_learn_is_refused_or_learns(target: str, patch: Any) -> None:
     try:
@@ -134,6 +137,44 @@ def test_a_start_that_cannot_learn_is_refused_or_learns(target: str, patch: Any)
     steps(model, 4, rate=0.1)
     still = {n for n, p in model.named_parameters() if n in before and p.equal(before[n])}
     assert not {n for n in still if n.endswith("weight")}
+
+
+@pytest.mark.parametrize(
+    ("down", "up", "stuck"), [(0, 0, "down.weight, up.weight"), (0, 1, ""), (1, 0, "")], ids=str
+)
+def test_two_factors_of_which_one_is_not_zero_learn(down: int, up: int, stuck: str) -> None:
+    """As the two of LoRA: the second step moves what the first could not."""
+    plugin = LocalPlugin("acme")
+
+    @plugin.block
+    class Factors(nn.Module):
+        def __init__(self, in_channels: int) -> None:
+            super().__init__()
+            self.down = nn.Conv2d(in_channels, 4, 1, bias=False)
+            self.up = nn.Conv2d(4, in_channels, 1)
+            for layer, scale in ((self.down, down), (self.up, up)):
+                with torch.no_grad():
+                    layer.weight.mul_(scale)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.up(self.down(x))
+
+    def build() -> HybridModel:
+        patches = {"layer2": {"wrap": "factors"}}
+        return HybridBuilder(plugins=[plugin]).from_torchvision(
+            "resnet18", None, patches=patches, num_classes=10
+        )
+
+    if stuck:
+        with pytest.raises(TvcError, match=f"acme:factors would never learn.* its {stuck}, since"):
+            build()
+        return
+    model = build()
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if "patches" in n}
+    start = {n: p for n, p in before.items() if n.endswith("weight")}
+    assert [bool(p.any()) for p in start.values()] == [bool(down), bool(up)], "put back"
+    steps(model, 6, rate=0.1)
+    assert not [n for n, p in model.named_parameters() if n in start and p.equal(start[n])]
 
 
 def test_audit_names_what_another_tool_silenced() -> None:

@@ -18,6 +18,7 @@ import pytest
 import torch
 from case_tools import Tiny
 from torch import nn
+from tvc_dense import unet
 
 import tvc_core
 from tvc_core import HybridBuilder, LocalPlugin
@@ -137,7 +138,7 @@ PYTHON: dict[str, list[Row]] = {
     "arguments that are methods here": [
         ("tiny(features_only=True)", "model.get_stage_outputs(images)", "tiny().get_stage_outputs(images)"),
         ('tiny(device="cpu")', "model.to(device)", 'tiny().to("cpu")'),
-        ("tiny(seed=0)", "torch.manual_seed(seed)", "torch.manual_seed(0)"),
+        ("tiny(dtype=torch.float64)", "model.to(dtype)", "tiny().to(torch.float64)"),
     ],
     "misspelt arguments": [
         ("tiny(num_class=3)", "Did you mean 'num_classes'?", "tiny(num_classes=3)"),
@@ -232,7 +233,7 @@ PYTHON: dict[str, list[Row]] = {
         ('b.create_block("se", "8")', "in_channels is a whole number of at least 1", 'b.create_block("se", 8)'),
     ],
     "initializers": [
-        ('tiny(patches={"layer2": {"wrap": {"type": "se", "init": "zeros"}}})', "Did you mean 'zero'", "tiny(patches={'layer2': {'wrap': {'type': 'se', 'init': 'zero'}}})"),
+        ('tiny(patches={"layer2": {"wrap": {"type": "eca", "init": "zeros"}}})', "Did you mean 'zero'", "tiny(patches={'layer2': {'wrap': {'type': 'eca', 'init': 'zero'}}})"),
         ('partial_load(tiny(), "state.pth", init_new_layers="kaming")', "Did you mean 'kaiming'", 'partial_load(tiny(), "state.pth", init_new_layers="kaiming")'),
     ],
     "paths": [
@@ -323,6 +324,52 @@ PYTHON: dict[str, list[Row]] = {
         ('tiny().reset_classifier("3")', "Write 3, without quotes", "tiny().reset_classifier(3)"),
         ('tiny().freeze_backbone(head="fc")', "all, last, none", 'tiny().freeze_backbone(head="last")'),
         ("HybridModel()", "HybridBuilder()", None),
+    ],
+    "stages by the end of their path": [
+        ('tiny().get_stage_outputs(images, "layer")', "Did you mean 'layer", 'tiny().get_stage_outputs(images, "layer2")'),
+        ('tiny(freeze_backbone=True, unfreeze_stages=["fc"])', "there is no stage 'fc'", None),
+        ("tiny(stages=0)", "from 1 to 2", "tiny(stages=1)"),
+    ],
+    "places of other patches": [
+        ('tiny(patches={"layer1": {"wrap": "se"}}).unpatch("layer2")', "Patched are: layer1", 'tiny(patches={"layer1": {"wrap": "se"}}).unpatch("layer1")'),
+        ('tiny(patches={"fc": {"replace": "identity"}})', "built by num_classes=0", "tiny(num_classes=0)"),
+        ('tiny(patches={"layer1": {"inject": {"type": "conv_bn_act", "params": {"channels": 7}}}})', "would fit", None),
+    ],
+    "checkpoints of other networks": [
+        ('partial_load(tiny(num_classes=3), {"fc.weight": torch.zeros(9, 9), "body.0.weight": torch.zeros(3)})', "nothing would be loaded", None),
+        ("partial_load(tiny(), torchvision.models.alexnet().state_dict())", "first keys are features.0.weight", None),
+    ],
+    "heads in another form": [
+        ('tiny(heads=["cat", "age"])', "a mapping of names to classes", 'tiny(heads={"cat": 3, "age": 1})'),
+        ('tiny(heads={"cat": 3}, num_classes=4)', "leave num_classes and class_names out", 'tiny(heads={"cat": 3})'),
+        ('tiny(num_classes=3, hidden="64")', "Write 64, without quotes", "tiny(num_classes=3, hidden=64)"),
+    ],
+    "names of activations": [
+        ('tiny(num_classes=3, hidden=[8], activation="swish")', "Did you mean 'hardswish'", 'tiny(num_classes=3, hidden=[8], activation="hardswish")'),
+        ('tiny(num_classes=3, hidden=[8], activation="ReLU")', "Did you mean 'relu'", 'tiny(num_classes=3, hidden=[8], activation="relu")'),
+        ('tiny(patches={"act": {"replace": "swish"}})', "Unknown block 'swish'", None),
+    ],
+    "sizes of images": [
+        ('b.from_backbone("vit_b_32", None, image_size=100)', "96 and 128 do", None),
+        ('b.from_backbone("vit_b_32", None, image_size=[96, 128])', "takes square images", None),
+        ('b.from_backbone("timm/test_vit", None, image_size=100)', "96x96 and 112x112 do", 'b.from_backbone("timm/test_vit", None, image_size=96)'),
+    ],
+    "decoders": [
+        ("unet(tiny(), 3, decoder_channels=64)", "a list of one number for each step", "unet(tiny(), 3, decoder_channels=[16] * len(unet(tiny(), 3).decoder))"),
+        ("unet(tiny(), 3, decoder_channels=[64])", "one number for each step", None),
+        ('unet("tiny", 3)', "a hybrid is needed", "unet(tiny(), 3)"),
+    ],
+    "owners that are origins": [
+        ('b.list_backbones(owner="torchvision")', "list_backbones(origin='torchvision')", "b.list_backbones(origin='torchvision')"),
+        ('b.list_backbones(owner="timm")', "list_backbones(origin='timm')", None),
+    ],
+    "nothing after a family": [
+        ('b.from_backbone("timm/", None)', "follows 'timm/'", None),
+    ],
+    "networks handed over": [
+        ("b.from_torchvision(torchvision.models.mnasnet0_5)", "Give the name, 'mnasnet0_5'", None),
+        ("b.from_torchvision(torchvision.models.squeezenet1_1())", "from_module(network", None),
+        ('b.from_torchvision("fcn_resnet50")', "build one around a hybrid", None),
     ],
     "a network of one's own": [
         ('b.from_module("resnet18", stem="a", stages=["b"], head="c")', "an nn.Module, not 'resnet18'", None),
@@ -427,6 +474,23 @@ SHELL: dict[str, list[Command]] = {
         ("check ./folder", "The folder has no pyproject.toml", None),
         ("check nowhere/", "Give the folder that has its pyproject.toml", None),
     ],
+    "one argument too many": [
+        ("show resnet18 layer4", "--target 'layer4.*'", "show resnet18 --target 'layer4.*'"),
+        ("doctor tvc-attention", "'tvc check NAME' at one", None),
+        ("build resnet.yaml resnet.yaml", "It builds one recipe", "build resnet.yaml"),
+    ],
+    "owners that are origins": [
+        ("list --owner torchvision", "'tvc list --origin torchvision'", "list --origin torchvision"),
+        ("list backbones --owner timm", "'tvc list --origin timm'", None),
+    ],
+    "nothing after a family": [
+        ("show timm/", ("follows 'timm/'", "tvc list 'timm/*' lists them"), None),
+    ],
+    "values of options": [
+        ("list --sort accuracy", "'acc'", "list --sort acc"),
+        ("list blocks --category attn", "Did you mean 'attention'?", "list blocks --category attention"),
+        ("new-plugin acme --kind blocks", "'block'", None),
+    ],
     "new plugins": [
         ("new-plugin Acme_Blocks", "Did you mean 'acme-blocks'?", "new-plugin acme-blocks --into folder"),
         ("new-plugin acme --name TripletGate", "Did you mean 'triplet_gate'?", "new-plugin acme-two --name triplet_gate --into folder"),
@@ -522,6 +586,7 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         **{"tvc_core": tvc_core, "torchvision": torchvision, "torch": torch, "nn": nn},
         **{"b": builder, "zoo": zoo, "tiny": tiny, "yaml": yaml, "network": network},
         **{"Tiny": Tiny, "Gate": Gate, "group_norm": group_norm, "Path": Path},
+        "unet": unet,
         "GATE_SPEC": tvc_core.BlockSpec(name="gate", factory=Gate),
         "images": torch.zeros(1, 3, 64, 64),
     }

@@ -95,7 +95,7 @@ def test_f3_reset_classifier_leaves_the_rest_frozen() -> None:
     assert model.count_parameters(trainable_only=True) == 512 * 10 + 10
 
 
-def test_f3_dense_adapters_leave_the_rest_frozen() -> None:
+def test_f3_dense_backbones_leave_the_rest_frozen() -> None:
     from tvc_dense import as_detection_backbone
 
     model = resnet18()

@@ -328,7 +328,7 @@ def test_three_lines_make_one_pytest_test_of_each_check(
         "no:cacheprovider",
         "test_acme.py",
         "-k",
-        "exports or runs",
+        "block_exports or runs",
     ]
     environment = {"PYTHONPATH": str(tmp_path / "site"), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

@@ -15,12 +15,14 @@ import struct
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from packaging.version import Version
 from torch import Tensor, nn
 
 import tvc_core
@@ -88,7 +90,11 @@ def test_no_field_is_trusted_for_its_hash(saved: Path, lab: Any, key: str, value
     assert len(str(found.value)) < 1500
 
 
-@pytest.mark.parametrize("kind", [torch.int32, torch.complex64, torch.bool])
+NEWER = Version(version("safetensors")) >= Version("0.7")
+"""safetensors itself knows complex numbers, and tensors without any."""
+
+
+@pytest.mark.parametrize("kind", [torch.int32, torch.bool, *([torch.complex64] if NEWER else [])])
 def test_a_tensor_of_another_kind_is_refused(saved: Path, lab: Any, kind: torch.dtype) -> None:
     content, tensors = taken_apart(saved)
     tensors["fc.weight"] = tensors["fc.weight"].to(kind)
@@ -260,8 +266,10 @@ def test_every_type_is_written_as_others_read_it() -> None:
     small = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool)
     ints = (torch.int64, torch.int32, torch.int16)
     tensors = {str(kind): torch.randn(3, 5).to(kind) for kind in (*floats, *small, *ints)}
-    tensors |= {"none": torch.zeros(0, 4), "one": torch.tensor(1.5), "\u00e9": torch.arange(3)}
-    tensors["complex"] = torch.randn(2, dtype=torch.complex64)
+    tensors |= {"one": torch.tensor(1.5), "\u00e9": torch.arange(3)}
+    if NEWER:
+        tensors["none"] = torch.zeros(0, 4)
+        tensors["complex"] = torch.randn(2, dtype=torch.complex64)
     found = safetensors.torch.load(b"".join(map(bytes, pack(tensors, {"format": "pt"}))))
     assert found.keys() == tensors.keys()
     for key, tensor in tensors.items():

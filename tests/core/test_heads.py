@@ -200,7 +200,7 @@ def test_hidden_layers_are_torchvisions_mlp(tiny: Any, images: Tensor) -> None:
     reference.fc = nn.Sequential(*list(mlp)[:-1])  # MLP has a dropout after the last layer
     assert torch.equal(outputs(model, images), outputs(reference, images))
     assert [m.p for m in model.fc.modules() if isinstance(m, nn.Dropout)] == [0.2, 0.2]
-    assert "hidden layers of 16, 12, 5 classes, dropout 0.2" in model.explain()
+    assert "hidden layers of 16, 12 with GELU, 5 classes, dropout 0.2" in model.explain()
     assert model.get_classifier() is model.fc[6] and model.num_classes == 5
 
 
@@ -323,7 +323,7 @@ def test_several_heads_are_hand_made_ones(tiny: Any, plain: Any, images: Tensor)
     assert model.num_classes == 4 and model.class_names is None
     infos = {info.name: (info.num_classes, info.class_names) for info in model.head_info}
     assert infos == {"breed": (3, ("pug", "beagle", "collie")), "age": (1, None)}
-    assert "head age: fc.age.3 (Linear), hidden layers of 8, 1 classes" in model.explain()
+    assert "head age: fc.age.3 (Linear), hidden layers of 8 with ReLU, 1 class," in model.explain()
 
 
 @pytest.mark.parametrize(

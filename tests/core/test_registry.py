@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import types
 from pathlib import Path
 from typing import Any
@@ -364,3 +365,36 @@ def test_near_finds_a_misspelling_or_what_was_cut_short_whatever_its_case(
 
 def test_near_finds_nothing_where_nothing_is_near() -> None:
     assert near_names("quux", ["wrap", "inject"]) == []
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("drop_path", "stochastic_depth"),
+        ("DropPath", "stochastic_depth"),
+        ("timm.layers.DropPath", "stochastic_depth"),
+        ("dropblock", "drop_block"),
+        ("gn", "group_norm"),
+        ("ln", "layer_norm_2d"),
+        ("dwconv", "depthwise_separable_conv"),
+        ("SEModule", "se"),
+        ("swish", "silu"),
+    ],
+)
+def test_what_other_libraries_call_a_block_leads_to_ours(given: str, meant: str) -> None:
+    assert f" Did you mean '{meant}'? " in unknown(Registry(), BlockSpec, given)
+
+
+def test_another_name_of_what_is_not_installed_says_where_it_is() -> None:
+    message = unknown(alone(), BlockSpec, "drop_path")
+    assert "stochastic_depth is in tvc-blocks, which is not installed" in message
+
+
+def test_another_name_stands_for_one_block_and_is_no_other_blocks_own() -> None:
+    text = Path(hints.__file__).with_name("other_names.json").read_text(encoding="utf-8")
+    names = [
+        (hints._letters(other), name) for name, more in json.loads(text).items() for other in more
+    ]
+    ours = {hints._letters(name): name for name in hints.table("block")}
+    assert len(dict(names)) == len(names)
+    assert all(ours.get(other, name) == name for other, name in names)

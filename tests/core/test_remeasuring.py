@@ -95,7 +95,7 @@ def test_patches_that_do_not_fit_are_named_all_at_once() -> None:
     with pytest.raises(PatchError) as caught:
         model.remeasure()
     said = str(caught.value)
-    assert said.startswith("2 patches do not fit the network as it is now: patches.layer2.")
+    assert said.startswith("patches do not fit the network as it is now (2): patches.layer2.")
     assert "patches.layer2.se at 'layer2' gets [1, 96, 8, 12]" in said
     assert "patches.layer2.1.conv_bn_act at 'layer2.1' gets [1, 96, 8, 12]" in said
     assert "eca" not in said and "layer3" not in said and "unpatch" in said

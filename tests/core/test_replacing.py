@@ -151,8 +151,8 @@ def test_of_several_replacements_the_one_that_does_not_fit_is_named() -> None:
 def test_a_plugins_block_takes_over_what_it_says_how_to() -> None:
     network = Chain().eval()
     for norm in network.norms:
-        norm.running_var.fill_(4.0)
-        norm.eps = 0.0
+        norm.eps = 0.25
+        norm.running_var.fill_(4.0 - norm.eps)
     x = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         expected = network(x)

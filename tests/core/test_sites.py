@@ -10,7 +10,7 @@ import torchvision
 from torch import Tensor, nn
 
 from tvc_core import BackboneError, BackboneSpec, HybridBuilder, PatchError, TargetError
-from tvc_core.surgery.layouts import Adapter, layout_of
+from tvc_core.surgery.layouts import LayoutView, layout_of
 from tvc_core.surgery.probing import probing
 from tvc_core.surgery.sites import Probe, locate
 
@@ -43,6 +43,17 @@ def test_the_layout_follows_from_the_axes_that_shrink_like_the_image(
     shape: tuple[int, ...], layout: str | None
 ) -> None:
     assert layout_of(shape, IMAGE) == layout
+
+
+@pytest.mark.parametrize("kernel", range(1, 8))
+@pytest.mark.parametrize("stride", [1, 2, 3, 4])
+def test_convolutions_without_padding_give_maps_whatever_their_width(
+    kernel: int, stride: int
+) -> None:
+    # 40 channels of 60x92 have the image's ratio in their first two axes, by chance
+    height, width = ((side - kernel) // stride + 1 for side in IMAGE)
+    found = {layout_of((1, channels, height, width), IMAGE) for channels in range(1, 300)}
+    assert found == {"NCHW"}
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8, 16, 32])
@@ -311,9 +322,9 @@ def test_a_block_on_tokens_leaves_their_order_in_memory(prefix: int) -> None:
     """Another order changes the rounding of what comes next, and with it the proof that a hybrid
     starts as its backbone.
     """
-    adapter = Adapter("NLC", "NCHW", prefix, 2, 3)
+    view = LayoutView("NLC", "NCHW", prefix, 2, 3)
     for x in (torch.randn(2, 6 + prefix, 4), torch.randn(2, 4, 6 + prefix).transpose(1, 2)):
-        y = adapter.run(lambda map_: map_ * 1, x)
+        y = view.run(lambda map_: map_ * 1, x)
         assert torch.equal(y, x)
         assert prefix or y.stride() == x.stride()
 
@@ -323,4 +334,4 @@ def test_tokens_of_an_image_of_another_size_are_refused(tokens: int) -> None:
     with pytest.raises(
         PatchError, match=rf"got {tokens} tokens, .* built for 2x3 of an image's and 1 before them"
     ):
-        Adapter("NLC", "NCHW", 1, 2, 3).run(nn.Identity(), torch.zeros(1, tokens, 4))
+        LayoutView("NLC", "NCHW", 1, 2, 3).run(nn.Identity(), torch.zeros(1, tokens, 4))

@@ -72,11 +72,53 @@ class Patchify(nn.Module):
     "strides", [[7, 2, 2], [3, 2, 2], [14, 2, 2], [14, 1], [28, 1], [5, 3], [4, 3, 2], [16, 1]]
 )
 def test_patches_of_any_size_are_measured(lab: Any, strides: list[int]) -> None:
-    # 64x96 pixels are 4x6 patches of 14 pixels and of 16, and 2x3 of 28 and of 32
     network, paths = Patchify(strides), [f"layers.{index}" for index in range(len(strides))]
     model = lab().from_module(network, paths[0], paths[1:], "head", num_classes=2)
     expected = torch.tensor(strides).cumprod(0).tolist()[1:]
     assert [stage.stride for stage in model.stage_info] == expected
+
+
+class Tokens(nn.Module):
+    """Patches as a list of tokens, some others first; what makes no whole patch goes, or is filled
+    up.
+    """
+
+    def __init__(self, patch: int, prefix: int, pad: bool) -> None:
+        super().__init__()
+        self.patch, self.pad = patch, pad
+        self.embed = nn.Conv2d(3, 4, patch, patch)
+        self.prefix = nn.Embedding(prefix, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.pad:
+            x = nn.functional.pad(x, (0, -x.shape[3] % self.patch, 0, -x.shape[2] % self.patch))
+        tokens = self.embed(x).flatten(2).transpose(1, 2)
+        return torch.cat([self.prefix.weight.expand(len(x), -1, -1), tokens], 1)
+
+
+class Transformer(nn.Module):
+    def __init__(self, patch: int, prefix: int, pad: bool) -> None:
+        super().__init__()
+        self.stem, self.block = Tokens(patch, prefix, pad), nn.Linear(4, 4)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.block(self.stem(x)).mean(1))
+
+
+@pytest.mark.parametrize("patch", [14, 12, 10, 6, 20, 28, 15])
+@pytest.mark.parametrize(("prefix", "pad"), [(0, False), (1, True), (5, False)])
+def test_tokens_of_patches_of_any_size_are_laid_out_over_the_image(
+    lab: Any, patch: int, prefix: int, pad: bool
+) -> None:
+    model = lab().from_module(Transformer(patch, prefix, pad), "stem", ["block"], "head")
+    assert [stage.stride for stage in model.stage_info] == [patch]
+    for height, width in [(7 * patch, 7 * patch), (3 * patch, 16 * patch), (5 * patch + 3, 80)]:
+        rows, columns = (-(-side // patch) if pad else side // patch for side in (height, width))
+        x = torch.randn(2, 3, height, width)
+        tokens = model.block(model.stem(x))[:, prefix:]
+        expected = tokens.transpose(1, 2).reshape(2, 4, rows, columns)
+        assert torch.equal(model.get_stage_outputs(x, -1)[0], expected)
 
 
 def test_a_hybrid_says_how_many_channels_its_images_have(lab: Any) -> None:

@@ -41,6 +41,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FAQ = ROOT / "docs" / "faq.md"
 FAQS = [FAQ, ROOT / "docs" / "plugin-authors" / "faq.md"]
 
+FIRST_RUNS = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
+FIRST_RUNS += sorted((ROOT / "docs" / "how-to").glob("*.md"))
+"""Pages whose first example is what a reader copies: it runs without a network, on a machine that
+has what `make demo` installs and where no weights were ever downloaded.
+"""
+
 INFO_STRINGS = {
     "python": "run in the page's namespace, or written to a file where its first line is '# file: "
     "NAME'",
@@ -199,16 +205,34 @@ def tidy(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
 
 
+@contextlib.contextmanager
+def without_a_network() -> Iterator[None]:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("no network")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(Path.cwd() / "empty"))
+        patch.setattr(socket.socket, "connect", refuse)
+        patch.setattr(socket, "getaddrinfo", refuse)
+        patch.setattr("tvc_core.weights.cache.download", refuse)
+        yield
+
+
 def run_page(page: Path) -> dict[int, str]:
     """Run a page's Python blocks in one namespace, and return what each printed by its line."""
     namespace: dict[str, object] = {"__name__": "__docs__"}
     printed: dict[int, str] = {}
     last: str | None = ""
+    offline = page in FIRST_RUNS
     for block in blocks_of(page):
         if block.info in ("python", "yaml", "toml") and write_file(block):
             continue
+        if block.info.startswith("python") and offline:
+            assert block.info == "python", f"{block.where}: the first example does not run here"
         if block.info == "python":
-            last = printed[block.line] = run_python(block, namespace)
+            with without_a_network() if offline else contextlib.nullcontext():
+                last = printed[block.line] = run_python(block, namespace)
+            offline = False
         elif block.info.startswith(NEEDS):
             last = None  # `test_blocks_that_need_other_tools_run` runs it
         elif block.info == "text output" and last is not None:
@@ -219,39 +243,29 @@ def run_page(page: Path) -> dict[int, str]:
 
 
 @pytest.mark.parametrize(
-    "page", [page for page in with_blocks("python") if page not in FAQS], ids=page_id
+    "page",
+    [page for page in PAGES if page in {*FIRST_RUNS, *with_blocks("python")} - {*FAQS}],
+    ids=page_id,
 )
 def test_python_blocks_run(page: Path, supply_weights: Callable[[Path], None]) -> None:
     supply_weights(page)
     run_page(page)
 
 
-FIRST_RUNS = [ROOT / "README.md", *sorted((ROOT / "docs" / "tutorial").glob("*.md"))]
-FIRST_RUNS += sorted((ROOT / "docs" / "how-to").glob("*.md"))
-
-
-@pytest.mark.parametrize("page", FIRST_RUNS, ids=page_id)
-def test_the_first_example_runs_without_a_network(
-    page: Path, desk: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_first_example_gets_no_weights(
+    desk: Path, tmp_path: Path, made_up: Callable[..., object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine that has what `make demo` installs, where no weights were ever downloaded. It is
-    what a reader copies.
-    """
-    monkeypatch.setenv("TORCH_HOME", str(desk / "empty"))
-
-    def refuse(*_: object, **__: object) -> None:
-        raise OSError("no network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
-    for block in blocks_of(page):
-        if block.info in ("python", "yaml", "toml") and write_file(block):
-            continue
-        if block.info.startswith("python"):
-            assert block.info == "python", f"{block.where}: the first example does not run here"
-            run_python(block, {"__name__": "__docs__"})
-            return
-    assert not any(block.info.startswith("python") for block in blocks_of(page))
+    page = tmp_path / "page.md"
+    page.write_text(
+        "```python\nfrom tvc_core import HybridBuilder\n"
+        "HybridBuilder().from_torchvision('mobilenet_v3_small')\n```\n"
+    )
+    monkeypatch.setattr(sys.modules[__name__], "ROOT", tmp_path)
+    made_up("mobilenet_v3_small:IMAGENET1K_V1")
+    run_page(page)
+    monkeypatch.setattr(sys.modules[__name__], "FIRST_RUNS", [page])
+    with pytest.raises(TvcError, match="no network"):
+        run_page(page)
 
 
 def blocks_with_needs() -> list[tuple[Block, str | None]]:

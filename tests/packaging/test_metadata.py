@@ -13,6 +13,7 @@ from email.message import Message
 from pathlib import Path
 
 import pytest
+import yaml
 from distributions import FOLDERS, ROOT, Built
 
 import tvc_core
@@ -194,3 +195,20 @@ def test_tvc_all_requires_all_others_or_has_them_as_extras(built: Built) -> None
         for line in metadata_of(built.wheels["tvc-all"]).get_all("Requires-Dist", [])
     }
     assert required == set(built.wheels) - {"tvc-all"}
+
+
+def test_the_ci_runs_what_is_promised_and_the_hooks_what_lint_runs() -> None:
+    jobs = yaml.safe_load((ROOT / ".github/workflows/test.yml").read_text("utf-8"))["jobs"]
+    pythons = jobs["test"]["strategy"]["matrix"]["python"]
+    assert [f"Programming Language :: Python :: {each}" for each in pythons] == PYTHONS
+    oldest = [step["with"]["python-version"] for step in jobs["lowest"]["steps"] if "with" in step]
+    assert f"Programming Language :: Python :: {oldest[0]}" == PYTHONS[0]
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    commands = [step.get("run", "") for job in jobs.values() for step in job["steps"]]
+    targets = re.findall(r"\bmake ([\w-]+)", " ".join(commands))
+    assert len(targets) >= 3
+    assert all(f"\n{target}:" in makefile for target in targets)
+    (repo,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text("utf-8"))["repos"]
+    assert repo["repo"] == "local", "other repositories would bring versions of their own"
+    tools = {hook["entry"].split()[0] for hook in repo["hooks"] if hook["language"] == "system"}
+    assert tools == {f".venv/bin/{tool}" for tool in re.findall(r"\$\(BIN\)/(ruff|mypy)", makefile)}

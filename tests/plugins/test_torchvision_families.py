@@ -24,7 +24,7 @@ from tvc_core import BackboneSpec, HybridBuilder, HybridModel, Registry, Weights
 SMALLEST = (
     "resnet18", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small", "alexnet",
     "squeezenet1_1", "densenet121", "googlenet", "mnasnet0_5", "shufflenet_v2_x0_5",
-    "regnet_x_400mf", "swin_t",
+    "regnet_x_400mf", "swin_t", "vit_b_32",
 )  # fmt: skip
 """Of each family that is quick; the sweep has all of them."""
 
@@ -103,8 +103,11 @@ def torchvisions_own(name: str) -> nn.Module:
         parts = re.compile(r"\.(norm|conv)\.(?=[12]\.)")
         tensors = {parts.sub(r".\1", key): tensor for key, tensor in tensors.items()}
     # pretrained, auxiliary heads are dropped
-    for key in tensors.keys() - model.state_dict().keys():
-        del tensors[key]
+    tensors = {
+        key: tensor
+        for key, tensor in tensors.items()
+        if key in model.state_dict() or not key.startswith(("aux", "AuxLogits"))
+    }
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_()
 

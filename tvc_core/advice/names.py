@@ -75,7 +75,9 @@ def unknown_name(registry: Any, kind: type[Any], owner: str, short: str, ending:
     parts += [f"There is the {other} {short!r}." for other in others]
     absent = [name for name in installable if name not in names]
     every = [*names, *absent] if info or not owner else []  # not of a plugin that is not there
-    near_by = did_you_mean(short, every)
+    meant = hints.block_meant(short) if kind.kind == "block" else short
+    meant = meant if meant in every else short
+    near_by = did_you_mean(meant, every)
     if backbone:
         backbones = registry.names(BackboneSpec)
         near_by = words.on_name(f"{short}{ending}", backbones) or near_by
@@ -84,7 +86,7 @@ def unknown_name(registry: Any, kind: type[Any], owner: str, short: str, ending:
     elif kind.kind == "patch op":
         near_by += words.on_operation(short) if not near_by or short in words.POSITION_WORDS else ""
     parts.append(near_by.strip())
-    if near := near_names(short, absent if every else [], most=1):
+    if near := near_names(meant, absent if every else [], most=1):
         parts.append(f"{near[0]} is in {installable[near[0]]}, which is not installed.")
     lists = _LISTED_BY.get(kind.kind, f"Registry().names({kind.kind!r})")
     parts.append(f"Installed are {len(names)}: {join_names(names)}. {lists} lists them.")
@@ -146,8 +148,13 @@ def unknown_member(registry: Any, name: str, family: Any, said: str) -> str:
     return f"{said}{hint} {there_is} HybridBuilder.list_backbones('{label}/*') lists them."
 
 
+_ORIGINS = ("torchvision", "timm")
+
+
 def unknown_owner(owner: str, owners: list[str]) -> str:
     """Return what to do about a distribution that is not installed; `owners` are."""
+    if owner in _ORIGINS:
+        return f"It is where networks come from: list_backbones(origin={owner!r}) lists them."
     near = next(iter(near_names(owner, [*owners, *hints.distributions()], most=1)), "")
     if not near:
         return f"There is {join_names(sorted(owners))}."

@@ -7,10 +7,11 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import UnknownNameError, did_you_mean, join_names, short_repr, what_there_is
-from ..specs import BlockSpec, PatchOpSpec
+from ..specs import BackboneSpec, BlockSpec, PatchOpSpec
+from . import words
 from .names import lacks
 
-__all__ = ["misplaced", "needs_block", "refuse_missing"]
+__all__ = ["misplaced", "needs_block", "no_image_size", "refuse_missing", "unknown_weights"]
 
 
 def refuse_missing(registry: Any, names: Iterable[tuple[type[Any], str | None]]) -> None:
@@ -73,3 +74,29 @@ def needs_block(op: str, name: str | None) -> str:
     needs = f"{op} needs a block: write {{'{op}': 'se'}}, or give 'type'"
     named = f"; 'name' names its place, and the block is the type: {{'type': {name!r}}}"
     return needs + (named if name else "")
+
+
+def no_image_size(name: str, spec: BackboneSpec, size: Any) -> str:
+    """Say why a backbone without an option for it is not built for an image size."""
+    takes = f"{name} takes images of"
+    if not spec.fixed_size:
+        sizes = f"{takes} any size from {spec.min_size} pixels"
+        return f"image_size={size} is not needed: {sizes}. Resize the images."
+    trained = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
+    hint = " Its option input_size builds it for another size, without pretrained weights."
+    return (
+        f"image_size={size} is not available: {takes} {join_names(map(str, trained))} pixels only, "
+        "since no rule resamples its position weights. Resize the images."
+        f"{hint if 'input_size' in spec.options else ''}"
+    )
+
+
+def unknown_weights(given: str, backbone: str, spec: BackboneSpec) -> str:
+    """Say which weights a backbone has in place of those that it does not have."""
+    weights_class, _, name = given.rpartition(".")
+    names = [weights.name for weights in spec.weights]
+    hint = words.on_weights(given) or did_you_mean(name, names)
+    if name in names:
+        hint = f" {weights_class} belongs to another network."
+    default = f"; 'DEFAULT' stands for {spec.default_weights}" if names else ""
+    return f"Unknown weights {given!r} of {backbone}.{hint} It has {join_names(names)}{default}."

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from torch import nn
 
-from ..errors import join_names
+from ..errors import count_of, join_names
 from ..specs import FROM_MODULE
 from ..surgery.head import dropout_of, find_classifier, find_heads, num_classes_of
 from ..surgery.head_layers import HeadMLP
@@ -63,23 +63,23 @@ def _head_lines(network: nn.Module, state: HybridState) -> Iterator[str]:
         hidden = _widths(network, [head, heads[info.name]] if info.name else [head])
         own = dropout_of(network, heads[info.name]) if info.name else None
         dropout = own or dropout_of(network, head) or 0.0
-        line = f"{what}: {info.module} ({kind}), {hidden}{info.num_classes} classes"
+        line = f"{what}: {info.module} ({kind}), {hidden}{count_of(info.num_classes, 'class')}"
         if kept := state.kept_classes.get(info.name):
             line += f" ({len(kept)} with the weights of before: {join_names(kept, most=3)})"
         yield f"{line}, dropout {dropout:g}"
 
 
 def _widths(network: nn.Module, paths: list[str]) -> str:
-    """Return the widths of the hidden layers within, in words."""
+    """Return the widths of the hidden layers within, and their activation, in words."""
     places = [find_classifier(network, path) for path in paths]
-    widths = [
-        str(num_classes_of(layer))
-        for place in places
-        if place is not None and isinstance(place[1], HeadMLP)
-        for layer in place[1][:-1]
-        if num_classes_of(layer)
-    ]
-    return f"hidden layers of {', '.join(widths)}, " if widths else ""
+    mlps = [place[1] for place in places if place is not None and isinstance(place[1], HeadMLP)]
+    layers = [layer for mlp in mlps for layer in mlp[:-1]]
+    widths = [str(num_classes_of(layer)) for layer in layers if num_classes_of(layer)]
+    between = [each for each in layers if not num_classes_of(each)]
+    kinds = {type(each).__name__ for each in between if not isinstance(each, nn.Dropout)}
+    if not widths:
+        return ""
+    return f"hidden layers of {', '.join(widths)} with {' and '.join(sorted(kinds))}, "
 
 
 def _input_line(record: InputRecord) -> str:
@@ -102,6 +102,9 @@ def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
             now = type(find_module(network, record.target)).__name__
             lines.append(f"{what} {record.replaced} by {block}, now {now}{_weights(record)}")
             continue
+        if record.thawed:
+            count = f"{len(record.thawed)} parameters"
+            lines.append(f"{what}, {count} learn where their part is frozen")
         for home in record.paths:
             patch = placed.get(home)
             if patch is None:

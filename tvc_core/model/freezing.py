@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import FreezeError, join_names, short_repr
+from ..errors import FreezeError, count_of, join_names, short_repr
 from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
 from ..surgery.head import find_classifier
@@ -137,9 +137,9 @@ def freeze(network: nn.Module, state: HybridState, wanted: FreezeState) -> None:
     hold(network, state)
     if foreign:
         warnings.warn(
-            f"{len(foreign)} parameters are trainable now that tvc had not frozen (by hand, or by "
-            f"another tool): {join_names(foreign, most=4)}. freeze_backbone and unfreeze_all set "
-            "the whole network",
+            f"now trainable: {count_of(len(foreign), 'parameter')} that tvc had not frozen (by "
+            f"hand, or by another tool): {join_names(foreign, most=4)}. freeze_backbone and "
+            "unfreeze_all set the whole network",
             UserWarning,
             stacklevel=4,
         )
@@ -190,7 +190,7 @@ def wanted_grads(
     """Return for every parameter whether a freeze state lets it learn."""
     wanted = wanted or state.freeze
     anatomy, new, frozen = state.anatomy, state.new_modules, frozen_parts(wanted)
-    last = find_classifier(network, anatomy.head)
+    last, thawed = find_classifier(network, anatomy.head), state.thawed
     norms = {path for path, module in network.named_modules() if is_normalization(module)}
     flags: dict[str, bool] = {}
     for name, _ in network.named_parameters():
@@ -202,6 +202,8 @@ def wanted_grads(
             trainable = True
         if part == HEAD and not inserted and wanted.head == "last":
             trainable = last is not None and name.startswith(f"{last[0]}.")
+        if name in thawed and not wanted.patches:
+            trainable = True
         flags[name] = trainable
     return flags
 
@@ -290,18 +292,21 @@ def _learns_nothing(module: nn.Module) -> bool:
 def _tell_half_thawed(state: HybridState, held: Iterable[tuple[str, nn.Module]]) -> None:
     if state.half_thawed_told:
         return
-    norms_learn = state.freeze.normalization != "frozen"
+    norms_learn, thawed = state.freeze.normalization != "frozen", state.thawed
     half = [
         path
         for path, module in held
-        if any(p is not None and p.requires_grad for p in module._parameters.values())
+        if any(
+            p is not None and p.requires_grad and f"{path}.{name}" not in thawed
+            for name, p in module._parameters.items()
+        )
         and not (norms_learn and is_normalization(module))
     ]
     if half:
         state.half_thawed_told = True
         warnings.warn(
-            f"{len(half)} modules of frozen parts have trainable parameters, thawed by hand, and "
-            f"stay in eval mode: {join_names(half, most=4)}. Thaw them with freeze_backbone("
+            f"{count_of(len(half), 'module')} of frozen parts with trainable parameters, thawed by "
+            f"hand, in eval mode: {join_names(half, most=4)}. Thaw them with freeze_backbone("
             "unfreeze_stages=...) or unfreeze_all, which let their statistics and dropout work",
             UserWarning,
             stacklevel=4,

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError
+from ..recipe import Plan, Recipe
 from ..recipe.rules import DROPOUT, HEAD, NUM_CLASSES, check_class_names
+from ..surgery.anatomy import Anatomy
 from ..surgery.head import (
     HeadReport,
     Layout,
@@ -26,15 +28,17 @@ from ..surgery.head import (
     rows_by_name,
     set_dropout,
 )
-from ..surgery.sites import first_tensor
+from ..surgery.head_layers import Heads
+from ..surgery.sites import Probe, first_tensor
+from ..weights.torchvision import class_names_of
 from . import freezing
 from .fingerprint import fingerprint
 from .settling import settle
 from .state import HybridState, num_classes
 
 __all__ = [
-    "HeadInfo", "head_info", "joined", "named_outputs", "reset_classifier", "set_class_names",
-    "unnamed",
+    "HeadInfo", "NewHead", "head_info", "joined", "make_head", "named_outputs",
+    "reset_classifier", "set_class_names", "unnamed",
 ]  # fmt: skip
 
 
@@ -69,6 +73,85 @@ def head_info(network: nn.Module, state: HybridState) -> tuple[HeadInfo, ...]:
         for name, last in found
         if last is not None
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class NewHead:
+    """What a build has done to the head.
+
+    Args:
+        new_layers: paths of the auxiliary heads' new layers.
+        class_names: of each head, by its name.
+        kept_classes: of each head, the classes that kept their weights.
+        widths: the outputs of several heads, by name.
+        dim: of the output, along which several heads are concatenated.
+    """
+
+    new_layers: tuple[str, ...]
+    class_names: dict[str, tuple[str, ...]]
+    kept_classes: dict[str, tuple[str, ...]]
+    widths: dict[str, int]
+    dim: int
+
+
+def make_head(plan: Plan, network: nn.Module, anatomy: Anatomy, probe: Probe) -> NewHead:
+    """Give the head the classes, the layers and the dropout that a recipe asks for.
+
+    Raises:
+        HeadError: the head cannot be changed so, or the network does not return what several heads
+            give.
+    """
+    recipe, weights = plan.recipe, plan.weights
+    found = find_last_layer(network, anatomy.head)
+    classes = num_classes_of(found[1]) if found else 0
+    before = class_names_of(weights) if weights and weights.num_classes == classes else None
+    layout, names = Layout.of(recipe, classes), recipe.class_names
+    # as many names as the head has outputs name these, unless they are its own in another order
+    moved = any(new != old for new, old in rows_by_name(before, names).items())
+    exchanged = bool(layout.hidden or layout.heads or layout.num_classes != classes or moved)
+    named = _recipe_names(recipe)
+    new_layers: tuple[str, ...] = ()
+    kept: dict[str, tuple[str, ...]] = {}
+    if exchanged:
+        bare = [n for n in named if not (layout.hidden or (n and layout.heads[n].hidden))]
+        rows = {name: rows_by_name(before, named[name]) for name in bare}
+        kept = {name: tuple(named[name][new] for new in rows[name]) for name in bare}
+        new_layers = exchange_heads(network, anatomy, layout, rows)
+    elif before is not None:
+        named = {"": before, **named}
+    if recipe.dropout is not None:
+        set_dropout(network, anatomy.head, recipe.dropout)
+    for name, path in find_heads(network, anatomy.head).items():
+        if recipe.heads and (dropout := recipe.heads[name].get("dropout")) is not None:
+            set_dropout(network, path, dropout)
+    last = find_last_layer(network, anatomy.head)
+    dim = last[1].dim if last and isinstance(last[1], Heads) else -1
+    if layout.heads:
+        _check_outputs(network, probe, layout.num_outputs, dim)
+    return NewHead(
+        new_layers=new_layers,
+        class_names=named,
+        kept_classes=kept,
+        widths={name: head.num_classes for name, head in layout.heads.items()},
+        dim=dim,
+    )
+
+
+def _recipe_names(recipe: Recipe) -> dict[str, tuple[str, ...]]:
+    """Return the class names that a recipe gives, by the name of the head."""
+    heads = {name: head.get("class_names") for name, head in (recipe.heads or {}).items()}
+    heads[""] = recipe.class_names
+    return {name: tuple(names) for name, names in heads.items() if names is not None}
+
+
+def _check_outputs(network: nn.Module, probe: Probe, wanted: int, dim: int) -> None:
+    """Refuse several heads where the network does not return their outputs one after another."""
+    found = probe.run(network)
+    if found.shape[dim] != wanted:
+        raise HeadError(
+            f"several heads with {wanted} outputs together do not fit this network: it returns "
+            f"{list(found.shape)}, so it does more with the logits than to return them"
+        )
 
 
 def set_class_names(network: nn.Module, state: HybridState, names: Any) -> None:

@@ -443,7 +443,7 @@ class HybridModel(nn.Module):
     @property
     def recipe(self) -> Recipe:
         """The recipe that builds this model, with qualified names: as it is now, after `unpatch`,
-        `reset_classifier` and `set_grad_checkpointing`. What is frozen is as it was built.
+        `reset_classifier` and `set_grad_checkpointing`. What is frozen is as in the build.
         """
         return current_recipe(self, self._hybrid)
 

@@ -13,7 +13,7 @@ from torch import nn
 from ..errors import PatchError, foreign
 from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.layouts import Shape, channels_of, grid_of, layout_of
-from ..surgery.sites import Probe
+from ..surgery.sites import Probe, odd_stride
 from .features import MapReader, Taps
 from .state import Feature, PatchRecord
 from .strides import strides_of
@@ -35,18 +35,13 @@ def measure(
         seen = taps.collect(lambda x: Probe(x).run(network), image)
         return [tuple(seen[index].shape) for index in range(len(maps))]
 
-    strides = strides_of(maps, probe.size, maps_at, halving=_halves(network))
+    odd = odd_stride(network)
+    whole = all(side % odd == 0 for side in probe.size)
+    strides = strides_of(maps, probe.size, maps_at, whole=whole)
     parts = enumerate((anatomy.stem, *anatomy.stages))
     return logits, tuple(
         _feature(index - 1, paths, maps[index], strides[index], probe) for index, paths in parts
     )
-
-
-def _halves(network: nn.Module) -> bool:
-    """Return whether no layer has a stride other than a power of two."""
-    given = (getattr(module, "stride", 1) for module in network.modules())
-    sides = (each for each in given for each in (each if isinstance(each, tuple) else (each,)))
-    return not any(isinstance(side, int) and side & (side - 1) for side in sides)
 
 
 def run_patched(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ParameterError, short_repr
+from ..errors import ParameterError, count_of, short_repr
 from ..surgery.patches import placed_patches
 from ..surgery.probing import probing
 from ..surgery.sites import first_tensor
+from .gate_statistics import GateRecorder, GateStatistics
 from .heads import joined, named_outputs
 from .settling import settle
 from .state import HybridState
@@ -29,7 +31,9 @@ class PatchEffect:
         path: where it lives, such as "patches.layer3.se".
         target: the module that runs it.
         position: where at the target.
-        gate: the gate now; None where it has none.
+        gate: the number that mixes the block in (`alpha`), now; None where it has none.
+        gate_values: what the block's own gate is, for a block that multiplies the map with one;
+            None for others.
         map_change: norm of the change of the target's map, divided by the map's norm without it.
         logits_change: the same of the logits.
         num_changed: predictions (largest logit) that differ without it.
@@ -41,6 +45,7 @@ class PatchEffect:
     target: str
     position: str
     gate: float | None
+    gate_values: GateStatistics | None
     map_change: float
     logits_change: float
     num_changed: int
@@ -62,20 +67,42 @@ class PatchReport:
     num_images: int
 
     def __str__(self) -> str:
-        head = ("patch", "gate", "map", "logits", "predictions", "loss with", "without")
+        head = (
+            "patch", "alpha", "gate", "spread", "saturated", "map", "logits", "predictions",
+            "loss with", "without",
+        )  # fmt: skip
         rows = [head, *(self._row(each) for each in self.patches)]
         widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
         lines = [
             "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])])
             for row in rows
         ]
-        return "\n".join([*lines, f"change without the patch, on {self.num_images} images"])
+        lines.append(f"change without the patch, on {count_of(self.num_images, 'image')}")
+        return "\n".join([*lines, *self.warnings])
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One sentence for each gate that does nothing of use."""
+        return tuple(
+            f"the gate of {each.path} is dead: {each.gate_values.dead}"
+            for each in self.patches
+            if each.gate_values is not None and each.gate_values.dead
+        )
 
     def _row(self, effect: PatchEffect) -> tuple[str, ...]:
         losses = (effect.loss, effect.loss_without)
         return (
             effect.path,
             "-" if effect.gate is None else f"{effect.gate:.3g}",
+            *(
+                ("-", "-", "-")
+                if effect.gate_values is None
+                else (
+                    f"{effect.gate_values.mean:.3g}",
+                    f"{effect.gate_values.spread:.2g}",
+                    f"{effect.gate_values.saturation:.0%}",
+                )
+            ),
             f"{effect.map_change:.2%}",
             f"{effect.logits_change:.2%}",
             f"{effect.num_changed} of {self.num_images}",
@@ -106,6 +133,7 @@ def patch_report(
     criterion = loss or nn.functional.cross_entropy
     count, total, has_targets = 0, 0.0, True
     like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    gates = GateRecorder({home: patch for home, _, patch in placed})
     with probing(network):
         for images, targets in _batches(data, of_any_kind=loss is not None):
             images = images.to(device=like.device, dtype=like.dtype)
@@ -113,7 +141,8 @@ def patch_report(
             has_targets = has_targets and targets is not None
             num = len(images)
             count += num
-            with_all, maps = _run(network, state, images, [path for _, path, _ in placed])
+            with gates.recording():
+                with_all, maps = _run(network, state, images, [path for _, path, _ in placed])
             if targets is not None:
                 if state.head_widths and loss is None:
                     raise ParameterError(
@@ -138,6 +167,7 @@ def patch_report(
             target=path,
             position=patch.position.name,
             gate=None if patch.alpha is None else float(patch.alpha.detach()),
+            gate_values=gates.sums[home].statistics(count) if home in gates.sums else None,
             map_change=_ratio(sums[home].maps),
             logits_change=_ratio(sums[home].logits),
             num_changed=sums[home].changed,
@@ -146,7 +176,10 @@ def patch_report(
         )
         for home, path, patch in placed
     )
-    return PatchReport(patches=effects, num_images=count)
+    report = PatchReport(patches=effects, num_images=count)
+    for warning in report.warnings:
+        warnings.warn(warning, UserWarning, stacklevel=3)
+    return report
 
 
 def _batches(data: Any, *, of_any_kind: bool) -> Iterator[tuple[Tensor, Any]]:

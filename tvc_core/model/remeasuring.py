@@ -43,7 +43,7 @@ def remeasure(network: nn.Module, state: HybridState, image_size: Any) -> None:
         probe = _probe(network, state, image_size)
     if misfits:
         raise PatchError(
-            f"{len(misfits)} patches do not fit the network as it is now: "
+            f"patches do not fit the network as it is now ({len(misfits)}): "
             f"{'; '.join(misfits.values())}. Nothing was measured: take them out "
             "(unpatch), or give them the widths that they get"
         )
@@ -71,10 +71,11 @@ def _probe(network: nn.Module, state: HybridState, image_size: Any) -> Probe:
     # The image that was used at the build comes first. A tool or the user may have changed the
     # first convolution, so its number of channels is tried as well. The error of the first try is
     # the one that is shown: it is about the network as tvc knows it.
-    _, before, *size = state.probe_shape
+    _, before, *likely = state.probe_shape
+    asked: tuple[int, int] | None = None
     if image_size is not None:
         size = IMAGE_SIZE.check("image_size", image_size, ParameterError)
-    sides = (size, size) if isinstance(size, int) else (size[0], size[1])
+        asked = (size, size) if isinstance(size, int) else (size[0], size[1])
     stem = [module for _, root in state.anatomy.modules(network, STEM) for module in root.modules()]
     taken = [each.in_channels for each in stem if isinstance(each, nn.Conv2d)][:1]
     failed: BackboneError | None = None
@@ -85,7 +86,7 @@ def _probe(network: nn.Module, state: HybridState, image_size: Any) -> Probe:
             fixed_size=state.plan.backbone.spec.fixed_size or image_size is not None,
         )
         try:
-            return Probe.of(network, spec, likely=sides)
+            return Probe.of(network, spec, likely=(likely[0], likely[1]), asked=asked)
         except BackboneError as error:
             failed = failed or error
     assert failed is not None

@@ -50,6 +50,7 @@ class PatchRecord:
             another size.
         lost: those that it has not.
         options: the operation's options as written.
+        thawed: names of parameters that learn though their part is frozen.
     """
 
     target: str
@@ -65,6 +66,7 @@ class PatchRecord:
     changed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+    thawed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,7 +148,7 @@ class HybridState:
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
         metadata: the user's own facts, which `save` writes.
-        head_as_built: the head's keys of a recipe, as it was built.
+        head_as_built: the head's keys of a recipe, in the build.
         checkpointed: the parts whose activations are computed again, as they were switched last.
         half_thawed_told: a warning has said that the user thawed a part of what is frozen.
     """
@@ -192,6 +194,11 @@ class HybridState:
         new last layers.
         """
         return frozenset((*self.new_layers, *(p for record in self.records for p in record.new)))
+
+    @property
+    def thawed(self) -> frozenset[str]:
+        """Names of the parameters that patches let learn though their part is frozen."""
+        return frozenset(name for record in self.records for name in record.thawed)
 
 
 def state_of(network: nn.Module) -> HybridState:

@@ -26,7 +26,7 @@ def strides_of(
     image: Size,
     measure_at: Callable[[Size], Sequence[Shape]],
     *,
-    halving: bool = True,
+    whole: bool = True,
 ) -> list[int]:
     """Return the stride of each map [pixels].
 
@@ -39,8 +39,9 @@ def strides_of(
         image: height and width of that image [pixels].
         measure_at: returns the shapes of the maps of an image of another height and width; may
             raise, since a network may accept no other size.
-        halving: no layer has a stride other than a power of two. Where one has, larger images
-            decide in any case: 64x96 pixels are 4x6 cells of 16 pixels, and of 14 as well.
+        whole: the image's sides are multiples of the odd factors of all strides. Where they are
+            not, larger images decide in any case: 64x96 pixels are 4x6 cells of 16 pixels, and of
+            14 as well.
     """
     # First guess: image divided by map, which is exact if every layer pads its borders. Where rows
     # and columns times the stride are the image again, there is nothing to doubt. Else the growth
@@ -53,7 +54,7 @@ def strides_of(
         (rows * stride, columns * stride) == image
         for (rows, columns), stride in zip(grids, strides, strict=True)
     )
-    if exact and halving:
+    if exact and whole:
         return strides
     seen = {image: grids}
 

@@ -16,10 +16,12 @@ import torch
 from torch import nn
 
 from ..errors import HeadError, PatchError, TargetError, did_you_mean, join_names
+from ..quarantine.process_state import run_preserved
 from ..recipe import PatchEntry, qualified_entry
 from ..surgery import calls
 from ..surgery.head import find_classifier, find_last_layer, num_classes_of, set_dropout
 from ..surgery.head_layers import HeadMLP, Heads
+from ..surgery.marks import check_hybrid
 from ..surgery.patch import Patch
 from ..surgery.patches import (
     CONTAINERS,
@@ -36,21 +38,56 @@ from .checkpointing import Checkpointed, set_checkpointing
 from .fingerprint import fingerprint
 from .remeasuring import measure_again, misfits_noted
 from .settling import place
-from .state import HybridState, Installed, num_classes
+from .state import HybridState, Installed, num_classes, state_of
 
-__all__ = ["switched_off", "unpatch", "without"]
+__all__ = [
+    "chosen_patches", "drop_closed_patches", "switched_off", "take_out", "unpatch", "without",
+]  # fmt: skip
 
 
 def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -> None:
-    """Do the work of `HybridModel.unpatch`.
+    """Do the work of `HybridModel.unpatch`."""
+    if chosen := chosen_patches(network, state, target):
+        take_out(network, state, chosen)
+
+
+def drop_closed_patches(model: nn.Module) -> tuple[str, ...]:
+    """Take out of a hybrid the patches that do nothing since their gates are exactly 0.
+
+    The outputs stay the same bit for bit, and inference costs what it costs without them.
+
+    Args:
+        model: a hybrid.
+
+    Returns:
+        Where the blocks that are gone lived, such as "patches.layer3.se".
+
+    Raises:
+        ParameterError: `model` is not a hybrid.
+        FreezeError: the model is wrapped in DistributedDataParallel.
+    """
+    check_hybrid(model, "drop_closed_patches")
+    state = state_of(model)
+    chosen = [
+        each
+        for each in state.patches
+        if each.record.replaced is None
+        and (patches := _patches(model, [each]))
+        and all(patch.alpha is not None and not patch.alpha.any() for patch in patches)
+    ]
+    gone = tuple(home for each in chosen for home in each.homes)
+    if chosen:
+        run_preserved(take_out, model, state, chosen)
+    return gone
+
+
+def take_out(network: nn.Module, state: HybridState, chosen: list[Installed]) -> None:
+    """Take patches out.
 
     Everything is tried inside the rollback, which puts network and state back: taking blocks out,
     giving replaced modules back, measuring what is left. The patches lose their flag last, since
     compiled graphs guard on it and nothing can fail after that.
     """
-    chosen = _chosen(network, state, target)
-    if not chosen:
-        return
     # What can be refused is refused before anything changes. After that the network is put back by
     # the rollback (modules, hooks, flags), and the state by its copy.
     restored = [each.record.target for each in chosen if each.record.replaced is not None]
@@ -61,7 +98,8 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
                 "modules. Build the backbone again with HybridBuilder"
             )
     homes = [path for each in chosen for path in each.record.paths]
-    freezing.refuse_under_ddp(network, homes, "would wait for gradients of what is gone")
+    thawed = [name for each in chosen for name in each.record.thawed]
+    freezing.refuse_under_ddp(network, homes + thawed, "would wait for gradients of what is gone")
     patches = _patches(network, chosen)
     before = state.__dict__.copy()
     try:
@@ -74,7 +112,7 @@ def unpatch(network: nn.Module, state: HybridState, target: str | None = None) -
             _measure(network, state)
             _restore_dropout(network, state, restored)
             state.modules = _known_modules(network, state, restored)
-            freezing.adopt(network, state, restored)
+            freezing.adopt(network, state, [*restored, *thawed])
             for patch in patches:
                 patch.switch("removed", False)
     except BaseException:
@@ -90,7 +128,7 @@ def without(
     network: nn.Module, state: HybridState, target: str | None = None
 ) -> Iterator[nn.Module]:
     """Do the work of `HybridModel.without`."""
-    chosen = _chosen(network, state, target)
+    chosen = chosen_patches(network, state, target)
     replaced = [each.record.target for each in chosen if each.record.replaced is not None]
     if replaced:
         raise PatchError(
@@ -129,7 +167,7 @@ def switched_off(patches: list[Patch]) -> Iterator[None]:
         switch_on()
 
 
-def _chosen(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:
+def chosen_patches(network: nn.Module, state: HybridState, target: str | None) -> list[Installed]:
     """Return the patches at a target, which may be a pattern; all where it is None."""
     if target is None:
         return list(state.patches)

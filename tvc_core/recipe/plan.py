@@ -14,17 +14,8 @@ from typing import Any
 
 import importlib_metadata
 
-from ..advice.recipes import misplaced, needs_block, refuse_missing
-from ..advice.words import on_weights
-from ..errors import (
-    ParameterError,
-    UnknownNameError,
-    WeightsError,
-    did_you_mean,
-    join_names,
-    short_repr,
-    what_there_is,
-)
+from ..advice import recipes as advice
+from ..errors import ParameterError, UnknownNameError, short_repr, what_there_is
 from ..local import is_module, own_block
 from ..registry import Named, Registry
 from ..specs import (
@@ -121,7 +112,7 @@ def make_plan(
     # several, and installing them one error after the other is tedious. Then each name in the order
     # in which it stands in the recipe, and each error with its place there.
     with recipe.where.before_errors():
-        refuse_missing(registry, _names(recipe, backbone is None))
+        advice.refuse_missing(registry, _names(recipe, backbone is None))
     _check_required(recipe)
     with at("backbone"):
         backbone = backbone or registry.resolve(BackboneSpec, recipe.backbone)
@@ -265,22 +256,13 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
     if size is None:
         return options
-    name, what = spec.size_option, f"{backbone.qualified} takes images of"
+    name = spec.size_option
     if name in spec.options:
         if IMAGE_SIZE.check(name, options.setdefault(name, size), ParameterError) != size:
             both = f"image_size is {size}, and the option {name} is {options[name]}"
             raise ParameterError(f"{both}: give one of them")
         return options
-    if not spec.fixed_size:
-        sizes = f"{what} any size from {spec.min_size} pixels"
-        raise ParameterError(f"image_size={size} is not needed: {sizes}. Resize the images.")
-    trained = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
-    hint = " Its option input_size builds it for another size, without pretrained weights."
-    raise ParameterError(
-        f"image_size={size} is not available: {what} {join_names(map(str, trained))} pixels only, "
-        "since no rule resamples its position weights. Resize the images."
-        f"{hint if 'input_size' in spec.options else ''}"
-    )
+    raise ParameterError(advice.no_image_size(backbone.qualified, spec, size))
 
 
 def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec | None:
@@ -294,19 +276,11 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
         if spec.default_weights is None:
             raise UnknownNameError(f"{what} has no pretrained weights: pass weights=None.")
         name = spec.default_weights
-    names = join_names(weights.name for weights in spec.weights)
-    if (found := spec.find_weights(name)) is None:
-        hint = on_weights(given) or did_you_mean(name, [weights.name for weights in spec.weights])
-        default = f"; 'DEFAULT' stands for {spec.default_weights}" if spec.weights else ""
-        raise UnknownNameError(
-            f"Unknown weights {str(given)!r} of {what}.{hint} It has {names}{default}."
-        )
     # torchvision names the classes of its weights after the networks: ResNet50_Weights
     own = f"{spec.name}_weights" if spec.origin == "torchvision" else ""
-    if weights_class and weights_class.lower() != own:
-        raise WeightsError(
-            f"{weights_class} belongs to another network than {spec.name!r}: it has {names}"
-        )
+    found = spec.find_weights(name)
+    if found is None or weights_class.lower() not in ("", own):
+        raise UnknownNameError(advice.unknown_weights(str(given), what, spec))
     return found
 
 
@@ -374,10 +348,10 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     given = {"type": made, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            hint = misplaced(registry, key, entry, op, block, allowed)
+            hint = advice.misplaced(registry, key, entry, op, block, allowed)
             raise entry.where.down(key).key.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
-        raise entry.where.error(needs_block(op.spec.name, entry.name))
+        raise entry.where.error(advice.needs_block(op.spec.name, entry.name))
     if not by_code:
         _refuse_code_only(op, entry.options, entry.where)
         if block is not None:

@@ -8,7 +8,7 @@ import enum
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -47,6 +47,51 @@ own, or None for random weights.
 """
 
 
+def _key(
+    path: str,
+    rule: Rule | Callable[[Any, Place], Any],
+    default: Any = None,
+    empty: Any = None,
+    called: str | None = None,
+) -> Any:
+    """Return a field that is checked. A new key of recipes is one of these, and its documentation.
+
+    Args:
+        path: where it stands in the YAML form: "head.dropout", or "name" at the top.
+        rule: what a value may be, or a function that returns what is kept of it and raises an error
+            about the place where it stands.
+        default: what it is where nothing is said.
+        empty: what None is kept as.
+        called: what errors call it, where that is not the field's name.
+    """
+    keys = tuple(filter(None, path.split(".")))
+    about = {"path": keys, "rule": rule, "empty": empty, "called": called}
+    return field(default=default, metadata=about)
+
+
+def _keep(written: Any, at: Callable[..., Place]) -> None:
+    """Check every field that `_key` made, and put what is kept of the value in its place.
+
+    Args:
+        written: a dataclass that is being made.
+        at: returns the place of a path.
+    """
+    for entry in _keys(type(written)):
+        about, value = entry.metadata, getattr(written, entry.name)
+        value = about["empty"] if value is None else value
+        if value is not entry.default:
+            rule, place = about["rule"], at(*about["path"])
+            if isinstance(rule, Rule):
+                value = rule.check(about["called"] or entry.name, value, place.error)
+            else:
+                value = rule(value, place)
+        object.__setattr__(written, entry.name, value)
+
+
+def _keys(of: type[Any]) -> list[Field[Any]]:
+    return [entry for entry in fields(of) if entry.metadata]
+
+
 @dataclass(frozen=True, kw_only=True)
 class PatchEntry:
     """One patch as written: at `target`, `op` with the block `block`.
@@ -66,29 +111,17 @@ class PatchEntry:
         RecipeError: a value of the wrong kind.
     """
 
-    target: str
-    op: str
-    block: Block | None = None
-    params: Mapping[str, Any] = field(default_factory=dict)
-    init: str | None = None
-    name: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    target: str = _key("", rules.TARGET, MISSING, called="a patch target")
+    op: str = _key("", rules.OPERATION, MISSING, called="a patch operation")
+    block: Block | None = _key("type", rules.BLOCK, called="type")  # noqa: RUF009  a field
+    params: Mapping[str, Any] = _key("params", rules.PARAMS, empty={})
+    init: str | None = _key("init", rules.NAME)
+    name: str | None = _key("name", rules.PATH_PART)
+    options: Mapping[str, Any] = _key("options", rules.OPTIONS, empty={})
     where: Place = field(default=Place("a patch"), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        rules.TARGET.check("a patch target", self.target, self.where.error)
-        rules.OPERATION.check("a patch operation", self.op, self.where.error)
-        for key, value, rule in (
-            ("type", self.block, rules.BLOCK),
-            ("init", self.init, rules.NAME),
-            ("name", self.name, rules.PATH_PART),
-            ("params", self.params, rules.PARAMS),
-            ("options", self.options, rules.OPTIONS),
-        ):
-            if value is not None:
-                rule.check(key, value, (self.where / key).error)
-        for key in ("params", "options"):
-            object.__setattr__(self, key, dict(getattr(self, key) or {}))
+        _keep(self, self.where.down)
 
     @contextmanager
     def before_errors(self) -> Iterator[None]:
@@ -105,27 +138,6 @@ class PatchEntry:
             placed = TargetError(f"{target}: {str(error).removeprefix(f'{self.where}: ')}")
             placed.path = target.path
             raise placed from error.__cause__
-
-
-def _key(
-    section: str,
-    rule: Rule | Callable[[Any, Place], Any],
-    default: Any = None,
-    empty: Any = None,
-    written: str | None = None,
-) -> Any:
-    """Return a field of a recipe. A new key is one of these, and its documentation.
-
-    Args:
-        section: of the YAML form, "" at the top.
-        rule: what a value may be, or a function that returns what is kept of it and raises an error
-            about the place where it stands.
-        default: what it is where nothing is said.
-        empty: what None is kept as.
-        written: the key of the YAML form, where that is not the field's name.
-    """
-    about = {"section": section, "rule": rule, "empty": empty, "written": written}
-    return field(default=default, metadata=about)
 
 
 def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
@@ -216,47 +228,42 @@ class Recipe:
         RecipeError: a value of the wrong kind or out of range, or values that exclude each other.
     """
 
-    version: int | None = _key("", rules.VERSION)
-    name: str | None = _key("", rules.TEXT)
-    description: str | None = _key("", rules.TEXT)
-    requires: tuple[str, ...] | None = _key("", rules.REQUIRES)
-    seed: int | None = _key("", rules.SEED)
-    max_params: int | None = _key("", rules.MAX_PARAMS)
-    backbone: str = _key("backbone", rules.BACKBONE, MISSING, written="name")
-    weights: Weights = _key("backbone", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  makes a field
-    patches: tuple[PatchEntry, ...] = _key("backbone", _entries, empty=())
-    options: Mapping[str, Any] = _key("backbone", rules.OPTIONS, empty={})
-    num_classes: int | None = _key("head", rules.NUM_CLASSES)
-    dropout: float | None = _key("head", rules.DROPOUT)
-    class_names: tuple[str, ...] | None = _key("head", rules.CLASS_NAMES)
-    hidden: tuple[int, ...] | None = _key("head", rules.HIDDEN)
-    activation: str | None = _key("head", rules.ACTIVATION)
-    heads: Mapping[str, Any] | None = _key("head", rules.check_heads)
-    freeze_backbone: bool | Mapping[str, Any] = _key("", rules.check_freeze, False)
-    unfreeze_stages: tuple[int | str, ...] | None = _key("", rules.STAGES)
-    grad_checkpointing: bool | tuple[int | str, ...] = _key("", rules.CHECKPOINTING, False)
-    stages: int | str | tuple[int | str, ...] | None = _key("backbone", rules.STAGES_KEPT)
-    in_channels: int | None = _key("backbone", rules.SIZE)
-    in_channels_policy: str | tuple[str | int, ...] | None = _key("backbone", rules.CHANNEL_POLICY)
-    image_size: int | tuple[int, ...] | None = _key("backbone", rules.IMAGE_SIZE)
+    version: int | None = _key("version", rules.VERSION)
+    name: str | None = _key("name", rules.TEXT)
+    description: str | None = _key("description", rules.TEXT)
+    requires: tuple[str, ...] | None = _key("requires", rules.REQUIRES)
+    seed: int | None = _key("seed", rules.SEED)
+    max_params: int | None = _key("max_params", rules.MAX_PARAMS)
+    backbone: str = _key("backbone.name", rules.BACKBONE, MISSING)
+    weights: Weights = _key("backbone.weights", rules.WEIGHTS, "DEFAULT")  # noqa: RUF009  a field
+    patches: tuple[PatchEntry, ...] = _key("backbone.patches", _entries, empty=())
+    options: Mapping[str, Any] = _key("backbone.options", rules.OPTIONS, empty={})
+    num_classes: int | None = _key("head.num_classes", rules.NUM_CLASSES)
+    dropout: float | None = _key("head.dropout", rules.DROPOUT)
+    class_names: tuple[str, ...] | None = _key("head.class_names", rules.CLASS_NAMES)
+    hidden: tuple[int, ...] | None = _key("head.hidden", rules.HIDDEN)
+    activation: str | None = _key("head.activation", rules.ACTIVATION)
+    heads: Mapping[str, Any] | None = _key("head.heads", rules.check_heads)
+    freeze_backbone: bool | Mapping[str, Any] = _key("freeze_backbone", rules.check_freeze, False)
+    unfreeze_stages: tuple[int | str, ...] | None = _key("unfreeze_stages", rules.STAGES)
+    grad_checkpointing: bool | tuple[int | str, ...] = _key(
+        "grad_checkpointing", rules.CHECKPOINTING, False
+    )
+    stages: int | str | tuple[int | str, ...] | None = _key("backbone.stages", rules.STAGES_KEPT)
+    in_channels: int | None = _key("backbone.in_channels", rules.SIZE)
+    in_channels_policy: str | tuple[str | int, ...] | None = _key(
+        "backbone.in_channels_policy", rules.CHANNEL_POLICY
+    )
+    image_size: int | tuple[int, ...] | None = _key("backbone.image_size", rules.IMAGE_SIZE)
     sections: Mapping[str, Any] = field(default_factory=dict)
     where: Place = field(default=Place("arguments"), compare=False, repr=False)
     by_code: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        kept: dict[str, Any] = {}
-        for key, entry in _KEYS.items():
-            value, rule, place = getattr(self, key), entry.metadata["rule"], self.place(key)
-            value = entry.metadata["empty"] if value is None else value
-            if value is entry.default:
-                kept[key] = value
-            elif isinstance(rule, Rule):
-                kept[key] = rule.check(key, value, place.error)
-            else:
-                kept[key] = rule(value, place)
-        rules.check_head(kept, self.place)
-        for key, value in kept.items():
-            object.__setattr__(self, key, value)
+        _keep(self, self.where.in_file)
+        head = vars(self).copy()
+        rules.check_head(head, self.place)
+        object.__setattr__(self, "num_classes", head["num_classes"])
         for key, problem in self._contradictions():
             raise self.place(key).error(problem)
 
@@ -284,7 +291,7 @@ class Recipe:
         """Return where one of the values stands: its line in a file. Elsewhere, and of what a
         program has set, its name says it, which is in the message.
         """
-        return (Place("arguments") if key in self.by_code else self.where).in_file(*key_path(key))
+        return (Place("arguments") if key in self.by_code else self.where).in_file(*_PATHS[key])
 
     @staticmethod
     def from_document(document: RecipeDocument, *, registry: Registry | None = None) -> Recipe:
@@ -307,11 +314,11 @@ class Recipe:
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal recipe."""
         data: dict[str, Any] = {}
-        for key, entry in _KEYS.items():
-            value, section = getattr(self, key), entry.metadata["section"]
-            if key == "weights" or value not in (entry.default, entry.metadata["empty"]):
-                place = data.setdefault(section, {}) if section else data
-                place[_written(key)] = _plain(value)
+        for entry in _keys(Recipe):
+            value, (*section, key) = getattr(self, entry.name), entry.metadata["path"]
+            if entry.name == "weights" or value not in (entry.default, entry.metadata["empty"]):
+                place = data.setdefault(section[0], {}) if section else data
+                place[key] = _plain(value)
         return {**data, **self.sections}
 
     def to_yaml(self) -> str:
@@ -325,25 +332,19 @@ class Recipe:
         return write_yaml(self.to_mapping())
 
 
-_KEYS = {entry.name: entry for entry in fields(Recipe) if entry.metadata}
-
-
-def _written(key: str) -> str:
-    """Return the key of the YAML form that a field has."""
-    return _KEYS[key].metadata["written"] or key
+_PATHS: dict[str, tuple[str, ...]] = {e.name: e.metadata["path"] for e in _keys(Recipe)}
 
 
 def key_path(key: str) -> tuple[str, ...]:
     """Return the keys of the YAML form that lead to a field."""
-    return (*filter(None, (_KEYS[key].metadata["section"], _written(key))),)
+    return _PATHS[key]
 
 
-SECTIONS = {
-    section: [_written(k) for k, entry in _KEYS.items() if entry.metadata["section"] == section]
-    for section in ("", "backbone", "head")
-}
+SECTIONS: dict[str, list[str]] = {"": [], "backbone": [], "head": []}
 """The keys of the YAML form: at the top, under `backbone` and under `head`."""
 
+for _path in _PATHS.values():
+    SECTIONS["".join(_path[:-1])].append(_path[-1])
 _BEFORE = SECTIONS[""].index("freeze_backbone")
 SECTIONS[""][_BEFORE:_BEFORE] = ["backbone", "head"]
 
@@ -383,16 +384,19 @@ def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
 
 def with_changes(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
     """See `RecipeDocument.with_changes`."""
-    fields_of = {".".join(key_path(key)): key for key in _KEYS}
+    known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
+    known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
     by_code = {*document.by_code}
     for path, value in changes.items():
-        whole = ".".join(key_path(path)) if path in _KEYS and path not in SECTIONS[""] else path
-        key = fields_of.get(whole)
-        if key is None and (near := did_you_mean(path, _KEYS)) and path not in SECTIONS[""]:
-            raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
-        by_code |= {key} if key else set()
-        rule = _KEYS[key].metadata["rule"] if key else None
-        document = document.with_value(whole, _value(value, rule))
+        entry = known.get(path)
+        if entry is None:
+            if path.isidentifier() and (near := did_you_mean(path, known)):
+                raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
+            document = document.with_value(path, _value(value, None))
+            continue
+        by_code.add(entry.name)
+        whole = ".".join(entry.metadata["path"])
+        document = document.with_value(whole, _value(value, entry.metadata["rule"]))
     return replace(document, by_code=frozenset(by_code))
 
 

@@ -79,10 +79,6 @@ class PluginInfo:
         """Everything with a name: the kinds that it defines, and its specs."""
         return (*self.kinds, *self.specs)
 
-    def count(self, kind: str) -> int:
-        """Return how many specs of this kind it offers."""
-        return sum(spec.kind == kind for spec in self.specs)
-
 
 _LOADED: dict[tuple[str, str, str], tuple[tuple[Any, ...], PluginInfo]] = {}
 """The plugins that are active, with their contents."""
@@ -107,7 +103,7 @@ def load_plugins(given: Iterable[Any], *, installed: bool) -> list[PluginInfo]:
             installed one is faulty.
     """
     core = replace(_failed(CORE_OWNER, __version__), module=builtin.__name__)
-    core = replace(_checked(_examine(core, lambda: builtin)), kinds=hookspecs.KINDS)
+    core = replace(_examine(core, lambda: builtin), kinds=hookspecs.KINDS)
     found = [core, *(installed_plugins() if installed else ())]
     for plugin in _listed(given):
         local = local_plugin(plugin)
@@ -166,17 +162,13 @@ def local_plugin(plugin: Any) -> PluginInfo:
         raise PluginError(
             f"in-process plugin {name!r}: set TVC_OWNER to letters, digits and '-', not {owner!r}"
         )
-    info = PluginInfo(owner=normalize(owner), status="disabled", module=repr(plugin))
-    found = _examine(info, lambda: plugin)
-    if found.status != "active" and (hint := on_plugins(plugin)):
-        raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.")
-    return _checked(found)
-
-
-def _checked(info: PluginInfo) -> PluginInfo:
-    if info.status != "active":
-        raise PluginError(f"in-process plugin {info.owner!r}: {info.error}")
-    return info
+    info = replace(_failed(normalize(owner), ""), module=repr(plugin))
+    try:
+        return _examine(info, lambda: plugin)
+    except PluginError as error:
+        if hint := on_plugins(plugin):
+            raise PluginError(f"{short_repr(plugin)} is no plugin: {hint}.") from error
+        raise
 
 
 def _installed() -> Iterable[PluginInfo]:
@@ -269,14 +261,12 @@ def _complete(info: PluginInfo, kinds: list[Kind]) -> PluginInfo:
         specs = contract.collect(contract.check_hooks(later, known), known, info.owner)
         return replace(info, specs=(*info.specs, *specs))
 
-    if info._entry_point is None:
-        return _checked(_run(info, complete))
-    if key not in _COMPLETED:
-        info = _run(info, complete)
-        if info.status != "active":
-            return info
-        _COMPLETED[key] = info
-    return _COMPLETED[key]
+    done = None if info._entry_point is None else _COMPLETED.get(key)
+    if done is None:
+        done = _run(info, complete)
+        if done.status == "active":
+            _COMPLETED[key] = done
+    return done
 
 
 def _examine(info: PluginInfo, load: Callable[[], Any]) -> PluginInfo:
@@ -297,11 +287,13 @@ def _examine(info: PluginInfo, load: Callable[[], Any]) -> PluginInfo:
 
 
 def _run(info: PluginInfo, action: Callable[[], PluginInfo]) -> PluginInfo:
-    """Run a plugin's code; what is wrong with it becomes the status of a plugin without offers.
-    What was installed runs in quarantine.
+    """Run a plugin's code. What is wrong with an installed one, which runs in quarantine, becomes
+    its status; the caller has handed over any other, and gets an error.
     """
     entry_point = info._entry_point
     run = run_guarded(action, entry_point.module) if entry_point else run_caught(action)
+    if run.fault is not None and entry_point is None:
+        raise PluginError(f"in-process plugin {info.owner!r}: {run.fault}") from run.fault
     result = run.result if run.fault is None else _without_offers(info, run.fault)
     effects = tuple(dict.fromkeys((*result.side_effects, *run.side_effects)))
     return replace(result, side_effects=effects, seconds=result.seconds + run.seconds)

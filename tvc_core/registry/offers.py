@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from ..errors import PluginError, foreign
-from ..specs import BackboneFamilySpec, BackboneSpec, Factory, Kind, Spec
+from ..specs import BackboneFamilySpec, BackboneSpec, Kind, Spec
 
 __all__ = ["Named", "S", "describe", "members_of"]
 
@@ -39,7 +39,15 @@ class Named(Generic[S]):
         Raises:
             PluginError: the import fails, or the module has no such attribute.
         """
-        return _load(self, getattr(self.spec, entry)) if isinstance(self.spec, Spec) else self.spec
+        given = getattr(self.spec, entry)
+        if not isinstance(given, str):
+            return given
+        what = f"{self.spec.kind} {self.qualified!r}: its {entry} {given!r} cannot be loaded"
+        with _plugin(self, what):
+            found = pkgutil.resolve_name(given)
+            if not callable(found):
+                raise TypeError(f"it is of type {type(found).__name__}, which cannot be called")
+        return found
 
 
 def describe(family: Named[BackboneFamilySpec], name: str) -> BackboneSpec:
@@ -66,24 +74,13 @@ def members_of(family: Named[BackboneFamilySpec]) -> tuple[str, ...]:
     Raises:
         PluginError: it fails, or gives something other than names.
     """
-    list_members = _load(family, family.spec.members)
+    list_members = family.load("members")
     with _plugin(family, f"backbone family {family.qualified}: its members cannot be listed"):
         found = list_members()
         names = () if isinstance(found, (str, bytes)) else tuple(found)
         if isinstance(found, (str, bytes)) or not all(isinstance(name, str) for name in names):
             raise TypeError("they are not a list of names")
     return names
-
-
-def _load(offer: Named[Any], factory: Factory) -> Any:
-    if not isinstance(factory, str):
-        return factory
-    what = f"{offer.spec.kind} {offer.qualified!r}: its factory {factory!r} cannot be loaded"
-    with _plugin(offer, what):
-        found = pkgutil.resolve_name(factory)
-        if not callable(found):
-            raise TypeError(f"it is of type {type(found).__name__}, which cannot be called")
-    return found
 
 
 def _plugin(offer: Named[Any], what: str) -> foreign:

@@ -21,7 +21,7 @@ from ..quarantine.process_state import run_preserved
 from ..registry import Named
 from ..specs import OWN, BlockSpec
 
-__all__ = ["call_factory", "create_block", "create_in_place_of"]
+__all__ = ["call_factory", "create_block", "create_for_target", "create_in_place_of"]
 
 
 def call_factory(
@@ -120,6 +120,23 @@ def create_in_place_of(
         if made is not None:
             return _module(block, made), True
     return create_block(block, in_channels, params), False
+
+
+def create_for_target(
+    block: Named[BlockSpec], target: Any, in_channels: int, params: Mapping[str, Any]
+) -> nn.Module:
+    """Make a block for the place where it is inserted, if its spec has a way to; else one that
+    knows the width alone.
+
+    Raises:
+        ParameterError: a parameter is wrong, or the block refuses the target.
+        PluginError: the factory cannot be loaded, or does not return a module.
+    """
+    if block.spec.for_target:
+        made = call_factory(block, (target, in_channels), params, "for_target")
+        if made is not None:
+            return _module(block, made)
+    return create_block(block, in_channels, params)
 
 
 def _module(block: Named[BlockSpec], made: Any) -> nn.Module:

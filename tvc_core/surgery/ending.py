@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..errors import BackboneError, StageError, TargetError, foreign, join_names
+from ..errors import BackboneError, StageError, TargetError, count_of, foreign, join_names
 from .anatomy import Anatomy
 from .head import NoClassifier, last_layer
 from .marks import LeftOut
@@ -46,7 +46,7 @@ class LeftOutRecord:
     def __str__(self) -> str:
         return (
             f"{join_names(self.paths, most=6)} ({self.parameters:,} parameters in "
-            f"{len(self.tensors)} tensors)"
+            f"{count_of(len(self.tensors), 'tensor')})"
         )
 
 

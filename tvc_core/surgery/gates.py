@@ -60,7 +60,7 @@ def _is_neutral(patch: Patch, insertion: Insertion, probe: Probe) -> bool:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(probe.image)
     given = x.clone()  # which the block may overwrite
     with foreign(PatchError, f"the block fails on {list(shape)}"), probing(block):
-        y = block(given) if patch.adapter is None else patch.adapter.run(block, given)
+        y = block(given) if patch.view is None else patch.view.run(block, given)
     return torch.equal(y, x) if insertion.position.neutral == "identity" else not bool(y.any())
 
 

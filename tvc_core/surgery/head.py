@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import HeadError, did_you_mean, join_names
+from ..errors import HeadError, count_of, did_you_mean, join_names
 from ..recipe.rules import CLASS_NAMES, DROPOUT, NUM_CLASSES, Rule
 from .anatomy import Anatomy
 from .head_layers import (
@@ -60,7 +60,7 @@ class HeadReport:
     def __str__(self) -> str:
         rows = (("kept", self.kept), ("new", self.new), ("dropped", self.dropped))
         said = [f"{len(n)} {what} ({join_names(n, most=4)})" for what, n in rows if n]
-        return f"{self.num_classes} classes" + (f": {'; '.join(said)}" if said else "")
+        return count_of(self.num_classes, "class") + (f": {'; '.join(said)}" if said else "")
 
 
 def report_of(num_classes: int, before: ClassNames, names: ClassNames) -> HeadReport:

@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import PatchError
 from . import calls
 
-__all__ = ["Adapter", "Shape", "channels_of", "find_adapter", "grid_of", "layout_of"]
+__all__ = ["LayoutView", "Shape", "channels_of", "find_view", "grid_of", "layout_of"]
 
 Shape = tuple[int, ...]
 
@@ -48,9 +48,9 @@ def layout_of(shape: Shape, image: tuple[int, int]) -> str | None:
         return "NC"
     if len(shape) == 3:
         return "NLC"
-    if _spatial(shape[2], shape[3], image):
+    if _spatial(shape[2], shape[3], image) or _cut(shape[2], shape[3], image):
         return "NCHW"
-    if _spatial(shape[1], shape[2], image):
+    if _spatial(shape[1], shape[2], image) or _cut(shape[1], shape[2], image):
         return "NHWC"
     if image[0] == image[1]:
         return None
@@ -67,7 +67,22 @@ def _spatial(height: int, width: int, image: tuple[int, int]) -> bool:
     if image[0] == image[1] or height == width == 1:
         return height == width
     stride = max(image[0] / height, image[1] / width)
-    return abs(height * stride - image[0]) <= stride and abs(width * stride - image[1]) <= stride
+    # A stride of 1.6 is none: 40 channels beside 60 rows are 64x96 pixels by chance.
+    return any(
+        abs(height * each - image[0]) <= each and abs(width * each - image[1]) <= each
+        for each in ((math.floor(stride), math.ceil(stride)) if stride > 1 else (stride,))
+    )
+
+
+def _cut(height: int, width: int, image: tuple[int, int]) -> bool:
+    """Tell whether some whole stride gives these rows and columns, and as much is cut off either
+    side.
+    """
+    if width <= height:
+        return False
+    stride = max(1, round((image[1] - image[0]) / (width - height)))
+    cuts = image[0] - height * stride, image[1] - width * stride
+    return abs(cuts[1] - cuts[0]) < stride and min(cuts) >= 0
 
 
 def channels_of(shape: Shape, layout: str | None) -> int:
@@ -91,7 +106,7 @@ def grid_of(tokens: int, image: tuple[int, int]) -> tuple[int, int, int] | None:
 
 
 @dataclass(frozen=True)
-class Adapter:
+class LayoutView:
     """Shows a block a map in the layout that the block takes, and gives the result back in the
     map's own.
 
@@ -172,10 +187,10 @@ class Adapter:
         return seen[0]
 
 
-def find_adapter(
+def find_view(
     shape: Shape, layout: str, takes: tuple[str, ...], image: tuple[int, int]
-) -> Adapter | str | None:
-    """Return how a block that takes some layouts sees a map: an adapter, None if it takes the map
+) -> LayoutView | str | None:
+    """Return how a block that takes some layouts sees a map: a view, None if it takes the map
     as it is, or why not.
     """
     if layout in takes:
@@ -187,11 +202,11 @@ def find_adapter(
     if wanted is None or layout == "NC":
         return f"takes {' or '.join(takes)}"
     if layout != "NLC":
-        return Adapter(layout, wanted)
+        return LayoutView(layout, wanted)
     grid = grid_of(shape[1], image)
     if grid is None:
         return (
             f"takes {' or '.join(takes)}, and {shape[1]} tokens are no grid over an image of "
             f"{image[0]}x{image[1]}"
         )
-    return Adapter(layout, wanted, *grid, stride=image[0] // grid[1])
+    return LayoutView(layout, wanted, *grid, stride=image[0] // grid[1])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import nn
 
-from ..errors import TargetError, join_names
+from ..errors import ParameterError, TargetError, did_you_mean, join_names
 from ..specs import LAYOUTS, BlockSpec
 from .branches import branch_of, known_blocks
-from .layouts import find_adapter
+from .layouts import find_view
 from .patch import Patch
 from .positions import POSITIONS, Position, position_of
 from .sites import Site
@@ -65,6 +65,7 @@ class Target:
     branch_end: Site | None = None
     branches: Mapping[str, str] = field(default_factory=dict)
     insertions: list[Insertion] = field(default_factory=list)
+    thawed: list[str] = field(default_factory=list)
 
     @property
     def path(self) -> str:
@@ -89,6 +90,18 @@ class Target:
             TargetError: the target is no block with a known branch.
         """
         return self.channels("branch")
+
+    @property
+    def stride(self) -> tuple[int, int]:
+        """Height and width of the map that goes in divided by those of the one that comes out, at
+        least 1; (1, 1) where they are no maps [pixels].
+        """
+        axes = {"NCHW": (2, 3), "NHWC": (1, 2)}.get(self.site.layout("input"), ())
+        if self.site.layout("output") != self.site.layout("input") or not axes:
+            return (1, 1)
+        before, after = self.site.shape("input"), self.site.shape("output")
+        height, width = (max(1, round(before[axis] / after[axis])) for axis in axes)
+        return height, width
 
     def channels(self, position: str | Position) -> int:
         """Return the channels of the map that a block reads at a position [channels].
@@ -136,24 +149,52 @@ class Target:
         """
         # Declared, not done: an operation is a plugin's code, and what it wants is checked with all
         # other patches before the first hook is placed. The block sees the map in a layout that it
-        # takes; without an adapter for that, the error says what flows there and what the block
+        # takes; without a view for that, the error says what flows there and what the block
         # takes.
         position = position_of(position)
+        self._check_position(position)
         site = self._site(position)
         shape, layout = site.shape(position.reads), site.layout(position.reads)
         if position.keeps_input:
             _check_both_sides(site, position)
         takes = self.block_spec.layouts if self.block_spec else ("NCHW",)
-        adapter = find_adapter(shape, layout, takes, site.image)
-        if isinstance(adapter, str):
+        view = find_view(shape, layout, takes, site.image)
+        if isinstance(view, str):
             name = self.block_spec.name if self.block_spec else type(block).__name__
             raise TargetError(
                 f"{name} cannot be inserted {position.label} {site.path!r} ({site.type_name}): the "
-                f"{position.reads} there is {list(shape)} ({layout}), and {name} {adapter}."
+                f"{position.reads} there is {list(shape)} ({layout}), and {name} {view}."
             )
         gated = bool(self.block_spec and self.block_spec.gated) and hasattr(block, "gate")
-        patch = Patch(block, gated=gated, adapter=adapter, position=position)
+        patch = Patch(block, gated=gated, view=view, position=position)
         self.insertions.append(Insertion(patch, position, site))
+
+    def thaw(self, names: Iterable[str]) -> None:
+        """Let parameters of the target's own learn even where `freeze_backbone` freezes their part,
+        as inserted blocks do; `freeze_patches` freezes them. Since plugin API 1.1.
+
+        Args:
+            names: of the parameters, below the target: "bias", or "conv1.bias".
+
+        Raises:
+            TargetError: the target has no such parameter.
+        """
+        there = dict(self.module.named_parameters())
+        for name in names:
+            if name not in there:
+                raise TargetError(
+                    f"{self.path!r} ({type(self.module).__name__}) has no parameter {name!r}."
+                    f"{did_you_mean(name, there)} Its parameters are {join_names(there, most=8)}."
+                )
+            self.thawed.append(name)
+
+    def _check_position(self, position: Position) -> None:
+        spec = self.block_spec
+        if spec is not None and spec.positions and position.name not in spec.positions:
+            raise ParameterError(
+                f"{spec.name} is for the position {join_names(map(repr, spec.positions))}, not "
+                f"{position.name!r}. Without a position it takes {spec.positions[0]!r}."
+            )
 
     def _site(self, position: Position) -> Site:
         # A position in a branch is a position after another module: the one with which the branch
@@ -204,7 +245,7 @@ def _check_both_sides(site: Site, position: Position) -> None:
         )
 
 
-def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
+def wrap(target: Target, block: BlockMaker, position: str | None = None) -> nn.Module:
     """Make a block the last part of the target: original -> block. It is what `inject` does there:
     both are addressed and frozen with the target, and differ in the positions that they take.
 
@@ -212,31 +253,39 @@ def wrap(target: Target, block: BlockMaker, position: str = "after") -> nn.Modul
         target: where.
         block: makes the block.
         position: one at which the block reads the target's output, such as "after", or "branch"
-            (of a residual block: before the addition).
+            (of a residual block: before the addition). None is the first that the block is for
+            (`BlockSpec.positions`), or "after".
 
     Raises:
         ParameterError: another `position`.
     """
     names = tuple(name for name, each in POSITIONS.items() if each.reads == "output")
-    return _insert(target, block, position_of(position, names, what="wrap"))
+    return _insert(target, block, position, names, what="wrap")
 
 
-def inject(target: Target, block: BlockMaker, position: str = "after") -> nn.Module:
+def inject(target: Target, block: BlockMaker, position: str | None = None) -> nn.Module:
     """Add a block as a step of its own at the target.
 
     Args:
         target: where.
         block: makes the block.
         position: "after" (original -> block), "before" (block -> original), "parallel" (original +
-            block), or "branch" (the end of a residual block's branch, before the addition).
+            block), or "branch" (the end of a residual block's branch, before the addition). None is
+            the first that the block is for (`BlockSpec.positions`), or "after".
 
     Raises:
         ParameterError: another `position`.
     """
-    return _insert(target, block, position_of(position, what="inject"))
+    return _insert(target, block, position, what="inject")
 
 
-def _insert(target: Target, block: BlockMaker, position: Position) -> nn.Module:
+def _insert(
+    target: Target, block: BlockMaker, given: str | None, names: tuple[str, ...] = (), *, what: str
+) -> nn.Module:
+    own = target.block_spec.positions if target.block_spec else ()
+    default = own[0] if own else "after"
+    position = position_of(default) if given is None else position_of(given, names, what=what)
+    target._check_position(position)  # before the block is made for what it would read there
     target.insert(block(target.channels(position)), position)
     return target.module
 
@@ -251,9 +300,15 @@ def replace(target: Target, block: BlockMaker) -> nn.Module:
     Raises:
         TargetError: the block does not take the layout there (at one image size its shape may fit
             by chance), or it depends on the width and there are several.
+        ParameterError: the block is for some positions only.
     """
     site, spec = target.site, target.block_spec
     name = spec.name if spec else "the block"
+    if spec is not None and spec.positions:
+        raise ParameterError(
+            f"{name} cannot take the place of {target.path!r} ({site.type_name}): it is for the "
+            f"position {join_names(map(repr, spec.positions))}. Use inject."
+        )
     layouts = dict.fromkeys(site.layouts("input"))
     takes_all = spec is not None and set(spec.layouts) == set(LAYOUTS)
     wrong = [layout for layout in layouts if spec is not None and layout not in spec.layouts]

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from . import calls
 from .hooks import TvcHook
-from .layouts import Adapter
+from .layouts import LayoutView
 from .positions import POSITIONS, Combine, Position
 
 __all__ = ["Patch", "PatchHook", "PatchTree"]
@@ -28,8 +28,9 @@ class Patch(nn.Module):
 
     Args:
         block: the inserted module.
-        gated: the block has a method `gate(x)` with block(x) == x * gate(x).
-        adapter: shows the block the map in another layout; None where it takes the map as it is.
+        gated: the block has a method `gate(x)` with block(x) == x * gate(x). It may also have
+            `mix(x, alpha)`, which computes the first formula at once, without a map between.
+        view: shows the block the map in another layout; None where it takes the map as it is.
         position: what the block reads, and what becomes of its result.
     """
 
@@ -40,13 +41,13 @@ class Patch(nn.Module):
         block: nn.Module,
         *,
         gated: bool = False,
-        adapter: Adapter | None = None,
+        view: LayoutView | None = None,
         position: Position = POSITIONS["after"],
     ) -> None:
         super().__init__()
         self.block = block
         self.gated = gated
-        self.adapter = adapter
+        self.view = view
         self.position = position
         self.neutral = False
         """The block by itself leaves the map unchanged at the start, so that it needs no gate."""
@@ -84,13 +85,16 @@ class Patch(nn.Module):
     def forward(self, x: Tensor, output: Tensor | None = None) -> Tensor:
         if self.position.combine is not None:
             return self._combine(self.position.combine, x, x if output is None else output)
-        if self.adapter is None:
+        if self.view is None:
             return self._mix(x)
-        return self.adapter.run(self._mix, x)
+        return self.view.run(self._mix, x)
 
     def _mix(self, x: Tensor) -> Tensor:
         if self.alpha is None:
             return self.block(x)
+        if self.gated and (mix := getattr(self.block, "mix", None)) is not None:
+            mixed: Tensor = mix(x, self.alpha)
+            return mixed
         a = self.alpha.to(x.dtype)  # uncast, a float32 gate turns a bfloat16 map into float32
         if self.gated:
             gate: Tensor = self.block.gate(x)  # type: ignore[operator]
@@ -100,7 +104,7 @@ class Patch(nn.Module):
         return x + (a * self.block(x).to(x.dtype) - a * x)
 
     def _combine(self, combine: Combine, x: Tensor, map: Tensor) -> Tensor:
-        y = self.block(x) if self.adapter is None else self.adapter.run(self.block, x)
+        y = self.block(x) if self.view is None else self.view.run(self.block, x)
         gate = None if self.alpha is None else self.alpha.to(map.dtype)
         return combine(map, y.to(map.dtype), gate)
 

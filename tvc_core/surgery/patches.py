@@ -74,10 +74,12 @@ def free_name(name: str, target: nn.Module, taken: Container[str]) -> str:
     the name is taken.
     """
     number, leaf, empty = 1, name, PatchTree()
+    # PEFT takes every parameter with "lora_" in its name for its own
+    separator = "" if name.endswith("lora") else "_"
     # an attribute of nn.Module such as `half` is no free name, either
     while leaf in target._modules or leaf in taken or hasattr(empty, leaf):
         number += 1
-        leaf = f"{name}_{number}"
+        leaf = f"{name}{separator}{number}"
     return leaf
 
 

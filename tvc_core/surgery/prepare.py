@@ -14,11 +14,12 @@ from torch import nn
 
 from ..errors import PatchError, PluginError
 from ..recipe import PatchPlan
-from .blocks import call_factory, create_in_place_of
+from .blocks import call_factory, create_for_target, create_in_place_of
 from .branches import branch_of
 from .gates import leave_out_gate
-from .kept import kept_weights
+from .kept import keeping, kept_weights
 from .layouts import Shape
+from .measured import measured_sites
 from .operations import Insertion, Target
 from .patch import Patch
 from .patches import free_name, set_module
@@ -45,6 +46,7 @@ class Prepared:
         changed: those that it has under the same name with other values, such as a kernel of
             another size.
         lost: those that it has not.
+        thawed: names, below the target, of parameters that learn though their part is frozen.
     """
 
     plan: PatchPlan
@@ -54,6 +56,7 @@ class Prepared:
     kept: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    thawed: tuple[str, ...] = ()
 
     @property
     def starts_as_identity(self) -> bool:
@@ -67,10 +70,15 @@ Sites = dict[str, Site]
 
 
 def prepare(
-    network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, probe: Probe, name: str
+    network: nn.Module,
+    patches: Iterable[PatchPlan],
+    anatomy: Anatomy,
+    probe: Probe,
+    name: str,
+    key: str = "",
 ) -> tuple[list[Prepared], torch.Tensor | None]:
     """Return every patch checked and ready, in the order of the plan, and the logits of the network
-    without any; None without patches. A pattern becomes one patch for each module.
+    without any; None where it did not have to run. A pattern becomes one patch for each module.
 
     Patches are made in that order, and each sees the network as the replacements leave it.
 
@@ -80,6 +88,7 @@ def prepare(
         anatomy: the network's stages.
         probe: an image that the network accepts.
         name: what errors call the network.
+        key: as for `measured_sites`.
 
     Raises:
         TargetError: a target is not there, or nothing can be inserted at it.
@@ -96,8 +105,8 @@ def prepare(
         for path in targets
         if (end := branch_of(network.get_submodule(path), anatomy.branches))
     }
-    found_ends = (end for end in ends.values() if has_module(network, end))
-    sites, before = probe.sites(network, dict.fromkeys((*targets, *found_ends)))
+    paths = dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
+    sites, before = measured_sites(network, paths, probe, key)
     # Running the network for each of N patches would cost N passes, so all are made from one look
     # at it, and a second look with all replacements in proves them together. Mostly nothing moves:
     # a replacement keeps the shapes, or changes sizes that no other patch depends on. Where one
@@ -107,6 +116,7 @@ def prepare(
         ready, expected = _make_all(network, patches, sites, ends, anatomy, probe)
         if all(each.replacement is None for each in ready):
             return ready, before
+        before = probe.run(network) if before is None else before
         seen, problem = _look(network, ready, expected, probe, before)
         moved = _moved(network, ready, sites, seen, probe)
         if not moved:
@@ -114,7 +124,7 @@ def prepare(
         sites = {**sites, **moved}
     else:
         problem = problem or "the shapes there change with every build of the blocks"
-    if problem:
+    if problem and before is not None:
         culprit, problem = _culprit(network, ready, expected, problem, probe, before)
         assert culprit.replacement is not None
         with culprit.plan.entry.before_errors():
@@ -349,9 +359,12 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
 
     def make(in_channels: int, original: nn.Module | None = None) -> nn.Module:
         assert block is not None
-        if patch.init is not None:  # it gives another start
-            original = None
-        made, keeps = create_in_place_of(block, original, in_channels, patch.entry.params)
+        params = patch.entry.params
+        if original is None:
+            made, keeps = create_for_target(block, target, in_channels, params), False
+        else:
+            old = original if patch.init is None else None  # an `init` gives another start
+            made, keeps = create_in_place_of(block, old, in_channels, params)
         took_over.append(keeps)
         return made.to(device=probe.image.device, dtype=probe.image.dtype)
 
@@ -363,7 +376,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
             "the target"
         )
     replacement = None if result is module else result
-    if replacement is None and not target.insertions:
+    if replacement is None and not target.insertions and not target.thawed:
         raise PluginError(
             f"patch op {patch.op.qualified!r} changed nothing at {site.path!r}; a patch without "
             "effect is an error"
@@ -378,12 +391,10 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         try_insertion(patch, insertion, probe)
         leave_out_gate(patch, insertion, probe)
     if replacement is not None:
-        with _keeping(module):
+        with keeping(module):
             _initialize(patch, replacement)
         replacement.train(module.training)
-    kept = (
-        ((), (), ()) if replacement is None else kept_weights(module, replacement, any(took_over))
-    )
+    kept = ((),) * 3 if replacement is None else kept_weights(module, replacement, any(took_over))
     return Prepared(
         plan=patch,
         site=site,
@@ -392,6 +403,7 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         kept=kept[0],
         changed=kept[1],
         lost=kept[2],
+        thawed=tuple(target.thawed),
     )
 
 
@@ -403,18 +415,3 @@ def _initialize(patch: PatchPlan, module: nn.Module) -> None:
         with torch.no_grad():
             # an initializer fills whatever it finds; the gate is not its to fill
             module.alpha.zero_()
-
-
-@contextmanager
-def _keeping(module: nn.Module) -> Iterator[None]:
-    """Keep the tensors of a module that may be part of its own replacement: initializers fill new
-    ones only.
-    """
-    kept = [
-        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
-    ]
-    yield
-    with torch.no_grad():
-        for tensor, before in kept:
-            if not torch.equal(tensor, before):
-                tensor.copy_(before)

@@ -4,6 +4,7 @@ never guessed.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
@@ -29,24 +30,30 @@ __all__ = [
     "image_of",
     "left_out_at",
     "locate",
+    "odd_stride",
 ]
 
-PROBE_SIZE = 64
-"""Height of the image that is sent through a network to measure it [pixels]; its width is half as
-much again.
+UNIT = 32
+"""The image that is sent through a network to measure it is 2 units high and 3 wide, of at least so
+many pixels each.
 """
+
+WIDEST_ODD = 64
+"""Largest common multiple of odd strides that the image respects."""
 
 
 @dataclass(frozen=True)
 class Call:
     """One call of a module: the shape of its first input and of its output, None where that is no
-    single tensor.
+    single tensor; and the largest absolute values there.
     """
 
     input: Shape | None
     output: Shape | None
     input_kind: str = "Tensor"
     output_kind: str = "Tensor"
+    input_peak: float = field(default=math.nan, compare=False)
+    output_peak: float = field(default=math.nan, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,6 +217,18 @@ def has_module(network: nn.Module, path: str) -> bool:
     return find_module(network, path) is not None
 
 
+def odd_stride(network: nn.Module) -> int:
+    """Return the least common multiple of the odd factors of all strides: 1 where every layer
+    halves, 7 where one has patches of 14 pixels.
+    """
+    given = (getattr(module, "stride", 1) for module in network.modules())
+    sides = (each for each in given for each in (each if isinstance(each, tuple) else (each,)))
+    found = math.lcm(
+        *(each // (each & -each) for each in sides if isinstance(each, int) and each > 0)
+    )
+    return found if found <= WIDEST_ODD else 1
+
+
 @dataclass
 class Probe:
     """An image that the network accepts, made without touching the random state.
@@ -229,6 +248,7 @@ class Probe:
         *,
         likely: int | tuple[int, int] | None = None,
         first: int | None = None,
+        asked: tuple[int, int] | None = None,
     ) -> Probe:
         """Return a probe that the network accepts: small and not square if it can be, else of a
         size it was trained with.
@@ -240,26 +260,47 @@ class Probe:
             likely: side of a square image, or height and width, to try before the sizes of the
                 spec's weights [pixels].
             first: side of a square image to try before all others [pixels].
+            asked: height and width that the user asks for, which the network must accept, even if
+                the probe has another size then [pixels].
 
         Raises:
-            BackboneError: the network's forward pass fails for every size that was tried.
+            BackboneError: the network's forward pass fails for `asked`, or for every size that was
+                tried.
         """
         # Small, since a build runs several passes. Not square, so that the shapes of maps tell rows
         # from columns and both from channels (see `layout_of`). If the network takes no such image:
         # a small square, then the sizes that its weights were trained with, then 224. What each try
         # said is kept, for the error if none of them works.
-        small = max(PROBE_SIZE, -(-spec.min_size // 32) * 32)
+        # Sides are whole multiples of a unit that strides up to 32 divide: 32 itself, or 56 for
+        # patches of 14 pixels. 64x96 would do as well for those, but is 4x6 patches of 14, 15 and
+        # 16 pixels alike, and 9 rows of 14 pixels that some networks refuse.
+        unit = odd = odd_stride(network)
+        while unit < UNIT:
+            unit *= 2
+        small = max(2, -(-spec.min_size // unit)) * unit
         sides = [*(weights.crop_size for weights in reversed(spec.weights)), 224, spec.min_size]
         crops = [(side, side) for side in sides]
         if likely:
             crops.insert(0, (likely, likely) if isinstance(likely, int) else likely)
-        # about half as wide again, and a difference that every stride up to 32 divides
-        wide = small + 32 * -(-small // 64)
+        wide = small + unit * -(-small // (2 * unit))  # about half as wide again
         sizes = [(size, size)] if size else [(small, wide), (small, small), *crops]
         if spec.fixed_size and not size:
-            sizes = list(crops)
+            # an option may have made it take others, and pad those that are no whole patches
+            sizes = sorted([*crops, *sizes], key=lambda each: any(side % odd for side in each))
         if first and not size:
             sizes.insert(0, (first, first))
+        if asked:
+            image = image_of(network, spec, asked)
+            trained = join_names(
+                f"{side}x{side}" for side in sorted({w.crop_size for w in spec.weights})
+            )
+            hint = f", which was trained with images of {trained}," if trained else ""
+            what = f"{spec.name}{hint} does not accept images of {asked[0]}x{asked[1]} pixels"
+            with foreign(BackboneError, what), probing(network):
+                network(image)
+            if spec.fixed_size:
+                return Probe(image)
+            sizes.append(asked)
         tries: list[str] = []
         for height, width in dict.fromkeys(sizes):
             image = image_of(network, spec, (height, width))
@@ -326,12 +367,12 @@ class Probe:
 
         def watch(path: str, module: nn.Module) -> list[Callable[[], Any]]:
             def before(_: nn.Module, args: Any) -> None:
-                inputs[path].append(_shape_and_kind(args[0] if args else None))
+                inputs[path].append(_look_at(args[0] if args else None))
 
             def after(_: nn.Module, args: Any, output: Any) -> None:
-                shape, kind = _shape_and_kind(output)
-                seen, seen_kind = inputs[path].pop()
-                calls[path].append(Call(seen, shape, seen_kind, kind))
+                shape, kind, peak = _look_at(output)
+                seen, seen_kind, seen_peak = inputs[path].pop()
+                calls[path].append(Call(seen, shape, seen_kind, kind, seen_peak, peak))
 
             return [
                 lambda: module.register_forward_pre_hook(before),
@@ -351,7 +392,7 @@ class Probe:
             path: Site(
                 path=path,
                 type_name=type(module).__name__,
-                calls=(*calls[path], *(Call(shape, None, kind) for shape, kind in inputs[path])),
+                calls=(*calls[path], *(Call(shape, None, kind) for shape, kind, _ in inputs[path])),
                 image=self.size,
             )
             for path, module in modules.items()
@@ -377,9 +418,9 @@ def first_tensor(output: Any) -> torch.Tensor:
     return first_tensor(items[0])
 
 
-def _shape_and_kind(value: Any) -> tuple[Shape | None, str]:
-    return (
-        (tuple(value.shape), "Tensor")
-        if isinstance(value, torch.Tensor)
-        else (None, type(value).__name__)
-    )
+def _look_at(value: Any) -> tuple[Shape | None, str, float]:
+    """Return shape, kind and largest absolute value."""
+    if not isinstance(value, torch.Tensor):
+        return None, type(value).__name__, math.nan
+    known = value.numel() and value.is_floating_point() and not value.is_meta
+    return tuple(value.shape), "Tensor", float(value.abs().max()) if known else math.nan

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PatchError, describe_error
+from ..errors import PatchError, describe_error, join_names
 from .gates import gates_open
 from .layouts import Shape
 from .operations import Insertion
@@ -49,7 +49,8 @@ def prove_trains(
         probe: an image that the network accepts.
 
     Raises:
-        PatchError: a patch makes the step fail, or nothing in a new block can learn.
+        PatchError: a patch makes the step fail, nothing in a new block can learn, or weights of it
+            that are all zero keep the gradient from each other for ever.
     """
     if not prepared or probe.image.is_meta:
         return
@@ -80,6 +81,8 @@ def prove_trains(
         parameters = new[id(patch)]
         if parameters and not _learns(patch, parameters, gradients):
             _prove_learns(patch, parameters)
+        if any(_is_stuck(parameter, gradients) for parameter in parameters):
+            _prove_zeros_learn(patch, parameters)
 
 
 def _new_parameters(
@@ -259,10 +262,9 @@ def _learns(
     # for the gate, without which the block stays closed for ever, and one for something inside. Not
     # for each parameter: a unit after a ReLU may be dead on one image, and learn on the next.
     def moves(parameter: nn.Parameter) -> bool:
-        gradient = gradients.get(id(parameter))
-        return gradient is not None and bool((gradient != 0).any())
+        return _moves(parameter, gradients)
 
-    gates = [i.patch.alpha for i in patch.insertions if i.patch.alpha is not None]
+    gates = _gates(patch)
     others = [p for p in parameters if all(p is not gate for gate in gates)]
     return not others or (all(moves(gate) for gate in gates) and any(moves(p) for p in others))
 
@@ -276,11 +278,65 @@ def _prove_learns(patch: Prepared, parameters: Sequence[nn.Parameter]) -> None:
         gradients |= _run_alone(patch, insertion, shapes, parameters)
     if _learns(patch, parameters, gradients):
         return
+    raise _never_learns(patch, "parameters")
+
+
+def _prove_zeros_learn(patch: Prepared, parameters: Sequence[nn.Parameter]) -> None:
+    """Refuse a patch of which some weights can never learn: they are zero, and so is each other's
+    gradient, whatever the rest of the block learns.
+    """
+    # A weight that is zero may have no gradient in the first step and get one in the second, when
+    # what it is multiplied with has moved (the two factors of an adapter, of which one is random).
+    # So everything that has a gradient is moved as a step of training would, and the block is asked
+    # again, until nothing new has one. Vectors are not asked: the gradient of a bias before a batch
+    # normalization is zero by design.
+    gates, before = _gates(patch), [parameter.detach().clone() for parameter in parameters]
+    moved, stuck, gradients = -1, list(parameters), Gradients()
+    try:
+        while moved < sum(_moves(parameter, gradients) for parameter in parameters):
+            moved = sum(_moves(parameter, gradients) for parameter in parameters)
+            for parameter in parameters:
+                if _moves(parameter, gradients) and all(parameter is not gate for gate in gates):
+                    step = gradients[id(parameter)]
+                    assert step is not None
+                    parameter.data.sub_(0.1 * step / step.abs().max())
+            for insertion, shapes in _places(patch):
+                gradients |= _run_alone(patch, insertion, shapes, parameters)
+            stuck = [each for each in parameters if _is_stuck(each, gradients)]
+    finally:
+        for parameter, value in zip(parameters, before, strict=True):
+            parameter.data.copy_(value)
+    if stuck:
+        raise _never_learns(patch, join_names(_names(patch, stuck), most=4))
+
+
+def _is_stuck(parameter: nn.Parameter, gradients: Mapping[int, Tensor | None]) -> bool:
+    return parameter.ndim > 1 and not _moves(parameter, gradients) and not bool(parameter.any())
+
+
+def _moves(parameter: nn.Parameter, gradients: Mapping[int, Tensor | None]) -> bool:
+    gradient = gradients.get(id(parameter))
+    return gradient is not None and bool((gradient != 0).any())
+
+
+def _gates(patch: Prepared) -> list[nn.Parameter]:
+    return [i.patch.alpha for i in patch.insertions if i.patch.alpha is not None]
+
+
+def _names(patch: Prepared, parameters: Iterable[nn.Parameter]) -> Iterator[str]:
+    """Yield the names of parameters inside a patch's blocks."""
+    wanted = {id(parameter) for parameter in parameters}
+    modules = [insertion.patch.block for insertion in patch.insertions]
+    for module in [*modules, *([patch.replacement] if patch.replacement is not None else [])]:
+        yield from (name for name, each in module.named_parameters() if id(each) in wanted)
+
+
+def _never_learns(patch: Prepared, what: str) -> PatchError:
     init = patch.plan.init
     start = f"the start that init: {init.spec.name} gives it" if init else "its start"
-    raise PatchError(
+    return PatchError(
         f"{_place(patch)}: {_block_name(patch)} would never learn. At {start} no gradient reaches "
-        "its parameters, since factors that are all zero keep it from each other. Leave init out: "
+        f"its {what}, since factors that are all zero keep it from each other. Leave init out: "
         "by its gate a patch starts as the identity without it, or take one that fills the "
         "parameters, such as kaiming"
     )

@@ -143,10 +143,13 @@ def replacement_misfit(
     before, after = site.seen("input")[0], site.seen("output")[0]
     block = _block_name(patch, replacement)
     found = output_shape(replacement, before, probe, f"the block {block!r}")
+    fits = _what_fits(patch, before, after, probe, original)
+    if not fits and len(after) == 2:
+        fits = " A network without its classifier is built by num_classes=0."
     return PatchError(
         f"Shape mismatch: {block} in the place of {site.path!r} ({site.type_name}) turns "
         f"{list(before)} into {list(found)}; the original gives {list(after)}, and what follows "
-        f"does not accept that: {problem}.{_what_fits(patch, before, after, probe, original)}"
+        f"does not accept that: {problem}.{fits}"
     )
 
 
@@ -172,7 +175,7 @@ def _block_name(patch: PatchPlan, block: nn.Module) -> str:
 
 
 def _seen_by_block(shape: Shape, patch: Patch) -> Shape:
-    return patch.adapter.shape(shape) if patch.adapter else shape
+    return patch.view.shape(shape) if patch.view else shape
 
 
 def _what_fits(
@@ -181,8 +184,8 @@ def _what_fits(
     """Return a sentence naming the parameters with which the block would give the wanted shape,
     found by trying.
     """
-    if patch.block is None:
-        return ""
+    if patch.block is None or (original is None and patch.block.spec.for_target):
+        return ""  # what is made for its target has its shapes, where the parameters let it
     # An error that says only that shapes differ leaves the search to the user, so the search is
     # done here. Which parameter sets the output's width is not known: any that holds a whole
     # number, or None, may be it. So each of them is set to the width that is wanted, `stride` to

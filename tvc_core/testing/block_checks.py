@@ -13,8 +13,10 @@ from torch import Tensor, nn
 
 from ..advice.factories import parameters_of
 from ..errors import ParameterError, TvcError, join_names
-from ..surgery.blocks import create_block, create_in_place_of
+from ..surgery.blocks import create_block, create_for_target, create_in_place_of
+from ..surgery.operations import Target
 from ..surgery.patch import Patch
+from ..surgery.sites import Call, Site
 from .helpers import (
     SEED,
     build_patched,
@@ -208,7 +210,9 @@ def block_identity_start(block: Subject) -> None:
 
 
 def block_gated(block: Subject) -> None:
-    """The spec says gated=True, and block(x) is not x * gate(x), or there is no method gate."""
+    """The spec says gated=True, and block(x) is not x * gate(x), there is no method gate, or a
+    method mix computes something else.
+    """
     if not block.named.spec.gated:
         raise SkipTest("its spec does not say gated=True")
     do = "correct gate(x), or leave gated=True out of the spec"
@@ -233,6 +237,13 @@ def block_gated(block: Subject) -> None:
         if not close(y, product):
             difference = float((y - product).abs().max())
             raise Fault("block(x) equal to x * gate(x)", f"a difference of {difference:.2g}", do)
+        if (mix := getattr(module, "mix", None)) is not None:
+            alpha = torch.tensor([0.25])
+            mixed, expected = mix(x.clone().requires_grad_(), alpha), x * (1 + alpha * (gate - 1))
+            if not close(mixed.detach(), expected):
+                difference = float((mixed.detach() - expected).abs().max())
+                what = "mix(x, alpha) equal to x * (1 + alpha * (gate(x) - 1))"
+                raise Fault(what, f"a difference of {difference:.2g}", "correct mix, or drop it")
 
 
 def block_in_place_of(block: Subject) -> None:
@@ -295,6 +306,122 @@ def _replaceable(width: int) -> Iterator[nn.Module]:
     ):
         perturb(module.parameters(), number)
         yield module.eval()
+
+
+def block_for_target(block: Subject) -> None:
+    """The spec's for_target takes other parameters than its factory, fails, changes the module that
+    it is made for, or shares tensors with it.
+    """
+    named = block.named
+    if not named.spec.for_target:
+        raise SkipTest("its spec does not say for_target")
+    takes = parameters_of(named.load("for_target"), skip=2)
+    wanted = parameters_of(named.load(), skip=1)
+    if takes is not None and wanted is not None and set(takes) != set(wanted):
+        raise Fault(
+            f"the parameters of its factory, {join_names(wanted)}",
+            f"{join_names(takes)} after target and in_channels",
+            "give both the same parameters, since a recipe's params go to either",
+        )
+    made = 0
+    for layer, x in _layers(_ready(block)[1]):
+        before, what = snapshot(layer), f"for a {type(layer).__name__}"
+        try:
+            patch = _patch_at(block, layer, x)
+            with torch.no_grad():
+                y = patch(x, layer(x)) if _beside(block) else patch(layer(x))
+        except Exception as error:  # foreign code may raise any exception
+            if isinstance(error, TvcError) and refuses_clearly(error):
+                continue
+            do = f"return None for what it does not know, or {REFUSE.replace('width', 'module')}"
+            raise Fault(f"a block {what}", describe_error(error), do) from error
+        made += 1
+        if y.shape != layer(x).shape:
+            raise Fault(
+                f"a result {list(layer(x).shape)} {what}",
+                f"the shape {list(y.shape)}",
+                "give the block the shapes of its target",
+            )
+        if changed := changed_names(before, layer):
+            do = "read the module, and leave it as it is"
+            raise Fault(f"an untouched module {what}", f"changes of {join_names(changed)}", do)
+        own = {t.data_ptr() for t in named_tensors(layer).values()}
+        if shared := [n for n, t in named_tensors(patch.block).items() if t.data_ptr() in own]:
+            do = "make tensors of the block's own: the target trains and is saved by itself"
+            raise Fault(f"tensors of its own {what}", f"shared {join_names(shared)}", do)
+    if not made:
+        raise SkipTest("it is made for no module that the kit has")
+
+
+def block_folds(block: Subject) -> None:
+    """A layer into which the block was folded computes something else than the two together, or
+    folding changes the block.
+    """
+    folded = 0
+    for layer, x in _layers(_ready(block)[1]):
+        try:
+            patch = _patch_at(block, layer, x)
+        except TvcError:
+            continue
+        if not callable(getattr(patch.block, "fold", None)):
+            raise SkipTest("it has no method fold")
+        perturb(patch.block.parameters())
+        before = snapshot(patch.block)
+        with torch.no_grad():
+            together = patch(x, layer(x)) if _beside(block) else patch(layer(x))
+            try:
+                patch.block.fold(layer)  # type: ignore[operator]
+            except ValueError:  # it does not fold into such a layer, and says so
+                continue
+            alone = layer(x)
+        folded += 1
+        what = f"folded into a {type(layer).__name__}"
+        if alone.shape != together.shape or not torch.allclose(alone, together, rtol=1e-9):
+            do = "change weight and bias of the target to what the two compute, in place"
+            raise Fault(f"what layer and block compute, {what}", "something else", do)
+        if changed := changed_names(before, patch.block):
+            do = "change the target alone: a fold that is refused later leaves the block running"
+            raise Fault(f"an untouched block, {what}", f"changes of {join_names(changed)}", do)
+    if not folded:
+        do = "fold into a Conv2d, a Linear or a normalization, or leave the method out"
+        raise Fault("that it folds into some layer of the kit", "a ValueError for each", do)
+
+
+def _layers(width: int) -> Iterator[tuple[nn.Module, Tensor]]:
+    """Yield layers with values of their own, and a map that each takes, in float64."""
+    maps = map_of("NCHW", width, num=1, dtype=torch.float64)
+    last = map_of("NHWC", width, num=1, dtype=torch.float64)
+    for number, (layer, x) in enumerate(
+        (
+            (nn.Conv2d(width, width, 3, padding=1), maps),
+            (nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, groups=width, bias=False), maps),
+            (nn.BatchNorm2d(width), maps),
+            (nn.Linear(width, 2 * width), last),
+            (nn.LayerNorm(width), last),
+        )
+    ):
+        perturb(layer.parameters(), number)
+        yield layer.double().eval(), x
+
+
+def _beside(block: Subject) -> bool:
+    """Return whether a block is added to its target's result, as one that starts as zero is."""
+    return bool(block.named.spec.starts_as == "zero")
+
+
+def _patch_at(block: Subject, layer: nn.Module, x: Tensor) -> Patch:
+    """Return the block as it stands at a layer, made for it, without a gate and in float64."""
+    calls = (Call(tuple(x.shape), tuple(layer(x).shape)),)
+    site = Site(path="layer", type_name=type(layer).__name__, calls=calls, image=(8, 12))
+    target = Target(layer, site, block.named.spec)
+    position = "parallel" if _beside(block) else "after"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        made = create_for_target(block.named, target, target.channels(position), block.params)
+    target.insert(made.double().eval(), position)
+    patch = target.insertions[0].patch
+    patch.ungate()
+    return patch
 
 
 def block_dtype(block: Subject) -> None:
@@ -594,6 +721,8 @@ CHECKS = (
     block_identity_start,
     block_gated,
     block_in_place_of,
+    block_for_target,
+    block_folds,
     block_dtype,
     block_device,
     block_batch_independent,
@@ -651,8 +780,9 @@ def _build_with(block: Subject) -> None:
     )
     if tokens_only and "NLC" not in block.named.spec.layouts:
         return
+    op = "inject" if block.named.spec.positions else "wrap"
     for path in paths:
-        patches = {path: {"wrap": {"type": block.named.qualified, "params": dict(block.params)}}}
+        patches = {path: {op: {"type": block.named.qualified, "params": dict(block.params)}}}
         try:
             build_patched(block.registry, host, patches)
         except ParameterError as error:

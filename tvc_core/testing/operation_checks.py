@@ -81,6 +81,9 @@ def operation_effect(op: Subject) -> None:
     """
     for place in _places(op):
         model, plain, x = _build(op, place), _plain(op, place.host), _image(op, place.host)
+        if any(record.thawed for record in model.patch_records):
+            _check_thawed(model, place)
+            continue
         for seed in range(5):
             perturb((tensor for _, tensor in _new(model, plain)), seed, 0.5)
             if not _same_output(model.eval(), plain.eval(), x) or not _same_output(
@@ -95,6 +98,15 @@ def operation_effect(op: Subject) -> None:
             raise Fault(
                 f"another output once the new parameters at {place} have moved", "the same", do
             )
+
+
+def _check_thawed(model: HybridModel, place: Place) -> None:
+    """Refuse an operation whose only effect is to thaw, if nothing is thawed."""
+    model.freeze_backbone(head="none")
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        do = "name parameters of the target in target.thaw"
+        raise Fault(f"trainable parameters at {place} in a frozen backbone", "none", do)
+    model.unfreeze_all()
 
 
 def operation_keys(op: Subject) -> None:

@@ -33,9 +33,8 @@ def check_plan(
     if plan.mismatched and not ignore_mismatch:
         raise WeightsError(
             f"Shape mismatch: {len(plan.mismatched)} of {total} tensors: "
-            f"{join_names(map(printable, plan.mismatched), most=4)}. Nothing was loaded. This is "
-            "normal when changing architectures: use ignore_mismatch=True to load the others."
-            + _channels_hint(plan)
+            f"{join_names(map(printable, plan.mismatched), most=4)}. Nothing was loaded. "
+            f"{_rest(plan, checkpoint, wishes)}{_channels_hint(plan)}"
         )
     if plan.refused and not ignore_mismatch:
         raise WeightsError(
@@ -93,6 +92,15 @@ def _order_hint(plan: LoadPlan, checkpoint: Checkpoint, wishes: Wishes) -> str:
     if not count or 2 * count < len(own):
         return ""
     return f" By order and shape {count} of {len(own)} fit: match='order'."
+
+
+def _rest(plan: LoadPlan, checkpoint: Checkpoint, wishes: Wishes) -> str:
+    """Return what is to be done where some tensors have other shapes."""
+    if not plan.values:
+        return f"Without them, {_nothing_loaded(plan, checkpoint, wishes)}"
+    return (
+        "This is normal when changing architectures: use ignore_mismatch=True to load the others."
+    )
 
 
 def _nothing_loaded(plan: LoadPlan, checkpoint: Checkpoint, wishes: Wishes) -> str:

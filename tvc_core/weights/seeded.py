@@ -26,7 +26,7 @@ _DRAWS = {
 class seeded(TorchFunctionMode):  # noqa: N801  read as a verb
     """A context in which what draws random numbers draws them from one generator.
 
-    Other threads draw from torch's generator meanwhile, which this thread leaves alone.
+    Other threads draw from torch's generator at the same time, which this thread leaves alone.
 
     Args:
         seed: where the generator starts.

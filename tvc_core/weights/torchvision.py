@@ -21,6 +21,7 @@ from ..errors import BackboneError, ParameterError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
 from .cache import cached_file, hash_in_name
 from .files import read_state_dict
+from .skeleton import build_again
 
 __all__ = ["build_torchvision", "class_names_of", "training_transforms_of", "transforms_of"]
 
@@ -75,18 +76,31 @@ def build_torchvision(
             f"torchvision {torchvision.__version__} has no {spec.name!r}: upgrade torchvision"
         ) from error
     if weights is None:
-        return build(weights=None, **options)
+        try:
+            return build(weights=None, **options)
+        except AssertionError:
+            if size is not None:  # which sizes divide into patches, a network of the usual one says
+                with torch.device("meta"):
+                    set_image_size(build(weights=None), size)
+            raise
     # The builder is torchvision's own, since it does more than to load: it renames old keys, sets
     # options that a set of weights needs, drops auxiliary heads. It asks two things of the member
     # that it is given: whether it is of the right enum class, and for its tensors. `_CheckedMember`
     # answers both, the second one from a file whose hash was compared.
     member = find_member(spec, weights)
-    size = options.pop("image_size", None)
-    try:
-        network = build(weights=_CheckedMember(member), **options)
+
+    def build_from_file() -> nn.Module:
+        given = dict(options)
+        size = given.pop("image_size", None)
+        network: nn.Module = build(weights=_CheckedMember(member), **given)
         if size is not None:
             set_image_size(network, size)
         return network
+
+    what = {"builder": build.__module__, "member": str(member), "options": options}
+    path = cached_file(member.url)
+    try:
+        return build_again(build_from_file, path, hash_in_name(path.name), what)
     except WeightsError:
         raise
     except RuntimeError as error:

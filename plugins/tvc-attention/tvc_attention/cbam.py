@@ -7,9 +7,12 @@ refuse; the shared layers have no bias, as the authors' equations (2) and (3) ha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
+from .fused import pixel_scores, pointwise, scale_both, scale_channels, scale_pixels
 from .widths import hidden_width
 
 __all__ = ["CBAM", "ChannelAttention", "SpatialAttention"]
@@ -44,14 +47,22 @@ class ChannelAttention(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
-        mean, maximum = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        return self.sigmoid(
-            self.fc2(self.relu(self.fc1(mean))) + self.fc2(self.relu(self.fc1(maximum)))
-        )
+        return self.excite(x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True))
+
+    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
+        return scale_channels(x, self.excite, alpha, maxima=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the map by its gate."""
-        return x * self.gate(x).to(x.dtype)
+        return self.mix(x, None)
+
+    def excite(self, mean: Tensor, maximum: Tensor) -> Tensor:
+        """Return the gate from the spatial means and maxima, all [N, C, 1, 1]."""
+        return self.sigmoid(self._shared(mean) + self._shared(maximum))
+
+    def _shared(self, pooled: Tensor) -> Tensor:
+        return pointwise(self.fc2, self.relu(pointwise(self.fc1, pooled)))
 
 
 class SpatialAttention(nn.Module):
@@ -83,12 +94,27 @@ class SpatialAttention(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate [N, 1, H, W], each entry in (0, 1)."""
-        maps = torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1)
-        return self.sigmoid(self.conv(maps))
+        return self.excite(torch.cat([x.mean(1, keepdim=True), x.amax(1, keepdim=True)], dim=1))
+
+    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
+        return scale_pixels(x, self.excite, alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the map by its gate."""
-        return x * self.gate(x).to(x.dtype)
+        return self.mix(x, None)
+
+    def excite(self, pooled: Tensor) -> Tensor:
+        """Return the gate from mean and maximum over channels [N, 2, H, W]."""
+        return self.sigmoid(pixel_scores(self.conv, pooled))
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any
+    ) -> None:
+        # timm's convolution stands in a module with a normalization
+        if f"{prefix}conv.conv.weight" in state_dict:
+            state_dict[f"{prefix}conv.weight"] = state_dict.pop(f"{prefix}conv.conv.weight")
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
 
 class CBAM(nn.Module):
@@ -119,6 +145,15 @@ class CBAM(nn.Module):
         self.channel = ChannelAttention(in_channels, reduction, hidden_channels)
         self.spatial = SpatialAttention(in_channels, kernel_size)
 
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the product of both gates [N, C, H, W], each entry in (0, 1)."""
+        channel = self.channel.gate(x).to(x.dtype)
+        return channel * self.spatial.gate(x * channel).to(x.dtype)
+
+    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
+        return scale_both(x, self.channel.excite, self.spatial.excite, alpha)
+
     def forward(self, x: Tensor) -> Tensor:
         """Apply both attentions, one after the other."""
-        return self.spatial(self.channel(x))
+        return self.mix(x, None)

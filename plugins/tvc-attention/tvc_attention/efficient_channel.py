@@ -9,6 +9,8 @@ import math
 
 from torch import Tensor, nn
 
+from .fused import scale_channels
+
 __all__ = ["EfficientChannelAttention"]
 
 
@@ -51,9 +53,16 @@ class EfficientChannelAttention(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
-        means = x.mean((2, 3))
-        return self.sigmoid(self.conv(means.unsqueeze(1))).squeeze(1)[:, :, None, None]
+        return self._excite(x.mean((2, 3), keepdim=True))
+
+    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
+        return scale_channels(x, self._excite, alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the map by its gate."""
-        return x * self.gate(x).to(x.dtype)
+        return self.mix(x, None)
+
+    def _excite(self, means: Tensor) -> Tensor:
+        scores = self.conv(means.flatten(1).unsqueeze(1))
+        return self.sigmoid(scores).squeeze(1)[:, :, None, None]

@@ -1,17 +1,19 @@
-"""Squeeze-and-Excitation.
+"""Squeeze-and-Excitation, and the effective one with one layer.
 
-Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv:1709.01507. The two layers are 1x1
-convolutions, as in torchvision and timm, and have torchvision's names; the paper's are fully
-connected layers without difference in what they compute.
+Hu et al. 2018, "Squeeze-and-Excitation Networks", arXiv:1709.01507, and Lee and Park 2020,
+"CenterMask: Real-Time Anchor-Free Instance Segmentation", arXiv:1911.06667. The layers are 1x1
+convolutions, as in torchvision and timm, and have their names; the papers' are fully connected
+layers without difference in what they compute.
 """
 
 from __future__ import annotations
 
 from torch import Tensor, nn
 
+from .fused import pointwise, scale_channels
 from .widths import hidden_width
 
-__all__ = ["SqueezeExcite"]
+__all__ = ["EffectiveSqueezeExcite", "SqueezeExcite"]
 
 
 class SqueezeExcite(nn.Module):
@@ -44,9 +46,56 @@ class SqueezeExcite(nn.Module):
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
-        squeezed = x.mean((2, 3), keepdim=True)
-        return self.sigmoid(self.fc2(self.relu(self.fc1(squeezed))))
+        return self._excite(x.mean((2, 3), keepdim=True))
+
+    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
+        return scale_channels(x, self._excite, alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale the map by its gate."""
-        return x * self.gate(x).to(x.dtype)
+        return self.mix(x, None)
+
+    def _excite(self, squeezed: Tensor) -> Tensor:
+        return self.sigmoid(pointwise(self.fc2, self.relu(pointwise(self.fc1, squeezed))))
+
+
+class HardSigmoid(nn.Module):
+    """relu6(x + 3) / 6; torch's own has no second derivative."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + 3).clamp(0, 6) / 6
+
+
+class EffectiveSqueezeExcite(nn.Module):
+    """Scale each channel by a gate computed from all channels' means in one layer of full width.
+
+    Maps [N, C, H, W] to the same shape, dtype and device: x * gate(fc(mean(x))).
+
+    Args:
+        in_channels: C, the width of the incoming map [channels].
+        hard: the gate is the hard sigmoid, relu6(x + 3) / 6, of the authors' code and of pretrained
+            weights; else the sigmoid that the equation names.
+
+    Source: Lee and Park 2020, section 3.3, equation (3).
+    """
+
+    def __init__(self, in_channels: int, hard: bool = True) -> None:
+        super().__init__()
+        self.fc = nn.Conv2d(in_channels, in_channels, 1)
+        self.sigmoid = HardSigmoid() if hard else nn.Sigmoid()
+
+    def gate(self, x: Tensor) -> Tensor:
+        """Return the gate [N, C, 1, 1], each entry in [0, 1]."""
+        return self._excite(x.mean((2, 3), keepdim=True))
+
+    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
+        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
+        return scale_channels(x, self._excite, alpha)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Scale the map by its gate."""
+        return self.mix(x, None)
+
+    def _excite(self, squeezed: Tensor) -> Tensor:
+        return self.sigmoid(pointwise(self.fc, squeezed))

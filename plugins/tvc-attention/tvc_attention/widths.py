@@ -7,13 +7,16 @@ import math
 __all__ = ["hidden_width", "neighbor_kernel"]
 
 
-def hidden_width(in_channels: int, reduction: int, hidden_channels: int | None) -> int:
+def hidden_width(
+    in_channels: int, reduction: int, hidden_channels: int | None, most: int = 16
+) -> int:
     """Return the width of the hidden layer [channels]: `hidden_channels`, or in_channels //
-    reduction but at least 1.
+    reduction but at least 1. `most` is the largest reduction that narrower maps may have as well,
+    the paper's own.
 
     Raises:
-        ValueError: `reduction` is below 1 or above both in_channels and 16, or `hidden_channels` is
-            below 1.
+        ValueError: `reduction` is below 1 or above both in_channels and `most`, or
+            `hidden_channels` is below 1.
     """
     if hidden_channels is not None:
         if (
@@ -28,7 +31,7 @@ def hidden_width(in_channels: int, reduction: int, hidden_channels: int | None) 
     if (
         isinstance(reduction, bool)
         or not isinstance(reduction, int)
-        or not 1 <= reduction <= max(in_channels, 16)
+        or not 1 <= reduction <= max(in_channels, most)
     ):
         raise ValueError(
             f"reduction is a whole number from 1 to in_channels ({in_channels}), not {reduction!r}"

@@ -224,7 +224,7 @@ def test_the_last_stage_of_a_resnet_keeps_its_size_by_two_replacements(x: Tensor
     by_hand.layer4[0].conv2.stride = by_hand.layer4[0].downsample[0].stride = (1, 1)
     torch.testing.assert_close(model(x), by_hand(x))
     assert model.stage_info[-1].stride == 16
-    with pytest.raises(PatchError, match=r"conv2\.replace: .*stride=2 would fit"):
+    with pytest.raises(PatchError, match=r"conv2'\]\.replace: .*stride=2 would fit"):
         hybrid(bottlenecks(), {"layer4.0.conv2": patch}, **RESNET)
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from .checks import check_numbers, check_positive
+
 __all__ = [
     "elu", "gelu", "hardsigmoid", "hardswish", "leaky_relu", "mish", "prelu", "relu", "relu6",
     "selu", "sigmoid", "silu", "softplus", "tanh",
@@ -31,7 +33,11 @@ def leaky_relu(in_channels: int, negative_slope: float = 0.01) -> nn.Module:
     Args:
         in_channels: any.
         negative_slope: factor of negative values.
+
+    Raises:
+        ValueError: `negative_slope` is no finite number.
     """
+    check_numbers(negative_slope=negative_slope)
     return nn.LeakyReLU(negative_slope)
 
 
@@ -42,7 +48,11 @@ def prelu(in_channels: int, init: float = 0.25) -> nn.Module:
     Args:
         in_channels: any.
         init: start of the factor.
+
+    Raises:
+        ValueError: `init` is no finite number.
     """
+    check_numbers(init=init)
     return nn.PReLU(1, init)
 
 
@@ -52,7 +62,11 @@ def elu(in_channels: int, alpha: float = 1.0) -> nn.Module:
     Args:
         in_channels: any.
         alpha: minus the limit for small x.
+
+    Raises:
+        ValueError: `alpha` is no finite number.
     """
+    check_numbers(alpha=alpha)
     return nn.ELU(alpha)
 
 
@@ -107,7 +121,11 @@ def softplus(in_channels: int, beta: float = 1.0) -> nn.Module:
     Args:
         in_channels: any.
         beta: how sharp the bend at zero is.
+
+    Raises:
+        ValueError: `beta` is no finite number above 0.
     """
+    check_positive(beta=beta)
     return nn.Softplus(beta)
 
 

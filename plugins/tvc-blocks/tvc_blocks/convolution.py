@@ -9,7 +9,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from .adapters import check_counts
+from .checks import check_counts, check_flags
 
 __all__ = ["conv2d", "conv2d_in_place_of", "resample_kernel"]
 
@@ -64,7 +64,7 @@ def conv2d(
 
     Source: torch.nn.Conv2d; Beyer et al. 2022, arXiv:2212.08013, section 3.4 ("resize").
     """
-    _check(resample, channels, kernel_size, stride, padding, dilation, groups)
+    _check(resample, channels, kernel_size, stride, padding, dilation, groups, bias)
     kernel, spread = kernel_size or 3, dilation or 1
     return nn.Conv2d(
         in_channels,
@@ -99,7 +99,7 @@ def conv2d_in_place_of(
     """
     if not isinstance(original, nn.Conv2d):
         return None
-    _check(resample, channels, kernel_size, stride, padding, dilation, groups)
+    _check(resample, channels, kernel_size, stride, padding, dilation, groups, bias)
     step = _pair(original.stride, stride)
     spread = _pair(original.dilation, dilation)
     kernel = _pair(original.kernel_size, kernel_size)
@@ -204,6 +204,7 @@ def _check(
     padding: int | None,
     dilation: int | None,
     groups: int | None,
+    bias: bool | None,
 ) -> None:
     if resample not in _RESAMPLINGS:
         raise ValueError(f"resample is 'resize' or 'center', not {resample!r}")
@@ -215,5 +216,7 @@ def _check(
         "groups": groups,
     }
     check_counts(**{name: value for name, value in given.items() if value is not None})
-    if padding is not None and (isinstance(padding, bool) or not isinstance(padding, int)):
-        raise ValueError(f"padding is a whole number of pixels, not {padding!r}")
+    if padding is not None:
+        check_counts(0, padding=padding)
+    if bias is not None:
+        check_flags(bias=bias)

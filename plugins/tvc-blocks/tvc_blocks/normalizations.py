@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
+from .checks import check_numbers
+
 __all__ = [
     "FrozenBatchNorm2d", "GroupNorm", "LayerNorm2d", "frozen_batch_norm",
     "frozen_batch_norm_in_place_of", "group_norm", "group_norm_in_place_of", "layer_norm_2d",
@@ -34,7 +36,13 @@ class _ThenParts(nn.Module):
         return x
 
 
-class GroupNorm(_ThenParts, nn.GroupNorm):
+class _GroupNorm(nn.GroupNorm):
+    def forward(self, input: Tensor) -> Tensor:
+        # not nn.functional's, which refuses a group of a single value; its result is the shift
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(_ThenParts, _GroupNorm):
     """Group normalization, and then its children."""
 
 
@@ -72,10 +80,11 @@ def group_norm(
         eps: is added to the variance; None for that of the replaced normalization, or else 1e-5.
 
     Raises:
-        ValueError: the groups do not divide C.
+        ValueError: the groups do not divide C, or `eps` is no finite number of at least 0.
 
     Source: Wu and He 2018, arXiv:1803.08494; torch.nn.GroupNorm.
     """
+    _check_eps(eps)
     name, given = ("num_groups", num_groups) if group_size is None else ("group_size", group_size)
     if isinstance(given, bool) or not isinstance(given, int) or given < 1 or in_channels % given:
         fits = [size for size in range(1, in_channels + 1) if in_channels % size == 0]
@@ -112,8 +121,12 @@ def layer_norm_2d(in_channels: int, eps: float | None = None) -> nn.Module:
         in_channels: C [channels].
         eps: is added to the variance; None for that of the replaced normalization, or else 1e-6.
 
+    Raises:
+        ValueError: `eps` is no finite number of at least 0.
+
     Source: Liu et al. 2022, arXiv:2201.03545; torchvision.models.convnext.LayerNorm2d.
     """
+    _check_eps(eps)
     return LayerNorm2d(in_channels, eps=1e-6 if eps is None else eps)
 
 
@@ -137,8 +150,12 @@ def frozen_batch_norm(in_channels: int, eps: float | None = None) -> nn.Module:
         in_channels: C [channels].
         eps: is added to the variance; None for that of the replaced normalization, or else 1e-5.
 
+    Raises:
+        ValueError: `eps` is no finite number of at least 0.
+
     Source: torchvision.ops.FrozenBatchNorm2d.
     """
+    _check_eps(eps)
     return FrozenBatchNorm2d(in_channels, 1e-5 if eps is None else eps)
 
 
@@ -175,6 +192,11 @@ def _is_plain_norm(module: nn.Module, channels: int) -> bool:
     }
     vectors = all(tensor.shape in ((channels,), ()) for tensor in tensors.values())
     return named and vectors and set(tensors) <= _TENSORS
+
+
+def _check_eps(eps: float | None) -> None:
+    if eps is not None:
+        check_numbers(0, eps=eps)
 
 
 def _eps(original: nn.Module) -> float | None:

@@ -1,6 +1,4 @@
-"""Offers building blocks that torchvision.ops has, and replacements for a network's own layers.
-Light: imports no torch.
-"""
+"""Offers building blocks, and replacements for a network's own layers. Light: imports no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +9,14 @@ TVC_API = (1, 1)
 
 @hookimpl
 def tvc_blocks() -> list[BlockSpec]:
-    """Offer convolutions, a multilayer perceptron, regularizers and what else torchvision.ops has,
-    and what takes the place of a network's own convolutions, normalizations and activations.
+    """Offer what torchvision.ops has, the blocks that networks are made of, and what takes the
+    place of a network's own convolutions, normalizations, poolings and activations.
     """
-    return [*_from_torchvision(), *_with_weights(), *_activations()]
+    return [*_from_torchvision(), *_of_stages(), *_with_weights(), *_activations()]
 
 
 def _from_torchvision() -> list[BlockSpec]:
-    home = "tvc_blocks.adapters"
+    home = "tvc_blocks.torchvision_ops"
     return [
         BlockSpec(
             name="conv_bn_act",
@@ -26,7 +24,7 @@ def _from_torchvision() -> list[BlockSpec]:
             preserves_shape=False,
             factory=f"{home}:conv_bn_act",
             summary="Convolution, normalization and activation.",
-            source="torchvision.ops.Conv2dNormActivation",
+            source="torchvision.ops.Conv2dNormActivation; Ioffe and Szegedy 2015, arXiv:1502.03167",
         ),
         BlockSpec(
             name="deform_conv",
@@ -81,6 +79,91 @@ def _from_torchvision() -> list[BlockSpec]:
     ]
 
 
+def _of_stages() -> list[BlockSpec]:
+    return [
+        BlockSpec(
+            name="layer_scale",
+            category="scale",
+            layouts=("NCHW", "NLC", "NC"),
+            gated=True,
+            factory="tvc_blocks.scaling:LayerScale",
+            summary="Scale each channel by a learned number; belongs in a residual branch.",
+            source="Touvron et al. 2021, arXiv:2103.17239, section 2",
+        ),
+        *(
+            BlockSpec(
+                name=name,
+                category="residual" if name != "depthwise_separable_conv" else "convolution",
+                preserves_shape=False,
+                factory=f"tvc_blocks.stages:{name}",
+                summary=summary,
+                source=source,
+            )
+            for name, summary, source in (
+                (
+                    "basic_block",
+                    "ResNet's block of two 3x3 convolutions.",
+                    "torchvision.models.resnet.BasicBlock; He et al. 2016, arXiv:1512.03385, "
+                    "section 3.3",
+                ),
+                (
+                    "bottleneck",
+                    "ResNet's block of a 1x1, a 3x3 and a 1x1 convolution; ResNeXt's with groups.",
+                    "torchvision.models.resnet.Bottleneck; He et al. 2016, arXiv:1512.03385, "
+                    "section 4.1; Xie et al. 2017, arXiv:1611.05431, section 3",
+                ),
+                (
+                    "convnext_block",
+                    "ConvNeXt's block: depthwise 7x7 convolution and a multilayer perceptron.",
+                    "torchvision.models.convnext.CNBlock; Liu et al. 2022, arXiv:2201.03545, "
+                    "section 2",
+                ),
+                (
+                    "depthwise_separable_conv",
+                    "Depthwise and pointwise convolution, each with normalization and activation.",
+                    "Howard et al. 2017, arXiv:1704.04861, section 3.1",
+                ),
+                (
+                    "fused_mbconv",
+                    "EfficientNetV2's block: MBConv with a full first convolution.",
+                    "torchvision.models.efficientnet.FusedMBConv; Tan and Le 2021, "
+                    "arXiv:2104.00298, section 3.2",
+                ),
+                (
+                    "inverted_residual",
+                    "MobileNetV2's block: wide inside, narrow outside.",
+                    "torchvision.models.mobilenetv2.InvertedResidual; Sandler et al. 2018, "
+                    "arXiv:1801.04381, section 3",
+                ),
+                (
+                    "mbconv",
+                    "EfficientNet's block: an inverted residual with squeeze-excite.",
+                    "torchvision.models.efficientnet.MBConv; Tan and Le 2019, arXiv:1905.11946, "
+                    "section 4",
+                ),
+            )
+        ),
+        BlockSpec(
+            name="gem",
+            category="pooling",
+            preserves_shape=False,
+            factory="tvc_blocks.pooling:GeM",
+            in_place_of="tvc_blocks.pooling:gem_in_place_of",
+            summary="Pool each channel by a generalized mean, with a learned exponent.",
+            source="Radenovic et al. 2018, arXiv:1711.02512, section 3.2",
+        ),
+        BlockSpec(
+            name="blur_pool",
+            category="pooling",
+            preserves_shape=False,
+            factory="tvc_blocks.pooling:blur_pool",
+            in_place_of="tvc_blocks.pooling:blur_pool_in_place_of",
+            summary="Blur, then subsample: downsampling without aliasing.",
+            source="Zhang 2019, arXiv:1904.11486, section 3.2",
+        ),
+    ]
+
+
 def _with_weights() -> list[BlockSpec]:
     return [
         BlockSpec(
@@ -105,7 +188,7 @@ def _with_weights() -> list[BlockSpec]:
                 (
                     "frozen_batch_norm",
                     "Batch normalization with constant statistics; replacing one, it keeps all.",
-                    "torchvision.ops.FrozenBatchNorm2d",
+                    "torchvision.ops.FrozenBatchNorm2d; Ioffe and Szegedy 2015, arXiv:1502.03167",
                 ),
                 (
                     "group_norm",
@@ -137,11 +220,11 @@ def _activations() -> list[BlockSpec]:
             ("gelu", "Gaussian error linear unit.", "GELU; Hendrycks 2016, arXiv:1606.08415"),
             ("hardsigmoid", "Sigmoid in three straight pieces.", "Hardsigmoid"),
             ("hardswish", "x times hardsigmoid.", "Hardswish; Howard 2019, arXiv:1905.02244"),
-            ("leaky_relu", "ReLU with a slope for negative values.", "LeakyReLU"),
+            ("leaky_relu", "ReLU with a slope for negative values.", "LeakyReLU; Maas et al. 2013"),
             ("mish", "x * tanh(softplus(x)).", "Mish; Misra 2019, arXiv:1908.08681"),
             ("prelu", "ReLU with a learned slope.", "PReLU; He et al. 2015, arXiv:1502.01852"),
-            ("relu", "Rectified linear unit.", "ReLU"),
-            ("relu6", "ReLU that ends at 6.", "ReLU6"),
+            ("relu", "Rectified linear unit.", "ReLU; Nair and Hinton 2010"),
+            ("relu6", "ReLU that ends at 6.", "ReLU6; Krizhevsky 2010"),
             ("selu", "Scaled exponential linear unit.", "SELU; Klambauer 2017, arXiv:1706.02515"),
             ("sigmoid", "Logistic function.", "Sigmoid"),
             ("silu", "x * sigmoid(x), or swish.", "SiLU; Ramachandran 2017, arXiv:1710.05941"),

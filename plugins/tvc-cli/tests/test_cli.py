@@ -298,6 +298,20 @@ def test_list_sorts_by_what_the_default_weights_are_said_to_be(
     assert second.split()[:4] == ["a10", "2.1M", "0.90", "80.25"]
     assert rest[0].split()[1:4] == ["-", "-", "-"]
     assert [name for name, _ in rows("backbones", "a*", "--sort", "params")] == ["a10", "a9"]
+    for pattern, said in {
+        "*": "--sort acc: 2 of 4 state no acc@1, so they stand last, by name",
+        "bare": "--sort acc: 1 of 1 state no acc@1",
+        "a*": "",
+    }.items():
+        stderr = fine("list", "backbones", pattern, "--sort", "acc").stderr
+        assert said in stderr and ("--sort" in stderr) == bool(said)
+
+
+def test_few_parameters_are_counted_in_thousands(install: Callable[[str, str], None]) -> None:
+    install("zeta-figures", FIGURES.replace("9_000_000", "12_345").replace("2_000_000", "640"))
+    assert fine("list", "backbones", "a9").stdout.splitlines()[1].split()[1] == "12.3K"
+    lines = fine("list", "backbones", "a10", "--weights").stdout.splitlines()
+    assert [line.split()[1] for line in lines[1:]] == ["0.6K", "2.1M"]
 
 
 def test_list_has_a_line_for_each_set_of_weights(install: Callable[[str, str], None]) -> None:

@@ -138,6 +138,13 @@ def list_command(
             [[_cell(column, fact[column]) for column in columns] for fact in found],
             right=tuple(_FIGURES.values()),
         )
+        column = facts.SORTS[sort or "name"][0]
+        if unknown := sum(fact[column] is None for fact in found):
+            click.echo(
+                f"--sort {sort}: {unknown} of {len(found)} state no {_FIGURES[column]}, so they "
+                "stand last, by name; tvc show NAME says what is known of one",
+                err=True,
+            )
     else:
         said = f"no {kind} are installed"
         if pattern:
@@ -617,4 +624,6 @@ def _cell(column: str, value: Any) -> Any:
     """Return a value as tables show it: figures rounded, with their unit."""
     if value is None or column not in _FIGURES:
         return value
-    return f"{value / 1e6:.1f}M" if column == "num_params" else f"{value:.2f}"
+    if column != "num_params":
+        return f"{value:.2f}"
+    return f"{value / 1e6:.1f}M" if value >= 1e6 else f"{value / 1e3:.1f}K"

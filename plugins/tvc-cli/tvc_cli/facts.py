@@ -537,7 +537,13 @@ def _most_helpful(name: str, errors: list[UnknownNameError]) -> UnknownNameError
     """Return the error that knows a near name or who provides this one, else one that speaks for
     all kinds.
     """
-    for hint in ("provides it", "is installed but", "does not offer it", "Did you mean"):
+    for hint in (
+        "provides it",
+        "is installed but",
+        "does not offer it",
+        "Did you mean",
+        "The family has",
+    ):
         for error in errors:
             if hint in str(error):
                 return error

@@ -10,6 +10,7 @@ __all__ = ["FIRST_PARTY", "WITH_COMMANDS", "normalized"]
 
 FIRST_PARTY = (
     "tvc-core",
+    "tvc-adapters",
     "tvc-all",
     "tvc-attention",
     "tvc-blocks",

@@ -34,6 +34,7 @@ _COMMANDS = (
         r"A recipe is a YAML file; the shortest is 'backbone: \1'",
     ),
     (r"HybridBuilder\.list_backbones\(\)", "'tvc list'"),
+    (r"list_backbones\(origin='(\w+)'\)", r"'tvc list --origin \1'"),
     (r"HybridBuilder\.list_patch_ops\(\)", "'tvc list ops'"),
     (r"HybridBuilder\.list_(\w+)\(\)", r"'tvc list \1'"),
     (r"Registry\(\)\.names\('command'\) lists them", "'tvc --help' tells of each"),
@@ -44,6 +45,15 @@ _COMMANDS = (
     (r"(: |\. )In Python, HybridBuilder\(plugins=", r"\1in Python, HybridBuilder(plugins="),
 )
 """What the core's errors advise in Python, and the command that does it."""
+
+_ONE_AT_A_TIME = {
+    "show": "It shows one thing; --target chooses paths: tvc show NAME --target 'layer4.*'",
+    "build": "It builds one recipe",
+    "check": "It checks one plugin, and 'tvc doctor' looks at all",
+    "doctor": "It looks at all plugins, and 'tvc check NAME' at one",
+    "plugins": "It lists all plugins; 'tvc list --owner NAME' shows what one offers",
+}
+"""What is said of one argument too many."""
 
 _DEBUG = "tvc_cli.debug"
 
@@ -56,8 +66,14 @@ class Command(click.Command):
     def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         """Parse the arguments."""
         helping = {"-h", "--help"} & {*args}
-        with given() if helping else contextlib.nullcontext():
-            return super().make_context(info_name, args, *more, **extra)
+        try:
+            with given() if helping else contextlib.nullcontext():
+                return super().make_context(info_name, args, *more, **extra)
+        except click.UsageError as error:
+            if "unexpected extra argument" not in error.message or info_name not in _ONE_AT_A_TIME:
+                raise
+            text = f"{error.message}. {_ONE_AT_A_TIME[info_name]}"
+            raise click.UsageError(text, error.ctx) from error
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -346,8 +346,8 @@ def test_the_classifier_is_frozen_and_everything_else_as_it_was() -> None:
 @pytest.mark.parametrize("adapt", [as_detection_backbone, as_segmentation_backbone])
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "densenet121", "convnext_tiny"])
 def test_what_others_set_by_hand_stays(adapt: Callable[..., nn.Module], name: str) -> None:
-    """An adapter changes the flags of the head's own parameters and the modes of its modules, and
-    nothing else, whoever set it; a second one changes nothing.
+    """A dense backbone changes the flags of the head's own parameters and the modes of its modules,
+    and nothing else, whoever set it; a second one changes nothing.
     """
     model = hybrid(name, patches={"stage:1": {"wrap": "se"}}).train()
     generator = torch.Generator().manual_seed(0)
@@ -373,7 +373,7 @@ def test_what_others_set_by_hand_stays(adapt: Callable[..., nn.Module], name: st
 
 
 @pytest.mark.parametrize("kind", ["faster_rcnn", "fcn"])
-def test_four_threads_share_an_adapter(kind: str) -> None:
+def test_four_threads_share_a_dense_backbone(kind: str) -> None:
     """Each gets what the same call gives alone."""
     beside = {"type": "conv_bn_act", "position": "parallel", "params": {"channels": 128}}
     model = hybrid("resnet18", patches={"layer2.1": {"inject": beside}}).eval()

@@ -132,6 +132,11 @@ def unet(
     strides = _steps(list(levels))
     widths = [min(256, 16 * stride) for stride in strides]
     if decoder_channels is not None:
+        if isinstance(decoder_channels, (int, str)):
+            raise ParameterError(
+                f"decoder_channels is a list of one number for each step of the decoder, such as "
+                f"{widths}, not {decoder_channels!r}"
+            )
         widths = list(decoder_channels)
         if len(widths) != len(strides):
             raise ParameterError(

@@ -63,14 +63,15 @@ head:
 """
 COMMON = "backbone: {name: mobilenet_v3_large, weights: null, image_size: 224}\n"
 
-WORDS = """
+_WORDS = """
 version name description requires seed max_params backbone weights options in_channels
 in_channels_policy patches head num_classes dropout class_names hidden activation freeze_backbone
 normalization freeze_patches unfreeze_stages grad_checkpointing wrap inject replace type params init
 position resnet50 IMAGENET1K_V2 replace_stride_with_dilation triplet_attention cbam_block reduction
 kaiming squeeze_excitation squeeze_channels before scse conv_bn_act channels hardswish last frozen
 extends macros @attention @attention spatial_attention kernel_size heads common.yaml gelu
-""".split()
+"""
+WORDS = _WORDS.split()
 """What is misspelt, wherever it stands; what is free text is not here."""
 
 

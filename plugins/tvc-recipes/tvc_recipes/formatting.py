@@ -2,8 +2,8 @@
 indentation, comments where they were.
 
 The order is made on the text: a key moves with all its lines and with the comment lines directly
-above it. ruamel.yaml then lays the text out anew. It reads YAML 1.2 and the core YAML 1.1, so it is
-shown every plain scalar as text and never converts one.
+above it. ruamel.yaml then lays the text out again. It reads YAML 1.2, and the core YAML 1.1, so it
+is shown every plain scalar as text and never converts one.
 """
 
 from __future__ import annotations

@@ -14,18 +14,15 @@ def fields_of(section: str) -> dict[str, Field[Any]]:
     """Return the fields of a recipe that a section of the YAML form has ("" is the top), by their
     keys there.
     """
-    found = [entry for entry in fields(Recipe) if entry.metadata]
-    return {
-        entry.metadata["written"] or entry.name: entry
-        for entry in found
-        if entry.metadata["section"] == section
-    }
+    paths = {entry.metadata["path"]: entry for entry in fields(Recipe) if entry.metadata}
+    return {path[-1]: entry for path, entry in paths.items() if "".join(path[:-1]) == section}
 
 
 def recipe_keys() -> dict[str, list[str]]:
     """Return the keys of the top ("") and of each section, in order."""
-    sections = [entry.metadata["section"] for entry in fields(Recipe) if entry.metadata]
+    paths = [entry.metadata["path"] for entry in fields(Recipe) if entry.metadata]
+    sections = list(dict.fromkeys(path[0] for path in paths if len(path) > 1))
     top = list(fields_of(""))
     place = top.index("freeze_backbone")
-    top[place:place] = [name for name in dict.fromkeys(sections) if name]
-    return {"": top, **{name: list(fields_of(name)) for name in dict.fromkeys(sections) if name}}
+    top[place:place] = sections
+    return {"": top, **{name: list(fields_of(name)) for name in sections}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from tvc_core import BackboneError, HybridBuilder, PatchError
+from tvc_core import BackboneError, HybridBuilder, ParameterError, PatchError
 
 BUILDER = HybridBuilder()
 
@@ -117,18 +118,22 @@ def by_hand(model: Any, name: str, path: str, prefix: int, **options: Any) -> tu
     return network.eval(), wrapped
 
 
-@pytest.mark.parametrize("name", ["test_vit", "test_vit4"])
+@pytest.mark.parametrize(("name", "patch"), [("test_vit", 16), ("test_vit", 14), ("test_vit4", 12)])
 @pytest.mark.parametrize("pad", [False, True])
-def test_a_block_on_tokens_sees_the_image_whatever_its_size(name: str, pad: bool) -> None:
-    options = {"dynamic_img_size": True, "dynamic_img_pad": pad}
+def test_a_block_on_tokens_sees_the_image_whatever_its_size(
+    name: str, patch: int, pad: bool
+) -> None:
+    options = {"dynamic_img_size": True, "dynamic_img_pad": pad, "patch_size": patch}
     model: Any = BUILDER.from_backbone(
         f"timm/{name}", None, patches={"blocks.1": CONV}, options=options
     )
     randomized(model)
     hand, block = by_hand(model, name, "blocks.1", 1, **options)
+    assert {stage.stride for stage in model.stage_info} == {patch}
     for height, width in [*SIZES, *([(100, 130)] if pad else [])]:
+        height, width = height * patch // 16, width * patch // 16  # whole patches, but the last
         x = image(height, width)
-        block.grid = (-(-height // 16), -(-width // 16))
+        block.grid = (-(-height // patch), -(-width // patch))
         with torch.no_grad():
             assert torch.allclose(model(x), hand(x), atol=1e-5)
             assert model.get_stage_outputs(x, -1)[0].shape[2:] == block.grid
@@ -210,6 +215,36 @@ def test_an_image_size_may_be_a_height_and_a_width(tmp_path: Path) -> None:
     assert again.recipe.image_size == (96, 128) and torch.equal(again(x), model(x))
     prepared = model.transforms()(torch.zeros(3, 300, 200, dtype=torch.uint8))
     assert prepared.shape == (3, 96, 128)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "near"),
+    [
+        ("test_vit", [97, 160], [[96, 160], [112, 160]]),
+        ("test_vit", 100, [[96, 96], [112, 112]]),
+        ("test_vit3", 5, [[16, 16]]),
+    ],
+)
+def test_a_size_of_which_a_border_would_be_cut_off_is_refused(
+    name: str, given: Any, near: list[list[int]]
+) -> None:
+    said = re.escape(f"image_size={given} does not divide into patches of 16x16 pixels")
+    with pytest.raises(ParameterError, match=said) as caught:
+        BUILDER.from_backbone(f"timm/{name}", None, image_size=given)
+    for height, width in near:
+        assert f"{height}x{width}" in str(caught.value)
+        model = BUILDER.from_backbone(f"timm/{name}", None, image_size=[height, width])
+        assert model(image(height, width)).shape == (2, 1000)
+
+
+def test_a_size_that_the_network_does_not_accept_is_refused() -> None:
+    model: Any = BUILDER.from_backbone("timm/test_vit", None)
+    said = r"trained with images of 160x160, does not accept images of 100x130 pixels.*divisible"
+    with pytest.raises(BackboneError, match=said):
+        model.remeasure(image_size=[100, 130])
+    assert model._hybrid.probe_shape == (1, 3, 160, 160)
+    with pytest.raises(BackboneError, match=r"levit_128s.*does not accept images of 97x160 pixels"):
+        BUILDER.from_backbone("timm/levit_128s", None, image_size=[97, 160])
 
 
 # -- heads -----------------------------------------------------------------------------------------

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import timm
+from timm.layers.patch_embed import PatchEmbed
 from timm.models import get_pretrained_cfg
 from torch import nn
 
-from tvc_core import BackboneSpec, NoClassifier, WeightsError, WeightsSpec
+from tvc_core import BackboneSpec, NoClassifier, ParameterError, WeightsError, WeightsSpec
 
 from .branches import declare_branches
 from .family import classifiers_of, preparation
@@ -38,10 +39,35 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
         network = timm.create_model(arch, pretrained_cfg=tag, **options)
     else:
         network = _pretrained(arch, weights, options)
+    _check_size(network, options.get("img_size"))
     for path in _classifiers(arch, tag):
         _mark(network, path)
     declare_branches(network)
     return network
+
+
+def _check_size(network: nn.Module, size: Any) -> None:
+    """Refuse images of which timm would cut a border off that makes no whole patch."""
+    if size is None:
+        return
+    sides = (size, size) if isinstance(size, int) else tuple(size)
+    for module in network.modules():
+        if not isinstance(module, PatchEmbed) or module.dynamic_img_pad:
+            continue
+        below = [
+            side // patch * patch for side, patch in zip(sides, module.patch_size, strict=True)
+        ]
+        if below != list(sides) or not all(below):
+            above = [
+                -(-side // patch) * patch
+                for side, patch in zip(sides, module.patch_size, strict=True)
+            ]
+            near = " and ".join(f"{h}x{w}" for h, w in (below, above) if h and w)
+            raise ParameterError(
+                f"image_size={size if isinstance(size, int) else list(size)} does not divide into "
+                f"patches of {'x'.join(map(str, module.patch_size))} pixels, and timm would cut "
+                f"off what is left over; {near} {'do' if ' and ' in near else 'does'}"
+            )
 
 
 def _pretrained(arch: str, weights: WeightsSpec, options: dict[str, Any]) -> Any:

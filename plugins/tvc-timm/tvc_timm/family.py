@@ -6,6 +6,7 @@ import difflib
 import inspect
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -86,6 +87,8 @@ def describe(member: str) -> BackboneSpec:
         BackboneError: the model has no stem, stages and head; the message says why.
     """
     arch, _, tag = member.partition(".")
+    if not arch:
+        raise UnknownNameError("the name of a model follows 'timm/'. Which one?")
     if not timm.is_model(arch) and arch not in names():
         raise UnknownNameError(f"timm {timm.__version__} has no model {arch!r}")
     tags = [name.partition(".")[2] for name in timm.list_pretrained(f"{arch}.*")]
@@ -146,7 +149,7 @@ def _describe(
         name=name,
         family=str(network.__class__.__name__).lower(),
         origin="timm",
-        summary=f"{network.__class__.__name__} of timm, {num_params / 1e6:.1f} million parameters.",
+        summary=f"{network.__class__.__name__} of timm, {num_params:,} parameters.",
         factory="tvc_timm.build:build",
         weights=tuple(_weights(arch, each, config, num_params) for each in tags),
         default_weights=chosen or None,
@@ -185,9 +188,15 @@ def _config(arch: str, tag: str) -> dict[str, Any]:
 
 
 def _on_meta(arch: str, tag: str) -> nn.Module:
+    def create() -> nn.Module:
+        return timm.create_model(arch, pretrained_cfg=tag or None).eval()
+
     try:
-        with torch.device("meta"):  # draws no random numbers
-            return timm.create_model(arch, pretrained_cfg=tag or None).eval()
+        with suppress(NotImplementedError), torch.device("meta"):  # draws no random numbers
+            return create()
+        # in torch 2.10 RegNet computes its widths by a function that has no version for meta
+        with torch.random.fork_rng(devices=[]):
+            return create().to("meta")
     except Exception as error:  # timm may raise any exception
         raise Refused(
             f"it cannot be built without memory ({type(error).__name__}: {error})"

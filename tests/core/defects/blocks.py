@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tvc_core import BlockSpec
+from tvc_core import BlockSpec, Target
 
 from . import Defect
 
@@ -294,11 +294,78 @@ def _asks_what_is_not_there(
     return nn.GroupNorm(1, in_channels if original.num_features else 1)
 
 
+def _for_target(target: Target, in_channels: int, reduction: int = 4) -> nn.Module:
+    return Healthy(in_channels, reduction)
+
+
+def _shares_with_target(target: Target, in_channels: int, reduction: int = 4) -> nn.Module:
+    made = Healthy(in_channels, reduction)
+    made.kept = getattr(target.module, "weight", None)
+    return made
+
+
+def _spoils_target(target: Target, in_channels: int, reduction: int = 4) -> nn.Module:
+    if isinstance(target.module, nn.Conv2d):
+        with torch.no_grad():
+            target.module.weight.zero_()
+    return Healthy(in_channels, reduction)
+
+
+def _other_for_target(target: Target, in_channels: int) -> nn.Module:
+    return Healthy(in_channels)
+
+
+class Scales(Healthy):
+    """A block that is linear, and folds."""
+
+    times = 1.0
+
+    def __init__(self, in_channels: int, reduction: int = 4) -> None:
+        super().__init__(in_channels, reduction)
+        self.fc1, self.fc2 = nn.Identity(), nn.Identity()  # type: ignore[assignment]
+        self.factor = nn.Parameter(torch.ones(1))
+
+    def gate(self, x: Tensor) -> Tensor:
+        return self.factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.factor
+
+    def fold(self, target: nn.Module) -> None:
+        if not isinstance(target, (nn.Conv2d, nn.Linear)):
+            raise ValueError("it folds into a convolution or a linear layer")
+        with torch.no_grad():
+            for each in target.parameters():
+                each.mul_(self.factor * self.times)
+
+
+class FoldsTwice(Scales):
+    times = 2.0
+
+
+class FoldsNowhere(Scales):
+    def fold(self, target: nn.Module) -> None:
+        raise ValueError("not into this one")
+
+
+class FoldsAndForgets(Scales):
+    def fold(self, target: nn.Module) -> None:
+        super().fold(target)
+        with torch.no_grad():
+            self.factor.fill_(1.0)
+
+
 def _spec(factory: Any, **fields: Any) -> BlockSpec:
     return BlockSpec(name="thing", factory=factory, **fields)
 
 
-HEALTHY = (_spec(Healthy, gated=True), _spec(Healthy), _spec(Healthy, in_place_of=_takes_over))
+HEALTHY = (
+    _spec(Healthy, gated=True),
+    _spec(Healthy),
+    _spec(Healthy, in_place_of=_takes_over),
+    _spec(Healthy, for_target=_for_target),
+    _spec(Scales, starts_as="identity", positions=("after",)),
+)
 
 DEFECTS = (
     Defect(
@@ -421,6 +488,29 @@ DEFECTS = (
         thing=_spec(Healthy, in_place_of=_asks_what_is_not_there),
         caught_by="block_in_place_of",
         says="num_features",
+    ),
+    *(
+        Defect(
+            what=what,
+            thing=_spec(Healthy, for_target=made),
+            caught_by="block_for_target",
+            says=says,
+        )
+        for what, made, says in (
+            ("shares the weights of its target", _shares_with_target, "shared kept"),
+            ("changes its target", _spoils_target, "changes of weight"),
+            ("takes other parameters for its target", _other_for_target, "reduction"),
+        )
+    ),
+    *(
+        Defect(
+            what=what, thing=_spec(made, starts_as="identity"), caught_by="block_folds", says=says
+        )
+        for what, made, says in (
+            ("folds twice as much", FoldsTwice, "something else"),
+            ("folds nowhere", FoldsNowhere, "some layer of the kit"),
+            ("forgets when it folds", FoldsAndForgets, "changes of factor"),
+        )
     ),
     Defect(
         what="converts to float32", thing=_spec(Widens), caught_by="block_dtype", says="bfloat16"

@@ -1,5 +1,5 @@
-"""Adapters between tvc's blocks, which get their input channels from the core, and torchvision.ops,
-which does the work.
+"""Modules of torchvision.ops under names and parameters for recipes: the core gives each its input
+channels, torchvision does the work.
 """
 
 from __future__ import annotations
@@ -8,31 +8,17 @@ import torch
 from torch import Tensor, nn
 from torchvision import ops
 
+from .checks import ACTIVATIONS, NORMALIZATIONS, check_counts, check_probabilities, choose
+
 __all__ = [
     "DeformConv",
     "DropBlock",
-    "check_counts",
     "conv_bn_act",
     "identity",
     "mlp",
     "squeeze_excitation",
     "stochastic_depth",
 ]
-
-ACTIVATIONS: dict[str, type[nn.Module]] = {
-    "relu": nn.ReLU,
-    "relu6": nn.ReLU6,
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "hardswish": nn.Hardswish,
-    "leaky_relu": nn.LeakyReLU,
-    "sigmoid": nn.Sigmoid,
-    "hardsigmoid": nn.Hardsigmoid,
-}
-NORMALIZATIONS: dict[str, type[nn.Module]] = {
-    "batch": nn.BatchNorm2d,
-    "instance": nn.InstanceNorm2d,
-}
 
 
 def conv_bn_act(
@@ -77,7 +63,9 @@ def conv_bn_act(
         dilation=dilation,
         groups=groups,
     )
-    activation_layer = _choose("activation", activation, ACTIVATIONS)
+    if padding is not None:
+        check_counts(0, padding=padding)
+    activation_layer = choose("activation", activation, ACTIVATIONS)
     return ops.Conv2dNormActivation(
         in_channels,
         out_channels,
@@ -85,7 +73,7 @@ def conv_bn_act(
         stride,
         padding,
         groups,
-        norm_layer=_choose("normalization", normalization, NORMALIZATIONS),
+        norm_layer=choose("normalization", normalization, NORMALIZATIONS),
         activation_layer=activation_layer,
         dilation=dilation,
         inplace=True
@@ -168,7 +156,10 @@ class DeformConv(nn.Module):
             conv.dilation,
             mask.sigmoid().to(dtype),
         )
-        return y.to(x.dtype)
+        # torchvision's operator loses the order of memory
+        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+        order = torch.channels_last if last else torch.preserve_format
+        return y.to(x.dtype, memory_format=order)
 
 
 def squeeze_excitation(
@@ -193,8 +184,8 @@ def squeeze_excitation(
     squeeze = max(in_channels // 16, 1) if squeeze_channels is None else squeeze_channels
     check_counts(squeeze_channels=squeeze)
     hidden, scale = (
-        _choose("activation", activation, ACTIVATIONS),
-        _choose("scale_activation", scale_activation, ACTIVATIONS),
+        choose("activation", activation, ACTIVATIONS),
+        choose("scale_activation", scale_activation, ACTIVATIONS),
     )
     return ops.SqueezeExcitation(in_channels, squeeze, hidden or nn.Identity, scale or nn.Identity)
 
@@ -221,8 +212,8 @@ def mlp(
     """
     hidden = 4 * in_channels if hidden_channels is None else hidden_channels
     check_counts(hidden_channels=hidden)
-    _check_probability(dropout)
-    layer = _choose("activation", activation, ACTIVATIONS) or nn.Identity
+    check_probabilities(dropout=dropout)
+    layer = choose("activation", activation, ACTIVATIONS) or nn.Identity
     return ops.MLP(
         in_channels, [hidden, in_channels], activation_layer=layer, inplace=None, dropout=dropout
     )
@@ -244,7 +235,7 @@ class DropBlock(ops.DropBlock2d):  # type: ignore[misc]  # torchvision has no ty
     """
 
     def __init__(self, in_channels: int, p: float = 0.1, block_size: int = 7) -> None:
-        _check_probability(p)
+        check_probabilities(p=p)
         check_counts(block_size=block_size)
         super().__init__(p, block_size)
 
@@ -268,7 +259,7 @@ def stochastic_depth(in_channels: int, p: float = 0.1, mode: str = "row") -> nn.
 
     Source: torchvision.ops.StochasticDepth.
     """
-    _check_probability(p)
+    check_probabilities(p=p)
     if mode not in ("row", "batch"):
         raise ValueError(f"mode is 'row' or 'batch', not {mode!r}")
     return ops.StochasticDepth(p, mode)
@@ -277,25 +268,3 @@ def stochastic_depth(in_channels: int, p: float = 0.1, mode: str = "row") -> nn.
 def identity(in_channels: int) -> nn.Module:
     """Return the module that gives back its input, whatever its shape."""
     return nn.Identity()
-
-
-def _choose(
-    what: str, name: str | None, known: dict[str, type[nn.Module]]
-) -> type[nn.Module] | None:
-    if name is None:
-        return None
-    if name not in known:
-        raise ValueError(f"{what} is one of {', '.join(known)}, not {name!r}")
-    return known[name]
-
-
-def check_counts(**counts: object) -> None:
-    """Refuse what is no whole number of at least 1."""
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} is a whole number of at least 1, not {count!r}")
-
-
-def _check_probability(p: object) -> None:
-    if isinstance(p, bool) or not isinstance(p, (int, float)) or not 0 <= p <= 1:
-        raise ValueError(f"a probability is a number from 0 to 1, not {p!r}")

@@ -1,0 +1,3 @@
+"""Tune few parameters of a network: blocks that start as the identity, and biases that stay
+trainable.
+"""

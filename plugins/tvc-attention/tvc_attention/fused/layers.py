@@ -1,0 +1,75 @@
+"""The layers between two fused functions: on tensors so small that starting them is what costs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules import module as _module
+
+from .passes import is_plain
+
+__all__ = ["is_untouched", "pixel_scores", "pointwise"]
+
+
+def pointwise(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return a 1x1 convolution of [N, C, 1, 1], computed as the matrix product that it is.
+
+    That takes a fifth of the time. A layer of another class, with hooks or another forward, such as
+    one that a tool has wrapped, is called.
+    """
+    if not (is_plain(x) and x.shape[2:] == (1, 1) and is_untouched(layer)):
+        y: Tensor = layer(x)
+        return y
+    assert isinstance(layer, nn.Conv2d)
+    return F.linear(x.flatten(1), layer.weight.flatten(1), layer.bias)[:, :, None, None]
+
+
+def pixel_scores(layer: nn.Conv2d, x: Tensor) -> Tensor:
+    """Return a convolution of [N, 2, H, W] to one channel.
+
+    The CPU's kernels work on blocks of 8 or 16 channels, which are mostly empty for 2 and 1. So all
+    images become channels of one image, each convolved by itself, which takes a third of the time.
+    """
+    if not (
+        is_plain(x)
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and layer.bias is None
+        and x.dtype == layer.weight.dtype == torch.float32
+        and not torch.is_autocast_enabled("cpu")
+        and is_untouched(layer, layer.kernel_size)
+    ):
+        y: Tensor = layer(x)
+        return y
+    N, C, H, W = x.shape
+    weight = layer.weight.transpose(0, 1).repeat(N, 1, 1, 1)
+    each = F.conv2d(x.reshape(1, N * C, H, W), weight, padding=layer.padding, groups=N * C)
+    return each.view(N, C, H, W).sum(1, keepdim=True)
+
+
+def is_untouched(layer: nn.Module, kernel_size: tuple[int, ...] = (1, 1)) -> bool:
+    """Return whether calling a layer is nothing but a convolution with its weight and bias that
+    keeps the size of the map.
+    """
+    return (
+        type(layer) is nn.Conv2d
+        and layer.kernel_size == kernel_size
+        and layer.padding == tuple(side // 2 for side in kernel_size)
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.groups == 1
+        and layer.padding_mode == "zeros"
+        and "forward" not in layer.__dict__
+        and not any(
+            (
+                layer._forward_hooks,
+                layer._forward_pre_hooks,
+                layer._backward_hooks,
+                layer._backward_pre_hooks,
+                _module._global_forward_hooks,
+                _module._global_forward_pre_hooks,
+                _module._global_backward_hooks,
+                _module._global_backward_pre_hooks,
+            )
+        )
+    )
