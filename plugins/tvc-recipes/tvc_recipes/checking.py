@@ -10,6 +10,7 @@ from typing import IO, Any
 from tvc_core import (
     BlockSpec,
     HybridBuilder,
+    PatchOpSpec,
     Recipe,
     RecipeDocument,
     RecipeError,
@@ -18,7 +19,7 @@ from tvc_core import (
 )
 from tvc_core.errors import did_you_mean, join_names, short_repr, what_there_is
 
-from .signatures import parameters_of
+from .signatures import Parameter, block_parameters, parameters_of
 
 __all__ = ["check_data", "check_recipe"]
 
@@ -84,34 +85,47 @@ def _without(data: Any, path: tuple[Any, ...]) -> Any:
 
 
 def _wrong_parameters(recipe: Recipe, registry: Registry) -> list[TvcError]:
-    """Return an error for each parameter that a block does not take, needs, or takes in another
-    form, by its source.
+    """Return an error for each parameter of a block, and each option of an operation, that its
+    factory does not take, needs, or takes in another form, by its source.
     """
     found: list[TvcError] = []
     for entry in recipe.patches:
-        if not isinstance(entry.block, str):
-            continue
-        block = registry.resolve(BlockSpec, entry.block)
-        takes, other = parameters_of(block.spec.factory, skip=1), block.spec.in_place_of
-        if takes is None or (isinstance(other, str) and parameters_of(other) is None):
-            continue
-        takes |= (parameters_of(other, skip=2) or {}) if other else {}
-        params, says = entry.where.down("params"), f"block {block.qualified!r}"
-        for name, value in entry.params.items():
-            if name not in takes:
-                known = what_there_is(name, takes)
-                problem = f"{says}: unknown parameter {short_repr(name)}.{known}"
-                found.append(params.down(name).key.error(problem))
-            elif not takes[name].fits(value):
-                kind = takes[name].annotation
-                problem = f"{says}: {name} is {kind}, not {short_repr(value)}"
-                found.append(params.down(name).error(problem))
-        needed = [name for name, each in takes.items() if each.required]
-        missing = [name for name in needed if name not in entry.params]
-        if missing and not block.spec.in_place_of:
-            problem = f"{says} needs the parameter {join_names(map(repr, missing))}"
-            found.append(params.error(problem))
+        op = registry.resolve(PatchOpSpec, entry.op)
+        takes = parameters_of(op.spec.factory, skip=2 if op.spec.takes_block else 1) or {}
+        for name in entry.options:
+            if problem := _misfit(takes, name, entry.options[name]):
+                found.append(entry.where.down(name).error(f"{op.qualified}: {problem}"))
+        if isinstance(entry.block, str):
+            block = registry.resolve(BlockSpec, entry.block)
+            found += _wrong_params(entry, block, block_parameters(block.spec))
     return found
+
+
+def _wrong_params(entry: Any, block: Any, takes: Mapping[str, Parameter] | None) -> list[TvcError]:
+    place, says = entry.where.down("params"), f"block {block.qualified!r}"
+    if takes is None:
+        return []
+    found: list[TvcError] = []
+    for name, value in entry.params.items():
+        if name not in takes:
+            problem = f"unknown parameter {short_repr(name)}.{what_there_is(name, takes)}"
+            found.append(place.down(name).key.error(f"{says}: {problem}"))
+        elif problem := _misfit(takes, name, value):
+            found.append(place.down(name).error(f"{says}: {problem}"))
+    needed = [name for name, each in takes.items() if each.required]
+    if missing := [name for name in needed if name not in entry.params]:
+        found.append(place.error(f"{says} needs the parameter {join_names(map(repr, missing))}"))
+    return found
+
+
+def _misfit(takes: Mapping[str, Parameter], name: str, value: Any) -> str:
+    """Say why a value is none that a parameter takes."""
+    if name not in takes or takes[name].fits(value):
+        return ""
+    choices = takes[name].choices
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    kind = f"one of {join_names(choices)}" if choices else takes[name].annotation
+    return f"{name} is {kind}, not {short_repr(value)}.{hint}".rstrip(".")
 
 
 # -- sections --------------------------------------------------------------------------------------

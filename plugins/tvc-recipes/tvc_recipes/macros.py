@@ -67,8 +67,9 @@ class _Expansion:
         name = data[1:]
         here = replace(place, marks=self.written, path=home) if self.written else place
         if name not in self.macros:
-            known = what_there_is(name, self.macros, "The macros are:")
-            raise here.error(f"there is no macro {short_repr(name)}.{known}")
+            names = [f"@{each}" for each in self.macros]
+            known = what_there_is(data, names, "The macros are:")
+            raise here.error(f"there is no macro {short_repr(data)}.{known}")
         if name in inside:
             circle = " -> ".join(map(short_repr, (*inside, name)))
             raise here.error(f"the macro {short_repr(name)} holds itself: {circle}")
