@@ -7,6 +7,7 @@ patch away.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Mapping
@@ -64,7 +65,9 @@ class _Extending:
         place = document.place / "extends"
         named = document.data["extends"]
         names = [named] if isinstance(named, str) else named
-        if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        if not (names and isinstance(names, list)) or not all(
+            isinstance(n, str) and n for n in names
+        ):
             raise place.error("extends is a file, a template, or a list of them")
         if len(chain) > MAX_DEPTH:
             raise place.error(f"more than {MAX_DEPTH} recipes extend one another")
@@ -147,10 +150,14 @@ def _read(real: Path, place: Any, name: str, near: str) -> bytes:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise place.error(f"{what} cannot be read: {reason}.{near}") from error
-    with open(number, "rb") as opened:  # noqa: PTH123  a descriptor
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise place.error(f"{what} is not a regular file")
-        content = opened.read(MAX_BYTES + 1)
+    try:
+        regular = stat.S_ISREG(os.fstat(number).st_mode)
+        with open(number, "rb", closefd=False) if regular else io.BytesIO() as file:
+            content = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(number)
+    if not regular:
+        raise place.error(f"{what} is not a regular file")
     if len(content) > MAX_BYTES:
         raise place.error(f"{what} is larger than the {MAX_BYTES:,} bytes that a recipe may have")
     return content
