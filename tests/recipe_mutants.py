@@ -8,6 +8,8 @@ The whole run is one command, which prints what it found and ends with 1 where t
 from __future__ import annotations
 
 import argparse
+import copy
+import functools
 import random
 import sys
 import tempfile
@@ -163,7 +165,7 @@ def mutate_structure(rng: random.Random, text: str) -> bytes:
             found = data
             for each in other:
                 found = found[each]
-            above[key] = found
+            above[key] = copy.deepcopy(found)
         else:
             above[key] = [above[key], above[key]]
     return yaml.safe_dump(data, sort_keys=False).encode("utf-8", "surrogatepass")
@@ -182,6 +184,13 @@ def write_files(folder: Path) -> None:
         (folder / name).write_text(text)
 
 
+@functools.cache
+def _registry() -> Any:
+    from tvc_core import Registry
+
+    return Registry()
+
+
 def read(path: Path) -> str:
     """Read a recipe in every way that needs no torch; return its errors in the words of the first
     way that refuses it, "" where it is right.
@@ -191,18 +200,18 @@ def read(path: Path) -> str:
     from tvc_core import HybridBuilder, Recipe, RecipeDocument, RecipeError, TvcError, load_recipe
 
     try:
-        recipe = load_recipe(path)
-        assert Recipe.from_document(RecipeDocument.read(path)) == recipe
+        recipe = load_recipe(path, registry=_registry())
+        assert Recipe.from_document(RecipeDocument.read(path), registry=_registry()) == recipe
         problem = ""
     except RecipeError as error:
         problem = str(error)
         recipe = None
     if recipe is not None:
         try:
-            HybridBuilder.resolve(recipe)
+            HybridBuilder(registry=_registry()).resolve(recipe)
         except TvcError as error:
             problem = str(error)
-    found = check_recipe(path)
+    found = check_recipe(path, registry=_registry())
     assert all(isinstance(each, TvcError) for each in found)
     assert bool(found) >= bool(problem), problem
     for text in (problem, *map(str, found)):

@@ -17,7 +17,7 @@ Write = Callable[..., Path]
 
 @pytest.fixture
 def write(tmp_path: Path) -> Write:
-    """Write files by their names ("recipe" is recipe.yaml, "a__b" is a/b.yaml); return the first."""
+    """Write files by their names ("a__b" is a/b.yaml); return the path of the first."""
 
     def write(**files: str) -> Path:
         paths = [tmp_path / f"{name.replace('__', '/')}.yaml" for name in files]

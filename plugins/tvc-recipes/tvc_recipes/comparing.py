@@ -54,7 +54,7 @@ def compare(
     """
     registry = registry or Registry()
     recipes = [_recipe(each, registry) for each in (a, b)]
-    found = [*_differences(*map(_facts, recipes))]
+    found = [*_differences(_facts(recipes[0]), _facts(recipes[1]))]
     if _may_mean_the_same(recipes, found):
         found = _as_built(a, b, recipes, found, registry)
     if weights:

@@ -65,9 +65,8 @@ class _Extending:
         place = document.place / "extends"
         named = document.data["extends"]
         names = [named] if isinstance(named, str) else named
-        if not (names and isinstance(names, list)) or not all(
-            isinstance(n, str) and n for n in names
-        ):
+        texts = isinstance(names, list) and all(isinstance(each, str) and each for each in names)
+        if not names or not texts:
             raise place.error("extends is a file, a template, or a list of them")
         if len(chain) > MAX_DEPTH:
             raise place.error(f"more than {MAX_DEPTH} recipes extend one another")
