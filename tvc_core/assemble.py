@@ -7,15 +7,15 @@ user handed over is unchanged. What plugins do to the process during a build is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .backbone import build_backbone
-from .errors import HeadError, PatchError, RecipeError
+from .errors import HeadError, PatchError, RecipeError, TvcError, WeightsError
 from .model.bridge import find_bridge
 from .model.classes import become_hybrid
 from .model.current import head_of
@@ -35,7 +35,7 @@ from .model.survey import (
     remember_survey,
 )
 from .quarantine.process_state import run_preserved
-from .recipe import Plan
+from .recipe import Plan, key_path
 from .registry.contract import CORE_OWNER
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
@@ -75,12 +75,27 @@ def assemble(
         if seed is not None:
             modes.enter_context(seeded(seed))
         if most is not None:
+            modes.enter_context(_about("max_params"))
             modes.enter_context(_budget(most))
         model = run_preserved(_build, plan, pretrained, fill)
     found = sum(parameter.numel() for parameter in model.parameters())
     if most is not None and found > most:
-        raise RecipeError(f"the model has {found:,} parameters, and its recipe max_params={most:,}")
+        with _about("max_params"):
+            raise RecipeError(f"the model has {found:,} parameters, more than max_params={most:,}")
     return model
+
+
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Let errors that are raised inside say which key of the recipe they are about. Where it stands
+    is known to the builder alone: a plan, which the model keeps, has no places in files.
+    """
+    try:
+        yield
+    except TvcError as error:
+        if error.path is None and not error.below:
+            error.below = key_path(key)
+        raise
 
 
 def _budget(most: int) -> limit_tensors:
@@ -89,7 +104,14 @@ def _budget(most: int) -> limit_tensors:
 
 
 def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | None) -> HybridModel:
-    network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
+    recipe = plan.recipe
+    key = "image_size" if recipe.image_size else "options" if recipe.options else "backbone"
+    try:
+        with _about(key):
+            network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
+    except WeightsError as error:
+        error.below = key_path("weights")
+        raise
     # torchvision's builders return a new network, which nobody else has
     is_new = plan.backbone.load() is build_torchvision
     with nullcontext() if is_new else rollback_on_error(network):
@@ -108,11 +130,14 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     key = backbone_key(plan, network, made) if pretrained else ""
     size = recall_image(key)
     whole = Anatomy.of(network, spec, checked=bool(made) and size is not None)
-    anatomy, left_out = _end(plan, network, whole)
-    if plan.recipe.unfreeze_stages is not None:
-        anatomy.stage_indices(plan.recipe.unfreeze_stages)
-    if pretrained:
-        _check_classifier(plan, network, anatomy)
+    with _about("stages"):
+        anatomy, left_out = _end(plan, network, whole)
+    with _about("unfreeze_stages"):
+        if plan.recipe.unfreeze_stages is not None:
+            anatomy.stage_indices(plan.recipe.unfreeze_stages)
+    with _about("weights"):
+        if pretrained:
+            _check_classifier(plan, network, anatomy)
     probe, changed = _look(plan, network, size)
     remember_image(key, probe.size)
     prepared, before = prepare(
@@ -129,7 +154,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
     proof = _prove(network, anatomy, installed, probe, before, known)
-    head = make_head(plan, network, anatomy, probe)
+    with _about("heads" if plan.recipe.heads else "num_classes"):
+        head = make_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
     proof.taps.place(network, last[0] if last else None)
     if known is None:
@@ -162,10 +188,12 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     model = become_hybrid(network, state)
     state.head_as_built = head_of(model, state)
     if checkpointed := plan.recipe.grad_checkpointing:
-        model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
+        with _about("grad_checkpointing"):
+            model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
     if given := plan.recipe.freeze_backbone:
         also = {} if given is True else given
-        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
+        with _about("freeze_backbone"):
+            model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
 
 
@@ -234,7 +262,8 @@ def _look(
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
         return probe, None
-    changed, probe = change_input(network, probe, channels, policy or "mean")
+    with _about("in_channels"):
+        changed, probe = change_input(network, probe, channels, policy or "mean")
     return probe, changed
 
 
@@ -255,6 +284,7 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         op=plan.op.qualified,
         block=plan.block.qualified if plan.block else None,
         params=dict(plan.entry.params),
+        options=dict(plan.entry.options),
         init=plan.init.qualified if plan.init else None,
         starts_as_identity=prepared.starts_as_identity,
         paths=tuple(homes) if homes or prepared.replacement is None else (path,),

@@ -226,7 +226,7 @@ def on_file(path: Path, content: bytes, wanted: str) -> str:
         kind = "model" if b'"tvc":' in header else "tensors"
     elif content[:4] == b"PK\x03\x04" or (content[:1] == b"\x80" and content[1:2] <= b"\x05"):
         kind = "torch"
-    elif re.search(rb"^\W*backbone\W*:", content[:100_000], re.MULTILINE):
+    elif re.search(rb"^[^\w\n]{0,20}backbone\W{0,3}:", content[:100_000], re.MULTILINE):
         kind = "recipe"
     return f" {_FILES[kind].format(repr(str(path)))}." if kind not in ("", wanted) else ""
 
