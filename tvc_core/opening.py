@@ -38,6 +38,7 @@ from .from_module import module_backbone
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.saving import how_to_load
+from .own_weights import FileFilling
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
@@ -46,7 +47,6 @@ from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 from .surgery.targets import is_pattern
 from .weights.content import BASE_KEY, MODULE_KEY, prepared_as
-from .weights.deferred import lend
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 from .weights.ownfile import OwnFile, open_own
@@ -201,7 +201,7 @@ def _load(
     # else it says (classes, freezing) is tried before one tensor is copied, since a module that was
     # handed over must not change if that fails.
     path, content = file.path, file.content
-    filling = _Filling(file) if module is None and base is None else None
+    filling = FileFilling(file) if module is None and base is None else None
     model = _build(file, base, registry, module, filling)
     own = model.state_dict()
     lent = {k: t for k, t in (base or {}).items() if k in own}
@@ -234,56 +234,6 @@ def _load(
     return model
 
 
-class _Filling:
-    """Gives a backbone that is being built the tensors that the file has for it, so that they are
-    neither initialized nor copied.
-
-    Args:
-        file: the file.
-    """
-
-    def __init__(self, file: OwnFile) -> None:
-        self.file = file
-        self.tensors: dict[str, Tensor] = {}
-        """What was read and is not the backbone's."""
-        self._filled: dict[str, Tensor] = {}
-
-    def __call__(self, network: nn.Module) -> None:
-        # The file is read before the patches are in, so before all names and shapes have been
-        # compared: of a file that is mostly another network's, nothing is read here.
-        own, entries = network.state_dict(keep_vars=True), self.file.entries
-        fits = [
-            key
-            for key, tensor in own.items()
-            if key in entries
-            and (entries[key].dtype, entries[key].shape) == (tensor.dtype, tuple(tensor.shape))
-            and not tensor.is_meta
-        ]
-        if 2 * len(fits) < len(own):
-            return
-        with torch._C.DisableTorchFunction():
-            self.tensors = self.file.read()
-        lend(self.tensors[key] for key in fits)
-        with torch.no_grad():
-            for key in fits:
-                own[key].copy_(self.tensors.pop(key))
-        self._filled = {key: own[key] for key in fits}
-        self._versions = {key: own[key]._version for key in fits}
-
-    def lacking(self, own: Mapping[str, Tensor]) -> list[str]:
-        """Return the names of the tensors that do not have the file's values, or may have others by
-        now.
-        """
-        same = {
-            key
-            for key, tensor in self._filled.items()
-            if key in own
-            and own[key].data_ptr() == tensor.data_ptr()
-            and tensor._version == self._versions[key]
-        }
-        return [key for key in own if key not in same]
-
-
 @contextmanager
 def _values_back_on_error(module: nn.Module) -> Iterator[None]:
     """Put the values of a user's module back, which may have loading code of its own that fails."""
@@ -304,7 +254,7 @@ def _build(
     base: dict[str, Tensor] | None,
     registry: Registry,
     module: nn.Module | None,
-    filling: _Filling | None,
+    filling: FileFilling | None,
 ) -> HybridModel:
     """Build what the recipe of a file describes, if it is of the size of the file."""
     content = file.content
