@@ -166,7 +166,18 @@ def test_a_hostile_file_costs_little(tmp_path: Path, kind: str) -> None:
 BIG: dict[str, Any] = {"dtype": "F32", "shape": [1 << 31], "data_offsets": [0, 1 << 33]}
 
 
-@pytest.mark.parametrize("kind", ["many", "huge", "huge pickle", "huge in a shard", "model"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "many",
+        "huge",
+        "huge in a shard",
+        "model",
+        "huge pickle",
+        "many in a pickle",
+        "many names in a pickle",
+    ],
+)
 def test_what_is_many_times_a_model_is_not_read_into_it(tmp_path: Path, kind: str) -> None:
     """Through the doors that fill a model; files of torch.save by their size."""
     path = tmp_path / "m.safetensors"
@@ -174,6 +185,10 @@ def test_what_is_many_times_a_model_is_not_read_into_it(tmp_path: Path, kind: st
         path.write_bytes(header_of(many(90_000), None))
     elif kind == "model":
         path = hostile("huge_tensor", tmp_path)
+    elif kind.startswith("many"):
+        path, one = tmp_path / "m.pth", torch.zeros(0)
+        names = range(50_000 if kind == "many names in a pickle" else 7_000)
+        torch.save({f"w{n}": one if len(names) > 10_000 else torch.zeros(0) for n in names}, path)
     elif kind == "huge pickle":
         path = tmp_path / "m.pth"
         torch.save({"fc.weight": torch.zeros(3)}, path)

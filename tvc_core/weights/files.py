@@ -21,7 +21,15 @@ from .content import BASE_KEY
 from .deferred import lend
 from .entries import Checkpoint, check_state_dict, pick_entry
 from .limits import Room
-from .looking import HEAD, foreign_kind, has_safetensors_header, open_file, reading, why_not_opened
+from .looking import (
+    HEAD,
+    foreign_kind,
+    has_safetensors_header,
+    open_file,
+    reading,
+    records_in,
+    why_not_opened,
+)
 from .ownfile import own_file
 from .shards import file_in_folder, parts_of, refuse_part
 from .tables import read_by_table, remember_table
@@ -80,8 +88,8 @@ def _state_dict(
     path: Path, sha256: str | None, entry: str | Sequence[str] | None, room: Room | None
 ) -> dict[str, Tensor]:
     with torch._C.DisableTorchFunction():  # reading is no mode's business, deferred.py's least
-        content, _ = _open(path, sha256, room)
-        state = check_state_dict(pick_entry(content, entry, str(path)), str(path))
+        content, _ = _entry(path, sha256, entry, room)
+        state = check_state_dict(content, str(path))
         lend(state.values())
     return state
 
@@ -94,9 +102,19 @@ def open_checkpoint(
     Raises:
         WeightsError: as there; or it is many times as large as the model.
     """
-    content, own = _open(Path(path), None, Room.of(model))
+    content, own = _entry(Path(path), None, entry, Room.of(model))
     names = own.get("class_names") if own else None
-    return Checkpoint.of(pick_entry(content, entry, str(path)), str(path), names)
+    return Checkpoint.of(content, str(path), names)
+
+
+def _entry(
+    path: Path, sha256: str | None, entry: str | Sequence[str] | None, room: Room | None
+) -> Content:
+    content, own = _open(path, sha256, room)
+    found = pick_entry(content, entry, str(path))
+    if room is not None and isinstance(found, Mapping):
+        room.check(path, 0, len(found))
+    return found, own
 
 
 def _open(path: Path, sha256: str | None, room: Room | None) -> Content:
@@ -138,7 +156,7 @@ def _load(file: BinaryIO, path: Path, room: Room | None) -> Content:
     head = file.read(HEAD)
     size = os.fstat(file.fileno()).st_size
     if room is not None:
-        room.check(path, size)
+        room.check(path, size, records_in(file, size) if head[:2] == b"PK" else 0)
     file.seek(0)
     if path.suffix.lower() == ".safetensors" or has_safetensors_header(head, size):
         return _load_safetensors(file, path, size, head, room)

@@ -63,16 +63,17 @@ class Room:
             size = 1 << 62  # how large they are is not known yet
         return Room(_ANY_COUNT + _TIMES * len(tensors), _ANY_BYTES + _TIMES * size)
 
-    def check(self, path: Path, size: int) -> None:
+    def check(self, path: Path, size: int, count: int = 0) -> None:
         """Refuse to read more.
 
         Raises:
             WeightsError: it is more.
         """
-        if size > self.size:
+        if size > self.size or count > self.count:
+            what = f"{count:,} tensors" if count > self.count else f"{size:,} bytes"
             raise WeightsError(
-                f"{path}: {size:,} bytes, many times what the model has, so it is not read. If you "
-                "trust the file, read it by tvc_core.read_state_dict and pass what is for the model"
+                f"{path}: {what}, many times what the model has, so it is not read. If you trust "
+                "the file, read it by tvc_core.read_state_dict and pass what is for the model"
             )
 
 

@@ -13,7 +13,8 @@ from ..errors import WeightsError
 from .shards import refuse_distributed
 
 __all__ = [
-    "HEAD", "foreign_kind", "has_safetensors_header", "open_file", "reading", "why_not_opened",
+    "HEAD", "foreign_kind", "has_safetensors_header", "open_file", "reading", "records_in",
+    "why_not_opened",
 ]  # fmt: skip
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -58,6 +59,20 @@ def has_safetensors_header(head: bytes, size: int) -> bool:
     """
     length = int.from_bytes(head[:8], "little")
     return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= size - 8
+
+
+def records_in(file: BinaryIO, size: int) -> int:
+    """Return how many records a zip archive says at its end that it has; 0 for no archive.
+
+    torch.save writes one for each storage, and its reader takes 0.1 ms for each.
+    """
+    file.seek(max(0, size - 98))  # the end of the directory, in the form for large files as well
+    end = file.read(98)
+    file.seek(0)
+    for mark, place, length in ((b"PK\6\6", 32, 8), (b"PK\5\6", 10, 2)):
+        if (start := end.rfind(mark)) >= 0:
+            return int.from_bytes(end[start + place : start + place + length], "little")
+    return 0
 
 
 def foreign_kind(head: bytes) -> str:
