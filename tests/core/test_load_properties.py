@@ -194,7 +194,9 @@ def test_no_less_is_loaded_than_by_torch(seed: int, count: int) -> None:
         keys = theirs.load_state_dict(given, strict=False)
         report = partial_load(model, given, min_loaded=0, ignore_mismatch=True)
         tied = [each.key for each in report.refused]
-        assert set(report.missing) <= set(keys.missing_keys)
+        # torch calls a count that an old file does not have its own; without the layer, it is missing
+        missing = {key for key in report.missing if not key.endswith("num_batches_tracked")}
+        assert missing <= set(keys.missing_keys)
         if not tied:
             pairs = zip(theirs.state_dict().values(), model.state_dict().values(), strict=True)
             assert all(bits(a) == bits(b) for a, b in pairs)
