@@ -37,6 +37,7 @@ from .model.survey import (
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, key_path
 from .registry.contract import CORE_OWNER
+from .remembered import key_of
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import fill_empty, find_last_layer, num_classes_of
@@ -125,11 +126,14 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     # difference is about the logits of the pretrained head. The training step comes after the head,
     # since it has to learn with it. Whatever fails is rolled back by the caller.
     spec = plan.backbone.spec
-    made = made_from(network) if plan.backbone.load() is build_torchvision else ""
-    lines = known_lines(network, made)
-    key = backbone_key(plan, network, made) if pretrained else ""
+    # `made` stands for the tensors of the network, and, if no other factory had it in hands, for
+    # all else that it is.
+    made = made_from(network)
+    all_of_it = made if plan.backbone.load() is build_torchvision else ""
+    lines = known_lines(network, all_of_it)
+    key = backbone_key(plan, network, all_of_it) if pretrained else ""
     size = recall_image(key)
-    whole = Anatomy.of(network, spec, checked=bool(made) and size is not None)
+    whole = Anatomy.of(network, spec, checked=bool(all_of_it) and size is not None)
     with _about("stages"):
         anatomy, left_out = _end(plan, network, whole)
     with _about("unfreeze_stages"):
@@ -140,9 +144,8 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
             _check_classifier(plan, network, anatomy)
     probe, changed = _look(plan, network, size)
     remember_image(key, probe.size)
-    prepared, before = prepare(
-        network, plan.patches, anatomy, probe, spec.name, key if made else ""
-    )
+    same_maps = key_of(key, made) if key and made else ""
+    prepared, before = prepare(network, plan.patches, anatomy, probe, spec.name, same_maps)
     key = patched_key(key, plan, prepared)
     known = recall_survey(key, anatomy)
     if prepared and before is None and not (known and _are_seen_as_identity(prepared, probe)):

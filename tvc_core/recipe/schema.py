@@ -21,16 +21,7 @@ from .document import RecipeDocument, claimed
 from .place import Place
 from .rules import Rule
 
-__all__ = [
-    "PatchEntry",
-    "Patches",
-    "Recipe",
-    "Weights",
-    "key_path",
-    "load_recipe",
-    "parse",
-    "with_changes",
-]
+__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "key_path", "load_recipe", "parse"]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -294,6 +285,15 @@ class Recipe:
         return (Place("arguments") if key in self.by_code else self.where).in_file(*_PATHS[key])
 
     @staticmethod
+    def changed(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
+        """Return a recipe's document with values in the place of its own; see `load_recipe`.
+
+        Raises:
+            RecipeError: there is no such path or argument.
+        """
+        return _changed(document, changes)
+
+    @staticmethod
     def from_document(document: RecipeDocument, *, registry: Registry | None = None) -> Recipe:
         """Return the recipe that a document describes; see `load_recipe`.
 
@@ -368,7 +368,7 @@ def load_recipe(
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
             file, line and column.
     """
-    return parse(RecipeDocument.read(path).with_changes(changes or {}), registry)
+    return parse(_changed(RecipeDocument.read(path), changes or {}), registry)
 
 
 def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
@@ -382,8 +382,7 @@ def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
     return _parse(document, registry)
 
 
-def with_changes(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
-    """See `RecipeDocument.with_changes`."""
+def _changed(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
     known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
     known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
     by_code = {*document.by_code}

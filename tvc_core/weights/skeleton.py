@@ -37,7 +37,10 @@ _OWN = ("training", "_parameters", "_buffers", "_modules", "_non_persistent_buff
 _BLANK = {name: value for name, value in vars(nn.Module()).items() if name not in _OWN}
 """What is the same in every module that no hook hangs on."""
 
-_MADE: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+_Tensors = list[tuple[weakref.ref[Tensor], int]]
+_MADE: weakref.WeakKeyDictionary[nn.Module, tuple[str, _Tensors]] = weakref.WeakKeyDictionary()
+"""The networks that were made from data or to data, with their tensors and the versions of these.
+"""
 
 
 class _NotPlainError(Exception):
@@ -45,10 +48,26 @@ class _NotPlainError(Exception):
 
 
 def made_from(network: nn.Module) -> str:
-    """Return a key for all that a network is, if it was made here; else nothing. It says nothing
-    of what was changed since.
+    """Return a key for all that a network was when it was made here, if its tensors are the same
+    ones with the same values since; else nothing.
     """
-    return _MADE.get(network, "")
+    key, made = _MADE.get(network, ("", []))
+    now = _tensors_of(network) if key else []
+    same = len(now) == len(made) and all(
+        ref() is tensor and tensor._version == version
+        for tensor, (ref, version) in zip(now, made, strict=True)
+    )
+    return key if same else ""
+
+
+def _tensors_of(network: nn.Module) -> list[Tensor]:
+    both = ((module._parameters, module._buffers) for module in network.modules())
+    return [t for each in both for kind in each for t in kind.values() if t is not None]
+
+
+def _note(network: nn.Module, key: str, data: Mapping[str, Any]) -> None:
+    tensors = [(weakref.ref(tensor), tensor._version) for tensor in _tensors_of(network)]
+    _MADE[network] = key_of(key, data["states"]), tensors
 
 
 def build_again(
@@ -85,15 +104,16 @@ def build_again(
     random = torch.get_rng_state()
     network = build()
     settle()
-    # What was drawn at random has to be drawn each time. All else that is not in the file is the
-    # same in every build.
-    if is_steady(state) and torch.equal(random, torch.get_rng_state()):
+    # What was drawn at random has to be drawn each time, unless the file has replaced it. All else
+    # that is not in the file is the same in every build.
+    most = _MOST_BYTES if torch.equal(random, torch.get_rng_state()) else 0
+    if is_steady(state):
         with suppress(_NotPlainError, OSError, LookupError), path.open("rb") as file:
             with torch._C.DisableTorchFunction():
-                data = _data_of(network, file, str(what["builder"]))
+                data = _data_of(network, file, str(what["builder"]), most)
             if state_of(file) == state:
                 remember("networks", key, data)
-                _MADE[network] = key_of(key, data["states"])
+                _note(network, key, data)
     return network
 
 
@@ -114,7 +134,7 @@ def _is_ordinary() -> bool:
 # -- from a network to data ------------------------------------------------------------------------
 
 
-def _data_of(network: nn.Module, file: BinaryIO, builder: str) -> dict[str, Any]:
+def _data_of(network: nn.Module, file: BinaryIO, builder: str, most: int) -> dict[str, Any]:
     modules = list(network.modules())
     number = {id(module): index for index, module in enumerate(modules)}
     tensors: dict[int, tuple[int, Tensor]] = {}
@@ -145,7 +165,7 @@ def _data_of(network: nn.Module, file: BinaryIO, builder: str) -> dict[str, Any]
         "classes": classes,
         "settings": settings,
         "modules": rows,
-        "tensors": _places(network, [tensor for _, tensor in tensors.values()], file),
+        "tensors": _places(network, [tensor for _, tensor in tensors.values()], file, most),
     }
 
 
@@ -168,9 +188,9 @@ def _number(
     return tensors.setdefault(id(tensor), (len(tensors), tensor))[0]
 
 
-def _places(network: nn.Module, tensors: list[Tensor], file: BinaryIO) -> list[Any]:
+def _places(network: nn.Module, tensors: list[Tensor], file: BinaryIO, most: int) -> list[Any]:
     """Return of each tensor its type, its shape, where in the file its bytes are, or these bytes,
-    whether it learns, and whether it is a parameter.
+    whether it learns, and whether it is a parameter. There may be `most` bytes in no file.
     """
     # Where a tensor is in the file is found by its bits: the data are of this one state of this one
     # file, so it does not matter how the builder came by them. Mostly its name says where to look,
@@ -198,7 +218,7 @@ def _places(network: nn.Module, tensors: list[Tensor], file: BinaryIO) -> list[A
         )
         if place is None:
             size += tensor.nbytes
-            if size > _MOST_BYTES:
+            if size > most:
                 raise _NotPlainError(name)
             place = base64.b64encode(bits.numpy().tobytes()).decode()
         found.append([kind, shape, place, tensor.requires_grad, type(tensor) is nn.Parameter])
@@ -329,5 +349,5 @@ def _make(key: str, data: Mapping[str, Any], file: BinaryIO) -> nn.Module:
         own.update(row.settings)
         for name, value in row.mutable.items():
             own[name] = _decoded(value)
-    _MADE[made[0]] = key_of(key, data["states"])
+    _note(made[0], key, data)
     return made[0]

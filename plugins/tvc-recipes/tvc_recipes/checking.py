@@ -46,7 +46,7 @@ def check_recipe(
     registry = registry or Registry()
     found: list[TvcError] = []
     try:
-        document = RecipeDocument.read(recipe).with_changes(changes or {}).expanded(registry)
+        document = Recipe.changed(RecipeDocument.read(recipe), changes or {}).expanded(registry)
     except RecipeError as error:
         return [error]
     while len(found) < MAX_ERRORS:
