@@ -146,7 +146,8 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         return
     from jsonschema import Draft202012Validator  # takes longer than all the rest
 
-    errors = sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: list(e.path))
+    errors = list(Draft202012Validator(schema).iter_errors(data))
+    errors.sort(key=lambda e: e.validator != "additionalProperties")  # misspelt, so missing
     for error in errors[:1]:
         at = place
         for key in error.absolute_path:
