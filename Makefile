@@ -7,10 +7,11 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 WORKERS ?= 2
+SEED ?= 0
 OLDEST_PYTHON ?= $(or $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null),$(PYTHON))
 LOWEST := .venv-lowest
 
-.PHONY: demo test test-lowest test-interop test-all sweep bench bench-blocks docs lint format wheels release-check clean
+.PHONY: demo test test-lowest test-interop test-all sweep figures bench bench-blocks docs lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
@@ -31,9 +32,13 @@ sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
 	$(BIN)/python tests/sweep_page.py $(VENV)/sweep.xml
 
+figures: $(READY)  ## the reliability of files and caches, counted: make figures SEED=1
+	SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m figure tests/core
+
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
+	$(BIN)/python tests/bench/blocks.py --page docs/explanation/block-speed.md
 
 bench-blocks: $(READY)  ## what each block costs and brings, into docs/how-to/choosing-a-block.md; goes on where it was stopped
 	$(BIN)/python -m pip install --quiet --group bench

@@ -36,6 +36,12 @@ def builder() -> HybridBuilder:
 
 
 @pytest.fixture
+def seed() -> int:
+    """What a test draws its cases by: SEED of the environment, else 0."""
+    return int(os.environ.get("SEED", "0"))
+
+
+@pytest.fixture
 def photos() -> list[Path]:
     """The real ImageNet photos beside the project; tests that need them skip where they are
     absent.

@@ -37,7 +37,6 @@ from .model.survey import (
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, key_path
 from .registry.contract import CORE_OWNER
-from .specs import FROM_MODULE
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import fill_empty, find_last_layer, num_classes_of
@@ -113,8 +112,9 @@ def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | Non
     except (WeightsError, RecipeError) as error:  # of which the second is about the budget
         error.below = key_path("weights" if isinstance(error, WeightsError) else "max_params")
         raise
-    users = plan.backbone.owner == FROM_MODULE
-    with rollback_on_error(network) if users else nullcontext():
+    # torchvision's builders return a new network, which nobody else has
+    is_new = plan.backbone.load() is build_torchvision
+    with nullcontext() if is_new else rollback_on_error(network):
         return _assemble(plan, network, pretrained)
 
 

@@ -40,8 +40,8 @@ def build_backbone(
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random.
-        fill: where they stay random, gives the new network what is known of its tensors; what it
-            fills is not initialized before.
+        fill: where they stay random, gives the new network what is known of its tensors, or refuses
+            it; what it fills is not initialized before.
 
     Raises:
         BackboneError: the factory fails, or does not return a new module.
@@ -66,7 +66,7 @@ def build_backbone(
             options = {**(plan.weights.options if plan.weights else {}), **plan.options}
             with DeferredInit() if fill else nullcontext() as filling:
                 network = factory(spec, weights=None, **options)
-                if fill and isinstance(network, nn.Module):
+                if fill and isinstance(network, nn.Module) and not is_hybrid(network):
                     fill(network)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__

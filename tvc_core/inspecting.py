@@ -10,13 +10,13 @@ from typing import Any
 
 from .advice.names import lacks
 from .errors import UnknownNameError
-from .model.content import BASE_KEY, MODULE_KEY
-from .model.ownfile import OwnFile, open_own
 from .recipe import Recipe
 from .registry import Registry
 from .specs import FROM_MODULE, BackboneSpec, BlockSpec, InitializerSpec, PatchOpSpec
 from .weights.container import is_own
+from .weights.content import BASE_KEY, MODULE_KEY
 from .weights.files import read_state_dict
+from .weights.ownfile import OwnFile, open_own
 
 __all__ = ["FileInfo", "describe_file"]
 

@@ -1,12 +1,14 @@
 """Open a saved model: read the file, check it, build what its recipe describes, and fill it.
 
 In this order, each step cheaper than what follows and none trusting a field for the hash beside it:
-the header is counted, what the file says is checked, the network is built under a limit to the size
-of its tensors, names and shapes are compared, and only then the tensors are read and hashed.
+the header is counted; what the file says is checked; the header is compared with the backbone, made
+under a limit to the size of its tensors and before its weights are drawn; the model is built and
+compared whole; and only then the tensors are read and hashed.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
@@ -28,25 +30,31 @@ from .errors import (
     TvcError,
     UnknownNameError,
     WeightsError,
+    foreign,
     join_names,
     short_repr,
 )
 from .from_module import module_backbone
-from .model.content import BASE_KEY, MODULE_KEY, prepared_as
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
-from .model.ownfile import OwnFile, open_own
 from .model.saving import how_to_load
+from .own_weights import FileFilling
+from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
 from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
-from .weights.deferred import lend
+from .surgery.targets import is_pattern
+from .weights.content import BASE_KEY, MODULE_KEY, prepared_as
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
+from .weights.ownfile import OwnFile, open_own
 
 __all__ = ["load", "open_model"]
+
+_Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Types and shapes of tensors, by their names."""
 
 _SOON_READ = 1 << 28
 """Size of a file that is read although it is refused already [bytes]."""
@@ -93,7 +101,12 @@ def open_model(
         what = "load takes the path of a file that HybridModel.save wrote"
         hint = ". A state dict goes into a model by partial_load" if isinstance(path, dict) else ""
         raise WeightsError(f"{what}, not {short_repr(path)}{hint}")
-    path = Path(path)
+    return run_preserved(_open, Path(path), registry, module, base)
+
+
+def _open(
+    path: Path, registry: Registry, module: nn.Module | None, base: str | Path | None
+) -> HybridModel:
     with open_own(path) as file:
         _check_module(path, file.content, module)
         with nullcontext() if module is None else rollback_on_error(module), _naming(file):
@@ -184,17 +197,15 @@ def _load(
 ) -> HybridModel:
     # A file is data, and everything in it could be wrong: the recipe is read under the rules for
     # recipes, which reach nothing. Then the model is built without its pretrained weights, whose
-    # place the file's tensors take, and compared with the file key by key and shape by shape before
-    # one tensor is copied. What cannot be told from tensors (classes, freezing, the step-0
-    # difference) comes last.
+    # place the file's tensors take, and compared with the file key by key and shape by shape. What
+    # else it says (classes, freezing) is tried before one tensor is copied, since a module that was
+    # handed over must not change if that fails.
     path, content = file.path, file.content
-    filling = _Filling(file) if module is None and base is None else None
+    filling = FileFilling(file) if module is None and base is None else None
     model = _build(file, base, registry, module, filling)
     own = model.state_dict()
     lent = {k: t for k, t in (base or {}).items() if k in own}
-    shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in lent.items()}
-    shapes |= {name: (entry.dtype, entry.shape) for name, entry in file.entries.items()}
-    _compare(path, own, shapes)
+    _compare(path, own, _entries(file, lent))
     lacking = list(own) if filling is None else filling.lacking(own)
     found = filling.tensors if filling and filling.tensors.keys() >= set(lacking) else file.read()
     tensors = {name: {**lent, **found}[name] for name in lacking}
@@ -205,10 +216,14 @@ def _load(
     some = OrderedDict(tensors)
     # without the metadata of a state dict MNASNet refuses to load
     some._metadata = own._metadata  # type: ignore[attr-defined]
-    model.load_state_dict(some, strict=False, assign=assign)
     model.class_names = content["class_names"] or None
     model.load_freeze_state(content["freeze"])
-    _freeze_by_hand(model, content.get("by_hand", {}))
+    trainable = _by_hand(model, content.get("by_hand", {}))
+    back = nullcontext() if module is None else _values_back_on_error(module)
+    with foreign(WeightsError, f"{path}: the model cannot take the weights"), back:
+        model.load_state_dict(some, strict=False, assign=assign)
+    for name, flag in trainable.items():
+        model.get_parameter(name).requires_grad_(flag)
     state = model._hybrid
     state.originals = {}  # their weights are not in the file
     state.step0_difference = float(content["step0_difference"])
@@ -219,54 +234,19 @@ def _load(
     return model
 
 
-class _Filling:
-    """Gives a backbone that is being built the tensors that the file has for it, so that they are
-    neither initialized nor copied.
-
-    Args:
-        file: the file.
-    """
-
-    def __init__(self, file: OwnFile) -> None:
-        self.file = file
-        self.tensors: dict[str, Tensor] = {}
-        """What was read and is not the backbone's."""
-        self._filled: dict[str, Tensor] = {}
-
-    def __call__(self, network: nn.Module) -> None:
-        # The file is read before the patches are in, so before all names and shapes have been
-        # compared: of a file that is mostly another network's, nothing is read here.
-        own, entries = network.state_dict(keep_vars=True), self.file.entries
-        fits = [
-            key
-            for key, tensor in own.items()
-            if key in entries
-            and (entries[key].dtype, entries[key].shape) == (tensor.dtype, tuple(tensor.shape))
-            and not tensor.is_meta
-        ]
-        if 2 * len(fits) < len(own):
-            return
-        with torch._C.DisableTorchFunction():
-            self.tensors = self.file.read()
-        lend(self.tensors[key] for key in fits)
+@contextmanager
+def _values_back_on_error(module: nn.Module) -> Iterator[None]:
+    """Put the values of a user's module back, which may have loading code of its own that fails."""
+    kept = [
+        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
+    ]
+    try:
+        yield
+    except BaseException:
         with torch.no_grad():
-            for key in fits:
-                own[key].copy_(self.tensors.pop(key))
-        self._filled = {key: own[key] for key in fits}
-        self._versions = {key: own[key]._version for key in fits}
-
-    def lacking(self, own: Mapping[str, Tensor]) -> list[str]:
-        """Return the names of the tensors that do not have the file's values, or may have others by
-        now.
-        """
-        same = {
-            key
-            for key, tensor in self._filled.items()
-            if key in own
-            and own[key].data_ptr() == tensor.data_ptr()
-            and tensor._version == self._versions[key]
-        }
-        return [key for key in own if key not in same]
+            for tensor, value in kept:
+                tensor.copy_(value)
+        raise
 
 
 def _build(
@@ -274,7 +254,7 @@ def _build(
     base: dict[str, Tensor] | None,
     registry: Registry,
     module: nn.Module | None,
-    filling: _Filling | None,
+    filling: FileFilling | None,
 ) -> HybridModel:
     """Build what the recipe of a file describes, if it is of the size of the file."""
     content = file.content
@@ -287,8 +267,14 @@ def _build(
     backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
     _check_own(file.path, recipe, registry)
     plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
+
+    def fill(network: nn.Module) -> None:
+        _compare_backbone(file.path, network, plan, _entries(file, base or {}))
+        if filling is not None:
+            filling(network)
+
     with _limited(file, base):
-        model = assemble(plan, pretrained=False, fill=filling)
+        model = assemble(plan, pretrained=False, fill=fill)
     restore_gates(model, [*file.entries, *(base or {})])
     return model
 
@@ -306,11 +292,38 @@ def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:
         raise WeightsError(f"the preprocessing inside is not valid: {error}") from error
 
 
-def _compare(
-    path: Path,
-    own: Mapping[str, Tensor],
-    entries: Mapping[str, tuple[torch.dtype, tuple[int, ...]]],
-) -> None:
+def _entries(file: OwnFile, base: Mapping[str, Tensor]) -> _Entries:
+    """Return what a file and its base hold together."""
+    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in base.items()}
+    return entries | {name: (each.dtype, each.shape) for name, each in file.entries.items()}
+
+
+def _compare_backbone(path: Path, network: nn.Module, plan: Plan, entries: _Entries) -> None:
+    """Refuse tensors that are not those of an unpatched backbone, which has no values yet. What the
+    recipe changes in it is left for the comparison of the whole model.
+    """
+    spec, recipe = plan.backbone.spec, plan.recipe
+    changed = ["patches", "tvc_patches", spec.head, *spec.neck, *spec.auxiliary]
+    for patch in plan.patches:
+        if patch.op.qualified not in ("tvc-core:wrap", "tvc-core:inject"):
+            parts = patch.entry.target.split(".")
+            plain = list(itertools.takewhile(lambda part: not is_pattern(part), parts))
+            if not plain:
+                return
+            changed.append(".".join(plain))
+    if recipe.in_channels is not None or not spec.head:
+        return
+
+    def stays(key: str) -> bool:
+        return not any(f"{key}.".startswith(f"{path}.") for path in changed)
+
+    own = {k: t for k, t in network.state_dict(keep_vars=True).items() if stays(k)}
+    if recipe.stages is not None:  # later ones are left out
+        own = {key: tensor for key, tensor in own.items() if key in entries}
+    _compare(path, own, {key: entry for key, entry in entries.items() if stays(key)})
+
+
+def _compare(path: Path, own: Mapping[str, Tensor], entries: _Entries) -> None:
     """Refuse tensors that are not those of the model, by their types and shapes."""
     if own.keys() != entries.keys():
         lost, extra = [k for k in own if k not in entries], [k for k in entries if k not in own]
@@ -330,13 +343,14 @@ def _compare(
             raise WeightsError(f"{path}: {name} is of {dtype}, its recipe gives {tensor.dtype}")
 
 
-def _freeze_by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> None:
+def _by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> dict[str, bool]:
+    """Return which parameters were frozen or thawed by hand, and whether they are trainable."""
     parameters = dict(model.named_parameters())
     for kind, each in names.items():
         for name in each:
             if name not in parameters:
                 raise WeightsError(f"{short_repr(name)} is {kind}, and no parameter of the model")
-            parameters[name].requires_grad_(kind == "trainable")
+    return {name: kind == "trainable" for kind, each in names.items() for name in each}
 
 
 def _check_own(path: Path, recipe: Recipe, registry: Registry) -> None:

@@ -8,20 +8,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import HeadError, WeightsError, count_of, join_names
-from .model.content import BASE_KEY, prepared_as
-from .model.ownfile import open_own
 from .recipe import Plan
 from .specs import WeightsSpec
 from .surgery.head import find_last_layer, num_classes_of, set_num_classes
 from .weights.container import is_own
+from .weights.content import BASE_KEY, prepared_as
 from .weights.deferred import lend
-from .weights.files import read_state_dict
+from .weights.files import state_dict_for
+from .weights.limits import Room
+from .weights.ownfile import OwnFile, open_own
 from .weights.partial import partial_load
 
-__all__ = ["fill_from_file"]
+__all__ = ["FileFilling", "fill_from_file"]
 
 
 def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
@@ -40,7 +42,7 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
             not fit.
         HeadError: the file has no head, and the recipe asks for no new one.
     """
-    state, content = _read(path)
+    state, content = _read(network, path)
     head = plan.backbone.spec.head
     last = find_last_layer(network, head)
     rows = _rows(state, last[0]) if last else None
@@ -72,11 +74,12 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
     return _described(plan.weights, None if in_head else rows, content, path)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def _read(network: nn.Module, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Return a file's tensors, and what tvc wrote beside them."""
     if not is_own(path):
-        return read_state_dict(path), {}
+        return state_dict_for(network, path), {}
     with open_own(path) as file:
+        Room.of(network).check(path, file.size)
         if BASE_KEY in file.content:
             raise WeightsError(
                 f"{path}: holds only what differs from its base: read it by tvc_core.load, and "
@@ -107,3 +110,54 @@ def _described(
         raise WeightsError(f"{path}: the preprocessing inside is not valid: {error}") from error
     license = content.get("license") or ""
     return replace(prepared, num_classes=rows, class_names=names, license=license)
+
+
+class FileFilling:
+    """Gives a backbone that is being built the tensors that the file has for it, so that they are
+    neither initialized nor copied.
+
+    Args:
+        file: the file.
+    """
+
+    def __init__(self, file: OwnFile) -> None:
+        self.file = file
+        self.tensors: dict[str, Tensor] = {}
+        """What was read and is not the backbone's."""
+        self._filled: dict[str, Tensor] = {}
+
+    def __call__(self, network: nn.Module) -> None:
+        """Fill a network."""
+        # The file is read before the patches are in, so before all names and shapes have been
+        # compared: of a file that is mostly another network's, nothing is read here.
+        own, entries = network.state_dict(keep_vars=True), self.file.entries
+        fits = [
+            key
+            for key, tensor in own.items()
+            if key in entries
+            and (entries[key].dtype, entries[key].shape) == (tensor.dtype, tuple(tensor.shape))
+            and not tensor.is_meta
+        ]
+        if 2 * len(fits) < len(own):
+            return
+        with torch._C.DisableTorchFunction():
+            self.tensors = self.file.read()
+        lend(self.tensors[key] for key in fits)
+        with torch.no_grad():
+            for key in fits:
+                own[key].copy_(self.tensors.pop(key))
+        self._filled = {key: own[key] for key in fits}
+        self._versions = {key: own[key]._version for key in fits}
+
+    def lacking(self, own: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of the tensors that do not have the file's values, or may have others by
+        now.
+        """
+        same = {
+            key
+            for key, tensor in self._filled.items()
+            if key in own
+            and own[key].data_ptr() == tensor.data_ptr()
+            and tensor._version == self._versions[key]
+        }
+        return [key for key in own if key not in same]

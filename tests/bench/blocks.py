@@ -20,6 +20,7 @@ import argparse
 import json
 import math
 import platform
+import re
 import statistics
 import time
 import warnings
@@ -262,8 +263,8 @@ def geometric(values: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
-def main(options: argparse.Namespace) -> None:
-    """Measure, print, and write what was asked for."""
+def measured(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure all rows that are asked for; return the versions and them."""
     cuda = options.device == "cuda"
     torch.set_num_threads(options.threads)
     dtypes = (torch.float32, torch.bfloat16) if cuda else (torch.float32,)
@@ -294,11 +295,41 @@ def main(options: argparse.Namespace) -> None:
         "timm": timm.__version__ if timm else None,
         "machine": machine,
     }
+    return versions, rows
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, print, and write what was asked for."""
+    if options.from_json:
+        data = json.loads(Path(options.from_json).read_text("utf-8"))
+        versions, rows = data["versions"], data["rows"]
+    else:
+        versions, rows = measured(options)
     print(json.dumps(versions))
     print(markdown(rows))
+    if options.page:
+        write(options, f"{said(versions)}\n\n{markdown(rows)}")
     if options.output:
         data = json.dumps({"versions": versions, "rows": rows}, indent=1)
         Path(options.output).write_text(data, encoding="utf-8")
+
+
+def said(versions: dict[str, Any]) -> str:
+    """Return the versions and the machine as a sentence."""
+    tools = ", ".join(f"{key} {value}" for key, value in versions.items() if key != "machine")
+    return f"On {versions['machine']}; {tools}."
+
+
+def write(options: argparse.Namespace, text: str) -> None:
+    """Put a table between its marks on a page."""
+    section = "-".join([options.device, options.modes, *(["graph"] if options.graphs else [])])
+    page = Path(options.page)
+    marks = re.compile(rf"(<!-- {section} -->\n).*?(<!-- end -->)", re.S)
+    before = page.read_text("utf-8")
+    changed, count = marks.subn(lambda found: f"{found[1]}{text}\n{found[2]}", before)
+    if count != 1:
+        raise SystemExit(f"{page} has no place marked {section!r}")
+    page.write_text(changed, encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -312,5 +343,7 @@ if __name__ == "__main__":
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
     parser.add_argument("--blocks", default="", help="names with commas between; all by default")
     parser.add_argument("--seconds", type=float, default=3600, help="start no row after that")
+    parser.add_argument("--page", default="", help="a page with marks, to write the table into")
+    parser.add_argument("--from-json", default="", help="take rows that --output has written")
     parser.add_argument("--output", default="", help="a file for the rows as JSON")
     main(parser.parse_args())

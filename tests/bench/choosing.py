@@ -219,7 +219,7 @@ def features(data: str) -> tuple[Any, Any]:
             ]
         CACHE.mkdir(parents=True, exist_ok=True)
         torch.save((torch.cat(maps), labels), file)
-    return torch.load(file)
+    return torch.load(file, weights_only=True)
 
 
 def task(name: str, category: str, data: str, seed: int, maps: Any = None) -> Row:

@@ -677,8 +677,15 @@ def test_m5_a_distributed_checkpoint_is_refused_with_torchs_own_tool(tmp_path: P
 
     folder = tmp_path / "dcp"
     dcp.save({"model": Tiny().state_dict()}, checkpoint_id=folder, no_dist=True)
-    with pytest.raises(WeightsError, match=r"format_utils dcp_to_torch"):
-        read_state_dict(folder)
+    part = next(folder.glob("*.distcp"))
+    for path in (folder, folder / ".metadata", part):
+        for door in (
+            read_state_dict,
+            HybridBuilder().load,
+            lambda path: partial_load(Tiny(), path),
+        ):
+            with pytest.raises(WeightsError, match=r"If you trust it.*dcp_to_torch .*/dcp model"):
+                door(path)
     format_utils.dcp_to_torch_save(folder, tmp_path / "model.pth")
     assert partial_load(Tiny(), tmp_path / "model.pth", entry="model").load_ratio == 1.0
 

@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from own_files import FIGURE
 from torch import Tensor, nn
 
 from tvc_core import HybridBuilder, LoadReport, TvcError, partial_load
 
 State = dict[str, Tensor]
 
-COUNTS = [pytest.param(100, id="100"), pytest.param(1000, marks=pytest.mark.sweep, id="1000")]
+COUNTS = [pytest.param(100, id="100"), pytest.param(1000, marks=FIGURE, id="1000")]
 
 
 class Block(nn.Module):
@@ -137,11 +138,11 @@ def check_report(report: LoadReport, model: nn.Module, given: State, before: Sta
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_buckets_partition_and_loaded_means_equal_bits(count: int) -> None:
+def test_buckets_partition_and_loaded_means_equal_bits(seed: int, count: int) -> None:
     loads = 0
-    for seed in range(count):
-        draw = random.Random(seed)
-        torch.manual_seed(seed)
+    for number in range(1000 * seed, 1000 * seed + count):
+        draw = random.Random(number)
+        torch.manual_seed(number)
         model = network(draw)
         given = checkpoint(draw, model)
         kept = {key: value.clone() for key, value in given.items()}
@@ -180,11 +181,11 @@ def test_buckets_partition_and_loaded_means_equal_bits(count: int) -> None:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-def test_no_less_is_loaded_than_by_torch(count: int) -> None:
+def test_no_less_is_loaded_than_by_torch(seed: int, count: int) -> None:
     """What torch's own load_state_dict takes by name and shape, partial_load takes as well."""
-    for seed in range(count):
-        draw = random.Random(seed)
-        torch.manual_seed(seed)
+    for number in range(1000 * seed, 1000 * seed + count):
+        draw = random.Random(number)
+        torch.manual_seed(number)
         model = network(draw)
         given = {k: v for k, v in random_state(model).items() if draw.random() < 0.8}
         if not given:
@@ -193,7 +194,9 @@ def test_no_less_is_loaded_than_by_torch(count: int) -> None:
         keys = theirs.load_state_dict(given, strict=False)
         report = partial_load(model, given, min_loaded=0, ignore_mismatch=True)
         tied = [each.key for each in report.refused]
-        assert set(report.missing) <= set(keys.missing_keys)
+        # torch calls a count that an old file does not have its own; without the layer, it is missing
+        missing = {key for key in report.missing if not key.endswith("num_batches_tracked")}
+        assert missing <= set(keys.missing_keys)
         if not tied:
             pairs = zip(theirs.state_dict().values(), model.state_dict().values(), strict=True)
             assert all(bits(a) == bits(b) for a, b in pairs)
@@ -256,15 +259,16 @@ def failures(
     yield part, {}
 
 
-def test_a_failed_load_changes_nothing_300_of_300(tmp_path: Path) -> None:
+@pytest.mark.parametrize("count", [100, pytest.param(300, marks=FIGURE)])
+def test_a_failed_load_changes_nothing(tmp_path: Path, seed: int, count: int) -> None:
     failed = 0
-    for seed in range(20):
-        draw = random.Random(seed)
-        torch.manual_seed(seed)
+    for number in range(1000 * seed, 1000 * seed + count // 15):
+        draw = random.Random(number)
+        torch.manual_seed(number)
         model = network(draw)
-        if seed % 4 == 0:
+        if number % 4 == 0:
             model.refusing = Refusing()
-        if seed % 5 == 1:
+        if number % 5 == 1:
             plain = nn.Sequential(
                 nn.Conv2d(3, 4, 3),
                 nn.BatchNorm2d(4),
@@ -283,14 +287,15 @@ def test_a_failed_load_changes_nothing_300_of_300(tmp_path: Path) -> None:
             before = whole_state(model)
             with pytest.raises(TvcError):
                 partial_load(model, given, **wishes)
-                raise AssertionError((seed, failed % 15))
-            assert whole_state(model) == before, (seed, wishes)
+                raise AssertionError((number, failed % 15))
+            assert whole_state(model) == before, (number, wishes)
             failed += 1
-    assert failed == 300
+    assert failed == count // 15 * 15
 
 
+@pytest.mark.parametrize("step", [0, pytest.param(1, marks=FIGURE)])
 @pytest.mark.parametrize("kind", ["pth", "legacy.pth", "safetensors"])
-def test_every_truncation_is_refused(kind: str, tmp_path: Path) -> None:
+def test_every_truncation_is_refused(kind: str, tmp_path: Path, step: int) -> None:
     net = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     path = tmp_path / f"net.{kind}"
     if kind == "safetensors":
@@ -300,7 +305,7 @@ def test_every_truncation_is_refused(kind: str, tmp_path: Path) -> None:
     data = path.read_bytes()
     target = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3))
     before = whole_state(target)
-    for length in range(0, len(data), max(1, len(data) // 400)):
+    for length in range(0, len(data), step or max(1, len(data) // 100)):
         path.write_bytes(data[:length])
         with pytest.raises(TvcError):
             partial_load(target, path)

@@ -24,6 +24,22 @@ def unchanged(model: nn.Module, before: dict[str, Tensor]) -> bool:
     return all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
+def test_a_bias_is_left_alone_with_its_weight() -> None:
+    """Ten biases of a layer on 256 features say nothing about one on 512."""
+    source, target = nn.Linear(3, 2), nn.Linear(4, 2)
+    both = [nn.Sequential(nn.Linear(2, 2), each) for each in (source, target)]
+    before = target.bias.clone()
+    with pytest.raises(WeightsError, match=r"1\.bias.*goes with 1\.weight"):
+        partial_load(both[1], both[0].state_dict(), min_loaded=0)
+    report = partial_load(both[1], both[0].state_dict(), ignore_mismatch=True, min_loaded=0)
+    assert torch.equal(target.bias, before)
+    assert [each.key for each in report.mismatched] == ["1.weight", "1.bias"]
+    attention = nn.MultiheadAttention(8, 2)
+    given = {**attention.state_dict(), "in_proj_weight": torch.zeros(3, 8)}
+    report = partial_load(nn.MultiheadAttention(8, 2), given, ignore_mismatch=True, min_loaded=0)
+    assert [each.key for each in report.mismatched] == ["in_proj_weight", "in_proj_bias"]
+
+
 def test_everything_that_fits_is_loaded() -> None:
     source, target = small(), small()
     report = partial_load(target, source.state_dict())

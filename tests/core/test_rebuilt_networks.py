@@ -364,27 +364,30 @@ def test_patches_are_proved_without_a_pass(tmp_path: Path, passes: list[int]) ->
     again.save(tmp_path / "again.safetensors")
 
 
-def _infinite(_: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return x.new_full(x.shape, float("inf"))
+Gate = torch.Tensor | None
 
 
-def _in_place(_: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    return x.mul_(2)
+def _infinite(_: nn.Module, x: torch.Tensor, alpha: Gate) -> torch.Tensor:
+    return x * 0.5 if alpha is None else x + alpha * float("inf")
 
 
-def _raising(_: nn.Module, x: torch.Tensor) -> torch.Tensor:
-    raise ValueError(f"no map {list(x.shape)}")
+def _in_place(_: nn.Module, x: torch.Tensor, alpha: Gate) -> torch.Tensor:
+    return x * 0.5 if alpha is None else x.mul_(2)
 
 
-@pytest.mark.parametrize("gate", [_infinite, _in_place, _raising])
+def _raising(_: nn.Module, x: torch.Tensor, alpha: Gate) -> torch.Tensor:
+    raise ValueError(f"no map {list(x.shape)} with {alpha}")
+
+
+@pytest.mark.parametrize("mix", [_infinite, _in_place, _raising])
 def test_a_bad_block_is_refused_though_its_like_was_seen_to_be_good(
-    gate: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    mix: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with official_weights(tmp_path, "squeezenet1_1", verify=True):
         steady()
         for _ in range(2):
             HybridBuilder.from_torchvision("squeezenet1_1", patches=_GATED)
-        monkeypatch.setattr(EfficientChannelAttention, "gate", gate)
+        monkeypatch.setattr(EfficientChannelAttention, "mix", mix)
         with pytest.raises(PatchError):
             HybridBuilder.from_torchvision("squeezenet1_1", patches=_GATED)
 

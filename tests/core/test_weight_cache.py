@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 import torch
 import torchvision
+from own_files import FIGURE
 
 from tvc_core import HybridBuilder, WeightsError, read_state_dict, remembered
 from tvc_core.testing import CachedFile, cached_weights, official_weights
@@ -110,9 +111,7 @@ def rounds(url: str, homes: list[str], barrier: Any, said: Any) -> None:
         said.put(traceback.format_exc())
 
 
-@pytest.mark.parametrize(
-    ("kind", "count"), [("fork", 2), pytest.param("spawn", 20, marks=pytest.mark.sweep)]
-)
+@pytest.mark.parametrize(("kind", "count"), [("fork", 2), pytest.param("spawn", 20, marks=FIGURE)])
 def test_eight_processes_on_an_empty_cache_fetch_once(
     home: Path, site: Any, tmp_path: Path, kind: str, count: int
 ) -> None:

@@ -20,10 +20,11 @@ from ..recipe.rules import is_file
 from ..specs import OWN
 from ..surgery.marks import is_hybrid
 from ..weights.container import pack
+from ..weights.content import BASE_KEY, check_content
 from ..weights.digest import digest_of
-from .content import BASE_KEY, check_content, content_of
+from ..weights.ownfile import open_own
+from .content import content_of
 from .fingerprint import changes
-from .ownfile import open_own
 from .settling import settle
 from .state import HybridState, state_of
 from .writing import write

@@ -83,11 +83,21 @@ def _create(path: Path, mode: int) -> tuple[Path, int]:
         descriptor = os.open(temporary, flags, mode)
         if fcntl is None:
             return temporary, descriptor
-        with suppress(OSError):  # there are file systems without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if temporary.exists():  # else another process took it for a leftover first
-            return temporary, descriptor
+        try:
+            with suppress(OSError):  # there are file systems without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if temporary.exists():  # else another process took it for a leftover first
+                return temporary, descriptor
+        except BaseException:
+            _discard(temporary, descriptor)
+            raise
         os.close(descriptor)
+
+
+def _discard(temporary: Path, descriptor: int) -> None:
+    os.close(descriptor)
+    with suppress(OSError):
+        temporary.unlink()
 
 
 def _write_all(descriptor: int, pieces: Iterable[Any]) -> None:

@@ -21,7 +21,16 @@ from torch import Tensor
 
 from ..errors import WeightsError, short_repr
 
-__all__ = ["Entry", "Header", "is_own", "pack", "read_header", "read_tensors", "strict_json"]
+__all__ = [
+    "MOST_TENSORS",
+    "Entry",
+    "Header",
+    "is_own",
+    "pack",
+    "read_header",
+    "read_tensors",
+    "strict_json",
+]
 
 MOST_HEADER = 10 << 20
 """Length of a header [bytes]; safetensors' own reader stops at ten times as many."""
@@ -65,8 +74,13 @@ class Header:
     metadata: Mapping[str, str]
 
 
-def read_header(file: BinaryIO, path: Path) -> Header:
+def read_header(file: BinaryIO, path: Path, most: int = MOST_TENSORS) -> Header:
     """Return the header of an open file.
+
+    Args:
+        file: at its beginning.
+        path: where it was found.
+        most: tensors that it may have.
 
     Raises:
         WeightsError: the file is no regular one, the header is too long or has too many tensors, or
@@ -89,8 +103,9 @@ def read_header(file: BinaryIO, path: Path) -> Header:
     # all tensors covers all of them.
     data = file.read(length)
     count = data.count(b'"data_offsets"')  # before a list of them takes time and memory
-    if count > MOST_TENSORS:
-        raise WeightsError(f"{path}: {count} tensors, and at most {MOST_TENSORS} are read")
+    most = min(most, MOST_TENSORS)
+    if count > most:
+        raise WeightsError(f"{path}: {count} tensors, and at most {most} are read here")
     try:
         found = strict_json(data.decode("utf-8"))
         metadata = found.pop("__metadata__", {})
@@ -151,11 +166,16 @@ def read_tensors(file: BinaryIO, entries: Mapping[str, Entry], path: Path) -> di
     """Return tensors whose bytes are read once, into their own memory.
 
     Raises:
-        WeightsError: the file ends before.
+        WeightsError: the file ends before, or there is no memory for it.
     """
     tensors: dict[str, Tensor] = {}
     for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
-        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        try:
+            tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        except RuntimeError as error:
+            raise WeightsError(
+                f"{path}: there is no memory for {short_repr(name)}, of {entry.size:,} bytes"
+            ) from error
         if entry.size:
             file.seek(entry.start)
             memory: Any = tensor.reshape(-1).view(torch.uint8).numpy()

@@ -117,7 +117,7 @@ class Draft:
         missed: the checkpoint's names that no module asked for.
         exchanged: modules of the model, and the children that a migration has put there.
         changed: modules of the model, and the attributes that a migration has set.
-        origin: the checkpoint's name of a tensor, by its storage.
+        origin: the checkpoint's names of a tensor, by its storage.
     """
 
     arrived: dict[str, Tensor] = field(default_factory=dict)
@@ -126,15 +126,15 @@ class Draft:
     missed: set[str] = field(default_factory=set)
     exchanged: list[tuple[nn.Module, str, nn.Module]] = field(default_factory=list)
     changed: list[tuple[nn.Module, str, Any]] = field(default_factory=list)
-    origin: dict[tuple[int, int, int], list[str]] = field(default_factory=dict)
+    origin: dict[tuple[int, int, int], dict[str, None]] = field(default_factory=dict)
     kept: list[Tensor] = field(default_factory=list)
 
     def source(self, tensor: Tensor, key: str) -> str | None:
         """Return the checkpoint's name of a tensor, preferably `key`; None where a migration made
         it.
         """
-        names = self.origin.get(_memory(tensor), [])
-        return key if key in names else names[0] if names else None
+        names = self.origin.get(_memory(tensor), {})
+        return key if key in names else next(iter(names), None)
 
 
 def _memory(tensor: Tensor) -> tuple[int, int, int]:
@@ -174,7 +174,7 @@ def make_draft(
     for name, tensor in tensors.items():
         state[name] = alone = tensor.detach()
         draft.kept.append(alone)
-        draft.origin.setdefault(_memory(alone), []).append(name)
+        draft.origin.setdefault(_memory(alone), {})[name] = None
     known = {id(t): t._version for t in tensor_memo.values() if not is_lazy(t)}
     known |= {id(t): -1 for t in tensor_memo.values() if is_lazy(t)}
     drafted = {id(module) for module in twins.values()}
@@ -215,7 +215,8 @@ def _visit(
     module._load_from_state_dict(state, prefix, local, True, missing, unexpected, errors)
     for name in unexpected:
         if isinstance(value := state.get(name), Tensor):
-            draft.missed |= set(draft.origin.get(_memory(value), []))
+            names = draft.origin.get(_memory(value), {})
+            draft.missed |= {name} if name in names else names.keys()
     for name, tensor in _persistent(module):
         key = prefix + name
         given = state.get(key)

@@ -11,25 +11,34 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..advice.words import on_missing
-from ..errors import WeightsError, describe_error
+from ..errors import WeightsError
 from ..specs import WeightsSpec
 from .cache import cached_file
-from .container import read_header, read_tensors, strict_json
+from .container import MOST_TENSORS, read_header, read_tensors
+from .content import BASE_KEY
 from .deferred import lend
-from .digest import check_digest
 from .entries import Checkpoint, check_state_dict, pick_entry
-from .looking import HEAD, foreign_kind, has_safetensors_header, why_not_opened
+from .limits import Room
+from .looking import (
+    HEAD,
+    foreign_kind,
+    has_safetensors_header,
+    open_file,
+    reading,
+    records_in,
+    why_not_opened,
+)
+from .ownfile import own_file
 from .shards import file_in_folder, parts_of, refuse_part
 from .tables import read_by_table, remember_table
 from .verified import compare_hash, unchanged, verification_is_off
 
-__all__ = ["open_checkpoint", "read_state_dict", "verification_is_off"]
+__all__ = ["open_checkpoint", "read_state_dict", "state_dict_for", "verification_is_off"]
 
 
-Content = tuple[Any, dict[str, Any] | None]
+Content = tuple[Any, Mapping[str, Any] | None]
 """What is in a file, and what tvc wrote beside the tensors."""
 
 
@@ -63,48 +72,71 @@ def read_state_dict(
             raise WeightsError(f"WeightsSpec {path.name!r} has no url, so nothing says which file")
         sha256 = sha256 or path.sha256
         path = cached_file(path.url, path.sha256)
+    return _state_dict(Path(path), sha256, entry, None)
+
+
+def state_dict_for(model: nn.Module, path: Path) -> dict[str, Tensor]:
+    """Read a state dict for a model that it fills whole.
+
+    Raises:
+        WeightsError: as `read_state_dict`; or it is many times as large as the model.
+    """
+    return _state_dict(path, None, None, Room.of(model))
+
+
+def _state_dict(
+    path: Path, sha256: str | None, entry: str | Sequence[str] | None, room: Room | None
+) -> dict[str, Tensor]:
     with torch._C.DisableTorchFunction():  # reading is no mode's business, deferred.py's least
-        content, _ = _open(Path(path), sha256)
-        state = check_state_dict(pick_entry(content, entry, str(path)), str(path))
+        content, _ = _entry(path, sha256, entry, room)
+        state = check_state_dict(content, str(path))
         lend(state.values())
     return state
 
 
-def open_checkpoint(path: str | Path, entry: str | Sequence[str] | None = None) -> Checkpoint:
-    """Read a file as `read_state_dict` does, with what else it says.
+def open_checkpoint(
+    model: nn.Module, path: str | Path, entry: str | Sequence[str] | None = None
+) -> Checkpoint:
+    """Read a file for a model as `read_state_dict` does, with what else it says.
 
     Raises:
-        WeightsError: as there.
+        WeightsError: as there; or it is many times as large as the model.
     """
-    content, own = _open(Path(path), None)
+    content, own = _entry(Path(path), None, entry, Room.of(model))
     names = own.get("class_names") if own else None
-    return Checkpoint.of(pick_entry(content, entry, str(path)), str(path), names)
+    return Checkpoint.of(content, str(path), names)
 
 
-def _open(path: Path, sha256: str | None) -> Content:
-    try:
+def _entry(
+    path: Path, sha256: str | None, entry: str | Sequence[str] | None, room: Room | None
+) -> Content:
+    content, own = _open(path, sha256, room)
+    found = pick_entry(content, entry, str(path))
+    if room is not None and isinstance(found, Mapping):
+        room.check(path, 0, len(found))
+    return found, own
+
+
+def _open(path: Path, sha256: str | None, room: Room | None) -> Content:
+    with reading(path):
         if path.is_dir():
             path = file_in_folder(path)
         if path.name.endswith(".index.json"):
-            return _sharded(path), None
+            return _sharded(path, room), None
         refuse_part(path)
-        return _read(path, sha256)
-    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        reason = getattr(error, "strerror", None) or error
-        hint = on_missing(path, (".safetensors", ".pth", ".pt", ".ckpt", ".bin"))
-        raise WeightsError(
-            f"{path}: the weights cannot be read: {reason}{hint and f'.{hint}'}"
-        ) from error
+        return _read(path, sha256, room)
 
 
-def _sharded(index: Path) -> dict[str, Tensor]:
+def _sharded(index: Path, room: Room | None) -> dict[str, Tensor]:
     parts, names = parts_of(index)
     tensors: dict[str, Tensor] = {}
     for part in parts:
-        content, _ = _read(part, None)
+        content, _ = _read(part, None, room)
         if not isinstance(content, Mapping):
             raise WeightsError(f"{part}: holds no state dict")
         tensors |= content
+        if room is not None:
+            room.check(index, sum(tensor.nbytes for tensor in tensors.values()))
     lacking = [name for name in names if name not in tensors]
     if lacking:
         raise WeightsError(
@@ -113,21 +145,21 @@ def _sharded(index: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _read(path: Path, sha256: str | None) -> Content:
-    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-        raise WeightsError(f"{path}: no regular file, so no weights are read from it")
-    with path.open("rb") as file, unchanged(file, path):
+def _read(path: Path, sha256: str | None, room: Room | None) -> Content:
+    with open_file(path) as file, unchanged(file, path):
         if sha256 is not None:
             compare_hash(file, path, sha256)
-        return _load(file, path)
+        return _load(file, path, room)
 
 
-def _load(file: BinaryIO, path: Path) -> Content:
+def _load(file: BinaryIO, path: Path, room: Room | None) -> Content:
     head = file.read(HEAD)
     size = os.fstat(file.fileno()).st_size
+    if room is not None:
+        room.check(path, size, records_in(file, size) if head[:2] == b"PK" else 0)
     file.seek(0)
     if path.suffix.lower() == ".safetensors" or has_safetensors_header(head, size):
-        return _load_safetensors(file, path, size, head)
+        return _load_safetensors(file, path, size, head, room)
     if (known := read_by_table(file)) is not None:
         return known, None
     if foreign := foreign_kind(head):
@@ -145,27 +177,21 @@ def _load(file: BinaryIO, path: Path) -> Content:
         ) from error
 
 
-def _load_safetensors(file: BinaryIO, path: Path, size: int, head: bytes) -> Content:
+def _load_safetensors(
+    file: BinaryIO, path: Path, size: int, head: bytes, room: Room | None
+) -> Content:
     if not has_safetensors_header(head, size):
         is_other = foreign_kind(head) or ("a file of torch.save" if head[:2] == b"PK" else "")
         raise WeightsError(
             f"{path}: not a safetensors file, or damaged" + (f": it is {is_other}" * bool(is_other))
         )
-    header = read_header(file, path)
-    tensors = read_tensors(file, header.entries, path)
-    text = header.metadata.get("tvc")
-    try:
-        own = None if text is None else strict_json(text)
-    except (ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: not a safetensors file, or damaged: {describe_error(error)}"
-        ) from error
-    if own is None:
-        return tensors, None
-    own = own if isinstance(own, dict) else {}
-    check_digest(path, own, tensors, own.pop("sha256", None))
-    if "base" in own:
+    header = read_header(file, path, MOST_TENSORS if room is None else room.count)
+    if "tvc" not in header.metadata:
+        return read_tensors(file, header.entries, path), None
+    own = own_file(file, path, header)
+    tensors = own.read()
+    if BASE_KEY in own.content:
         raise WeightsError(
             f"{path}: holds only what differs from another file, its base: tvc_core.load reads both"
         )
-    return tensors, own
+    return tensors, own.content

@@ -1,4 +1,7 @@
-"""Limit the tensors that are made while a network is built for a file.
+"""Limit what is read for a network, and the tensors that are made while one is built for a file.
+
+What is read into a model is bounded by the model: a file of many times its size or number of
+tensors cannot be meant for it, and is refused by its header or its length.
 
 A recipe in a file can ask for a network of any size, and making it takes the time and memory that a
 reader wants to save by looking at the file first. The file says how large its largest tensor is, so
@@ -10,15 +13,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from ..errors import TvcError, WeightsError
 
-__all__ = ["limit_tensors"]
+__all__ = ["Room", "limit_tensors"]
 
 _ANY = 1 << 22
 """Numbers that a tensor may have in any network, whatever its file holds."""
@@ -28,6 +34,47 @@ _TIMES = 16
 
 _MAKERS = (torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.full)
 _BY_NUMBER = (torch.arange, torch.linspace, torch.eye)
+
+
+_ANY_BYTES, _ANY_COUNT = 1 << 28, 1 << 12
+"""What may be read for any model [bytes], [tensors]."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """What may be read for a model.
+
+    Args:
+        count: tensors at most.
+        size: of all together at most [bytes].
+    """
+
+    count: int
+    size: int
+
+    @staticmethod
+    def of(model: nn.Module) -> Room:
+        """Return room for a model many times over: for its optimizer's state, an average of its
+        weights, the larger network that it is a part of.
+        """
+        tensors = [*model.parameters(), *model.buffers()]
+        size = sum(0 if is_lazy(t) else t.numel() * t.element_size() for t in tensors)
+        if any(map(is_lazy, tensors)):
+            size = 1 << 62  # how large they are is not known yet
+        return Room(_ANY_COUNT + _TIMES * len(tensors), _ANY_BYTES + _TIMES * size)
+
+    def check(self, path: Path, size: int, count: int = 0) -> None:
+        """Refuse to read more.
+
+        Raises:
+            WeightsError: it is more.
+        """
+        if size > self.size or count > self.count:
+            what = f"{count:,} tensors" if count > self.count else f"{size:,} bytes"
+            raise WeightsError(
+                f"{path}: {what}, many times what the model has, so it is not read. If you trust "
+                "the file, read it by tvc_core.read_state_dict and pass what is for the model"
+            )
 
 
 class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb

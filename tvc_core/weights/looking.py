@@ -1,16 +1,56 @@
-"""What a file is, by its first bytes, and why one of torch.save cannot be opened."""
+"""Open a file for reading, and say what it is: by its first bytes, or why that fails."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from ..advice.words import on_file
+from ..advice.words import on_file, on_missing
+from ..errors import WeightsError
+from .shards import refuse_distributed
 
-__all__ = ["HEAD", "foreign_kind", "has_safetensors_header", "why_not_opened"]
+__all__ = [
+    "HEAD", "foreign_kind", "has_safetensors_header", "open_file", "reading", "records_in",
+    "why_not_opened",
+]  # fmt: skip
+
+_SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 HEAD = 100_000
 """How much of a file is looked at [bytes]."""
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Read a file inside; what the system refuses names the path.
+
+    Raises:
+        WeightsError: it is not there, or cannot be read.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        hint = on_missing(path, _SUFFIXES) if isinstance(error, OSError) else ""
+        raise WeightsError(f"{path}: cannot be read: {reason}{hint and f'.{hint}'}") from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Open a file of weights.
+
+    Raises:
+        WeightsError: it is no regular file, or part of a distributed checkpoint.
+        OSError: it is not there, or cannot be read.
+    """
+    refuse_distributed(path)
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
+        raise WeightsError(
+            f"{path}: no regular file, so nothing is read from it.{on_missing(path, _SUFFIXES)}"
+        )
+    return path.open("rb")
 
 
 def has_safetensors_header(head: bytes, size: int) -> bool:
@@ -19,6 +59,20 @@ def has_safetensors_header(head: bytes, size: int) -> bool:
     """
     length = int.from_bytes(head[:8], "little")
     return len(head) > 8 and head[8:9] == b"{" and 2 <= length <= size - 8
+
+
+def records_in(file: BinaryIO, size: int) -> int:
+    """Return how many records a zip archive says at its end that it has; 0 for no archive.
+
+    torch.save writes one for each storage, and its reader takes 0.1 ms for each.
+    """
+    file.seek(max(0, size - 98))  # the end of the directory, in the form for large files as well
+    end = file.read(98)
+    file.seek(0)
+    for mark, place, length in ((b"PK\6\6", 32, 8), (b"PK\5\6", 10, 2)):
+        if (start := end.rfind(mark)) >= 0:
+            return int.from_bytes(end[start + place : start + place + length], "little")
+    return 0
 
 
 def foreign_kind(head: bytes) -> str:

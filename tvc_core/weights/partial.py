@@ -94,7 +94,7 @@ def partial_load(
     """
     given = None if class_names is None else check_class_names(class_names, None, WeightsError)
     if isinstance(state_dict, (str, Path)):
-        checkpoint = open_checkpoint(state_dict, entry)
+        checkpoint = open_checkpoint(model, state_dict, entry)
     else:
         content = pick_entry(state_dict, entry, "the checkpoint")
         checkpoint = Checkpoint.of(content, "the checkpoint")

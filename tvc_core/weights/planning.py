@@ -60,6 +60,13 @@ class LoadPlan:
         new = (key for key in (*self.missing, *left) if memory(self.own[key].tensor) not in filled)
         return [*new, *self.rows]
 
+    def drop(self, key: str) -> None:
+        """Do not write a value after all; the key is to be put into another bucket."""
+        del self.values[key]
+        self.rows.pop(key, None)
+        self.loaded = [each for each in self.loaded if each != key]
+        self.converted = [each for each in self.converted if each.key != key]
+
     def size(self, keys: Iterable[str]) -> int:
         """Return how large tensors of the model are [bytes]."""
         tensors = (self.values.get(key, self.own[key].tensor) for key in keys)
@@ -95,6 +102,7 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
     ]
     arrived = _arrived(plan, named, excluded)
     _fit(model, plan, checkpoint, wishes, arrived)
+    _leave_biases(plan)
     _follow_aliases(plan)
     _account(model, plan, checkpoint, named)
     return plan
@@ -182,6 +190,21 @@ def _fit(
                 plan.casts[made.cast] += 1
 
 
+def _leave_biases(plan: LoadPlan) -> None:
+    """Leave a bias alone whose weight does not fit: it was learned with that one."""
+    left = {each.key for each in plan.mismatched}
+    weights = {(id(place.module), place.name): key for key, place in plan.own.items()}
+    for key in (key for key in plan.own if key in plan.values):
+        place = plan.own[key]
+        stem, is_bias = place.name.removesuffix("bias"), place.name.endswith("bias")
+        weight = weights.get((id(place.module), f"{stem}weight"))
+        if is_bias and weight in left:
+            shape = tuple(place.tensor.shape)
+            reason = f"it goes with {weight}, which is not loaded"
+            plan.mismatched.append(Mismatch(key, shape, shape, reason))
+            plan.drop(key)
+
+
 def _follow_aliases(plan: LoadPlan) -> None:
     """Count a tensor as loaded that is loaded under its other name; refuse two values for one."""
     # A tied tensor (the two embeddings of a language model, say) stands in the state dict under
@@ -192,9 +215,7 @@ def _follow_aliases(plan: LoadPlan) -> None:
     for key in (key for key in plan.own if key in plan.values):
         other = first.setdefault(memory(plan.own[key].tensor), key)
         if other != key and not equal(plan.values[key], plan.values[other]):
-            del plan.values[key]
-            plan.loaded = [each for each in plan.loaded if each != key]
-            plan.converted = [each for each in plan.converted if each.key != key]
+            plan.drop(key)
             reason = f"it is {other!r} under another name, for which there are other values"
             plan.refused.append(Remark(key, reason))
     for key in list(plan.missing):

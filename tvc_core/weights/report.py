@@ -12,8 +12,8 @@ __all__ = ["LoadReport", "Mismatch", "Remark"]
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A tensor that both sides have and that does not fit: by its shape, or, for a head, by the
-    names of its classes.
+    """A tensor that both sides have and that does not fit: by its shape, by the names of a head's
+    classes, or, for a bias, because its weight does not.
     """
 
     key: str
@@ -50,7 +50,8 @@ class LoadReport:
         converted: filled with what follows from the checkpoint: rounded to a narrower type,
             reshaped, mixed for another number of channels, rows by class name, or made by a
             module's own migration.
-        mismatched: on both sides with different shapes or class names; not loaded.
+        mismatched: on both sides with different shapes or class names, and biases that go with
+            such a weight; not loaded.
         refused: values that cannot be right or would not survive the cast; not loaded.
         missing: not in the checkpoint.
         excluded: left alone because a pattern excludes them, or none includes them.

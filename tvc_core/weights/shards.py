@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 from ..errors import WeightsError, join_names
 
-__all__ = ["MOST_HEADER", "file_in_folder", "parts_of", "refuse_part"]
+__all__ = ["MOST_HEADER", "file_in_folder", "parts_of", "refuse_distributed", "refuse_part"]
 
 MOST_HEADER = 10 << 20
 """Of a header or an index in JSON [bytes]."""
@@ -20,17 +21,29 @@ def file_in_folder(folder: Path) -> Path:
     Raises:
         WeightsError: there is none, or the folder is a distributed checkpoint.
     """
-    if (folder / ".metadata").is_file():
-        raise WeightsError(
-            f"{folder}: a distributed checkpoint of torch, whose index is a pickle that tvc does "
-            "not open. Convert it by torch's own tool: python -m "
-            f"torch.distributed.checkpoint.format_utils dcp_to_torch {folder} model.pth"
-        )
+    refuse_distributed(folder)
     for name in ("model.safetensors.index.json", "model.safetensors"):
         if (folder / name).is_file():
             return folder / name
     found = join_names(sorted(file.name for file in folder.iterdir()), most=8)
     raise WeightsError(f"{folder}: a folder without a model.safetensors. In it: {found}")
+
+
+def refuse_distributed(path: Path) -> None:
+    """Refuse a distributed checkpoint of torch: its folder, its index, or one of its parts.
+
+    Raises:
+        WeightsError: it is one.
+    """
+    is_part = path.name == ".metadata" or path.suffix == ".distcp"
+    folder = path.parent if is_part else path
+    if is_part or (folder / ".metadata").is_file():
+        quoted = shlex.quote(str(folder))
+        raise WeightsError(
+            f"{folder}: a distributed checkpoint of torch, whose index is a pickle, which can run "
+            "code, so tvc does not open it. If you trust it, convert it by torch's own tool: "
+            f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {quoted} model.pth"
+        )
 
 
 def refuse_part(path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import subprocess
@@ -785,7 +786,7 @@ print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
 """
     done = process(code, path, **env)
     assert done.returncode == 0, done.stderr
-    found: list[str] = eval(done.stderr.splitlines()[-1])
+    found: list[str] = ast.literal_eval(done.stderr.splitlines()[-1])
     return found
 
 

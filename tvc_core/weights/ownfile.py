@@ -10,14 +10,15 @@ from typing import Any, BinaryIO
 
 from torch import Tensor
 
-from ..advice.words import on_file, on_missing
+from ..advice.words import on_file
 from ..errors import WeightsError
-from ..weights.container import Entry, read_header, read_tensors, strict_json
-from ..weights.digest import check_digest
-from ..weights.verified import unchanged
+from .container import Entry, Header, read_header, read_tensors, strict_json
 from .content import check_content
+from .digest import check_digest
+from .looking import open_file, reading
+from .verified import unchanged
 
-__all__ = ["OwnFile", "open_own"]
+__all__ = ["OwnFile", "open_own", "own_file"]
 
 
 @dataclass(frozen=True)
@@ -61,25 +62,15 @@ def open_own(path: Path) -> Iterator[OwnFile]:
     Raises:
         WeightsError: it cannot be read, `save` did not write it, or it says what cannot be.
     """
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            raise WeightsError(f"{path}: the model cannot be read: no regular file")
-        file = path.open("rb")
-    except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
-        hint = on_missing(path, (".safetensors",)) if isinstance(error, OSError) else ""
-        reason = getattr(error, "strerror", None) or error
-        raise WeightsError(
-            f"{path}: the model cannot be read: {reason}{hint and f'.{hint}'}"
-        ) from error
+    with reading(path):
+        file = open_file(path)
     with file:
-        try:
-            own = _own(path, file)
-        except OSError as error:
-            raise WeightsError(f"{path}: the model cannot be read: {error.strerror}") from error
-        yield own
+        with reading(path):
+            found = _own(file, path)
+        yield found
 
 
-def _own(path: Path, file: BinaryIO) -> OwnFile:
+def _own(file: BinaryIO, path: Path) -> OwnFile:
     try:
         header = read_header(file, path)
     except WeightsError as error:
@@ -89,19 +80,27 @@ def _own(path: Path, file: BinaryIO) -> OwnFile:
                 f"{path}: not a model that HybridModel.save wrote.{other}"
             ) from error
         raise
-    text = header.metadata.get("tvc")
-    if text is None:
+    if "tvc" not in header.metadata:
         file.seek(0)
         raise WeightsError(
             f"{path}: not a model that HybridModel.save wrote: it has no recipe."
             + on_file(path, file.read(4096), "model")
         )
+    return own_file(file, path, header)
+
+
+def own_file(file: BinaryIO, path: Path, header: Header) -> OwnFile:
+    """Return an open file of which the header is known, with what it says checked.
+
+    Raises:
+        WeightsError: it says what cannot be.
+    """
     try:
-        content = strict_json(text)
+        content = strict_json(header.metadata["tvc"])
         check_content(content)
     except (ValueError, TypeError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: not a model that HybridModel.save wrote, or damaged: {error}"
+            f"{path}: not a model that HybridModel.save wrote, or damaged: {str(error)[:400]}"
         ) from error
     sha256 = content.pop("sha256")
     return OwnFile(path, content, header.entries, sha256, file)
