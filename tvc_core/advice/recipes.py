@@ -65,8 +65,8 @@ def misplaced(
         return f" Of {join_names(takers)} it is an option."
     if block is None or not op.spec.takes_block or did_you_mean(key, allowed):
         return known
-    wanted = f"{{'type': {short_repr(entry.block)}, 'params': {{{key!r}: {short_repr(value)}}}}}"
-    write = f"{{{op.spec.name!r}: {wanted}}}"
+    params = f"{{'type': {short_repr(entry.block)}, 'params': {{{key!r}: {short_repr(value)}}}}}"
+    write = f"{{{op.spec.name!r}: {params}}}"
     return f" If it is a parameter of {block.spec.name}, write {write}.{known}"
 
 
