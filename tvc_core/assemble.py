@@ -110,8 +110,8 @@ def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | Non
     try:
         with _about(key):
             network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
-    except WeightsError as error:
-        error.below = key_path("weights")
+    except (WeightsError, RecipeError) as error:  # of which the second is about the budget
+        error.below = key_path("weights" if isinstance(error, WeightsError) else "max_params")
         raise
     # torchvision's builders return a new network, which nobody else has
     is_new = plan.backbone.load() is build_torchvision

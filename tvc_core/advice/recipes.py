@@ -65,8 +65,9 @@ def misplaced(
         return f" Of {join_names(takers)} it is an option."
     if block is None or not op.spec.takes_block or did_you_mean(key, allowed):
         return known
-    write = {op.spec.name: {"type": entry.block, "params": {key: value}}}
-    return f" If it is a parameter of {block.spec.name}, write {short_repr(write)}.{known}"
+    params = f"{{'type': {short_repr(entry.block)}, 'params': {{{key!r}: {short_repr(value)}}}}}"
+    write = f"{{{op.spec.name!r}: {params}}}"
+    return f" If it is a parameter of {block.spec.name}, write {write}.{known}"
 
 
 def needs_block(op: str, name: str | None) -> str:

@@ -67,7 +67,12 @@ _TASKS = (
 
 
 def on_value(value: Any, fits: Callable[[Any], bool]) -> str:
-    """Say what text stands for, where that would fit: a number, true or false, or nothing."""
+    """Say what a value stands for, where that would fit: a number, true or false, nothing, text."""
+    if isinstance(value, float) and value.is_integer() and fits(int(value)):
+        return f" Write {int(value)}: a number with a point or an exponent is not a whole one."
+    if isinstance(value, (bool, int, float)) and (fits("a") or isinstance(value, bool)):
+        reads = "yes, no, on and off as true and false" if isinstance(value, bool) else "a number"
+        return f" YAML reads {reads} here: text needs quotes."
     if not isinstance(value, str):
         return ""
     word = value.strip().lower()

@@ -17,6 +17,7 @@ from tvc_core import (
     Registry,
     TvcError,
 )
+from tvc_core.advice.words import on_value
 from tvc_core.errors import did_you_mean, join_names, short_repr, what_there_is
 
 from .signatures import Parameter, block_parameters, parameters_of
@@ -124,6 +125,7 @@ def _misfit(takes: Mapping[str, Parameter], name: str, value: Any) -> str:
         return ""
     choices = takes[name].choices
     hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    hint = hint or on_value(value, takes[name].fits)
     kind = f"one of {join_names(choices)}" if choices else takes[name].annotation
     return f"{name} is {kind}, not {short_repr(value)}.{hint}".rstrip(".")
 
@@ -146,7 +148,8 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         return
     from jsonschema import Draft202012Validator  # takes longer than all the rest
 
-    errors = sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: list(e.path))
+    errors = list(Draft202012Validator(schema).iter_errors(data))
+    errors.sort(key=lambda e: e.validator != "additionalProperties")  # misspelt, so missing
     for error in errors[:1]:
         at = place
         for key in error.absolute_path:

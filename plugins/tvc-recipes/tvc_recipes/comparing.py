@@ -97,7 +97,8 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     """Return what a recipe says of the model, in its full form."""
     data = recipe.to_mapping()
     kept = {key: value for key, value in data.items() if key not in _OF_NO_MODEL}
-    return {key: value for key, value in kept.items() if key not in recipe.sections}
+    facts = {key: value for key, value in kept.items() if key not in recipe.sections}
+    return {"backbone": {}, "head": {}, **facts}
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[Difference]:
