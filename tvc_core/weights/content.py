@@ -105,9 +105,13 @@ def check_content(content: Any) -> None:
         known = key in ("frozen", "trainable") and isinstance(each, list)
         if not known or not all(isinstance(name, str) for name in each):
             raise TypeError("'by_hand' does not say which parameters are frozen or trainable")
-    for key, each in content.get(MODULE_KEY, {}).items():
-        if key not in _MODULE_KINDS or not isinstance(each, _MODULE_KINDS[key]):
-            raise TypeError(f"{str(key)[:40]!r} of the module is not right")
+    module = content.get(MODULE_KEY)
+    if module is not None:
+        for key, kind in _MODULE_KINDS.items():
+            if not isinstance(module.get(key, {} if key == "auxiliary" else None), kind):
+                raise TypeError(f"{key!r} of the module is not right")
+        if extra := module.keys() - _MODULE_KINDS.keys():
+            raise TypeError(f"{min(extra, key=str)[:40]!r} of the module is not right")
     base = content.get(BASE_KEY, {"name": "", "sha256": ""})
     kinds = {key: type(each) for key, each in base.items()}
     if kinds not in ({"name": str, "sha256": str}, {"recipe": dict, "sha256": str}):
