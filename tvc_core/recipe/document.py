@@ -85,16 +85,6 @@ class RecipeDocument:
             marks = {p: both for p, both in marks.items() if p[: len(keys)] != keys}
         return replace(self, data=data, place=replace(self.place, marks=marks))
 
-    def with_changes(self, changes: Mapping[str, Any]) -> RecipeDocument:
-        """Return the recipe with values in the place of its own; see `load_recipe`.
-
-        Raises:
-            RecipeError: there is no such path or argument.
-        """
-        from .schema import with_changes  # where the keys are, above this file
-
-        return with_changes(self, changes)
-
     def expanded(self, registry: Registry | None = None) -> RecipeDocument:
         """Return what is left after every section that stands for other text, such as `extends`,
         has put that in its place.

@@ -303,6 +303,15 @@ class Recipe:
         return parse(document, registry)
 
     @staticmethod
+    def changed_document(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
+        """Return a document with values in the place of its own; see `load_recipe`.
+
+        Raises:
+            RecipeError: there is no such path or argument.
+        """
+        return with_changes(document, changes)
+
+    @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
         """Return the recipe that a mapping with the keys of the YAML form describes.
 
@@ -368,7 +377,7 @@ def load_recipe(
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
             file, line and column.
     """
-    return parse(RecipeDocument.read(path).with_changes(changes or {}), registry)
+    return parse(with_changes(RecipeDocument.read(path), changes or {}), registry)
 
 
 def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
@@ -383,7 +392,7 @@ def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
 
 
 def with_changes(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
-    """See `RecipeDocument.with_changes`."""
+    """See `Recipe.changed_document`."""
     known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
     known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
     by_code = {*document.by_code}

@@ -47,7 +47,8 @@ def check_recipe(
     registry = registry or Registry()
     found: list[TvcError] = []
     try:
-        document = RecipeDocument.read(recipe).with_changes(changes or {}).expanded(registry)
+        document = Recipe.changed_document(RecipeDocument.read(recipe), changes or {})
+        document = document.expanded(registry)
     except RecipeError as error:
         return [error]
     while len(found) < MAX_ERRORS:
