@@ -13,8 +13,10 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from . import errors, specs
+from .advice.words import on_value
 from .builder import HybridBuilder, load_yaml_recipe
 from .errors import *
+from .errors import did_you_mean, foreign, join_names, short_repr, what_there_is
 from .hookspecs import API_VERSION, hookimpl, hookspec
 from .local import LocalPlugin
 from .recipe import Patches, Recipe, RecipeDocument, Weights, load_recipe
@@ -41,6 +43,8 @@ __all__ = [
     "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
+    # for plugin authors: the words that errors share
+    "did_you_mean", "foreign", "join_names", "on_value", "short_repr", "what_there_is",
     # for plugin authors: what plugins offer
     *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use

@@ -156,6 +156,13 @@ def main(runs: int) -> None:
         ">= 15 times faster",
         theirs_over_ours=True,
     )
+    recipe = str(Path(__file__).parents[2] / "examples" / "recipes" / "hybrid_model.yaml")
+    validate = process("-m", "tvc_cli", "validate", recipe)
+    row(
+        "tvc validate / import tvc_core, fresh process",
+        pairs(validate, process("-c", IMPORT), runs),
+        "<= 3",
+    )
     for name in ("resnet50", "efficientnet_b0", "swin_t"):
         torch.manual_seed(0)
         hybrid, own = (

@@ -433,11 +433,12 @@ def test_hooks_in_the_documentation_are_those_of_the_code() -> None:
     }
     declared = {name for name in vars(hookspecs) if name.startswith("tvc_")}
     # tvc_block is the FAQ's misspelt hook, tvc_branch and tvc_weights are attributes of blocks and
-    # networks, and tvc_cli_commands is the hook of a plugin's kind
+    # networks; tvc_cli_commands and tvc_recipes_... are the hooks of plugins' kinds
     named = (
         set(re.findall(r"\btvc_[a-z_]+", text))
         - (packages - declared)
         - {"tvc_block", "tvc_branch", "tvc_cli_commands", "tvc_weights"}
+        - {"tvc_recipes_sections", "tvc_recipes_templates"}
     )
     assert named == declared == set(HOOKS)
 

@@ -21,7 +21,16 @@ from .document import RecipeDocument, claimed
 from .place import Place
 from .rules import Rule
 
-__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "key_path", "load_recipe", "parse"]
+__all__ = [
+    "PatchEntry",
+    "Patches",
+    "Recipe",
+    "Weights",
+    "key_path",
+    "load_recipe",
+    "parse",
+    "with_changes",
+]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -44,6 +53,7 @@ def _key(
     default: Any = None,
     empty: Any = None,
     called: str | None = None,
+    keys: Mapping[str, Rule] | None = None,
 ) -> Any:
     """Return a field that is checked. A new key of recipes is one of these, and its documentation.
 
@@ -54,9 +64,10 @@ def _key(
         default: what it is where nothing is said.
         empty: what None is kept as.
         called: what errors call it, where that is not the field's name.
+        keys: of a value that is a mapping, or of each of several: what it may have.
     """
-    keys = tuple(filter(None, path.split(".")))
-    about = {"path": keys, "rule": rule, "empty": empty, "called": called}
+    where = tuple(filter(None, path.split(".")))
+    about = {"path": where, "rule": rule, "empty": empty, "called": called, "keys": keys}
     return field(default=default, metadata=about)
 
 
@@ -234,8 +245,10 @@ class Recipe:
     class_names: tuple[str, ...] | None = _key("head.class_names", rules.CLASS_NAMES)
     hidden: tuple[int, ...] | None = _key("head.hidden", rules.HIDDEN)
     activation: str | None = _key("head.activation", rules.ACTIVATION)
-    heads: Mapping[str, Any] | None = _key("head.heads", rules.check_heads)
-    freeze_backbone: bool | Mapping[str, Any] = _key("freeze_backbone", rules.check_freeze, False)
+    heads: Mapping[str, Any] | None = _key("head.heads", rules.check_heads, keys=rules.HEAD)
+    freeze_backbone: bool | Mapping[str, Any] = _key(
+        "freeze_backbone", rules.check_freeze, False, keys=rules.FREEZE
+    )
     unfreeze_stages: tuple[int | str, ...] | None = _key("unfreeze_stages", rules.STAGES)
     grad_checkpointing: bool | tuple[int | str, ...] = _key(
         "grad_checkpointing", rules.CHECKPOINTING, False
@@ -285,15 +298,6 @@ class Recipe:
         return (Place("arguments") if key in self.by_code else self.where).in_file(*_PATHS[key])
 
     @staticmethod
-    def changed(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
-        """Return a recipe's document with values in the place of its own; see `load_recipe`.
-
-        Raises:
-            RecipeError: there is no such path or argument.
-        """
-        return _changed(document, changes)
-
-    @staticmethod
     def from_document(document: RecipeDocument, *, registry: Registry | None = None) -> Recipe:
         """Return the recipe that a document describes; see `load_recipe`.
 
@@ -301,6 +305,15 @@ class Recipe:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
         return parse(document, registry)
+
+    @staticmethod
+    def changed_document(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
+        """Return a document with values in the place of its own; see `load_recipe`.
+
+        Raises:
+            RecipeError: there is no such path or argument.
+        """
+        return with_changes(document, changes)
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -368,7 +381,7 @@ def load_recipe(
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
             file, line and column.
     """
-    return parse(_changed(RecipeDocument.read(path), changes or {}), registry)
+    return parse(with_changes(RecipeDocument.read(path), changes or {}), registry)
 
 
 def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
@@ -382,7 +395,8 @@ def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
     return _parse(document, registry)
 
 
-def _changed(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
+def with_changes(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
+    """See `Recipe.changed_document`."""
     known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
     known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
     by_code = {*document.by_code}

@@ -16,9 +16,12 @@ from tvc_core import (
     RecipeError,
     Registry,
     TvcError,
+    did_you_mean,
+    join_names,
+    on_value,
+    short_repr,
+    what_there_is,
 )
-from tvc_core.advice.words import on_value
-from tvc_core.errors import did_you_mean, join_names, short_repr, what_there_is
 
 from .signatures import Parameter, block_parameters, parameters_of
 
@@ -47,7 +50,8 @@ def check_recipe(
     registry = registry or Registry()
     found: list[TvcError] = []
     try:
-        document = Recipe.changed(RecipeDocument.read(recipe), changes or {}).expanded(registry)
+        document = Recipe.changed_document(RecipeDocument.read(recipe), changes or {})
+        document = document.expanded(registry)
     except RecipeError as error:
         return [error]
     while len(found) < MAX_ERRORS:

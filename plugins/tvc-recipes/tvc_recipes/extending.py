@@ -15,8 +15,17 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tvc_core import Named, RecipeDocument, RecipeError, Registry, TvcError
-from tvc_core.errors import did_you_mean, foreign, join_names, short_repr
+from tvc_core import (
+    Named,
+    RecipeDocument,
+    RecipeError,
+    Registry,
+    TvcError,
+    did_you_mean,
+    foreign,
+    join_names,
+    short_repr,
+)
 
 __all__ = ["extend"]
 

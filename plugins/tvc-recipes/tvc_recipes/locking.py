@@ -16,8 +16,7 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
-from tvc_core import HybridBuilder, Recipe, RecipeDocument, Registry, load_recipe
-from tvc_core.errors import short_repr
+from tvc_core import HybridBuilder, Recipe, RecipeDocument, Registry, load_recipe, short_repr
 
 from .checking import check_data
 

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from tvc_core import RecipeDocument, Registry
-from tvc_core.errors import short_repr, what_there_is
+from tvc_core import RecipeDocument, Registry, short_repr, what_there_is
 
 __all__ = ["expand"]
 

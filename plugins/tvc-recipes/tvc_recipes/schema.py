@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
 from tvc_core import (
     BackboneFamilySpec,
     BackboneSpec,
     BlockSpec,
+    HybridBuilder,
     InitializerSpec,
     PatchOpSpec,
+    Recipe,
     Registry,
     UnknownNameError,
 )
-from tvc_core.recipe.arguments import BuildArguments
-from tvc_core.recipe.rules import FREEZE, HEAD
 
 from .keys import fields_of, recipe_keys
 from .signatures import MISSING, Parameter, block_parameters, parameters_of
@@ -33,6 +35,9 @@ _TYPES = {
 _MACRO = {"$ref": "#/definitions/macro"}
 _OF_FILES = r"(/|\.(safetensors|pth|pt|ckpt|bin)$)"
 
+_ARGUMENTS = inspect.signature(HybridBuilder.from_backbone).parameters
+"""What may be given; a recipe keeps some of it in one form."""
+
 
 def recipe_schema(registry: Registry | None = None) -> dict[str, Any]:
     """Return a JSON Schema (draft 7) of the recipes that can be built with what is installed.
@@ -45,7 +50,7 @@ def recipe_schema(registry: Registry | None = None) -> dict[str, Any]:
     top = {key: _of_key(entry) for key, entry in fields_of("").items()}
     top["requires"]["anyOf"].append({"type": "string"})
     top["version"] = {"const": 1, "description": top["version"]["description"]}
-    freeze = _object({key: _of_rule(rule) for key, rule in FREEZE.items()})
+    freeze = _object({key: _of_rule(rule) for key, rule in _keys_of("freeze_backbone").items()})
     top["freeze_backbone"]["anyOf"] = [{"type": "boolean"}, freeze, _MACRO]
     head = {key: _of_key(entry) for key, entry in fields_of("head").items()}
     head["heads"]["anyOf"] = [_heads(), {"type": "null"}, _MACRO]
@@ -109,7 +114,7 @@ def _type_of(entry: Any) -> str:
     """Return the type that may be given: an argument's, which takes one stage for a list of them,
     say, or else what a recipe keeps.
     """
-    given = BuildArguments.__annotations__.get(entry.name, entry.type)
+    given = _ARGUMENTS[entry.name].annotation if entry.name in _ARGUMENTS else entry.type
     return str(getattr(given, "__forward_arg__", given))
 
 
@@ -134,7 +139,7 @@ def _of_rule(rule: Any, type_: str = "") -> dict[str, Any]:
 def _heads() -> dict[str, Any]:
     """Return the schema of several heads, each of which has keys of its own."""
     types = {key: _type_of(entry) for key, entry in fields_of("head").items()}
-    one = _object({key: _of_rule(rule, types[key]) for key, rule in HEAD.items()})
+    one = _object({key: _of_rule(rule, types[key]) for key, rule in _keys_of("heads").items()})
     number = {"type": "integer", "minimum": 1}
     names = {"type": "array", "items": {"type": "string"}}
     head = {"anyOf": [number, names, one, _MACRO]}
@@ -288,3 +293,9 @@ def _of_parameter(parameter: Parameter) -> dict[str, Any]:
     plain = parameter.default is not MISSING and parameter.default is not None
     default = {"default": parameter.default} if plain else {}
     return {**({"anyOf": [schema, _MACRO]} if schema else {}), **default}
+
+
+def _keys_of(name: str) -> Mapping[str, Any]:
+    """Return the keys of a value that is a mapping, with their rules."""
+    found: Mapping[str, Any] = next(e.metadata["keys"] for e in fields(Recipe) if e.name == name)
+    return found
