@@ -60,11 +60,12 @@ GROUPS = {
     ),
     "Models": (
         *("HybridModel", "StageInfo", "LevelInfo", "FeatureExtractor"),
-        *("PatchRecord", "PatchReport", "PatchEffect", "Patch", "HeadInfo"),
+        *("PatchRecord", "PatchReport", "GateStatistics", "PatchEffect", "Patch", "HeadInfo"),
     ),
     "Train": (
         *("FreezeReport", "PartReport", "HeadReport", "NormalizationReport", "freeze_head"),
         *("audit", "AuditReport", "param_groups", "fold_patches", "FoldReport"),
+        "drop_closed_patches",
     ),
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),

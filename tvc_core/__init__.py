@@ -9,6 +9,7 @@ does.
 from __future__ import annotations
 
 import importlib
+import sys
 from typing import TYPE_CHECKING, Any
 
 from . import errors, specs
@@ -21,7 +22,8 @@ from .registry import Named, PluginInfo, Registry
 from .specs import *
 from .version import __version__ as __version__
 
-if TYPE_CHECKING:
+# Whoever has loaded torch is about to build, and the first build should not wait for imports.
+if TYPE_CHECKING or "torch" in sys.modules:
     from .heavy import *
 
 __all__ = [

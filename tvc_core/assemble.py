@@ -7,20 +7,20 @@ user handed over is unchanged. What plugins do to the process during a build is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from .backbone import build_backbone
-from .errors import HeadError, PatchError, RecipeError
+from .errors import HeadError, PatchError, RecipeError, TvcError, WeightsError
 from .model.bridge import find_bridge
 from .model.classes import become_hybrid
 from .model.current import head_of
 from .model.features import Taps
-from .model.fingerprint import fingerprint
+from .model.fingerprint import fingerprint, known_lines
 from .model.heads import make_head
 from .model.hybrid import HybridModel
 from .model.measuring import measure, run_patched
@@ -35,25 +35,30 @@ from .model.survey import (
     remember_survey,
 )
 from .quarantine.process_state import run_preserved
-from .recipe import Plan
+from .recipe import Plan, key_path
+from .registry.contract import CORE_OWNER
+from .remembered import key_of
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import fill_empty, find_last_layer, num_classes_of
 from .surgery.input import InputRecord, change_input
+from .surgery.measured import keep_their_maps
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe, image_of
+from .surgery.sites import Probe, find_module, image_of
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.limits import limit_tensors
 from .weights.preprocessing import image_size
 from .weights.seeded import seeded
+from .weights.skeleton import made_from
+from .weights.torchvision import build_torchvision
 
 __all__ = ["assemble"]
 
 
 def assemble(
-    plan: Plan, *, pretrained: bool = True, check: Callable[[nn.Module], object] | None = None
+    plan: Plan, *, pretrained: bool = True, fill: Callable[[nn.Module], None] | None = None
 ) -> HybridModel:
     """Build the hybrid that a plan describes.
 
@@ -61,7 +66,7 @@ def assemble(
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random, for a state dict that
             follows.
-        check: is called with the unpatched network, before weights are drawn, and may raise.
+        fill: as for `build_backbone`.
 
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
@@ -71,12 +76,27 @@ def assemble(
         if seed is not None:
             modes.enter_context(seeded(seed))
         if most is not None:
+            modes.enter_context(_about("max_params"))
             modes.enter_context(_budget(most))
-        model = run_preserved(_build, plan, pretrained, check)
+        model = run_preserved(_build, plan, pretrained, fill)
     found = sum(parameter.numel() for parameter in model.parameters())
     if most is not None and found > most:
-        raise RecipeError(f"the model has {found:,} parameters, and its recipe max_params={most:,}")
+        with _about("max_params"):
+            raise RecipeError(f"the model has {found:,} parameters, more than max_params={most:,}")
     return model
+
+
+@contextmanager
+def _about(key: str) -> Iterator[None]:
+    """Let errors that are raised inside say which key of the recipe they are about. Where it stands
+    is known to the builder alone: a plan, which the model keeps, has no places in files.
+    """
+    try:
+        yield
+    except TvcError as error:
+        if error.path is None and not error.below:
+            error.below = key_path(key)
+        raise
 
 
 def _budget(most: int) -> limit_tensors:
@@ -84,11 +104,18 @@ def _budget(most: int) -> limit_tensors:
     return limit_tensors([most], what, times=2, error=RecipeError)
 
 
-def _build(
-    plan: Plan, pretrained: bool, check: Callable[[nn.Module], object] | None
-) -> HybridModel:
-    network, plan = build_backbone(plan, pretrained=pretrained, check=check)
-    with rollback_on_error(network):
+def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | None) -> HybridModel:
+    recipe = plan.recipe
+    key = "image_size" if recipe.image_size else "options" if recipe.options else "backbone"
+    try:
+        with _about(key):
+            network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
+    except (WeightsError, RecipeError) as error:  # of which the second is about the budget
+        error.below = key_path("weights" if isinstance(error, WeightsError) else "max_params")
+        raise
+    # torchvision's builders return a new network, which nobody else has
+    is_new = plan.backbone.load() is build_torchvision
+    with nullcontext() if is_new else rollback_on_error(network):
         return _assemble(plan, network, pretrained)
 
 
@@ -98,25 +125,40 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     # in, one pass as the proof, the head. The head comes after the proof, since the step-0
     # difference is about the logits of the pretrained head. The training step comes after the head,
     # since it has to learn with it. Whatever fails is rolled back by the caller.
-    anatomy, left_out = _end(plan, network, Anatomy.of(network, plan.backbone.spec))
-    if plan.recipe.unfreeze_stages is not None:
-        anatomy.stage_indices(plan.recipe.unfreeze_stages)
-    if pretrained:
-        _check_classifier(plan, network, anatomy)
-    key = backbone_key(plan, network) if pretrained else ""
-    probe, changed = _look(plan, network, recall_image(key))
+    spec = plan.backbone.spec
+    # `made` stands for the tensors of the network, and, if no other factory had it in hands, for
+    # all else that it is.
+    made = made_from(network)
+    all_of_it = made if plan.backbone.load() is build_torchvision else ""
+    lines = known_lines(network, all_of_it)
+    key = backbone_key(plan, network, all_of_it) if pretrained else ""
+    size = recall_image(key)
+    whole = Anatomy.of(network, spec, checked=bool(all_of_it) and size is not None)
+    with _about("stages"):
+        anatomy, left_out = _end(plan, network, whole)
+    with _about("unfreeze_stages"):
+        if plan.recipe.unfreeze_stages is not None:
+            anatomy.stage_indices(plan.recipe.unfreeze_stages)
+    with _about("weights"):
+        if pretrained:
+            _check_classifier(plan, network, anatomy)
+    probe, changed = _look(plan, network, size)
     remember_image(key, probe.size)
-    prepared, before = prepare(network, plan.patches, anatomy, probe, plan.backbone.spec.name)
+    same_maps = key_of(key, made) if key and made else ""
+    prepared, before = prepare(network, plan.patches, anatomy, probe, spec.name, same_maps)
+    key = patched_key(key, plan, prepared)
+    known = recall_survey(key, anatomy)
+    if prepared and before is None and not (known and _are_seen_as_identity(prepared, probe)):
+        before = probe.run(network)
     originals = {
         patch.site.path: network.get_submodule(patch.site.path)
         for patch in prepared
         if patch.replacement is not None
     }
     installed = tuple(_insert(network, patch) for patch in prepared)
-    key = patched_key(key, plan, network, prepared)
-    known = recall_survey(key, anatomy)
     proof = _prove(network, anatomy, installed, probe, before, known)
-    head = make_head(plan, network, anatomy, probe)
+    with _about("heads" if plan.recipe.heads else "num_classes"):
+        head = make_head(plan, network, anatomy, probe)
     last = find_last_layer(network, anatomy.head)
     proof.taps.place(network, last[0] if last else None)
     if known is None:
@@ -144,16 +186,38 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         new_layers=head.new_layers,
         input=changed,
         left_out=left_out,
-        modules=fingerprint(network),
+        modules=fingerprint(network, known=_unchanged(lines, plan, network, anatomy)),
     )
     model = become_hybrid(network, state)
     state.head_as_built = head_of(model, state)
     if checkpointed := plan.recipe.grad_checkpointing:
-        model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
+        with _about("grad_checkpointing"):
+            model.set_grad_checkpointing(stages=None if checkpointed is True else checkpointed)
     if given := plan.recipe.freeze_backbone:
         also = {} if given is True else given
-        model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
+        with _about("freeze_backbone"):
+            model.freeze_backbone(unfreeze_stages=plan.recipe.unfreeze_stages, **also)
     return model
+
+
+def _are_seen_as_identity(prepared: Iterable[Prepared], probe: Probe) -> bool:
+    prepared = tuple(prepared)
+    insertions = [insertion for each in prepared for insertion in each.insertions]
+    starts = all(each.starts_as_identity for each in prepared)
+    return starts and keep_their_maps(insertions, probe)
+
+
+def _unchanged(
+    lines: dict[int, str], plan: Plan, network: nn.Module, anatomy: Anatomy
+) -> dict[int, str]:
+    """Return the lines of the modules that nothing can have changed in place since they were made:
+    neither a new head or input nor an operation of a plugin.
+    """
+    if plan.recipe.in_channels is not None or any(p.op.owner != CORE_OWNER for p in plan.patches):
+        return {}
+    heads = (find_module(network, path) for path in anatomy.heads)
+    changed = {id(each) for head in heads if head is not None for each in head.modules()}
+    return {identity: line for identity, line in lines.items() if identity not in changed}
 
 
 def _check_classifier(plan: Plan, network: nn.Module, anatomy: Anatomy) -> None:
@@ -201,7 +265,8 @@ def _look(
     channels, policy = plan.recipe.in_channels, plan.recipe.in_channels_policy
     if channels is None or (policy is None and channels == probe.image.shape[1]):
         return probe, None
-    changed, probe = change_input(network, probe, channels, policy or "mean")
+    with _about("in_channels"):
+        changed, probe = change_input(network, probe, channels, policy or "mean")
     return probe, changed
 
 
@@ -222,6 +287,7 @@ def _insert(network: nn.Module, prepared: Prepared) -> Installed:
         op=plan.op.qualified,
         block=plan.block.qualified if plan.block else None,
         params=dict(plan.entry.params),
+        options=dict(plan.entry.options),
         init=plan.init.qualified if plan.init else None,
         starts_as_identity=prepared.starts_as_identity,
         paths=tuple(homes) if homes or prepared.replacement is None else (path,),
@@ -269,7 +335,7 @@ def _prove(
         logits, features = measure(network, anatomy, taps, records, probe)
     else:
         taps.repeated, features = known.repeated, known.features
-        if not records:
+        if before is None:  # there are no patches, or they were proved at their places
             return _Proof(taps, features)
         logits, _ = run_patched(network, anatomy, taps, records, probe)
     difference = 0.0 if before is None else _difference(before, logits)

@@ -31,7 +31,7 @@ USUAL_SIZE = 224
 
 
 def build_backbone(
-    plan: Plan, *, pretrained: bool = True, check: Callable[[nn.Module], object] | None = None
+    plan: Plan, *, pretrained: bool = True, fill: Callable[[nn.Module], None] | None = None
 ) -> tuple[nn.Module, Plan]:
     """Return the backbone of a plan, unpatched, with its weights in; and the plan with these
     weights, where the factory says as the network's attribute `tvc_weights` that they are others
@@ -40,7 +40,8 @@ def build_backbone(
     Args:
         plan: a recipe with every name bound.
         pretrained: load the plan's weights; false leaves them random.
-        check: is called with the network of random weights before these are drawn, and may raise.
+        fill: where they stay random, gives the new network what is known of its tensors, or refuses
+            it; what it fills is not initialized before.
 
     Raises:
         BackboneError: the factory fails, or does not return a new module.
@@ -50,24 +51,28 @@ def build_backbone(
     factory: Callable[..., Any] = plan.backbone.load()
     given = ", ".join(f"{option}={value!r}" for option, value in plan.options.items())
     what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
-    filled = check is not None or (pretrained and plan.weights is not None)
-    filling = DeferredInit() if filled else None
-    weights = plan.weights if pretrained and plan.weights_file is None else None
-    options = plan.options
-    if plan.weights is not None and not pretrained:
-        options = {**plan.weights.options, **options}
-    with foreign(BackboneError, what), filling or nullcontext():
-        network = factory(spec, weights=weights, **options)
-        is_new = isinstance(network, nn.Module) and not is_hybrid(network)
-        if pretrained and plan.weights_file is not None and is_new:
-            network.tvc_weights = fill_from_file(network, plan, plan.weights_file)
+    filling: DeferredInit | None = None
+    with foreign(BackboneError, what):
+        if pretrained and plan.weights_file is not None:
+            with DeferredInit() as filling:
+                network = factory(spec, weights=None, **plan.options)
+                if isinstance(network, nn.Module) and not is_hybrid(network):
+                    own = fill_from_file(network, plan, plan.weights_file)
+                    network.tvc_weights = own  # type: ignore[assignment]
+        elif pretrained and plan.weights is not None:
+            with DeferredInit() as filling:
+                network = factory(spec, weights=plan.weights, **plan.options)
+        else:
+            options = {**(plan.weights.options if plan.weights else {}), **plan.options}
+            with DeferredInit() if fill else nullcontext() as filling:
+                network = factory(spec, weights=None, **options)
+                if fill and isinstance(network, nn.Module) and not is_hybrid(network):
+                    fill(network)
     if not isinstance(network, nn.Module):
         kind = type(network).__name__
         raise BackboneError(f"the factory of {name!r} returned {kind}, not an nn.Module")
     if is_hybrid(network):
         raise BackboneError(f"the factory of {name!r} returned a hybrid, not a new network")
-    if check is not None:
-        check(network)
     if filling is not None:
         filling.finish()
     found = network.__dict__.pop("tvc_weights", None)

@@ -235,7 +235,7 @@ class HybridBuilder:
         if isinstance(recipe, (str, Path)) or hasattr(recipe, "read"):
             recipe = load_recipe(recipe, registry=self.registry)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
-            recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), None, self.registry)
+            recipe = parse(RecipeDocument(data=recipe, place=Place("recipe")), self.registry)
         return self._assemble(changed(recipe, changes), by_code=())
 
     @_OnClassToo
@@ -261,9 +261,7 @@ class HybridBuilder:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch
 
-        if recipe.where.marks is None:
-            return assemble(plan)
-        with Place(recipe.where.source).before_errors():  # what is found here has no line
+        with recipe.where.before_errors(in_files_only=True):
             return assemble(plan)
 
     @_OnClassToo

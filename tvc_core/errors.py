@@ -8,6 +8,7 @@ work.
 from __future__ import annotations
 
 import difflib
+import re
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -19,14 +20,36 @@ __all__ = [
 ]  # fmt: skip
 
 
+MAX_MESSAGE = 2000
+"""Of an error [bytes of UTF-8]."""
+
+
 class TvcError(Exception):
-    """Base of every error that tvc raises on purpose."""
+    """Base of every error that tvc raises on purpose. Its message is cut in the middle where it is
+    long, and characters that do not print are escaped, whatever a file or a plugin put into it.
+    """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(_fitting(str(message)))
 
     below: tuple[str, ...] = ()
     """The keys that lead from what was being handled to what is wrong with it."""
 
     path: tuple[Any, ...] | None = None
     """Where in a recipe it is, as keys; None where that is not known."""
+
+
+def _fitting(text: str) -> str:
+    """Return a message with its beginning and its end, which say where and what to do."""
+    if len(text) > MAX_MESSAGE // 4:  # which may be that many bytes
+        text = re.sub(r"(\S{100})\S{100,}(\S{100})", r"\1[...]\2", text)  # such as a long path
+    if len(text) > 2 * MAX_MESSAGE:
+        text = f"{text[:MAX_MESSAGE]} {text[-MAX_MESSAGE:]}"
+    text = "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
+    if len(whole := text.encode()) <= MAX_MESSAGE:
+        return text
+    start, end = whole[: MAX_MESSAGE * 2 // 3], whole[-MAX_MESSAGE // 4 :]
+    return f"{start.decode(errors='ignore')} [...] {end.decode(errors='ignore')}"
 
 
 class PluginError(TvcError, RuntimeError):
@@ -125,10 +148,12 @@ def near_names(given: str, names: Iterable[str], *, most: int = 5) -> list[str]:
     # given, since people cut names short ("convnext" for convnext_tiny, "cbam" for cbam_block, and
     # not for bam); and letters that are swapped, missing or wrong, by difflib's ratio. Below three
     # letters the first one would find nearly everything.
-    names = list(dict.fromkeys(names))
+    # Names longer than any real one are left out: difflib's time is the product of the lengths.
+    given = given[:100]
     lowered: dict[str, str] = {}
     for name in names:
-        lowered.setdefault(name.lower(), name)
+        if len(name) <= 100:
+            lowered.setdefault(name.lower(), name)
     if given.lower() in lowered:
         return [lowered[given.lower()]]
     found = difflib.get_close_matches(given.lower(), lowered, n=most, cutoff=0.6)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -37,6 +38,7 @@ from .from_module import module_backbone
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.saving import how_to_load
+from .own_weights import FileFilling
 from .quarantine.process_state import run_preserved
 from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
@@ -199,23 +201,27 @@ def _load(
     # else it says (classes, freezing) is tried before one tensor is copied, since a module that was
     # handed over must not change if that fails.
     path, content = file.path, file.content
-    model = _build(file, base, registry, module)
+    filling = FileFilling(file) if module is None and base is None else None
+    model = _build(file, base, registry, module, filling)
     own = model.state_dict()
     lent = {k: t for k, t in (base or {}).items() if k in own}
     _compare(path, own, _entries(file, lent))
-    tensors = {**lent, **file.read()}
+    lacking = list(own) if filling is None else filling.lacking(own)
+    found = filling.tensors if filling and filling.tensors.keys() >= set(lacking) else file.read()
+    tensors = {name: {**lent, **found}[name] for name in lacking}
     # Copying would convert a bfloat16 file back to float32 without a word. Where the types differ,
     # the file's tensors become the model's. Otherwise they are copied, so that the parameters stay
     # the objects that the build made and tied tensors stay tied.
-    assign = any(own[name].dtype != tensors[name].dtype or own[name].is_meta for name in own)
-    # keeps the metadata of the state dict, without which MNASNet refuses to load
-    own.update(tensors)
+    assign = any(own[k].dtype != t.dtype or own[k].is_meta for k, t in tensors.items())
+    some = OrderedDict(tensors)
+    # without the metadata of a state dict MNASNet refuses to load
+    some._metadata = own._metadata  # type: ignore[attr-defined]
     model.class_names = content["class_names"] or None
     model.load_freeze_state(content["freeze"])
     trainable = _by_hand(model, content.get("by_hand", {}))
     back = nullcontext() if module is None else _values_back_on_error(module)
     with foreign(WeightsError, f"{path}: the model cannot take the weights"), back:
-        model.load_state_dict(own, assign=assign)
+        model.load_state_dict(some, strict=False, assign=assign)
     for name, flag in trainable.items():
         model.get_parameter(name).requires_grad_(flag)
     state = model._hybrid
@@ -244,7 +250,11 @@ def _values_back_on_error(module: nn.Module) -> Iterator[None]:
 
 
 def _build(
-    file: OwnFile, base: dict[str, Tensor] | None, registry: Registry, module: nn.Module | None
+    file: OwnFile,
+    base: dict[str, Tensor] | None,
+    registry: Registry,
+    module: nn.Module | None,
+    filling: FileFilling | None,
 ) -> HybridModel:
     """Build what the recipe of a file describes, if it is of the size of the file."""
     content = file.content
@@ -258,11 +268,13 @@ def _build(
     _check_own(file.path, recipe, registry)
     plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
 
-    def check(network: nn.Module) -> None:
+    def fill(network: nn.Module) -> None:
         _compare_backbone(file.path, network, plan, _entries(file, base or {}))
+        if filling is not None:
+            filling(network)
 
     with _limited(file, base):
-        model = assemble(plan, pretrained=False, check=check)
+        model = assemble(plan, pretrained=False, fill=fill)
     restore_gates(model, [*file.entries, *(base or {})])
     return model
 

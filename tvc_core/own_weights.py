@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from .errors import HeadError, WeightsError, count_of, join_names
@@ -19,10 +20,10 @@ from .weights.content import BASE_KEY, prepared_as
 from .weights.deferred import lend
 from .weights.files import state_dict_for
 from .weights.limits import Room
-from .weights.ownfile import open_own
+from .weights.ownfile import OwnFile, open_own
 from .weights.partial import partial_load
 
-__all__ = ["fill_from_file"]
+__all__ = ["FileFilling", "fill_from_file"]
 
 
 def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
@@ -109,3 +110,54 @@ def _described(
         raise WeightsError(f"{path}: the preprocessing inside is not valid: {error}") from error
     license = content.get("license") or ""
     return replace(prepared, num_classes=rows, class_names=names, license=license)
+
+
+class FileFilling:
+    """Gives a backbone that is being built the tensors that the file has for it, so that they are
+    neither initialized nor copied.
+
+    Args:
+        file: the file.
+    """
+
+    def __init__(self, file: OwnFile) -> None:
+        self.file = file
+        self.tensors: dict[str, Tensor] = {}
+        """What was read and is not the backbone's."""
+        self._filled: dict[str, Tensor] = {}
+
+    def __call__(self, network: nn.Module) -> None:
+        """Fill a network."""
+        # The file is read before the patches are in, so before all names and shapes have been
+        # compared: of a file that is mostly another network's, nothing is read here.
+        own, entries = network.state_dict(keep_vars=True), self.file.entries
+        fits = [
+            key
+            for key, tensor in own.items()
+            if key in entries
+            and (entries[key].dtype, entries[key].shape) == (tensor.dtype, tuple(tensor.shape))
+            and not tensor.is_meta
+        ]
+        if 2 * len(fits) < len(own):
+            return
+        with torch._C.DisableTorchFunction():
+            self.tensors = self.file.read()
+        lend(self.tensors[key] for key in fits)
+        with torch.no_grad():
+            for key in fits:
+                own[key].copy_(self.tensors.pop(key))
+        self._filled = {key: own[key] for key in fits}
+        self._versions = {key: own[key]._version for key in fits}
+
+    def lacking(self, own: Mapping[str, Tensor]) -> list[str]:
+        """Return the names of the tensors that do not have the file's values, or may have others by
+        now.
+        """
+        same = {
+            key
+            for key, tensor in self._filled.items()
+            if key in own
+            and own[key].data_ptr() == tensor.data_ptr()
+            and tensor._version == self._versions[key]
+        }
+        return [key for key in own if key not in same]

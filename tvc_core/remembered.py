@@ -10,12 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 import tempfile
+import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["folder", "recall", "remember"]
+__all__ = ["code_states", "folder", "is_plain", "key_of", "recall", "remember"]
 
 _MAX_BYTES = 10_000_000
 """Of an entry."""
@@ -25,6 +28,7 @@ _MOST_BYTES = 100_000_000
 _MOST_HERE = 500
 """Of all kinds, in the process."""
 
+_BEGAN = time.time_ns()
 _HERE: dict[tuple[str, str], Any] = {}
 
 
@@ -32,6 +36,45 @@ def folder() -> Path:
     """Return where entries are: $XDG_CACHE_HOME/tvc, by default ~/.cache/tvc."""
     home = os.environ.get("XDG_CACHE_HOME", "")
     return (Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()) / "tvc"
+
+
+def key_of(*parts: Any) -> str:
+    """Return a short key for things whose repr says all that they are; empty where it does not,
+    but has the address of an object, which another one can have later.
+    """
+    key = repr(parts)
+    return "" if " at 0x" in key else hashlib.sha256(key.encode()).hexdigest()
+
+
+def is_plain(value: Any) -> bool:
+    """Return whether a value is data, whose repr says it all."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
+
+
+def code_states(names: Iterable[str]) -> list[list[Any]] | None:
+    """Return the files of Python's modules and their states, in the order of the names; None where
+    these do not say what code runs: there is no file, or it has changed since it can have been
+    imported.
+    """
+    # Size and times of change stand for a file's content: to read and hash the sources of all
+    # classes would cost about as much as what is to be saved, and a file that was touched without a
+    # change only costs that once. A file that has changed since this process began may no longer be
+    # the code that was imported.
+    found: list[list[Any]] = []
+    for name in sorted(set(names)):
+        file = getattr(sys.modules.get(name), "__file__", None)
+        try:
+            stat = Path(file or "/nowhere").stat()
+        except OSError:
+            return None
+        if max(stat.st_mtime_ns, stat.st_ctime_ns) > _BEGAN:
+            return None
+        found.append([name, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+    return found
 
 
 def recall(kind: str, key: object) -> Any:
@@ -50,8 +93,9 @@ def recall(kind: str, key: object) -> Any:
         place = folder() / kind
         with (place / name).open("rb") as file:
             if all(map(_is_private, (place.parent.stat(), place.stat(), os.fstat(file.fileno())))):
-                content = file.read(_MAX_BYTES + 1)
-                return _keep(kind, name, json.loads(content[:_MAX_BYTES]))
+                digest, _, text = file.read(_MAX_BYTES).partition(b"\n")
+                if hashlib.sha256(text).hexdigest().encode() == digest:  # else it is damaged
+                    return _keep(kind, name, json.loads(text))
     return None
 
 
@@ -68,7 +112,7 @@ def remember(kind: str, key: object, value: Any) -> None:
         handle, draft = tempfile.mkstemp(dir=place)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(text)
+                file.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             Path(draft).replace(place / name)  # whole at once, whoever else writes it
         except BaseException:
             Path(draft).unlink()

@@ -9,7 +9,8 @@ or written, forward plus backward), and how many copies' time the block takes.
     python tests/bench/blocks.py                    # CPU, float32, 2 threads
     python tests/bench/blocks.py --device cuda --batch 256 --modes eager,compiled
 
-On a GPU in float32 and bfloat16. What is compiled is compared with the floor alone. Where timm
+On a GPU in float32 and bfloat16; --graphs times CUDA graphs of the same, without the time that a
+processor needs to start the kernels. What is compiled is compared with the floor alone. Where timm
 cannot be imported, its columns stay empty.
 """
 
@@ -19,6 +20,7 @@ import argparse
 import json
 import math
 import platform
+import re
 import statistics
 import time
 import warnings
@@ -132,6 +134,20 @@ def runs(layer: nn.Module, x: Tensor, grad: Tensor, compiled: bool) -> Callable[
     return run
 
 
+def recorded(action: Callable[[], object]) -> Callable[[], object]:
+    """Return an action that replays a CUDA graph of another: what the GPU needs by itself."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            action()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        action()
+    return graph.replay
+
+
 def seconds(action: Callable[[], object], cuda: bool) -> float:
     """Return how long an action takes [s]."""
     if not cuda:
@@ -169,7 +185,7 @@ def measure(
 ) -> dict[str, Any]:
     """Time one block on one map; return a row of the table."""
     torch.manual_seed(0)
-    cuda = options.device == "cuda"
+    cuda, graphs = options.device == "cuda", options.graphs
     made = torch.randn(shape, device=options.device, dtype=dtype)
     x = made.to(memory_format=memory_format).requires_grad_()
     grad = torch.randn_like(x)
@@ -179,7 +195,7 @@ def measure(
         "shape": list(shape),
         "memory": "channels_last" if memory_format is torch.channels_last else "contiguous",
         "dtype": str(dtype).removeprefix("torch."),
-        "mode": mode,
+        "mode": f"{mode}, graph" if options.graphs else mode,
         "passes": PASSES[name],
     }
     compiled = mode == "compiled"
@@ -187,6 +203,8 @@ def measure(
     actions["ours"] = runs(ours(name, shape[1]), x, grad, compiled)
     if not compiled and (other := theirs(name, shape[1])) is not None:
         actions["timm"] = runs(other, x, grad, compiled)
+    if graphs:
+        actions = {key: recorded(action) for key, action in actions.items()}
     found = median_of(actions, options.runs, cuda)
     row |= {f"{key}_ms": value * 1e3 for key, value in found.items()}
     row["copies"] = found["ours"] / found["copy"]
@@ -245,8 +263,8 @@ def geometric(values: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
-def main(options: argparse.Namespace) -> None:
-    """Measure, print, and write what was asked for."""
+def measured(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Measure all rows that are asked for; return the versions and them."""
     cuda = options.device == "cuda"
     torch.set_num_threads(options.threads)
     dtypes = (torch.float32, torch.bfloat16) if cuda else (torch.float32,)
@@ -277,11 +295,41 @@ def main(options: argparse.Namespace) -> None:
         "timm": timm.__version__ if timm else None,
         "machine": machine,
     }
+    return versions, rows
+
+
+def main(options: argparse.Namespace) -> None:
+    """Measure, print, and write what was asked for."""
+    if options.from_json:
+        data = json.loads(Path(options.from_json).read_text("utf-8"))
+        versions, rows = data["versions"], data["rows"]
+    else:
+        versions, rows = measured(options)
     print(json.dumps(versions))
     print(markdown(rows))
+    if options.page:
+        write(options, f"{said(versions)}\n\n{markdown(rows)}")
     if options.output:
         data = json.dumps({"versions": versions, "rows": rows}, indent=1)
         Path(options.output).write_text(data, encoding="utf-8")
+
+
+def said(versions: dict[str, Any]) -> str:
+    """Return the versions and the machine as a sentence."""
+    tools = ", ".join(f"{key} {value}" for key, value in versions.items() if key != "machine")
+    return f"On {versions['machine']}; {tools}."
+
+
+def write(options: argparse.Namespace, text: str) -> None:
+    """Put a table between its marks on a page."""
+    section = "-".join([options.device, options.modes, *(["graph"] if options.graphs else [])])
+    page = Path(options.page)
+    marks = re.compile(rf"(<!-- {section} -->\n).*?(<!-- end -->)", re.S)
+    before = page.read_text("utf-8")
+    changed, count = marks.subn(lambda found: f"{found[1]}{text}\n{found[2]}", before)
+    if count != 1:
+        raise SystemExit(f"{page} has no place marked {section!r}")
+    page.write_text(changed, encoding="utf-8")
 
 
 if __name__ == "__main__":
@@ -291,8 +339,11 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--modes", default="eager", help="eager, compiled, or both with a comma")
+    parser.add_argument("--graphs", action="store_true", help="time CUDA graphs")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
     parser.add_argument("--blocks", default="", help="names with commas between; all by default")
     parser.add_argument("--seconds", type=float, default=3600, help="start no row after that")
+    parser.add_argument("--page", default="", help="a page with marks, to write the table into")
+    parser.add_argument("--from-json", default="", help="take rows that --output has written")
     parser.add_argument("--output", default="", help="a file for the rows as JSON")
     main(parser.parse_args())

@@ -26,7 +26,6 @@ from tvc_core import (
     remembered,
 )
 from tvc_core import read_state_dict as read
-from tvc_core.model import survey
 from tvc_core.testing import cached_weights, official_weights
 from tvc_core.weights import verified
 from tvc_core.weights.deferred import DeferredInit, lend
@@ -386,10 +385,10 @@ def test_no_survey_is_kept_where_the_code_may_be_other_code(
         HybridBuilder().from_torchvision("squeezenet1_1", weights=None)
         return sum(kind == "surveys" for kind, _ in remembered._HERE)
 
-    began = survey._BEGAN
-    monkeypatch.setattr(survey, "_BEGAN", 0)  # as if every file had changed since
+    began = remembered._BEGAN
+    monkeypatch.setattr(remembered, "_BEGAN", 0)  # as if every file had changed since
     assert surveys_after_a_build() == 0
-    monkeypatch.setattr(survey, "_BEGAN", began)
+    monkeypatch.setattr(remembered, "_BEGAN", began)
     assert surveys_after_a_build() == 1
     real = Path.stat
 

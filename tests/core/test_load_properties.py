@@ -194,7 +194,7 @@ def test_no_less_is_loaded_than_by_torch(seed: int, count: int) -> None:
         keys = theirs.load_state_dict(given, strict=False)
         report = partial_load(model, given, min_loaded=0, ignore_mismatch=True)
         tied = [each.key for each in report.refused]
-        # torch calls a count that an old file does not have its own; without the layer, it is missing
+        # a count that an old file lacks is torch's own; without the layer, it is missing
         missing = {key for key in report.missing if not key.endswith("num_batches_tracked")}
         assert missing <= set(keys.missing_keys)
         if not tied:

@@ -124,5 +124,5 @@ def test_what_is_found_while_building_names_the_file(tmp_path: Path) -> None:
     recipe.write_text(
         "backbone: {name: resnet18, weights: null}\nfreeze_backbone: true\nunfreeze_stages: [9]\n"
     )
-    with pytest.raises(tvc_core.StageError, match=r"r\.yaml: "):
+    with pytest.raises(tvc_core.StageError, match=r"r\.yaml:3:1: unfreeze_stages: "):
         load_yaml_recipe(recipe)

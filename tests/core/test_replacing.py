@@ -138,7 +138,7 @@ def test_of_several_replacements_the_one_that_does_not_fit_is_named() -> None:
         "body.3": smaller,
     }
     with pytest.raises(
-        PatchError, match=r"body\.1\.replace: .*'body\.1' \(Conv2d\).*channels=8 wo"
+        PatchError, match=r"body\.1'\]\.replace: .*'body\.1' \(Conv2d\).*channels=8 wo"
     ):
         build(patches)
     network = Chain()

@@ -131,6 +131,29 @@ def test_what_peft_froze_stays_frozen() -> None:
     assert now - left == {"base_model.model.fc.weight", "base_model.model.fc.bias"}
 
 
+def test_it_takes_none_of_our_adapters_for_its_own() -> None:
+    """Two of ours at one layer, so that the second one has a number in its name."""
+    ours = [{"inject": "lora"}, {"inject": {"type": "lora", "params": {"rank": 2}}}]
+    model = ready("resnet18", {"layer3.0.conv2": ours, "layer2.0.conv1": {"inject": "lora"}})
+    with torch.no_grad():
+        for record in model.patch_records:
+            model.get_submodule(record.paths[0]).block.up.weight.normal_(0, 0.01)
+        right = model(X)
+        adapted = lora(model, target_modules=["layer3.0.conv2"])
+        assert difference(adapted(X), right) < 1e-6  # peft's start is the identity
+        names = {name for name, p in adapted.named_parameters() if p.requires_grad}
+        assert names == {
+            f"base_model.model.layer3.0.conv2.lora_{each}.default.weight" for each in "AB"
+        }
+        with pytest.warns(UserWarning, match=r"conv2\.lora \(it takes a Conv2d"):
+            report = tvc_core.fold_patches(model)
+        assert report.folded == ("patches.layer2.0.conv1.lora",) and len(report.left) == 2
+        assert difference(adapted(X), right) < 1e-5
+        merged = adapted.merge_and_unload().eval()
+        assert not tvc_core.fold_patches(merged).left
+        assert difference(merged(X), right) < 1e-5
+
+
 def test_an_adapted_model_is_saved_by_peft_or_refused(tmp_path: Path) -> None:
     model = ready("resnet18", {"layer3.0.conv2": {"wrap": "se"}})
     adapted = lora(model, target_modules=["conv2"], init_lora_weights=False)

@@ -6,10 +6,9 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-from ..errors import PluginError, UnknownNameError, did_you_mean, join_names
+from ..errors import UnknownNameError, did_you_mean, join_names, short_repr, what_there_is
 from ..specs import BackboneSpec, BlockSpec, PatchOpSpec
 from . import words
-from .factories import parameters_of
 from .names import lacks
 
 __all__ = ["misplaced", "needs_block", "no_image_size", "refuse_missing", "unknown_weights"]
@@ -39,9 +38,12 @@ def refuse_missing(registry: Any, names: Iterable[tuple[type[Any], str | None]])
         )
 
 
-def misplaced(registry: Any, key: str, entry: Any, op: Any, block: Any) -> str:
+def misplaced(
+    registry: Any, key: str, entry: Any, op: Any, block: Any, allowed: Iterable[str]
+) -> str:
     """Say where a key belongs that stands beside the block: to the block's parameters, to the
-    block's name, or to another operation. Imports the block, since only its code knows.
+    block's name, or to another operation. The block is not imported, so that it may be a parameter
+    is a guess.
 
     Args:
         registry: a Registry, which stands above this floor.
@@ -49,14 +51,9 @@ def misplaced(registry: Any, key: str, entry: Any, op: Any, block: Any) -> str:
         entry: the PatchEntry that has it.
         op: the operation, resolved.
         block: the block, resolved, or None.
+        allowed: the keys that it may be.
     """
-    value = entry.options.get(key)
-    with suppress(PluginError):
-        if block and key in (parameters_of(block.load(), skip=1) or ()):
-            wanted = {"type": entry.block, "params": {key: value}}
-            return (
-                f" It is a parameter of {block.spec.name}: write {{{op.spec.name!r}: {wanted!r}}}."
-            )
+    value, known = entry.options.get(key), what_there_is(key, allowed)
     if key in ("block", "kind"):
         return f" The block is the type: {{{op.spec.name!r}: {{'type': {value!r}}}}}."
     with suppress(UnknownNameError):
@@ -64,7 +61,13 @@ def misplaced(registry: Any, key: str, entry: Any, op: Any, block: Any) -> str:
         wanted = {"type": name} | ({"params": value} if value else {})
         return f" {name!r} is a block: write {{{op.spec.name!r}: {wanted!r}}}."
     takers = [other.spec.name for other in registry.all(PatchOpSpec) if key in other.spec.options]
-    return f" Of {join_names(takers)} it is an option." if takers else ""
+    if takers:
+        return f" Of {join_names(takers)} it is an option."
+    if block is None or not op.spec.takes_block or did_you_mean(key, allowed):
+        return known
+    params = f"{{'type': {short_repr(entry.block)}, 'params': {{{key!r}: {short_repr(value)}}}}}"
+    write = f"{{{op.spec.name!r}: {params}}}"
+    return f" If it is a parameter of {block.spec.name}, write {write}.{known}"
 
 
 def needs_block(op: str, name: str | None) -> str:

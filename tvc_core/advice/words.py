@@ -67,7 +67,12 @@ _TASKS = (
 
 
 def on_value(value: Any, fits: Callable[[Any], bool]) -> str:
-    """Say what text stands for, where that would fit: a number, true or false, or nothing."""
+    """Say what a value stands for, where that would fit: a number, true or false, nothing, text."""
+    if isinstance(value, float) and value.is_integer() and fits(int(value)):
+        return f" Write {int(value)}: a number with a point or an exponent is not a whole one."
+    if isinstance(value, (bool, int, float)) and (fits("a") or isinstance(value, bool)):
+        reads = "yes, no, on and off as true and false" if isinstance(value, bool) else "a number"
+        return f" YAML reads {reads} here: text needs quotes."
     if not isinstance(value, str):
         return ""
     word = value.strip().lower()
@@ -226,7 +231,7 @@ def on_file(path: Path, content: bytes, wanted: str) -> str:
         kind = "model" if b'"tvc":' in header else "tensors"
     elif content[:4] == b"PK\x03\x04" or (content[:1] == b"\x80" and content[1:2] <= b"\x05"):
         kind = "torch"
-    elif re.search(rb"^\W*backbone\W*:", content[:100_000], re.MULTILINE):
+    elif re.search(rb"^[^\w\n]{0,20}backbone\W{0,3}:", content[:100_000], re.MULTILINE):
         kind = "recipe"
     return f" {_FILES[kind].format(repr(str(path)))}." if kind not in ("", wanted) else ""
 

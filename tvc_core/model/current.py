@@ -29,10 +29,11 @@ def current_recipe(network: nn.Module, state: HybridState) -> Recipe:
     changed = {key: head[key] for key in head if head[key] != state.head_as_built.get(key)}
     if "num_classes" in changed or "class_names" in changed:
         changed |= {"num_classes": head.get("num_classes"), "class_names": head["class_names"]}
-    if names := changed.pop("class_names", None):
+    if (names := changed.pop("class_names", None)) is not None:
         changed["class_names"] = names.get("")
-        for name, each in names.items() if recipe.heads else ():
-            changed.setdefault("heads", head["heads"])[name]["class_names"] = each
+        heads = changed.setdefault("heads", head["heads"]) if recipe.heads else {}
+        for name in heads.keys() & names:
+            heads[name]["class_names"] = names[name]
     every = {part for part in state.anatomy.parts if part != HEAD}
     stages = range(len(state.anatomy.stages))
     some = tuple(index for index in stages if stage_name(index) in state.checkpointed)

@@ -12,27 +12,49 @@ from typing import Any
 
 from torch import nn
 
+from ..remembered import recall, remember
 from .checkpointing import Checkpointed, CheckpointedRuns
 
-__all__ = ["changes", "fingerprint", "kind_of"]
+__all__ = ["changes", "fingerprint", "kind_of", "known_lines"]
 
 # What may differ while the function in eval mode is the same: how it is trained, and where it runs.
 _TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 
 
-def fingerprint(network: nn.Module, within: str | None = None) -> dict[str, str]:
+def fingerprint(
+    network: nn.Module, within: str | None = None, known: Mapping[int, str] | None = None
+) -> dict[str, str]:
     """Return class, settings and tensors of every module below the root, by path.
 
     Args:
         network: the root.
         within: only the module at this path, and what is in it.
+        known: the lines of modules by their ids, which are not made again.
     """
+    known = known or {}
     return {
-        path: _line(module)
+        path: known.get(id(module)) or _line(module)
         for path, module in network.named_modules()
         if path and (within is None or f"{path}.".startswith(f"{within}."))
     }
+
+
+def known_lines(network: nn.Module, made: str) -> dict[int, str]:
+    """Return the lines of a network's modules by their ids, which are remembered.
+
+    Args:
+        network: the root, as it was made.
+        made: what stands for all that the network is; empty where nothing does.
+    """
+    if not made:
+        return {}
+    modules = list(network.modules())
+    lines = recall("lines", made)
+    if not isinstance(lines, list) or len(lines) != len(modules):
+        lines = [_line(module) for module in modules]
+        remember("lines", made, lines)
+    return {id(module): line for module, line in zip(modules, lines, strict=True)}
 
 
 def changes(network: nn.Module, built: Mapping[str, str]) -> list[str]:

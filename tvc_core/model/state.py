@@ -49,6 +49,7 @@ class PatchRecord:
         changed: those that it has under the same name with other values, such as a kernel of
             another size.
         lost: those that it has not.
+        options: the operation's options as written.
         thawed: names of parameters that learn though their part is frozen.
     """
 
@@ -64,6 +65,7 @@ class PatchRecord:
     kept: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     lost: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     thawed: tuple[str, ...] = ()
 
 

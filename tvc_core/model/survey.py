@@ -9,14 +9,9 @@ again. What depends on the weights (a patched network gives the same logits) is 
 
 from __future__ import annotations
 
-import hashlib
-import json
-import sys
-import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +19,9 @@ import torchvision
 from torch import nn
 
 from ..recipe import Plan, Recipe
-from ..remembered import recall, remember
+from ..remembered import code_states, is_plain, key_of, recall, remember
 from ..specs import FROM_MODULE
-from ..surgery import layouts, probing, sites
+from ..surgery import ending, layouts, probing, sites
 from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.prepare import Prepared
 from ..version import __version__
@@ -42,9 +37,9 @@ __all__ = [
 ]  # fmt: skip
 
 _OURS = tuple(
-    module.__name__ for module in (bridge, features, layouts, measuring, probing, sites, strides)
+    module.__name__
+    for module in (bridge, ending, features, layouts, measuring, probing, sites, strides)
 )
-_BEGAN = time.time_ns()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,13 +57,14 @@ class Survey:
     repeated: bool
 
 
-def backbone_key(plan: Plan, network: nn.Module) -> str:
+def backbone_key(plan: Plan, network: nn.Module, made: str = "") -> str:
     """Return all that a look at an unpatched backbone depends on; empty for one that cannot be
     known again.
 
     Args:
         plan: what is built.
-        network: the backbone, as its factory and `stages` left it.
+        network: the backbone, as its factory left it.
+        made: what stands for all that the network is, its code and weights included.
     """
     # The key must never be equal for two networks of which a look would show different things, so
     # whatever a repr cannot tell apart makes no key. A factory that is an object and not a string
@@ -78,16 +74,19 @@ def backbone_key(plan: Plan, network: nn.Module) -> str:
     spec, recipe = plan.backbone.spec, plan.recipe
     if not isinstance(spec.factory, str) or plan.backbone.owner == FROM_MODULE:
         return ""
-    if recipe.in_channels is not None or not _is_plain(plan.options):
+    if recipe.in_channels is not None or not is_plain(plan.options):
         return ""
-    code = _code(network.modules(), [spec.factory.partition(":")[0], *_OURS])
+    code = _code(() if made else network.modules(), [spec.factory.partition(":")[0], *_OURS])
     versions = (__version__, torch.__version__, torchvision.__version__)
-    options = (plan.options, plan.weights, recipe.image_size, _head(recipe))
-    return "" if code is None else _key(versions, code, plan.backbone, options, _built(network))
+    options = (plan.options, plan.weights, recipe.image_size, recipe.stages, _head(recipe))
+    built = made or (type(network).__qualname__, fingerprint(network))
+    return "" if code is None else key_of(versions, code, plan.backbone, options, built)
 
 
-def patched_key(key: str, plan: Plan, network: nn.Module, prepared: Iterable[Prepared]) -> str:
-    """Return all that a look at a patched network depends on; empty as for its backbone."""
+def patched_key(key: str, plan: Plan, prepared: Iterable[Prepared]) -> str:
+    """Return all that a look at a patched network depends on; empty as for its backbone, of which
+    `key` is the key.
+    """
     if not key or not plan.patches:
         return key
     offers = [
@@ -98,14 +97,14 @@ def patched_key(key: str, plan: Plan, network: nn.Module, prepared: Iterable[Pre
     ]
     given = [(patch.entry.params, patch.entry.options) for patch in plan.patches]
     factories = [offer.spec.factory for offer in offers]
-    if not all(isinstance(factory, str) for factory in factories) or not _is_plain(given):
+    if not all(isinstance(factory, str) for factory in factories) or not is_plain(given):
         return ""
-    modules = [module for each in prepared for i in each.insertions for module in i.patch.modules()]
+    new: list[nn.Module] = [i.patch for each in prepared for i in each.insertions]
+    new += [each.replacement for each in prepared if each.replacement is not None]
     homes = [str(factory).partition(":")[0] for factory in factories]
-    code = _code([*network.modules(), *modules], homes)
-    if code is None:
-        return ""
-    return _key(key, plan.patches, code, _built(network), [repr(module) for module in modules])
+    code = _code([module for each in new for module in each.modules()], homes)
+    built = [(repr(module), fingerprint(module)) for module in new]
+    return "" if code is None else key_of(key, plan.patches, code, built)
 
 
 def recall_image(key: str) -> tuple[int, int] | None:
@@ -141,55 +140,14 @@ def remember_survey(key: str, survey: Survey) -> None:
         remember("surveys", key, _as_data(survey))
 
 
-def _key(*parts: Any) -> str:
-    key = repr(parts)
-    if " at 0x" in key:  # an object's address, which another one can have later
-        return ""
-    return hashlib.sha256(key.encode()).hexdigest()  # once here, not in each use of so long a text
-
-
-def _is_plain(value: Any) -> bool:
-    """Return whether a value is data, whose repr says it all; that of an object may be another's
-    later.
-    """
-    try:
-        json.dumps(value)
-    except (TypeError, ValueError, RecursionError):
-        return False
-    return True
-
-
-def _built(network: nn.Module) -> tuple[str, dict[str, str]]:
-    return (type(network).__qualname__, fingerprint(network))
-
-
 def _head(recipe: Recipe) -> tuple[Any, ...]:
     """Return what of the head can change the way to the logits."""
     return (recipe.num_classes == 0, recipe.hidden, recipe.activation, recipe.heads is not None)
 
 
-def _code(
-    modules: Iterable[nn.Module], homes: Iterable[str]
-) -> list[tuple[str, str, int, int, int]] | None:
-    """Return the files of the classes of modules and of Python's modules `homes`, and their states;
-    None where these do not say what code runs: there is no file, or it has changed since it can
-    have been imported.
-    """
-    # Size and times of change stand for a file's content: to read and hash the sources of all
-    # classes would cost about as much as the look that is to be saved, and a file that was touched
-    # without a change only costs that look once. A file that has changed since this process began
-    # may no longer be the code that was imported, so it makes no key.
-    found = []
-    for name in sorted({*(type(module).__module__ for module in modules), *homes}):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        try:
-            stat = Path(file or "/nowhere").stat()
-        except OSError:
-            return None
-        if max(stat.st_mtime_ns, stat.st_ctime_ns) > _BEGAN:
-            return None
-        found.append((name, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
-    return found
+def _code(modules: Iterable[nn.Module], homes: Iterable[str]) -> list[list[Any]] | None:
+    """Return the states of the code of modules and of Python's modules `homes`."""
+    return code_states([*(type(module).__module__ for module in modules), *homes])
 
 
 def _as_data(survey: Survey) -> dict[str, Any]:

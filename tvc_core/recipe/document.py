@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from ..advice import hints
-from ..errors import RecipeError, UnknownNameError, short_repr
+from ..errors import RecipeError, UnknownNameError, foreign, short_repr
 from ..registry import Named, Registry
 from .place import Place, written
 
@@ -31,10 +31,12 @@ class RecipeDocument:
     Args:
         data: what stands there, plain data.
         place: where it stands; what errors about a value begin with, by `place / key`.
+        by_code: arguments that a program has put in place of the recipe's.
     """
 
     data: Any
     place: Place
+    by_code: frozenset[str] = frozenset()
 
     @staticmethod
     def read(path: str | Path | IO[bytes]) -> RecipeDocument:
@@ -81,7 +83,27 @@ class RecipeDocument:
         marks = self.place.marks
         if marks is not None:  # what stood there is gone, and its places with it
             marks = {p: both for p, both in marks.items() if p[: len(keys)] != keys}
-        return RecipeDocument(data=data, place=replace(self.place, marks=marks))
+        return replace(self, data=data, place=replace(self.place, marks=marks))
+
+    def expanded(self, registry: Registry | None = None) -> RecipeDocument:
+        """Return what is left after every section that stands for other text, such as `extends`,
+        has put that in its place.
+
+        Args:
+            registry: where sections are looked up; by default what is installed.
+
+        Raises:
+            RecipeError: what a section says is wrong.
+        """
+        document, registry = self, registry or Registry()
+        for offer in _sections(registry):
+            name = offer.spec.name
+            if getattr(offer.spec, "expands", False):
+                expand = offer.load()  # all of them, so that no recipe decides what is imported
+                if isinstance(document.data, Mapping) and name in document.data:
+                    with foreign(RecipeError, f"{document.place / name}: {offer.qualified} fails"):
+                        document = expand(document, registry=registry)
+        return document
 
 
 def _keys(path: str) -> tuple[Any, ...]:
@@ -121,25 +143,12 @@ def _put(data: Any, keys: tuple[Any, ...], value: Any, path: str, above: tuple[A
 # -- sections of plugins ---------------------------------------------------------------------------
 
 
-def expanded(document: RecipeDocument, registry: Registry | None) -> RecipeDocument:
-    """Return what is left after every section that stands for other text, such as `extends`, has
-    put that in its place.
-
-    Raises:
-        RecipeError: what a section says is wrong.
-    """
-    for offer in _sections(registry or Registry()):
-        name = offer.spec.name
-        if getattr(offer.spec, "expands", False) and name in document.data:
-            document = offer.load()(document)
-    return document
-
-
 def claimed(
     data: Mapping[str, Any], place: Place, registry: Registry | None
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return the sections of a recipe that installed plugins claim, each as its plugin reads it,
-    and what to do about the keys that no one claims, as far as that is known.
+) -> tuple[dict[str, Any], dict[str, str], list[str]]:
+    """Return the sections of a recipe that installed plugins claim, each as its plugin reads it;
+    what to do about the keys that no one claims, as far as that is known; and the names of all
+    sections.
 
     Args:
         data: what of the recipe is not the core's.
@@ -150,19 +159,21 @@ def claimed(
         RecipeError: what a section says is wrong.
     """
     registry = registry or Registry()
-    known = {offer.spec.name for offer in _sections(registry)}
+    known = [offer.spec.name for offer in _sections(registry)]
     installed = {info.owner for info in registry.plugins}
-    found, unclaimed = {}, {}
+    found: dict[str, Any] = {}
+    unclaimed: dict[str, str] = {}
     for name in data:
         if name in known:
             offer: Named[Any] = registry.resolve(SECTION, name)
-            found[name] = offer.spec.read(data[name], place / name)
+            with foreign(RecipeError, f"{place / name}: the section cannot be read"):
+                found[name] = offer.spec.read(data[name], place / name)
         elif isinstance(name, str) and (provider := hints.table(SECTION).get(name)):
             state = "not active" if provider in installed else "not installed"
             unclaimed[name] = (
                 f"It is a section of {provider}, which is {state}: pip install {provider}"
             )
-    return found, unclaimed
+    return found, unclaimed, known
 
 
 def _sections(registry: Registry) -> list[Named[Any]]:

@@ -108,12 +108,12 @@ class Place:
     @contextmanager
     def before_errors(self, *, in_files_only: bool = False) -> Iterator[None]:
         """Put this place, or the one below it that the error itself names, before the message of
-        an error that is raised inside. One that says already where in the file it is stays.
+        an error that is raised inside. One that says already where it is stays.
         """
         try:
             yield
         except TvcError as error:
-            if (in_files_only and self.marks is None) or str(error).startswith(f"{self.source}:"):
+            if (in_files_only and self.marks is None) or error.path is not None:
                 raise
             place = self if self.marks is None else self.down(*error.below)
             place = place.key if error.below and place != self else place
@@ -128,7 +128,7 @@ def written(path: Iterable[Any]) -> str:
     """
     text = ""
     for key in path:
-        if isinstance(key, str) and _WORD.fullmatch(key):
+        if isinstance(key, str) and len(key) < 80 and _WORD.fullmatch(key):
             text += f".{key}" if text else key
         else:
             text += f"[{short_repr(key)}]"

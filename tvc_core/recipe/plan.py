@@ -348,7 +348,7 @@ def _bind_patch(entry: PatchEntry, registry: Registry, by_code: bool) -> PatchPl
     given = {"type": made, "params": entry.params, "init": entry.init}
     for key in [*(key for key, value in given.items() if value), *entry.options]:
         if key not in allowed:
-            hint = advice.misplaced(registry, key, entry, op, block) or what_there_is(key, allowed)
+            hint = advice.misplaced(registry, key, entry, op, block, allowed)
             raise entry.where.down(key).key.error(f"unknown key {key!r} of {op.qualified}.{hint}")
     if op.spec.takes_block and block is None:
         raise entry.where.error(advice.needs_block(op.spec.name, entry.name))

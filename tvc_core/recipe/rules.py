@@ -290,7 +290,7 @@ def check_keys(
     """
     if not isinstance(data, Mapping):
         wanted = f"a mapping with the keys {join_names(keys)}"
-        hint = words.on_backbone(data)
+        hint = words.on_backbone(data) or words.on_value(data, is_keywords)
         raise where.error(f"{name} is {wanted}, not {short_repr(data)}{hint and f'.{hint}'}")
     for key in data:
         if key not in keys:

@@ -17,11 +17,11 @@ from ..errors import RecipeError, TargetError, did_you_mean, short_repr
 from ..registry import Registry
 from ..specs import PATCH_KEYS
 from . import rules
-from .document import RecipeDocument, claimed, expanded
+from .document import RecipeDocument, claimed
 from .place import Place
 from .rules import Rule
 
-__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "load_recipe", "parse"]
+__all__ = ["PatchEntry", "Patches", "Recipe", "Weights", "key_path", "load_recipe", "parse"]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -126,8 +126,9 @@ class PatchEntry:
             # what is wrong is the key above: the target
             depth = self.where.path.index("patches") + 2
             target = replace(self.where, path=self.where.path[:depth], of_key=True)
-            said = str(error).removeprefix(f"{self.where}: ")
-            raise TargetError(f"{target}: {said}") from error.__cause__
+            placed = TargetError(f"{target}: {str(error).removeprefix(f'{self.where}: ')}")
+            placed.path = target.path
+            raise placed from error.__cause__
 
 
 def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
@@ -278,24 +279,28 @@ class Recipe:
         return self.num_classes is not None or bool(self.class_names or self.heads)
 
     def place(self, key: str) -> Place:
-        """Return where one of the values stands: its line in a file. Elsewhere its name, which is
-        in the message, says it.
+        """Return where one of the values stands: its line in a file. Elsewhere, and of what a
+        program has set, its name says it, which is in the message.
         """
-        return self.where.in_file(*_PATHS[key])
+        return (Place("arguments") if key in self.by_code else self.where).in_file(*_PATHS[key])
 
     @staticmethod
-    def from_document(
-        document: RecipeDocument,
-        *,
-        changes: Mapping[str, Any] | None = None,
-        registry: Registry | None = None,
-    ) -> Recipe:
+    def changed(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
+        """Return a recipe's document with values in the place of its own; see `load_recipe`.
+
+        Raises:
+            RecipeError: there is no such path or argument.
+        """
+        return _changed(document, changes)
+
+    @staticmethod
+    def from_document(document: RecipeDocument, *, registry: Registry | None = None) -> Recipe:
         """Return the recipe that a document describes; see `load_recipe`.
 
         Raises:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
-        return parse(document, changes, registry)
+        return parse(document, registry)
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -329,6 +334,12 @@ class Recipe:
 
 _PATHS: dict[str, tuple[str, ...]] = {e.name: e.metadata["path"] for e in _keys(Recipe)}
 
+
+def key_path(key: str) -> tuple[str, ...]:
+    """Return the keys of the YAML form that lead to a field."""
+    return _PATHS[key]
+
+
 SECTIONS: dict[str, list[str]] = {"": [], "backbone": [], "head": []}
 """The keys of the YAML form: at the top, under `backbone` and under `head`."""
 
@@ -357,23 +368,25 @@ def load_recipe(
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
             file, line and column.
     """
-    return parse(RecipeDocument.read(path), changes, registry)
+    return parse(_changed(RecipeDocument.read(path), changes or {}), registry)
 
 
-def parse(
-    document: RecipeDocument,
-    changes: Mapping[str, Any] | None = None,
-    registry: Registry | None = None,
-) -> Recipe:
+def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
     """Return the recipe that a document describes; see `load_recipe`.
 
     Raises:
         RecipeError: it is not a recipe.
     """
+    if _has_others(document.data):
+        document = document.expanded(registry)
+    return _parse(document, registry)
+
+
+def _changed(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
     known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
     known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
-    by_code = set()
-    for path, value in (changes or {}).items():
+    by_code = {*document.by_code}
+    for path, value in changes.items():
         entry = known.get(path)
         if entry is None:
             if path.isidentifier() and (near := did_you_mean(path, known)):
@@ -383,9 +396,7 @@ def parse(
         by_code.add(entry.name)
         whole = ".".join(entry.metadata["path"])
         document = document.with_value(whole, _value(value, entry.metadata["rule"]))
-    if _has_others(document.data):
-        document = expanded(document, registry)
-    return replace(_parse(document.data, document.place, registry), by_code=frozenset(by_code))
+    return replace(document, by_code=frozenset(by_code))
 
 
 def _value(value: Any, rule: Any) -> Any:
@@ -401,14 +412,16 @@ def _value(value: Any, rule: Any) -> Any:
     return value if only_text else found
 
 
-def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
+def _parse(document: RecipeDocument, registry: Registry | None) -> Recipe:
+    data, where = document.data, document.place
     sections: dict[str, Any] = {}
     hints: dict[str, str] = {}
+    known: list[str] = []
     if _has_others(data):
         others = [key for key in data if key not in SECTIONS[""]]
-        sections, hints = claimed({key: data[key] for key in others}, where, registry)
+        sections, hints, known = claimed({key: data[key] for key in others}, where, registry)
         data = {key: value for key, value in data.items() if key not in sections}
-    top = _section(data, "", where, hints)
+    top = _section(data, "", where, known, hints)
     if "backbone" not in top:
         needed = "a recipe needs at least 'backbone: resnet50'"
         raise where.error(f"the key 'backbone' is missing; {needed}")
@@ -421,7 +434,8 @@ def _parse(data: Any, where: Place, registry: Registry | None) -> Recipe:
         raise (where / "backbone").error(problem)
     head = {} if head is None else _section(head, "head", where / "head")
     name = backbone.pop("name")
-    return Recipe(backbone=name, **backbone, **head, **top, sections=sections, where=where)
+    also: dict[str, Any] = {"sections": sections, "where": where, "by_code": document.by_code}
+    return Recipe(backbone=name, **backbone, **head, **top, **also)
 
 
 def _has_others(data: Any) -> bool:
@@ -429,7 +443,13 @@ def _has_others(data: Any) -> bool:
     return isinstance(data, Mapping) and not data.keys() <= {*SECTIONS[""]}
 
 
-def _section(data: Any, here: str, where: Place, hints: Mapping[str, str] = {}) -> dict[str, Any]:
+def _section(
+    data: Any,
+    here: str,
+    where: Place,
+    of_plugins: Iterable[str] = (),
+    hints: Mapping[str, str] = {},
+) -> dict[str, Any]:
     """Return a section of the written form, with any of its keys and no other."""
     moved = {
         key: f"It belongs {f'under {section!r}' if section else 'at the top'}."
@@ -439,7 +459,7 @@ def _section(data: Any, here: str, where: Place, hints: Mapping[str, str] = {}) 
     }
     name = repr(here) if here else "a recipe"
     return rules.check_keys(
-        data, name, SECTIONS[here], where, {**words.ARGUMENTS, **moved, **hints}
+        data, name, [*SECTIONS[here], *of_plugins], where, {**words.ARGUMENTS, **moved, **hints}
     )
 
 

@@ -101,8 +101,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Marks]:
     call it.
     """
     try:
-        _check_limits(text, name)
-        root = yaml.compose(text, Loader=_Loader)
+        root = yaml.compose(text, Loader=_Loader) if _check_limits(text, name) else None
         if root is None:
             raise RecipeError(f"{name}: the recipe is empty")
         walk = _Walk(name)
@@ -141,12 +140,13 @@ def _at(name: str, before: str) -> Mark:
     return Mark(name, before.count("\n") + 1, len(before) - before.rfind("\n"))
 
 
-def _check_limits(text: str, name: str) -> None:
+def _check_limits(text: str, name: str) -> bool:
+    """Return whether there is anything in a text, which exceeds no limit."""
     # Events come before anything is built, so a limit is exceeded here before memory is used for
     # it. Aliases need two limits: ten of them can expand to ten to the tenth values ("billion
     # laughs"), which `_Walk` counts as it expands them. Tags are refused here as well, before a
     # constructor could see them.
-    depth = aliases = 0
+    depth = aliases = count = 0
     for count, event in enumerate(yaml.parse(text, Loader=_Loader)):
         depth += isinstance(event, yaml.CollectionStartEvent)
         depth -= isinstance(event, yaml.CollectionEndEvent)
@@ -161,6 +161,7 @@ def _check_limits(text: str, name: str) -> None:
         ):
             if exceeded:
                 raise _error(_mark(name, event.start_mark), problem)
+    return count > 1  # than the start and the end of the stream
 
 
 def _is_small(number: str) -> bool:

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..errors import BackboneError, StageError, did_you_mean, join_names
 from ..specs import BackboneSpec
-from .sites import find_module
+from .sites import find_module, has_module
 
 __all__ = ["HEAD", "STEM", "Anatomy", "StageInfo", "stage_name"]
 
@@ -66,16 +66,20 @@ class Anatomy:
     branches: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def of(network: nn.Module, spec: BackboneSpec) -> Anatomy:
+    def of(network: nn.Module, spec: BackboneSpec, *, checked: bool = False) -> Anatomy:
         """Return the anatomy that a spec declares, checked against the network.
+
+        Args:
+            network: the backbone.
+            spec: its description.
+            checked: the two were seen to fit before.
 
         Raises:
             BackboneError: a path is not there or is a second name of what is there, is in two
                 parts, or a parameter or buffer is in none.
         """
-        modules = dict(network.named_modules())
         auxiliary = tuple(
-            (path, stage) for path, stage in spec.auxiliary.items() if path in modules
+            (path, stage) for path, stage in spec.auxiliary.items() if has_module(network, path)
         )
         anatomy = Anatomy(
             stem=spec.stem,
@@ -85,6 +89,9 @@ class Anatomy:
             neck=spec.neck,
             branches=dict(spec.branches),
         )
+        if checked:
+            return anatomy
+        modules = dict(network.named_modules())
         # A spec says where the parts are, and nothing else will notice if it is wrong: a forgotten
         # path would leave its parameters trainable when all is frozen, a path too many would count
         # them twice. So the parts must partition the tensors of this very network, each under its

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
-__all__ = ["kept_weights"]
+__all__ = ["keeping", "kept_weights"]
 
 Names = tuple[str, ...]
 
@@ -28,3 +31,18 @@ def kept_weights(old: nn.Module, new: nn.Module, took_over: bool) -> tuple[Names
             fits = other.shape == tensor.shape
             same[fits and (tensor.is_meta or torch.equal(other.to(tensor), tensor))].append(name)
     return tuple(same[True]), tuple(same[False]), tuple(lost)
+
+
+@contextmanager
+def keeping(module: nn.Module) -> Iterator[None]:
+    """Keep the tensors of a module that may be part of its own replacement: initializers fill new
+    ones only.
+    """
+    kept = [
+        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
+    ]
+    yield
+    with torch.no_grad():
+        for tensor, before in kept:
+            if not torch.equal(tensor, before):
+                tensor.copy_(before)

@@ -82,7 +82,7 @@ def _cut(height: int, width: int, image: tuple[int, int]) -> bool:
         return False
     stride = max(1, round((image[1] - image[0]) / (width - height)))
     cuts = image[0] - height * stride, image[1] - width * stride
-    return abs(cuts[1] - cuts[0]) < stride and min(cuts) >= 0
+    return abs(cuts[1] - cuts[0]) < stride and 0 <= min(cuts) <= image[0] // 4
 
 
 def channels_of(shape: Shape, layout: str | None) -> int:

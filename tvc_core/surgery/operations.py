@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import nn
 
@@ -245,7 +245,9 @@ def _check_both_sides(site: Site, position: Position) -> None:
         )
 
 
-def wrap(target: Target, block: BlockMaker, position: str | None = None) -> nn.Module:
+def wrap(
+    target: Target, block: BlockMaker, position: Literal["after", "branch"] | None = None
+) -> nn.Module:
     """Make a block the last part of the target: original -> block. It is what `inject` does there:
     both are addressed and frozen with the target, and differ in the positions that they take.
 
@@ -263,7 +265,11 @@ def wrap(target: Target, block: BlockMaker, position: str | None = None) -> nn.M
     return _insert(target, block, position, names, what="wrap")
 
 
-def inject(target: Target, block: BlockMaker, position: str | None = None) -> nn.Module:
+def inject(
+    target: Target,
+    block: BlockMaker,
+    position: Literal["after", "before", "parallel", "branch"] | None = None,
+) -> nn.Module:
     """Add a block as a step of its own at the target.
 
     Args:

@@ -17,8 +17,9 @@ from ..recipe import PatchPlan
 from .blocks import call_factory, create_for_target, create_in_place_of
 from .branches import branch_of
 from .gates import leave_out_gate
-from .kept import kept_weights
+from .kept import keeping, kept_weights
 from .layouts import Shape
+from .measured import measured_sites
 from .operations import Insertion, Target
 from .patch import Patch
 from .patches import free_name, set_module
@@ -69,10 +70,15 @@ Sites = dict[str, Site]
 
 
 def prepare(
-    network: nn.Module, patches: Iterable[PatchPlan], anatomy: Anatomy, probe: Probe, name: str
+    network: nn.Module,
+    patches: Iterable[PatchPlan],
+    anatomy: Anatomy,
+    probe: Probe,
+    name: str,
+    key: str = "",
 ) -> tuple[list[Prepared], torch.Tensor | None]:
     """Return every patch checked and ready, in the order of the plan, and the logits of the network
-    without any; None without patches. A pattern becomes one patch for each module.
+    without any; None where it did not have to run. A pattern becomes one patch for each module.
 
     Patches are made in that order, and each sees the network as the replacements leave it.
 
@@ -82,6 +88,7 @@ def prepare(
         anatomy: the network's stages.
         probe: an image that the network accepts.
         name: what errors call the network.
+        key: as for `measured_sites`.
 
     Raises:
         TargetError: a target is not there, or nothing can be inserted at it.
@@ -98,8 +105,8 @@ def prepare(
         for path in targets
         if (end := branch_of(network.get_submodule(path), anatomy.branches))
     }
-    found_ends = (end for end in ends.values() if has_module(network, end))
-    sites, before = probe.sites(network, dict.fromkeys((*targets, *found_ends)))
+    paths = dict.fromkeys((*targets, *(end for end in ends.values() if has_module(network, end))))
+    sites, before = measured_sites(network, paths, probe, key)
     # Running the network for each of N patches would cost N passes, so all are made from one look
     # at it, and a second look with all replacements in proves them together. Mostly nothing moves:
     # a replacement keeps the shapes, or changes sizes that no other patch depends on. Where one
@@ -109,6 +116,7 @@ def prepare(
         ready, expected = _make_all(network, patches, sites, ends, anatomy, probe)
         if all(each.replacement is None for each in ready):
             return ready, before
+        before = probe.run(network) if before is None else before
         seen, problem = _look(network, ready, expected, probe, before)
         moved = _moved(network, ready, sites, seen, probe)
         if not moved:
@@ -116,7 +124,7 @@ def prepare(
         sites = {**sites, **moved}
     else:
         problem = problem or "the shapes there change with every build of the blocks"
-    if problem:
+    if problem and before is not None:
         culprit, problem = _culprit(network, ready, expected, problem, probe, before)
         assert culprit.replacement is not None
         with culprit.plan.entry.before_errors():
@@ -383,12 +391,10 @@ def _apply(patch: PatchPlan, target: Target, probe: Probe) -> Prepared:
         try_insertion(patch, insertion, probe)
         leave_out_gate(patch, insertion, probe)
     if replacement is not None:
-        with _keeping(module):
+        with keeping(module):
             _initialize(patch, replacement)
         replacement.train(module.training)
-    kept = (
-        ((), (), ()) if replacement is None else kept_weights(module, replacement, any(took_over))
-    )
+    kept = ((),) * 3 if replacement is None else kept_weights(module, replacement, any(took_over))
     return Prepared(
         plan=patch,
         site=site,
@@ -409,18 +415,3 @@ def _initialize(patch: PatchPlan, module: nn.Module) -> None:
         with torch.no_grad():
             # an initializer fills whatever it finds; the gate is not its to fill
             module.alpha.zero_()
-
-
-@contextmanager
-def _keeping(module: nn.Module) -> Iterator[None]:
-    """Keep the tensors of a module that may be part of its own replacement: initializers fill new
-    ones only.
-    """
-    kept = [
-        (tensor, tensor.detach().clone()) for tensor in (*module.parameters(), *module.buffers())
-    ]
-    yield
-    with torch.no_grad():
-        for tensor, before in kept:
-            if not torch.equal(tensor, before):
-                tensor.copy_(before)

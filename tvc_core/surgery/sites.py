@@ -45,13 +45,15 @@ WIDEST_ODD = 64
 @dataclass(frozen=True)
 class Call:
     """One call of a module: the shape of its first input and of its output, None where that is no
-    single tensor.
+    single tensor; and the largest absolute values there.
     """
 
     input: Shape | None
     output: Shape | None
     input_kind: str = "Tensor"
     output_kind: str = "Tensor"
+    input_peak: float = field(default=math.nan, compare=False)
+    output_peak: float = field(default=math.nan, compare=False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -365,12 +367,12 @@ class Probe:
 
         def watch(path: str, module: nn.Module) -> list[Callable[[], Any]]:
             def before(_: nn.Module, args: Any) -> None:
-                inputs[path].append(_shape_and_kind(args[0] if args else None))
+                inputs[path].append(_look_at(args[0] if args else None))
 
             def after(_: nn.Module, args: Any, output: Any) -> None:
-                shape, kind = _shape_and_kind(output)
-                seen, seen_kind = inputs[path].pop()
-                calls[path].append(Call(seen, shape, seen_kind, kind))
+                shape, kind, peak = _look_at(output)
+                seen, seen_kind, seen_peak = inputs[path].pop()
+                calls[path].append(Call(seen, shape, seen_kind, kind, seen_peak, peak))
 
             return [
                 lambda: module.register_forward_pre_hook(before),
@@ -390,7 +392,7 @@ class Probe:
             path: Site(
                 path=path,
                 type_name=type(module).__name__,
-                calls=(*calls[path], *(Call(shape, None, kind) for shape, kind in inputs[path])),
+                calls=(*calls[path], *(Call(shape, None, kind) for shape, kind, _ in inputs[path])),
                 image=self.size,
             )
             for path, module in modules.items()
@@ -416,9 +418,9 @@ def first_tensor(output: Any) -> torch.Tensor:
     return first_tensor(items[0])
 
 
-def _shape_and_kind(value: Any) -> tuple[Shape | None, str]:
-    return (
-        (tuple(value.shape), "Tensor")
-        if isinstance(value, torch.Tensor)
-        else (None, type(value).__name__)
-    )
+def _look_at(value: Any) -> tuple[Shape | None, str, float]:
+    """Return shape, kind and largest absolute value."""
+    if not isinstance(value, torch.Tensor):
+        return None, type(value).__name__, math.nan
+    known = value.numel() and value.is_floating_point() and not value.is_meta
+    return tuple(value.shape), "Tensor", float(value.abs().max()) if known else math.nan

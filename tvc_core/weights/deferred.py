@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-__all__ = ["DeferredInit", "lend"]
+__all__ = ["DeferredInit", "is_whole", "lend", "settle"]
 
 _IN_PLACE = (
     "add_", "bernoulli_", "cauchy_", "clamp_", "clamp_max_", "clamp_min_", "div_", "erfinv_",
@@ -71,7 +71,14 @@ def lend(tensors: Iterable[Any]) -> None:
     """
     mode: DeferredInit | None = getattr(_THREAD, "mode", None)
     if mode is not None:
-        mode.lent.update(map(_place, filter(_is_whole, tensors)))
+        mode.lent.update(map(_place, filter(is_whole, tensors)))
+
+
+def settle() -> None:
+    """Finish what a network that is being built in this thread is waiting for."""
+    mode: DeferredInit | None = getattr(_THREAD, "mode", None)
+    if mode is not None:
+        mode.finish()
 
 
 class DeferredInit(TorchFunctionMode):
@@ -112,7 +119,7 @@ class DeferredInit(TorchFunctionMode):
             if func is Tensor.copy_ and len(args) == 2 and self._adopt(first, args[1]):
                 return first
             call = _initialization(func, args, kwargs)
-            if call is not None and _is_whole(first):
+            if call is not None and is_whole(first):
                 self._separate([_place(first)])
                 self._waiting.setdefault(_place(first), (first, []))[1].append(call)
                 return True if func == _IS_META else first
@@ -135,11 +142,11 @@ class DeferredInit(TorchFunctionMode):
         if not isinstance(source, Tensor) or source.shape != parameter.shape:
             return False
         self._carry_out([source])
-        if _is_whole(parameter):
+        if is_whole(parameter):
             self._waiting.pop(place, None)
         alike = source.dtype == parameter.dtype and source.device == parameter.device
         there = _place(source)
-        if not (alike and there in self.lent and _is_whole(source) and _is_whole(parameter)):
+        if not (alike and there in self.lent and is_whole(source) and is_whole(parameter)):
             return False
         if source.stride() != parameter.stride():
             return False
@@ -186,23 +193,25 @@ def _initialization(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
     return None if with_tensor or kwargs.get("generator") is not None else (func, args, kwargs)
 
 
-def _is_whole(tensor: Any) -> bool:
+def is_whole(tensor: Any) -> bool:
     """Return whether a tensor is all of its memory, in order."""
-    if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
-        return False
     # Notes and loans go by the address of a storage. A view of a part of it has the same address,
     # and so has another view of the same part, with other strides; only a tensor that is all of its
     # storage may stand for it.
-    size = tensor.numel() * tensor.element_size()
-    return 0 < size == tensor.untyped_storage().nbytes() and tensor.is_contiguous()
+    with torch._C.DisableTorchFunction():  # to look is no other mode's business
+        if not isinstance(tensor, Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+            return False
+        size = tensor.nbytes
+        return 0 < size == tensor.untyped_storage().nbytes() and tensor.is_contiguous()
 
 
 def _place(tensor: Tensor) -> int:
     """Return where a tensor's memory is; 0 where it has none."""
-    try:
-        return tensor.untyped_storage().data_ptr()
-    except (RuntimeError, NotImplementedError):  # sparse, nested, fake, ...
-        return 0
+    with torch._C.DisableTorchFunction():
+        try:
+            return tensor.untyped_storage().data_ptr()
+        except (RuntimeError, NotImplementedError):  # sparse, nested, fake, ...
+            return 0
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

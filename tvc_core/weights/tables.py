@@ -8,9 +8,11 @@ gives was compared with what torch's reader gives, bit for bit, before it was ke
 
 from __future__ import annotations
 
+import operator
+import os
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,9 +23,18 @@ from torch import Tensor
 from ..remembered import recall, remember
 from .verified import is_steady, state_of
 
-__all__ = ["read_by_table", "remember_table"]
+__all__ = ["bytes_of", "read_at", "read_by_table", "remember_table", "table_of"]
 
 _MOST = 100_000
+_GAP = 4096
+"""Between tensors that are read together [bytes]."""
+_MOST_SPANS = 1024
+_MOST_BYTES = 1 << 30
+"""What one call of the system may read, with gaps as spans."""
+_NUMPY = frozenset(
+    ("bool", "uint8", "int8", "int16", "int32", "int64", "float16", "float32", "float64")
+)
+"""Types of tensors that are also numpy's."""
 
 
 def read_by_table(file: BinaryIO) -> OrderedDict[str, Tensor] | None:
@@ -55,15 +66,76 @@ def remember_table(file: BinaryIO, path: Path, content: Any) -> None:
             remember("tables", state, table)
 
 
-def _read(file: BinaryIO, table: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
-    found: OrderedDict[str, Tensor] = OrderedDict()
-    for key, kind, shape, offset in table["tensors"]:
+def table_of(file: BinaryIO) -> list[Any] | None:
+    """Return key, type, shape and offset [bytes] of each tensor in a file; None where that is not
+    known.
+    """
+    table = recall("tables", state_of(file))
+    return table["tensors"] if isinstance(table, dict) else None
+
+
+Row = tuple[str, Sequence[int], int]
+"""Type, shape and offset of a tensor."""
+
+
+def read_at(file: BinaryIO, rows: Iterable[Row]) -> list[Tensor]:
+    """Return new tensors with the bytes that are at these places of a file.
+
+    Raises:
+        ValueError: the file ends before, or a place is none.
+    """
+    found = []
+    spans: list[tuple[int, Any]] = []
+    for kind, shape, offset in rows:
         tensor = torch.empty(shape, dtype=getattr(torch, kind))
-        memory: Any = _bytes(tensor).numpy()
+        found.append(tensor)
+        spans.append((offset, tensor.numpy() if kind in _NUMPY else bytes_of(tensor).numpy()))
+    spans.sort(key=operator.itemgetter(0))
+    if spans and spans[0][0] < 0:  # to the system -1 is where the last call has ended
+        raise ValueError("a tensor begins before its file")
+    for run in _runs(spans):
+        _fill(file, run)
+    return found
+
+
+def _runs(spans: Iterable[tuple[int, Any]]) -> Iterator[list[tuple[int, Any]]]:
+    """Yield spans that lie close together in the file, as many as one call of the system takes."""
+    run: list[tuple[int, Any]] = []
+    end = size = 0
+    for offset, memory in spans:
+        if run and (
+            not 0 <= offset - end <= _GAP or 2 * len(run) >= _MOST_SPANS or size > _MOST_BYTES
+        ):
+            yield run
+            run, size = [], 0
+        run.append((offset, memory))
+        end, size = offset + memory.nbytes, size + memory.nbytes
+    if run:
+        yield run
+
+
+def _fill(file: BinaryIO, run: list[tuple[int, Any]]) -> None:
+    """Read a run of spans by one call of the system; what that does not give, one by one."""
+    if hasattr(os, "preadv"):
+        parts, begin = [], run[0][0]
+        end, rest = begin, bytearray(_GAP)  # what lies between two tensors goes there
+        for offset, memory in run:
+            if offset > end:
+                parts.append(memoryview(rest)[: offset - end])
+            parts.append(memory)
+            end = offset + memory.nbytes
+        if os.preadv(file.fileno(), parts, begin) == end - begin:
+            return
+    for offset, memory in run:
         file.seek(offset)
-        if file.readinto(memoryview(memory)) != memory.nbytes:  # type: ignore[attr-defined]
-            raise ValueError(f"the file ends inside of {key!r}")
-        found[key] = tensor
+        whole = memoryview(memory.reshape(-1).view("uint8"))
+        if file.readinto(whole) != memory.nbytes:  # type: ignore[attr-defined]
+            raise ValueError(f"the file ends inside of the tensor at {offset}")
+
+
+def _read(file: BinaryIO, table: Mapping[str, Any]) -> OrderedDict[str, Tensor]:
+    tensors = read_at(file, [row[1:] for row in table["tensors"]])
+    found = OrderedDict(zip((row[0] for row in table["tensors"]), tensors, strict=True))
     if table["metadata"] is not None:
         # `load_state_dict` writes into it
         metadata = OrderedDict((path, dict(about)) for path, about in table["metadata"].items())
@@ -104,7 +176,7 @@ def _table(path: Path, content: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def _alike(found: Mapping[str, Tensor], content: Mapping[str, Tensor]) -> bool:
     def same(a: Tensor, b: Tensor) -> bool:
-        return a.dtype == b.dtype and a.shape == b.shape and _bytes(a).equal(_bytes(b))
+        return a.dtype == b.dtype and a.shape == b.shape and bytes_of(a).equal(bytes_of(b))
 
     metadata = getattr(content, "_metadata", None)
     return (
@@ -114,5 +186,6 @@ def _alike(found: Mapping[str, Tensor], content: Mapping[str, Tensor]) -> bool:
     )
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def bytes_of(tensor: Tensor) -> Tensor:
+    """Return the memory of a contiguous tensor, as bytes."""
     return tensor.reshape(-1).view(torch.uint8)

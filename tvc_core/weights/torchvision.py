@@ -21,6 +21,7 @@ from ..errors import BackboneError, ParameterError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
 from .cache import cached_file, hash_in_name
 from .files import read_state_dict
+from .skeleton import build_again
 
 __all__ = ["build_torchvision", "class_names_of", "training_transforms_of", "transforms_of"]
 
@@ -87,12 +88,19 @@ def build_torchvision(
     # that it is given: whether it is of the right enum class, and for its tensors. `_CheckedMember`
     # answers both, the second one from a file whose hash was compared.
     member = find_member(spec, weights)
-    size = options.pop("image_size", None)
-    try:
-        network = build(weights=_CheckedMember(member), **options)
+
+    def build_from_file() -> nn.Module:
+        given = dict(options)
+        size = given.pop("image_size", None)
+        network: nn.Module = build(weights=_CheckedMember(member), **given)
         if size is not None:
             set_image_size(network, size)
         return network
+
+    what = {"builder": build.__module__, "member": str(member), "options": options}
+    path = cached_file(member.url)
+    try:
+        return build_again(build_from_file, path, hash_in_name(path.name), what)
     except WeightsError:
         raise
     except RuntimeError as error:

@@ -10,12 +10,17 @@ import timm.layers
 import torch
 import torchvision
 from timm.layers.cbam import CbamModule
+from timm.layers.coord_attn import CoordAttn
+from timm.layers.gather_excite import GatherExcite
 from torch import Tensor, nn
 
 from tvc_core import HybridBuilder, ParameterError
 
-BLOCKS = ("se", "eca", "cbam_block", "channel_attention", "spatial_attention")
-GATED = ("se", "eca", "channel_attention", "spatial_attention")
+BLOCKS = (
+    "se", "ese", "eca", "cbam_block", "channel_attention", "spatial_attention", "coord_attention",
+    "gather_excite", "global_context",
+)  # fmt: skip
+GATED = BLOCKS
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +83,82 @@ def test_cbam_without_bias_is_timms() -> None:
         assert layer.bias is None
     x = maps(64)
     torch.testing.assert_close(block(x), reference(x), rtol=1e-12, atol=1e-12)
+
+
+def test_cbam_takes_timms_names() -> None:
+    block, reference = make("cbam_block", 64).double(), CbamModule(64, rd_ratio=1 / 16).double()
+    reference.spatial.conv.bn = nn.Identity()  # timm's own addition
+    block.load_state_dict(reference.state_dict())
+    x = maps(64)
+    torch.testing.assert_close(block(x), reference(x), rtol=1e-12, atol=1e-12)
+
+
+def timms(name: str, channels: int) -> tuple[Any, Any]:
+    """Our block and timm's, with options that make them the same."""
+    if name == "ese":
+        return make("ese", channels), timm.layers.EffectiveSEModule(channels)
+    if name == "ese, sigmoid":
+        reference = timm.layers.EffectiveSEModule(channels, gate_layer="sigmoid")
+        return make("ese", channels, hard=False), reference
+    if name == "coord_attention":
+        reference = CoordAttn(channels)
+        return make(name, channels, hidden_channels=reference.conv1.out_channels), reference
+    if name == "global_context":
+        reference = timm.layers.GlobalContext(channels)
+        width = reference.mlp_scale.fc1.out_channels
+        return make(name, channels, hidden_channels=width), reference
+    if name == "global_context, add":
+        reference = timm.layers.GlobalContext(channels, fuse_add=True, fuse_scale=False)
+        width = reference.mlp_add.fc1.out_channels
+        return make("global_context", channels, fusion="add", hidden_channels=width), reference
+    extent = int(name[-1])
+    reference = GatherExcite(channels, extent=extent, use_mlp=False)
+    block = make("gather_excite", channels, extent=extent, use_mlp=bool(name.startswith("mlp")))
+    if name.startswith("mlp"):  # which timm 1.0.31 cannot build: it hands over `act_layer` twice
+        reference.mlp = timm.layers.ConvMlp(channels, block.mlp.fc1.out_channels)
+    return block, reference
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("channels", [24, 64])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ese", "ese, sigmoid", "coord_attention", "global_context", "global_context, add",
+        "extent 0", "extent 2", "extent 4", "mlp, extent 0", "mlp, extent 4",
+    ],
+)  # fmt: skip
+def test_blocks_are_timms_with_its_weights(name: str, channels: int, training: bool) -> None:
+    block, reference = (each.double().train(training) for each in timms(name, channels))
+    with torch.no_grad():
+        for parameter in reference.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    block.load_state_dict(reference.state_dict())
+    x = maps(channels).requires_grad_()
+    y, expected = block(x), reference(x)
+    torch.testing.assert_close(y, expected, rtol=1e-12, atol=1e-12)
+    grad = torch.randn_like(x)
+    torch.testing.assert_close(
+        torch.autograd.grad(y, x, grad)[0],
+        torch.autograd.grad(expected, x, grad)[0],
+        rtol=1e-10,
+        atol=1e-7 if name == "ese" else 1e-10,  # torch's hard sigmoid has 1 / 6 in float32
+    )
+    assert block.state_dict().keys() == reference.state_dict().keys()
+
+
+def test_gathering_by_convolutions_is_a_chain_of_them() -> None:
+    block, x = make("gather_excite", 6, extent=4, extra_params=True, use_mlp=False), maps(6, (8, 8))
+    block = block.double().eval()
+    z, names = x, [name for name, _ in block.gather.named_children()]
+    assert names == ["conv1", "norm1", "act1", "conv2", "norm2"]
+    for number in (1, 2):
+        weight = block.gather.get_submodule(f"conv{number}").weight
+        z = torch.conv2d(z, weight, stride=2, padding=1, groups=6) / (1 + 1e-5) ** 0.5
+        z = z.relu() if number == 1 else z
+    assert z.shape == (3, 6, 2, 2)
+    gate = z.sigmoid().repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(block(x), x * gate, rtol=1e-12, atol=1e-12)
 
 
 # -- against the papers ----------------------------------------------------------------------------
@@ -177,7 +258,8 @@ def test_gamma_and_b_change_the_kernel_size() -> None:
 def test_the_gate_is_what_forward_multiplies_with(name: str) -> None:
     block, x = make(name, 32).double(), maps()
     gate = block.gate(x)
-    assert torch.equal(block(x), x * gate) and ((gate > 0) & (gate < 1)).all()
+    torch.testing.assert_close(block(x), x * gate, rtol=1e-12, atol=1e-12)
+    assert ((gate >= 0) & (gate <= 1)).all()
 
 
 @pytest.mark.parametrize(
@@ -197,6 +279,12 @@ def test_the_gate_is_what_forward_multiplies_with(name: str) -> None:
         ("eca", {"kernel_size": 2}, "odd number"),
         ("eca", {"gamma": 0}, "gamma"),
         ("channel_attention", {"hidden_channels": True}, "hidden_channels"),
+        ("coord_attention", {"reduction": 33}, "33"),
+        ("gather_excite", {"extent": 3}, "extent is 0 or a power of 2"),
+        ("gather_excite", {"extent": 1}, "extent is 0 or a power of 2"),
+        ("gather_excite", {"extra_params": True}, "needs an extent"),
+        ("global_context", {"fusion": "both"}, "'scale' or 'add', not 'both'"),
+        ("global_context", {"hidden_channels": 0}, "hidden_channels"),
         ("bam", {"reduction": 0}, "reduction is a whole number from 1"),
         ("bam", {"dilation": 0}, "dilation is a whole number of at least 1"),
         ("bam", {"dilatation": 2}, "unknown parameter 'dilatation'.*Did you mean 'dilation'"),
@@ -241,3 +329,4 @@ def test_the_plugin_offers_attention_blocks_with_their_sources() -> None:
     assert set(BLOCKS) < set(specs) <= set(HybridBuilder().list_blocks(category="attention"))
     assert all(spec.source[-1].isdigit() or "section" in spec.source for spec in specs.values())
     assert all(spec.summary.endswith(".") for spec in specs.values())
+    assert all(specs[name].gated for name in GATED)

@@ -223,7 +223,7 @@ def test_a_block_takes_maps_with_channels_last(name: str) -> None:
 @every_block
 def test_a_block_takes_tokens_as_the_map_that_they_are(name: str) -> None:
     patch, channels = inserted(name, "tokens", "layers.0")
-    prefix, height, width = patch.adapter.prefix, patch.adapter.height, patch.adapter.width
+    prefix, height, width = patch.view.prefix, patch.view.height, patch.view.width
     x = map_of(2, prefix + height * width, channels)
     front, rest = x.split([prefix, height * width], 1)
     expected = [

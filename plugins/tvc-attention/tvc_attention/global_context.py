@@ -38,7 +38,7 @@ def global_context(
         ValueError: `fusion` is another word, `reduction` is below 1 or above both C and 16, or
             `hidden_channels` is below 1.
 
-    Source: Cao et al. 2019, section 3.3, equation (5); the fusions are compared in table 4.
+    Source: Cao et al. 2019, the global context block, whose ablations compare the fusions.
     """
     if fusion not in ("scale", "add"):
         raise ValueError(f"fusion is 'scale' or 'add', not {fusion!r}")

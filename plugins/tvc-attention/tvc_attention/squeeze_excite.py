@@ -77,7 +77,7 @@ class EffectiveSqueezeExcite(nn.Module):
         hard: the gate is the hard sigmoid, relu6(x + 3) / 6, of the authors' code and of pretrained
             weights; else the sigmoid that the equation names.
 
-    Source: Lee and Park 2020, section 3.3, equation (3).
+    Source: Lee and Park 2020, the section on VoVNetV2.
     """
 
     def __init__(self, in_channels: int, hard: bool = True) -> None:

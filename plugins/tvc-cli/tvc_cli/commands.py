@@ -343,7 +343,8 @@ def doctor_command(ctx: click.Context, with_traceback: bool, as_json: bool) -> N
     versions, variables.
 
     Each plugin is loaded in a process of its own, so that one that crashes or hangs is found.
-    Exit code 1 where there is a problem; a note is not one.
+    Exit code 1 where there is a problem; a note is not one. `tvc check` looks at one plugin, and
+    `tvc validate`, of tvc-recipes, at recipes.
     """
     from . import doctor
 
@@ -365,7 +366,8 @@ def check_command(ctx: click.Context, plugin: str, as_json: bool) -> None:
     its distribution (acme-blocks) or its module (acme_blocks.plugin).
 
     Exit code 1 where a check fails. In tests of a plugin the same is
-    tvc_core.testing.parametrize_with_checks.
+    tvc_core.testing.parametrize_with_checks. `tvc doctor` looks at the installation, and `tvc
+    validate`, of tvc-recipes, at recipes.
     """
     from .checking import check_facts, importable, plugin_module, skipped_in_short
 

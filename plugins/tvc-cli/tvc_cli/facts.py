@@ -541,8 +541,8 @@ def _most_helpful(name: str, errors: list[UnknownNameError]) -> UnknownNameError
         "provides it",
         "is installed but",
         "does not offer it",
-        "Did you mean",
         "The family has",
+        "Did you mean",
     ):
         for error in errors:
             if hint in str(error):

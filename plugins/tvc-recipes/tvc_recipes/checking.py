@@ -4,26 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, Any
 
 from tvc_core import (
     BlockSpec,
     HybridBuilder,
+    PatchOpSpec,
     Recipe,
     RecipeDocument,
     RecipeError,
     Registry,
     TvcError,
 )
+from tvc_core.advice.words import on_value
+from tvc_core.errors import did_you_mean, join_names, short_repr, what_there_is
 
-from .signatures import parameters_of
+from .signatures import Parameter, block_parameters, parameters_of
 
 __all__ = ["check_data", "check_recipe"]
 
 MAX_ERRORS = 50
-_KEYS = ("type", "params", "init", "name")
 
 
 def check_recipe(
@@ -46,12 +47,12 @@ def check_recipe(
     registry = registry or Registry()
     found: list[TvcError] = []
     try:
-        document = RecipeDocument.read(recipe)
+        document = Recipe.changed(RecipeDocument.read(recipe), changes or {}).expanded(registry)
     except RecipeError as error:
         return [error]
     while len(found) < MAX_ERRORS:
         try:
-            read = Recipe.from_document(document, changes=changes, registry=registry)
+            read = Recipe.from_document(document, registry=registry)
             HybridBuilder(registry=registry).resolve(read)
         except TvcError as error:
             if str(error) not in map(str, found):
@@ -61,7 +62,7 @@ def check_recipe(
                 return found
             document = replace(document, data=smaller)
         else:
-            found += _unknown_parameters(read, registry)
+            found += _wrong_parameters(read, registry)
             return found
     return found
 
@@ -75,8 +76,6 @@ def _without(data: Any, path: tuple[Any, ...]) -> Any:
     key, rest = path[0], path[1:]
     if isinstance(data, Mapping) and key in data:
         smaller = _without(data[key], rest) if rest else None
-        if smaller is None and rest and path[:2] == ("backbone", "name"):
-            return None
         if smaller is not None and (smaller or key == "backbone"):
             return {**data, key: smaller}
         return {name: value for name, value in data.items() if name != key}
@@ -86,23 +85,49 @@ def _without(data: Any, path: tuple[Any, ...]) -> Any:
     return None
 
 
-def _unknown_parameters(recipe: Recipe, registry: Registry) -> list[TvcError]:
-    """Return an error for each parameter that a block does not take, by its source."""
+def _wrong_parameters(recipe: Recipe, registry: Registry) -> list[TvcError]:
+    """Return an error for each parameter of a block, and each option of an operation, that its
+    factory does not take, needs, or takes in another form, by its source.
+    """
     found: list[TvcError] = []
     for entry in recipe.patches:
-        if not isinstance(entry.block, str) or not entry.params:
-            continue
-        block = registry.resolve(BlockSpec, entry.block)
-        takes = parameters_of(block.spec.factory, skip=1)
-        for name in entry.params if takes is not None else ():
-            if takes is None or name in takes:
-                continue
-            near = get_close_matches(name, takes, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            said = f"block {block.qualified!r}: unknown parameter {name!r}.{hint} It takes: "
-            place = entry.where.down("params", name).key
-            found.append(place.error(f"{said}{', '.join(takes) or 'none'}."))
+        op = registry.resolve(PatchOpSpec, entry.op)
+        takes = parameters_of(op.spec.factory, skip=2 if op.spec.takes_block else 1) or {}
+        for name in entry.options:
+            if problem := _misfit(takes, name, entry.options[name]):
+                found.append(entry.where.down(name).error(f"{op.qualified}: {problem}"))
+        if isinstance(entry.block, str):
+            block = registry.resolve(BlockSpec, entry.block)
+            found += _wrong_params(entry, block, block_parameters(block.spec))
     return found
+
+
+def _wrong_params(entry: Any, block: Any, takes: Mapping[str, Parameter] | None) -> list[TvcError]:
+    place, says = entry.where.down("params"), f"block {block.qualified!r}"
+    if takes is None:
+        return []
+    found: list[TvcError] = []
+    for name, value in entry.params.items():
+        if name not in takes:
+            problem = f"unknown parameter {short_repr(name)}.{what_there_is(name, takes)}"
+            found.append(place.down(name).key.error(f"{says}: {problem}"))
+        elif problem := _misfit(takes, name, value):
+            found.append(place.down(name).error(f"{says}: {problem}"))
+    needed = [name for name, each in takes.items() if each.required]
+    if missing := [name for name in needed if name not in entry.params]:
+        found.append(place.error(f"{says} needs the parameter {join_names(map(repr, missing))}"))
+    return found
+
+
+def _misfit(takes: Mapping[str, Parameter], name: str, value: Any) -> str:
+    """Say why a value is none that a parameter takes."""
+    if name not in takes or takes[name].fits(value):
+        return ""
+    choices = takes[name].choices
+    hint = did_you_mean(value, choices) if isinstance(value, str) else ""
+    hint = hint or on_value(value, takes[name].fits)
+    kind = f"one of {join_names(choices)}" if choices else takes[name].annotation
+    return f"{name} is {kind}, not {short_repr(value)}.{hint}".rstrip(".")
 
 
 # -- sections --------------------------------------------------------------------------------------
@@ -123,7 +148,8 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         return
     from jsonschema import Draft202012Validator  # takes longer than all the rest
 
-    errors = sorted(Draft202012Validator(schema).iter_errors(data), key=lambda e: list(e.path))
+    errors = list(Draft202012Validator(schema).iter_errors(data))
+    errors.sort(key=lambda e: e.validator != "additionalProperties")  # misspelt, so missing
     for error in errors[:1]:
         at = place
         for key in error.absolute_path:
@@ -131,18 +157,13 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         known = list(error.schema.get("properties", {})) if isinstance(error.schema, dict) else []
         if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
             name = next((key for key in error.instance if key not in known), "")
-            near = get_close_matches(str(name), known, n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            keys = ", ".join(known) or "none"
-            raise (at / name).key.error(
-                f"unknown key {str(name)[:80]!r}.{hint} The keys are {keys}"
-            )
+            keys = what_there_is(str(name), known, "The keys are")
+            raise (at / name).key.error(f"unknown key {short_repr(name)}.{keys}")
         raise at.error(_said(error))
 
 
 def _said(error: Any) -> str:
-    value, shown = error.validator_value, repr(error.instance)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    value, shown = error.validator_value, short_repr(error.instance)
     wanted = {
         "type": "of the type", "enum": "one of", "const": "exactly", "minimum": "at least",
         "maximum": "at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below",
@@ -151,6 +172,7 @@ def _said(error: Any) -> str:
         missing = [key for key in value if key not in error.instance]
         return f"the key {missing[0]!r} is missing"
     if error.validator in wanted:
-        listed = value if isinstance(value, list) else [value]
-        return f"has to be {wanted[error.validator]} {', '.join(map(str, listed))}, not {shown}"
-    return f"{shown} does not fit: {error.validator} is {str(value)[:200]}"
+        listed = list(map(str, value)) if isinstance(value, list) else [str(value)]
+        near = did_you_mean(str(error.instance), listed) if error.validator == "enum" else ""
+        return f"has to be {wanted[error.validator]} {join_names(listed)}, not {shown}.{near}"
+    return f"{shown} does not fit: {error.validator} is {short_repr(value)}"

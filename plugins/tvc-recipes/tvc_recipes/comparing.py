@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +39,9 @@ def compare(
     """Return in what two models differ, whatever their texts look like: short and qualified names,
     values left out and spelled out are the same.
 
-    Where two recipes read differently, both networks are built without their weights, so that
-    patterns are compared by what they mean; where they read the same, torch is not imported.
+    Where the recipes differ in what may mean the same, such as patterns of targets, or the number
+    of classes that a network has anyway, both are built, without their weights. Otherwise torch is
+    not imported.
 
     Args:
         a, b: each the path of a recipe or of a file that `HybridModel.save` wrote, a `Recipe`, or a
@@ -53,11 +55,25 @@ def compare(
     registry = registry or Registry()
     recipes = [_recipe(each, registry) for each in (a, b)]
     found = [*_differences(_facts(recipes[0]), _facts(recipes[1]))]
-    if found:
+    if _may_mean_the_same(recipes, found):
         found = _as_built(a, b, recipes, found, registry)
     if weights:
         found += _of_tensors(a, b, registry)
     return found
+
+
+def _may_mean_the_same(recipes: list[Recipe], found: list[Difference]) -> bool:
+    """Tell whether recipes that read differently may build the same: they name the same network,
+    and say in other words which modules are patched, which stages are meant, or what it has anyway.
+    """
+    if not found or recipes[0].backbone != recipes[1].backbone:
+        return False
+    targets = {entry.target for recipe in recipes for entry in recipe.patches}
+    patches = any(each.path.startswith("backbone.patches") for each in found)
+    return (patches and not all(map(_PLAIN.fullmatch, targets))) or any(
+        each.path.startswith(_SPELLED) or (each.path in _BUILT and None in (each.a, each.b))
+        for each in found
+    )
 
 
 def _recipe(given: Any, registry: Registry) -> Recipe:
@@ -81,7 +97,8 @@ def _facts(recipe: Recipe) -> dict[str, Any]:
     """Return what a recipe says of the model, in its full form."""
     data = recipe.to_mapping()
     kept = {key: value for key, value in data.items() if key not in _OF_NO_MODEL}
-    return {key: value for key, value in kept.items() if key not in recipe.sections}
+    facts = {key: value for key, value in kept.items() if key not in recipe.sections}
+    return {"backbone": {}, "head": {}, **facts}
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[Difference]:
@@ -104,11 +121,45 @@ def _as_built(
     models = [_built(each, recipe, registry) for each, recipe in zip((a, b), recipes, strict=True)]
     if None in models:  # a network of the user's own: the recipe is all there is
         return found
-    patches = [_patches(model) for model in models]
     outside = [each for each in found if not each.path.startswith("backbone.patches")]
-    shapes = [_shapes(model) for model in models]
-    kept = [each for each in outside if shapes[0] != shapes[1] or not _is_default(each, models)]
-    return [*kept, *_differences(patches[0], patches[1], "patches")]
+    kept = [each for each in outside if not _same_in(models, each)]
+    patches = [_patches(model) for model in models]
+    return [*kept, *_differences(patches[0], patches[1], "backbone.patches")]
+
+
+def _same_in(models: list[Any], difference: Difference) -> bool:
+    """Tell whether two models agree in what their recipes say differently."""
+    facts = _BUILT.get(difference.path.partition("[")[0])
+    return facts is not None and facts(models[0]) == facts(models[1])
+
+
+def _shapes(model: Any) -> Any:
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _trainable(model: Any) -> Any:
+    return {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _dropouts(model: Any) -> Any:
+    found = model.named_modules()
+    return {name: each.p for name, each in found if type(each).__name__.startswith("Dropout")}
+
+
+_BUILT: dict[str, Callable[[Any], Any]] = {
+    "head.num_classes": _shapes,
+    "head.dropout": _dropouts,
+    "backbone.stages": _shapes,
+    "backbone.in_channels": _shapes,
+    "backbone.image_size": _shapes,
+    "unfreeze_stages": _trainable,
+    "freeze_backbone": _trainable,
+    "grad_checkpointing": lambda model: model.recipe.grad_checkpointing,
+}
+"""What of a model says whether two values of a key mean the same."""
+
+_SPELLED = ("backbone.stages", "unfreeze_stages", "grad_checkpointing", "freeze_backbone")
+_PLAIN = re.compile(r"\w+(\.\w+)*")
 
 
 def _built(given: Any, recipe: Recipe, registry: Registry) -> Any:
@@ -121,26 +172,13 @@ def _built(given: Any, recipe: Recipe, registry: Registry) -> Any:
 
 
 def _patches(model: Any) -> dict[str, Any]:
-    """Return the patches of a model by the modules that they are at."""
-    found: dict[str, Any] = {}
+    """Return the patches of a model by the modules that they are at, as a recipe has them."""
+    found: dict[str, list[dict[str, Any]]] = {}
     for record in model.patch_records:
-        facts = {name: getattr(record, name) for name in ("op", "block", "params", "init")}
+        facts = {"type": record.block, "params": dict(record.params), "init": record.init}
         said = {name: value for name, value in facts.items() if value}
-        found.setdefault(record.target, []).append(said)
+        found.setdefault(record.target, []).append({record.op: {**said, **record.options}})
     return {target: each if len(each) > 1 else each[0] for target, each in found.items()}
-
-
-def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
-def _is_default(difference: Difference, models: list[Any]) -> bool:
-    """Tell whether one side only says what the other has anyway: 1000 classes of 1000."""
-    if difference.path == "head.num_classes":
-        return models[0].num_classes == models[1].num_classes and None in (
-            difference.a, difference.b,
-        )  # fmt: skip
-    return False
 
 
 def _of_tensors(a: Any, b: Any, registry: Registry) -> list[Difference]:

@@ -7,6 +7,7 @@ patch away.
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 from collections.abc import Mapping
@@ -14,20 +15,25 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from tvc_core import Named, RecipeDocument, RecipeError, Registry
+from tvc_core import Named, RecipeDocument, RecipeError, Registry, TvcError
+from tvc_core.errors import did_you_mean, foreign, join_names, short_repr
 
 __all__ = ["extend"]
 
-MAX_DEPTH, MAX_FILES, MAX_VALUES = 10, 50, 10_000
+MAX_DEPTH, MAX_FILES, MAX_VALUES, MAX_BYTES = 10, 50, 10_000, 1_000_000
 _SUFFIXES = (".yaml", ".yml")
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
-def extend(document: RecipeDocument) -> RecipeDocument:
+def extend(document: RecipeDocument, registry: Registry) -> RecipeDocument:
     """Return a recipe with what it extends in it, each value with its own place.
 
     Files are looked for beside the file that names them, and must be regular files under the folder
     of the recipe that was asked for.
+
+    Args:
+        document: the recipe.
+        registry: where templates are looked up.
 
     Raises:
         RecipeError: a file that is not there or outside of that folder, a circle, more than 10
@@ -35,14 +41,15 @@ def extend(document: RecipeDocument) -> RecipeDocument:
     """
     is_file = document.place.marks is not None
     start = Path(document.place.source) if is_file else Path("recipe")
-    return _Extending(start.parent.resolve()).whole(document, start.parent, [start.resolve()])
+    extending = _Extending(start.parent.resolve(), registry)
+    return extending.whole(document, start.parent, [start.resolve()])
 
 
 class _Extending:
     """One recipe's files: each is read once."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    def __init__(self, root: Path, registry: Registry) -> None:
+        self.root, self.registry = root, registry
         self.read: dict[Path, RecipeDocument] = {}
 
     def whole(self, document: RecipeDocument, folder: Path, chain: list[Path]) -> RecipeDocument:
@@ -58,14 +65,16 @@ class _Extending:
         place = document.place / "extends"
         named = document.data["extends"]
         names = [named] if isinstance(named, str) else named
-        if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
+        texts = isinstance(names, list) and all(isinstance(each, str) and each for each in names)
+        if not names or not texts:
             raise place.error("extends is a file, a template, or a list of them")
         if len(chain) > MAX_DEPTH:
             raise place.error(f"more than {MAX_DEPTH} recipes extend one another")
         data: dict[str, Any] = {}
         marks: dict[Any, Any] = {}
-        for name in names:
-            base = self.base(name, place, folder, chain)
+        for index, name in enumerate(names):
+            at = place if isinstance(named, str) else place / index
+            base = self.base(name, at, folder, chain)
             data, marks = _merged(data, marks, base.data, dict(base.place.marks or {}))
         own = {key: value for key, value in document.data.items() if key != "extends"}
         data, marks = _merged(data, marks, own, dict(document.place.marks or {}))
@@ -73,21 +82,22 @@ class _Extending:
             raise place.error(f"with what it extends it has more than {MAX_VALUES:,} values")
         marks[()] = (document.place.marks or {}).get((), (place.mark, place.mark))
         kept = marks if document.place.marks is not None else None
-        return RecipeDocument(data=data, place=replace(document.place, marks=kept))
+        return replace(document, data=data, place=replace(document.place, marks=kept))
 
     def base(self, name: str, place: Any, folder: Path, chain: list[Path]) -> RecipeDocument:
         """Return what one name stands for, whole."""
         if PurePosixPath(name).suffix not in _SUFFIXES:
-            return _template(name, place)
+            template = self.template(name, place, folder)
+            return self.whole(template, folder, [*chain, Path(f"<{name}>")])
         path = folder / name
         try:
             real = path.resolve()
         except (OSError, ValueError, RuntimeError) as error:
-            raise place.error(f"{name!r} cannot be followed: {error}") from error
+            raise place.error(f"{short_repr(name)} cannot be followed: {error}") from error
         if Path(name).is_absolute() or not real.is_relative_to(self.root):
             raise place.error(
-                f"{name!r} is outside of the recipe's folder, where it must not reach. Put the "
-                "file there"
+                f"{short_repr(name)} is outside of the recipe's folder, where it must not reach. "
+                "Put the file there"
             )
         if real in chain:
             circle = " -> ".join(each.name for each in [*chain[chain.index(real) :], real])
@@ -95,25 +105,64 @@ class _Extending:
         if real not in self.read:
             if len(self.read) >= MAX_FILES:
                 raise place.error(f"the recipe extends more than {MAX_FILES} files")
-            document = _relocated(_read(path, place), real.parent, self.root)
+            content = _read(real, place, name, self.near(name, folder))
+            document = _relocated(_parsed(content, path), real.parent, self.root)
             self.read[real] = document
             self.read[real] = self.whole(document, path.parent, [*chain, real])
         return self.read[real]
 
+    def near(self, name: str, folder: Path) -> str:
+        """Return what may be meant by a name that stands for nothing: files and templates."""
+        above = PurePosixPath(name).parent
+        there: list[str] = []
+        if (inside := (folder / above).resolve()).is_relative_to(self.root) and inside.is_dir():
+            files = [each for each in inside.iterdir() if each.suffix in _SUFFIXES]
+            there = sorted((above / each.name).as_posix() for each in files)
+        return did_you_mean(name, [*there, *self.registry.names("template")])
 
-def _read(path: Path, place: Any) -> RecipeDocument:
+    def template(self, name: str, place: Any, folder: Path) -> RecipeDocument:
+        """Return what a plugin offers under a name."""
+        try:
+            offer: Named[Any] = self.registry.resolve("template", name)
+        except TvcError as error:
+            templates = self.registry.names("template")
+            what = f"{short_repr(name)} is neither a file (.yaml, .yml) nor a template."
+            there = f"The templates are: {join_names(templates)}"
+            problem = f"{what}{self.near(name, folder)} {there}"
+            said = str(error) if name.partition(":")[2] or name in templates else problem
+            raise place.error(said) from error
+        with foreign(RecipeError, f"{place}: the template {offer.qualified} cannot be made"):
+            data = offer.load()()
+        if not isinstance(data, Mapping):
+            raise place.error(f"the template {offer.qualified} is no mapping")
+        return RecipeDocument(
+            data=data, place=replace(place, path=(), marks={(): (place.mark, place.mark)})
+        )
+
+
+def _read(real: Path, place: Any, name: str, near: str) -> bytes:
+    what = short_repr(name)
     try:
-        # a pipe would be waited for, and a device never ends
-        number = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        # a pipe would be waited for, and a device never ends; a link was followed before
+        flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+        number = os.open(real, os.O_RDONLY | flags | getattr(os, "O_BINARY", 0))
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise place.error(f"{str(path)!r} cannot be read: {reason}") from error
-    with open(number, "rb", closefd=True) as opened:  # noqa: PTH123  a descriptor
-        if not stat.S_ISREG(os.fstat(number).st_mode):
-            raise place.error(f"{str(path)!r} is no regular file")
-        content = opened.read(1_000_001)
-    if len(content) > 1_000_000:
-        raise place.error(f"{str(path)!r} is larger than the 1,000,000 bytes of a recipe")
+        raise place.error(f"{what} cannot be read: {reason}.{near}") from error
+    try:
+        regular = stat.S_ISREG(os.fstat(number).st_mode)
+        with open(number, "rb", closefd=False) if regular else io.BytesIO() as file:
+            content = file.read(MAX_BYTES + 1)
+    finally:
+        os.close(number)
+    if not regular:
+        raise place.error(f"{what} is not a regular file")
+    if len(content) > MAX_BYTES:
+        raise place.error(f"{what} is larger than the {MAX_BYTES:,} bytes that a recipe may have")
+    return content
+
+
+def _parsed(content: bytes, path: Path) -> RecipeDocument:
     try:
         document = RecipeDocument.parse(content.decode("utf-8"), str(path))
     except UnicodeDecodeError as error:
@@ -136,15 +185,6 @@ def _relocated(document: RecipeDocument, folder: Path, root: Path) -> RecipeDocu
     return replace(document, data={**document.data, "backbone": moved})
 
 
-def _template(name: str, place: Any) -> RecipeDocument:
-    with place.before_errors():
-        offer: Named[Any] = Registry().resolve("template", name)
-        data = offer.load()()
-    if not isinstance(data, Mapping):
-        raise place.error(f"the template {offer.qualified} is no mapping")
-    return RecipeDocument(data=data, place=replace(place, marks={(): (place.mark, place.mark)}))
-
-
 def _merged(
     base: Mapping[str, Any],
     base_marks: dict[Any, Any],
@@ -160,8 +200,8 @@ def _merged(
         if here == ("backbone",):  # its short form
             before = {"name": before} if isinstance(before, str) else before
             value = {"name": value} if isinstance(value, str) else value
-        if value is None and path == ("backbone", "patches"):
-            merged.pop(key, None)
+        if value is None and path == ("backbone", "patches") and key in merged:
+            del merged[key]
             continue
         if isinstance(before, Mapping) and isinstance(value, Mapping):
             merged[key], marks = _merged(before, marks, value, over_marks, here)

@@ -106,7 +106,9 @@ def _is_comment(line: str, column: int) -> bool:
 def _end(lines: Sequence[str], mapping: yaml.MappingNode) -> int:
     """Return the line after the last one of a block mapping."""
     last, column = mapping.value[-1], mapping.value[-1][0].start_mark.column
-    end = max(last[1].end_mark.line, last[0].start_mark.line + 1)
+    mark = last[1].end_mark  # of a block it is where the next one begins, else on its last line
+    end = max(mark.line + (mark.column > 0), last[0].start_mark.line + 1)
+    end = min(end, len(lines))
     while end > last[0].start_mark.line + 1 and not _belongs(lines[end - 1], column):
         end -= 1
     return end

@@ -18,8 +18,9 @@ class SectionSpec(Spec):
     The core keeps what stands there in `Recipe.sections`, after it was held against the schema. The
     factory is what acts on it: `act(data)` returns what its owner works with, whenever its owner
     asks for it (`Registry().resolve("section", name).load()`). With `expands` it is instead
-    `expand(document) -> document`: it gets the recipe as a `RecipeDocument` before any key is
-    looked at, and returns it without the section, with other text in its place.
+    `expand(document, registry) -> document`: it gets the recipe as a `RecipeDocument` before any
+    key is looked at, and returns it without the section, with other text in its place. Sections
+    expand in the order of their names.
 
     Args:
         schema: a JSON Schema (draft 2020-12) of what may stand there. `tvc schema` hands it on to
@@ -44,6 +45,8 @@ class SectionSpec(Spec):
         """
         from .checking import check_data  # imports jsonschema
 
+        if self.expands:
+            raise place.error(f"{self.name} came from another section, after it was looked for")
         check_data(data, self.schema, place)
         return data
 

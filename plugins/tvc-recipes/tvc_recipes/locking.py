@@ -8,24 +8,45 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from tvc_core import HybridBuilder, Recipe, RecipeDocument, Registry, load_recipe
+from tvc_core.errors import short_repr
+
+from .checking import check_data
 
 __all__ = ["check", "lock_recipe"]
 
-_ALWAYS = ("tvc-core", "torch", "torchvision")
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+LOCK = {
+    "type": "object",
+    "properties": {
+        "plugins": _TEXTS,
+        "weights": {
+            "type": "object",
+            "properties": {"file": {"type": "string"}, "sha256": {"type": "string"}},
+            "required": ["file", "sha256"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["plugins"],
+    "additionalProperties": False,
+}
+"""What `tvc lock` writes, as a JSON Schema."""
 
 
 def lock_recipe(
     path: str | Path, *, changes: Mapping[str, Any] | None = None, registry: Registry | None = None
 ) -> Recipe:
-    """Return a recipe with every name qualified and a section `lock`. The weights are downloaded
-    where they are not there yet.
+    """Return a recipe with every name qualified and a section `lock`: the versions of all
+    distributions that have a part in the model, and of what these require, and the hash of the
+    weights, which are downloaded where they are not there yet.
 
     Args:
         path: the file.
@@ -33,45 +54,47 @@ def lock_recipe(
         registry: where names are looked up; by default what is installed.
 
     Raises:
-        TvcError: the recipe is wrong, or its weights are not available.
+        TvcError: the recipe is wrong, its weights are not available, or only its plugin knows where
+            they are.
     """
     registry = registry or Registry()
     recipe = load_recipe(path, changes=changes, registry=registry)
     resolved = HybridBuilder(registry=registry).resolve(recipe)
-    owners = {resolved.backbone, *(entry.op for entry in resolved.patches)}
-    owners |= {entry.block for entry in resolved.patches if isinstance(entry.block, str)}
-    owners |= {entry.init for entry in resolved.patches if entry.init}
-    names = {*_ALWAYS, *(str(name).partition(":")[0] for name in owners)}
-    lock: dict[str, Any] = {"plugins": dict(sorted(_versions(names)))}
-    if (file := _weights_file(recipe, resolved, Path(path).parent, registry)) is not None:
+    lock: dict[str, Any] = {"plugins": dict(sorted(_versions(_owners(resolved))))}
+    if resolved.weights is not None:
+        file = _weights_file(recipe, resolved, Path(path).parent, registry)
         lock["weights"] = {"file": file.name, "sha256": _sha256(file)}
+        if (Path(path).parent / str(recipe.weights)) == file:
+            resolved = replace(resolved, weights=recipe.weights)  # with its folder
     return replace(resolved, sections={**resolved.sections, "lock": lock})
 
 
-def check(document: RecipeDocument) -> RecipeDocument:
+def check(document: RecipeDocument, registry: Registry) -> RecipeDocument:
     """Return a locked recipe without its lock, if what it says holds here.
+
+    Args:
+        document: the recipe.
+        registry: where sections are looked up; none is here.
 
     Raises:
         RecipeError: a distribution has another version or is missing, or the weights have another
             hash; all of them are named.
     """
     lock, place = document.data["lock"], document.place / "lock"
-    if not isinstance(lock, Mapping):
-        raise place.error("lock is a mapping, as `tvc lock` writes it")
-    plugins = lock.get("plugins", {})
-    weights = lock.get("weights", {})
-    if not isinstance(plugins, Mapping) or not isinstance(weights, Mapping):
-        raise place.error("plugins and weights are mappings, as `tvc lock` writes them")
+    check_data(lock, LOCK, place)
+    plugins, weights = lock["plugins"], lock.get("weights", {})
     here = dict(_versions(plugins))
     wrong = [
-        f"{name} is {here.get(name, 'not installed')}, locked at {version}"
+        f"{short_repr(name)} is {here.get(name, 'not installed')}, locked at {short_repr(version)}"
         for name, version in plugins.items()
         if here.get(name) != version
     ]
-    name, wanted = weights.get("file"), weights.get("sha256")
-    for file in _places(name, document) if isinstance(name, str) else ():
-        if (found := _sha256(file)) != wanted:
-            wrong.append(f"the weights {file} have the hash {found[:16]}, locked at {wanted!s:.16}")
+    for file in _places(weights["file"], document) if weights else ():
+        if (found := _sha256(file)) != weights["sha256"]:
+            wrong.append(
+                f"the weights {short_repr(str(file))} have the hash {found[:16]}..., locked at "
+                f"{weights['sha256'][:16]}..."
+            )
         break
     if wrong:
         raise place.error(
@@ -82,31 +105,56 @@ def check(document: RecipeDocument) -> RecipeDocument:
     return replace(document, data=data)
 
 
-def _versions(names: Any) -> Iterator[tuple[str, str]]:
+def _owners(recipe: Recipe) -> set[str]:
+    """Return the distributions that have a part in what a resolved recipe builds."""
+    names = {recipe.backbone, *(entry.op for entry in recipe.patches)}
+    names |= {entry.block for entry in recipe.patches if isinstance(entry.block, str)}
+    names |= {entry.init for entry in recipe.patches if entry.init}
+    owners = {name.partition(":")[0] for name in names} | {"tvc-core"}
+    required = {
+        re.split(r"[\s\[<>=!~;(]", requirement, maxsplit=1)[0]
+        for owner in owners
+        for requirement in _requires(owner)
+        if "extra ==" not in requirement
+    }
+    return owners | required
+
+
+def _requires(name: str) -> list[str]:
+    try:
+        return metadata.requires(name) or []
+    except metadata.PackageNotFoundError:  # a plugin made in code
+        return []
+
+
+def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     for name in names:
-        try:
-            yield str(name), metadata.version(str(name))
-        except (metadata.PackageNotFoundError, ValueError):
-            continue
+        with suppress(metadata.PackageNotFoundError, ValueError):
+            yield name, metadata.version(name)
 
 
-def _weights_file(
-    recipe: Recipe, resolved: Recipe, folder: Path, registry: Registry
-) -> Path | None:
-    if resolved.weights is None:
-        return None
+def _weights_file(recipe: Recipe, resolved: Recipe, folder: Path, registry: Registry) -> Path:
     own = folder / str(recipe.weights)
     if own.is_file():
         return own
     from tvc_core import weights_file  # imports torch
 
-    return weights_file(resolved.backbone, str(resolved.weights), registry=registry)
+    file = weights_file(resolved.backbone, str(resolved.weights), registry=registry)
+    if file is None:
+        raise recipe.place("weights").error(
+            f"only the plugin of {resolved.backbone} knows where these weights are, so a lock "
+            "cannot hold their hash. Build the model, save its weights beside the recipe and name "
+            "that file; or write weights: null"
+        )
+    return file
 
 
 def _places(name: str, document: RecipeDocument) -> Iterator[Path]:
-    """Yield where the file of weights is here: beside the recipe, or in a cache."""
-    name = Path(name).name
-    folders = [Path(document.place.source).parent]
+    """Yield where the file of weights is here: where the recipe has it, or in a cache."""
+    name, folder = PurePath(name).name, Path(document.place.source).parent
+    backbone = document.data.get("backbone")
+    own = str(backbone.get("weights")) if isinstance(backbone, Mapping) else ""
+    folders = [(folder / own).parent] if PurePath(own).name == name else []
     shared = os.environ.get("TVC_WEIGHTS_PATH", "").split(os.pathsep)
     for entry in filter(None, shared):
         folders += [Path(entry).expanduser(), Path(entry).expanduser() / "hub" / "checkpoints"]

@@ -15,9 +15,11 @@ from tvc_core import (
     Registry,
     UnknownNameError,
 )
+from tvc_core.recipe.arguments import BuildArguments
+from tvc_core.recipe.rules import FREEZE, HEAD
 
 from .keys import fields_of, recipe_keys
-from .signatures import MISSING, Parameter, parameters_of
+from .signatures import MISSING, Parameter, block_parameters, parameters_of
 
 __all__ = ["recipe_schema"]
 
@@ -28,6 +30,7 @@ _TYPES = {
     "int": "integer", "float": "number", "str": "string", "bool": "boolean", "None": "null",
     "Mapping": "object", "dict": "object",
 }  # fmt: skip
+_MACRO = {"$ref": "#/definitions/macro"}
 _OF_FILES = r"(/|\.(safetensors|pth|pt|ckpt|bin)$)"
 
 
@@ -40,12 +43,16 @@ def recipe_schema(registry: Registry | None = None) -> dict[str, Any]:
     registry = registry or Registry()
     keys = recipe_keys()
     top = {key: _of_key(entry) for key, entry in fields_of("").items()}
+    top["requires"]["anyOf"].append({"type": "string"})
     top["version"] = {"const": 1, "description": top["version"]["description"]}
+    freeze = _object({key: _of_rule(rule) for key, rule in FREEZE.items()})
+    top["freeze_backbone"]["anyOf"] = [{"type": "boolean"}, freeze, _MACRO]
     head = {key: _of_key(entry) for key, entry in fields_of("head").items()}
+    head["heads"]["anyOf"] = [_heads(), {"type": "null"}, _MACRO]
     properties: dict[str, Any] = {
         **{key: top.get(key, {}) for key in keys[""]},
         "backbone": _backbone(registry),
-        "head": _object(head, "What the network ends with."),
+        "head": {"anyOf": [_object(head), {"type": "null"}, _MACRO], "description": "The head."},
     }
     for offer in _sections(registry):
         properties[offer.spec.name] = {"description": offer.spec.summary, **offer.spec.schema}
@@ -80,7 +87,7 @@ def _object(properties: Mapping[str, Any], description: str = "") -> dict[str, A
 def _named(names: Iterable[str], description: str = "") -> dict[str, Any]:
     """Return the schema of one of the names; of a macro as well."""
     listed = {"enum": sorted(names), "description": description}
-    return {"anyOf": [listed, {"$ref": "#/definitions/macro"}]}
+    return {"anyOf": [listed, _MACRO]}
 
 
 def _qualified(registry: Registry, kind: type[Any]) -> list[str]:
@@ -93,18 +100,45 @@ def _qualified(registry: Registry, kind: type[Any]) -> list[str]:
 
 def _of_key(entry: Any) -> dict[str, Any]:
     """Return the schema of a field of a recipe: from its type, and its rule's choices."""
-    rule = entry.metadata["rule"]
-    choices = list(getattr(rule, "choices", ()))
-    schema: dict[str, Any] = {"enum": [*choices, None]} if choices else _of_type(str(entry.type))
-    says = getattr(rule, "says", "")
-    schema["description"] = f"{entry.name} {says}".strip() if says else entry.name
-    found = re.search(r"from (\d[\d,]*)(?: \(.*?\))? to (\d[\d,]*)", says)
+    schema = _of_rule(entry.metadata["rule"], _type_of(entry))
+    schema["description"] = f"{entry.name} {schema['description']}".strip()
+    return schema
+
+
+def _type_of(entry: Any) -> str:
+    """Return the type that may be given: an argument's, which takes one stage for a list of them,
+    say, or else what a recipe keeps.
+    """
+    given = BuildArguments.__annotations__.get(entry.name, entry.type)
+    return str(getattr(given, "__forward_arg__", given))
+
+
+def _of_rule(rule: Any, type_: str = "") -> dict[str, Any]:
+    """Return the schema of what a rule allows, or a macro.
+
+    Args:
+        rule: one of the core's; of a function only the type is known.
+        type_: of the value, where the rule has no choices.
+    """
+    choices, says = list(getattr(rule, "choices", ())), getattr(rule, "says", "")
+    schema: dict[str, Any] = {"enum": [*choices, None]} if choices else _of_type(type_)
+    found = re.search(r"from (\d[\d,]*)(?: \(.*?\))? to (\d[\d,]*)$", says)
     if found and "integer" in str(schema):
         least, most = (int(number.replace(",", "")) for number in found.groups())
         for part in [schema, *schema.get("anyOf", ())]:
             if part.get("type") == "integer":
                 part.update(minimum=least, maximum=most)
-    return schema
+    return {"anyOf": [*schema.pop("anyOf", [schema]), _MACRO], "description": says}
+
+
+def _heads() -> dict[str, Any]:
+    """Return the schema of several heads, each of which has keys of its own."""
+    types = {key: _type_of(entry) for key, entry in fields_of("head").items()}
+    one = _object({key: _of_rule(rule, types[key]) for key, rule in HEAD.items()})
+    number = {"type": "integer", "minimum": 1}
+    names = {"type": "array", "items": {"type": "string"}}
+    head = {"anyOf": [number, names, one, _MACRO]}
+    return {"type": "object", "additionalProperties": head, "minProperties": 1}
 
 
 def _of_type(written: str) -> dict[str, Any]:
@@ -151,21 +185,20 @@ def _backbone(registry: Registry) -> dict[str, Any]:
         {"type": "string", "pattern": f"^({re.escape(offer.owner)}:)?{re.escape(offer.spec.name)}/"}
         for offer in families
     ]
-    macro = {"$ref": "#/definitions/macro"}
-    name = {"anyOf": [{"enum": sorted(set(names))}, *patterns, macro]}
+    name = {"anyOf": [{"enum": sorted(set(names))}, *patterns, _MACRO]}
     properties = {key: _of_key(entry) for key, entry in fields_of("backbone").items()}
     properties["name"] = {**name, "description": "The name of a backbone."}
+    patch = {"$ref": "#/definitions/patch"}
+    steps = [
+        patch,
+        {"type": "array", "items": {"anyOf": [patch, _MACRO]}},
+        _MACRO,
+        {"type": "null"},
+    ]
+    targets = {"type": "object", "additionalProperties": {"anyOf": steps}}
     properties["patches"] = {
         "description": "What to change where.",
-        "type": "object",
-        "additionalProperties": {
-            "anyOf": [
-                {"$ref": "#/definitions/patch"},
-                {"type": "array", "items": {"$ref": "#/definitions/patch"}},
-                macro,
-                {"type": "null"},
-            ]
-        },
+        "anyOf": [targets, _MACRO, {"type": "null"}],
     }
     every = {weights.name for offer in offers for weights in offer.spec.weights}
     properties["weights"] = _weights(every)
@@ -177,7 +210,7 @@ def _backbone(registry: Registry) -> dict[str, Any]:
                 "properties": {
                     "weights": _weights(weights.name for weights in offer.spec.weights),
                     "options": {
-                        "properties": {option: {} for option in offer.spec.options},
+                        "properties": {key: {} for key in offer.spec.options},
                         "additionalProperties": False,
                     },
                 }
@@ -196,7 +229,7 @@ def _weights(names: Iterable[str]) -> dict[str, Any]:
             {"enum": ["DEFAULT", *sorted(names), None]},
             {"type": "string", "pattern": r"\.(DEFAULT|[A-Z0-9_]+)$"},
             {"type": "string", "pattern": _OF_FILES},
-            {"$ref": "#/definitions/macro"},
+            _MACRO,
         ],
     }
 
@@ -209,9 +242,9 @@ def _patch(registry: Registry) -> dict[str, Any]:
     operations: dict[str, Any] = {}
     initializers = _named(set(_qualified(registry, InitializerSpec)), "How its weights start.")
     for offer in registry.all(PatchOpSpec):
+        takes = parameters_of(offer.spec.factory, skip=2 if offer.spec.takes_block else 1) or {}
         options = {
-            name: {"default": default} if default is not None else {}
-            for name, default in offer.spec.options.items()
+            name: _of_parameter(takes[name]) if name in takes else {} for name in offer.spec.options
         }
         keys: dict[str, Any] = {"name": {"type": "string"}, **options}
         if offer.spec.takes_block:
@@ -234,15 +267,19 @@ def _parameters(registry: Registry) -> list[dict[str, Any]]:
     """Return for each block what its `params` may be."""
     rules = []
     for offer in registry.all(BlockSpec):
-        takes = parameters_of(offer.spec.factory, skip=1)
-        if takes is not None:
-            params = {name: _of_parameter(each) for name, each in takes.items()}
-            rules.append(
-                {
-                    "if": {"properties": {"type": {"enum": [offer.spec.name, offer.qualified]}}},
-                    "then": {"properties": {"params": _object(params, offer.spec.summary)}},
-                }
-            )
+        takes = block_parameters(offer.spec)
+        if takes is None:
+            continue
+        params = _object({name: _of_parameter(each) for name, each in takes.items()})
+        params["description"] = offer.spec.summary
+        then: dict[str, Any] = {"properties": {"params": {"anyOf": [params, _MACRO]}}}
+        if needed := [name for name, each in takes.items() if each.required]:
+            params["required"] = needed
+            then["required"] = ["params"]
+        names = [offer.spec.name, offer.qualified]
+        rules.append(
+            {"if": {"properties": {"type": {"enum": names}}, "required": ["type"]}, "then": then}
+        )
     return rules
 
 
@@ -250,5 +287,4 @@ def _of_parameter(parameter: Parameter) -> dict[str, Any]:
     schema = _of_type(parameter.annotation) if parameter.annotation else {}
     plain = parameter.default is not MISSING and parameter.default is not None
     default = {"default": parameter.default} if plain else {}
-    alternatives = [schema, {"$ref": "#/definitions/macro"}] if schema else []
-    return {**({"anyOf": alternatives} if alternatives else {}), **default}
+    return {**({"anyOf": [schema, _MACRO]} if schema else {}), **default}

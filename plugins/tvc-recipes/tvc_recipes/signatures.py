@@ -5,11 +5,14 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Parameter", "parameters_of"]
+from tvc_core import BlockSpec
+
+__all__ = ["MISSING", "Parameter", "block_parameters", "parameters_of"]
 
 MISSING = object()
 
@@ -27,6 +30,43 @@ class Parameter:
     annotation: str = ""
     default: Any = MISSING
     required: bool = False
+
+    @property
+    def choices(self) -> list[str]:
+        """The texts that it may be, where its type names them all."""
+        found = _LITERAL.fullmatch(self.annotation)
+        return re.findall(r"'([^']*)'", found[1]) if found else []
+
+    def fits(self, value: Any) -> bool:
+        """Tell whether a value of a recipe may be of its type; what its type says nothing of may.
+        In a recipe a whole number is a float as well, a list a tuple, and true is no number.
+        """
+        if value is None and self.default is None:
+            return True
+        if self.choices and isinstance(value, str):
+            return value in self.choices
+        return _fits(value, self.annotation) if self.annotation else True
+
+
+_LITERAL = re.compile(r"(?:\w+\.)?Literal\[([^\[\]]*)\](?: \| None)?")
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    types = re.sub(r"\[.*?\]", "", annotation).split("|")
+    kinds = [each.strip().rpartition(".")[2] for each in types]
+    if not all(each in _KINDS for each in kinds):
+        return True
+    return any(
+        isinstance(value, _KINDS[each]) and (each == "bool" or not isinstance(value, bool))
+        for each in kinds
+    )
+
+
+_KINDS: dict[str, Any] = {
+    "int": int, "float": (int, float), "str": str, "bool": bool, "None": type(None),
+    "list": list, "tuple": list, "Sequence": list, "Iterable": list, "dict": dict, "Mapping": dict,
+    "Literal": str,
+}  # fmt: skip
 
 
 def parameters_of(factory: Any, *, skip: int = 0) -> dict[str, Parameter] | None:
@@ -55,6 +95,19 @@ def parameters_of(factory: Any, *, skip: int = 0) -> dict[str, Parameter] | None
     pairs = [*zip(positional, defaults, strict=True)][skip:]
     pairs += [*zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
     return {each.arg: _parameter(each, default) for each, default in pairs}
+
+
+def block_parameters(spec: BlockSpec) -> dict[str, Parameter] | None:
+    """Return the parameters of a block; one that takes over weights of what it replaces may take
+    others then, and needs none.
+    """
+    takes = parameters_of(spec.factory, skip=1)
+    if takes is None or not spec.in_place_of:
+        return takes
+    also = parameters_of(spec.in_place_of, skip=2)
+    if also is None:
+        return None
+    return {name: replace(each, required=False) for name, each in {**also, **takes}.items()}
 
 
 def _parameter(argument: ast.arg, default: ast.expr | None) -> Parameter:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tvc_core import BackboneFamilySpec, hookimpl
 
+from . import names  # noqa: F401  light, and so no name that is looked up decides an import
+
 TVC_API = (1, 1)
 
 

@@ -27,7 +27,12 @@ def scale_by_context(
             weighted by the softmax of the scores.
         alpha: as for `blend`.
     """
-    if not (fuses(x) and is_untouched(attention) and attention.weight.dtype == x.dtype):
+    if (
+        not fuses(x)
+        or x.is_cuda  # where matrix products are the fastest way to read a map
+        or not is_untouched(attention)
+        or attention.weight.dtype != x.dtype
+    ):
         return x * blend(gate_of(attend(x, attention)), alpha, x)
     shared = Shared()
     bias = attention.bias if isinstance(attention.bias, Tensor) else None
@@ -103,4 +108,5 @@ def _plain_backward(
     dscores = weights * (dweights - (weights * dweights).sum((2, 3), keepdim=True))
     dx = grad_context * weights + weight * dscores
     dweight = (x * dscores).sum((0, 2, 3), keepdim=True).view_as(weight)
-    return dx, dweight, None if bias is None else torch.zeros_like(bias), None
+    dbias = None if bias is None else dscores.sum().view_as(bias)  # 0 but for rounding
+    return dx, dweight, dbias, None

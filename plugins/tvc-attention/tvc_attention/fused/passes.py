@@ -27,6 +27,9 @@ PIECE = 1 << 19
 Small enough for that, large enough that starting the steps costs little.
 """
 
+LEAST_CUDA = 1 << 27
+"""Size of a map from which the functions win on a GPU in eager mode [bytes]."""
+
 _in_functorch: Callable[[], bool] = getattr(
     torch._C, "_are_functorch_transforms_active", lambda: False
 )
@@ -47,7 +50,11 @@ def fuses(x: Tensor) -> bool:
     """Return whether the fused functions take a map: dense in memory, with a backward pass to
     come.
     """
-    return torch.is_grad_enabled() and is_dense(x)
+    if not (torch.is_grad_enabled() and is_dense(x)):
+        return False
+    # On a GPU a few passes over a small map take less time than it takes to start more kernels from
+    # Python, unless they are recorded into a graph.
+    return not x.is_cuda or x.nbytes >= LEAST_CUDA or torch.cuda.is_current_stream_capturing()
 
 
 def is_dense(x: Tensor) -> bool:

@@ -90,7 +90,8 @@ class Pixels(torch.autograd.Function):
             pooled[part, :1] = few.mean(1, keepdim=True)
             pooled[part, 1:] = few.amax(1, keepdim=True)
         ctx.shared = shared
-        ctx.save_for_backward(x, channel, pooled[:, 1:])
+        # a copy: a view of what is returned would lead back to this function, in a cycle
+        ctx.save_for_backward(x, channel, pooled[:, 1:].clone())
         return x.view_as(x), pooled
 
     @staticmethod

@@ -1,0 +1,329 @@
+"""Blocks whose map and gate are one computation: against plain code, and where plain code has to
+run.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import random
+import weakref
+from typing import Any
+
+import pytest
+import timm.layers
+import torch
+from timm.layers.cbam import CbamModule, ChannelAttn
+from timm.layers.coord_attn import CoordAttn
+from timm.layers.gather_excite import GatherExcite
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from tvc_attention.fused import channel, context, passes, product, spatial
+
+from tvc_core import HybridBuilder
+
+NAMES = (
+    "se", "ese", "eca", "channel_attention", "spatial_attention", "cbam_block", "coord_attention",
+    "gather_excite", "global_context",
+)  # fmt: skip
+LAST = torch.channels_last
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    torch.manual_seed(0)
+
+
+def make(name: str, channels: int, **params: Any) -> Any:
+    return HybridBuilder().create_block(name, channels, **params)
+
+
+def plain(block: Any, x: Tensor, alpha: Tensor | None) -> Tensor:
+    """The two formulas of the architecture's page, on the block's own gate."""
+    gate = block.gate(x).to(x.dtype)
+    return x * gate if alpha is None else x * (1 + alpha * (gate - 1))
+
+
+def gradients(y: Tensor, of: list[Tensor], grad: Tensor) -> list[Tensor]:
+    return [y, *torch.autograd.grad(y, of, grad)]
+
+
+def is_fused(y: Tensor) -> bool:
+    return type(y.grad_fn).__name__ in ("ScalingBackward", "ProductBackward")
+
+
+# -- fused and plain agree -------------------------------------------------------------------------
+
+
+def a_map(draw: random.Random, dtype: torch.dtype) -> Tensor:
+    """A map of a random shape, in a random order in memory, some of them with equal maxima."""
+    shape = [draw.randint(1, 5), draw.randint(1, 40), draw.randint(1, 12), draw.randint(1, 12)]
+    x = torch.randn(shape, dtype=dtype)
+    if draw.random() < 0.2:
+        x = x.relu()
+    kind = draw.randrange(5)
+    if kind == 1:
+        return x.contiguous(memory_format=LAST)
+    if kind == 2:
+        return torch.cat([x, x], 3)[..., ::2][..., : shape[3]]
+    if kind == 3:
+        return x.transpose(2, 3)
+    if kind == 4:
+        return x[:1].expand(*shape)
+    return x
+
+
+def test_fused_and_plain_agree_on_300_random_maps() -> None:
+    draw, num_fused = random.Random(0), 0
+    for number in range(300):
+        name = NAMES[number % len(NAMES)]
+        dtype = draw.choice([torch.float64, torch.float64, torch.float32, torch.bfloat16])
+        x = a_map(draw, dtype)
+        block = make(name, x.shape[1]).to(dtype).eval()
+        alpha = torch.tensor([draw.uniform(-1, 2)], dtype=dtype).requires_grad_()
+        x = x.detach().requires_grad_()
+        grad = torch.randn(x.shape, dtype=dtype)
+        if draw.random() < 0.3:
+            grad = grad[..., :1].expand(x.shape)
+        closed = draw.random() < 0.2
+        wanted = [x, *block.parameters(), *([] if closed else [alpha])]
+        found = gradients(block.mix(x, None if closed else alpha), wanted, grad)
+        expected = gradients(plain(block, x, None if closed else alpha), wanted, grad)
+        num_fused += is_fused(found[0])
+        # a gradient of a parameter is a sum over the map, so its rounding is that of the terms
+        terms = float((grad * x).detach().abs().sum()) + 1
+        scales = [float(x.detach().abs().max()) + 1, float(grad.abs().max()) + 1]
+        scales += [terms] * (len(wanted) - 1)
+        if name in ("cbam_block", "channel_attention", "spatial_attention"):
+            scales[1] = terms  # what goes to a maximum is such a sum
+        for one, other, scale in zip(found, expected, scales, strict=True):
+            tolerance = 8 * torch.finfo(dtype).eps * scale
+            assert float((one - other).detach().abs().max()) <= tolerance, (
+                number,
+                name,
+                dtype,
+                x.shape,
+            )
+            assert one.dtype == dtype
+    assert 100 < num_fused < 300
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_maps_of_several_pieces(
+    name: str, memory_format: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(passes, "PIECE", 2 * 6 * 5 * 4)  # two images of five at a time
+    block, alpha = make(name, 6).double().eval(), torch.tensor([0.7]).double().requires_grad_()
+    x = torch.randn(5, 6, 5, 4).double().contiguous(memory_format=memory_format).requires_grad_()
+    wanted, grad = [x, *block.parameters(), alpha], torch.randn_like(x)
+    found = gradients(block.mix(x, alpha), wanted, grad)
+    assert is_fused(found[0])
+    for one, other in zip(found, gradients(plain(block, x, alpha), wanted, grad), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_gradients_are_those_of_finite_differences_twice(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    block = make(name, 4).double().eval()
+    x = torch.randn(2, 4, 3, 2).double().contiguous(memory_format=memory_format).requires_grad_()
+    alpha = torch.tensor([0.3]).double().requires_grad_()
+    names = [each for each, _ in block.named_parameters()]
+
+    def run(x: Tensor, alpha: Tensor, *values: Tensor) -> Any:
+        return torch.func.functional_call(
+            _Mixing(block),
+            {f"block.{n}": v for n, v in zip(names, values, strict=True)},
+            (x, alpha),
+        )
+
+    inputs = (x, alpha, *(p.detach().clone().requires_grad_() for p in block.parameters()))
+    assert is_fused(run(*inputs))
+    assert torch.autograd.gradcheck(run, inputs)
+    assert torch.autograd.gradgradcheck(run, inputs, fast_mode=True)
+
+
+class _Mixing(nn.Module):
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.block = block
+
+    def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
+        return self.block.mix(x, alpha)
+
+
+@pytest.mark.parametrize("broken", ["shift", "dots", "marks"])
+def test_a_broken_equation_is_seen(broken: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if broken == "shift":
+        monkeypatch.setattr(channel, "affine", lambda x, scale, shift: x * scale)
+    elif broken == "dots":
+        monkeypatch.setattr(channel, "channel_dots", lambda a, b: a.sum((2, 3), keepdim=True))
+    else:
+        monkeypatch.setattr(channel, "marks_of_maxima", lambda x, maxima, out: out.fill_(1))
+    block = make("channel_attention", 4, hidden_channels=16).double()
+    x = torch.randn(2, 4, 3, 2).double().requires_grad_()
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):
+        torch.autograd.gradcheck(block, (x,))
+
+
+# -- where plain code runs, or has to --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_transforms_of_functions(name: str) -> None:
+    block, x = make(name, 4).double().eval(), torch.randn(3, 4, 5, 3).double()
+    alpha = torch.tensor([0.4]).double()
+
+    def total(x: Tensor) -> Tensor:
+        return block.mix(x[None], alpha).square().sum()
+
+    expected = torch.autograd.grad(total(each := x[0].clone().requires_grad_()), each)[0]
+    torch.testing.assert_close(torch.func.grad(total)(x[0]), expected)
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(total))(x)[0], expected)
+    tangent = torch.randn_like(x[0])
+    _, slope = torch.func.jvp(total, (x[0],), (tangent,))
+    torch.testing.assert_close(slope, (expected * tangent).sum())
+    with torch.autograd.forward_ad.dual_level():
+        dual = torch.autograd.forward_ad.make_dual(x[0], tangent)
+        found = torch.autograd.forward_ad.unpack_dual(total(dual)).tangent
+    torch.testing.assert_close(found, slope)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_tracing_fx_and_export_see_ordinary_operations(name: str) -> None:
+    block, x = make(name, 4).eval(), torch.randn(2, 4, 6, 5)
+    graph = torch.fx.symbolic_trace(block)
+    program = torch.export.export(block, (x.requires_grad_(),))
+    for other in (graph, program.module()):
+        torch.testing.assert_close(other(x), block(x))
+    assert not any("Backward" in str(node.target) for node in program.graph.nodes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_empty_batches_and_maps_without_gradients(name: str) -> None:
+    block = make(name, 4).eval()
+    empty = torch.randn(0, 4, 6, 5, requires_grad=True)
+    block.mix(empty, torch.tensor([0.5])).sum().backward()
+    assert empty.grad is not None and empty.grad.shape == empty.shape
+    x = torch.randn(2, 4, 6, 5)  # of a frozen backbone: only the block learns
+    y = block.mix(x, torch.tensor([0.5]))
+    expected = torch.autograd.grad(plain(block, x, torch.tensor([0.5])).sum(), block.parameters())
+    found = torch.autograd.grad(y.sum(), block.parameters())
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_autocast_changes_no_pass_over_a_map(memory_format: torch.memory_format) -> None:
+    x, other = (torch.randn(2, 8, 6, 5).contiguous(memory_format=memory_format) for _ in range(2))
+
+    def everything() -> list[Tensor]:
+        sums = [passes.summed(x, dims) for dims in ((1,), (2,), (3,), (2, 3))]
+        small = other[:, :, :1, :1]
+        return [
+            *sums,
+            *product.strip_means(x),
+            passes.channel_dots(x, other),
+            passes.weighted_sum(x, other, (1,)),
+            passes.affine(x, small, small),
+        ]
+
+    with torch.no_grad():
+        expected = everything()
+        with torch.autocast("cpu", torch.bfloat16):
+            found = everything()
+    assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
+
+
+def test_hooks_and_wrappers_of_inner_layers_act() -> None:
+    block, x = make("se", 8), torch.randn(2, 8, 4, 4, requires_grad=True)
+    seen: list[Any] = []
+    handle = block.fc1.register_forward_hook(lambda *args: seen.append(args[-1].shape))
+    block.mix(x, torch.tensor([0.5])).sum().backward()
+    assert seen == [(2, 1, 1, 1)]
+    handle.remove()
+    before = block.mix(x, torch.tensor([0.5]))
+    block.fc2 = nn.Sequential(block.fc2, nn.Threshold(1e9, 0))  # a wrapper that puts out 0
+    after = block.mix(x, torch.tensor([1.0]))
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(after, x * 0.5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_checkpoints_copies_and_repeated_backward(name: str) -> None:
+    block = copy.deepcopy(make(name, 6)).double().eval()
+    x = torch.randn(2, 6, 5, 4).double().requires_grad_()
+    y = block.mix(x, None)
+    first = torch.autograd.grad(y.sum(), x, retain_graph=True)[0]
+    assert torch.equal(torch.autograd.grad(y.sum(), x)[0], first)
+    again = checkpoint(lambda x: block.mix(x, None), x, use_reentrant=False)
+    assert torch.equal(torch.autograd.grad(again.sum(), x)[0], first)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_keeps_the_map_alive(name: str) -> None:
+    block = make(name, 6)
+    gc.disable()
+    try:
+        x = torch.randn(2, 6, 5, 4)
+        gone = weakref.ref(x.untyped_storage())
+        y = block.mix(x.requires_grad_(), torch.tensor([0.5]))
+        del x, y
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("module", [channel, context, product, spatial])
+def test_without_fused_functions_the_same_comes_out(
+    module: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fuses", lambda x: False)
+    for name in NAMES:
+        block, x = make(name, 6).double().eval(), torch.randn(2, 6, 5, 4).double()
+        alpha = torch.tensor([0.3]).double()
+        torch.testing.assert_close(
+            block.mix(x.requires_grad_(), alpha), plain(block, x, alpha), rtol=1e-12, atol=1e-12
+        )
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+THEIRS = {
+    "se": timm.layers.SEModule,
+    "ese": timm.layers.EffectiveSEModule,
+    "eca": timm.layers.EcaModule,
+    "channel_attention": ChannelAttn,
+    "cbam_block": CbamModule,
+    "coord_attention": CoordAttn,
+    "gather_excite": lambda channels: GatherExcite(channels, use_mlp=False),
+    "global_context": timm.layers.GlobalContext,
+}
+
+
+def kept(run: Any, x: Tensor) -> int:
+    """Return what autograd keeps of a forward pass [bytes]."""
+    storages: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        y = run(x)
+    del y
+    return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("name", THEIRS)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_no_more_is_kept_for_backward_than_by_timm(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    x = torch.randn(4, 64, 28, 28).contiguous(memory_format=memory_format).requires_grad_()
+    block = make(name, 64, **({"use_mlp": False} if name == "gather_excite" else {}))
+    alpha = torch.tensor([0.5], requires_grad=True)
+    assert kept(lambda x: block.mix(x, alpha), x) <= 1.02 * kept(THEIRS[name](64), x)

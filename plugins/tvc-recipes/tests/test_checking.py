@@ -1,0 +1,127 @@
+"""What is wrong with a recipe: all of it, with the hint that helps, without torch."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tvc_recipes import check_recipe, compare
+
+from tvc_core import HybridBuilder, TvcError
+
+HINTS = {
+    "backbone: {name: resnet18, weights: None}": "1:37: .*null in YAML, without quotes",
+    "backbone: resnet18\nhead: {num_classes: 1e1}": "2:21: .*not 10.0. Write 10:",
+    "backbone: resnet18\nhead: {num_classes: '10'}": "2:21: .*Write 10, without quotes",
+    "backbone: resnet18\nhead: {num_classes: yes}": "2:21: .*YAML reads yes",
+    "backbone: resnet18\nname: 2024-01-01": "2:7: .*put it in quotes",
+    "backbone: resnet18\nname: on": "2:7: .*text needs quotes",
+    "backbone: resnet18\nname: 50": "2:7: .*a number here: text needs quotes",
+    "backbone: resnet18\nhead: {dropout: None}": "2:17: .*null in YAML",
+    "backbone: resnet18\nhead: None": "2:7: .*null in YAML",
+    "backbone: resnet18\nseed: 012": "2:7: YAML reads '012' as another number",
+    "backbone: {name: resnet18, patches: {layer1: {wrap: {type: se, params: {reduction: 8.0}}}}}": (
+        "1:84: .*reduction is int, not 8.0. Write 8:"
+    ),
+}
+
+
+@pytest.mark.parametrize("text", HINTS)
+def test_what_yaml_reads_otherwise_has_a_hint(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(text)
+    with pytest.raises(AssertionError, match=f"r.yaml:{HINTS[text]}"):
+        raise AssertionError(*map(str, check_recipe(path)))
+
+
+def test_all_errors_come_at_once_also_of_a_file_that_is_extended(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(
+        "backbone: {name: resnet18, weights: V9, patches: {layer1: {wrap: sea}}}\nseed: -1\n"
+    )
+    path = tmp_path / "r.yaml"
+    path.write_text("extends: base.yaml\nhed: {}\nhead: {num_classes: x}\n")
+    starts = [str(each).split(": ")[0].rpartition("/")[2] for each in check_recipe(path)]
+    assert sorted(starts) == [
+        "base.yaml:1:37",
+        "base.yaml:1:66",
+        "base.yaml:2:7",
+        "r.yaml:2:1",
+        "r.yaml:3:21",
+    ]
+
+
+BUILD = {
+    "  patches:\n    layer9: {wrap: se}": "4:5: backbone.patches.layer9: Target not found",
+    "  patches:\n    layer1: {wrap: {type: se, params: {reduction: 900}}}": "4:20: backbone",
+    "  stages: 9": "3:3: backbone.stages: ",
+    "  image_size: 225": "3:3: backbone.image_size: ",
+    "  options: {width_per_group: 3}": "3:3: backbone.options: ",
+    "  weights: own.pth": "3:3: backbone.weights: ",
+    "freeze_backbone: true\nunfreeze_stages: [9]": "4:1: unfreeze_stages: ",
+    "grad_checkpointing: [9]": "3:1: grad_checkpointing: ",
+    "max_params: 1000": "3:1: max_params: ",
+}
+
+
+@pytest.mark.parametrize("line", BUILD)
+def test_what_only_a_build_finds_has_its_place(tmp_path: Path, line: str) -> None:
+    name = "vit_b_16" if "image_size" in line else "resnet18"
+    path = tmp_path / "r.yaml"
+    path.write_text(f"backbone:\n  name: {name}\n{line}\n")
+    changes = {} if "weights" in line else {"weights": None}
+    with pytest.raises(TvcError) as caught:
+        HybridBuilder.build(path, **changes)
+    assert str(caught.value).startswith(f"{path}:{BUILD[line]}")
+
+
+RUN = """
+import sys, json
+from click.testing import CliRunner
+from tvc_recipes import commands
+name, *arguments = sys.argv[1:]
+result = CliRunner().invoke(getattr(commands, f"{name}_command"), arguments)
+print(json.dumps([result.exit_code, result.output, "torch" in sys.modules]))
+"""
+
+
+def run(*arguments: str | Path) -> tuple[int, str, bool]:
+    command = [sys.executable, "-c", RUN, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    code, output, torch = json.loads(done.stdout)
+    return code, output, torch
+
+
+def test_commands_on_texts_import_no_torch(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(
+        "backbone: {name: resnet18, patches: {layer1: {wrap: se}}}\nhead: {num_classes: 3}\n"
+    )
+    two.write_text(one.read_text().replace("se}", "eca}").replace("3", "4"))
+    assert run("validate", one) == (0, f"{one}: fine\n", False)
+    assert run("diff", one, one)[::2] == (0, False)
+    code, said, torch = run("diff", one, two)
+    assert (code, torch) == (1, False)
+    assert "head.num_classes: 3 -> 4" in said and "tvc-attention:eca" in said
+    assert run("fmt", "--check", one)[::2] == (0, False)
+    assert run("init", "resnet18")[::2] == (0, False)
+    one.write_text(run("init", "resnet18")[1])
+    assert run("validate", one)[0] == 0
+    code, said, _ = run("validate", one, "--set", "head.num_clases=3")
+    assert code == 1 and "Did you mean 'num_classes'" in said
+
+
+def test_models_are_compared_by_what_is_built(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    head = "backbone: {name: resnet18, weights: null, patches: "
+    one.write_text(f"{head}{{'layer[34]': {{inject: {{type: eca, position: before}}}}}}}}")
+    inject = "{inject: {type: tvc-attention:eca, position: before}}"
+    two.write_text(f"{head}{{layer3: {inject}, layer4: {inject}}}}}\nhead: {{num_classes: 1000}}")
+    assert compare(one, two) == []
+    two.write_text(two.read_text().replace("before", "after"))
+    assert [each.path for each in compare(one, two)] == [
+        f"backbone.patches.{layer}[{'tvc-core:inject'!r}].position"
+        for layer in ("layer3", "layer4")
+    ]

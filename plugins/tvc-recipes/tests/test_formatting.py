@@ -1,0 +1,114 @@
+"""`tvc fmt`: nothing changes but the layout, and twice is once. The core reads YAML 1.1 with
+PyYAML, ruamel.yaml lays out YAML 1.2.
+"""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from tvc_recipes import format_recipe
+
+from tvc_core import RecipeDocument, RecipeError
+
+VALUES = {
+    "name": ["x", "'yes'", "'a: b'", "1e1x", "|\n  block # not\n  text", "'# no'"],
+    "seed": ["0", "7", "1_000"],
+    "freeze_backbone": ["true", "yes", "on", "off"],
+    "description": [
+        ">-\n  folded\n   # keeps\n  text",
+        '"\\u00e9 a"',
+        "plain é text",
+        '"one\n\n  two # three"',
+        "'it''s'",
+        "0o17",
+        "''",
+    ],
+    "unfreeze_stages": ["[1, layer4]", "\n- 1\n- layer4", "\n  - 1\n  # c\n  - 2"],
+    "head": [
+        "{num_classes: 3}",
+        "\n    dropout: .5\n    # n\n    num_classes: +5  # five\n",
+        "\n  class_names: [a, \"no\", 'null']\n  dropout: 1e-1",
+        "~",
+        "",
+    ],
+    "macros": ["{a: '@b', b: [1, 0.1e1]}", "\n  a:\n  - se\n  -   eca # last\n"],
+    "backbone": [
+        "resnet18",
+        "{name: resnet50, weights: null}",
+        "\n  weights:\n  name: resnet18",
+        "\n   patches:\n     layer3.0: &p {wrap: se}\n     'layer4.*': *p\n   name: r",
+        "\n  patches:\n    layer1:\n    - wrap: se   # first\n    - wrap:\n        params: "
+        "{reduction: 0.5e1}\n        type: se\n  # the name\n  name: r\n  weights: ~",
+    ],
+}
+COMMENTS = ("# top", "# end", "# about", "# first", "# the name", "# five", "# n\n", "# last")
+
+
+def generated(seed: int) -> str:
+    """Return the text of a recipe, with comments, blank lines and the keys in any order."""
+    rng = random.Random(seed)
+    keys = rng.sample([*VALUES], rng.randint(1, len(VALUES)))
+    text = rng.choice(["", "# top\n", "# top\n\n", "\n\n", "---\n"])
+    for key in keys:
+        text += rng.choice(["", f"# about {key}\n", "\n", "\n# x\n# y\n"])
+        text += f"{key}: {rng.choice(VALUES[key])}".rstrip(" ") + rng.choice(["\n", "\n\n"])
+    return text + rng.choice(["", "# end\n"])
+
+
+def check(text: str) -> None:
+    laid_out = format_recipe(text)
+    assert RecipeDocument.parse(laid_out).data == RecipeDocument.parse(text).data
+    assert format_recipe(laid_out) == laid_out
+    for comment in COMMENTS:
+        assert laid_out.count(comment.strip()) == text.count(comment.strip())
+
+
+@pytest.mark.parametrize("start", range(0, 100, 25))
+def test_100_recipes_read_the_same_and_keep_their_comments(start: int) -> None:
+    for seed in range(start, start + 25):
+        check(generated(seed))
+
+
+@pytest.mark.sweep
+def test_2000_recipes_read_the_same_and_keep_their_comments() -> None:
+    for seed in range(2000):
+        check(generated(seed))
+
+
+def test_keys_stand_in_the_order_of_the_reference_with_their_comments() -> None:
+    text = """\
+# all of it
+head:
+    dropout: 0.1   # little
+    num_classes: 3
+# what it starts from
+backbone:
+  weights: null
+  name: resnet18
+name: x
+"""
+    assert (
+        format_recipe(text)
+        == """\
+# all of it
+name: x
+# what it starts from
+backbone:
+  name: resnet18
+  weights: null
+head:
+  num_classes: 3
+  dropout: 0.1     # little
+"""
+    )
+
+
+def test_windows_line_ends_become_plain_ones() -> None:
+    assert format_recipe("name: x\r\nbackbone: r\r\n") == "name: x\nbackbone: r\n"
+
+
+@pytest.mark.parametrize("text", ["a: [", "", "a: 1\na: 2", "a: !!python/name:os.system x"])
+def test_what_is_no_recipe_is_refused(text: str) -> None:
+    with pytest.raises(RecipeError):
+        format_recipe(text)

@@ -1,0 +1,97 @@
+"""The schema that editors read, by validators that know nothing of tvc."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonschema import Draft7Validator
+from recipe_mutants import VALID
+from recipe_typos import COMMON, FIRST, SECOND, typos
+from tvc_recipes import recipe_schema
+
+from tvc_core import LocalPlugin, Registry
+
+
+@pytest.fixture(scope="module")
+def validator() -> Any:
+    schema = recipe_schema()
+    Draft7Validator.check_schema(schema)
+    return Draft7Validator(schema)
+
+
+@pytest.mark.parametrize("text", [FIRST, SECOND, COMMON, *VALID])
+def test_valid_recipes_pass(validator: Any, text: str) -> None:
+    assert [error.message[:300] for error in validator.iter_errors(yaml.safe_load(text))] == []
+
+
+def test_every_typo_fails_but_in_what_a_recipe_names_itself(validator: Any) -> None:
+    passed = []
+    for text, line, _, word, wrong in typos():
+        in_macro = "attention: {" in text.splitlines()[line - 1]  # may hold anything
+        own = in_macro or word in ("@attention", "common.yaml", "macros")
+        if not own and validator.is_valid(yaml.safe_load(text)):
+            passed.append((line, wrong))
+    assert passed == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "backbone: {name: resnet18, patches: {layer1: {wrap: {type: se, params: {reduction: x}}}}}",
+        "backbone: {name: resnet18, patches: {layer1: {wrap: {params: {reduction: 4}}}}}",
+        "backbone: {name: resnet18, weights: IMAGENET1K_V3}",
+        "backbone: resnet18\nhead: {num_classes: -1}",
+        "backbone: resnet18\nfreeze_backbone: {head: some}",
+        "backbone: resnet18\nseed: true",
+        "head: {num_classes: 3}",
+    ],
+)
+def test_wrong_values_fail(validator: Any, text: str) -> None:
+    assert not validator.is_valid(yaml.safe_load(text))
+
+
+def test_a_new_plugins_block_stands_in_the_schema_with_its_parameters(tmp_path: Path) -> None:
+    """The plugin is installed, as far as Python can tell, and nothing of it is imported."""
+    info = tmp_path / "acme_new-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-new\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[tvc.plugins]\nacme-new = acme_new_plugin\n")
+    (tmp_path / "acme_new_plugin.py").write_text(
+        "from tvc_core import BlockSpec, hookimpl\n"
+        "TVC_API = (1, 0)\n"
+        "@hookimpl\n"
+        "def tvc_blocks():\n"
+        "    return [BlockSpec(name='shiny', factory='acme_new_block:Shiny', summary='New.')]\n"
+    )
+    (tmp_path / "acme_new_block.py").write_text(
+        "raise SystemExit('imported')\n"
+        "class Shiny:\n"
+        "    def __init__(self, in_channels: int, size: int, mode: str = 'a'): ...\n"
+    )
+    code = (
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "from tvc_recipes.commands import schema_command; schema_command.main([])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    validator = Draft7Validator(json.loads(done.stdout))
+    write = "backbone: {{name: resnet18, patches: {{layer1: {{wrap: {}}}}}}}"
+
+    def fits(patch: str) -> bool:
+        return validator.is_valid(yaml.safe_load(write.format(patch)))
+
+    assert fits("{type: acme-new:shiny, params: {size: 3, mode: b}}")
+    assert not fits("{type: shiny, params: {mode: b}}")  # which lacks the size
+    assert not fits("{type: shiny, params: {size: big}}")
+
+
+def test_a_registrys_own_names_are_all_that_its_schema_has() -> None:
+    plugin = LocalPlugin("acme-own")
+    registry = Registry([plugin], installed=False)
+    names = recipe_schema(registry)["definitions"]["block"]["anyOf"][0]["enum"]
+    assert names == []
