@@ -127,7 +127,8 @@ def failures(
         damaged.write_bytes(data[: draw.randrange(len(data))])
         yield load(damaged, module)
         flipped = bytearray(data)
-        flipped[draw.randrange(len(data))] ^= 1 << draw.randrange(8)
+        begin = 8 + int.from_bytes(data[:8], "little")  # before it, "format" is for other readers
+        flipped[draw.randrange(begin, len(data))] ^= 1 << draw.randrange(8)
         damaged.write_bytes(flipped)
         yield load(damaged, module)
         content, tensors = taken_apart(path)
