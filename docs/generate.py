@@ -86,6 +86,7 @@ GROUPS = {
             "Named",
             "PluginInfo",
         ),
+        *("did_you_mean", "foreign", "join_names", "on_value", "short_repr", "what_there_is"),
     ),
 }
 """Where a public name stands in api.md. Errors have a page of their own."""

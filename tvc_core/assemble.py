@@ -113,7 +113,7 @@ def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | Non
     except (WeightsError, RecipeError) as error:  # of which the second is about the budget
         error.below = key_path("weights" if isinstance(error, WeightsError) else "max_params")
         raise
-    # torchvision's builders return a new network, which nobody else has
+    # torchvision's builders return a new network, which no one else has
     is_new = plan.backbone.load() is build_torchvision
     with nullcontext() if is_new else rollback_on_error(network):
         return _assemble(plan, network, pretrained)

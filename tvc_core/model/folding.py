@@ -58,7 +58,7 @@ def fold_patches(model: nn.Module, target: str | None = None) -> FoldReport:
     A block folds by a method `fold(target)` (LoRA beside a layer, a scale after one); blocks that
     are not linear, and those with a gate, stay patches, and a UserWarning names each with the
     reason. A shift after a convolution without a bias goes into the running mean of the batch
-    normalization that follows. What is left is as it was.
+    normalization that follows. What is left stays unchanged.
 
     Args:
         model: a hybrid.

@@ -354,7 +354,7 @@ def block_for_target(block: Subject) -> None:
 
 
 def block_folds(block: Subject) -> None:
-    """A layer into which the block was folded computes something else than the two together, or
+    """A layer into which the block was folded computes something other than the two together, or
     folding changes the block.
     """
     folded = 0

@@ -81,7 +81,7 @@ class Means(torch.autograd.Function):
             dx = grad * scale if shift is None else affine(grad, scale, shift)
             shift = None
         else:
-            dx = grad  # it is nobody else's
+            dx = grad  # it is no one else's
         if grad_max is not None:
             x, largest = ctx.saved_tensors
             _add_at_maxima(dx, x, largest, grad_max, shift)
