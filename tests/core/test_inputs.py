@@ -449,7 +449,7 @@ def test_the_preprocessing_follows_the_size(builder: HybridBuilder) -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "text"),
     [
-        ("vit_b_32", {"image_size": 100}, "indivisible by patch size"),
+        ("vit_b_32", {"image_size": 100}, "does not divide into patches of 32.*96 and 128 do"),
         ("vit_b_32", {"image_size": 96, "options": {"image_size": 64}}, "give one of them"),
         ("maxvit_t", {"image_size": 192}, "takes images of 224 pixels only.*input_size"),
         ("swin_t", {"image_size": 192}, "not needed.*any size from 32 pixels"),
