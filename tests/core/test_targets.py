@@ -293,7 +293,8 @@ def test_in_a_hybrid_a_pattern_means_what_it_means_in_the_backbone(tiny: Any) ->
     ],
 )
 def test_a_pattern_without_a_match_says_what_there_is(meant: Any, target: str, said: str) -> None:
-    with pytest.raises(TargetError, match=f"(?s)Target not found: '{re.escape(target)}'.*{said}"):
+    start = re.escape(target[:80])  # long text is cut
+    with pytest.raises(TargetError, match=f"(?s)Target not found: '{start}.*'.*{said}"):
         meant("resnet50", target)
 
 
@@ -312,7 +313,7 @@ def test_a_pattern_without_a_match_says_what_there_is(meant: Any, target: str, s
 def test_a_path_stays_a_path(meant: Any, target: str) -> None:
     with pytest.raises(
         TargetError,
-        match=rf"Target not found: {re.escape(repr(target))} is not a module of resnet50",
+        match=rf"Target not found: '{re.escape(target[:80])}.*' is not a module of resnet50",
     ):
         meant("resnet50", target)
 
@@ -420,7 +421,7 @@ def test_a_pattern_builds_what_its_paths_written_out_build(tiny: Any, images: Te
     long = tiny(
         {
             **{f"layer{index}": {"wrap": "gate"} for index in (1, 2, 3)},
-            "fc": {"inject": {"type": "vector_gate"}},
+            "fc": {"inject": {"type": "vector_gate", "position": "after"}},
         },
         VECTOR,
     )
