@@ -126,7 +126,7 @@ PYTHON: dict[str, list[Row]] = {
         ('b.from_backbone("tiny")', "has no pretrained weights: pass weights=None", 'b.from_backbone("tiny", weights=None)'),
     ],
     "files as weights": [
-        ('b.from_backbone("tiny", "state.pt")', "state.pt: the weights cannot be read", 'b.from_backbone("tiny", "state.pth")'),
+        ('b.from_backbone("tiny", "state.pt")', "state.pt: cannot be read", 'b.from_backbone("tiny", "state.pth")'),
         ('b.from_backbone("tiny", network.state_dict())', "partial_load(model, state_dict)", "partial_load(tiny(), network.state_dict())"),
     ],
     # -- arguments ---------------------------------------------------------------------------------
