@@ -390,7 +390,6 @@ PYTHON: dict[str, list[Row]] = {
     "torch's classes as blocks": [
         ("LocalPlugin('mine').block(nn.GroupNorm)", ("num_groups", "def block(in_channels): return GroupNorm(...)"), "LocalPlugin('mine').block(group_norm)"),
         ("LocalPlugin('mine').block(nn.ReLU)", "here that is inplace", None),
-        ("LocalPlugin('mine').block(nn.Sigmoid)", "it takes no argument", None),
     ],
     "other things as blocks": [
         ("LocalPlugin('mine').block(nn.Identity())", "a decorator goes above a class or function", "LocalPlugin('mine').block(nn.Identity)"),

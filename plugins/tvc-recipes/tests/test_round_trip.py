@@ -146,5 +146,5 @@ def test_a_block_of_ones_own_says_what_to_hand_over_again() -> None:
             return x * self.scale
 
     model = HybridBuilder.from_backbone("resnet18", None, patches={"layer1": {"wrap": Doubling}})
-    with pytest.raises(UnknownNameError, match=r"LocalPlugin\('own'\)"):
+    with pytest.raises(UnknownNameError, match=r"LocalPlugin\('local'\)"):
         HybridBuilder.build(model.recipe)
