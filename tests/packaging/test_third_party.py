@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import tvc_cli
+import tvc_recipes
 from distributions import ROOT, Built, Environment, build
 
 import tvc_core
@@ -24,7 +25,7 @@ pytestmark = pytest.mark.packaging
 def can_be_in_a_recipe(folder: Path) -> bool:
     """Tell whether a plugin offers something that a recipe names, not only what others define."""
     [plugin] = folder.rglob("plugin.py")
-    return bool(re.search(r"def tvc_(?!kinds|cli_)", plugin.read_text(encoding="utf-8")))
+    return bool(re.search(r"def tvc_(?!kinds|cli_|recipes_)", plugin.read_text(encoding="utf-8")))
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +93,7 @@ def test_it_has_what_a_distribution_has(folder: Path) -> None:
 
 @each
 def test_it_uses_public_names_only(folder: Path) -> None:
-    modules = (tvc_core, tvc_core.testing, tvc_cli)
+    modules = (tvc_core, tvc_core.testing, tvc_cli, tvc_recipes)
     public = {module.__name__: {*module.__all__} for module in modules}
     files = [*folder.rglob("*.py")]
     assert files

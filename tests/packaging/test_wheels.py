@@ -12,7 +12,11 @@ from pathlib import Path
 import pytest
 from distributions import FOLDERS, Built, Environment, build
 
-FIVE = ["cbam_block", "channel_attention", "eca", "se", "spatial_attention"]
+ATTENTION = [
+    "bam", "cbam_block", "channel_attention", "coord_attention", "eca", "ela", "ema_attention",
+    "ese", "gather_excite", "gct", "global_context", "lka", "mlca", "non_local", "scse", "se",
+    "simam", "spatial_attention", "srm", "triplet_attention",
+]  # fmt: skip
 GUIDE = """
 import sys, torch
 from pathlib import Path
@@ -51,11 +55,11 @@ def test_the_core_alone_lists_its_own_operations(
     ) == [["inject", "replace", "wrap"], ["identity", "kaiming", "paper", "xavier", "zero"], [], []]
 
 
-def test_core_and_attention_alone_offer_the_five_blocks_and_say_who_provides_resnet50(
+def test_core_and_attention_alone_offer_their_blocks_and_say_who_provides_resnet50(
     environment: Environment, built: Built
 ) -> None:
     environment.install_by_name(built.folder, "tvc-attention")  # which requires the core
-    assert names(environment, "H.list_blocks()") == FIVE
+    assert names(environment, "H.list_blocks()") == ATTENTION
     assert names(environment, "H.list_backbones()") == []
     message = environment.run(
         "from tvc_core import HybridBuilder, TvcError\n"
@@ -74,7 +78,7 @@ def test_with_resnet_the_guides_first_examples_build_and_uninstalling_it_removes
     environment.install_by_name(built.folder, "tvc-resnet")
     assert environment.run(GUIDE) == "[1, 10] 100 0.0"
     environment.pip("uninstall", "-y", "tvc-resnet")
-    assert names(environment, "[H.list_backbones(), H.list_blocks()]") == [[], FIVE]
+    assert names(environment, "[H.list_backbones(), H.list_blocks()]") == [[], ATTENTION]
     assert {file for file in environment.files() - before if not file.endswith(".pyc")} == set()
 
 
@@ -89,7 +93,7 @@ def test_everything_together_has_the_guides_import_name_and_the_command(
         "r.load_yaml_recipe.__name__)"
     ).split() == ["80", "load_yaml_recipe"]
     listed = environment.command(environment.folder / "bin" / "tvc", "list", "blocks")
-    assert all(name in listed for name in FIVE)
+    assert all(name in listed for name in ATTENTION)
     status = environment.run(
         "import tvc_core; print(sorted({info.status for info in tvc_core.Registry().plugins}))"
     )
@@ -160,9 +164,10 @@ def test_each_plugin_alone_works_with_the_core(
         "tvc-all",
         "tvc-cli",
         "tvc-dense",
+        "tvc-recipes",
         "tvc-timm",
     }
-    assert (counts["tvc-resnet"], counts["tvc-attention"]) == (10, 5)
+    assert (counts["tvc-resnet"], counts["tvc-attention"]) == (10, 20)
 
 
 def test_an_upgrade_leaves_nothing_of_the_old_version_and_uninstalling_nothing_at_all(

@@ -103,11 +103,9 @@ def torchvisions_own(name: str) -> nn.Module:
         parts = re.compile(r"\.(norm|conv)\.(?=[12]\.)")
         tensors = {parts.sub(r".\1", key): tensor for key, tensor in tensors.items()}
     # pretrained, auxiliary heads are dropped
-    tensors = {
-        key: tensor
-        for key, tensor in tensors.items()
-        if key in model.state_dict() or not key.startswith(("aux", "AuxLogits"))
-    }
+    for key in [key for key in tensors if key.startswith(("aux", "AuxLogits"))]:
+        if key not in model.state_dict():
+            del tensors[key]  # in place: MNASNet needs the metadata of the state dict
     model.load_state_dict(tensors, assign=True)
     return model.requires_grad_()
 

@@ -62,7 +62,13 @@ class _Context(nn.Module):
 
     def __init__(self, in_channels: int, hidden_channels: int, name: str) -> None:
         super().__init__()
+        # The softmax over pixels cancels the bias, so it cannot learn. It is there for timm's
+        # weights, which have one, and a buffer, so that no optimizer gets it.
         self.conv_attn = nn.Conv2d(in_channels, 1, 1)
+        bias = self.conv_attn.bias
+        assert bias is not None
+        del self.conv_attn.bias
+        self.conv_attn.register_buffer("bias", bias.detach())
         nn.init.kaiming_normal_(self.conv_attn.weight, mode="fan_in", nonlinearity="relu")
         layers = OrderedDict[str, nn.Module](
             fc1=nn.Conv2d(in_channels, hidden_channels, 1),
