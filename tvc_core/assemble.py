@@ -79,11 +79,16 @@ def assemble(
             modes.enter_context(_about("max_params"))
             modes.enter_context(_budget(most))
         model = run_preserved(_build, plan, pretrained, fill)
+    if most is not None:
+        _check_budget(model, most)
+    return model
+
+
+def _check_budget(model: nn.Module, most: int) -> None:
     found = sum(parameter.numel() for parameter in model.parameters())
-    if most is not None and found > most:
+    if found > most:
         with _about("max_params"):
             raise RecipeError(f"the model has {found:,} parameters, more than max_params={most:,}")
-    return model
 
 
 @contextmanager

@@ -11,33 +11,13 @@ import time
 from pathlib import Path
 
 import pytest
+import recipe_mutants
 
 from tvc_core import RecipeError
 from tvc_core.recipe import Recipe, load_recipe
 from tvc_core.recipe.yaml_text import parse_yaml
 
-VALID = """\
-name: Mutant
-backbone:
-  name: resnet50
-  weights: IMAGENET1K_V2
-  options: {replace_stride_with_dilation: [false, false, true], width_per_group: 6.4e1}
-  patches:
-    layer3:
-      - wrap: {type: se, params: {reduction: 16}, init: paper}
-      - inject: {type: "eca", position: before}
-    layer4.1.conv2:
-      replace:
-        type: tvc-blocks:conv_bn_act
-        params:
-          channels: 512
-head:
-  num_classes: 3
-  dropout: 0.3
-  class_names: [cat, dog, 'a "bird"']
-freeze_backbone: true
-unfreeze_stages: [-1, 2]
-"""
+VALID = recipe_mutants.VALID[0]
 
 
 @pytest.fixture
@@ -264,23 +244,6 @@ JUNK = [
 ]
 
 
-def mutate_text(rng: random.Random) -> bytes:
-    """Return the valid recipe with seeded damage to its text."""
-    text = VALID
-    for _ in range(rng.randrange(1, 4)):
-        start = rng.randrange(len(text) + 1)
-        end = min(len(text), start + rng.choice([0, 0, 1, 1, 2, 5, 20, 100]))
-        middle = rng.choice(
-            [rng.choice(JUNK), text[end : end + 30], text[start:end] * 2, text[start:end][::-1]]
-        )
-        text = text[:start] + middle + text[end:]
-    content = text.encode("utf-8", "surrogatepass")
-    if rng.random() < 0.1:
-        place = rng.randrange(len(content))
-        content = content[:place] + bytes([rng.randrange(256)]) + content[place + 1 :]
-    return content
-
-
 def mutate_structure(rng: random.Random) -> bytes:
     """Return the valid recipe with seeded lines taken out, doubled, moved, indented or with other
     values and keys.
@@ -315,7 +278,7 @@ def mutate_structure(rng: random.Random) -> bytes:
 
 def mutant(seed: int) -> bytes:
     rng = random.Random(seed)
-    return (mutate_text if seed % 2 else mutate_structure)(rng)
+    return recipe_mutants.mutate_text(rng, VALID) if seed % 2 else mutate_structure(rng)
 
 
 @pytest.mark.parametrize("start", range(0, 500, 50))
@@ -343,7 +306,7 @@ def test_the_recipe_that_is_mutated_is_valid(path: Path) -> None:
 
 AUDIT = """
 import pathlib, random, sys
-sys.path.insert(0, sys.argv[1])
+sys.path[:0] = [sys.argv[1], str(pathlib.Path(sys.argv[1]).parent)]
 import test_yaml
 from tvc_core import RecipeError
 from tvc_core.recipe import load_recipe

@@ -253,14 +253,7 @@ def block_in_place_of(block: Subject) -> None:
     named, layout = block.named, block.named.spec.layouts[0]
     if not named.spec.in_place_of:
         raise SkipTest("its spec does not say in_place_of")
-    takes = parameters_of(named.load("in_place_of"), skip=2)
-    wanted = parameters_of(named.load(), skip=1)
-    if takes is not None and wanted is not None and set(takes) != set(wanted):
-        raise Fault(
-            f"the parameters of its factory, {join_names(wanted)}",
-            f"{join_names(takes)} after original and in_channels",
-            "give both the same parameters, since a recipe's params go to either",
-        )
+    _check_parameters(block, "in_place_of", "original")
     width, kept = _ready(block)[1], 0
     for original in _replaceable(width):
         what = f"in the place of {type(original).__name__}"
@@ -290,6 +283,18 @@ def block_in_place_of(block: Subject) -> None:
         raise SkipTest("it takes nothing over from any module that the kit has")
 
 
+def _check_parameters(block: Subject, entry: str, first: str) -> None:
+    """Compare the parameters of another entry of a spec with those of its factory."""
+    takes = parameters_of(block.named.load(entry), skip=2)
+    wanted = parameters_of(block.named.load(), skip=1)
+    if takes is not None and wanted is not None and set(takes) != set(wanted):
+        raise Fault(
+            f"the parameters of its factory, {join_names(wanted)}",
+            f"{join_names(takes)} after {first} and in_channels",
+            "give both the same parameters, since a recipe's params go to either",
+        )
+
+
 def _replaceable(width: int) -> Iterator[nn.Module]:
     """Yield modules with values of their own, whose place a block might take."""
     for number, module in enumerate(
@@ -315,14 +320,7 @@ def block_for_target(block: Subject) -> None:
     named = block.named
     if not named.spec.for_target:
         raise SkipTest("its spec does not say for_target")
-    takes = parameters_of(named.load("for_target"), skip=2)
-    wanted = parameters_of(named.load(), skip=1)
-    if takes is not None and wanted is not None and set(takes) != set(wanted):
-        raise Fault(
-            f"the parameters of its factory, {join_names(wanted)}",
-            f"{join_names(takes)} after target and in_channels",
-            "give both the same parameters, since a recipe's params go to either",
-        )
+    _check_parameters(block, "for_target", "target")
     made = 0
     for layer, x in _layers(_ready(block)[1]):
         before, what = snapshot(layer), f"for a {type(layer).__name__}"

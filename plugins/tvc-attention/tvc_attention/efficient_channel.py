@@ -9,12 +9,12 @@ import math
 
 from torch import Tensor, nn
 
-from .fused import scale_channels
+from .mean_gate import MeanGate
 
 __all__ = ["EfficientChannelAttention"]
 
 
-class EfficientChannelAttention(nn.Module):
+class EfficientChannelAttention(MeanGate):
     """Scale each channel by a gate computed from the spatial means of its neighbors.
 
     Maps [N, C, H, W] to the same shape, dtype and device, with kernel_size parameters in all.
@@ -50,18 +50,6 @@ class EfficientChannelAttention(nn.Module):
             raise ValueError(f"kernel_size is an odd number of at least 1, not {kernel_size!r}")
         self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
         self.sigmoid = nn.Sigmoid()
-
-    def gate(self, x: Tensor) -> Tensor:
-        """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
-        return self._excite(x.mean((2, 3), keepdim=True))
-
-    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
-        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
-        return scale_channels(x, self._excite, alpha)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the map by its gate."""
-        return self.mix(x, None)
 
     def _excite(self, means: Tensor) -> Tensor:
         scores = self.conv(means.flatten(1).unsqueeze(1))

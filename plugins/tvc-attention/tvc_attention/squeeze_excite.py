@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .fused import pointwise, scale_channels
+from .fused import pointwise
+from .mean_gate import MeanGate
 from .widths import hidden_width
 
 __all__ = ["EffectiveSqueezeExcite", "SqueezeExcite"]
 
 
-class SqueezeExcite(nn.Module):
+class SqueezeExcite(MeanGate):
     """Scale each channel by a gate computed from its spatial mean.
 
     Maps [N, C, H, W] to the same shape, dtype and device: x * sigmoid(fc2(relu(fc1(mean(x))))).
@@ -44,18 +45,6 @@ class SqueezeExcite(nn.Module):
         self.fc2 = nn.Conv2d(hidden, in_channels, 1)
         self.sigmoid = nn.Sigmoid()
 
-    def gate(self, x: Tensor) -> Tensor:
-        """Return the gate [N, C, 1, 1], each entry in (0, 1)."""
-        return self._excite(x.mean((2, 3), keepdim=True))
-
-    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
-        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
-        return scale_channels(x, self._excite, alpha)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the map by its gate."""
-        return self.mix(x, None)
-
     def _excite(self, squeezed: Tensor) -> Tensor:
         return self.sigmoid(pointwise(self.fc2, self.relu(pointwise(self.fc1, squeezed))))
 
@@ -67,7 +56,7 @@ class HardSigmoid(nn.Module):
         return (x + 3).clamp(0, 6) / 6
 
 
-class EffectiveSqueezeExcite(nn.Module):
+class EffectiveSqueezeExcite(MeanGate):
     """Scale each channel by a gate computed from all channels' means in one layer of full width.
 
     Maps [N, C, H, W] to the same shape, dtype and device: x * gate(fc(mean(x))).
@@ -84,18 +73,6 @@ class EffectiveSqueezeExcite(nn.Module):
         super().__init__()
         self.fc = nn.Conv2d(in_channels, in_channels, 1)
         self.sigmoid = HardSigmoid() if hard else nn.Sigmoid()
-
-    def gate(self, x: Tensor) -> Tensor:
-        """Return the gate [N, C, 1, 1], each entry in [0, 1]."""
-        return self._excite(x.mean((2, 3), keepdim=True))
-
-    def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
-        """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
-        return scale_channels(x, self._excite, alpha)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Scale the map by its gate."""
-        return self.mix(x, None)
 
     def _excite(self, squeezed: Tensor) -> Tensor:
         return self.sigmoid(pointwise(self.fc, squeezed))

@@ -78,7 +78,7 @@ def _may_mean_the_same(recipes: list[Recipe], found: list[Difference]) -> bool:
 
 def _recipe(given: Any, registry: Registry) -> Recipe:
     """Return the recipe of one side, with every name qualified."""
-    if isinstance(given, (str, Path)) and Path(given).suffix in (".yaml", ".yml", ".lock"):
+    if _is_recipe_file(given):
         given = load_recipe(given, registry=registry)
     elif isinstance(given, (str, Path)):
         from tvc_core import WeightsError, describe_file  # imports torch
@@ -91,6 +91,12 @@ def _recipe(given: Any, registry: Registry) -> Recipe:
         return HybridBuilder(registry=registry).resolve(given)
     recipe: Recipe = given.recipe  # a hybrid
     return recipe
+
+
+def _is_recipe_file(given: Any) -> bool:
+    """Tell whether one side is a recipe, by the suffix of its file."""
+    is_path = isinstance(given, (str, Path))
+    return is_path and Path(given).suffix in (".yaml", ".yml", ".lock")
 
 
 def _facts(recipe: Recipe) -> dict[str, Any]:
@@ -187,11 +193,10 @@ def _of_tensors(a: Any, b: Any, registry: Registry) -> list[Difference]:
     builder = HybridBuilder(registry=registry)
     sides = []
     for each in (a, b):
-        if isinstance(each, (str, Path)):
-            is_recipe = Path(each).suffix in (".yaml", ".yml", ".lock")
-            sides.append(builder.build(each) if is_recipe else builder.load(each))
+        if isinstance(each, Recipe) or _is_recipe_file(each):
+            sides.append(builder.build(each))
         else:
-            sides.append(builder.build(each) if isinstance(each, Recipe) else each)
+            sides.append(builder.load(each) if isinstance(each, (str, Path)) else each)
     diff = diff_weights(*sides)
     found = [Difference(path=c.key, a="", b=str(c).partition(": ")[2]) for c in diff.changed]
     found += [Difference(path=key, a="a tensor", b=None) for key in diff.only_in_a]
