@@ -32,7 +32,7 @@ def can_be_in_a_recipe(folder: Path) -> bool:
 def with_cli(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Environment:
     """An environment with tvc-cli. Each test leaves it as it was, which it also checks."""
     environment = Environment(tmp_path_factory.mktemp("with_cli"))
-    environment.install_by_name(built.folder, "tvc-cli")
+    environment.install_by_name(built.folder, "tvc-cli", "tvc-recipes")
     return environment
 
 

@@ -33,6 +33,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_a_model_keeps_the_card_of_its_recipe(path: Path, registry: Registry) -> None:
+    pytest.importorskip("tvc_resnet", reason="the template's backbone is tvc-resnet's")
     model = HybridBuilder(registry=registry).build(path)
     assert card_of(model.recipe, registry) == Card(author="Ada", license="mit")
     assert model.num_classes == 3
