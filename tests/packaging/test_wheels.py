@@ -164,8 +164,12 @@ def test_each_plugin_alone_works_with_the_core(
         "tvc-all",
         "tvc-cli",
         "tvc-dense",
+        "tvc-export",
+        "tvc-hub",
+        "tvc-inspect",
         "tvc-recipes",
         "tvc-timm",
+        "tvc-train",
     }
     assert (counts["tvc-resnet"], counts["tvc-attention"]) == (10, 20)
 

@@ -19,14 +19,18 @@ FIRST_PARTY = (
     "tvc-convnext",
     "tvc-dense",
     "tvc-efficientnet",
+    "tvc-export",
+    "tvc-hub",
+    "tvc-inspect",
     "tvc-mobilenet",
     "tvc-recipes",
     "tvc-resnet",
     "tvc-timm",
+    "tvc-train",
     "tvc-transformers",
 )
 
-WITH_COMMANDS = ("tvc-cli", "tvc-recipes")
+WITH_COMMANDS = ("tvc-cli", "tvc-export", "tvc-hub", "tvc-inspect", "tvc-recipes", "tvc-train")
 """Those of them that offer commands of `tvc`: where commands are looked for, the others are not
 loaded.
 """

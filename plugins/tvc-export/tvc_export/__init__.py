@@ -1,0 +1,1 @@
+"""Export hybrids of tvc to other runtimes, with a proof of equal answers."""

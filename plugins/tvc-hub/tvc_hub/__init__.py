@@ -1,0 +1,1 @@
+"""Share hybrids of tvc through the Hugging Face Hub."""

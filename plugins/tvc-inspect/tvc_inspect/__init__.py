@@ -1,0 +1,1 @@
+"""See a hybrid of tvc: one page with every path, cost, patch and map."""
