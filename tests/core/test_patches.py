@@ -357,7 +357,8 @@ class OneUnit(nn.Module):
 
     def __init__(self, in_channels: int, sign: float) -> None:
         super().__init__()
-        self.down, self.up = nn.Conv2d(in_channels, 1, 1), nn.Conv2d(1, in_channels, 1)
+        self.down = nn.Conv2d(in_channels, 1, 1, bias=False)
+        self.up = nn.Conv2d(1, in_channels, 1, bias=False)
         nn.init.constant_(self.down.weight, -sign)
 
     def gate(self, x: Tensor) -> Tensor:
