@@ -14,8 +14,8 @@ import pytest
 CORE = Path(__file__).resolve().parents[2] / "tvc_core"
 
 FLOORS = (
-    "version", "errors", "specs", "advice", "hookspecs", "builtin", "local", "quarantine",
-    "remembered", "registry", "recipe", "surgery", "from_module", "weights", "model", "training",
+    "version", "errors", "specs", "advice", "written", "hookspecs", "builtin", "local",
+    "quarantine", "remembered", "registry", "recipe", "surgery", "from_module", "weights", "model", "training",
     "own_weights", "backbone", "inspecting", "assemble", "opening", "heavy", "builder",
     "tvc_core",
 )  # fmt: skip

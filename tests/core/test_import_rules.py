@@ -35,12 +35,15 @@ LIGHT_CORE = [
             "errors.py",
             "hookspecs.py",
             "builtin.py",
+            "local.py",
             "builder.py",
         )
     ),
-    *sorted((CORE / "quarantine").rglob("*.py")),
-    *sorted((CORE / "registry").rglob("*.py")),
-    *sorted((CORE / "recipe").rglob("*.py")),
+    *(
+        file
+        for room in ("advice", "quarantine", "recipe", "registry", "written")
+        for file in sorted((CORE / room).rglob("*.py"))
+    ),
 ]
 LIGHT_PLUGINS = sorted(
     file

@@ -15,7 +15,7 @@ import recipe_mutants
 
 from tvc_core import RecipeError
 from tvc_core.recipe import Recipe, load_recipe
-from tvc_core.recipe.yaml_text import parse_yaml
+from tvc_core.written.yaml_text import parse_yaml
 
 VALID = recipe_mutants.VALID[0]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ..written.place import Place
 from .document import RecipeDocument
-from .place import Place
 from .plan import REACHING, PatchPlan, Plan, make_plan, qualified_entry
 from .schema import PatchEntry, Patches, Recipe, Weights, key_path, load_recipe, parse
 

@@ -14,7 +14,7 @@ from typing import IO, Any
 from ..advice import hints
 from ..errors import RecipeError, UnknownNameError, foreign, short_repr
 from ..registry import Named, Registry
-from .place import Place, written
+from ..written.place import Place, written
 
 __all__ = ["RecipeDocument"]
 
@@ -46,7 +46,7 @@ class RecipeDocument:
             RecipeError: it cannot be read, is not YAML, or exceeds a limit; the message names file,
                 line and column.
         """
-        from .yaml_text import read_yaml  # PyYAML is a fifth of what listing names takes
+        from ..written.yaml_text import read_yaml  # PyYAML is a fifth of what listing names takes
 
         if isinstance(path, (str, Path)):
             name, file = str(path), None
@@ -62,7 +62,7 @@ class RecipeDocument:
         Raises:
             RecipeError: as for `read`.
         """
-        from .yaml_text import parse_yaml  # see read
+        from ..written.yaml_text import parse_yaml  # see read
 
         data, marks = parse_yaml(text, name)
         return RecipeDocument(data=data, place=Place(name, marks=marks))

@@ -27,8 +27,8 @@ from ..specs import (
     PatchOpSpec,
     WeightsSpec,
 )
-from .place import Place
-from .rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
+from ..written.place import Place
+from ..written.rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["REACHING", "PatchPlan", "Plan", "make_plan", "qualified_entry"]

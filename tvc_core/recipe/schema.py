@@ -16,10 +16,10 @@ from ..advice import words
 from ..errors import RecipeError, TargetError, did_you_mean, short_repr
 from ..registry import Registry
 from ..specs import PATCH_KEYS
-from . import rules
+from ..written import rules
+from ..written.place import Place
+from ..written.rules import Rule
 from .document import RecipeDocument, claimed
-from .place import Place
-from .rules import Rule
 
 __all__ = [
     "PatchEntry",
@@ -340,7 +340,7 @@ class Recipe:
         Raises:
             RecipeError: a parameter or option is not plain data.
         """
-        from .yaml_text import write_yaml  # PyYAML is a fifth of what listing names takes
+        from ..written.yaml_text import write_yaml  # PyYAML is a fifth of what listing names takes
 
         return write_yaml(self.to_mapping())
 
