@@ -15,8 +15,8 @@ CORE = Path(__file__).resolve().parents[2] / "tvc_core"
 
 FLOORS = (
     "version", "errors", "specs", "advice", "written", "hookspecs", "builtin", "local",
-    "quarantine", "remembered", "registry", "recipe", "surgery", "from_module", "weights", "model", "training",
-    "own_weights", "backbone", "inspecting", "assemble", "opening", "heavy", "builder",
+    "quarantine", "remembered", "registry", "recipe", "surgery", "from_module", "weights", "model",
+    "training", "own_weights", "backbone", "inspecting", "assemble", "opening", "heavy", "builder",
     "tvc_core",
 )  # fmt: skip
 """From the ground up: a file or folder imports from those before it. The last is the face."""
