@@ -39,8 +39,9 @@ class FileInfo:
         freeze: what is frozen, as `freeze_state` returns it.
         by_hand: parameters that are "frozen" or "trainable" otherwise than that says.
         license: of the weights that the model started from.
-        preprocessing: of its images, by the fields of `WeightsSpec` that say it; empty where the
-            model started from no pretrained weights.
+        preprocessing: of its images, by the fields of `WeightsSpec` that say it: those of the
+            weights that it started from, by default of the backbone's default ones; empty where
+            there are none.
         versions: of the distributions that wrote it.
         metadata: the user's own facts.
         module: the class of the user's own module that it was made from.

@@ -76,7 +76,8 @@ def write_card(
             "Images",
             ("what", "value"),
             _images(model, info),
-            "The file states no preprocessing, since the model started from no pretrained weights.",
+            "The backbone has no pretrained weights, so nothing says how images are prepared.",
+            note=_of_which(info),
         ),
         _section("Made with", ("distribution", "version"), sorted(info.versions.items())),
         _section("As given", ("what", "value"), _given(info, metrics), note=_NOT_MEASURED),
@@ -154,6 +155,13 @@ def _classes(model: HybridModel) -> str:
         of = f"{_text(head.name)}: " if head.name else ""
         lines.append(f"{of}{head.num_classes}" + (f": {listed}" if listed else ", without names"))
     return "## Classes\n\n" + "\n\n".join(lines)
+
+
+def _of_which(info: FileInfo) -> str:
+    """Say of which weights the preprocessing is, where the model started from none."""
+    started = info.recipe is not None and info.recipe.weights
+    name = info.preprocessing.get("name")
+    return "" if started or not name else f"As for the backbone's default weights, {_code(name)}."
 
 
 def _images(model: HybridModel, info: FileInfo) -> Iterator[tuple[str, Any]]:

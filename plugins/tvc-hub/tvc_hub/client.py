@@ -8,8 +8,10 @@ with the token. Each of these is off or refused while a push runs.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from threading import RLock
 from typing import Any
 
@@ -44,19 +46,34 @@ def client(address: Address, token: str, what: str) -> Iterator[Any]:
         HubError: the hub refuses, or sends the client elsewhere.
     """
     from huggingface_hub import HfApi, constants, set_client_factory
-    from huggingface_hub.utils import _http
+    from huggingface_hub.utils import (
+        _http,
+        are_progress_bars_disabled,
+        disable_progress_bars,
+        enable_progress_bars,
+    )
 
     with _LOCK:
         before = {name: getattr(constants, name) for name in _OFF}
+        quiet = are_progress_bars_disabled() or sys.stderr.isatty()  # as the user has it
         # the only place where the client keeps it; without it, its own default is what is put back
         factory = getattr(_http, "_GLOBAL_CLIENT_FACTORY", _http.default_client_factory)
         try:
             for name in _OFF:
                 setattr(constants, name, True)
             set_client_factory(lambda: _guarded(factory, address))
+            if not quiet:
+                disable_progress_bars()
             with _told(address, what):
-                yield HfApi(endpoint=address.url, token=token, library_name=_NAME)
+                yield HfApi(
+                    endpoint=address.url,
+                    token=token,
+                    library_name=_NAME,
+                    library_version=metadata.version(_NAME),
+                )
         finally:
+            if not quiet:
+                enable_progress_bars()
             set_client_factory(factory)
             for name, value in before.items():
                 setattr(constants, name, value)
