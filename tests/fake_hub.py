@@ -34,6 +34,7 @@ class FakeHub:
         self.sent: dict[str, int] = {}  # bytes of bodies by path
         self.faults: list[Fault] = []
         self.url = ""
+        self.server: Any = None
 
     def put(self, name: str, files: dict[str, bytes]) -> str:
         """Make a commit, and return it."""
@@ -42,6 +43,11 @@ class FakeHub:
         commit = hashlib.sha1(text.encode()).hexdigest()
         commits.append((commit, files))
         return commit
+
+    def close(self) -> None:
+        """End, so that no one answers."""
+        self.server.shutdown()
+        self.server.server_close()
 
     def at(self, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
         commits = self.commits.get(name, [])
@@ -234,11 +240,11 @@ def running(hub: FakeHub | None = None) -> Iterator[FakeHub]:
     hub = hub or FakeHub()
     handler = type("Handler", (Handler,), {"hub": hub})
     server = Server(("127.0.0.1", 0), handler)
+    hub.server = server
     hub.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
     try:
         yield hub
     finally:
-        server.shutdown()
-        server.server_close()
+        hub.close()

@@ -28,12 +28,15 @@ def taken_apart(data: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def forged(data: bytes, **recipe: Any) -> bytes:
-    """Return a file with another recipe: keys as a__b for what stands in a."""
+    """Return a file with another recipe: keys as a__b for what stands in a, and content__b for
+    what stands beside the recipe.
+    """
     content, tensors = taken_apart(data)
     assert digest({k: v for k, v in content.items() if k != "sha256"}, tensors) == content["sha256"]
     for key, value in recipe.items():
-        place = content["recipe"]
         *way, last = key.split("__")
+        place = content if way == ["content"] else content["recipe"]
+        way = [each for each in way if each != "content"]
         for each in way:
             place = place.setdefault(each, {})
         place[last] = value

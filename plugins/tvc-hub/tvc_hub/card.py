@@ -70,7 +70,7 @@ def write_card(
         _how_to(name, info),
         _section("Figures", ("what", "value"), _figures(model, info)),
         _section("Parts", ("part", "parameters", "trainable"), _parts(model)),
-        _section("Patches", _PATCH, _patches(model), "None: the network is its backbone."),
+        _section("Patches", _PATCH, _patches(model), "The network is its backbone."),
         _classes(model),
         _section(
             "Images",
@@ -138,10 +138,11 @@ def _patches(model: HybridModel) -> Iterator[tuple[Any, ...]]:
         gates = [tensors[f"{path}.alpha"] for path in record.paths if f"{path}.alpha" in tensors]
         # nine digits give each float32 back
         values = ", ".join(f"{value:.9g}" for gate in gates for value in gate.float().flatten())
-        settings = json.dumps({**record.params, **record.options}, default=str)
+        settings = {**record.params, **record.options}
+        written = _code(json.dumps(settings, default=str)) if settings else "-"
         block = _code(record.block) if record.block else "-"
         yield (
-            _code(record.target), _code(record.op), block, _text(settings), size, values or "-"
+            _code(record.target), _code(record.op), block, written, size, values or "-"
         )  # fmt: skip
 
 
