@@ -46,8 +46,8 @@ def client(address: Address, token: str, what: str) -> Iterator[Any]:
         HubError: the hub refuses, or sends the client elsewhere.
     """
     from huggingface_hub import HfApi, constants, set_client_factory
-    from huggingface_hub.utils import (
-        _http,
+    from huggingface_hub.utils import _http
+    from huggingface_hub.utils.tqdm import (
         are_progress_bars_disabled,
         disable_progress_bars,
         enable_progress_bars,
