@@ -44,7 +44,9 @@ def test_a_metric_is_a_name_and_a_value(hub: FakeHub, path: Path, metric: str) -
     ("arguments", "says"),
     [
         (["pull", "user/none"], "404"),
-        (["push", "pets.safetensors", "user/pets"], "without a license"),
+        pytest.param(
+            ["push", "pets.safetensors", "user/pets"], "without a license", marks=pytest.mark.sweep
+        ),
         pytest.param(["pull", "pets"], "no name of a repository", marks=pytest.mark.sweep),
         pytest.param(
             ["push", "gone", "user/pets", "--license", "mit"], "gone", marks=pytest.mark.sweep

@@ -103,6 +103,12 @@ def test_a_file_that_the_hub_leaves_out_is_named(hub: FakeHub, path: Path) -> No
         push(path, "user/pets", license="mit", endpoint=hub.url)
 
 
+def test_a_commit_that_cannot_be_looked_at_again_is_told(hub: FakeHub, path: Path) -> None:
+    hub.faults.append(at("/revision/", lambda h: h.refuse(500)))
+    with pytest.warns(UserWarning, match=r"was pushed, and could not be looked at again.*500"):
+        assert push(path, "user/pets", license="mit", endpoint=hub.url).commit
+
+
 def files_in(folder: Path) -> set[Path]:
     return {each for each in folder.rglob("*") if each.is_file()}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from fake_hub import TOKEN, FakeHub
+from fake_hub import TOKEN, FakeHub, Handler
 from hub_files import taken_apart
 from tvc_hub import HubError, UnreachableError, pull, push
 
@@ -199,10 +199,24 @@ def test_the_token_of_a_login_goes_to_its_own_hub_alone(
     hub.put("user/pets", {"model.safetensors": path.read_bytes()})
     pull("user/pets", endpoint=hub.url)
     assert {token for _, _, token in hub.asked} == {None}
-    with pytest.raises(HubError, match="wants a token for a push"):
+    with pytest.raises(HubError, match=r"401: the hub .* wants a token"):
         push(path, "user/pets", license="mit", endpoint=hub.url)
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
     assert push(path, "user/pets", license="mit").repository == "user/pets"
+
+
+def test_a_hub_that_says_little_is_enough(hub: FakeHub, path: Path) -> None:
+    """Names of files, and what stands in the headers of an answer."""
+    commit = hub.put("user/pets", {"model.safetensors": path.read_bytes()})
+
+    def names(handler: Handler) -> bool:
+        if "/revision/" not in handler.path:
+            return False
+        handler.json({"sha": commit, "siblings": [{"rfilename": "model.safetensors"}]})
+        return True
+
+    hub.faults.append(names)
+    assert pull("user/pets", endpoint=hub.url).path.read_bytes() == path.read_bytes()
 
 
 def test_what_is_pulled_is_what_was_saved(hub: FakeHub, path: Path) -> None:

@@ -32,13 +32,13 @@ _LOCK = RLock()
 
 
 @contextmanager
-def client(address: Address, token: str, what: str) -> Iterator[Any]:
+def client(address: Address, token: str | None, what: str) -> Iterator[Any]:
     """Return a context in which an `HfApi` sends to its own hub alone, apart from the bytes of
     large files, which go without the token to where the hub keeps them.
 
     Args:
         address: of the hub.
-        token: who asks.
+        token: who asks; None asks as a stranger.
         what: what is being done, for errors.
 
     Raises:
@@ -67,7 +67,7 @@ def client(address: Address, token: str, what: str) -> Iterator[Any]:
             with _told(address, what):
                 yield HfApi(
                     endpoint=address.url,
-                    token=token,
+                    token=token or False,  # none, whatever the client would find
                     library_name=_NAME,
                     library_version=metadata.version(_NAME),
                 )

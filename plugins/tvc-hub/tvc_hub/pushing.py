@@ -5,6 +5,7 @@ refused before anything is sent.
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,11 +126,7 @@ def push(
         **others,
     }
     address = address_of(endpoint, hosts)
-    token = token_for(address, token)
-    if token is None:
-        raise HubError(
-            f"{address.url} wants a token for a push: log in by 'hf auth login', or set HF_TOKEN"
-        )
+    token = token_for(address, token)  # without one, the hub says that it wants one
     from huggingface_hub import CommitOperationAdd
 
     with client(address, token, f"{repository} was not pushed") as api:
@@ -141,15 +138,24 @@ def push(
         done = api.create_commit(
             repository, operations, commit_message=message or f"Push {path.name} by tvc"
         )
-    # a hub leaves out what a repository's .gitignore names
-    listing = Hub(address=address, token=token).listing(repository, done.oid)
-    if lacking := [each for each in files if each not in listing.files]:
-        raise HubError(
-            f"{repository}@{done.oid}: was pushed without {join_names(lacking)}, which the hub "
-            "left out: look for them in the repository's .gitignore"
-        )
+    _look_again(Hub(address=address, token=token), repository, done.oid, files)
     url = f"{address.url}/{repository}"
     return Pushed(repository=repository, commit=done.oid, url=url, files=tuple(files))
+
+
+def _look_again(hub: Hub, repository: str, commit: str, files: Iterable[str]) -> None:
+    """Refuse what was left out: hubs drop what a repository's .gitignore names, without a word."""
+    try:
+        listed = hub.listing(repository, commit).files
+    except HubError as error:
+        text = f"{repository}@{commit} was pushed, and could not be looked at again: {error}"
+        warnings.warn(text, stacklevel=3)
+        return
+    if lacking := [each for each in files if each not in listed]:
+        raise HubError(
+            f"{repository}@{commit}: was pushed without {join_names(lacking)}, which the hub left "
+            "out: look for them in the repository's .gitignore"
+        )
 
 
 def _described(path: Path, registry: Registry | None) -> FileInfo:
