@@ -10,6 +10,7 @@ size and may be wrong there. So the guards are what is claimed, for every format
 from __future__ import annotations
 
 import ast
+import math
 import operator
 import random
 import re
@@ -19,7 +20,7 @@ from typing import Any
 
 import torch
 
-from tvc_core import BackboneError, ParameterError, join_names
+from tvc_core import BackboneError, ParameterError, short_repr
 
 __all__ = ["AXES", "Claims"]
 
@@ -36,8 +37,16 @@ _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.UAdd: operator.pos, ast.Not: operator.not_,
 }  # fmt: skip
 _CALLS: dict[str, Callable[..., Any]] = {
-    "max": max, "Max": max, "min": min, "Min": min, "Mod": operator.mod, "abs": abs,
+    **dict.fromkeys(("max", "Max", "torch.sym_max"), max),
+    **dict.fromkeys(("min", "Min", "torch.sym_min"), min),
+    **dict.fromkeys(("not", "torch.sym_not"), operator.not_),
+    **dict.fromkeys(("int", "math.trunc", "torch.sym_int"), int),
+    **dict.fromkeys(("float", "torch.sym_float"), float),
+    "Mod": operator.mod, "abs": abs, "math.floor": math.floor, "math.ceil": math.ceil,
+    "math.sqrt": math.sqrt, "torch._sym_sqrt": math.sqrt,
+    "torch.sym_ite": lambda condition, one, other: one if condition else other,
 }  # fmt: skip
+"""Functions in guards, as torch writes them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +242,6 @@ def _value(node: ast.AST, values: Mapping[str, int]) -> Any:
         sides = [_value(each, values) for each in (node.left, *node.comparators)]
         pairs = zip(node.ops, sides, sides[1:], strict=False)
         return all(_OPERATORS[type(op)](a, b) for op, a, b in pairs)
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in _CALLS:
-        return _CALLS[node.func.id](*(_value(each, values) for each in node.args))
-    raise ValueError(f"{join_names([ast.unparse(node)])} is no arithmetic of sizes")
+    if isinstance(node, ast.Call) and (name := ast.unparse(node.func)) in _CALLS:
+        return _CALLS[name](*(_value(each, values) for each in node.args))
+    raise ValueError(f"{short_repr(ast.unparse(node))} is no arithmetic of sizes")

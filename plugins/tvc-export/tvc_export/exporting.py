@@ -139,7 +139,9 @@ def export_model(
     )
     with _beside(path) as folder:
         draft = folder / path.name
-        with foreign(BackboneError, f"{exporter.qualified} cannot write the network"):
+        advice = "With --dynamic batch it may: sizes are numbers there" if "hw" in dynamic else ""
+        what = f"{exporter.qualified} cannot write the network"
+        with foreign(BackboneError, what, advice=advice):
             exporter.load()(program.exported, draft, options)
         run: Any = None
         trials: tuple[Trial, ...] = ()
