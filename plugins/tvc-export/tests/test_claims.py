@@ -7,11 +7,11 @@ import random
 import pytest
 import torch
 from torch import Tensor, nn
-
-from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError
 from tvc_export import Claims
 from tvc_export.claims import _evaluate
 from tvc_export.program import make_program
+
+from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError
 
 
 class Planted(nn.Module):
@@ -54,9 +54,7 @@ class OneSize(Planted):
 
 def hybrid(kind: type[Planted]) -> HybridModel:
     torch.manual_seed(0)
-    return HybridBuilder().from_module(
-        kind(), stem="stem", stages=["stage"], head="head"
-    )
+    return HybridBuilder().from_module(kind(), stem="stem", stages=["stage"], head="head")
 
 
 @pytest.mark.parametrize("kind", [LargeDiffers, EvenDiffers])
@@ -89,7 +87,16 @@ def test_a_network_for_one_size_is_refused_with_free_sizes_and_taken_with_a_free
 
 @pytest.mark.parametrize(
     "text",
-    ["__import__('os')", "h.real", "h[0]", "'a' * h", "h ** 99", "lambda: 1", "z > 1", "h if w else n"],
+    [
+        "__import__('os')",
+        "h.real",
+        "h[0]",
+        "'a' * h",
+        "h ** 99",
+        "lambda: 1",
+        "z > 1",
+        "h if w else n",
+    ],
 )
 def test_a_condition_that_is_no_arithmetic_is_no_condition(text: str) -> None:
     with pytest.raises(ValueError):

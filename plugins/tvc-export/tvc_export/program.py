@@ -18,6 +18,7 @@ import torch
 from tvc_core import BackboneError, HybridModel, drop_closed_patches, fold_patches, foreign
 
 from .claims import AXES, Claims
+from .quieting import quiet
 
 __all__ = ["ExportOptions", "Program", "image_size", "make_program"]
 
@@ -63,9 +64,10 @@ def image_size(model: HybridModel) -> tuple[int, int]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of random weights, whose preprocessing is not the point
         try:
-            crop = model.transforms().crop_size
+            prepare: Any = model.transforms()
         except BackboneError:
             return 224, 224
+    crop = prepare.crop_size
     sides = list(crop) if isinstance(crop, (list, tuple)) else [crop]
     return int(sides[0]), int(sides[-1])
 
@@ -110,12 +112,11 @@ def make_program(
         else "The network has to be changed for it"
     )
     with (
-        warnings.catch_warnings(),
         torch.no_grad(),
         foreign(BackboneError, what, advice=advice),
         _limited(limit, what, dynamic),
+        quiet(),
     ):
-        warnings.simplefilter("ignore")
         exported = torch.export.export(
             network, (image,), dynamic_shapes=(free,) if free else None, strict=False
         )

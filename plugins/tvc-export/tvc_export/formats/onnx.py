@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ import torch
 from tvc_core import WeightsError
 
 from ..program import ExportOptions
+from ..quieting import quiet
 
 __all__ = ["Store", "export", "open_file"]
 
@@ -56,7 +52,7 @@ def _quantize(model: Any, path: Path, photos: Any) -> None:
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
-    class Reader(q.CalibrationDataReader):
+    class Reader(q.CalibrationDataReader):  # type: ignore[misc]
         def __init__(self) -> None:
             self._left = iter(photos)
 
@@ -79,23 +75,6 @@ def _quantize(model: Any, path: Path, photos: Any) -> None:
             reduce_range=True,  # else sums of CPUs without VNNI overflow
             calibrate_method=q.CalibrationMethod.MinMax,
         )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Keep what converters print and log, which names versions and folders, from the user."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with (
-            warnings.catch_warnings(),
-            contextlib.redirect_stdout(io.StringIO()),
-            contextlib.redirect_stderr(io.StringIO()),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 class Runner:

@@ -13,7 +13,7 @@ from unittest import mock
 from tvc_core import ParameterError
 
 from ..program import ExportOptions
-from .onnx import quiet
+from ..quieting import quiet
 
 __all__ = ["Store", "export", "open_file"]
 
