@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from tvc_export import export_model, open_exported, verify
 
 from tvc_core import HybridBuilder, WeightsError
-from tvc_export import export_model, open_exported, verify
 
 
 class Network(nn.Module):
