@@ -56,14 +56,14 @@ def bench(
     Args:
         subjects: by what to call them.
         shape: of the images [N, C, H, W].
-        rounds: how often each runs, 5 at least.
+        rounds: how often each runs, 10 at least.
         without: measure models also without each of their patches.
 
     Raises:
         ParameterError: too few rounds, or a shape that an exported file was not proved for.
     """
-    if rounds < 5:
-        raise ParameterError(f"rounds={rounds}: at least 5 are needed for a spread")
+    if rounds < 10:
+        raise ParameterError(f"rounds={rounds}: at least 10 are needed for a spread")
     images = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     runs: dict[tuple[str, str], Callable[[], Any]] = {}
     before = torch.get_num_threads()

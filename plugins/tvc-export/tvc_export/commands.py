@@ -212,7 +212,7 @@ def verify_command(
 @click.argument("models", nargs=-1, required=True)
 @click.option("--size", help="Height and width of the images; default those of the first model.")
 @click.option("--batch", type=click.IntRange(min=1), default=1, show_default=True)
-@click.option("--rounds", type=click.IntRange(min=5), default=30, show_default=True)
+@click.option("--rounds", type=click.IntRange(min=10), default=30, show_default=True)
 @click.option("--no-patches", is_flag=True, help="Do not measure what each patch costs.")
 @_set_option
 @_json_option
