@@ -48,7 +48,8 @@ def open_photo(path: str | Path) -> Image.Image:
     except UnidentifiedImageError as error:
         raise ParameterError(f"{path}: is no picture of a format that Pillow reads") from error
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ParameterError(f"{path}: the photo cannot be read: {getattr(error, "strerror", None) or error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise ParameterError(f"{path}: the photo cannot be read: {why}") from error
 
 
 def prepared(model: HybridModel, photo: Image.Image, name: str) -> tuple[Tensor, Image.Image]:

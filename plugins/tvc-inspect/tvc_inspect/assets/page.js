@@ -88,9 +88,10 @@
   ];
   if (rows.some((row) => row.other)) columns.splice(1, 0, text("in the other model", "other", { minWidth: 160 }));
 
+  const firstLevel = (row, level) => level < 1;
   const table = new Tabulator(home, {
     data: tree(), columns, layout: "fitColumns", height: "70vh", index: "path",
-    dataTree: true, dataTreeStartExpanded: false, dataTreeBranchElement: false,
+    dataTree: true, dataTreeStartExpanded: firstLevel, dataTreeBranchElement: false,
     dataTreeExpandElement: button("tree", "expand", "+"), dataTreeCollapseElement: button("tree", "collapse", "\u2212"),
     columnDefaults: { tooltip: false, resizable: false },
   });
@@ -114,13 +115,16 @@
         header.click();
       });
     }
+    // the library's row groups stand in each other, or around what scrolls
+    for (const part of [".tabulator-header-contents", ".tabulator-table"]) home.querySelector(part).setAttribute("role", "presentation");
+    home.querySelector(".tabulator-tableholder").setAttribute("role", "rowgroup");
     search.addEventListener("input", find);
     const all = document.getElementById("all");
     all.addEventListener("click", () => {
       const open = all.getAttribute("aria-pressed") !== "true";
       all.setAttribute("aria-pressed", String(open));
       search.value = "";
-      table.options.dataTreeStartExpanded = open;
+      table.options.dataTreeStartExpanded = open || firstLevel;
       table.setData(tree());
     });
     document.documentElement.dataset.ready = String(performance.now());
