@@ -147,13 +147,16 @@ def _heads(a: HybridModel, b: HybridModel) -> tuple[list[Difference], set[str]]:
 def _trainable(
     a: HybridModel, b: HybridModel, facts: ModelFacts, covered: set[str]
 ) -> Iterator[Difference]:
-    """Yield the parts, or the single parameters of a part, of which one model trains others."""
+    """Yield the parts and patches, or single parameters of one, of which one model trains others."""
     parts = {row.path: row.part for row in facts.paths}
     sides = [dict(model.named_parameters()) for model in (a, b)]
     both = [name for name in sides[0] if name in sides[1] and not _is_in(name, covered)]
     groups: dict[str, list[str]] = {}
+    homes = [patch.path for patch in facts.patches if patch.path != patch.target]
     for name in both:
-        groups.setdefault(parts.get(name.rpartition(".")[0]) or name, []).append(name)
+        # a block in a frozen part may learn, so it counts by itself
+        home = next((each for each in homes if name.startswith(f"{each}.")), None)
+        groups.setdefault(home or parts.get(name.rpartition(".")[0]) or name, []).append(name)
     found = False
     for part, names in groups.items():
         moved = [n for n in names if sides[0][n].requires_grad != sides[1][n].requires_grad]

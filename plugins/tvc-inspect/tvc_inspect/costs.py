@@ -5,6 +5,10 @@ far, bytes so far, the clock) is read whenever a module begins or ends, and what
 belongs to the innermost module that was running. What a row of the page shows is the sum of these
 over the modules below its path. So a patch's cost stands at the patch, whichever module's hook runs
 it, and the rows of the backbone are those of the plain backbone.
+
+Blocks may compute in another way where their layers have hooks (those of tvc-attention leave
+the calls of layers out). So bytes and time are those of a pass in which no hook is inside of a block; a
+second one, with hooks there, is only for the rows inside.
 """
 
 from __future__ import annotations
@@ -87,6 +91,11 @@ def measure_costs(
         flops, seen, ops = _flops(network, image)
         times = _milliseconds(network, image, repeats)
         kept, batch = _kept(network, image)
+        if blocks_of(network):
+            times = _with_insides(network, times, _milliseconds(network, image, 1, inside=True))
+            if batch:
+                seen_inside = _kept_of(copy.deepcopy(network), torch.cat([image] * batch), inside=True)
+                kept = _with_insides(network, kept, seen_inside)
     costs = {
         path: Cost(
             calls=seen.calls[path],
@@ -100,11 +109,24 @@ def measure_costs(
     return costs, ops, batch
 
 
+def blocks_of(network: nn.Module) -> list[str]:
+    """Return the paths of the blocks of patches."""
+    return [f"{path}.block" for path, each in network.named_modules() if isinstance(each, Patch)]
+
+
 class _Meter:
     """Shares out what a number gains among the modules that run meanwhile."""
 
-    def __init__(self, network: nn.Module, read: Callable[[], float]) -> None:
-        self.network = network
+    def __init__(
+        self, network: nn.Module, read: Callable[[], float], *, inside: bool = True
+    ) -> None:
+        """Watch a network's modules, those inside of blocks or not."""
+        blocks = () if inside else tuple(f"{path}." for path in blocks_of(network))
+        self.watched = {
+            path: module
+            for path, module in network.named_modules()
+            if path and not path.startswith(blocks)
+        }
         self.read = read
         self.stack = [""]
         self.own: defaultdict[str, float] = defaultdict(float)
@@ -116,9 +138,8 @@ class _Meter:
     def running(self) -> Iterator[None]:
         """Watch the passes that run inside."""
         with ExitStack() as stack:
-            for path, module in self.network.named_modules():
-                if path:
-                    self._watch(path, module, stack)
+            for path, module in self.watched.items():
+                self._watch(path, module, stack)
             self.last = self.read()
             yield
             self._share_out()
@@ -226,7 +247,19 @@ def _flops(
     return meter.totals(), meter, ops
 
 
-def _milliseconds(network: nn.Module, image: Tensor, repeats: int) -> defaultdict[str, float]:
+def _with_insides(
+    network: nn.Module, outside: defaultdict[str, float], inside: defaultdict[str, float]
+) -> defaultdict[str, float]:
+    """Return totals, of which those inside of blocks come from a pass with hooks there."""
+    blocks = tuple(f"{path}." for path in blocks_of(network))
+    found = defaultdict(float, outside)
+    found.update((path, value) for path, value in inside.items() if path.startswith(blocks))
+    return found
+
+
+def _milliseconds(
+    network: nn.Module, image: Tensor, repeats: int, *, inside: bool = False
+) -> defaultdict[str, float]:
     on_gpu = image.device.type == "cuda"
 
     def now() -> float:
@@ -239,7 +272,7 @@ def _milliseconds(network: nn.Module, image: Tensor, repeats: int) -> defaultdic
     with torch.no_grad(), _Plain():
         network(image)  # the first pass is slower
         for _ in range(repeats):
-            meters.append(_Meter(network, now))
+            meters.append(_Meter(network, now, inside=inside))
             with meters[-1].running():
                 network(image)
     middle = _Meter(network, now)
@@ -257,7 +290,9 @@ def _kept(network: nn.Module, image: Tensor) -> tuple[defaultdict[str, float], i
     return defaultdict(float), 0
 
 
-def _kept_of(network: nn.Module, images: Tensor) -> defaultdict[str, float]:
+def _kept_of(
+    network: nn.Module, images: Tensor, *, inside: bool = False
+) -> defaultdict[str, float]:
     own = {
         each.untyped_storage().data_ptr() for each in (*network.parameters(), *network.buffers())
     }
@@ -273,7 +308,7 @@ def _kept_of(network: nn.Module, images: Tensor) -> defaultdict[str, float]:
         return tensor
 
     network.train()
-    meter = _Meter(network, lambda: count)
+    meter = _Meter(network, lambda: count, inside=inside)
     with (
         torch.enable_grad(),
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),

@@ -22,7 +22,9 @@ __all__ = ["ModelFacts", "PartFacts", "PatchFacts", "PathFacts", "inspect_model"
 @dataclass(frozen=True, kw_only=True)
 class PathFacts:
     """One module of a model: a row of the page. Numbers are those of everything below its path;
-    patches stand below `patches`, not below the module that runs them.
+    patches stand below `patches`, not below the module that runs them. Bytes and time of what is
+    inside of a block are those of another pass, since a block may compute otherwise where hooks
+    look inside.
 
     Args:
         path: dotted path; "" is the whole model.
@@ -37,7 +39,8 @@ class PathFacts:
         trainable: those that require gradients [parameters].
         flops: of a forward pass of one image, two for each multiply-add [FLOPs].
         kept: bytes that a forward pass in training mode keeps for backward, as the model is frozen
-            now; parameters and buffers aside. None where no such pass succeeds [bytes].
+            now; parameters and buffers aside, the images included. None where no such pass
+            succeeds [bytes].
         milliseconds: of a forward pass of one image here, median [ms].
         calls: how often it runs in one forward pass; a gated block runs by its `gate`.
         note: what is to be known of it: why no patch can go there, or that it is never called.
