@@ -58,4 +58,6 @@ def describe_model(
     paths = [path for path, _ in model.named_modules() if path]
     sites, _ = Probe(image).sites(model, paths)
     anatomy = state.anatomy
-    return tuple(path_info(site, part_of_parameter(path, anatomy)[0]) for path, site in sites.items())
+    return tuple(
+        path_info(site, part_of_parameter(path, anatomy)[0]) for path, site in sites.items()
+    )

@@ -179,16 +179,15 @@ def test_hiding_the_hottest_cells_costs_the_class_most() -> None:
     better = 0
     for path in sorted(PHOTOS.glob("*.jpg")):
         image, _ = prepared(model, open_photo(path), path.name)
-        found = class_map(model, image)
+        label = int(path.name[:4])  # as the photos are named
+        found = class_map(model, image, label)
         assert found.values.shape == (7, 7)
-        hot = found.values.flatten().topk(10).indices
-        cold = torch.randperm(49, generator=draw)[:10]
+        cells = [found.values.flatten().topk(10).indices]
+        cells += [torch.randperm(49, generator=draw)[:10] for _ in range(3)]
         with torch.no_grad():
-            left = [
-                float(network(_hidden(image, each)).softmax(1)[0, found.index])
-                for each in (hot, cold)
-            ]
-        better += left[0] < left[1]
+            images = torch.cat([_hidden(image, each) for each in cells])
+            left = network(images).softmax(1)[:, label]
+        better += bool(left[0] < left[1:].mean())
     assert better >= 75, better
 
 

@@ -77,8 +77,7 @@ NUM_PAIRS = 50
 
 
 @pytest.mark.parametrize(
-    "number",
-    [pytest.param(n, marks=[pytest.mark.sweep] * (n >= 8)) for n in range(NUM_PAIRS)],
+    "number", [pytest.param(n, marks=[pytest.mark.sweep] * (n >= 8)) for n in range(NUM_PAIRS)]
 )
 def test_the_difference_names_exactly_what_was_done(number: int) -> None:
     draw = random.Random(number)
@@ -128,7 +127,9 @@ def test_costs_are_those_of_the_facts() -> None:
     facts = [inspect_model(each, size=64, repeats=1) for each in (a, b)]
     costs = {cost.name: (cost.a, cost.b) for cost in compare_models(a, b, *facts).costs}
     assert costs["parameters"][1] - costs["parameters"][0] == 54 * (1024 + 1)
-    assert costs["FLOPs of a forward pass"][1] - costs["FLOPs of a forward pass"][0] == 2 * 54 * 1024
+    assert (
+        costs["FLOPs of a forward pass"][1] - costs["FLOPs of a forward pass"][0] == 2 * 54 * 1024
+    )
 
 
 def test_a_moved_gate_and_class_names_are_named() -> None:

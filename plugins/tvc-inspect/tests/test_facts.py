@@ -164,7 +164,9 @@ def test_parameters_shapes_and_strides_are_the_modules_own(
     for row in facts.paths:
         prefix = f"{row.path}." if row.path else ""
         own = [
-            t for name, t in state.items() if name.startswith(prefix) and isinstance(t, nn.Parameter)
+            t
+            for name, t in state.items()
+            if name.startswith(prefix) and isinstance(t, nn.Parameter)
         ]
         assert row.parameters == sum(t.numel() for t in own), row.path
         assert row.trainable == sum(t.numel() for t in own if t.requires_grad), row.path

@@ -212,7 +212,9 @@ def _shapes(
             continue
         first, second = ((each.shape, each.layout) for each in (row, other))
         if first != second:
-            words = [f"{list(shape or ())} {layout or ''}".strip() for shape, layout in (first, second)]
+            words = [
+                f"{list(shape or ())} {layout or ''}".strip() for shape, layout in (first, second)
+            ]
             yield Difference(kind="shape", path=row.path, a=words[0], b=words[1])
 
 

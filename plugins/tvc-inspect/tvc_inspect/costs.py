@@ -94,7 +94,9 @@ def measure_costs(
         if blocks_of(network):
             times = _with_insides(network, times, _milliseconds(network, image, 1, inside=True))
             if batch:
-                seen_inside = _kept_of(copy.deepcopy(network), torch.cat([image] * batch), inside=True)
+                seen_inside = _kept_of(
+                    copy.deepcopy(network), torch.cat([image] * batch), inside=True
+                )
                 kept = _with_insides(network, kept, seen_inside)
     costs = {
         path: Cost(

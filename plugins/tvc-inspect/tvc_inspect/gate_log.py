@@ -71,7 +71,9 @@ class GateLog:
         try:
             text = json.dumps(line, allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ParameterError(f"GateLog: {short_repr(facts)} has no form in JSON: {error}") from error
+            raise ParameterError(
+                f"GateLog: {short_repr(facts)} has no form in JSON: {error}"
+            ) from error
         cut = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
         # after a break in the middle of a line, the next one begins on a line of its own
         before = "\n" if cut and self.path.stat().st_size else ""

@@ -19,6 +19,10 @@ from .facts import ModelFacts
 __all__ = ["Picture", "PageError", "render_page"]
 
 
+VENDOR = "vendor"
+"""Folder of the table library, which `hatch_build.py` gets."""
+
+
 class PageError(TvcError):
     """A page cannot be written."""
 
@@ -105,7 +109,7 @@ def render_page(
 
 
 def _vendor(name: str) -> str:
-    file = resources.files(__package__) / "vendor" / name
+    file = resources.files(__package__) / VENDOR / name
     if not file.is_file():
         raise PageError(
             f"the table library of pages, {name}, is not there: this checkout was installed without "
@@ -238,7 +242,9 @@ def _parts(facts: ModelFacts) -> str:
 
 
 def _differences(comparison: Comparison) -> str:
-    rows = [(each.kind, each.path, each.a or None, each.b or None) for each in comparison.differences]
+    rows = [
+        (each.kind, each.path, each.a or None, each.b or None) for each in comparison.differences
+    ]
     headers = ("what", "where", "in this model", f"in {comparison.name}")
     table = _table(headers, rows, "Differences") if rows else "<p>none: the same model</p>"
     costs = [(each.name, each.a, each.b) for each in comparison.costs]

@@ -104,7 +104,9 @@ def map_picture(seen: Image.Image, values: Tensor, *, signed: bool = True) -> Im
     strength = large.abs().clamp(0, 1)[..., None] * 0.7
     red, blue = torch.tensor([215.0, 20.0, 20.0]), torch.tensor([20.0, 60.0, 220.0])
     color = torch.where(large[..., None] >= 0, red, blue)
-    below = torch.frombuffer(bytearray(seen.convert("L").convert("RGB").tobytes()), dtype=torch.uint8)
+    below = torch.frombuffer(
+        bytearray(seen.convert("L").convert("RGB").tobytes()), dtype=torch.uint8
+    )
     below = below.reshape(*size, 3).float()
     mixed = (below * (1 - strength) + color * strength).round().to(torch.uint8)
     return Image.fromarray(mixed.numpy(), "RGB")

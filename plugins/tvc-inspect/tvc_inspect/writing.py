@@ -120,5 +120,3 @@ def _pictures(
             )
         )
     return pictures
-
-
