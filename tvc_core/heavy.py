@@ -39,7 +39,7 @@ __all__ = [
     "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
     "WeightsDiff", "audit", "build_torchvision", "describe_backbone", "describe_file",
-    "describe_model", "diff_weights", "drop_closed_patches", "fold_patches", "freeze_head", "is_normalization",
-    "load", "param_groups", "partial_load", "plain_state_dict", "read_state_dict",
-    "transfer_weights", "weights_file",
+    "describe_model", "diff_weights", "drop_closed_patches", "fold_patches", "freeze_head",
+    "is_normalization", "load", "param_groups", "partial_load", "plain_state_dict",
+    "read_state_dict", "transfer_weights", "weights_file",
 ]  # fmt: skip

@@ -122,7 +122,8 @@ def test_a_large_page_is_ready_and_searched_soon(
     assert found.ready < 1000
     waited = found.page.evaluate(
         """() => new Promise((done) => {
-          const search = document.getElementById("search"), home = document.getElementById("modules");
+          const search = document.getElementById("search");
+          const home = document.getElementById("modules");
           const begin = performance.now();
           search.value = "denselayer12 conv";
           search.dispatchEvent(new Event("input"));
@@ -215,7 +216,7 @@ def test_markup_stays_text(opened: Callable[[Path], Opened], tmp_path: Path) -> 
                 num_classes=2,
                 class_names=[HOSTILE, last],
                 name=HOSTILE,
-            )  # fmt: skip
+            )
         )
         for last in ("b", "c")
     )

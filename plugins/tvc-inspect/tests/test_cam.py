@@ -87,7 +87,7 @@ def test_the_default_is_the_class_with_the_largest_logit_and_names_work() -> Non
     assert (found.index, found.name) == (best, f"class {best}")
     assert class_map(model, _image(64), "class 4").index == 4
     assert class_map(model, _image(64), "4").index == 4
-    with pytest.raises(ParameterError, match="there is no class 'clas 4'.*Did you mean 'class 4'"):
+    with pytest.raises(ParameterError, match=r"there is no class 'clas 4'.*Did you mean 'class 4'"):
         class_map(model, _image(64), "clas 4")
     with pytest.raises(ParameterError, match="0 to 11"):
         class_map(model, _image(64), 12)

@@ -1,4 +1,4 @@
-"""Comparisons of models: 50 generated pairs, of which the difference names exactly what was done."""
+"""Comparisons of models: of 50 generated pairs the difference names exactly what was done."""
 
 from __future__ import annotations
 

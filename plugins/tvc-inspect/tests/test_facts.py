@@ -1,4 +1,4 @@
-"""What a page says of a model: every number by a second derivation, and a model that is as before."""
+"""What a page says of a model: each number by a second derivation, and the model is as before."""
 
 from __future__ import annotations
 

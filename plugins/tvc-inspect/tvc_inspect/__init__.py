@@ -1,5 +1,5 @@
-"""See a hybrid of tvc: one page with every path, cost, patch and map. Importing this package imports
-nothing else.
+"""See a hybrid of tvc: one page with every path, cost, patch and map. Importing this package
+imports nothing else.
 """
 
 from __future__ import annotations

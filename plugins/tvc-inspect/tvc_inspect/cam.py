@@ -66,8 +66,9 @@ def class_map(
     """Return where a model looks for a class.
 
     The layer is the last stage's; where no gradient reaches its pixels (a ViT classifies from the
-    class token, so behind its last attention the image's tokens have none), the last module before
-    it with as many channels whose pixels have one: `ln_1` of ViT's last block. A copy runs in eval mode: the model is as before.
+    class token, so after its last attention the image's tokens have none), the last module with as
+    many channels whose pixels have one: `ln_1` of ViT's last block. A copy runs in eval mode: the
+    model is as before.
 
     Args:
         model: the hybrid.
@@ -86,8 +87,8 @@ def class_map(
     views = _views(model, (int(image.shape[2]), int(image.shape[3])))
     if layer is not None and layer not in views:
         raise ParameterError(
-            f"layer: {layer!r} returns no map. {did_you_mean(layer, views)} 'tvc inspect' lists the "
-            "modules with their layouts"
+            f"layer: {layer!r} returns no map. {did_you_mean(layer, views)} 'tvc inspect' lists "
+            "the modules with their layouts"
         )
     with _copy_of(model) as network, torch.enable_grad():
         maps: dict[str, Tensor] = {}
@@ -123,8 +124,8 @@ def class_map(
                     values=values,
                 )
     raise BackboneError(
-        f"class {_name(model, index)!r} has no map: its logit depends on no pixel of any. The weights "
-        "of a head that was never trained may all be 0, as torchvision's ViT starts"
+        f"class {_name(model, index)!r} has no map: its logit depends on no pixel of any. The "
+        "weights of a head that was never trained may all be 0, as torchvision's ViT starts"
     )
 
 

@@ -147,7 +147,7 @@ def _heads(a: HybridModel, b: HybridModel) -> tuple[list[Difference], set[str]]:
 def _trainable(
     a: HybridModel, b: HybridModel, facts: ModelFacts, covered: set[str]
 ) -> Iterator[Difference]:
-    """Yield the parts and patches, or single parameters of one, of which one model trains others."""
+    """Yield the parts and patches, or single parameters, that only one of the models trains."""
     parts = {row.path: row.part for row in facts.paths}
     sides = [dict(model.named_parameters()) for model in (a, b)]
     both = [name for name in sides[0] if name in sides[1] and not _is_in(name, covered)]

@@ -6,8 +6,8 @@ belongs to the innermost module that was running. What a row of the page shows i
 over the modules below its path. So a patch's cost stands at the patch, whichever module's hook runs
 it, and the rows of the backbone are those of the plain backbone.
 
-Blocks may compute in another way where their layers have hooks (those of tvc-attention leave
-the calls of layers out). So bytes and time are those of a pass in which no hook is inside of a block; a
+Blocks may compute in another way where their layers have hooks (those of tvc-attention leave the
+calls of layers out). So bytes and time are those of a pass in which no hook is inside of a block; a
 second one, with hooks there, is only for the rows inside.
 """
 
@@ -117,7 +117,7 @@ def blocks_of(network: nn.Module) -> list[str]:
 
 
 class _Meter:
-    """Shares out what a number gains among the modules that run meanwhile."""
+    """Shares out what a number gains among the modules that run."""
 
     def __init__(
         self, network: nn.Module, read: Callable[[], float], *, inside: bool = True

@@ -112,8 +112,8 @@ def _vendor(name: str) -> str:
     file = resources.files(__package__) / VENDOR / name
     if not file.is_file():
         raise PageError(
-            f"the table library of pages, {name}, is not there: this checkout was installed without "
-            "npm. Install npm, then run 'python hatch_build.py' in plugins/tvc-inspect"
+            f"the table library of pages, {name}, is not there: this checkout was installed "
+            "without npm. Install npm, then run 'python hatch_build.py' in plugins/tvc-inspect"
         )
     return _script_safe(file.read_text(encoding="utf-8"))
 
@@ -267,8 +267,8 @@ def _photo(pictures: Sequence[Picture]) -> str:
 def _modules() -> str:
     return (
         "<section><h2 id='title'>Modules</h2><p>Numbers are those of all that is below a path. A "
-        "patch is a row below <code>patches</code>, and not counted at the module that runs it. The "
-        "button copies a path for a recipe.</p><div class='tools'>"
+        "patch is a row below <code>patches</code>, and not counted at the module that runs it. "
+        "The button copies a path for a recipe.</p><div class='tools'>"
         "<label for='search'>Search</label><input id='search' type='search' autocomplete='off'>"
         "<button type='button' id='all' aria-pressed='false'>expand all</button>"
         "<span id='status' role='status'></span></div>"
