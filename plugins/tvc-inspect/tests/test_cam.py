@@ -14,7 +14,14 @@ from tvc_inspect import class_map, gate_maps
 from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError
 
 PHOTOS = Path(__file__).resolve().parents[4] / "shared/data/photos"
-CNNS = ["resnet18", "densenet121", "efficientnet_b0", "mobilenet_v3_small", "timm/resnet18"]
+LONG = pytest.mark.sweep
+CNNS = [
+    *("resnet18", "mobilenet_v3_small"),
+    *(
+        pytest.param(name, marks=LONG)
+        for name in ("densenet121", "efficientnet_b0", "timm/resnet18")
+    ),
+]
 
 
 def _model(name: str, **given: object) -> HybridModel:
@@ -64,8 +71,8 @@ def _by_hand(model: HybridModel, layer: str, image: Tensor, index: int, prefix: 
 @pytest.mark.parametrize(
     ("name", "layer", "prefix"),
     [
-        ("swin_t", "norm", 0),
-        ("vit_b_32", "encoder.layers.encoder_layer_11.ln_1", 1),
+        pytest.param("swin_t", "norm", 0, marks=LONG),
+        pytest.param("vit_b_32", "encoder.layers.encoder_layer_11.ln_1", 1, marks=LONG),
         ("timm/vit_tiny_patch16_224", "blocks.11.norm1", 1),
     ],
 )

@@ -77,7 +77,7 @@ NUM_PAIRS = 50
 
 
 @pytest.mark.parametrize(
-    "number", [pytest.param(n, marks=[pytest.mark.sweep] * (n >= 8)) for n in range(NUM_PAIRS)]
+    "number", [pytest.param(n, marks=[pytest.mark.sweep] * (n >= 4)) for n in range(NUM_PAIRS)]
 )
 def test_the_difference_names_exactly_what_was_done(number: int) -> None:
     draw = random.Random(number)

@@ -35,7 +35,7 @@ def _built(name: str) -> HybridModel:
     return model
 
 
-LARGE = ("densenet121", "swin_t", "vit_b_32")
+LARGE = ("densenet121", "efficientnet_b0", "swin_t", "vit_b_32")
 
 
 @pytest.fixture(
