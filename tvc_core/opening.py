@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -131,20 +131,12 @@ def _check(path: Path, most: int | None, registry: Registry) -> FileInfo:
             buffers.update(name for name, _ in network.named_buffers())
             raise _FitsError
 
-        try:
-            with _limited(file, None):
-                build_backbone(plan, pretrained=False, fill=fill)
-        except _FitsError:
-            pass
-        count = sum(
-            math.prod(entry.shape)
-            for name, entry in file.entries.items()
-            if name not in buffers and name.rpartition(".")[2] not in _STATISTICS
-        )
+        with suppress(_FitsError), _limited(file, None):
+            build_backbone(plan, pretrained=False, fill=fill)
+        buffers.update(k for k in file.entries if k.rpartition(".")[2] in _STATISTICS)
+        count = sum(math.prod(e.shape) for k, e in file.entries.items() if k not in buffers)
         if most is not None and count > most:
-            raise WeightsError(
-                f"{path}: the model has {count:,} parameters, more than max_params={most:,}"
-            )
+            raise WeightsError(f"{path}: {count:,} parameters, more than max_params={most:,}")
         return info_of(file, registry)
 
 
