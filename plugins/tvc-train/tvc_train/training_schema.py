@@ -36,7 +36,12 @@ METHODS: dict[str, Any] = {
     "items": {
         "oneOf": [
             {"type": "string", "minLength": 1},
-            {"type": "object", "minProperties": 1, "maxProperties": 1},
+            {
+                "type": "object",
+                "minProperties": 1,
+                "maxProperties": 1,
+                "additionalProperties": {"type": "object"},
+            },
         ]
     },
 }
@@ -61,6 +66,7 @@ TRAINING: dict[str, Any] = {
         "layout": {"enum": ["auto", "contiguous", "channels_last"]},
         "workers": {"type": "integer", "minimum": 0, "maximum": 1024},
         "best": {"enum": ["accuracy", "balanced_accuracy", "loss", "f1"]},
+        "keep": {"enum": ["best", "last"]},
         "save_every": _COUNT,
     },
     "additionalProperties": False,
