@@ -176,7 +176,7 @@ def scores_of(
                 metrics.multilabel_precision,
                 metrics.multilabel_recall,
                 metrics.multilabel_f1_score,
-            )  # fmt: skip
+            )
         ]
         images, predicted = true.sum(0), chosen.sum(0)
         for index, found in enumerate(extra):
@@ -192,7 +192,7 @@ def scores_of(
                 metrics.multiclass_precision,
                 metrics.multiclass_recall,
                 metrics.multiclass_f1_score,
-            )  # fmt: skip
+            )
         ]
         images, predicted = targets.bincount(minlength=count), chosen.bincount(minlength=count)
         sure, right = said.amax(1), (chosen == targets).long()
