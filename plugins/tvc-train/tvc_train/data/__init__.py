@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .batches import Batch, class_weights, evaluation_batches, steps_in_epoch, training_batches
     from .images import read_image
-    from .inspecting import DataReport, Problem, inspect_data
+    from .inspecting import DataReport, inspect_data
     from .opening import Data, open_data, open_files, open_labeled
     from .preparing import Preprocessing, Transforms
+    from .problems import Problem
     from .samples import Samples
     from .settings import DataSettings
     from .shards import write_shards

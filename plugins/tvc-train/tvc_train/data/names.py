@@ -20,11 +20,18 @@ class Names(Sequence[str]):
 
     def __init__(self, names: Iterable[str] = ()) -> None:
         encoded = [name.encode("utf-8", "surrogateescape") for name in names]
-        self._bytes = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+        self.content = np.frombuffer(b"".join(encoded), np.uint8)
+        self.ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+
+    @staticmethod
+    def from_arrays(content: np.ndarray, ends: np.ndarray) -> Names:
+        """Return the names that `content` (uint8) and `ends` (int64 [N + 1]) hold."""
+        names = Names()
+        names.content, names.ends = content, ends
+        return names
 
     def __len__(self) -> int:
-        return len(self._ends) - 1
+        return len(self.ends) - 1
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -37,17 +44,22 @@ class Names(Sequence[str]):
         index += len(self) if index < 0 else 0
         if not 0 <= index < len(self):
             raise IndexError(f"name {index} of {len(self)}")
-        start, end = self._ends[index : index + 2]
-        return self._bytes[start:end].tobytes().decode("utf-8", "surrogateescape")
+        start, end = self.ends[index : index + 2]
+        return self.content[start:end].tobytes().decode("utf-8", "surrogateescape")
 
     def __iter__(self) -> Iterator[str]:
         return (self[index] for index in range(len(self)))
 
     def take(self, indices: Any) -> Names:
         """Return the names at these indices, in their order."""
-        return Names(self[int(index)] for index in indices)
+        indices = np.asarray(indices, np.int64)
+        starts, sizes = self.ends[indices], np.diff(self.ends)[indices]
+        ends = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+        # for each byte of the result, where it comes from
+        source = np.arange(ends[-1]) + np.repeat(starts - ends[:-1], sizes)
+        return Names.from_arrays(self.content[source], ends)
 
     @property
     def nbytes(self) -> int:
         """What they take [bytes]."""
-        return int(self._bytes.nbytes + self._ends.nbytes)
+        return int(self.content.nbytes + self.ends.nbytes)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from ..errors import DataError
 from .order import seed_of
+from .samples import Samples
 
-__all__ = ["split_indices"]
+__all__ = ["copies", "split_indices"]
 
 
 def split_indices(
@@ -36,3 +38,20 @@ def split_indices(
         _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
         held = held[first][inverse.reshape(-1)]
     return np.flatnonzero(~held), np.flatnonzero(held)
+
+
+def copies(samples: Samples) -> np.ndarray:
+    """Return a number for each image, int64 [N], which is equal for equal contents.
+
+    Only images of one size are read; one that cannot be read is alone.
+    """
+    sizes = np.array([samples.size_hint(index) for index in range(len(samples))], np.int64)
+    groups = np.arange(len(samples))
+    _, inverse, counts = np.unique(sizes, return_inverse=True, return_counts=True)
+    first: dict[bytes, int] = {}
+    for index in np.flatnonzero(counts[inverse.reshape(-1)] > 1).tolist():
+        try:
+            groups[index] = first.setdefault(samples.content(index), index)
+        except DataError:  # which the check of the data names
+            continue
+    return groups
