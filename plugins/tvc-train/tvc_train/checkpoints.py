@@ -188,5 +188,3 @@ def _own_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         seen.add(each.untyped_storage().data_ptr())
         found[name] = each
     return found
-
-

@@ -46,7 +46,7 @@ class Devices:
         accelerator: str = "auto",
     ) -> None:
         from lightning_fabric import Fabric  # takes seconds
-        from lightning_fabric.strategies import DDPStrategy
+        from lightning_fabric.strategies.ddp import DDPStrategy
 
         local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))  # torchrun has decided
         whole = int(os.environ.get("WORLD_SIZE", local * nodes))
@@ -92,7 +92,9 @@ class Devices:
 
     def seed(self, *parts: int) -> None:
         """Seed dropout and mixup with numbers, such as (seed, step, rank)."""
-        number = int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big")
+        number = int.from_bytes(
+            hashlib.blake2b(repr(parts).encode(), digest_size=7).digest(), "big"
+        )
         torch.default_generator.manual_seed(number)  # torch.manual_seed takes 80 times as long
         if self.device.type == "cuda":
             torch.cuda.manual_seed(number)
@@ -101,9 +103,16 @@ class Devices:
 
     # -- the model ---------------------------------------------------------------------------------
 
-    def place(self, model: HybridModel) -> None:
-        """Move a model to the device and its type of numbers."""
+    def place(self, model: HybridModel, *, layout: str = "contiguous") -> None:
+        """Move a model to the device, its type of numbers, and a layout in memory."""
         model.to(self.device, self.dtype)
+        if layout == "channels_last":
+            model.to(memory_format=torch.channels_last)
+
+    def wait(self) -> None:
+        """Wait until the device has computed everything."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
 
     def wrap(self, model: HybridModel, *, compiled: bool = False) -> Callable[[Tensor], Any]:
         """Return what runs the model in training; where there are several processes, replicas or
@@ -148,8 +157,11 @@ class Devices:
         return self.fabric.autocast() if self._autocast else nullcontext()
 
     @contextmanager
-    def part(self, run: Any, last: bool) -> Iterator[None]:
+    def part(self, model: HybridModel, *, last: bool) -> Iterator[None]:
         """Run a part of a step; gradients are exchanged in the last one."""
+        if self.strategy == "fsdp":
+            sharded: Any = model
+            sharded.set_requires_gradient_sync(last)
         held = self._wrapper is not None and not last
         with self._wrapper.no_sync() if held else nullcontext():  # type: ignore[union-attr,operator]
             yield
@@ -242,8 +254,10 @@ class Devices:
         if hasattr(target, "device_mesh") and value.ndim:
             from torch.distributed.tensor import distribute_tensor
 
-            mesh, places = target.device_mesh, target.placements
-            return distribute_tensor(value.to(self.device), mesh, places)  # type: ignore[arg-type]
+            spread: Any = target
+            return distribute_tensor(
+                value.to(self.device), spread.device_mesh, spread.placements
+            )
         return value.to(self.device if value.ndim or target.device.type != "cpu" else "cpu")
 
     def _objects(self, value: Any) -> list[Any]:
@@ -261,7 +275,7 @@ class Devices:
 
 def _hash(tensor: Tensor) -> str:
     whole = tensor.detach().to("cpu").contiguous().reshape(-1)
-    data = whole.view(torch.uint8).numpy() if whole.numel() else b""
+    data: Any = whole.view(torch.uint8).numpy() if whole.numel() else b""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 

@@ -1,13 +1,13 @@
 """The schedule of phases: what is thawed when, and at which rates. For a plain loop and for others.
 
-    schedule = PhaseSchedule([Phase(epochs=1), Phase(epochs=2, thaw=(-1,), rate=1e-3)], steps=100)
-    optimizer = None
-    for phase in schedule.phases:
-        optimizer = schedule.begin(model, phase, optimizer)
-        for epoch in range(phase.epochs):
-            for step, (images, targets) in enumerate(loader):
-                schedule.set_rates(optimizer, phase, epoch * schedule.steps + step)
-                ...
+schedule = PhaseSchedule([Phase(epochs=1), Phase(epochs=2, thaw=(-1,), rate=1e-3)], steps=100)
+optimizer = None
+for phase in schedule.phases:
+    optimizer = schedule.begin(model, phase, optimizer)
+    for epoch in range(phase.epochs):
+        for step, (images, targets) in enumerate(loader):
+            schedule.set_rates(optimizer, phase, epoch * schedule.steps + step)
+            ...
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Phase:
         thaw: stages that learn besides the head and new blocks, by number (negative ones count from
             the end), path ("layer4") or pattern ("features.[67]"); "all" is everything, the stem
             included, "head" nothing more.
-        rate: of the head and of new blocks, at its highest.
+        rate: of the head and of new blocks, at its highest; "auto" in a recipe is found out before
+            the first step.
         layer_decay: factor from one layer to the one before it; None for one rate.
         warmup: linear, at the start of the phase [epochs].
         schedule: after it: "cosine" to zero, "linear" to zero, or "constant".
@@ -50,7 +51,7 @@ class Phase:
     epochs: int
     name: str = ""
     thaw: tuple[int | str, ...] = ("head",)
-    rate: float = 1e-2
+    rate: float | str = 1e-2
     layer_decay: float | None = None
     warmup: float = 0.0
     schedule: str = "cosine"
@@ -97,7 +98,6 @@ class Phase:
         if self.schedule == "cosine":  # Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5
             return 0.5 * (1 + math.cos(math.pi * done))
         return 1 - done if self.schedule == "linear" else 1.0
-
 
 
 class PhaseSchedule:
@@ -170,18 +170,22 @@ class PhaseSchedule:
     def make(self, model: HybridModel, phase: Phase) -> Optimizer:
         """Return an optimizer for what learns, with the state that is kept."""
         optimizer = make_optimizer(
-            model, self.optimizer, rate=phase.rate, layer_decay=phase.layer_decay
+            model, self.optimizer, rate=float(phase.rate), layer_decay=phase.layer_decay
         )
         load_kept(optimizer, model, self.kept)
         self.set_rates(optimizer, phase, 0)
         return optimizer
+
+    def rate(self, phase: Phase, step: int) -> float:
+        """Return the rate of the head at a step of a phase."""
+        return float(phase.rate) * phase.factor(step, self.steps)
 
     def set_rates(self, optimizer: Optimizer, phase: Phase, step: int) -> float:
         """Set the rate of each group for a step of the phase, and return that of the head."""
         factor = phase.factor(step, self.steps)
         for group in optimizer.param_groups:
             group["lr"] = group["full_rate"] * factor
-        return phase.rate * factor
+        return self.rate(phase, step)
 
 
 def thaw(model: HybridModel, wanted: Sequence[int | str]) -> list[int]:

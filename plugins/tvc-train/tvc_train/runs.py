@@ -82,11 +82,15 @@ class Run:
 
     def rows(self) -> list[dict[str, str]]:
         """Return the rows of metrics.csv."""
+        return self.read_rows(self.metrics)
+
+    def read_rows(self, path: Path) -> list[dict[str, str]]:
+        """Return the rows of a CSV file; none where there is no file."""
         import csv
 
-        if not self.metrics.is_file():
+        if not path.is_file():
             return []
-        with self.metrics.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
 
     def write_rows(self, path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

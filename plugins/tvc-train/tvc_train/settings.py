@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .optimizers import OptimizerSettings
@@ -81,6 +81,13 @@ class TrainingSettings:
         names = {"optimizer": "name", "weight_decay": "weight_decay", "momentum": "momentum"}
         given = {names[key]: found.pop(key) for key in names if key in found}
         return TrainingSettings(**found, optimizer=OptimizerSettings(**given))
+
+    def with_chosen(self, chosen: Mapping[str, Any]) -> TrainingSettings:
+        """Return the settings with values that were found out in the place of "auto"."""
+        found = dict(chosen)
+        if "phases" in found:
+            found["phases"] = tuple(map(Phase.from_mapping, found["phases"]))
+        return replace(self, **found)
 
     @property
     def lower_is_better(self) -> bool:

@@ -19,7 +19,7 @@ PHASE: dict[str, Any] = {
         "name": {"type": "string", "minLength": 1, "maxLength": 60},
         "epochs": {"type": "integer", "minimum": 1, "maximum": 100_000},
         "thaw": _THAW,
-        "rate": _POSITIVE,
+        "rate": {"oneOf": [_POSITIVE, {"const": "auto"}]},
         "layer_decay": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
         "warmup": {"type": "number", "minimum": 0, "maximum": 100_000},
         "schedule": {"enum": ["cosine", "linear", "constant"]},
