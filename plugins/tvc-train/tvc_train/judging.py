@@ -70,8 +70,8 @@ class Judged:
 
 
 def judge(
-    file: Path,
-    data: Path,
+    file: str | Path | tuple[HybridModel, Trained],
+    data: str | Path,
     *,
     batch_size: int = 32,
     workers: int = 0,
@@ -81,7 +81,8 @@ def judge(
     """Evaluate a saved model on images with labels.
 
     Args:
-        file: of the model; it alone says how images are prepared.
+        file: of the model, which alone says how images are prepared; or both as `Trained.open`
+            returns them.
         data: a folder with one for each class, a CSV file, a folder of shards, or a recipe, whose
             held-out images are meant.
         batch_size: images that go through the network together.
@@ -94,8 +95,8 @@ def judge(
         RecipeError: the recipe is wrong.
         DataError: there are no images, or more is wrong with them than `max_bad` allows.
     """
-    model, trained = Trained.open(file)
-    samples, found = _opened(data, Trained.class_names(model), trained.labels)
+    model, trained = file if isinstance(file, tuple) else Trained.open(file)
+    samples, found = _opened(Path(data), Trained.class_names(model), trained.labels)
     problems = tuple(each for each in found if each.kind != "note")
     serious = [each for each in problems if each.kind != "image"]
     if serious or len(problems) > max_bad:

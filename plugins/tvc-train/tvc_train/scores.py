@@ -4,16 +4,26 @@ calibration.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .evaluating import figures_of
 
-__all__ = ["Bin", "ClassScores", "Scores", "best_thresholds", "probabilities", "scores_of"]
+__all__ = [
+    "Bin",
+    "ClassScores",
+    "Scores",
+    "best_temperature",
+    "best_thresholds",
+    "probabilities",
+    "scores_of",
+]
 
 _BINS = 15
 """Of the calibration error (Guo et al. 2017, arXiv:1706.04599, section 4)."""
@@ -216,6 +226,33 @@ def scores_of(
         confusion=tuple(table.tolist()),
         reliability=_bins(sure, right),
     )
+
+
+def best_temperature(logits: Tensor, targets: Tensor, *, labels: str = "one") -> float:
+    """Return the number by which logits have to be divided so that these targets are most likely
+    (Guo et al. 2017, section 4.2); from 0.001 to 1000.
+
+    Args:
+        logits: [N, classes] of held-out images.
+        targets: class numbers [N]; of several labels an image zeros and ones [N, classes].
+        labels: "one" or "many".
+    """
+    double = logits.detach().double()
+
+    def slope(scale: float) -> float:
+        factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
+        with torch.enable_grad():
+            if labels == "many":
+                loss = F.binary_cross_entropy_with_logits(factor * double, targets.double())
+            else:
+                loss = F.cross_entropy(factor * double, targets)
+        return float(torch.autograd.grad(loss, factor)[0])
+
+    low, high = 1e-3, 1e3
+    for _ in range(60):  # the loss is convex in the scale, so its slope changes sign once
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return 1 / math.sqrt(low * high)
 
 
 def best_thresholds(logits: Tensor, targets: Tensor, *, temperature: float = 1.0) -> list[float]:
