@@ -1,5 +1,5 @@
-"""Defines the kind `method`, and offers methods, the sections `data` and `training` of recipes, and
-commands. Light: imports neither click nor torch.
+"""Defines the kind `method`, and offers methods, the sections `data`, `training` and `tune` of
+recipes, and commands. Light: imports neither click nor torch.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from typing import Any
 
 from tvc_core import Kind, hookimpl
 
-from . import data_schema, kinds, training_schema
+from . import data_schema, kinds, training_schema, tune_schema
 from .kinds import MethodSpec
 
 TVC_API = (1, 1)
@@ -39,7 +39,7 @@ def tvc_cli_commands() -> list[Any]:
 
 @hookimpl(optionalhook=True)  # works where tvc-recipes is not installed
 def tvc_recipes_sections() -> list[Any]:
-    """Offer data and training."""
+    """Offer data, training and tune."""
     from tvc_recipes import SectionSpec
 
     return [
@@ -54,6 +54,12 @@ def tvc_recipes_sections() -> list[Any]:
             factory="tvc_train.settings:TrainingSettings.from_mapping",
             schema=training_schema.TRAINING,
             summary="How a model is trained: phases, rates, methods.",
+        ),
+        SectionSpec(
+            name="tune",
+            factory="tvc_train.tuning.settings:TuneSettings.from_mapping",
+            schema=tune_schema.TUNE,
+            summary="What tvc tune searches, and how.",
         ),
     ]
 

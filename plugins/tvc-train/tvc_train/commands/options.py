@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import click
+
 from ..errors import TrainingError
 
-__all__ = ["as_table", "device_of"]
+__all__ = ["as_table", "device_of", "pairs_of"]
 
 
 def device_of(name: str) -> Any:
@@ -35,3 +37,20 @@ def as_table(columns: list[str], rows: list[list[str]]) -> list[str]:
         ).rstrip()
         for row in [columns, *rows]
     ]  # fmt: skip
+
+
+def pairs_of(option: str, pairs: tuple[str, ...], example: str) -> dict[str, str]:
+    """Return what stands after an option that takes PATH=VALUE.
+
+    Args:
+        option: its name.
+        pairs: what was given.
+        example: of such a pair.
+    """
+    found = {}
+    for pair in pairs:
+        path, equals, value = pair.partition("=")
+        if not equals or not path or not value:
+            raise click.UsageError(f"{option} takes {example}, and the like, not {pair!r}")
+        found[path] = value
+    return found

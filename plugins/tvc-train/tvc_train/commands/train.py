@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from .options import pairs_of
+
 __all__ = ["train_command"]
 
 
@@ -72,7 +74,7 @@ def train_command(
     from ..showing import display_for
     from ..starting import first_recipe, is_data
 
-    given = _pairs("--set", changes, "training.seed=1")
+    given = pairs_of("--set", changes, "training.seed=1")
     source: Any = recipe
     if is_data(recipe):
         if data is not None:
@@ -82,7 +84,7 @@ def train_command(
                 f"{recipe} is no recipe, but images: say which network to train on them, such as "
                 "--backbone efficientnet_lite0. 'tvc list' lists them"
             )
-        source = first_recipe(recipe, backbone, _pairs("--patch", patches, "features.6=se"))
+        source = first_recipe(recipe, backbone, pairs_of("--patch", patches, "features.6=se"))
     elif backbone is not None or patches:
         raise click.UsageError("--backbone and --patch are for images without a recipe")
     if dry_run:
@@ -113,13 +115,3 @@ def train_command(
     figures = ", ".join(f"{name} {value:.4g}" for name, value in found.evaluation.figures.items())
     click.echo(f"held-out images: {figures}")
     click.echo(f"saved {found.run.model}")
-
-
-def _pairs(option: str, pairs: tuple[str, ...], example: str) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals or not path or not value:
-            raise click.UsageError(f"{option} takes {example}, and the like, not {pair!r}")
-        found[path] = value
-    return found
