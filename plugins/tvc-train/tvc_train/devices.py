@@ -152,6 +152,15 @@ class Devices:
                 fully_shard(model.get_submodule(path))
         fully_shard(model)
 
+    def settle(self, model: HybridModel) -> None:
+        """Let parameters be shards again: a pass without gradients leaves some of them whole."""
+        if self.strategy == "fsdp":
+            from torch.distributed.fsdp import FSDPModule
+
+            for module in model.modules():
+                if isinstance(module, FSDPModule):
+                    module.reshard()
+
     def autocast(self) -> AbstractContextManager[Any]:
         """Return the context in which the model computes."""
         return self.fabric.autocast() if self._autocast else nullcontext()
@@ -255,9 +264,7 @@ class Devices:
             from torch.distributed.tensor import distribute_tensor
 
             spread: Any = target
-            return distribute_tensor(
-                value.to(self.device), spread.device_mesh, spread.placements
-            )
+            return distribute_tensor(value.to(self.device), spread.device_mesh, spread.placements)
         return value.to(self.device if value.ndim or target.device.type != "cpu" else "cpu")
 
     def _objects(self, value: Any) -> list[Any]:

@@ -210,6 +210,7 @@ class _Fitting:
                 f"phase {number}": f"{phase.title}: {phase.epochs} epochs, rate {phase.rate}"
                 for number, phase in enumerate(self.phases(plan.training), 1)
             },
+            "notes": "; ".join(plan.notes),
             "methods": join_names(self.methods) if self.methods else "",
         }
 
@@ -260,6 +261,8 @@ class _Fitting:
             display=display,
             stopping=self.stopping,
         )
+        for note in plan.notes:
+            display.note(note)
         try:
             evaluation = training.go(start)
         finally:

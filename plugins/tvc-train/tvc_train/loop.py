@@ -207,6 +207,7 @@ class Training:
             batches = self.feed.training_batches(self.position.epochs, 0)
             images = (self.feed.ready(batch.images) for batch in batches)
             self.normalization.estimate(images, self.feed.runs(self.model))
+            self.devices.settle(self.model)
         self.devices.average_(self.normalization.statistics())
 
     def _note(self, evaluation: Evaluation) -> None:
@@ -322,15 +323,18 @@ class Training:
 
         try:
             with nullcontext() if self.average is None else self.average.in_place(self.model):
-                return evaluate(
-                    self.model,
-                    self.feed.evaluation_batches(),
-                    labels=self.feed.labels,
-                    device=self.devices.device,
-                    gather=self.devices.gather,
-                    before_batch=before_batch,
-                    forward=lambda images: self._evaluated(images),
-                )
+                try:
+                    return evaluate(
+                        self.model,
+                        self.feed.evaluation_batches(),
+                        labels=self.feed.labels,
+                        device=self.devices.device,
+                        gather=self.devices.gather,
+                        before_batch=before_batch,
+                        forward=self._evaluated,
+                    )
+                finally:
+                    self.devices.settle(self.model)
         except StoppedError:
             self._stop()
             raise

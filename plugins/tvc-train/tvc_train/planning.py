@@ -19,14 +19,13 @@ from tvc_core import (
 )
 
 from .data import Data, DataSettings, Preprocessing, Transforms, inspect_data, open_data
-from .errors import DataError
 from .methods import Method
 from .phases import Phase, thaw
 from .settings import TrainingSettings
 
 __all__ = ["Plan", "make_plan"]
 
-_OWN = ("data", "training")
+_OWN = ("data", "training", "tune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +40,7 @@ class Plan:
         training: the section `training`.
         data: the images.
         freezing: what `freeze_backbone` of the recipe says of head and patches.
+        notes: about the data: images that were left out, and what else a user should know.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Plan:
     training: TrainingSettings
     data: Data
     freezing: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
     def check_model(self, model: HybridModel) -> None:
         """Refuse a model that these data cannot train.
@@ -169,7 +170,8 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         training = replace(training, seed=recipe.seed)
     opened = open_data(data_settings, folder=folder, seed=training.seed)
     # everything that is wrong with the data, before the first step; what may be left out is left
-    opened = inspect_data(opened, data_settings, workers=training.workers).ensure_fine()
+    report = inspect_data(opened, data_settings, workers=training.workers)
+    opened = report.ensure_fine()
     _check_best(recipe, training, opened)
     others = {key: each for key, each in recipe.sections.items() if key not in _OWN}
     freeze = recipe.freeze_backbone
@@ -181,6 +183,7 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         data_settings=data_settings,
         training=training,
         data=opened,
+        notes=tuple(map(str, (*report.problems, *report.notes))),
         freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
     )
 
