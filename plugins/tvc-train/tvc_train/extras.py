@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 
+from tvc_core import join_names
+
 from .errors import TrainingError
 
 __all__ = ["EXTRAS", "has_extra", "require_extra"]
 
-EXTRAS = {"report": ("matplotlib", "tensorboard"), "tune": ("ray", "optuna")}
+EXTRAS = {"report": ("jinja2", "matplotlib", "tensorboard"), "tune": ("ray", "optuna")}
 """The packages of each extra."""
 
 
@@ -29,7 +31,7 @@ def require_extra(name: str, what: str) -> None:
     """
     if missing := _missing(name):
         raise TrainingError(
-            f"{what} needs {' and '.join(missing)}, which "
+            f"{what} needs {join_names(missing)}, which "
             f"{'is' if len(missing) == 1 else 'are'} not installed: "
             f"pip install 'tvc-train[{name}]'"
         )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from tvc_core import HybridModel, PatchReport, load_recipe
@@ -16,12 +17,14 @@ from .data import DataSettings, Samples, Transforms, evaluation_batches, open_da
 from .data.problems import Problem, listed
 from .errors import DataError
 from .evaluating import Evaluation, evaluate
+from .extras import require_extra
 from .reporting.report import worst_mistakes, write_report
+from .runs import Run
 from .scores import Scores, scores_of
 from .settings import TrainingSettings
 from .trained import Trained
 
-__all__ = ["Judged", "judge", "report"]
+__all__ = ["Judged", "judge", "report", "report_run"]
 
 _LOOKED_AT = 64
 """Images on which each patch is switched off, for the report."""
@@ -163,6 +166,29 @@ def report(
         path, judged.scores, title=title, facts=said, rows=rows, mistakes=mistakes,
         patches="" if patches is None else str(patches),
     )  # fmt: skip
+
+
+def report_run(run: Run, samples: Samples) -> Path:
+    """Write the report of a run that came to its end, `report.html` in its folder.
+
+    Args:
+        run: with its model, its predictions and metrics.csv.
+        samples: the held-out images.
+
+    Returns:
+        The file.
+
+    Raises:
+        TrainingError: the extra `report` is not installed, or the file cannot be written.
+    """
+    require_extra("report", "the report")
+    model, trained = Trained.open(run.model)
+    tensors = load_file(run.predictions)
+    evaluation = Evaluation(figures=dict(trained.figures), **tensors)
+    judged = Judged.of(model, trained, samples, evaluation)
+    path = run.folder / "report.html"
+    report(judged, path, title=run.folder.name, facts={"run": str(run.folder)}, rows=run.rows())
+    return path
 
 
 def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples, Sequence[Problem]]:

@@ -69,11 +69,14 @@ def train_command(
 
     Exit code 143 where SIGTERM was received; --resume goes on from there.
     """
+    from ..extras import has_extra, require_extra
     from ..faults import StoppedError
     from ..fitting import fit, preview
     from ..showing import display_for
     from ..starting import first_recipe, is_data
 
+    if tensorboard:
+        require_extra("report", "--tensorboard")
     given = pairs_of("--set", changes, "training.seed=1")
     source: Any = recipe
     if is_data(recipe):
@@ -115,3 +118,9 @@ def train_command(
     figures = ", ".join(f"{name} {value:.4g}" for name, value in found.evaluation.figures.items())
     click.echo(f"held-out images: {figures}")
     click.echo(f"saved {found.run.model}")
+    if has_extra("report"):
+        from ..judging import report_run
+
+        click.echo(f"report {report_run(found.run, found.plan.data.val)}")
+    else:
+        click.echo("no report: it needs pip install 'tvc-train[report]'", err=True)

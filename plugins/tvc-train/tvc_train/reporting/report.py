@@ -155,7 +155,7 @@ def write_report(
         style=style,
         title=_visible(title),
         facts={_visible(str(k)): _visible(_shown(v)) for k, v in (facts or {}).items()},
-        figures={name: _shown(value) for name, value in scores.figures.items()},
+        figures={name.replace("_", " "): _shown(v) for name, v in scores.figures.items()},
         curves=_curves(rows),
         reliability=_svg(reliability_chart(scores)),
         class_columns=columns,
@@ -184,12 +184,12 @@ def write_report(
 def _curves(rows: Sequence[Mapping[str, str]]) -> dict[str, str]:
     columns = list(dict.fromkeys(key for row in rows for key in row if "/" not in key))
     losses = [column for column in columns if column.endswith("loss")]
-    parts = [c for c in columns if c not in losses and _is_part(row.get(c) for row in rows)]
-    rates = [column for column in columns if column in ("rate", "lr")]
+    others = [column for column in columns if column not in ("rate", *losses)]
+    parts = [column for column in others if _is_part(row.get(column) for row in rows)]
     found = {
         "Loss": curves_chart(rows, losses, label="loss"),
         "Held-out figures": curves_chart(rows, parts, label="part"),
-        "Rate": curves_chart(rows, rates, label="rate"),
+        "Rate": curves_chart(rows, ["rate"], label="rate"),
     }
     return {name: _svg(chart) for name, chart in found.items() if chart is not None}
 
