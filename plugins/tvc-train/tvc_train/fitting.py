@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tvc_core import (
     load_recipe,
 )
 
+from .caching.feeding import CachedFeed
 from .checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from .choosing import choose
 from .devices import Devices
@@ -230,7 +232,12 @@ class _Fitting:
             each = int(settings.batch_size) // (devices.world * settings.accumulate)
             mode = default_normalization(plan.recipe.weights is not None, each)
             settings = replace(settings, normalization=mode)
-        feed = Feed(
+        feed_of = (
+            partial(CachedFeed, stopping=self.stopping, note=display.note)
+            if plan.data_settings.cache
+            else Feed
+        )
+        feed = feed_of(
             plan.data,
             plan.data_settings,
             self.transforms,

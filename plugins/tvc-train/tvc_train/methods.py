@@ -280,7 +280,8 @@ def _ranked(figures: Mapping[str, float], lower: bool) -> list[str]:
 
 def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {
-        name: torch.stack([each[name] for each in weights]).mean(0)
+        # in double, in which the mean of equal floats is that float, so what is frozen stays
+        name: torch.stack([each[name] for each in weights]).double().mean(0).to(first.dtype)
         if first.is_floating_point()
         else first
         for name, first in weights[0].items()
