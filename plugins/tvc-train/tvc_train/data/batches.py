@@ -18,8 +18,8 @@ from .preparing import Transforms
 from .samples import Samples
 
 __all__ = [
-    "Batch", "class_weights", "evaluation_batches", "steps_in_epoch", "training_batches",
-    "training_indices",
+    "Batch", "class_weights", "evaluation_batches", "prepared", "step_totals", "steps_in_epoch",
+    "training_batches", "training_indices",
 ]  # fmt: skip
 
 
@@ -128,9 +128,9 @@ def training_batches(
         samples, batch_size=batch_size, seed=seed, epoch=epoch, first_step=first_step, rank=rank,
         world=world, balance=balance,
     )  # fmt: skip
-    totals = [end - start for start, end in _parts(samples, batch_size)][first_step:]
+    totals = step_totals(samples, batch_size)[first_step:]
     mixer = _mixer(mixup, cutmix, num_classes)
-    loaded = _loaded(samples, transforms, steps, workers, seed, epoch)
+    loaded = prepared(samples, transforms, steps, workers, seed, epoch)
     for step, (pixels, indices) in enumerate(loaded, first_step):
         images = transforms.normalize(pixels if device is None else pixels.to(device))
         targets = _targets(samples, indices).to(images.device)
@@ -169,7 +169,7 @@ def evaluation_batches(
     transforms = transforms.for_evaluation()
     mine = np.arange(rank, len(samples), world)
     steps = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-    for pixels, indices in _loaded(samples, transforms, steps, workers, 0, 0):
+    for pixels, indices in prepared(samples, transforms, steps, workers, 0, 0):
         images = transforms.normalize(pixels if device is None else pixels.to(device))
         targets = _targets(samples, indices).to(images.device)
         yield Batch(images=images, targets=targets, indices=indices, total=len(indices))
@@ -205,8 +205,10 @@ def _draws(samples: Samples) -> np.ndarray:
     return 1.0 / np.bincount(samples.targets)[samples.targets]
 
 
-def _parts(samples: Samples, batch_size: int) -> list[tuple[int, int]]:
-    return shares(len(samples), steps_in_epoch(len(samples), batch_size))
+def step_totals(samples: Samples, batch_size: int) -> list[int]:
+    """Return how many images each step of an epoch has, on all ranks together."""
+    parts = shares(len(samples), steps_in_epoch(len(samples), batch_size))
+    return [end - start for start, end in parts]
 
 
 def _targets(samples: Samples, indices: Tensor) -> Tensor:
@@ -246,7 +248,7 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
         return torch.stack(images), torch.from_numpy(np.ascontiguousarray(indices))
 
 
-def _loaded(
+def prepared(
     samples: Samples, transforms: Transforms, steps: list[np.ndarray], workers: int, seed: int,
     epoch: int,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
