@@ -37,6 +37,7 @@ from .phases import Phase, PhaseSchedule
 from .planning import Plan, make_plan
 from .running import Key, check_key, run_folder
 from .runs import Run, write_durably, write_text
+from .scores import best_thresholds
 from .settings import TrainingSettings
 from .showing import Display, Displays, TensorBoard
 from .trained import Trained
@@ -284,10 +285,15 @@ class _Fitting:
         model.to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
         model.load_state_dict(whole)
         facts = self.methods["temperature"].facts if "temperature" in self.methods else {}
+        temperature, thresholds = facts.get("temperature", 1.0), None
+        if plan.data.labels == "many":
+            logits, targets = evaluation.logits, evaluation.targets
+            thresholds = tuple(best_thresholds(logits, targets, temperature=temperature))
         trained = Trained(
             preprocessing=self.transforms.preprocessing,
             labels=plan.data.labels,
-            temperature=facts.get("temperature", 1.0),
+            temperature=temperature,
+            thresholds=thresholds,
             figures=evaluation.figures,
         )
         self.devices.together(lambda: _save(run, model, trained, evaluation))
