@@ -193,6 +193,6 @@ def test_what_cannot_be_written_leaves_the_one_before(
 def test_a_nan_stops_at_its_step_and_names_the_parameter(recipe: Make, tmp_path: Path) -> None:
     given = recipe()
     given["training"]["phases"][0].update(rate=1e9, schedule="constant")
-    with pytest.raises(TrainingError, match=r"at step [23], the loss is .* '[a-z]+\.[\w.]+'"):
+    with pytest.raises(TrainingError, match=r"at step \d, the loss is .* '[a-z]+\.[\w.]+'"):
         fit(given, out=tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from .loop import Training
 
 __all__ = [
-    "finish", "gates", "load_weights", "save", "save_best", "take_progress", "take_tensors",
+    "finish", "load_weights", "row", "save", "save_best", "take_progress", "take_tensors",
     "weights", "write_rows",
 ]  # fmt: skip
 
@@ -148,7 +148,7 @@ def weights(training: Training) -> dict[str, Tensor]:
 
 
 def load_weights(training: Training, tensors: Mapping[str, Tensor]) -> None:
-    """Put weights in place that take the place of a moving average, too."""
+    """Put weights in place, also of a moving average."""
     training.average = None
     _fill(training, tensors)
 
@@ -183,7 +183,27 @@ def write_rows(training: Training) -> None:
     training.devices.together(write)
 
 
-def gates(training: Training) -> dict[str, Any]:
+def row(training: Training, evaluation: Evaluation, step: int) -> dict[str, Any]:
+    """Return the row of an epoch.
+
+    Args:
+        training: after its last step.
+        evaluation: of it.
+        step: of the phase, that comes next.
+    """
+    where, sums = training.position, training.progress.sums
+    return {
+        "epoch": where.epochs + 1,
+        "phase": training.phase.title,
+        "steps": where.steps,
+        "rate": training.schedule.rate(training.phase, step - 1),
+        "train_loss": sums["loss"] / max(sums["images"], 1),
+        **evaluation.figures,
+        **_gates(training),
+    }
+
+
+def _gates(training: Training) -> dict[str, Any]:
     """Return how far each gate of a patch is open, by "gate/PATH": the mean of its absolute
     values.
     """

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from tvc_core import HybridModel
 
 from . import holding
+from .assessing import assess
 from .averaging import MovingAverage
 from .checkpoints import Checkpoint, Checkpoints
 from .devices import Devices
-from .evaluating import Evaluation, evaluate
+from .evaluating import Evaluation
 from .faults import StoppedError, Stopping, not_finite
 from .feeding import Feed
 from .losses import Loss
@@ -29,6 +30,7 @@ from .progress import Position, Progress
 from .runs import Run
 from .settings import TrainingSettings
 from .showing import Display
+from .stepping import backward, look
 from .watching import check_gradients, first_step, warn_of_gap
 
 __all__ = ["Training"]
@@ -79,7 +81,7 @@ class Training:
         self.phase = schedule.phases[0]
         self.speed: list[dict[str, Any]] = []
         self._run: Callable[[Tensor], Any] = model
-        self._new: list[tuple[Tensor, int]] = []  # losses that were not looked at yet
+        self.new: list[tuple[int, Tensor, int]] = []  # losses that were not looked at yet
         self._fresh = True  # no step of the phase was watched yet
         self._ended = False  # the last checkpoint is written
 
@@ -139,15 +141,9 @@ class Training:
         self.normalization = Normalization(self.model, mode)
         self.feed.begin(self.model, phase)
         self._fresh = True
-        self.display.phase(
-            phase.title,
-            {
-                "epochs": phase.epochs,
-                "rate": phase.rate,
-                "parameters": f"{self.model.count_parameters(trainable_only=True):,}",
-                "normalization": mode,
-            },
-        )
+        learning = f"{self.model.count_parameters(trainable_only=True):,}"
+        facts = {"rate": phase.rate, "parameters": learning, "normalization": mode}
+        self.display.phase(phase.title, {"epochs": phase.epochs, **facts})
 
     def _end_phase(self) -> None:
         self.display.end_phase()
@@ -178,11 +174,11 @@ class Training:
             for batch in self.feed.training_batches(where.epochs, first):
                 self._step(batch)
                 every = self.settings.save_every
-                if self._asked_to_stop():
-                    self._stop()
+                if self.asked_to_stop():
+                    self.stop()
                 if every and where.steps % every == 0 and where.step < self.schedule.steps:
                     holding.save(self)
-        self._look()
+        look(self)
         seconds = time.monotonic() - begin
         self._settle_statistics()
         evaluation = self.evaluate()
@@ -215,16 +211,7 @@ class Training:
         loss = evaluation.figures["loss"]
         if not math.isfinite(loss):
             raise not_finite(self.model, loss, f"in the evaluation after step {where.steps}")
-        row: dict[str, Any] = {
-            "epoch": where.epochs + 1,
-            "phase": self.phase.title,
-            "steps": where.steps,
-            "rate": self.schedule.rate(self.phase, self._step_of_phase - 1),
-            "train_loss": progress.sums["loss"] / max(progress.sums["images"], 1),
-            **evaluation.figures,
-            **holding.gates(self),
-        }
-        progress.rows.append(row)
+        progress.rows.append(holding.row(self, evaluation, self._step_of_phase))
         progress.sums = {"loss": 0.0, "images": 0}
         where.epoch, where.epochs, where.step = where.epoch + 1, where.epochs + 1, 0
         figure = self.figure(evaluation)
@@ -245,13 +232,13 @@ class Training:
         rate = self.schedule.set_rates(optimizer, self.phase, self._step_of_phase)
         watched = nullcontext()
         if self._fresh:
-            self._compare_modes(batch)
+            warn_of_gap(self, batch)
             watched = first_step(self.model, optimizer, self.devices, self.phase.title)  # type: ignore[assignment]
         self.devices.seed(self.settings.seed, where.steps, self.devices.rank)
         with watched:
-            self._new.append((self._backward(batch), batch.total))
-            if self.devices.device.type == "cpu" or len(self._new) >= _LOOK_EVERY:
-                self._look()
+            self.new.append((where.steps + 1, backward(self, self._run, batch), batch.total))
+            if self.devices.device.type == "cpu" or len(self.new) >= _LOOK_EVERY:
+                look(self)
             if self._fresh:
                 check_gradients(self.model, self.devices)
             if self.settings.clip is not None:
@@ -267,81 +254,15 @@ class Training:
         figures = {"loss": sums["loss"] / max(sums["images"], 1), "rate": rate}
         self.display.step(where.steps, images=batch.total, figures=figures)
 
-    def _backward(self, batch: Any) -> Tensor:
-        """Add the gradients of this process's share of a step, and return the sum of its losses."""
-        images, targets = self.feed.ready(batch.images), batch.targets.to(self.devices.device)
-        run = self.feed.runs(self._run)
-        share = self.devices.world / batch.total  # the mean over processes is taken of gradients
-        summed = torch.zeros((), device=images.device, dtype=self.devices.dtype)
-        parts = self.settings.accumulate
-        pieces = list(zip(images.chunk(parts), targets.chunk(parts), strict=True))
-        for number, (some, wanted) in enumerate(pieces, 1):
-            last = number == len(pieces)
-            with self.devices.part(self.model, last=last):
-                with self.devices.autocast():
-                    loss = self.loss(run(some), wanted)
-                summed += loss.detach()
-                total = loss * share
-                for method in self.methods.values() if last else ():
-                    extra = method.penalty(self.model)
-                    total = total if extra is None else total + extra
-                total.backward()
-        return summed
-
-    def _compare_modes(self, batch: Any) -> None:
-        images, targets = self.feed.ready(batch.images), batch.targets.to(self.devices.device)
-
-        def loss() -> Tensor:
-            return self.loss(self.feed.runs(self.model)(images), targets) / len(images)
-
-        if self.devices.strategy != "fsdp":
-            warn_of_gap(self.normalization, loss, self.phase.title)
-
-    def _look(self) -> None:
-        """Add the losses of the last steps to the sums, and refuse what is no finite number."""
-        for number, (loss, total) in enumerate(self._new):
-            (value,) = self.devices.total(float(loss))
-            if not math.isfinite(value):
-                step = self.position.steps + 1 - len(self._new) + number + 1
-                raise not_finite(self.model, value / total, f"at step {step}")
-            self.progress.sums["loss"] += value
-            self.progress.sums["images"] += total
-        self._new = []
-
     # -- evaluation --------------------------------------------------------------------------------
 
     def evaluate(self) -> Evaluation:
         """Evaluate the weights that would be saved: their moving average, where there is one."""
-        steps, done = self.feed.held_out_steps, 0
-        self.display.epoch(self.position.epochs + 1, steps=steps, what="evaluate")
-
-        def before_batch() -> None:
-            nonlocal done
-            if done < self.feed.common_steps and self._asked_to_stop():
-                raise StoppedError
-            done += 1
-
         try:
-            with nullcontext() if self.average is None else self.average.in_place(self.model):
-                try:
-                    return evaluate(
-                        self.model,
-                        self.feed.evaluation_batches(),
-                        labels=self.feed.labels,
-                        device=self.devices.device,
-                        gather=self.devices.gather,
-                        before_batch=before_batch,
-                        forward=self._evaluated,
-                    )
-                finally:
-                    self.devices.settle(self.model)
+            return assess(self)
         except StoppedError:
-            self._stop()
+            self.stop()
             raise
-
-    def _evaluated(self, images: Tensor) -> Tensor:
-        with self.devices.autocast():
-            return self.feed.runs(self.model)(self.feed.ready(images))
 
     def figure(self, evaluation: Evaluation) -> float:
         """Return the figure by which the best epoch is chosen."""
@@ -359,12 +280,18 @@ class Training:
 
     # -- ends --------------------------------------------------------------------------------------
 
-    def _asked_to_stop(self) -> bool:
+    def asked_to_stop(self) -> bool:
+        """Return whether one of the processes was asked to end."""
         return self.devices.any(self.stopping.asked)
 
-    def _stop(self) -> None:
+    def stop(self) -> None:
+        """End, with a checkpoint.
+
+        Raises:
+            StoppedError: always.
+        """
         if not self._ended:
-            self._look()
+            look(self)
             holding.save(self)
         raise StoppedError(
             f"SIGTERM was received: the state after step {self.position.steps} is saved in "

@@ -6,9 +6,9 @@ same.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,11 @@ from tvc_core import HybridModel, audit, join_names
 
 from .devices import Devices
 from .errors import TrainingError
-from .normalization import Normalization
 
-__all__ = ["first_step", "warn_of_gap"]
+if TYPE_CHECKING:
+    from .loop import Training
+
+__all__ = ["check_gradients", "first_step", "warn_of_gap"]
 
 _GAP = 0.5
 """Part of the loss by which the two modes may differ before it is said."""
@@ -41,7 +43,7 @@ def first_step(
     with audit(model, optimizer) as report:
         yield
     if report.moved or report.not_in_optimizer:
-        raise TrainingError(f"phase {phase!r} does something else than it says:\n{report}")
+        raise TrainingError(f"phase {phase!r} does something other than it says:\n{report}")
     if report.without_gradient:
         warnings.warn(
             f"phase {phase!r}: {len(report.without_gradient)} parameters are trainable and no "
@@ -62,17 +64,25 @@ def check_gradients(model: HybridModel, devices: Devices) -> None:
         devices.check_equal(found, "gradients")
 
 
-def warn_of_gap(normalization: Normalization, loss: Callable[[], Tensor], phase: str) -> None:
+def warn_of_gap(training: Training, batch: Any) -> None:
     """Warn where the same images have another loss in training mode than in evaluation mode."""
-    found: Any = normalization.gap(loss)
+    feed, devices = training.feed, training.devices
+    if devices.strategy == "fsdp":
+        return
+    images, targets = feed.ready(batch.images), batch.targets.to(devices.device)
+
+    def loss() -> Tensor:
+        return training.loss(feed.runs(training.model)(images), targets) / len(images)
+
+    found = training.normalization.gap(loss)
     if found is None:
         return
     moved, settled = found
     if abs(moved - settled) > _GAP * max(abs(settled), abs(moved)):
         warnings.warn(
-            f"phase {phase!r}: the same images have the loss {moved:.3g} with the statistics of "
-            f"their batch and {settled:.3g} with running ones, so the model learns something else "
-            "than is evaluated. 'normalization: fixed' keeps the running ones",
+            f"phase {training.phase.title!r}: the same images have the loss {moved:.3g} with the "
+            f"statistics of their batch and {settled:.3g} with running ones, so the model learns "
+            "something other than is evaluated. 'normalization: fixed' keeps the running ones",
             UserWarning,
             stacklevel=2,
         )
