@@ -11,20 +11,33 @@ if TYPE_CHECKING:
     from .errors import DataError, TrainingError
     from .evaluating import Evaluation, evaluate
     from .fitting import fit
+    from .judging import Judged, judge
     from .kinds import MethodSpec
     from .methods import Method
     from .phases import Phase, PhaseSchedule
+    from .predicting import Prediction, find_files, predict
     from .runs import Run
+    from .soups import Soup, average
+    from .trained import Trained
+    from .tuning.searching import Tuned, tune
+    from .tuning.settings import TuneSettings
 
 __all__ = [
+    # training
     "DataError", "Evaluation", "Method", "MethodSpec", "Phase", "PhaseSchedule", "Run",
     "TrainingError", "evaluate", "fit",
+    # what comes after it
+    "Judged", "Prediction", "Soup", "Trained", "TuneSettings", "Tuned", "average", "find_files",
+    "judge", "predict", "tune",
 ]  # fmt: skip
 
 _HOMES = {
-    "DataError": "errors", "Evaluation": "evaluating", "Method": "methods", "MethodSpec": "kinds",
-    "Phase": "phases", "PhaseSchedule": "phases", "Run": "runs", "TrainingError": "errors",
-    "evaluate": "evaluating", "fit": "fitting",
+    "DataError": "errors", "Evaluation": "evaluating", "Judged": "judging", "Method": "methods",
+    "MethodSpec": "kinds", "Phase": "phases", "PhaseSchedule": "phases",
+    "Prediction": "predicting", "Run": "runs", "Soup": "soups", "Trained": "trained",
+    "TrainingError": "errors", "TuneSettings": "tuning.settings", "Tuned": "tuning.searching",
+    "average": "soups", "evaluate": "evaluating", "find_files": "predicting", "fit": "fitting",
+    "judge": "judging", "predict": "predicting", "tune": "tuning.searching",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from tvc_core import HybridModel, ParameterError, short_repr
 
 from .phases import Phase
+from .scores import best_temperature
 
 if TYPE_CHECKING:
     from .evaluating import Evaluation
@@ -360,18 +361,8 @@ class Temperature(Method):
     """
 
     def finish(self, training: Training) -> None:
-        """Find the temperature, by the derivative of the loss, which rises with 1 / T."""
-        evaluation = training.evaluate()
-        logits, targets = evaluation.logits.double(), evaluation.targets
-
-        def slope(scale: float) -> float:
-            factor = torch.tensor(scale, dtype=torch.float64, requires_grad=True)
-            with torch.enable_grad():
-                loss = training.loss.plain(factor * logits, targets)
-            return float(torch.autograd.grad(loss, factor)[0])
-
-        low, high = 1e-3, 1e3
-        for _ in range(60):  # the loss is convex in the scale
-            middle = math.sqrt(low * high)
-            low, high = (middle, high) if slope(middle) < 0 else (low, middle)
-        self.facts["temperature"] = 1 / math.sqrt(low * high)
+        """Find the temperature on the held-out images."""
+        found = training.evaluate()
+        self.facts["temperature"] = best_temperature(
+            found.logits, found.targets, labels=training.loss.labels
+        )

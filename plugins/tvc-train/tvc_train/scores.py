@@ -5,6 +5,7 @@ calibration.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -162,7 +163,9 @@ def scores_of(
     from torchmetrics.functional import classification as metrics  # takes seconds
 
     count = len(classes)
-    figures = figures_of(logits / temperature, targets, labels=labels)
+    with warnings.catch_warnings():  # torchmetrics tells of classes that no image is of
+        warnings.simplefilter("ignore", UserWarning)
+        figures = figures_of(logits / temperature, targets, labels=labels)
     said = probabilities(logits, labels=labels, temperature=temperature)
     extra: list[dict[str, float]] = [{} for _ in classes]
     if labels == "many":
@@ -176,7 +179,10 @@ def scores_of(
         )
         figures["f1"] = float(metrics.multilabel_f1_score(chosen, true, count))
         figures["exact_match"] = float(metrics.multilabel_exact_match(chosen, true, count))
-        area = metrics.multilabel_average_precision(said, true, count, average=None)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            area = metrics.multilabel_average_precision(said, true, count, average=None)
+        area = area.where(true.sum(0) > 0, torch.nan)
         figures["calibration_error"] = float(
             metrics.binary_calibration_error(said.flatten(), true.flatten(), _BINS)
         )
