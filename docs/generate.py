@@ -70,7 +70,7 @@ GROUPS = {
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
         *("plain_state_dict", "weights_file", "diff_weights", "WeightsDiff", "TensorChange"),
-        *("describe_file", "FileInfo"),
+        *("describe_file", "check_header", "FileInfo"),
     ),
     "Look at backbones": ("describe_backbone", "PathInfo"),
     "Plugins": (

@@ -38,9 +38,9 @@ __all__ = [
     "drop_closed_patches",
     # training and weights
     "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
-    "PartReport", "TensorChange", "WeightsDiff", "audit", "describe_file", "diff_weights",
-    "fold_patches", "freeze_head", "param_groups", "partial_load", "plain_state_dict",
-    "transfer_weights", "weights_file",
+    "PartReport", "TensorChange", "WeightsDiff", "audit", "check_header", "describe_file",
+    "diff_weights", "fold_patches", "freeze_head", "param_groups", "partial_load",
+    "plain_state_dict", "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
     # for plugin authors: the words that errors share

@@ -35,7 +35,7 @@ from .model.survey import (
     remember_survey,
 )
 from .quarantine.process_state import run_preserved
-from .recipe import Plan, key_path
+from .recipe import KEY_PATHS, Plan
 from .registry.contract import CORE_OWNER
 from .remembered import key_of
 from .surgery.anatomy import Anatomy
@@ -100,7 +100,7 @@ def _about(key: str) -> Iterator[None]:
         yield
     except TvcError as error:
         if error.path is None and not error.below:
-            error.below = key_path(key)
+            error.below = KEY_PATHS[key]
         raise
 
 
@@ -116,7 +116,7 @@ def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | Non
         with _about(key):
             network, plan = build_backbone(plan, pretrained=pretrained, fill=fill)
     except (WeightsError, RecipeError) as error:  # of which the second is about the budget
-        error.below = key_path("weights" if isinstance(error, WeightsError) else "max_params")
+        error.below = KEY_PATHS["weights" if isinstance(error, WeightsError) else "max_params"]
         raise
     # torchvision's builders return a new network, which no one else has
     is_new = plan.backbone.load() is build_torchvision

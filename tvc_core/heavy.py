@@ -17,7 +17,7 @@ from .model.pyramid import LevelInfo
 from .model.reading import FeatureExtractor
 from .model.state import PatchRecord
 from .model.unpatching import drop_closed_patches
-from .opening import load
+from .opening import check_header, load
 from .surgery.anatomy import StageInfo
 from .surgery.head import HeadReport, NoClassifier
 from .surgery.initializers import is_normalization
@@ -37,8 +37,8 @@ __all__ = [
     "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport",
     "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
-    "WeightsDiff", "audit", "build_torchvision", "describe_backbone", "describe_file",
-    "diff_weights", "drop_closed_patches", "fold_patches", "freeze_head", "is_normalization",
-    "load", "param_groups", "partial_load", "plain_state_dict", "read_state_dict",
-    "transfer_weights", "weights_file",
+    "WeightsDiff", "audit", "build_torchvision", "check_header", "describe_backbone",
+    "describe_file", "diff_weights", "drop_closed_patches", "fold_patches", "freeze_head",
+    "is_normalization", "load", "param_groups", "partial_load", "plain_state_dict",
+    "read_state_dict", "transfer_weights", "weights_file",
 ]  # fmt: skip

@@ -18,7 +18,7 @@ from .weights.content import BASE_KEY, MODULE_KEY
 from .weights.files import read_state_dict
 from .weights.ownfile import OwnFile, open_own
 
-__all__ = ["FileInfo", "describe_file"]
+__all__ = ["FileInfo", "describe_file", "info_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,13 +31,17 @@ class FileInfo:
         num_bytes: size of the file [bytes].
         tensors: names, and the shape of each.
         num_values: of all tensors together [values].
-        sha256: of a model's content and tensors, which were compared with it; else empty.
+        sha256: of a model's content and tensors, which `describe_file` has compared with it; else
+            empty.
         format: version of tvc's format; 0 for tensors.
         recipe: of a model; else None, as what follows.
         class_names: one for each output, or for each of several heads; None where no one gave any.
         freeze: what is frozen, as `freeze_state` returns it.
         by_hand: parameters that are "frozen" or "trainable" otherwise than that says.
         license: of the weights that the model started from.
+        preprocessing: of its images, by the fields of `WeightsSpec` that say it: those of the
+            weights that it started from, by default of the backbone's default ones; empty where
+            there are none.
         versions: of the distributions that wrote it.
         metadata: the user's own facts.
         module: the class of the user's own module that it was made from.
@@ -57,6 +61,7 @@ class FileInfo:
     freeze: Mapping[str, Any] = field(default_factory=dict)
     by_hand: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     license: str | None = None
+    preprocessing: Mapping[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     module: str | None = None
@@ -78,7 +83,8 @@ def describe_file(path: str | Path, *, registry: Registry | None = None) -> File
     path = Path(path)
     if is_own(path):
         with open_own(path) as file:
-            return _of_own(file, registry or Registry())
+            file.read()  # compares the hash
+            return info_of(file, registry or Registry())
     tensors = {name: tuple(tensor.shape) for name, tensor in read_state_dict(path).items()}
     return FileInfo(
         path=path,
@@ -89,8 +95,8 @@ def describe_file(path: str | Path, *, registry: Registry | None = None) -> File
     )
 
 
-def _of_own(file: OwnFile, registry: Registry) -> FileInfo:
-    file.read()  # compares the hash
+def info_of(file: OwnFile, registry: Registry) -> FileInfo:
+    """Return what an open file of tvc's own says."""
     content = file.content
     recipe = Recipe.from_mapping(content["recipe"], source=str(file.path))
     names = content["class_names"]
@@ -111,6 +117,7 @@ def _of_own(file: OwnFile, registry: Registry) -> FileInfo:
         freeze=content["freeze"],
         by_hand={kind: tuple(each) for kind, each in content.get("by_hand", {}).items()},
         license=content.get("license"),
+        preprocessing=content.get("preprocessing") or {},
         versions=content.get("versions", {}),
         metadata=content.get("metadata", {}),
         module=None if module is None else module["type"],

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from .assemble import assemble
+from .backbone import build_backbone
 from .errors import (
     FreezeError,
     HeadError,
@@ -35,6 +36,7 @@ from .errors import (
     short_repr,
 )
 from .from_module import module_backbone
+from .inspecting import FileInfo, info_of
 from .model.fingerprint import fingerprint
 from .model.hybrid import HybridModel
 from .model.saving import how_to_load
@@ -51,13 +53,16 @@ from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 from .weights.ownfile import OwnFile, open_own
 
-__all__ = ["load", "open_model"]
+__all__ = ["check_header", "load", "open_model"]
 
 _Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Types and shapes of tensors, by their names."""
 
 _SOON_READ = 1 << 28
 """Size of a file that is read although it is refused already [bytes]."""
+
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+"""Last parts of the names of what a normalization counts, which is no parameter."""
 
 _MOST_IN_A_BASE = 1 << 28
 """Values of a tensor of a base that is built, for which no header speaks: VGG has 102 million."""
@@ -88,6 +93,63 @@ def load(
         UnknownNameError: it needs a plugin that is not installed.
     """
     return open_model(path, registry or Registry(), module, base)
+
+
+class _FitsError(TvcError):
+    """The backbone was made and fits; raised so that its weights are not drawn."""
+
+
+def check_header(
+    path: str | Path, *, max_params: int | None = None, registry: Registry | None = None
+) -> FileInfo:
+    """Return what a model's file says, after its header has been compared with the backbone that
+    its recipe names: by names, types and shapes, before memory is taken for a tensor. No tensor is
+    read, so only the header's bytes have to be there yet, in a file of the full length.
+
+    What the recipe changes in the backbone (patches, head) is left for `load` to compare.
+
+    Args:
+        path: the file, of a model that was saved whole.
+        max_params: parameters that it may have, buffers not counted [parameters].
+        registry: where names are looked up; by default what is installed.
+
+    Raises:
+        WeightsError: the header says what cannot be or does not fit, the model is larger than
+            `max_params`, or it cannot be built from a file alone.
+        RecipeError: the recipe inside is not valid.
+        UnknownNameError: it needs a plugin that is not installed.
+    """
+    return run_preserved(_check, Path(path), max_params, registry or Registry())
+
+
+def _check(path: Path, most: int | None, registry: Registry) -> FileInfo:
+    with open_own(path) as file:
+        _check_module(path, file.content, None)
+        if BASE_KEY in file.content:
+            raise WeightsError(f"{path}: holds only what differs from its base, and no whole model")
+        plan = _plan_of(file, registry)
+        buffers: set[str] = set()
+
+        def fill(network: nn.Module) -> None:
+            _compare_backbone(path, network, plan, _entries(file, {}))
+            buffers.update(name for name, _ in network.named_buffers())
+            raise _FitsError
+
+        try:
+            with _limited(file, None):
+                build_backbone(plan, pretrained=False, fill=fill)
+        except _FitsError:
+            pass
+        count = sum(
+            math.prod(entry.shape)
+            for name, entry in file.entries.items()
+            if name not in buffers and name.rpartition(".")[2] not in _STATISTICS
+        )
+        if most is not None and count > most:
+            raise WeightsError(
+                f"{path}: the model has {count:,} parameters, more than max_params={most:,}"
+            )
+        return info_of(file, registry)
 
 
 def open_model(
@@ -257,16 +319,7 @@ def _build(
     filling: FileFilling | None,
 ) -> HybridModel:
     """Build what the recipe of a file describes, if it is of the size of the file."""
-    content = file.content
-    try:
-        recipe = Recipe.from_mapping(content["recipe"], source=str(file.path))
-    except RecipeError as error:
-        raise WeightsError(f"the recipe inside is not valid: {error}") from error
-    if content["format"] < 3:
-        recipe = _with_starts_of_their_own(recipe)
-    backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
-    _check_own(file.path, recipe, registry)
-    plan = _with_preprocessing(make_plan(recipe, registry, backbone), content)
+    plan = _plan_of(file, registry, module)
 
     def fill(network: nn.Module) -> None:
         _compare_backbone(file.path, network, plan, _entries(file, base or {}))
@@ -277,6 +330,20 @@ def _build(
         model = assemble(plan, pretrained=False, fill=fill)
     restore_gates(model, [*file.entries, *(base or {})])
     return model
+
+
+def _plan_of(file: OwnFile, registry: Registry, module: nn.Module | None = None) -> Plan:
+    """Return the plan of a file, by the names of a registry."""
+    content = file.content
+    try:
+        recipe = Recipe.from_mapping(content["recipe"], source=str(file.path))
+    except RecipeError as error:
+        raise WeightsError(f"the recipe inside is not valid: {error}") from error
+    if content["format"] < 3:
+        recipe = _with_starts_of_their_own(recipe)
+    backbone = None if module is None else module_backbone(module, **content[MODULE_KEY])
+    _check_own(file.path, recipe, registry)
+    return _with_preprocessing(make_plan(recipe, registry, backbone), content)
 
 
 def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:

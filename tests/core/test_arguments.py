@@ -22,8 +22,11 @@ from tvc_core.recipe.schema import SECTIONS
 CORE = Path(tvc_core.__file__).parent
 LIGHT = [
     *(CORE / f"{name}.py" for name in ("__init__", "builder", "errors", "specs")),
-    *sorted((CORE / "recipe").glob("*.py")),
-    *sorted((CORE / "registry").glob("*.py")),
+    *(
+        file
+        for room in ("recipe", "registry", "written")
+        for file in sorted((CORE / room).glob("*.py"))
+    ),
 ]
 DOORS = {
     "from_backbone": HybridBuilder.from_backbone,

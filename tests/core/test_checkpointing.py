@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -279,6 +280,20 @@ def test_switching_it_leaves_names_keys_and_features(tiny: Any, images: Tensor) 
     )
     model.set_grad_checkpointing(False)
     assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+@pytest.mark.parametrize("stages", [None, [0, -1]])
+def test_a_file_says_what_is_checkpointed_when_it_is_written(
+    lab: Any, stages: Any, tmp_path: Path
+) -> None:
+    model = lab().from_backbone("tiny", weights=None, grad_checkpointing=[1])
+    model.set_grad_checkpointing(False)
+    model.set_grad_checkpointing(stages=stages)
+    model.save(tmp_path / "model.safetensors")
+    loaded = lab().load(tmp_path / "model.safetensors")
+    wanted = {path for path, module in model.named_modules() if "forward" in module.__dict__}
+    assert wanted
+    assert {p for p, module in loaded.named_modules() if "forward" in module.__dict__} == wanted
 
 
 def test_the_head_is_not_checkpointed(tiny: Any) -> None:

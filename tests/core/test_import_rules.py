@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -35,12 +36,15 @@ LIGHT_CORE = [
             "errors.py",
             "hookspecs.py",
             "builtin.py",
+            "local.py",
             "builder.py",
         )
     ),
-    *sorted((CORE / "quarantine").rglob("*.py")),
-    *sorted((CORE / "registry").rglob("*.py")),
-    *sorted((CORE / "recipe").rglob("*.py")),
+    *(
+        file
+        for room in ("advice", "quarantine", "recipe", "registry", "written")
+        for file in sorted((CORE / room).rglob("*.py"))
+    ),
 ]
 LIGHT_PLUGINS = sorted(
     file
@@ -84,6 +88,7 @@ def at_import(tree: ast.Module) -> ast.Module:
     return Strip().visit(ast.parse(ast.unparse(tree)))
 
 
+@functools.cache
 def parse(file: Path) -> ast.Module:
     return ast.parse(file.read_text(encoding="utf-8"), filename=str(file))
 

@@ -66,11 +66,8 @@ def test_listing_does_not_even_import_the_yaml_reader(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "code", ["from tvc_core import HybridModel", "from tvc_core import HybridBuilder; import torch"]
-)
-def test_the_laziness_tests_can_fail(tmp_path: Path, code: str) -> None:
-    assert "'torch'" in loaded_by(code, tmp_path)
+def test_the_laziness_tests_can_fail(tmp_path: Path) -> None:
+    assert "'torch'" in loaded_by("from tvc_core import HybridModel", tmp_path)
 
 
 def test_a_plugin_that_imports_torch_would_be_seen(tmp_path: Path) -> None:

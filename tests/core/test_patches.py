@@ -352,6 +352,30 @@ def test_no_initializer_opens_the_gate(
     assert model.get_submodule(model.patch_records[0].paths[0]).alpha.tolist() == [0.0]
 
 
+class OneUnit(nn.Module):
+    """A gate with one hidden unit, which is dead where what is asked of the map has `sign`."""
+
+    def __init__(self, in_channels: int, sign: float) -> None:
+        super().__init__()
+        self.down = nn.Conv2d(in_channels, 1, 1, bias=False)
+        self.up = nn.Conv2d(1, in_channels, 1, bias=False)
+        nn.init.constant_(self.down.weight, -sign)
+
+    def gate(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.up(torch.relu(self.down(x.amax((2, 3), keepdim=True)))))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * self.gate(x)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_a_unit_that_is_dead_on_one_image_may_learn_on_the_next(tiny: Any, sign: float) -> None:
+    """A hidden width of one at a stage of few channels: it was refused for some seeds."""
+    block = BlockSpec(name="one_unit", factory=OneUnit)
+    patches = {"layer2": {"wrap": {"type": "lab:one_unit", "params": {"sign": sign}}}}
+    assert len(tiny(patches, block).patch_records) == 1
+
+
 def test_initializers_fill_by_role(tiny: Any) -> None:
     def patch_of(init: str) -> Any:
         return tiny({"layer3": {"wrap": {"type": "conv", "init": init}}}).patches.layer3.conv.block

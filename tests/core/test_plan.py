@@ -363,3 +363,42 @@ def test_what_only_a_registry_knows_is_named_by_file_and_line(
     with pytest.raises(TvcError) as caught:
         make_plan(load_recipe(path), registry)
     assert str(caught.value).startswith(f"{path}:{at}: {said}")
+
+
+# -- what a recipe requires ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("installed", "required", "problem"),
+    [
+        ("0.2.0", "acme-x", ""),
+        ("0.10.0", "acme-x>=0.9", ""),
+        ("0.10.0", "acme-x >= 0.2, < 0.10", "is required, and 0.10.0 is installed"),
+        ("1.0", "acme-x==1.0.0", ""),
+        ("2.14.0+cu126", "acme-x==2.14.0", ""),
+        ("2.14.0+cu126", "acme-x<=2.14", ""),
+        ("2.0.0rc1", "acme-x>2.0", "is required, and 2.0.0rc1 is installed"),
+        ("1.2.3", "acme-x!=1.2.3", "is required, and 1.2.3 is installed"),
+        ("1.2.3", "acme-y", "is not installed"),
+    ],
+)
+def test_a_recipe_is_built_only_with_the_versions_that_it_requires(
+    registry: Registry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    installed: str,
+    required: str,
+    problem: str,
+) -> None:
+    home = tmp_path / f"acme_x-{installed}.dist-info"
+    home.mkdir()
+    (home / "METADATA").write_text(f"Metadata-Version: 2.1\nName: acme-x\nVersion: {installed}\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    recipe = Recipe(backbone="net", requires=("pluggy>=1", required))
+    if not problem:
+        assert make_plan(recipe, registry).backbone.spec == NET
+        return
+    with pytest.raises(RecipeError) as caught:
+        make_plan(recipe, registry)
+    install = f"To install what the recipe requires: pip install 'pluggy>=1' {required!r}"
+    assert str(caught.value) == f"arguments: {required} {problem}. {install}"

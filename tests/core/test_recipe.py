@@ -15,7 +15,7 @@ import yaml
 
 from tvc_core import HybridBuilder, Recipe, RecipeError, Registry, TvcError
 from tvc_core.recipe import PatchEntry, Place, load_recipe
-from tvc_core.recipe.place import Mark
+from tvc_core.written.place import Mark
 
 GUIDE = """\
 # hybrid_model.yaml

@@ -15,7 +15,7 @@ import recipe_mutants
 
 from tvc_core import RecipeError
 from tvc_core.recipe import Recipe, load_recipe
-from tvc_core.recipe.yaml_text import parse_yaml
+from tvc_core.written.yaml_text import parse_yaml
 
 VALID = recipe_mutants.VALID[0]
 
@@ -184,9 +184,9 @@ def test_an_alias_within_the_limits_is_plain_data_in_both_places(path: Path) -> 
 
 
 def test_every_value_has_its_marks() -> None:
-    data, marks = parse_yaml("a: 1\nb:\n  - x\n  - c:\n      2\n", "f")
+    data, place = parse_yaml("a: 1\nb:\n  - x\n  - c:\n      2\n", "f")
     assert data == {"a": 1, "b": ["x", {"c": 2}]}
-    at = {path: [str(mark) for mark in both] for path, both in marks.items()}
+    at = {path: [str(mark) for mark in both] for path, both in (place.marks or {}).items()}
     assert at[()] == ["f:1:1", "f:1:1"] and at["a",] == ["f:1:1", "f:1:4"]
     assert at["b",] == ["f:2:1", "f:2:1"]  # what begins on a later line is found by its key
     assert at["b", 0] == ["f:3:5", "f:3:5"] and at["b", 1, "c"] == ["f:4:5", "f:4:5"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata as installed
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..specs import FROM_MODULE
 from ..version import __version__
 from ..weights.content import FORMAT, MODULE_KEY, PREPARED
 from . import freezing
-from .current import written_head
+from .current import checkpointing_of, written_head
 from .state import HybridState
 
 __all__ = ["content_of"]
@@ -28,7 +29,7 @@ def content_of(
 ) -> dict[str, Any]:
     """Return what a file says of a model, without the hash."""
     plan, anatomy = state.plan, state.anatomy
-    recipe = plan.recipe.to_mapping()
+    recipe = replace(plan.recipe, grad_checkpointing=checkpointing_of(state)).to_mapping()
     recipe["head"] = written_head(network, anatomy.head, recipe.get("head", {}))
     names = {name: list(each) for name, each in state.class_names.items()}
     content: dict[str, Any] = {

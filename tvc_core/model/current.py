@@ -13,7 +13,7 @@ from ..surgery.anatomy import HEAD, stage_name
 from ..surgery.head import dropout_of, find_heads, find_last_layer, num_classes_of
 from .state import HybridState
 
-__all__ = ["current_recipe", "head_of", "written_head"]
+__all__ = ["checkpointing_of", "current_recipe", "head_of", "written_head"]
 
 
 def head_of(network: nn.Module, state: HybridState) -> dict[str, Any]:
@@ -34,11 +34,15 @@ def current_recipe(network: nn.Module, state: HybridState) -> Recipe:
         heads = changed.setdefault("heads", head["heads"]) if recipe.heads else {}
         for name in heads.keys() & names:
             heads[name]["class_names"] = names[name]
+    return replace(recipe, **changed, grad_checkpointing=checkpointing_of(state))
+
+
+def checkpointing_of(state: HybridState) -> bool | tuple[int, ...]:
+    """Return which stages are checkpointed now, as a recipe says it."""
     every = {part for part in state.anatomy.parts if part != HEAD}
     stages = range(len(state.anatomy.stages))
     some = tuple(index for index in stages if stage_name(index) in state.checkpointed)
-    checkpointing = state.checkpointed >= every or some or False
-    return replace(recipe, **changed, grad_checkpointing=checkpointing)
+    return state.checkpointed >= every or some or False
 
 
 def written_head(network: nn.Module, path: str, written: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,13 +19,13 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import FreezeError, count_of, join_names, short_repr
-from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, STEM, Anatomy, stage_name
 from ..surgery.head import find_classifier
 from ..surgery.initializers import is_normalization
 from ..surgery.patch import PatchTree
 from ..surgery.patches import CONTAINERS
 from ..surgery.sites import find_module
+from ..written.rules import FREEZE
 from .fingerprint import kind_of
 from .state import FreezeState, HybridState
 

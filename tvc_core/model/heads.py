@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from ..errors import HeadError
 from ..recipe import Plan, Recipe
-from ..recipe.rules import DROPOUT, HEAD, NUM_CLASSES, check_class_names
 from ..surgery.anatomy import Anatomy
 from ..surgery.head import (
     HeadReport,
@@ -31,6 +30,7 @@ from ..surgery.head import (
 from ..surgery.head_layers import Heads
 from ..surgery.sites import Probe, first_tensor
 from ..weights.torchvision import class_names_of
+from ..written.rules import DROPOUT, HEAD, NUM_CLASSES, check_class_names
 from . import freezing
 from .fingerprint import fingerprint
 from .settling import settle

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from ..errors import BackboneError, FreezeError
 from ..quarantine.process_state import run_preserved
 from ..recipe import Recipe
-from ..recipe.rules import FREEZE
 from ..surgery.anatomy import HEAD, StageInfo, stage_name
 from ..surgery.head import HeadReport, last_layer
 from ..weights.preprocessing import transforms
+from ..written.rules import FREEZE
 from . import freezing
 from .checkpointing import set_checkpointing
 from .current import current_recipe

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import BackboneError, ParameterError, PatchError, join_names
-from ..recipe.rules import IMAGE_SIZE
 from ..surgery.anatomy import STEM
 from ..surgery.patch import Patch
 from ..surgery.patches import placed_patches
 from ..surgery.sites import Probe, has_module
+from ..written.rules import IMAGE_SIZE
 from .bridge import find_bridge
 from .heads import unnamed
 from .measuring import measure

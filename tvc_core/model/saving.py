@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError, join_names, short_repr
 from ..recipe import Recipe
-from ..recipe.rules import is_file
 from ..specs import OWN
 from ..surgery.marks import is_hybrid
 from ..weights.container import pack
 from ..weights.content import BASE_KEY, check_content
 from ..weights.digest import digest_of
 from ..weights.ownfile import open_own
+from ..written.rules import is_file
 from .content import content_of
 from .fingerprint import changes
 from .settling import settle

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from ..written.place import Place
 from .document import RecipeDocument
-from .place import Place
 from .plan import REACHING, PatchPlan, Plan, make_plan, qualified_entry
-from .schema import PatchEntry, Patches, Recipe, Weights, key_path, load_recipe, parse
+from .schema import KEY_PATHS, PatchEntry, Patches, Recipe, Weights, load_recipe
 
 __all__ = [
-    "REACHING", "PatchEntry", "PatchPlan", "Patches", "Place", "Plan", "Recipe",
-    "RecipeDocument", "Weights", "key_path", "load_recipe", "make_plan", "parse", "qualified_entry",
+    "KEY_PATHS", "REACHING", "PatchEntry", "PatchPlan", "Patches", "Place", "Plan", "Recipe",
+    "RecipeDocument", "Weights", "load_recipe", "make_plan", "qualified_entry",
 ]  # fmt: skip

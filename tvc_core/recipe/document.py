@@ -4,7 +4,6 @@ a dotted path, put together from several files, and claimed by plugins, is that 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,14 +13,12 @@ from typing import IO, Any
 from ..advice import hints
 from ..errors import RecipeError, UnknownNameError, foreign, short_repr
 from ..registry import Named, Registry
-from .place import Place, written
+from ..written.place import Place, keys_of, written
 
 __all__ = ["RecipeDocument"]
 
 SECTION = "section"
 """The kind of what plugins claim of a recipe; tvc-recipes defines it."""
-
-_KEY = re.compile(r"""\.?([^\s.\[\]'"]+)|\[(?:(\d+)|'([^']*)'|"([^"]*)")\]""")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +43,10 @@ class RecipeDocument:
             RecipeError: it cannot be read, is not YAML, or exceeds a limit; the message names file,
                 line and column.
         """
-        from .yaml_text import read_yaml  # PyYAML is a fifth of what listing names takes
+        from ..written.yaml_text import read_yaml  # PyYAML is a fifth of what listing names takes
 
-        if isinstance(path, (str, Path)):
-            name, file = str(path), None
-        else:
-            name, file = str(getattr(path, "name", "<recipe>")), path
-        data, marks = read_yaml(Path(name), file)
-        return RecipeDocument(data=data, place=Place(name, marks=marks))
+        data, place = read_yaml(path)
+        return RecipeDocument(data=data, place=place)
 
     @staticmethod
     def parse(text: str, name: str = "recipe") -> RecipeDocument:
@@ -62,10 +55,10 @@ class RecipeDocument:
         Raises:
             RecipeError: as for `read`.
         """
-        from .yaml_text import parse_yaml  # see read
+        from ..written.yaml_text import parse_yaml  # see read
 
-        data, marks = parse_yaml(text, name)
-        return RecipeDocument(data=data, place=Place(name, marks=marks))
+        data, place = parse_yaml(text, name)
+        return RecipeDocument(data=data, place=place)
 
     def with_value(self, path: str, value: Any) -> RecipeDocument:
         """Return the recipe with another value at a path, which need not be there yet.
@@ -78,7 +71,7 @@ class RecipeDocument:
         Raises:
             RecipeError: the path is not of this form, or leads through what has no keys.
         """
-        keys = _keys(path)
+        keys = keys_of(path)
         data = _put(self.data, keys, value, path, ())
         marks = self.place.marks
         if marks is not None:  # what stood there is gone, and its places with it
@@ -104,22 +97,6 @@ class RecipeDocument:
                     with foreign(RecipeError, f"{document.place / name}: {offer.qualified} fails"):
                         document = expand(document, registry=registry)
         return document
-
-
-def _keys(path: str) -> tuple[Any, ...]:
-    keys, at = [], 0
-    while at < len(path):
-        found = _KEY.match(path, at)
-        if found is None or (at == 0 and path[0] == ".") or (at and path[at] not in ".["):
-            raise RecipeError(
-                f"{short_repr(path)} is no path in a recipe: write keys with dots between them, "
-                "such as head.num_classes, and a key with a dot in brackets, such as "
-                "backbone.patches['layer3.0'].wrap"
-            )
-        word, index, *quoted = found.groups()
-        keys.append(int(index) if index else next(k for k in (word, *quoted) if k is not None))
-        at = found.end()
-    return tuple(keys)
 
 
 def _put(data: Any, keys: tuple[Any, ...], value: Any, path: str, above: tuple[Any, ...]) -> Any:
@@ -158,6 +135,8 @@ def claimed(
     Raises:
         RecipeError: what a section says is wrong.
     """
+    if not data:  # most recipes, for which no plugin need be looked at
+        return {}, {}, []
     registry = registry or Registry()
     known = [offer.spec.name for offer in _sections(registry)]
     installed = {info.owner for info in registry.plugins}

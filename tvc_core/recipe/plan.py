@@ -27,8 +27,8 @@ from ..specs import (
     PatchOpSpec,
     WeightsSpec,
 )
-from .place import Place
-from .rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
+from ..written.place import Place
+from ..written.rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["REACHING", "PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -191,7 +191,9 @@ def _check_required(recipe: Recipe) -> None:
 
 
 def _holds(version: str, comparison: str, wanted: str) -> bool:
-    numbers = [[int(part) for part in re.findall(r"\d+", v)] for v in (version, wanted)]
+    # of "2.14.0+cu126" and "2.14.0rc1" what is before the letters
+    releases = [re.split(r"[^\d.]", text, maxsplit=1)[0] for text in (version, wanted)]
+    numbers = [[int(part) for part in re.findall(r"\d+", release)] for release in releases]
     least, most = sorted(numbers, key=len)
     least += [0] * (len(most) - len(least))  # 1.0 is 1.0.0
     have, want = numbers

@@ -16,21 +16,12 @@ from ..advice import words
 from ..errors import RecipeError, TargetError, did_you_mean, short_repr
 from ..registry import Registry
 from ..specs import PATCH_KEYS
-from . import rules
+from ..written import rules
+from ..written.place import Place
+from ..written.rules import Rule
 from .document import RecipeDocument, claimed
-from .place import Place
-from .rules import Rule
 
-__all__ = [
-    "PatchEntry",
-    "Patches",
-    "Recipe",
-    "Weights",
-    "key_path",
-    "load_recipe",
-    "parse",
-    "with_changes",
-]
+__all__ = ["KEY_PATHS", "PatchEntry", "Patches", "Recipe", "Weights", "load_recipe"]
 
 Block = str | Callable[..., Any]
 """A block's name, or in code a class or function that makes it, or the module itself."""
@@ -128,18 +119,16 @@ class PatchEntry:
     @contextmanager
     def before_errors(self) -> Iterator[None]:
         """Put the place of what is wrong with this patch before an error that is raised inside."""
-        try:
-            with self.where.before_errors():
+        with self.where.before_errors():
+            try:
                 yield
-        except TargetError as error:
-            if self.where.marks is None:
-                raise
-            # what is wrong is the key above: the target
-            depth = self.where.path.index("patches") + 2
-            target = replace(self.where, path=self.where.path[:depth], of_key=True)
-            placed = TargetError(f"{target}: {str(error).removeprefix(f'{self.where}: ')}")
-            placed.path = target.path
-            raise placed from error.__cause__
+            except TargetError:
+                if self.where.marks is None:
+                    raise
+                # what is wrong is the key above: the target
+                path = self.where.path[: self.where.path.index("patches") + 2]
+                with replace(self.where, path=path, of_key=True).before_errors():
+                    raise
 
 
 def _entries(given: Any, where: Place) -> tuple[PatchEntry, ...]:
@@ -295,7 +284,7 @@ class Recipe:
         """Return where one of the values stands: its line in a file. Elsewhere, and of what a
         program has set, its name says it, which is in the message.
         """
-        return (Place("arguments") if key in self.by_code else self.where).in_file(*_PATHS[key])
+        return (Place("arguments") if key in self.by_code else self.where).in_file(*KEY_PATHS[key])
 
     @staticmethod
     def from_document(document: RecipeDocument, *, registry: Registry | None = None) -> Recipe:
@@ -304,7 +293,29 @@ class Recipe:
         Raises:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
-        return parse(document, registry)
+        others = _others(document.data)
+        if others:
+            registry = registry or Registry()
+            document = document.expanded(registry)
+            others = _others(document.data)
+        data, where = document.data, document.place
+        sections, hints, known = claimed(others, where, registry)
+        if sections:
+            data = {key: value for key, value in data.items() if key not in sections}
+        top = _section(data, "", where, known, hints)
+        if "backbone" not in top:
+            needed = "a recipe needs at least 'backbone: resnet50'"
+            raise where.error(f"the key 'backbone' is missing; {needed}")
+        backbone, head = top.pop("backbone"), top.pop("head", None)
+        if isinstance(backbone, str):
+            backbone = {"name": backbone}
+        backbone = _section(backbone, "backbone", where / "backbone")
+        if "name" not in backbone:
+            problem = "the key 'name' is missing in 'backbone'; it names the network"
+            raise (where / "backbone").error(problem)
+        head = {} if head is None else _section(head, "head", where / "head")
+        also: dict[str, Any] = {"sections": sections, "where": where, "by_code": document.by_code}
+        return Recipe(backbone=backbone.pop("name"), **backbone, **head, **top, **also)
 
     @staticmethod
     def changed_document(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
@@ -313,7 +324,19 @@ class Recipe:
         Raises:
             RecipeError: there is no such path or argument.
         """
-        return with_changes(document, changes)
+        known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
+        known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
+        by_code = {*document.by_code}
+        for path, value in changes.items():
+            entry = known.get(path)
+            if entry is not None:
+                by_code.add(entry.name)
+                path = ".".join(entry.metadata["path"])
+            elif path.isidentifier() and (near := did_you_mean(path, known)):
+                raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
+            rule = entry and entry.metadata["rule"]
+            document = document.with_value(path, _value(value, rule))
+        return replace(document, by_code=frozenset(by_code))
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any], *, source: str = "recipe") -> Recipe:
@@ -322,7 +345,7 @@ class Recipe:
         Raises:
             RecipeError: unknown keys, missing keys, or values of the wrong kind.
         """
-        return parse(RecipeDocument(data=data, place=Place(source)))
+        return Recipe.from_document(RecipeDocument(data=data, place=Place(source)))
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal recipe."""
@@ -340,26 +363,20 @@ class Recipe:
         Raises:
             RecipeError: a parameter or option is not plain data.
         """
-        from .yaml_text import write_yaml  # PyYAML is a fifth of what listing names takes
+        from ..written.yaml_text import write_yaml  # PyYAML is a fifth of what listing names takes
 
         return write_yaml(self.to_mapping())
 
 
-_PATHS: dict[str, tuple[str, ...]] = {e.name: e.metadata["path"] for e in _keys(Recipe)}
+KEY_PATHS: dict[str, tuple[str, ...]] = {e.name: e.metadata["path"] for e in _keys(Recipe)}
+"""The keys of the YAML form that lead to each field."""
 
-
-def key_path(key: str) -> tuple[str, ...]:
-    """Return the keys of the YAML form that lead to a field."""
-    return _PATHS[key]
-
-
-SECTIONS: dict[str, list[str]] = {"": [], "backbone": [], "head": []}
+SECTIONS: dict[str, list[str]] = {"": list(dict.fromkeys(path[0] for path in KEY_PATHS.values()))}
 """The keys of the YAML form: at the top, under `backbone` and under `head`."""
 
-for _path in _PATHS.values():
-    SECTIONS["".join(_path[:-1])].append(_path[-1])
-_BEFORE = SECTIONS[""].index("freeze_backbone")
-SECTIONS[""][_BEFORE:_BEFORE] = ["backbone", "head"]
+for _top, *_below in KEY_PATHS.values():
+    if _below:
+        SECTIONS.setdefault(_top, []).extend(_below)
 
 
 def load_recipe(
@@ -381,36 +398,8 @@ def load_recipe(
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
             file, line and column.
     """
-    return parse(with_changes(RecipeDocument.read(path), changes or {}), registry)
-
-
-def parse(document: RecipeDocument, registry: Registry | None = None) -> Recipe:
-    """Return the recipe that a document describes; see `load_recipe`.
-
-    Raises:
-        RecipeError: it is not a recipe.
-    """
-    if _has_others(document.data):
-        document = document.expanded(registry)
-    return _parse(document, registry)
-
-
-def with_changes(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
-    """See `Recipe.changed_document`."""
-    known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
-    known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
-    by_code = {*document.by_code}
-    for path, value in changes.items():
-        entry = known.get(path)
-        if entry is None:
-            if path.isidentifier() and (near := did_you_mean(path, known)):
-                raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
-            document = document.with_value(path, _value(value, None))
-            continue
-        by_code.add(entry.name)
-        whole = ".".join(entry.metadata["path"])
-        document = document.with_value(whole, _value(value, entry.metadata["rule"]))
-    return replace(document, by_code=frozenset(by_code))
+    document = Recipe.changed_document(RecipeDocument.read(path), changes or {})
+    return Recipe.from_document(document, registry=registry)
 
 
 def _value(value: Any, rule: Any) -> Any:
@@ -426,35 +415,10 @@ def _value(value: Any, rule: Any) -> Any:
     return value if only_text else found
 
 
-def _parse(document: RecipeDocument, registry: Registry | None) -> Recipe:
-    data, where = document.data, document.place
-    sections: dict[str, Any] = {}
-    hints: dict[str, str] = {}
-    known: list[str] = []
-    if _has_others(data):
-        others = [key for key in data if key not in SECTIONS[""]]
-        sections, hints, known = claimed({key: data[key] for key in others}, where, registry)
-        data = {key: value for key, value in data.items() if key not in sections}
-    top = _section(data, "", where, known, hints)
-    if "backbone" not in top:
-        needed = "a recipe needs at least 'backbone: resnet50'"
-        raise where.error(f"the key 'backbone' is missing; {needed}")
-    backbone, head = top.pop("backbone"), top.pop("head", None)
-    if isinstance(backbone, str):
-        backbone = {"name": backbone}
-    backbone = _section(backbone, "backbone", where / "backbone")
-    if "name" not in backbone:
-        problem = "the key 'name' is missing in 'backbone'; it names the network"
-        raise (where / "backbone").error(problem)
-    head = {} if head is None else _section(head, "head", where / "head")
-    name = backbone.pop("name")
-    also: dict[str, Any] = {"sections": sections, "where": where, "by_code": document.by_code}
-    return Recipe(backbone=name, **backbone, **head, **top, **also)
-
-
-def _has_others(data: Any) -> bool:
-    """Return whether a recipe has keys that are not the core's."""
-    return isinstance(data, Mapping) and not data.keys() <= {*SECTIONS[""]}
+def _others(data: Any) -> dict[Any, Any]:
+    """Return what of a recipe is not the core's."""
+    data = data if isinstance(data, Mapping) else {}
+    return {key: value for key, value in data.items() if key not in SECTIONS[""]}
 
 
 def _section(

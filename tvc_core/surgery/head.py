@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HeadError, count_of, did_you_mean, join_names
-from ..recipe.rules import CLASS_NAMES, DROPOUT, NUM_CLASSES, Rule
+from ..written.rules import CLASS_NAMES, DROPOUT, NUM_CLASSES, Rule
 from .anatomy import Anatomy
 from .head_layers import (
     HeadDropout,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import HeadError
 from ..recipe import Recipe
-from ..recipe.rules import ACTIVATIONS
+from ..written.rules import ACTIVATIONS
 from .hooks import TvcHook
 from .patches import add_child
 

@@ -271,13 +271,15 @@ def _learns(
 
 def _prove_learns(patch: Prepared, parameters: Sequence[nn.Parameter]) -> None:
     """Refuse a patch in which nothing can learn. Where the network hands it no gradient, because
-    a scale after it is zero, it may still learn later: so it is asked alone.
+    a scale after it is zero, it may still learn later: so it is asked alone, and on other images
+    where all its units after a ReLU are dead on the first.
     """
-    gradients: Gradients = {}
-    for insertion, shapes in _places(patch):
-        gradients |= _run_alone(patch, insertion, shapes, parameters)
-    if _learns(patch, parameters, gradients):
-        return
+    for shift in (0.0, 4.0, -4.0):
+        gradients: Gradients = {}
+        for insertion, shapes in _places(patch):
+            gradients |= _run_alone(patch, insertion, shapes, parameters, shift=shift)
+        if _learns(patch, parameters, gradients):
+            return
     raise _never_learns(patch, "parameters")
 
 
@@ -359,14 +361,18 @@ def _run_alone(
     insertion: Insertion | None,
     shapes: tuple[Shape, Shape],
     parameters: Sequence[nn.Parameter] = (),
+    *,
+    shift: float = 0.0,
 ) -> Gradients:
-    """Run one new module in training mode, forward and backward, on two random images."""
+    """Run one new module in training mode, forward and backward, on two random images, normal
+    around `shift`.
+    """
     module = patch.replacement if insertion is None else insertion.patch
     assert module is not None
     like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     x, written = (
-        torch.randn((2, *shape[1:]), generator=generator).to(like).requires_grad_()
+        (torch.randn((2, *shape[1:]), generator=generator) + shift).to(like).requires_grad_()
         for shape in shapes
     )
     maps = (x,) if insertion is None or not insertion.position.keeps_input else (x, written)

@@ -17,10 +17,10 @@ from dataclasses import replace
 from typing import Any
 
 from ..errors import WeightsError
-from ..recipe.rules import check_class_names
-from ..recipe.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_VALUES
 from ..specs import WeightsSpec
 from ..version import __version__
+from ..written.rules import check_class_names
+from ..written.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_VALUES
 
 __all__ = ["BASE_KEY", "FORMAT", "MODULE_KEY", "PREPARED", "check_content", "prepared_as"]
 

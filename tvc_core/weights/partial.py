@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from ..errors import ParameterError, WeightsError, foreign, join_names, near_names
-from ..recipe.rules import CHANNEL_POLICY, check_class_names
 from ..registry import Named, Registry
 from ..specs import InitializerSpec
+from ..written.rules import CHANNEL_POLICY, check_class_names
 from .checks import check_plan
 from .commit import Transaction
 from .entries import Checkpoint, pick_entry

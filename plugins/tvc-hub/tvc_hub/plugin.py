@@ -9,7 +9,10 @@ from tvc_core import hookimpl
 TVC_API = (1, 1)
 TVC_OWNER = "tvc-hub"
 
-_COMMANDS: dict[str, str] = {}
+_COMMANDS = {
+    "push": "Put a saved model on a hub, with its recipe, certificates and a card.",
+    "pull": "Fetch a model from a hub, after its header was compared with its network.",
+}
 """The summary of each, by its name."""
 
 

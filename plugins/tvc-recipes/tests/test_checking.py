@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from tvc_recipes import check_recipe, compare
+from tvc_recipes.comparing import changed
 
-from tvc_core import HybridBuilder, TvcError
+from tvc_core import HybridBuilder, RecipeError, TvcError
 
 HINTS = {
     "backbone: {name: resnet18, weights: None}": "1:37: .*null in YAML, without quotes",
@@ -105,6 +106,15 @@ def test_commands_on_texts_import_no_torch(tmp_path: Path) -> None:
     code, said, torch = run("diff", one, two)
     assert (code, torch) == (1, False)
     assert "head.num_classes: 3 -> 4" in said and "tvc-attention:eca" in said
+    assert run("diff", one, "--set", "head.num_classes=4") == (
+        1,
+        "head.num_classes: 3 -> 4\n",
+        False,
+    )
+    assert run("diff", two, one, "--set", "head.num_classes=4")[1].count("\n") == 1
+    assert run("diff", one)[0] == 2
+    with pytest.raises(RecipeError, match="--set changes recipes"):
+        changed(tmp_path / "model.safetensors", {"head.num_classes": "4"})
     assert run("fmt", "--check", one)[::2] == (0, False)
     assert run("init", "resnet18")[::2] == (0, False)
     one.write_text(run("init", "resnet18")[1])

@@ -40,6 +40,27 @@ def test_every_typo_fails_but_in_what_a_recipe_names_itself(validator: Any) -> N
     assert passed == []
 
 
+def test_the_command_check_jsonschema_agrees(tmp_path: Path) -> None:
+    schema = tmp_path / "schema.json"
+    schema.write_text(json.dumps(recipe_schema()), encoding="utf-8")
+    valid = [text for text in VALID if ": yes" not in text]  # a word in YAML 1.2, as editors read
+    texts = {"valid": [FIRST, SECOND, COMMON, *valid], "typo": [typo[0] for typo in typos()]}
+    for name, each in texts.items():
+        for count, text in enumerate(each):
+            (tmp_path / f"{name}{count:03}.yaml").write_text(text, encoding="utf-8")
+
+    def check(pattern: str) -> list[str]:
+        command = [Path(sys.executable).parent / "check-jsonschema", "--schemafile", schema]
+        files = sorted(tmp_path.glob(pattern))
+        done = subprocess.run(
+            [*command, "--output-format", "json", *files], capture_output=True, text=True
+        )
+        return [Path(error["filename"]).name for error in json.loads(done.stdout)["errors"]]
+
+    assert check("valid*.yaml") == []
+    assert len(set(check("typo*.yaml"))) > 0.8 * len(texts["typo"])
+
+
 @pytest.mark.parametrize(
     "text",
     [

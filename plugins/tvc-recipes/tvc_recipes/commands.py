@@ -152,17 +152,29 @@ def _text(path: Path) -> str:
 
 @click.command("diff")
 @click.argument("a", type=click.Path(path_type=Path))
-@click.argument("b", type=click.Path(path_type=Path))
+@click.argument("b", type=click.Path(path_type=Path), required=False)
 @click.option("--weights", is_flag=True, help="Compare the tensors as well.")
+@_set_option
 @_json_option
 @click.pass_context
-def diff_command(ctx: click.Context, a: Path, b: Path, weights: bool, as_json: bool) -> None:
+def diff_command(
+    ctx: click.Context,
+    a: Path,
+    b: Path | None,
+    weights: bool,
+    changes: tuple[str, ...],
+    as_json: bool,
+) -> None:
     """Say in what the models of A and B differ, each a recipe or a saved model, whatever their
-    texts look like. Exit code 1 where they differ.
+    texts look like. --set changes B, which is A where only one recipe is given. Exit code 1 where
+    they differ.
     """
-    from .comparing import compare
+    from .comparing import changed, compare
 
-    found = compare(a, b, weights=weights)
+    if b is None and not changes:
+        raise click.UsageError(f"{a} is compared with what? Give another model, or --set")
+    other = changed(b or a, _changes(changes)) if changes else b
+    found = compare(a, other, weights=weights)
     if as_json:
         rows = [{"path": each.path, "a": each.a, "b": each.b} for each in found]
         click.echo(json.dumps(rows, indent=1, default=str))

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tvc_core import HybridBuilder, Recipe, Registry, load_recipe
+from tvc_core import HybridBuilder, Recipe, RecipeError, Registry, load_recipe
 
 __all__ = ["Difference", "compare"]
 
@@ -60,6 +60,17 @@ def compare(
     if weights:
         found += _of_tensors(a, b, registry)
     return found
+
+
+def changed(path: Path, changes: Mapping[str, Any]) -> Recipe:
+    """Return the recipe of a file with other values in it, for `compare`.
+
+    Raises:
+        RecipeError: the file is no recipe, or the changes do not fit.
+    """
+    if not _is_recipe_file(path):
+        raise RecipeError(f"--set changes recipes (.yaml), and {path} is none")
+    return load_recipe(path, changes=changes)
 
 
 def _may_mean_the_same(recipes: list[Recipe], found: list[Difference]) -> bool:

@@ -187,7 +187,7 @@ def _backbone(registry: Registry) -> dict[str, Any]:
     names = _qualified(registry, BackboneSpec)
     families = registry.all(BackboneFamilySpec)
     patterns = [
-        {"type": "string", "pattern": f"^({re.escape(offer.owner)}:)?{re.escape(offer.spec.name)}/"}
+        {"type": "string", "pattern": f"^({_literal(offer.owner)}:)?{_literal(offer.spec.name)}/"}
         for offer in families
     ]
     name = {"anyOf": [{"enum": sorted(set(names))}, *patterns, _MACRO]}
@@ -225,6 +225,13 @@ def _backbone(registry: Registry) -> dict[str, Any]:
     ]
     long = {**_object(properties, "The network."), "allOf": rules}
     return {"anyOf": [name, long], "description": "The network."}
+
+
+def _literal(name: str) -> str:
+    """Return the regular expression of a name in ECMA 262, which JSON Schema has: an escaped
+    hyphen, as `re.escape` writes it, is an error there.
+    """
+    return re.escape(name).replace(r"\-", "-")
 
 
 def _weights(names: Iterable[str]) -> dict[str, Any]:

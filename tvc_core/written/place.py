@@ -10,7 +10,7 @@ from typing import Any
 
 from ..errors import RecipeError, TvcError, short_repr
 
-__all__ = ["Mark", "Marks", "Place", "written"]
+__all__ = ["Mark", "Marks", "Place", "keys_of", "written"]
 
 
 @dataclass(frozen=True)
@@ -135,4 +135,26 @@ def written(path: Iterable[Any]) -> str:
     return text
 
 
+def keys_of(path: str) -> tuple[Any, ...]:
+    """Return the keys of a path that is given as `written` writes it.
+
+    Raises:
+        RecipeError: it is not of that form.
+    """
+    keys, at = [], 0
+    while at < len(path):
+        found = _KEY.match(path, at)
+        if found is None or (at == 0 and path[0] == ".") or (at and path[at] not in ".["):
+            raise RecipeError(
+                f"{short_repr(path)} is no path in a recipe: write keys with dots between them, "
+                "such as head.num_classes, and a key with a dot in brackets, such as "
+                "backbone.patches['layer3.0'].wrap"
+            )
+        word, index, *quoted = found.groups()
+        keys.append(int(index) if index else next(k for k in (word, *quoted) if k is not None))
+        at = found.end()
+    return tuple(keys)
+
+
 _WORD = re.compile(r"[^\s.\[\]'\"]+")
+_KEY = re.compile(rf"""\.?({_WORD.pattern})|\[(?:(\d+)|'([^']*)'|"([^"]*)")\]""")

@@ -17,7 +17,7 @@ import yaml
 
 from ..advice import words
 from ..errors import RecipeError, describe_error, short_repr
-from .place import Mark, Marks
+from .place import Mark, Place
 
 __all__ = ["parse_yaml", "read_yaml", "write_yaml"]
 
@@ -67,18 +67,18 @@ def write_yaml(data: Any) -> str:
         raise RecipeError(f"the recipe has {problem}") from error
 
 
-def read_yaml(path: Path, file: IO[bytes] | None = None) -> tuple[Any, Marks]:
-    """Return the content of a YAML file and the line of each of its values.
+def read_yaml(file: str | Path | IO[bytes]) -> tuple[Any, Place]:
+    """Return the content of a YAML file and where it stands, with the line of each of its values.
 
     Args:
-        path: where it is, or what errors call a file that is open.
-        file: the open file.
+        file: its path, or the file itself, open for reading bytes.
 
     Raises:
         RecipeError: the file cannot be read, is not YAML, or exceeds a limit.
     """
+    path = Path(file if isinstance(file, (str, Path)) else str(getattr(file, "name", "<recipe>")))
     try:
-        with path.open("rb") if file is None else nullcontext(file) as opened:
+        with path.open("rb") if isinstance(file, (str, Path)) else nullcontext(file) as opened:
             content = opened.read(MAX_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: a path that no file can have
         reason = getattr(error, "strerror", None) or error
@@ -96,16 +96,16 @@ def read_yaml(path: Path, file: IO[bytes] | None = None) -> tuple[Any, Marks]:
         raise _error(_at(str(path), content[: error.start].decode()), problem) from error
 
 
-def parse_yaml(text: str, name: str) -> tuple[Any, Marks]:
-    """Return the content of YAML text and the line of each of its values; `name` is what errors
-    call it.
+def parse_yaml(text: str, name: str) -> tuple[Any, Place]:
+    """Return the content of YAML text and where it stands, with the line of each of its values;
+    `name` is what errors call it.
     """
     try:
         root = yaml.compose(text, Loader=_Loader) if _check_limits(text, name) else None
         if root is None:
             raise RecipeError(f"{name}: the recipe is empty")
         walk = _Walk(name)
-        return walk.value(root, (), 0), walk.marks
+        return walk.value(root, (), 0), Place(name, marks=walk.marks)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = "; ".join(part for part in (error.context, error.problem) if part)

@@ -1,0 +1,68 @@
+"""The commands: one message where something is wrong, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from fake_hub import FakeHub
+from tvc_hub import commands
+
+
+def run(name: str, *arguments: str) -> Result:
+    return CliRunner().invoke(getattr(commands, f"{name}_command"), arguments)
+
+
+def test_push_and_pull(hub: FakeHub, path: Path) -> None:
+    options = ["--endpoint", hub.url, "--json"]
+    given = ["--license", "mit", "--metric", "f1=0.25", "--metric", "on=a | b", "--message", "Hi"]
+    pushed = json.loads(run("push", str(path), "user/pets", *given, *options).stdout)
+    card = hub.commits["user/pets"][-1][1]["README.md"].decode()
+    assert "| f1 | 0.25 |" in card
+    assert r"| on | a \| b |" in card
+    pulled = json.loads(run("pull", "user/pets", *options).stdout)
+    assert pulled["commit"] == pushed["commit"]
+    assert Path(pulled["path"]).read_bytes() == path.read_bytes()
+    found = run("pull", f"user/pets@{pushed['commit']}", "--endpoint", hub.url, "--offline")
+    assert found.stdout == f"{pulled['path']}\n"
+    assert found.stderr == f"was here already: user/pets@{pushed['commit']}\n"
+
+
+@pytest.mark.parametrize("metric", ["f1", "=3", ""])
+def test_a_metric_is_a_name_and_a_value(hub: FakeHub, path: Path, metric: str) -> None:
+    found = run("push", str(path), "user/pets", "--license", "mit", "--metric", metric)
+    assert found.exit_code == 2
+    assert "NAME=VALUE" in found.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["pull", "user/none"], "404"),
+        pytest.param(
+            ["push", "pets.safetensors", "user/pets"], "without a license", marks=pytest.mark.sweep
+        ),
+        pytest.param(["pull", "pets"], "no name of a repository", marks=pytest.mark.sweep),
+        pytest.param(
+            ["push", "gone", "user/pets", "--license", "mit"], "gone", marks=pytest.mark.sweep
+        ),
+    ],
+)
+def test_an_error_is_one_line(hub: FakeHub, path: Path, arguments: list[str], says: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tvc_cli", *arguments],
+        cwd=path.parent,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "HF_ENDPOINT": hub.url},
+    )
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
