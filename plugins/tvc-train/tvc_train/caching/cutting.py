@@ -25,6 +25,8 @@ __all__ = ["CutError", "Halves", "cut"]
 _RANDOM = ("dropout", "stochastic_depth", "rand", "bernoulli", "multinomial", "normal", "rrelu")
 """What functions that draw random numbers have in their names."""
 
+_LEARNS = " learns"
+
 _FEW = 2  # images with which the halves are compared
 
 
@@ -97,8 +99,15 @@ def cut(model: nn.Module, images: Tensor, context: Callable[[], Any]) -> Halves:
 class _Tracer(fx.Tracer):
     """Records modules of torch as one step each, and goes into all others."""
 
-    def __init__(self) -> None:
-        super().__init__(param_shapes_constant=True)
+    proxy_buffer_attributes = True  # or what writes into one would do so while it is traced
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Record a module; one that no name leads to, such as a node of patches, is gone into."""
+        try:
+            self.path_of_module(m)
+        except NameError:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
 
 
 def _traced(model: nn.Module) -> fx.Graph:
@@ -133,6 +142,8 @@ def _place(model: nn.Module, graph: fx.Graph) -> tuple[int, list[fx.Node]]:
             unsettled[node] = why
         if any(each in weighty for each in inputs) or _has_weights(model, node):
             weighty.add(node)
+        if node in unsettled and _is_frozen(model, node) and not why.endswith(_LEARNS):
+            raise CutError(f"{node.target} is frozen, and gets something else in each epoch: {why}")
     best, live = -1, {image: order[image]}
     last_use = {n: max((order[user] for user in n.users), default=-1) for n in nodes}
     for number, node in enumerate(nodes):
@@ -142,10 +153,13 @@ def _place(model: nn.Module, graph: fx.Graph) -> tuple[int, list[fx.Node]]:
         if [*live] == [node] and node in weighty and node not in unsettled:
             best = number
     if best < 0:
-        first = next(iter(unsettled.values()), "the forward pass has no step with weights")
+        ways = (unsettled[node] for node in nodes if node in of_image and node in unsettled)
+        first = next(ways, "the forward pass has no step with weights")
         error = CutError(f"there is nothing to cache: {first}")
-        error.all_learns = first.endswith(" learns")
+        error.all_learns = first.endswith(_LEARNS)
         raise error
+    if written := next((each for n in nodes[: best + 1] if (each := _written(n))), ""):
+        raise CutError(f"what is below changes {written} with every batch")
     return best, nodes
 
 
@@ -154,12 +168,12 @@ def _unsettled(model: nn.Module, node: fx.Node) -> str:
     if node.op == "get_attr":
         value: Any = _attribute(model, str(node.target))
         learns = isinstance(value, Tensor) and value.requires_grad
-        return f"{node.target} learns" if learns else ""
+        return f"{node.target}{_LEARNS}" if learns else ""
     if node.op == "call_module":
         module = model.get_submodule(str(node.target))
         for name, parameter in module.named_parameters():
             if parameter.requires_grad:
-                return f"{node.target}.{name} learns"
+                return f"{node.target}.{name}{_LEARNS}"
         return next(_restless(str(node.target), module), "")
     if node.op in ("call_function", "call_method"):
         name = str(getattr(node.target, "__name__", node.target))
@@ -202,6 +216,25 @@ def _has_weights(model: nn.Module, node: fx.Node) -> bool:
     if node.op != "call_module":
         return False
     return next(model.get_submodule(str(node.target)).parameters(), None) is not None
+
+
+def _written(node: fx.Node) -> str:
+    """Return the buffer into which a step writes; "" where it writes into none."""
+    name = str(getattr(node.target, "__name__", node.target))
+    to = node.args[0] if node.args else None
+    writes = (node.op == "call_method" and name.endswith("_") and not name.endswith("__")) or (
+        node.op == "call_function" and name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    )
+    held = isinstance(to, fx.Node) and to.op == "get_attr"
+    return str(to.target) if writes and held and isinstance(to, fx.Node) else ""
+
+
+def _is_frozen(model: nn.Module, node: fx.Node) -> bool:
+    """Return whether a step is a module with weights, of which none learn."""
+    if node.op != "call_module":
+        return False
+    found = [*model.get_submodule(str(node.target)).parameters()]
+    return bool(found) and not any(parameter.requires_grad for parameter in found)
 
 
 def _attribute(model: nn.Module, path: str) -> Any:

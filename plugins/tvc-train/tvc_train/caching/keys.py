@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import inspect
 import json
@@ -130,7 +131,7 @@ def _versions(below: fx.GraphModule) -> dict[str, str]:
     from PIL import features
 
     tops = {type(module).__module__.partition(".")[0] for module in below.modules()}
-    there = metadata.packages_distributions()
+    there = _distributions()
     names = {*_DISTRIBUTIONS, *(name for top in tops for name in there.get(top, ()))}
     found = {}
     for name in sorted(names):
@@ -141,6 +142,12 @@ def _versions(below: fx.GraphModule) -> dict[str, str]:
     codecs = ("jpg", "zlib", "libtiff", "webp")
     found |= {name: str(features.version(name)) for name in codecs}
     return {**found, "torch build": torch.__version__, "python": sys.version.split()[0]}
+
+
+@functools.cache
+def _distributions() -> dict[str, list[str]]:
+    """Return the distributions of each package, which takes a second where there are many."""
+    return dict(metadata.packages_distributions())
 
 
 def _processor() -> str:
