@@ -32,7 +32,9 @@ SPACE = {"training.phases[0].rate": {"loguniform": [1e-3, 1e-2]}}
         ({"uniform": [1, 1]}, "1 is not lower than 1"),
         ({"uniform": [1]}, "takes 2 numbers"),
         ({"randint": [1, 2.5]}, "takes 2 whole numbers"),
-        ({"quniform": [0, 1, 2]}, "a step of 2 does not fit"),
+        ({"quniform": [0, 1, 2]}, "not multiples of the step 2"),
+        ({"quniform": [0, 1, 0.3]}, "not multiples of the step 0.3"),
+        ({"quniform": [0, 1, 0]}, "not multiples of the step 0"),
         ({"quniform": [0, 1]}, "takes 3 numbers"),
         ({"loguniorm": [1, 2]}, "Did you mean 'loguniform'"),
         ({"choice": []}, "takes a list"),
@@ -54,6 +56,28 @@ def test_both_ends_of_a_space_can_be_drawn() -> None:
     known = TuneSettings(space=space)
     assert known.example() == {"a": 3, "b": 1, "c": 0}
     assert known.example(last=True) == {"a": None, "b": 3, "c": 1}
+
+
+def test_each_way_of_drawing_is_known_to_ray_and_optuna() -> None:
+    pytest.importorskip("ray")
+    pytest.importorskip("optuna")
+    from ray.tune.search.optuna import OptunaSearch
+    from tvc_train.tune_schema import DOMAINS
+    from tvc_train.tuning.searching import domain_of
+
+    space: dict[str, Any] = {
+        "choice": [None, 1, "x", True], "uniform": [0, 1], "loguniform": [1e-4, 1],
+        "quniform": [0.1, 0.7, 0.2 / 2], "randint": [1, 4], "lograndint": [1, 9],
+    }  # fmt: skip
+    assert space.keys() == DOMAINS.keys()
+    known = TuneSettings(space={name: {name: values} for name, values in space.items()})
+    drawn = {path: domain_of(domain) for path, domain in known.space.items()}
+    found = OptunaSearch.convert_search_space(drawn)
+    ends = known.example(), known.example(last=True)
+    for name in ("randint", "lograndint", "quniform"):
+        assert (found[name].low, found[name].high) == pytest.approx([e[name] for e in ends])
+    assert found["choice"].choices == (None, 1, "x", True)
+    assert found["loguniform"].log and found["lograndint"].log and not found["uniform"].log
 
 
 @pytest.fixture

@@ -222,7 +222,7 @@ def _search(
         )
         found = ray_tune.Tuner(
             trainable,
-            param_space={path: _domain(domain) for path, domain in settings.space.items()},
+            param_space={path: domain_of(domain) for path, domain in settings.space.items()},
             tune_config=ray_tune.TuneConfig(
                 metric=job.by,
                 mode=mode,
@@ -242,9 +242,15 @@ def _search(
             raise TrainingError(
                 f"{len(found.errors)} trials were lost, such as by {str(found.errors[0])[-400:]}"
             )
+    ended = sum(each.state == states.COMPLETE for each in study.trials)
+    if ended < settings.trials:  # Ray takes Ctrl-C for the end, and says so only in a log
+        raise TrainingError(
+            f"the search was stopped after {ended} of {settings.trials} trials: --resume goes on"
+        )
 
 
-def _domain(domain: Mapping[str, Any]) -> Any:
+def domain_of(domain: Mapping[str, Any]) -> Any:
+    """Return what Ray Tune draws a value from."""
     from ray import tune as ray_tune
 
     ((name, values),) = domain.items()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,10 @@ def _problem(domain: Any) -> str:
         return f"{name}: {values[0]} is not lower than {values[1]}"
     if name.startswith("log") and values[0] <= 0:
         return f"{name}: {values[0]} has no logarithm; begin above 0"
-    if count == 3 and not 0 < values[2] <= values[1] - values[0]:
-        return f"quniform: a step of {values[2]} does not fit into {values[0]} to {values[1]}"
+    if count == 3:
+        low, high, step = values
+        parts = [end / step if step > 0 else math.inf for end in (low, high)]
+        fits = all(math.isfinite(n) and math.isclose(n, round(n), abs_tol=1e-9) for n in parts)
+        if not fits or step > high - low:
+            return f"quniform: {low} and {high} are not multiples of the step {step}"
     return ""
