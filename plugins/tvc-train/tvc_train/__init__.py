@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from .runs import Run
     from .soups import Soup, average
     from .trained import Trained
+    from .trainer import phase_callback
     from .tuning.searching import Tuned, tune
     from .tuning.settings import TuneSettings
 
 __all__ = [
     # training
     "DataError", "Evaluation", "Method", "MethodSpec", "Phase", "PhaseSchedule", "Run",
-    "TrainingError", "evaluate", "fit",
+    "TrainingError", "evaluate", "fit", "phase_callback",
     # what comes after it
     "Judged", "Prediction", "Soup", "Trained", "TuneSettings", "Tuned", "average", "find_files",
     "judge", "predict", "tune",
@@ -37,7 +38,8 @@ _HOMES = {
     "Prediction": "predicting", "Run": "runs", "Soup": "soups", "Trained": "trained",
     "TrainingError": "errors", "TuneSettings": "tuning.settings", "Tuned": "tuning.searching",
     "average": "soups", "evaluate": "evaluating", "find_files": "predicting", "fit": "fitting",
-    "judge": "judging", "predict": "predicting", "tune": "tuning.searching",
+    "judge": "judging", "phase_callback": "trainer", "predict": "predicting",
+    "tune": "tuning.searching",
 }  # fmt: skip
 
 

@@ -46,7 +46,7 @@ class Key:
         training = dict(plan.given.sections.get("training") or {})
         settings = plan.data_settings.to_mapping()
         values = {
-            "model": {k: v for k, v in model.items() if k not in ("name", "description")},
+            "model": {k: v for k, v in model.items() if k not in ("name", "description", "seed")},
             "training": {k: v for k, v in training.items() if k not in (*HARMLESS, "seed")},
             "seed": plan.training.seed,
             "data": {k: v for k, v in settings.items() if k not in _ABOUT_DATA},

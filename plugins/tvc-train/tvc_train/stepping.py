@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from tvc_core import foreign
+
+from .errors import TrainingError
 from .faults import not_finite
 
 if TYPE_CHECKING:
@@ -30,11 +34,14 @@ def backward(training: Training, model: Callable[[Tensor], Any], batch: Any) -> 
     run = feed.runs(model)
     share = devices.world / batch.total  # the mean over processes is taken of gradients
     summed = torch.zeros((), device=images.device, dtype=devices.dtype)
+    compiling = foreign(
+        TrainingError, "training.compile: torch.compile fails here", advice="Leave it out."
+    )
     pieces = list(zip(images.chunk(parts), targets.chunk(parts), strict=True))
     for number, (some, wanted) in enumerate(pieces, 1):
         last = number == len(pieces)
         with devices.part(training.model, last=last):
-            with devices.autocast():
+            with devices.autocast(), compiling if training.settings.compile else nullcontext():
                 loss = training.loss(run(some), wanted)
             summed += loss.detach()
             total = loss * share
