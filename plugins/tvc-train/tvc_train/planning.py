@@ -97,7 +97,8 @@ class Plan:
             DataError: neither the data nor the model's weights say it.
         """
         prepared = Preprocessing.of(model, self.data_settings)
-        return Transforms(prepared, self.data_settings.augment)
+        settings = self.data_settings
+        return Transforms(prepared, settings.augment, mirror=settings.mirror)
 
     def methods(self, registry: Registry) -> dict[str, Method]:
         """Return the methods by name, in their order.
