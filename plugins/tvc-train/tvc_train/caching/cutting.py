@@ -86,7 +86,7 @@ def cut(model: nn.Module, images: Tensor, context: Callable[[], Any]) -> Halves:
             found = above[False](below(images))
         _restore(modes)
         if not _equal(wanted, found):
-            raise CutError("its halves compute something else than the whole, as it runs code "
+            raise CutError("its halves compute something other than the whole, as it runs code "
                            "that depends on values")  # fmt: skip
         features = _settled_features(model, below, images, context)
     finally:
