@@ -1,0 +1,49 @@
+"""Pictures and recipes that train in a second."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def write_photos(folder: Path, *, classes: int = 3, each: int = 8, seed: int = 0) -> Path:
+    """Write pictures of noise, each class with another color, and return their folder."""
+    draw = np.random.default_rng(seed)
+    for number in range(classes):
+        home = folder / f"class{number}"
+        home.mkdir(parents=True)
+        for index in range(each):
+            pixels = draw.integers(0, 90, (36, 40, 3))
+            pixels[..., number % 3] += 120
+            Image.fromarray(pixels.astype(np.uint8)).save(home / f"{index}.png")
+    return folder
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Return a folder with 24 pictures in three classes."""
+    return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture
+def recipe(photos: Path) -> Callable[..., dict[str, Any]]:
+    """Return a function that makes a recipe of two short phases: `recipe(ema=0.9)`."""
+
+    def make(**training: Any) -> dict[str, Any]:
+        phases = [
+            {"epochs": 1, "rate": 3e-3},
+            {"epochs": 1, "rate": 1e-3, "thaw": [-1], "warmup": 0.5},
+        ]
+        return {
+            "name": "toy",
+            "backbone": {"name": "mobilenet_v3_small", "weights": None},
+            "data": {"path": str(photos), "size": 32, "augment": "light"},
+            "training": {"batch_size": 8, "phases": phases, **training},
+        }
+
+    return make

@@ -1,0 +1,273 @@
+"""`tvc predict` and `tvc evaluate`: from a model's file alone, a row for each file."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import random
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from tvc_train.commands.evaluate import evaluate_command
+from tvc_train.commands.predict import predict_command
+from tvc_train.data import Preprocessing, Transforms, read_image
+from tvc_train.errors import DataError
+from tvc_train.judging import judge
+from tvc_train.predicting import find_files, predict
+from tvc_train.trained import KEY, Trained
+
+from tvc_core import HybridBuilder, Recipe, WeightsError
+
+CLASSES = ["cat", "dog", "a;b, c"]
+MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"]
+ENDS = {
+    "RGB": "jpg",
+    "L": "webp",
+    "RGBA": "png",
+    "P": "gif",
+    "CMYK": "jpg",
+    "1": "png",
+    "LA": "png",
+}
+
+
+def picture(number: int) -> tuple[Image.Image, str]:
+    """A picture of some mode and size, and how its name ends."""
+    drawn = np.random.default_rng(number)
+    mode = MODES[number % len(MODES)]
+    height, width = (int(side) for side in drawn.integers(5, 90, 2))
+    array = drawn.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(array).convert(mode), ENDS[mode]
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Files of a model for one label an image, and of one for many."""
+    folder = tmp_path_factory.mktemp("saved")
+    recipe = {
+        "backbone": {"name": "mobilenet_v3_small", "weights": None},
+        "head": {"class_names": CLASSES},
+        "seed": 0,
+    }
+    model = HybridBuilder().build(Recipe.from_mapping(recipe)).eval()
+    prepared = Preprocessing(
+        size=(40, 32), resize=44, fit="pad", interpolation="bicubic", mean=(0.4, 0.5, 0.3),
+        std=(0.2, 0.3, 0.25),
+    )  # fmt: skip
+    found = {}
+    for labels in ("one", "many"):
+        about = Trained(
+            preprocessing=prepared,
+            labels=labels,
+            temperature=0.02,
+            thresholds=None if labels == "one" else (0.5, 0.2, 0.999999),
+            figures={"accuracy": 0.5, "f1": float("nan")},
+        )
+        found[labels] = folder / f"{labels}.safetensors"
+        model.save(found[labels], metadata=about.to_metadata())
+    return found
+
+
+@pytest.fixture(scope="module")
+def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 pictures of all kinds in folders of classes."""
+    folder = tmp_path_factory.mktemp("labeled")
+    for number in range(200):
+        image, end = picture(number)
+        below = folder / CLASSES[number % 3] / ("deep" if number % 2 else "")
+        below.mkdir(parents=True, exist_ok=True)
+        image.save(below / f"{number}.{end}")
+    return folder
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def by_hand(file: Path, path: Path) -> torch.Tensor:
+    """Probabilities of one file, from the saved model and what its file says."""
+    model, about = Trained.open(file)
+    logits = model(Transforms(about.preprocessing)(read_image(path))[None])[0].double()
+    scaled = logits / about.temperature
+    return scaled.sigmoid() if about.labels == "many" else scaled.softmax(0)
+
+
+def test_predictions_equal_evaluation_and_the_saved_file_in_a_fresh_process(
+    saved: dict[str, Path], labeled: Path, tmp_path: Path
+) -> None:
+    (labeled / "cat" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no image")
+    out = tmp_path / "rows.csv"
+    command = [sys.executable, "-m", "tvc_cli", "predict", str(saved["one"]), str(labeled)]
+    done = subprocess.run(
+        [*command, "--out", str(out), "--batch-size", "7"], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "201 files, 1 with an error" in done.stderr
+    rows = {row["path"]: row for row in rows_of(out.read_text(encoding="utf-8"))}
+    assert len(rows) == 201
+    broken = rows.pop(str(labeled / "cat" / "broken.jpg"))
+    assert broken["class"] == "" and "damaged" in broken["error"]
+    (labeled / "cat" / "broken.jpg").unlink()
+
+    judged = judge(saved["one"], labeled)
+    said = (judged.evaluation.logits.double() / 0.02).softmax(1)
+    assert {str(labeled / name) for name in judged.samples.names} == {*rows}
+    right = 0
+    for name, target, row in zip(
+        judged.samples.names, judged.evaluation.targets.tolist(), said, strict=True
+    ):
+        found = rows[str(labeled / name)]
+        best = int(row.argmax())
+        assert found["class"] == found["top1_class"] == CLASSES[best]
+        assert float(found["probability"]) == pytest.approx(float(row[best]), abs=1e-6)
+        named = {found[f"top{i}_class"]: float(found[f"top{i}_probability"]) for i in (1, 2, 3)}
+        assert [named[name] for name in CLASSES] == pytest.approx(row.tolist(), abs=1e-6)
+        right += found["class"] == CLASSES[target]
+    assert judged.scores.figures["accuracy"] == pytest.approx(right / 200)
+
+    # in this process, which has not trained it, one file at a time
+    for path in random.Random(0).sample(sorted(rows), 5):
+        probability = float(by_hand(saved["one"], Path(path)).max().detach())
+        assert float(rows[path]["probability"]) == pytest.approx(probability, abs=1e-6)
+
+
+def test_many_labels_have_a_threshold_each(saved: dict[str, Path], labeled: Path) -> None:
+    files = sorted((labeled / "dog").glob("*.*"))[:6]
+    done = CliRunner().invoke(
+        predict_command, [str(saved["many"]), *map(str, files), "--json"], catch_exceptions=False
+    )
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [row["path"] for row in rows] == [*map(str, files)]
+    for row, path in zip(rows, files, strict=True):
+        chances = by_hand(saved["many"], path).tolist()
+        wanted = [
+            name for name, p, low in zip(CLASSES, chances, (0.5, 0.2, 0.999999), strict=True)
+            if p >= low
+        ]  # fmt: skip
+        assert [each["class"] for each in row["said"]] == wanted
+        top = [each["probability"] for each in row["top"]]
+        assert top == pytest.approx(sorted(chances, reverse=True), abs=1e-6)
+
+
+def test_whatever_a_file_is_it_has_a_row_and_workers_change_nothing(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    (folder / "b" / ".ipynb_checkpoints").mkdir(parents=True)
+    for name in ("b/z.png", "a.png", "b/.ipynb_checkpoints/a.png", "B.png"):
+        picture(2)[0].save(folder / name)
+    (folder / "notes.txt").write_text("hi")
+    (folder / "empty.jpg").touch()
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    (folder / "page.jpg").write_text("<html></html>")
+    (folder / "gone.png").symlink_to("nowhere.png")
+    (folder / "b" / "up").symlink_to("..")
+    os.mkfifo(folder / "pipe")
+    odd = os.fsdecode(b"odd\xff.png")
+    (folder / odd).write_bytes((folder / "a.png").read_bytes())
+    files, hidden = find_files([folder / "b" / "z.png", folder])
+    names = [str(each.path.relative_to(folder)) for each in files]
+    assert names == [
+        "b/z.png", "B.png", "a.png", "b/up", "cut.png", "empty.jpg", "gone.png", "notes.txt", odd,
+        "page.jpg", "pipe",
+    ]  # fmt: skip
+    assert hidden == [folder / "b" / ".ipynb_checkpoints"]
+    model, about = Trained.open(saved["one"])
+    found = list(predict(model, about, files, batch_size=3))
+    assert [each.path for each in found] == [str(each.path) for each in files]
+    good = {"b/z.png", "B.png", "a.png", odd}
+    assert {name for name, each in zip(names, found, strict=True) if not each.error} == good
+    assert all("\n" not in each.error and each.top == () for each in found if each.error)
+    assert list(predict(model, about, files, batch_size=3, workers=2)) == found
+    out = tmp_path / "rows.csv"
+    done = CliRunner().invoke(
+        predict_command, [str(saved["one"]), str(folder), "--out", str(out)], catch_exceptions=False
+    )
+    assert done.exit_code == 0 and "1 hidden" in done.stderr
+    assert b"odd\xff.png" in out.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("paths", "said"),
+    [(["not/there.png"], "not/there.png does not exist"), (["."], "there are no files")],
+)
+def test_what_is_not_there_is_said_before_any_work(
+    paths: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=said):
+        find_files(paths)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"labels": "some"}, {"temperature": 0}, {"temperature": True}, {"temperature": "1"},
+        {"thresholds": [0.5]}, {"thresholds": 3}, {"figures": []}, {"preprocessing": {}},
+        {"preprocessing": None}, {"more": 1}, None,
+    ],
+)  # fmt: skip
+def test_a_file_that_says_something_else_is_refused(
+    saved: dict[str, Path], change: Any, tmp_path: Path
+) -> None:
+    model, about = Trained.open(saved["one"])
+    said = about.to_metadata()[KEY]
+    model.metadata[KEY] = said | change if change is not None else "text"
+    with pytest.raises(WeightsError, match=KEY):
+        Trained.of(model)
+
+
+def test_what_is_said_of_training_comes_back(saved: dict[str, Path]) -> None:
+    _, about = Trained.open(saved["many"])
+    assert about.labels == "many" and about.thresholds == (0.5, 0.2, 0.999999)
+    assert about.preprocessing.fit == "pad" and about.preprocessing.size == (40, 32)
+    assert about.figures["accuracy"] == 0.5 and about.figures["f1"] != about.figures["f1"]
+
+
+def test_a_model_that_was_never_trained_predicts_with_what_its_weights_say(tmp_path: Path) -> None:
+    model = HybridBuilder().from_backbone("mobilenet_v3_small", weights=None)
+    model.save(tmp_path / "m.safetensors")
+    _, about = Trained.open(tmp_path / "m.safetensors")
+    assert about.preprocessing.size == (224, 224) and about.temperature == 1.0
+
+
+def test_evaluation_as_text_and_as_json(saved: dict[str, Path], labeled: Path) -> None:
+    def run(*arguments: str) -> Any:
+        given = [str(saved["one"]), str(labeled), *arguments]
+        return CliRunner().invoke(evaluate_command, given, catch_exceptions=False)
+
+    found = json.loads(run("--json").stdout)
+    confusion = np.array(found["confusion"])
+    assert confusion.sum() == found["num_images"] == 200
+    assert found["accuracy"] == pytest.approx(np.trace(confusion) / 200)
+    recalls = [each["recall"] for each in found["classes"]]
+    assert recalls == pytest.approx((np.diag(confusion) / confusion.sum(1)).tolist())
+    text = run().stdout
+    assert f"accuracy           {found['accuracy']:.4f}" in text
+    assert "a;b, c" in text and "true \\ predicted" in text
+
+
+def test_bad_data_are_named_and_left_out_only_where_that_is_asked_for(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    for name in CLASSES:
+        (tmp_path / name).mkdir()
+        picture(0)[0].save(tmp_path / name / "a.png")
+    (tmp_path / "cat" / "b.txt").touch()
+    with pytest.raises(DataError, match=r"(?s)cat/b.txt.*--max-bad 1"):
+        judge(saved["one"], tmp_path)
+    judged = judge(saved["one"], tmp_path, max_bad=1)
+    assert judged.scores.num_images == 3 and len(judged.problems) == 1
+    (tmp_path / "bird").mkdir()
+    picture(0)[0].save(tmp_path / "bird" / "a.png")
+    with pytest.raises(DataError, match="bird"):
+        judge(saved["one"], tmp_path, max_bad=10)

@@ -1,0 +1,198 @@
+"""A run that was killed goes on as if nothing had happened, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tvc_train import TrainingError, fit
+from tvc_train.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from tvc_train.faults import StoppedError
+from tvc_train.showing import Display
+
+Make = Callable[..., dict[str, Any]]
+
+EVERYTHING = {
+    "ema": 0.9,
+    "clip": 1.0,
+    "normalization": "train",
+    "save_every": 2,
+    "methods": ["wise_ft", "temperature"],
+}
+
+
+class At(Display):
+    """Send this process a signal at the n-th event of a kind."""
+
+    def __init__(self, what: str, count: int, number: int) -> None:
+        self.what, self.left, self.number = what, count, number
+
+    def _event(self, what: str) -> None:
+        if what == self.what:
+            self.left -= 1
+            if self.left == 0:
+                os.kill(os.getpid(), self.number)
+
+    def epoch(self, number: int, *, steps: int, what: str = "train") -> None:
+        self._event(what)
+
+    def step(self, step: int, *, images: int, figures: Any = None) -> None:
+        self._event("step")
+
+    def phase(self, name: str, facts: Any) -> None:
+        self._event("phase")
+
+    def row(self, row: Any, speed: Any) -> None:
+        self._event("row")
+
+
+def killed(recipe: dict[str, Any], out: Path, what: str, count: int, workers: int) -> None:
+    """Train in a fork of this process, which is killed."""
+    child = os.fork()
+    if child == 0:
+        changes = {"training.workers": workers}
+        show = At(what, count, signal.SIGKILL)
+        fit(recipe, out=out, resume=True, changes=changes, display=show)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WTERMSIG(status) == signal.SIGKILL
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Return what may not depend on how often a run was killed."""
+    names = ["model.safetensors", "predictions.safetensors", "metrics.csv"]
+    found = [*(folder / "checkpoints").iterdir(), *(folder / name for name in names)]
+    return {path.name: path.read_bytes() for path in found}
+
+
+# a step inside of an epoch, the last one, the first of a phase, in evaluation, and in a save
+PLACES = [("step", 2), ("step", 3), ("phase", 2), ("evaluate", 1), ("row", 1)]
+
+
+def test_a_killed_run_ends_as_one_that_was_not(recipe: Make, tmp_path: Path) -> None:
+    given = recipe(**EVERYTHING)
+    fit(given, out=tmp_path / "whole")
+    for workers, (what, count) in enumerate(PLACES[1:3]):
+        killed(given, tmp_path / "killed", what, count, workers)
+    fit(given, out=tmp_path / "killed", resume=True)
+    assert files(tmp_path / "whole") == files(tmp_path / "killed")
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize(("what", "count"), PLACES)
+def test_a_run_killed_anywhere_ends_as_one_that_was_not(
+    recipe: Make, tmp_path: Path, what: str, count: int
+) -> None:
+    given = recipe(**EVERYTHING)
+    fit(given, out=tmp_path / "whole")
+    killed(given, tmp_path / "killed", what, count, 2)
+    fit(given, out=tmp_path / "killed", resume=True)
+    assert files(tmp_path / "whole") == files(tmp_path / "killed")
+
+
+@pytest.mark.parametrize("where", [("step", 1), ("evaluate", 1)])
+def test_sigterm_saves_and_the_run_goes_on(
+    recipe: Make, tmp_path: Path, where: tuple[str, int]
+) -> None:
+    given = recipe(ema=0.9)
+    fit(given, out=tmp_path / "whole")
+    with pytest.raises(StoppedError, match=r"SIGTERM.*--resume"):
+        fit(given, out=tmp_path / "ended", display=At(*where, signal.SIGTERM))
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    fit(given, out=tmp_path / "ended", resume=True)
+    assert files(tmp_path / "whole") == files(tmp_path / "ended")
+
+
+def test_another_run_is_refused_with_the_difference(recipe: Make, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    fit(recipe(), out=out)
+    with pytest.raises(TrainingError, match="has a run already: --resume"):
+        fit(recipe(), out=out)
+    with pytest.raises(TrainingError, match=r"seed was 0, and is 1"):
+        fit(recipe(seed=1), out=out, resume=True)
+    with pytest.raises(TrainingError, match=r"training.clip was absent, and is 1.0"):
+        fit(recipe(clip=1.0), out=out, resume=True)
+    given = recipe()
+    photo = next((tmp_path / "photos" / "class1").iterdir())
+    kept = photo.read_bytes()
+    photo.write_bytes((tmp_path / "photos" / "class0" / "1.png").read_bytes())
+    with pytest.raises(TrainingError, match=r"another run|same image|different classes"):
+        fit(given, out=out, resume=True, changes={"data.max_bad": 2})
+    photo.write_bytes(kept)
+    fit(given, out=out, resume=True, changes={"training.workers": 1})  # which is no difference
+
+
+def test_a_broken_newest_checkpoint_is_said_and_the_one_before_is_used(
+    recipe: Make, tmp_path: Path
+) -> None:
+    given = recipe(save_every=1)
+    fit(given, out=tmp_path / "whole")
+    out = tmp_path / "broken"
+    killed(given, out, "row", 1, 0)
+    newest = max((out / "checkpoints").glob("step-*"))
+    newest.write_bytes(newest.read_bytes()[:-20])
+    with pytest.warns(UserWarning, match="is damaged.*goes on from the one before"):
+        fit(given, out=out, resume=True)
+    assert files(tmp_path / "whole") == files(out)
+
+
+def test_no_mutated_checkpoint_is_read(tmp_path: Path) -> None:
+    import random
+
+    import torch
+
+    path = tmp_path / "step-000000001.safetensors"
+    tensors = {"model.a": torch.arange(40.0), "ema.a": torch.ones(3, 4)}
+    write_checkpoint(path, Checkpoint(content={"progress": {"x": 1}}, tensors=tensors))
+    assert read_checkpoint(path).content == {"progress": {"x": 1}}
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(300):
+        place, bit = draw.randrange(len(whole)), 1 << draw.randrange(8)
+        changed = bytearray(whole)
+        changed[place] ^= bit
+        path.write_bytes(changed[: draw.randrange(len(whole))] if draw.random() < 0.2 else changed)
+        try:
+            found = read_checkpoint(path)
+        except TrainingError as error:
+            assert path.name in str(error)
+        else:  # a bit of the format itself, such as padding, that changes nothing
+            assert found.content == {"progress": {"x": 1}}
+            assert all(torch.equal(found.tensors[name], tensors[name]) for name in tensors)
+
+
+def test_what_cannot_be_written_leaves_the_one_before(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import tvc_train.checkpoints as module
+
+    real, calls = module.save_file, []
+
+    def full(tensors: Any, path: Any, *more: Any) -> None:
+        calls.append(path)
+        if len(calls) == 3:
+            Path(path).write_bytes(b"half")
+            raise OSError(28, "No space left on device")
+        real(tensors, path, *more)
+
+    monkeypatch.setattr(module, "save_file", full)
+    given, out = recipe(save_every=1), tmp_path / "run"
+    with pytest.raises(TrainingError, match=r"No space left on device.*--resume"):
+        fit(given, out=out)
+    names = sorted(path.name for path in (out / "checkpoints").iterdir())
+    assert names == ["step-000000001.safetensors", "step-000000002.safetensors"]
+    monkeypatch.undo()
+    fit(given, out=out, resume=True)
+    fit(given, out=tmp_path / "whole")
+    assert files(tmp_path / "whole") == files(out)
+
+
+def test_a_nan_stops_at_its_step_and_names_the_parameter(recipe: Make, tmp_path: Path) -> None:
+    given = recipe()
+    given["training"]["phases"][0].update(rate=1e9, schedule="constant")
+    with pytest.raises(TrainingError, match=r"at step \d, the loss is .* '[a-z]+\.[\w.]+'"):
+        fit(given, out=tmp_path / "run")
+    assert not (tmp_path / "run" / "model.safetensors").exists()

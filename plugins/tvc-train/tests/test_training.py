@@ -1,0 +1,325 @@
+"""Phases, optimizers, normalization and methods, each against a second derivation."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit, phase_callback
+from tvc_train.fitting import preview
+from tvc_train.losses import Loss
+from tvc_train.methods import LinearProbeFirst, ProgressiveSizes, Temperature
+from tvc_train.normalization import Normalization, default_normalization
+from tvc_train.optimizers import OptimizerSettings
+
+from tvc_core import HybridBuilder, HybridModel, LocalPlugin, RecipeError, Registry, StageError
+
+Make = Callable[..., dict[str, Any]]
+
+
+def toy() -> HybridModel:
+    return HybridBuilder().from_backbone("resnet18", weights=None, num_classes=3)
+
+
+def test_a_rate_warms_up_and_falls_as_a_cosine() -> None:
+    phase = Phase(epochs=10, rate=2.0, warmup=1)
+    assert [phase.factor(step, 4) for step in range(4)] == [0.2, 0.4, 0.6, 0.8]
+    assert phase.factor(4, 4) == 1.0
+    assert phase.factor(22, 4) == pytest.approx(0.5)  # half of the 36 steps after warming up
+    assert phase.factor(39, 4) == pytest.approx(0.5 * (1 + math.cos(math.pi * 35 / 36)))
+    assert Phase(epochs=1, schedule="linear").factor(3, 4) == 0.25
+    assert Phase(epochs=1, schedule="constant").factor(3, 4) == 1.0
+
+
+def test_an_optimizers_state_goes_along_by_name_through_a_refreeze() -> None:
+    model = toy()
+    phases = [Phase(epochs=1), Phase(epochs=1, thaw=("layer4",)), Phase(epochs=1)]
+    schedule = PhaseSchedule([*phases, phases[1]], 1)
+    optimizer, names = None, []
+    states: list[dict[str, float]] = []
+    for phase in schedule.phases:
+        optimizer = schedule.begin(model, phase, optimizer)
+        names.append({n for n, p in model.named_parameters() if p.requires_grad})
+        model(torch.ones(2, 3, 32, 32)).square().sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        known = {id(p): n for n, p in model.named_parameters()}
+        states.append({known[id(p)]: float(s["step"]) for p, s in optimizer.state.items()})
+    assert names[0] == names[2] == {"fc.weight", "fc.bias"}
+    assert names[1] == names[3] == names[0] | {n for n in names[1] if n.startswith("layer4.")}
+    assert [state["fc.weight"] for state in states] == [1, 2, 3, 4]
+    assert (states[1]["layer4.0.conv1.weight"], states[3]["layer4.0.conv1.weight"]) == (1, 2)
+
+
+def test_patterns_name_stages_and_an_unknown_one_is_refused_with_the_list() -> None:
+    model, schedule = toy(), PhaseSchedule([Phase(epochs=1)], 1)
+    schedule.freeze(model, Phase(epochs=1, thaw=("layer[34]",)))
+    assert model.freeze_state()["stages"] == [0, 1]
+    with pytest.raises(StageError, match=r"'layer5'.*0 \(layer1\), 1 \(layer2\)"):
+        schedule.freeze(model, Phase(epochs=1, thaw=("layer5",)))
+
+
+def test_fixed_normalization_of_a_thawed_part_keeps_its_statistics() -> None:
+    for mode, moves in (("fixed", False), ("train", True)):
+        model = toy()
+        PhaseSchedule([], 1).freeze(model, Phase(epochs=1, thaw=(-1,)))
+        before = model.layer4[0].bn1.running_mean.clone()
+        Normalization(model, mode).training()
+        model(torch.randn(4, 3, 32, 32))
+        assert torch.equal(model.layer4[0].bn1.running_mean, before) != moves
+        assert torch.equal(model.layer3[0].bn1.running_mean, torch.zeros(256))
+
+
+def test_statistics_are_estimated_again_as_the_mean_over_batches() -> None:
+    model = toy()
+    normalization = Normalization(model, "reestimate")
+    batches = [
+        torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(i)) for i in (0, 1)
+    ]
+    normalization.estimate(batches, model)
+    with torch.no_grad():
+        wanted = torch.stack([model.conv1(b).mean((0, 2, 3)) for b in batches]).mean(0)
+    torch.testing.assert_close(model.bn1.running_mean, wanted)
+    assert model.bn1.momentum == 0.1
+
+
+def test_the_gap_between_the_modes_is_found_and_nothing_changes() -> None:
+    model = toy()
+    images, before = (
+        torch.randn(4, 3, 32, 32) * 5 + 3,
+        {k: t.clone() for k, t in model.state_dict().items()},
+    )
+    gap = Normalization(model, "train").gap(lambda: model(images).square().mean())
+    assert gap is not None and gap[0] != pytest.approx(gap[1])
+    assert all(torch.equal(t, before[k]) for k, t in model.state_dict().items())
+    assert Normalization(model, "fixed").gap(lambda: model(images).mean()) is None
+    assert default_normalization(True, 32) == "fixed"
+    assert default_normalization(True, 64) == default_normalization(False, 8) == "train"
+
+
+def test_parts_of_a_batch_add_up_to_its_loss() -> None:
+    logits, targets = torch.randn(6, 3), torch.tensor([0, 1, 2, 2, 1, 0])
+    loss = Loss("one", smoothing=0.1, weights=torch.tensor([1.0, 2.0, 0.5]))
+    whole = loss(logits, targets)
+    assert float(loss(logits[:2], targets[:2]) + loss(logits[2:], targets[2:])) == pytest.approx(
+        float(whole)
+    )
+    plain = nn.functional.cross_entropy(logits, targets, label_smoothing=0.1)
+    assert float(Loss("one", smoothing=0.1)(logits, targets) / 6) == pytest.approx(float(plain))
+    many = torch.eye(3)[targets]
+    found = nn.functional.binary_cross_entropy_with_logits(logits, many)
+    assert float(Loss("many")(logits, many) / 6) == pytest.approx(float(found))
+
+
+def test_methods_change_phases_as_their_papers_say() -> None:
+    phases = (Phase(epochs=3, rate=0.1), Phase(epochs=6, thaw=(-1,)))
+    probe, tune = LinearProbeFirst(factor=0.1).phases(phases, size=64)
+    assert (probe.thaw, probe.epochs, tune.thaw, tune.epochs) == (("head",), 3, ("all",), 6)
+    assert tune.rate == pytest.approx(0.01)
+    parts = ProgressiveSizes(smallest=0.5, parts=3).phases(phases, size=64)
+    assert [(p.epochs, p.size) for p in parts] == [(3, 32), (3, 48), (3, 64)]
+
+
+def test_a_temperature_is_the_one_with_the_least_loss() -> None:
+    logits, targets = torch.randn(200, 4) * 5, torch.randint(0, 4, (200,))
+
+    class Stub:
+        loss = Loss("one")
+
+        def evaluate(self) -> Any:
+            return type("E", (), {"logits": logits, "targets": targets})
+
+    method = Temperature()
+    method.finish(Stub())  # type: ignore[arg-type]
+    found = method.facts["temperature"]
+    losses = [float(Loss("one").plain(logits / (found * f), targets)) for f in (0.9, 1.0, 1.1)]
+    assert min(losses) == losses[1]
+
+
+class Halving(Method):
+    """Halve the weights of the head at the end."""
+
+    changes_weights = True
+
+    def finish(self, training: Any) -> None:
+        weights = training.weights()
+        name = training.model.head_info[0].module
+        self.facts["norm"] = float(weights[f"{name}.weight"].norm())
+        training.load_weights({k: t / 2 if k.startswith(name) else t for k, t in weights.items()})
+
+
+def test_a_third_party_can_offer_a_method(recipe: Make, tmp_path: Path) -> None:
+    plugin = LocalPlugin("acme-methods")
+    plugin.add(MethodSpec(name="halving", factory=Halving))
+    registry = Registry([plugin])
+    given = recipe(methods=["halving"], phases=[{"epochs": 1}])
+    found = fit(given, out=tmp_path / "a", registry=registry)
+    plain = fit(recipe(phases=[{"epochs": 1}], keep="last"), out=tmp_path / "b")
+    weight = found.model.get_classifier().weight
+    torch.testing.assert_close(weight * 2, plain.model.get_classifier().weight)
+
+
+def test_accumulated_parts_give_the_gradient_of_the_whole(recipe: Make, tmp_path: Path) -> None:
+    runs = [
+        fit(
+            recipe(
+                accumulate=parts, precision="float64", normalization="fixed", phases=[{"epochs": 1}]
+            ),
+            out=tmp_path / str(parts),
+        )
+        for parts in (1, 3)
+    ]
+    a, b = (run.model.get_classifier().weight for run in runs)
+    torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            {"training.methods": ["l3_sp"]},
+            r"training.methods\[0\]: Unknown method 'l3_sp'.*'l2_sp'",
+        ),
+        ({"training.methods": [{"wise_ft": {"alpha": 2}}]}, "alpha is a number from 0 to 1, not 2"),
+        ({"training.methods": [{"wise_ft": {"beta": 2}}]}, "methods.*beta"),
+        ({"training.phases": [{"epochs": 1, "thaw": "layer9"}]}, "no stage 'layer9' to thaw"),
+        ({"training.phases": [{"epochs": 0}]}, "epochs.*at least 1, not 0"),
+        ({"training.batchsize": 8}, "unknown key 'batchsize'. Did you mean 'batch_size'"),
+        ({"head.num_classes": 7}, "num_classes is 7, and the data have 3 classes"),
+        ({"head.class_names": ["a", "b", "c"]}, "the data have other classes: class0"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_before_the_first_step(
+    recipe: Make, change: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(RecipeError, match=said):
+        preview(recipe(), changes=change)
+
+
+def test_the_help_imports_no_torch() -> None:
+    code = (
+        "import sys; from click.testing import CliRunner; from tvc_cli.group import tvc;"
+        "found = CliRunner().invoke(tvc, ['--help']); assert 'train' in found.output;"
+        "heavy = {'torch', 'ray', 'lightning_fabric'} & set(sys.modules); assert not heavy, heavy"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_sgd_has_nesterovs_momentum() -> None:
+    from tvc_train.optimizers import make_optimizer
+
+    settings = OptimizerSettings(name="sgd", momentum=0.8)
+    optimizer = make_optimizer(toy(), settings, rate=0.1, layer_decay=0.5)
+    rates = {
+        group["name"].partition(",")[0]: group["full_rate"] for group in optimizer.param_groups
+    }
+    assert rates["head"] == 0.1 and rates["stage 3"] == 0.05 and optimizer.defaults["nesterov"]
+
+
+@pytest.mark.interop
+def test_lightnings_trainer_steps_as_a_plain_loop() -> None:
+    import copy
+
+    lightning = pytest.importorskip("lightning.pytorch")
+    batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
+    phases = [Phase(epochs=1, rate=1e-2), Phase(epochs=1, thaw=(-1,), rate=1e-3)]
+
+    class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = toy()
+
+        def training_step(self, batch: Any, number: int) -> Any:
+            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), lr=1.0)
+
+    module = Module()
+    plain = copy.deepcopy(module.model).train()
+    trainer = lightning.Trainer(
+        max_epochs=2,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        callbacks=[phase_callback(PhaseSchedule(phases, 2))],
+    )
+    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
+    schedule, optimizer = PhaseSchedule(phases, 2), None
+    for phase in phases:
+        optimizer = schedule.begin(plain, phase, optimizer)
+        for step, (images, targets) in enumerate(batches):
+            schedule.set_rates(optimizer, phase, step)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(plain(images), targets).backward()
+            optimizer.step()
+    pairs = zip(module.model.state_dict().values(), plain.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_train_as_one_and_three_go_on(
+    recipe: Make, tmp_path: Path, strategy: str
+) -> None:
+    import yaml
+    from safetensors.torch import load_file
+
+    exact = {"precision": "float64", "normalization": "fixed", "keep": "last", "clip": 1.0}
+    given = recipe(**exact)
+    given["training"]["phases"].append({"epochs": 1, "rate": 1e-3})  # frozen again
+    given["backbone"] = {"name": "resnet18", "weights": None}  # has no dropout
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+
+    def train(out: str, processes: int) -> dict[str, Any]:
+        command = [sys.executable, "-m", "tvc_cli", "train", "recipe.yaml", "--out", out]
+        options = ["--devices", str(processes), "--strategy", strategy, "--accelerator", "cpu"]
+        subprocess.run([*command, *options, "--resume"], cwd=tmp_path, check=True)
+        newest = max((tmp_path / out / "checkpoints").glob("step-*"))
+        return {**load_file(newest), **load_file(tmp_path / out / "predictions.safetensors")}
+
+    one, two = train("one", 1), train("two", 2)
+    (tmp_path / "two" / "model.safetensors").unlink()
+    max((tmp_path / "two" / "checkpoints").glob("step-*")).unlink()
+    for found in (two, train("two", 3)):
+        assert found.keys() == one.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.sweep
+def test_what_is_thawed_under_its_wrapper_is_found(tmp_path: Path) -> None:
+    code = """
+import sys, torch
+import tvc_train.devices as module
+from tvc_core import HybridBuilder
+from tvc_train.errors import TrainingError
+from tvc_train.watching import check_gradients
+devices = module.Devices(devices=2, accelerator="cpu")
+devices.launch()
+model = HybridBuilder.from_backbone("resnet18", weights=None, num_classes=3, seed=0)
+model.freeze_backbone()
+run = devices.wrap(model)
+model.layer4.requires_grad_(True)  # the naive thaw
+images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(devices.rank))
+run(images).square().sum().backward()
+try:
+    check_gradients(model, devices)
+except TrainingError as error:
+    assert "gradients" in str(error) and "layer4" in str(error), error
+    if devices.first:
+        print("found")
+devices.close()
+"""
+    script = tmp_path / "naive.py"
+    script.write_text(code)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.stdout.strip().endswith("found"), done.stderr[-2000:]

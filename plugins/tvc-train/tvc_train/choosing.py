@@ -1,0 +1,155 @@
+"""Choose what a recipe leaves to the machine: batch size and layout of images in memory. Each is
+timed in whole steps.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvc_core import HybridModel
+
+from .data import Transforms, evaluation_batches
+from .data.order import epoch_order
+from .devices import Devices
+from .losses import Loss
+from .planning import Plan
+
+__all__ = ["choose"]
+
+_SIZES = (8, 16, 32, 64, 128, 256)
+_RATES = (1e-3, 3e-3, 1e-2, 3e-2)
+_BELOW_HEAD = 10
+"""How many times the rate of stages that are thawed is below that of the head alone."""
+
+_MOST_IMAGES = 2000
+"""Images on which a rate is tried, at most."""
+
+_WORTH = 1.1
+"""How many times more images a second a larger batch has to bring, and another layout."""
+
+
+def choose(
+    plan: Plan, model: HybridModel, transforms: Transforms, devices: Devices
+) -> dict[str, Any]:
+    """Return the values of `batch_size`, `layout` and the rates of phases that were left open.
+
+    Args:
+        plan: what is trained.
+        model: which is as before afterwards.
+        transforms: that say how large images are.
+        devices: of this process.
+    """
+    found: dict[str, Any] = {}
+    size = plan.training.batch_size
+    channels = len(transforms.preprocessing.mean)
+    shape = (channels, *transforms.preprocessing.size)
+    state = model.freeze_state()
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    devices.place(model)
+    try:
+        if size == "auto":
+            size = found["batch_size"] = _batch_size(plan, model, shape, devices)
+        if plan.training.layout == "auto":
+            images = int(size) // devices.world
+            plain = _speed(model, (images, *shape), devices)
+            other = _speed(model, (images, *shape), devices, last=True)
+            found["layout"] = "channels_last" if other > _WORTH * plain else "contiguous"
+        if any(phase.rate == "auto" for phase in plan.training.phases):
+            rate = _rate(plan, model, transforms, devices, int(size))
+            found["phases"] = [
+                replace(
+                    phase, rate=rate if phase.thaw == ("head",) else rate / _BELOW_HEAD
+                ).to_mapping()
+                if phase.rate == "auto"
+                else phase.to_mapping()
+                for phase in plan.training.phases
+            ]
+    finally:
+        model.load_state_dict(kept)
+        model.load_freeze_state(state)
+    return found
+
+
+def _batch_size(plan: Plan, model: HybridModel, shape: tuple[int, ...], devices: Devices) -> int:
+    """Return the smallest size from which a larger one brings little, if an epoch still has ten
+    steps.
+    """
+    most = max(_SIZES[0], len(plan.data.train) // 10)
+    best, speed = _SIZES[0], 0.0
+    for size in (size for size in _SIZES if size <= most):
+        try:
+            found = _speed(model, (size, *shape), devices)
+        except (RuntimeError, MemoryError) as error:
+            if "memory" not in str(error):
+                raise
+            break
+        if found > speed * _WORTH:
+            best, speed = size, found
+    return best * devices.world
+
+
+def _rate(
+    plan: Plan, model: HybridModel, transforms: Transforms, devices: Devices, size: int
+) -> float:
+    """Return the rate with which a new head on the features of the model learns most in some
+    epochs.
+    """
+    parts = []
+    model.eval()
+    for samples, most in ((plan.data.train, _MOST_IMAGES), (plan.data.val, _MOST_IMAGES // 4)):
+        some = samples.take(epoch_order(len(samples), seed=plan.training.seed, epoch=0)[:most])
+        batches = evaluation_batches(some, transforms, batch_size=size, device=devices.device)
+        with torch.no_grad():
+            pairs = [
+                (
+                    model.forward_head(
+                        model.forward_features(b.images.to(devices.dtype)), pre_logits=True
+                    ).flatten(1),
+                    b.targets,
+                )
+                for b in batches
+            ]
+        parts.append([torch.cat([pair[i] for pair in pairs]) for i in (0, 1)])
+    (images, targets), (held_out, wanted) = parts
+    loss = Loss(plan.data.labels)
+    scores = {}
+    for rate in _RATES:
+        head = nn.Linear(images.shape[1], len(plan.data.classes)).to(images)
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        optimizer = torch.optim.AdamW(head.parameters(), lr=rate)
+        for epoch in range(5):
+            order = torch.from_numpy(epoch_order(len(images), seed=plan.training.seed, epoch=epoch))
+            for some in order.split(size):
+                optimizer.zero_grad()
+                (loss(head(images[some]), targets[some]) / len(some)).backward()
+                optimizer.step()
+        scores[rate] = float(loss.plain(head(held_out), wanted))
+    return min(scores, key=lambda rate: (scores[rate], rate))
+
+
+def _speed(
+    model: HybridModel, shape: tuple[int, ...], devices: Devices, *, last: bool = False
+) -> float:
+    """Return the images a second of whole steps with everything thawed."""
+    layout = torch.channels_last if last else torch.contiguous_format
+    model.to(memory_format=layout)
+    model.unfreeze_all()
+    model.train()
+    images = torch.zeros(shape, device=devices.device, dtype=devices.dtype)
+    images = images.contiguous(memory_format=layout)
+    times = []
+    for _ in range(3):
+        begin = time.perf_counter()
+        found: Tensor = model(images)
+        found.float().square().mean().backward()
+        devices.wait()
+        times.append(time.perf_counter() - begin)
+        model.zero_grad(set_to_none=True)
+    model.to(memory_format=torch.contiguous_format)
+    return shape[0] / min(times)

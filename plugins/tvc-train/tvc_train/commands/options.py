@@ -1,0 +1,56 @@
+"""What several commands have in common."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from ..errors import TrainingError
+
+__all__ = ["as_table", "device_of", "pairs_of"]
+
+
+def device_of(name: str) -> Any:
+    """Return a torch device by its name.
+
+    Raises:
+        TrainingError: there is no such device here.
+    """
+    import torch
+
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        said = str(error).partition("\n")[0]
+        raise TrainingError(f"--device {name}: there is no such device here: {said}") from error
+    return device
+
+
+def as_table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    """Return the lines of a table, the first column to the left and numbers to the right."""
+    widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+    return [
+        "  ".join(
+            [row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]
+        ).rstrip()
+        for row in [columns, *rows]
+    ]  # fmt: skip
+
+
+def pairs_of(option: str, pairs: tuple[str, ...], example: str) -> dict[str, str]:
+    """Return what stands after an option that takes PATH=VALUE.
+
+    Args:
+        option: its name.
+        pairs: what was given.
+        example: of such a pair.
+    """
+    found = {}
+    for pair in pairs:
+        path, equals, value = pair.partition("=")
+        if not equals or not path or not value:
+            raise click.UsageError(f"{option} takes {example}, and the like, not {pair!r}")
+        found[path] = value
+    return found

@@ -1,0 +1,94 @@
+"""The command `tvc predict`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+
+__all__ = ["predict_command"]
+
+
+@click.command("predict")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, not CSV.")
+@click.option("--out", type=click.Path(path_type=Path), help="Write this file, not to stdout.")
+@click.option(
+    "--top",
+    type=click.IntRange(min=1),
+    default=5,
+    show_default=True,
+    help="Name so many of the most probable classes.",
+)
+@click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Images that go through the network together.",
+)
+@click.option(
+    "--workers",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Processes that read images; 0 for none but this one.",
+)
+@click.option("--device", default="cpu", show_default=True, help="Where the network runs: cuda.")
+def predict_command(
+    file: Path,
+    paths: tuple[Path, ...],
+    as_json: bool,
+    out: Path | None,
+    top: int,
+    batch_size: int,
+    workers: int,
+    device: str,
+) -> None:  # fmt: skip
+    """Predict the classes of images with the trained model FILE, a line for each file: path, class,
+    calibrated probability, error, and the most probable classes.
+
+    PATHS are files, and folders with all that is in them. Lines come in the order of PATHS, and in
+    a folder in the order of the names. A file that cannot be read has a line that says why.
+
+    FILE alone says how images are prepared and what the outputs mean: tvc train writes it.
+    """
+    from ..predicting import Prediction, as_csv, as_json_lines, find_files, predict
+    from ..runs import write_durably
+    from ..trained import Trained
+    from .options import device_of
+
+    where = device_of(device)
+    files, hidden = find_files(paths)
+    model, trained = Trained.open(file)
+    top = min(top, model.num_classes)
+    errors = 0
+
+    def counted(predictions: Iterator[Prediction]) -> Iterator[Prediction]:
+        nonlocal errors
+        for each in predictions:
+            errors += each.error is not None
+            yield each
+
+    found = counted(
+        predict(
+            model, trained, files, top=top, batch_size=batch_size, workers=workers, device=where
+        )
+    )
+    lines = as_json_lines(found) if as_json else as_csv(found, top=top)
+    if out is None:
+        for line in lines:
+            click.echo(line, nl=False)
+        sys.stdout.flush()
+    else:
+        with write_durably(out) as stream:
+            for line in lines:
+                # names of files that are no text get their own bytes back
+                stream.write(line.encode("utf-8", "surrogateescape"))
+    said = f"{len(files)} files, {errors} with an error"
+    if hidden:
+        said += f"; left out {len(hidden)} hidden ones, such as {hidden[0]}"
+    click.echo(said, err=True)

@@ -1,0 +1,35 @@
+"""What can be wrong with data, as values in a list. Light: no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Problem", "listed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """Something about the data that a user should know.
+
+    Args:
+        where: file, folder, or file and line.
+        what: what is wrong with it, and what to do.
+        kind: "image" where leaving out one image mends it, for which `max_bad` is the budget;
+            "data" where nothing but the user can; "note" where training is right as it is.
+    """
+
+    where: str
+    what: str
+    kind: Literal["image", "data", "note"] = "data"
+
+    def __str__(self) -> str:
+        text = f"{self.where}: {self.what}"
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def listed(problems: list[Problem], most: int = 20) -> str:
+    """Return problems as lines, the first of many."""
+    lines = [f"  {problem}" for problem in problems[:most]]
+    more = len(problems) - most
+    return "\n".join([*lines, *([f"  and {more} more"] if more > 0 else [])])

@@ -1,0 +1,340 @@
+"""From a recipe to a trained, evaluated and saved model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+
+from tvc_core import (
+    HybridBuilder,
+    HybridModel,
+    Recipe,
+    RecipeDocument,
+    Registry,
+    WeightsError,
+    join_names,
+    load_recipe,
+)
+
+from .caching.feeding import CachedFeed
+from .checkpoints import Checkpoint, Checkpoints, read_checkpoint
+from .choosing import choose
+from .devices import Devices
+from .errors import TrainingError
+from .evaluating import Evaluation
+from .faults import Stopping
+from .feeding import Feed
+from .loop import Training
+from .normalization import default_normalization
+from .phases import Phase, PhaseSchedule
+from .planning import Plan, make_plan
+from .running import Key, check_key, run_folder
+from .runs import Run, write_durably, write_text
+from .scores import best_thresholds
+from .settings import TrainingSettings
+from .showing import Display, Displays, TensorBoard
+from .trained import Trained
+
+__all__ = ["Fitted", "fit", "preview"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """What a training left.
+
+    Args:
+        run: its folder.
+        model: in eval mode, on the CPU.
+        evaluation: of the model on the held-out images.
+        plan: what was trained.
+    """
+
+    run: Run
+    model: HybridModel
+    evaluation: Evaluation
+    plan: Plan
+
+
+def fit(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    data: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "ddp",
+    accelerator: str = "auto",
+    display: Display | None = None,
+    tensorboard: bool = False,
+    registry: Registry | None = None,
+) -> Fitted:
+    """Train the model of a recipe, evaluate it on held-out images, and save it.
+
+    Args:
+        recipe: with the sections `data` and `training`: a Recipe, a mapping with the keys of the
+            YAML form, or the path of a YAML file.
+        data: images in the place of the recipe's: what `data.path` takes.
+        out: the folder of the run; by default a new one, runs/NAME.
+        resume: go on with the run in `out`, or with the last one of this name; start where there is
+            none.
+        changes: values in the place of the recipe's, by their paths, such as {"training.seed": 1}.
+        devices: processes on each machine.
+        nodes: machines.
+        strategy: "ddp" or "fsdp", for several processes.
+        accelerator: "auto", "cpu", "cuda" or "mps".
+        display: what shows the training; by default nothing does.
+        tensorboard: write curves for TensorBoard into the folder of the run.
+        registry: where names are looked up; by default what is installed.
+
+    Raises:
+        RecipeError: the recipe is wrong.
+        DataError: its data are.
+        StoppedError: SIGTERM was received; the state is saved.
+        TrainingError: the run in `out` is another one, or training failed; what was saved before is
+            whole.
+        TvcError: the model cannot be built.
+    """
+    registry = registry or Registry()
+    plan = make_plan(as_recipe(recipe, changes, registry), registry, data=data)
+    processes = Devices(
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
+        precision=plan.training.precision,
+        accelerator=accelerator,
+    )
+    stopping = Stopping()
+    try:
+        with stopping.listening():
+            processes.launch()
+            fitting = _Fitting(plan, processes, registry, stopping)
+            where = processes.together(lambda: run_folder(out, plan.name, resume=resume))
+            run = Run(folder=Path(processes.agree(where)))
+            shown = display if processes.first and display is not None else Display()
+            return fitting.train(run, shown, tensorboard=tensorboard and processes.first)
+    finally:
+        processes.close()
+
+
+def preview(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    *,
+    data: str | Path | None = None,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+) -> dict[str, Any]:
+    """Check everything that `fit` checks before its first step, and return what would be trained.
+
+    Args:
+        recipe: as for `fit`.
+        data: likewise.
+        changes: likewise.
+        registry: likewise.
+
+    Raises:
+        TvcError: as `fit`.
+    """
+    registry = registry or Registry()
+    plan = make_plan(as_recipe(recipe, changes, registry), registry, data=data)
+    devices = Devices(precision=plan.training.precision, accelerator="cpu")
+    return _Fitting(plan, devices, registry, Stopping()).describe()
+
+
+def as_recipe(
+    recipe: Recipe | Mapping[str, Any] | str | Path,
+    changes: Mapping[str, Any] | None,
+    registry: Registry,
+) -> Recipe:
+    """Return a recipe of any of its forms, with changes.
+
+    Raises:
+        RecipeError: it is wrong.
+    """
+    if isinstance(recipe, (str, Path)):
+        return load_recipe(recipe, changes=changes, registry=registry)
+    if isinstance(recipe, Recipe):
+        if not changes:
+            return recipe
+        recipe = recipe.to_mapping()
+    document = RecipeDocument(data=recipe, place=Recipe(backbone="-").where)
+    return Recipe.from_document(Recipe.changed_document(document, changes or {}), registry=registry)
+
+
+class _Fitting:
+    """One training, from its plan to its files.
+
+    Args:
+        plan: what is trained.
+        devices: of this process.
+        registry: where names are looked up.
+        stopping: whether it was asked to end.
+    """
+
+    def __init__(
+        self, plan: Plan, devices: Devices, registry: Registry, stopping: Stopping
+    ) -> None:
+        self.plan, self.devices, self.registry, self.stopping = plan, devices, registry, stopping
+        self.model = HybridBuilder(registry=registry).build(plan.recipe)
+        plan.check_model(self.model)
+        self.transforms = plan.transforms(self.model)
+        self.methods = plan.methods(registry)
+        for phase in self.phases(plan.training):
+            plan.check_phase(self.model, phase)
+
+    def phases(self, training: TrainingSettings) -> tuple[Phase, ...]:
+        """Return the phases, as the methods want them."""
+        size = max(self.transforms.preprocessing.size)
+        phases = tuple(  # what is not found out yet stands for any rate
+            replace(phase, rate=1.0) if phase.rate == "auto" else phase for phase in training.phases
+        )
+        for method in self.methods.values():
+            phases = method.phases(phases, size=size)
+        return phases
+
+    def describe(self) -> dict[str, Any]:
+        """Return what would be trained."""
+        plan, size = self.plan, self.plan.training.batch_size
+        return {
+            "backbone": plan.recipe.backbone,
+            "classes": join_names(plan.data.classes),
+            "images": f"{len(plan.data.train)} to train on, {len(plan.data.val)} held out",
+            "size": " x ".join(map(str, self.transforms.preprocessing.size)),
+            "batches": f"of {size} images",
+            **{
+                f"phase {number}": f"{phase.title}: {phase.epochs} epochs, rate {phase.rate}"
+                for number, phase in enumerate(self.phases(plan.training), 1)
+            },
+            "notes": "; ".join(plan.notes),
+            "methods": join_names(self.methods) if self.methods else "",
+        }
+
+    def train(self, run: Run, display: Display, *, tensorboard: bool) -> Fitted:
+        """Train to the end, and save."""
+        plan, model, devices = self.plan, self.model, self.devices
+        key = Key.of(plan)
+        known, start = run.read_key(), None
+        if known is not None:
+            check_key(known, key, run)
+            start = _newest(run, devices)
+        found = known["chosen"] if known else choose(plan, model, self.transforms, devices)
+        chosen = devices.agree(found)
+        settings = plan.training.with_chosen(chosen)
+        devices.place(model, layout=settings.layout)
+        if settings.normalization is None:
+            each = int(settings.batch_size) // (devices.world * settings.accumulate)
+            mode = default_normalization(plan.recipe.weights is not None, each)
+            settings = replace(settings, normalization=mode)
+        feed_of = (
+            partial(CachedFeed, stopping=self.stopping, note=display.note)
+            if plan.data_settings.cache
+            else Feed
+        )
+        feed = feed_of(
+            plan.data,
+            plan.data_settings,
+            self.transforms,
+            devices=devices,
+            batch_size=int(settings.batch_size),
+            seed=settings.seed,
+            workers=settings.workers,
+            layout=settings.layout,
+        )
+        schedule = PhaseSchedule(
+            self.phases(settings), feed.steps, optimizer=settings.optimizer, **plan.freezing
+        )
+        if known is None:
+            devices.together(lambda: _begin_run(run, plan, key, chosen))
+        if tensorboard:
+            steps = start.content["progress"]["position"]["steps"] if start else 0
+            curves = TensorBoard(run.folder / "tensorboard", from_step=steps)
+            display = Displays([display, curves])
+        training = Training(
+            model=model,
+            feed=feed,
+            settings=settings,
+            schedule=schedule,
+            methods=self.methods,
+            devices=devices,
+            run=run,
+            key=key.values,
+            display=display,
+            stopping=self.stopping,
+        )
+        for note in plan.notes:
+            display.note(note)
+        try:
+            evaluation = training.go(start)
+        finally:
+            display.close()
+        return self._saved(run, training, evaluation)
+
+    def _saved(self, run: Run, training: Training, evaluation: Evaluation) -> Fitted:
+        plan, model = self.plan, self.model
+        whole = training.weights()
+        if self.devices.strategy == "fsdp":  # what is in shards cannot be saved
+            model = HybridBuilder(registry=self.registry).build(plan.recipe)
+        model.to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
+        model.load_state_dict(whole)
+        facts = self.methods["temperature"].facts if "temperature" in self.methods else {}
+        temperature, thresholds = facts.get("temperature", 1.0), None
+        if plan.data.labels == "many":
+            logits, targets = evaluation.logits, evaluation.targets
+            thresholds = tuple(best_thresholds(logits, targets, temperature=temperature))
+        trained = Trained(
+            preprocessing=self.transforms.preprocessing,
+            labels=plan.data.labels,
+            temperature=temperature,
+            thresholds=thresholds,
+            figures=evaluation.figures,
+        )
+        self.devices.together(lambda: _save(run, model, trained, evaluation))
+        return Fitted(run=run, model=model.eval(), evaluation=evaluation, plan=plan)
+
+
+def _newest(run: Run, devices: Devices) -> Checkpoint | None:
+    """Return the newest whole checkpoint of a run, the same one in all processes."""
+    found: Any = None
+
+    def look() -> None:
+        nonlocal found
+        checkpoints = Checkpoints(run.checkpoints)
+        checkpoints.clean()
+        found = checkpoints.newest()
+
+    devices.together(look)
+    name = devices.agree(None if found is None else found[0].name)
+    if name is None:
+        return None
+    if found is None:
+        return read_checkpoint(run.checkpoints / name)
+    return found[1]
+
+
+def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any]) -> None:
+    write_text(run.recipe, plan.written(chosen).to_yaml())
+    text = {"key": key.values, "chosen": chosen, "versions": key.versions}
+    write_text(run.key, json.dumps(text, indent=1, default=str) + "\n")
+
+
+def _save(run: Run, model: HybridModel, trained: Trained, evaluation: Evaluation) -> None:
+    """Save the model and its predictions."""
+    try:
+        model.save(run.model, metadata=trained.to_metadata())
+    except WeightsError as error:
+        raise TrainingError(str(error)) from error
+    tensors = {
+        "logits": evaluation.logits.contiguous(),
+        "targets": evaluation.targets.contiguous(),
+        "indices": evaluation.indices.contiguous(),
+    }
+    with write_durably(run.predictions) as file:
+        file.write(save(tensors))

@@ -1,0 +1,368 @@
+"""Methods of fine-tuning, by name, and what one is. Each changes phases before training, adds to
+the loss, or changes the weights at the end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tvc_core import HybridModel, ParameterError, short_repr
+
+from .phases import Phase
+from .scores import best_temperature
+
+if TYPE_CHECKING:
+    from .evaluating import Evaluation
+    from .loop import Training
+
+__all__ = [
+    "FixRes", "GreedySoup", "L2StartingPoint", "LinearProbeFirst", "Method", "ProgressiveSizes",
+    "Surgical", "Temperature", "WiseFineTuning",
+]  # fmt: skip
+
+
+class Method:
+    """A way to fine-tune; every hook does nothing here.
+
+    What a method has to remember until the end goes into `tensors` and `facts`: both are part of
+    every checkpoint, and back in place when a run goes on.
+    """
+
+    changes_weights = False
+    """`finish` puts other weights in place of those of the last epoch, which are then saved."""
+
+    def __init__(self) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.facts: dict[str, Any] = {}
+
+    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
+        """Return the phases of the training.
+
+        Args:
+            phases: those of the recipe.
+            size: side of the images [pixels].
+        """
+        return phases
+
+    def start(self, model: HybridModel) -> None:
+        """Look at the model as it is before the first step. Called also when a run goes on."""
+
+    def penalty(self, model: HybridModel) -> Tensor | None:
+        """Return what is added to the loss of a step."""
+        return None
+
+    def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
+        """Act after an epoch, with what the evaluation found."""
+
+    def after_phase(self, training: Training) -> None:
+        """Act after a phase."""
+
+    def finish(self, training: Training) -> None:
+        """Act at the end of the training, after the weights to keep are in place."""
+
+
+def _number(name: str, value: object, low: float, high: float) -> float:
+    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if not fits or not low <= value <= high:  # type: ignore[operator]
+        raise ParameterError(f"{name} is a number from {low} to {high}, not {short_repr(value)}")
+    return float(value)  # type: ignore[arg-type]
+
+
+class LinearProbeFirst(Method):
+    """Train the head alone first, then everything.
+
+    Args:
+        epochs: of the head alone [epochs].
+        factor: the rate of the second part as a share of that of the first.
+
+    Source: Kumar et al. 2022, arXiv:2202.10054, section 4.
+    """
+
+    def __init__(self, *, epochs: int | None = None, factor: float = 0.1) -> None:
+        super().__init__()
+        self.epochs = None if epochs is None else int(_number("epochs", epochs, 1, 1e6))
+        self.factor = _number("factor", factor, 1e-9, 1.0)
+
+    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
+        """Return a phase for the head, and one for all."""
+        whole = sum(phase.epochs for phase in phases)
+        probe = self.epochs or max(1, whole // 3)
+        first = phases[0]
+        return (
+            replace(first, name="linear probe", epochs=probe, thaw=("head",)),
+            replace(
+                first,
+                name="fine-tuning",
+                epochs=max(1, whole - probe),
+                thaw=("all",),
+                rate=float(first.rate) * self.factor,
+            ),
+        )
+
+
+class Surgical(Method):
+    """Train only some stages besides the head: the first ones where images look different (blur,
+    another camera), those in the middle where what is shown does, the last ones where labels do.
+
+    Args:
+        shift: "input", "feature" or "output".
+
+    Source: Lee et al. 2023, arXiv:2210.11466, section 3.
+    """
+
+    def __init__(self, *, shift: str = "output") -> None:
+        super().__init__()
+        if shift not in ("input", "feature", "output"):
+            raise ParameterError(
+                f"shift is 'input', 'feature' or 'output', not {short_repr(shift)}"
+            )
+        self.shift = shift
+
+    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
+        """Return the phases, of which each that thaws stages thaws those."""
+        thawed: tuple[int | str, ...] = {"input": (0,), "feature": (1,), "output": (-1,)}[
+            self.shift
+        ]
+        return tuple(
+            phase if phase.thaw == ("head",) else replace(phase, thaw=thawed) for phase in phases
+        )
+
+
+class L2StartingPoint(Method):
+    """Pull pretrained weights back to where they started, and new ones to zero.
+
+    Args:
+        alpha: of pretrained weights.
+        beta: of new ones.
+
+    Source: Li et al. 2018, arXiv:1802.01483, equation 3.
+    """
+
+    def __init__(self, *, alpha: float = 0.01, beta: float = 0.01) -> None:
+        super().__init__()
+        self.alpha = _number("alpha", alpha, 0, 1e6)
+        self.beta = _number("beta", beta, 0, 1e6)
+        self._begin: dict[str, Tensor] = {}
+
+    def start(self, model: HybridModel) -> None:
+        """Note the weights, which the recipe builds again when a run goes on."""
+        heads = tuple(f"{head.module}." for head in model.head_info)
+        new = tuple(
+            f"{path}." for record in model.patch_records for path in (*record.paths, *record.new)
+        )
+        self._begin = {
+            name: parameter.detach().clone()
+            for name, parameter in model.named_parameters()
+            if not name.startswith((*heads, *new))
+        }
+
+    def penalty(self, model: HybridModel) -> Tensor | None:
+        """Return half the squared distances."""
+        total: Tensor | None = None
+        for name, parameter in model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            begin = self._begin.get(name)
+            if begin is None:
+                term = 0.5 * self.beta * parameter.square().sum()
+            else:
+                begin = begin.to(parameter.device, parameter.dtype)
+                term = 0.5 * self.alpha * (parameter - begin).square().sum()
+            total = term if total is None else total + term
+        return total
+
+
+class WiseFineTuning(Method):
+    """Interpolate between the weights at the end of the first phase, which trained the head, and at
+    the end.
+
+    Args:
+        alpha: the share of the end; None takes the one of 0, 0.1, ..., 1 that does best on the
+            held-out images, whose figures are then a little too good.
+
+    Source: Wortsman et al. 2022, arXiv:2109.01903, equation 1.
+    """
+
+    changes_weights = True
+
+    def __init__(self, *, alpha: float | None = 0.5) -> None:
+        super().__init__()
+        self.alpha = None if alpha is None else _number("alpha", alpha, 0, 1)
+
+    def after_phase(self, training: Training) -> None:
+        """Keep the weights of the first phase."""
+        if training.position.phase == 0:
+            self.tensors = training.weights()
+
+    def finish(self, training: Training) -> None:
+        """Put the interpolated weights in place."""
+        end = training.weights()
+        shares = [self.alpha] if self.alpha is not None else [step / 10 for step in range(11)]
+        best: tuple[float, float] | None = None
+        for share in shares:
+            if len(shares) == 1:
+                best = (0.0, share)
+                break
+            training.load_weights(_between(self.tensors, end, share))
+            figure = training.figure(training.evaluate())
+            if best is None or training.settings.better(figure, best[0]):
+                best = (figure, share)
+        assert best is not None
+        training.load_weights(_between(self.tensors, end, best[1]))
+        self.facts["alpha"] = best[1]
+
+
+def _between(a: Mapping[str, Tensor], b: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    return {
+        name: torch.lerp(a[name], end, share) if end.is_floating_point() and name in a else end
+        for name, end in b.items()
+    }
+
+
+class GreedySoup(Method):
+    """Average the weights of the best epochs of the last phase, each added if the average does
+    better with it.
+
+    Args:
+        most: epochs that are kept, the best ones.
+
+    Source: Wortsman et al. 2022, arXiv:2203.05482, recipe 1; of the epochs of one run instead of
+    several runs.
+    """
+
+    changes_weights = True
+
+    def __init__(self, *, most: int = 5) -> None:
+        super().__init__()
+        self.most = int(_number("most", most, 1, 100))
+
+    def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
+        """Keep the weights, if they are among the best."""
+        if training.position.phase < len(training.phases) - 1:
+            return
+        figures: dict[str, float] = dict(self.facts.get("figures", {}))
+        epoch = str(training.position.epochs)
+        figures[epoch] = training.figure(evaluation)
+        kept = _ranked(figures, training.settings.lower_is_better)[: self.most]
+        if epoch in kept:
+            new = {f"{epoch}.{name}": tensor for name, tensor in training.weights().items()}
+            self.tensors = {**self.tensors, **new}
+        self.tensors = {k: t for k, t in self.tensors.items() if k.partition(".")[0] in kept}
+        self.facts["figures"] = {each: figures[each] for each in kept}
+
+    def finish(self, training: Training) -> None:
+        """Put the average in place."""
+        figures = self.facts.get("figures", {})
+        soup: list[dict[str, Tensor]] = []
+        best: float | None = None
+        taken: list[str] = []
+        for epoch in _ranked(figures, training.settings.lower_is_better):
+            start = f"{epoch}."
+            weights = {k[len(start) :]: t for k, t in self.tensors.items() if k.startswith(start)}
+            training.load_weights(_mean([*soup, weights]))
+            figure = training.figure(training.evaluate())
+            if best is None or figure == best or training.settings.better(figure, best):
+                soup, best, taken = [*soup, weights], figure, [*taken, epoch]
+        if soup:
+            training.load_weights(_mean(soup))
+        self.facts["epochs"] = [int(epoch) for epoch in taken]
+        self.tensors = {}
+
+
+def _ranked(figures: Mapping[str, float], lower: bool) -> list[str]:
+    return sorted(figures, key=lambda e: (figures[e] if lower else -figures[e], -int(e)))
+
+
+def _mean(weights: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        # in double, in which the mean of equal floats is that float, so what is frozen stays
+        name: torch.stack([each[name] for each in weights]).double().mean(0).to(first.dtype)
+        if first.is_floating_point()
+        else first
+        for name, first in weights[0].items()
+    }
+
+
+class ProgressiveSizes(Method):
+    """Begin with small images and end with large ones: each phase is cut into parts, whose sizes
+    rise to that of the data.
+
+    Args:
+        smallest: share of the size that the first part has.
+        parts: how many.
+
+    Source: Tan and Le 2021, arXiv:2104.00298, algorithm 1.
+    """
+
+    def __init__(self, *, smallest: float = 0.5, parts: int = 3) -> None:
+        super().__init__()
+        self.smallest = _number("smallest", smallest, 0.1, 1)
+        self.parts = int(_number("parts", parts, 2, 100))
+
+    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
+        """Return the phases with a size each."""
+        found: list[Phase] = []
+        whole = sum(phase.epochs for phase in phases)
+        done = 0
+        for phase in phases:
+            left = phase
+            while left.epochs:
+                part = min(done * self.parts // whole, self.parts - 1)
+                end = math.ceil((part + 1) * whole / self.parts)
+                epochs = min(left.epochs, max(1, end - done))
+                share = self.smallest + (1 - self.smallest) * part / (self.parts - 1)
+                side = max(8, round(size * share / 8) * 8) if part < self.parts - 1 else size
+                name = f"{phase.title}, {side} px"
+                found.append(replace(phase, name=name, epochs=epochs, size=side))
+                left = replace(left, epochs=left.epochs - epochs)
+                done += epochs
+        return tuple(found)
+
+
+class FixRes(Method):
+    """Train the head again at the end, on images of the size at which the model is evaluated, while
+    all before that is trained on smaller ones.
+
+    Args:
+        epochs: of the head at the end [epochs].
+        share: of the size that training images have before.
+        rate: of the head.
+
+    Source: Touvron et al. 2019, arXiv:1906.06423, section 4.
+    """
+
+    def __init__(self, *, epochs: int = 1, share: float = 0.875, rate: float = 1e-3) -> None:
+        super().__init__()
+        self.epochs = int(_number("epochs", epochs, 1, 1e6))
+        self.share = _number("share", share, 0.1, 1)
+        self.rate = _number("rate", rate, 1e-9, 1e6)
+
+    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
+        """Return the phases on smaller images, and one more."""
+        smaller = max(8, round(size * self.share / 8) * 8)
+        before = (replace(phase, size=smaller) for phase in phases)
+        return (
+            *before,
+            Phase(name="fixres", epochs=self.epochs, thaw=("head",), rate=self.rate, size=size),
+        )
+
+
+class Temperature(Method):
+    """Divide the logits by the number for which the probabilities of the held-out images are most
+    likely. It is saved with the model, for `tvc predict`; classes and weights stay.
+
+    Source: Guo et al. 2017, arXiv:1706.04599, section 4.2.
+    """
+
+    def finish(self, training: Training) -> None:
+        """Find the temperature on the held-out images."""
+        found = training.evaluate()
+        self.facts["temperature"] = best_temperature(
+            found.logits, found.targets, labels=training.loss.labels
+        )

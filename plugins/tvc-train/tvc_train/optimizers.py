@@ -1,0 +1,85 @@
+"""Optimizers in step with what is thawed; their state by the names of parameters, not by numbers
+that change with every thaw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from tvc_core import HybridModel, param_groups
+
+__all__ = ["OptimizerSettings", "kept_state", "load_kept", "make_optimizer", "names_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerSettings:
+    """What optimizer is made.
+
+    Args:
+        name: "adamw" (Loshchilov and Hutter 2019, arXiv:1711.05101) or "sgd", with Nesterov's
+            momentum.
+        weight_decay: of weights of layers; normalizations, biases and gates have none.
+        momentum: of "sgd".
+    """
+
+    name: str = "adamw"
+    weight_decay: float = 0.01
+    momentum: float = 0.9
+
+
+def make_optimizer(
+    model: HybridModel, settings: OptimizerSettings, *, rate: float, layer_decay: float | None
+) -> Optimizer:
+    """Return an optimizer of what is trainable.
+
+    Args:
+        model: the hybrid.
+        settings: which one.
+        rate: of the head and of new blocks.
+        layer_decay: factor from one layer to the one before it; None for one rate.
+
+    Raises:
+        FreezeError: nothing is trainable.
+    """
+    groups = param_groups(
+        model, lr=rate, layer_decay=layer_decay, weight_decay=settings.weight_decay
+    )
+    for group in groups:
+        group["full_rate"] = group["lr"]
+    if settings.name == "sgd":
+        momentum = settings.momentum
+        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
+    return torch.optim.AdamW(groups, lr=rate)
+
+
+def names_of(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Yield the parameters of an optimizer with their names in the model."""
+    known = {id(parameter): name for name, parameter in model.named_parameters()}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield known[id(parameter)], parameter
+
+
+def kept_state(optimizer: Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Return the state of each parameter by its name."""
+    found = {}
+    for name, parameter in names_of(optimizer, model):
+        state = optimizer.state.get(parameter, {})
+        tensors = {key: value for key, value in state.items() if isinstance(value, Tensor)}
+        if tensors:
+            found[name] = tensors
+    return found
+
+
+def load_kept(
+    optimizer: Optimizer, model: nn.Module, kept: Mapping[str, Mapping[str, Tensor]]
+) -> None:
+    """Give an optimizer the state that was kept of its parameters."""
+    for name, parameter in names_of(optimizer, model):
+        if name in kept:
+            optimizer.state[parameter] = dict(kept[name])

@@ -1,0 +1,233 @@
+"""What a recipe asks for, all of it found and checked before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tvc_core import (
+    HybridModel,
+    ParameterError,
+    Recipe,
+    Registry,
+    StageError,
+    UnknownNameError,
+    foreign,
+    join_names,
+)
+
+from .data import Data, DataSettings, Preprocessing, Transforms, inspect_data, open_data
+from .methods import Method
+from .phases import Phase, thaw
+from .settings import TrainingSettings
+
+__all__ = ["Plan", "make_plan"]
+
+_OWN = ("data", "training", "tune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A training, before it has begun.
+
+    Args:
+        name: of its runs.
+        given: the recipe as it was given.
+        recipe: of the model, with the classes of the data and without the sections of a training.
+        data_settings: the section `data`.
+        training: the section `training`.
+        data: the images.
+        freezing: what `freeze_backbone` of the recipe says of head and patches.
+        notes: about the data: images that were left out, and what else a user should know.
+    """
+
+    name: str
+    given: Recipe
+    recipe: Recipe
+    data_settings: DataSettings
+    training: TrainingSettings
+    data: Data
+    freezing: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
+
+    def check_model(self, model: HybridModel) -> None:
+        """Refuse a model that these data cannot train.
+
+        Raises:
+            RecipeError: it has several heads, or another number of outputs than there are classes.
+        """
+        classes = len(self.data.classes)
+        if len(model.head_info) != 1:
+            raise self.given.place("heads").error(
+                "tvc-train trains a model with one head; leave 'heads' out"
+            )
+        if model.num_classes != classes:
+            raise self.given.place("num_classes").error(
+                f"the model has {model.num_classes} outputs, and the data have {classes} classes: "
+                f"{join_names(self.data.classes)}"
+            )
+
+    def check_phase(self, model: HybridModel, phase: Phase) -> None:
+        """Refuse a phase that thaws what the model has not.
+
+        Raises:
+            RecipeError: there is no such stage.
+        """
+        place = self.given.where / "training" / "phases"
+        if len(phase.thaw) > 1 and "all" in phase.thaw:
+            raise place.error("'all' thaws everything: it stands alone")
+        if phase.thaw != ("all",):
+            try:
+                thaw(model, phase.thaw)
+            except StageError as error:
+                number = self._number_of(phase)
+                at = place / number / "thaw" if number is not None else place
+                raise at.error(str(error)) from error
+
+    def _number_of(self, phase: Phase) -> int | None:
+        found = [i for i, each in enumerate(self.training.phases) if each.thaw == phase.thaw]
+        return found[0] if found else None
+
+    def transforms(self, model: HybridModel) -> Transforms:
+        """Return how training images are prepared.
+
+        Raises:
+            DataError: neither the data nor the model's weights say it.
+        """
+        prepared = Preprocessing.of(model, self.data_settings)
+        settings = self.data_settings
+        return Transforms(prepared, settings.augment, mirror=settings.mirror)
+
+    def methods(self, registry: Registry) -> dict[str, Method]:
+        """Return the methods by name, in their order.
+
+        Raises:
+            RecipeError: there is no such method, one is named twice, or it does not take what it is
+                given.
+        """
+        found: dict[str, Method] = {}
+        for number, (name, values) in enumerate(self.training.methods):
+            place = self.given.where / "training" / "methods" / number
+            try:
+                offer: Any = registry.resolve("method", name)
+                short = offer.spec.name
+                if short in found:
+                    raise ParameterError(f"the method {short!r} is there twice")
+                with foreign(ParameterError, f"method {name!r}"):
+                    made = offer.load()(**values)
+            except (UnknownNameError, ParameterError) as error:
+                raise place.error(str(error)) from error
+            if not isinstance(made, Method):
+                raise place.error(
+                    f"{offer.qualified} makes a {type(made).__name__}, not a tvc_train.Method. "
+                    f"This is a fault of the distribution {offer.owner!r}"
+                )
+            found[short] = made
+        return found
+
+    def written(self, chosen: Mapping[str, Any]) -> Recipe:
+        """Return the recipe with which the same model is trained again, from any folder.
+
+        Args:
+            chosen: values that were found out.
+        """
+        sections = dict(self.given.sections)
+        training = {**sections.get("training", {}), **chosen}
+        data = dict(sections.get("data") or {})
+        if self.data_settings.path is not None:
+            data["path"] = self.data_settings.path
+        found = {**sections, "data": data, "training": training}
+        return replace(self.given, sections={key: each for key, each in found.items() if each})
+
+
+def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = None) -> Plan:
+    """Return what a recipe asks for, with its data opened.
+
+    Args:
+        recipe: which has the sections `data` and `training`, or leaves them to their defaults.
+        registry: where names are looked up.
+        data: images in the place of the recipe's.
+
+    Raises:
+        RecipeError: a section is wrong, or the head has other classes than the data.
+        DataError: the data are not there, or are not what the section says.
+    """
+    where = recipe.where
+    folder = Path(where.source).parent if where.marks is not None else Path()
+    said = dict(recipe.sections.get("data") or {})
+    if data is not None:
+        said = {key: v for key, v in said.items() if key != "source"}
+        said["path"] = str(Path(data).resolve())
+    with (where / "data").before_errors():
+        data_settings = DataSettings.from_mapping(said)
+        if data_settings.path is not None:
+            whole = str((folder / data_settings.path).resolve())
+            data_settings = replace(data_settings, path=whole)
+    with (where / "training").before_errors():
+        training = TrainingSettings.from_mapping(recipe.sections.get("training") or {})
+    if recipe.seed is not None and "seed" not in (recipe.sections.get("training") or {}):
+        training = replace(training, seed=recipe.seed)
+    opened = open_data(data_settings, folder=folder, seed=training.seed)
+    # everything that is wrong with the data, before the first step; what may be left out is left
+    report = inspect_data(opened, data_settings, workers=training.workers)
+    opened = report.ensure_fine()
+    _check_best(recipe, training, opened)
+    others = {key: each for key, each in recipe.sections.items() if key not in _OWN}
+    freeze = recipe.freeze_backbone
+    options = dict(freeze) if isinstance(freeze, Mapping) else {}
+    return Plan(
+        name=_name_of(recipe),
+        given=recipe,
+        recipe=replace(_with_classes(recipe, opened, training), sections=others),
+        data_settings=data_settings,
+        training=training,
+        data=opened,
+        notes=tuple(map(str, (*report.problems, *report.notes))),
+        freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
+    )
+
+
+def _check_best(recipe: Recipe, training: TrainingSettings, data: Data) -> None:
+    one, many = ("accuracy", "balanced_accuracy", "f1", "loss"), (
+        "accuracy", "f1", "average_precision", "loss",
+    )  # fmt: skip
+    names = many if data.labels == "many" else one
+    if training.best not in names:
+        raise (recipe.where / "training" / "best").error(
+            f"{training.best} is no figure with labels: {data.labels}. These are: "
+            f"{join_names(names)}"
+        )
+
+
+def _with_classes(recipe: Recipe, data: Data, training: TrainingSettings) -> Recipe:
+    """Return a recipe whose head has the classes of the data, drawn with a seed."""
+    if recipe.heads is not None:
+        raise recipe.place("heads").error(
+            "tvc-train trains a model with one head; leave 'heads' out"
+        )
+    names, count = recipe.class_names, recipe.num_classes
+    if names is not None and tuple(names) != tuple(data.classes):
+        missing = [each for each in data.classes if each not in names]
+        extra = [each for each in names if each not in data.classes]
+        raise recipe.place("class_names").error(
+            f"the data have other classes: {join_names(data.classes)}. Only they have "
+            f"{join_names(missing)}, only the recipe has {join_names(extra)}. Leave class_names "
+            "out, or give data.classes in this order"
+        )
+    if count is not None and count != len(data.classes):
+        raise recipe.place("num_classes").error(
+            f"num_classes is {count}, and the data have {len(data.classes)} classes: "
+            f"{join_names(data.classes)}. Leave num_classes out"
+        )
+    seed = recipe.seed if recipe.seed is not None else training.seed
+    return replace(recipe, class_names=tuple(data.classes), num_classes=None, seed=seed)
+
+
+def _name_of(recipe: Recipe) -> str:
+    """Return what a folder of runs is called: the recipe's name, its file's, or its backbone's."""
+    file = Path(recipe.where.source).stem if recipe.where.marks is not None else ""
+    name = recipe.name or file or recipe.backbone
+    found = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip(".-")
+    return found or "run"

@@ -1,0 +1,141 @@
+"""The folder of a run and its key: what has to be equal so that a run goes on as it began."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from tvc_core import join_names, short_repr
+
+from .errors import TrainingError
+from .planning import Plan
+from .runs import Run
+from .settings import HARMLESS
+
+__all__ = ["Key", "check_key", "run_folder"]
+
+RUNS = Path("runs")
+_ABOUT_DATA = ("path", "download", "max_bad", "max_pixels", "check", "max_cache")
+"""Keys of the section `data` that change no image; the images themselves are hashed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What has to be equal to go on.
+
+    Args:
+        values: recipe, seed and data.
+        versions: of what computes; another one is said, and may give other bits.
+    """
+
+    values: Mapping[str, Any]
+    versions: Mapping[str, str]
+
+    @staticmethod
+    def of(plan: Plan) -> Key:
+        """Return the key of a plan.
+
+        Raises:
+            DataError: an image cannot be read.
+        """
+        model = plan.recipe.to_mapping()
+        training = dict(plan.given.sections.get("training") or {})
+        settings = plan.data_settings.to_mapping()
+        values = {
+            "model": {k: v for k, v in model.items() if k not in ("name", "description", "seed")},
+            "training": {k: v for k, v in training.items() if k not in (*HARMLESS, "seed")},
+            "seed": plan.training.seed,
+            "data": {k: v for k, v in settings.items() if k not in _ABOUT_DATA},
+            "classes": list(plan.data.classes),
+            "images": {
+                part: {"count": len(samples), "sha256": samples.digest()}
+                for part, samples in (("train", plan.data.train), ("val", plan.data.val))
+            },
+        }
+        names = ("tvc-core", "tvc-train", "torch", "torchvision")
+        return Key(values=_plain(values), versions={n: metadata.version(n) for n in names})
+
+
+def check_key(known: Mapping[str, Any], key: Key, run: Run) -> None:
+    """Refuse to go on with another run.
+
+    Raises:
+        TrainingError: something is different; the message says what.
+    """
+    said = known.get("key")
+    if not isinstance(said, Mapping) or not isinstance(known.get("chosen"), Mapping):
+        raise TrainingError(f"{run.key} is damaged: the keys 'key' and 'chosen' are missing")
+    differences = list(_differences(said, key.values, ""))
+    if differences:
+        raise TrainingError(
+            f"{run.folder} is another run, which cannot go on with this: "
+            f"{join_names(differences, most=6)}. Start in another folder with --out"
+        )
+    other = [
+        f"{name} {version}, now {key.versions[name]}"
+        for name, version in (known.get("versions") or {}).items()
+        if name in key.versions and version != key.versions[name]
+    ]
+    if other:
+        warnings.warn(
+            f"{run.folder} began with {join_names(other)}: the result may differ in its last bits",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for name in [*old, *(n for n in new if n not in old)]:
+            below = f"{path}.{name}" if path else str(name)
+            if name not in old or name not in new:
+                a, b = (short_repr(e[name]) if name in e else "absent" for e in (old, new))
+                yield f"{below} was {a}, and is {b}"
+            else:
+                yield from _differences(old[name], new[name], below)
+    elif isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        for number, (a, b) in enumerate(zip(old, new, strict=True)):
+            yield from _differences(a, b, f"{path}[{number}]")
+    elif old != new or type(old) is not type(new):
+        yield f"{path} was {short_repr(old)}, and is {short_repr(new)}"
+
+
+def _plain(value: Any) -> Any:
+    """Return data as JSON gives it back."""
+    import json
+
+    return json.loads(json.dumps(value, default=str))
+
+
+def run_folder(out: str | Path | None, name: str, *, resume: bool) -> str:
+    """Return the folder of a run.
+
+    Args:
+        out: which was asked for; None for runs/NAME, or the next free name.
+        name: of the runs.
+        resume: go on with a run that is there.
+
+    Raises:
+        TrainingError: there is a run or something else, and it is not to go on.
+    """
+    if out is None:
+        free = Run.new_name(RUNS, name)
+        if not resume:
+            return str(free)
+        number = 1
+        while (RUNS / f"{name}-{number + 1}").exists():
+            number += 1
+        return str(RUNS / (f"{name}-{number}" if number > 1 else name))
+    folder = Path(out)
+    if folder.exists() and not folder.is_dir():
+        raise TrainingError(f"--out {folder} is a file; name a folder")
+    run = Run(folder=folder)
+    if not resume and (run.key.exists() or run.checkpoints.exists()):
+        raise TrainingError(
+            f"{folder} has a run already: --resume goes on with it, --out names another folder"
+        )
+    return str(folder)

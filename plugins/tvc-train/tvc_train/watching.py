@@ -1,0 +1,88 @@
+"""What is looked at in the first step of a phase: that what is frozen stays, that what learns is in
+the optimizer, that replicas have the same gradients, and that training and evaluation compute the
+same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from tvc_core import HybridModel, audit, join_names
+
+from .devices import Devices
+from .errors import TrainingError
+
+if TYPE_CHECKING:
+    from .loop import Training
+
+__all__ = ["check_gradients", "first_step", "warn_of_gap"]
+
+_GAP = 0.5
+"""Part of the loss by which the two modes may differ before it is said."""
+
+
+@contextmanager
+def first_step(
+    model: HybridModel, optimizer: torch.optim.Optimizer, devices: Devices, phase: str
+) -> Iterator[None]:
+    """Watch the first step of a phase.
+
+    Raises:
+        TrainingError: what is frozen has moved, or what learns is not in the optimizer.
+    """
+    if devices.strategy == "fsdp":  # of shards there is no whole to look at
+        with nullcontext():
+            yield
+        return
+    with audit(model, optimizer) as report:
+        yield
+    if report.moved or report.not_in_optimizer:
+        raise TrainingError(f"phase {phase!r} does something other than it says:\n{report}")
+    if report.without_gradient:
+        warnings.warn(
+            f"phase {phase!r}: {len(report.without_gradient)} parameters are trainable and no "
+            f"gradient reaches them: {join_names(report.without_gradient, most=4)}",
+            UserWarning,
+            stacklevel=2,
+        )
+
+
+def check_gradients(model: HybridModel, devices: Devices) -> None:
+    """Compare the gradients of all replicas.
+
+    Raises:
+        TrainingError: they differ.
+    """
+    if devices.strategy == "ddp":
+        found = ((n, p.grad) for n, p in model.named_parameters() if p.grad is not None)
+        devices.check_equal(found, "gradients")
+
+
+def warn_of_gap(training: Training, batch: Any) -> None:
+    """Warn where the same images have another loss in training mode than in evaluation mode."""
+    feed, devices = training.feed, training.devices
+    if devices.strategy == "fsdp":
+        return
+    images, targets = feed.ready(batch.images), batch.targets.to(devices.device)
+
+    def loss() -> Tensor:
+        return training.loss(feed.runs(training.model)(images), targets) / len(images)
+
+    found = training.normalization.gap(loss)
+    if found is None:
+        return
+    moved, settled = found
+    if abs(moved - settled) > _GAP * max(abs(settled), abs(moved)):
+        warnings.warn(
+            f"phase {training.phase.title!r}: the same images have the loss {moved:.3g} with the "
+            f"statistics of their batch and {settled:.3g} with running ones, so the model learns "
+            "something other than is evaluated. 'normalization: fixed' keeps the running ones",
+            UserWarning,
+            stacklevel=2,
+        )
