@@ -25,6 +25,7 @@ IMPORTS = {
     "plugins/tvc-dense/tvc_dense/__init__.py": "its own part that needs torch, by a constant name",
     "plugins/tvc-recipes/tvc_recipes/__init__.py": "its own parts, by names from a table",
     "plugins/tvc-train/tvc_train/__init__.py": "its own parts, by names from a table",
+    "plugins/tvc-train/tvc_train/data/__init__.py": "its own parts, by names from a table",
     "plugins/tvc-inspect/tvc_inspect/__init__.py": "its own parts, by names from a table",
     "plugins/tvc-export/tvc_export/__init__.py": "its own parts, by names from a table",
     "plugins/tvc-hub/tvc_hub/__init__.py": "its own parts, by names from a table",
