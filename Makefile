@@ -10,8 +10,9 @@ WORKERS ?= 2
 SEED ?= 0
 OLDEST_PYTHON ?= $(or $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null),$(PYTHON))
 LOWEST := .venv-lowest
+SITE := .venv-docs
 
-.PHONY: demo test test-lowest test-interop test-all sweep figures bench bench-blocks docs lint format wheels release-check clean
+.PHONY: demo test test-lowest test-interop test-runtimes test-all sweep figures bench bench-blocks docs gallery site lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
@@ -21,6 +22,9 @@ test: $(READY) lint  ## what every change must pass
 
 test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate, lightning, ...
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m interop
+
+test-runtimes: .venv-executorch/.ready .venv-litert/.ready  ## exports in ExecuTorch and LiteRT, of 265 and 761 MB, each in its own environment
+	for each in executorch litert; do OMP_NUM_THREADS=1 .venv-$$each/bin/python -m pytest -q plugins/tvc-export/tests/test_runtimes.py -k $$each || exit 1; done
 
 test-lowest: $(LOWEST)/.ready  ## a sample of the tests with the oldest versions that the metadata promise
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not sweep and not interop and not packaging" tests/core tests/zoo plugins/tvc-attention
@@ -47,6 +51,12 @@ bench-blocks: $(READY)  ## what each block costs and brings, into docs/how-to/ch
 docs: $(READY)  ## write the reference from the code
 	$(BIN)/python docs/generate.py
 
+gallery: $(READY)  ## page, map and bench row of each recipe in examples/, into build/gallery
+	$(BIN)/python examples/gallery.py --out build/gallery $(if $(PHOTO),--photo $(PHOTO))
+
+site: $(SITE)/.ready  ## build docs/ for reading offline, into build/site
+	$(SITE)/bin/python -m sphinx -q -W --keep-going -b html docs build/site
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -65,9 +75,9 @@ release-check: wheels  ## what must pass before an upload
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m packaging
 
 clean:
-	rm -rf $(VENV) $(LOWEST) dist
+	rm -rf $(VENV) $(LOWEST) $(SITE) .venv-executorch .venv-litert dist build/site build/gallery
 
-$(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml)
+$(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml) plugins/tvc-inspect/hatch_build.py
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --group dev
@@ -81,6 +91,20 @@ $(LOWEST)/.ready: tests/lowest.py pyproject.toml $(wildcard plugins/*/pyproject.
 	$(LOWEST)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(LOWEST)/bin/python -m pip install --quiet --group lowest --constraint $(LOWEST)/constraints.txt
 	$(LOWEST)/bin/python -m pip install --quiet --constraint $(LOWEST)/constraints.txt --editable . $(addprefix --editable ,$(PLUGINS))
+	touch $@
+
+# each with the torch that its runtime asks for
+.venv-%/.ready: pyproject.toml plugins/tvc-export/pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	.venv-$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	.venv-$*/bin/python -m pip install --quiet --group lowest --editable . --editable plugins/tvc-cli --editable plugins/tvc-attention --editable 'plugins/tvc-export[$*]'
+	touch $@
+
+# what writes the site needs nothing of tvc, and tvc nothing of it
+$(SITE)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(SITE)
+	$(SITE)/bin/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(SITE)/bin/python -m pip install --quiet --group docs
 	touch $@
 
 # torch and what else is there stays as it is

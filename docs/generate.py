@@ -72,7 +72,7 @@ GROUPS = {
         *("plain_state_dict", "weights_file", "diff_weights", "WeightsDiff", "TensorChange"),
         *("describe_file", "check_header", "FileInfo"),
     ),
-    "Look at backbones": ("describe_backbone", "PathInfo"),
+    "Look at backbones": ("describe_backbone", "describe_model", "PathInfo"),
     "Plugins": (
         *("API_VERSION", "hookimpl", "hookspec", "Spec", "Kind"),
         *("BackboneSpec", "BackboneFamilySpec", "WeightsSpec", "BlockSpec"),

@@ -35,7 +35,7 @@ __all__ = [
     # models, and what they say about themselves
     "FeatureExtractor", "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo",
     "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
-    "drop_closed_patches",
+    "describe_model", "drop_closed_patches",
     # training and weights
     "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
     "PartReport", "TensorChange", "WeightsDiff", "audit", "check_header", "describe_file",

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from .backbone import describe_backbone
 from .inspecting import FileInfo, describe_file
+from .model.describing import describe_model
 from .model.folding import FoldReport, fold_patches
 from .model.freeze_report import FreezeReport, NormalizationReport, PartReport
 from .model.gate_statistics import GateStatistics
@@ -38,7 +39,7 @@ __all__ = [
     "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
     "WeightsDiff", "audit", "build_torchvision", "check_header", "describe_backbone",
-    "describe_file", "diff_weights", "drop_closed_patches", "fold_patches", "freeze_head",
-    "is_normalization", "load", "param_groups", "partial_load", "plain_state_dict",
+    "describe_file", "describe_model", "diff_weights", "drop_closed_patches", "fold_patches",
+    "freeze_head", "is_normalization", "load", "param_groups", "partial_load", "plain_state_dict",
     "read_state_dict", "transfer_weights", "weights_file",
 ]  # fmt: skip

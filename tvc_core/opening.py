@@ -8,11 +8,10 @@ compared whole; and only then the tensors are read and hashed.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from os import PathLike
 from pathlib import Path
@@ -47,16 +46,13 @@ from .registry import Registry
 from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
-from .surgery.targets import is_pattern
+from .weights.comparing import compare, compare_backbone, entries_of
 from .weights.content import BASE_KEY, MODULE_KEY, prepared_as
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 from .weights.ownfile import OwnFile, open_own
 
 __all__ = ["check_header", "load", "open_model"]
-
-_Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
-"""Types and shapes of tensors, by their names."""
 
 _SOON_READ = 1 << 28
 """Size of a file that is read although it is refused already [bytes]."""
@@ -131,24 +127,16 @@ def _check(path: Path, most: int | None, registry: Registry) -> FileInfo:
         buffers: set[str] = set()
 
         def fill(network: nn.Module) -> None:
-            _compare_backbone(path, network, plan, _entries(file, {}))
+            compare_backbone(path, network, plan, entries_of(file, {}))
             buffers.update(name for name, _ in network.named_buffers())
             raise _FitsError
 
-        try:
-            with _limited(file, None):
-                build_backbone(plan, pretrained=False, fill=fill)
-        except _FitsError:
-            pass
-        count = sum(
-            math.prod(entry.shape)
-            for name, entry in file.entries.items()
-            if name not in buffers and name.rpartition(".")[2] not in _STATISTICS
-        )
+        with suppress(_FitsError), _limited(file, None):
+            build_backbone(plan, pretrained=False, fill=fill)
+        buffers.update(k for k in file.entries if k.rpartition(".")[2] in _STATISTICS)
+        count = sum(math.prod(e.shape) for k, e in file.entries.items() if k not in buffers)
         if most is not None and count > most:
-            raise WeightsError(
-                f"{path}: the model has {count:,} parameters, more than max_params={most:,}"
-            )
+            raise WeightsError(f"{path}: {count:,} parameters, more than max_params={most:,}")
         return info_of(file, registry)
 
 
@@ -267,7 +255,7 @@ def _load(
     model = _build(file, base, registry, module, filling)
     own = model.state_dict()
     lent = {k: t for k, t in (base or {}).items() if k in own}
-    _compare(path, own, _entries(file, lent))
+    compare(path, own, entries_of(file, lent))
     lacking = list(own) if filling is None else filling.lacking(own)
     found = filling.tensors if filling and filling.tensors.keys() >= set(lacking) else file.read()
     tensors = {name: {**lent, **found}[name] for name in lacking}
@@ -322,7 +310,7 @@ def _build(
     plan = _plan_of(file, registry, module)
 
     def fill(network: nn.Module) -> None:
-        _compare_backbone(file.path, network, plan, _entries(file, base or {}))
+        compare_backbone(file.path, network, plan, entries_of(file, base or {}))
         if filling is not None:
             filling(network)
 
@@ -357,57 +345,6 @@ def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:
         return replace(plan, weights=prepared_as(plan.weights, said))
     except (TypeError, ValueError) as error:
         raise WeightsError(f"the preprocessing inside is not valid: {error}") from error
-
-
-def _entries(file: OwnFile, base: Mapping[str, Tensor]) -> _Entries:
-    """Return what a file and its base hold together."""
-    entries = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in base.items()}
-    return entries | {name: (each.dtype, each.shape) for name, each in file.entries.items()}
-
-
-def _compare_backbone(path: Path, network: nn.Module, plan: Plan, entries: _Entries) -> None:
-    """Refuse tensors that are not those of an unpatched backbone, which has no values yet. What the
-    recipe changes in it is left for the comparison of the whole model.
-    """
-    spec, recipe = plan.backbone.spec, plan.recipe
-    changed = ["patches", "tvc_patches", spec.head, *spec.neck, *spec.auxiliary]
-    for patch in plan.patches:
-        if patch.op.qualified not in ("tvc-core:wrap", "tvc-core:inject"):
-            parts = patch.entry.target.split(".")
-            plain = list(itertools.takewhile(lambda part: not is_pattern(part), parts))
-            if not plain:
-                return
-            changed.append(".".join(plain))
-    if recipe.in_channels is not None or not spec.head:
-        return
-
-    def stays(key: str) -> bool:
-        return not any(f"{key}.".startswith(f"{path}.") for path in changed)
-
-    own = {k: t for k, t in network.state_dict(keep_vars=True).items() if stays(k)}
-    if recipe.stages is not None:  # later ones are left out
-        own = {key: tensor for key, tensor in own.items() if key in entries}
-    _compare(path, own, {key: entry for key, entry in entries.items() if stays(key)})
-
-
-def _compare(path: Path, own: Mapping[str, Tensor], entries: _Entries) -> None:
-    """Refuse tensors that are not those of the model, by their types and shapes."""
-    if own.keys() != entries.keys():
-        lost, extra = [k for k in own if k not in entries], [k for k in entries if k not in own]
-        raise WeightsError(
-            f"{path}: does not fit its own recipe: lacks {join_names(lost, most=4)}; has also "
-            f"{join_names([short_repr(name) for name in extra[:4]])}"
-            + (f", ... ({len(extra) - 4} more)" if len(extra) > 4 else "")
-        )
-    for name, tensor in own.items():
-        dtype, shape = entries[name]
-        if tuple(tensor.shape) != shape:
-            raise WeightsError(
-                f"{path}: {name} has the shape {list(shape)}, its recipe gives {list(tensor.shape)}"
-            )
-        floats = tensor.is_floating_point() and dtype.is_floating_point
-        if tensor.dtype != dtype and not floats:
-            raise WeightsError(f"{path}: {name} is of {dtype}, its recipe gives {tensor.dtype}")
 
 
 def _by_hand(model: HybridModel, names: Mapping[str, list[str]]) -> dict[str, bool]:

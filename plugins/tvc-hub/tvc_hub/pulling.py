@@ -105,7 +105,7 @@ def pull(
 
     Raises:
         HubError: the hub does not answer, or refuses, or the repository is refused.
-        WeightsError: the file is damaged, too large, or does not fit its own recipe.
+        WeightsError: the file is damaged or larger than allowed, or does not fit its own recipe.
         UnknownNameError: it needs a plugin that is not installed.
     """
     repository, revision = repository_of(name)
@@ -127,8 +127,9 @@ def pull(
         listing = hub.listing(repository, wanted)
     except UnreachableError as error:
         if found := _kept(folder, commit or before, file, max_params):
+            said = str(error).rstrip(".")
             warnings.warn(
-                f"{error}. What was pulled before is taken: {repository}@{before}", stacklevel=2
+                f"{said}. What was pulled before is taken: {repository}@{before}", stacklevel=2
             )
             return _result(found, out, repository, commit or before, before)
         raise

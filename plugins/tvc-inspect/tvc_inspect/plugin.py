@@ -9,13 +9,16 @@ from tvc_core import hookimpl
 TVC_API = (1, 1)
 TVC_OWNER = "tvc-inspect"
 
-_COMMANDS: dict[str, str] = {}
+_COMMANDS = {
+    "inspect": "Write a page on a model: every path, cost, patch and map.",
+    "cam": "Draw where a model looks on a photo.",
+}
 """The summary of each, by its name."""
 
 
 @hookimpl(optionalhook=True)  # works where tvc-cli is not installed
 def tvc_cli_commands() -> list[Any]:
-    """Offer the commands of this plugin."""
+    """Offer inspect and cam."""
     from tvc_cli import CommandSpec
 
     return [

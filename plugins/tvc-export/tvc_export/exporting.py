@@ -1,0 +1,328 @@
+"""Write a model in a format, prove it, and only then put it where it was asked for."""
+
+from __future__ import annotations
+
+import copy
+import platform
+import shutil
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tvc_core import (
+    BackboneError,
+    HybridModel,
+    Named,
+    ParameterError,
+    PluginInfo,
+    Registry,
+    WeightsError,
+    foreign,
+    join_names,
+    what_there_is,
+)
+
+from .certificate import Certificate, Trial, digest_and_text, write_certificate
+from .claims import AXES
+from .kinds import ExporterSpec
+from .models import digest_of, facts_of
+from .photos import Photo, find_photos, read_photos
+from .program import ExportOptions, Program, make_program
+from .proving import Run, inputs_for, misses, outputs_of, photo_inputs, try_input
+from .registry import check_installed, find_format
+
+__all__ = ["check_output", "export_model"]
+
+CALIBRATED = 32
+"""Photos that ranges of activations are taken from, at most [photos]."""
+
+
+def check_output(
+    path: Path, exporter: Named[ExporterSpec], *, int8: bool = False, force: bool = False
+) -> None:
+    """Refuse what can be refused before a model is built.
+
+    Raises:
+        PluginError: packages of the format are not installed.
+        ParameterError: the suffix is another format's, or the format has no int8.
+        WeightsError: the file is there, or its folder is not or cannot be written to.
+    """
+    check_installed(exporter)
+    name, suffix = exporter.spec.name, exporter.spec.suffix
+    if int8 and not exporter.spec.int8:
+        raise ParameterError(f"the format {name!r} cannot be quantized here: --int8 is for onnx")
+    if path.suffix != suffix:
+        right = path.with_suffix(suffix).name
+        raise ParameterError(f"{path}: files of the format {name!r} end in {suffix}: {right!r}")
+    if not path.parent.is_dir():
+        raise WeightsError(f"{path}: there is no folder {str(path.parent)!r}")
+    if path.exists() and not force:
+        raise WeightsError(f"{path}: is there; --force puts the new file in its place")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def export_model(
+    model: HybridModel,
+    format: str,
+    path: str | Path,
+    *,
+    dynamic: Sequence[str] = ("batch",),
+    size: tuple[int, int] | None = None,
+    photos: str | Path | None = None,
+    int8: str | Path | None = None,
+    max_drop: int | None = None,
+    keep_names: bool = False,
+    tolerance: float = 1e-5,
+    limit: float = 120,
+    force: bool = False,
+    name: str = "",
+    registry: Registry | None = None,
+) -> Certificate:
+    """Write a model in a format, with the proof that it gives torch's answers; a file that fails
+    the proof is not written.
+
+    Args:
+        model: stays unchanged. Patches whose gate is exactly 0 are left out of the file.
+        format: name of an exporter.
+        path: the file.
+        dynamic: what of the images may vary: "batch", "hw" (height and width).
+        size: height and width that the export sees [pixels]; by default the preprocessing's.
+        photos: a folder of photos to try as well.
+        int8: a folder of photos: up to 32 of them say the ranges of activations, and the others
+            judge the result.
+        max_drop: how many photos fewer may be right in int8 than in torch, or where their classes
+            are not known, have another answer [photos]; by default 5 percent of those that judge.
+        keep_names: parameters keep their names; nothing is folded.
+        tolerance: largest difference of an output, as part of the largest output of its input.
+        limit: for how long torch.export may search for what the network asks of sizes [s].
+        force: replace a file that is there.
+        name: of the model, for the certificate.
+        registry: where formats are looked up; by default what is installed.
+
+    Returns:
+        The certificate, which is inside the file or beside it.
+
+    Raises:
+        UnknownNameError: no plugin offers the format.
+        PluginError: packages of the format are not installed.
+        ParameterError: an argument that does not fit, or a photo that cannot be read.
+        BackboneError: the format does not take the network, or not with these sizes.
+        WeightsError: the file cannot be written, or its answers are others than torch's.
+    """
+    path, registry = Path(path), registry or Registry()
+    for each in dynamic:
+        if each not in AXES:
+            raise ParameterError(f"dynamic: {each!r} is unknown.{what_there_is(each, AXES)}")
+    exporter = find_format(format, registry)
+    check_output(path, exporter, int8=int8 is not None, force=force)
+    if (photos or int8) and not exporter.spec.run:
+        raise ParameterError(f"nothing runs {exporter.spec.name!r} here, so photos prove nothing")
+    judging, calibrating = _chosen(photos, int8, model)
+    reference = copy.deepcopy(model).cpu().float().eval()
+    program = make_program(
+        model, dynamic=dynamic, size=size, keep_names=keep_names or int8 is not None, limit=limit
+    )
+    options = ExportOptions(
+        keep_names=keep_names,
+        calibration=np.stack([each.image.numpy() for each in calibrating]) if calibrating else None,
+        outputs=program.outputs,
+    )
+    with _beside(path) as folder:
+        draft = folder / path.name
+        advice = "With --dynamic batch it may: sizes are numbers there" if "hw" in dynamic else ""
+        what = f"{exporter.qualified} cannot write the network"
+        with foreign(BackboneError, what, advice=advice):
+            exporter.load()(program.exported, draft, options)
+        run: Any = None
+        trials: tuple[Trial, ...] = ()
+        quantized = None
+        if exporter.spec.run:
+            with foreign(WeightsError, f"{exporter.qualified} cannot read the file that it wrote"):
+                run = exporter.load("run")(draft)
+            trials, quantized = _prove(
+                run, reference, program, judging, len(calibrating), max_drop, tolerance, path
+            )
+        certificate = Certificate(
+            format=exporter.qualified,
+            source={"name": name or type(model).__name__, "sha256": digest_of(model)},
+            sha256=digest_and_text(draft, exporter)[0],
+            versions=_versions(exporter, registry),
+            precision=run.precision if run else "",
+            runtime=run.runtime if run else "",
+            claims=program.claims,
+            dropped=program.dropped,
+            folded=program.folded,
+            trials=trials,
+            tolerance=tolerance,
+            int8=quantized,
+            **facts_of(model),
+        )
+        del run  # closes the file, which Windows would not move
+        write_certificate(draft, exporter, certificate.to_json())
+        _check_private(folder, path)
+        _move(folder, path)
+    return certificate
+
+
+def _chosen(
+    photos: str | Path | None, int8: str | Path | None, model: HybridModel
+) -> tuple[list[Photo], list[Photo]]:
+    """Return the photos that judge, and those that calibrate."""
+    judging = read_photos(Path(photos), model) if photos is not None else []
+    if int8 is None:
+        return judging, []
+    found = len(find_photos(Path(int8)))
+    if found < 4:
+        raise ParameterError(
+            f"{int8}: {found} photos, and int8 needs at least 4: half of them, and 32 at most, say "
+            "the ranges of activations, and the others judge"
+        )
+    every = read_photos(Path(int8), model)
+    number = min(CALIBRATED, found // 2)
+    taken = {turn * found // number for turn in range(number)}  # spread over the folder
+    calibrating = [each for turn, each in enumerate(every) if turn in taken]
+    return judging + [each for turn, each in enumerate(every) if turn not in taken], calibrating
+
+
+def _prove(
+    run: Run,
+    reference: HybridModel,
+    program: Program,
+    photos: Sequence[Photo],
+    calibrated: int,
+    max_drop: int | None,
+    tolerance: float,
+    path: Path,
+) -> tuple[tuple[Trial, ...], dict[str, Any] | None]:
+    """Try inputs, and return what came out.
+
+    Raises:
+        WeightsError: an answer is another one.
+        ParameterError: a photo is outside of what is claimed.
+    """
+    for photo in photos:
+        program.claims.check((1, *photo.image.shape), f"the file ({photo.name})")
+    inputs = [*photo_inputs(photos)]
+    if not calibrated:
+        inputs = [*inputs_for(program.claims, seed=0), *inputs]
+    trials = tuple(
+        try_input(trial, images, outputs_of(reference, images), run, tolerance)
+        for trial, images in inputs
+    )
+    if calibrated:
+        return trials, judged(trials, photos, run, calibrated, max_drop, path)
+    if wrong := [text for trial in trials if (text := misses(trial, tolerance))]:
+        raise WeightsError(
+            f"{path} is not written, since it does not give torch's answers: {wrong[0]}"
+            + (f" (and {len(wrong) - 1} more)" if wrong[1:] else "")
+            + ". --tolerance allows more, where that is enough for you"
+        )
+    return trials, None
+
+
+def judged(
+    trials: Sequence[Trial],
+    photos: Sequence[Photo],
+    run: Run,
+    calibrated: int,
+    max_drop: int | None,
+    path: Path,
+) -> dict[str, Any]:
+    """Return how many photos are right in int8.
+
+    Raises:
+        WeightsError: too few.
+    """
+    labeled = all(photo.label is not None for photo in photos)
+    if labeled:
+        before = after = 0
+        for trial, photo in zip(trials, photos, strict=True):
+            before += expected_answer(trial) == photo.label
+            after += int(run(photo.image[None].numpy())[0].argmax()) == photo.label
+    else:
+        before, after = len(photos), sum(trial.equal for trial in trials)
+    allowed = len(photos) // 20 if max_drop is None else max_drop
+    if before - after > allowed:
+        what = "are right" if labeled else "have torch's answer"
+        raise WeightsError(
+            f"{path} is not written, since int8 loses {before - after} of {len(photos)} photos, "
+            f"and --max-drop allows {allowed}: {after} {what}, and {before} in torch"
+        )
+    return {
+        "calibrated": calibrated,
+        "judged": len(photos),
+        "measure": "right" if labeled else "answered as in torch",
+        "before": before,
+        "after": after,
+        "max_drop": allowed,
+    }
+
+
+def expected_answer(trial: Trial) -> int:
+    """Return torch's answer for the one image of a trial."""
+    import base64
+
+    return int(np.frombuffer(base64.b64decode(trial.expected[0]), np.float32).argmax())
+
+
+def _versions(exporter: Named[ExporterSpec], registry: Registry) -> dict[str, str]:
+    infos: list[PluginInfo] = list(registry.plugins)
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        **{info.owner: info.version for info in infos if info.owner.startswith("tvc-")},
+    }
+    by_module = metadata.packages_distributions()
+    for module in exporter.spec.modules:
+        for name in by_module.get(module, ())[:1]:
+            found[name] = metadata.version(name)
+    return {name: str(version) for name, version in found.items() if version}
+
+
+def _check_private(folder: Path, path: Path) -> None:
+    """Refuse files that tell where they were made.
+
+    Raises:
+        WeightsError: one does.
+    """
+    told = {str(each) for each in (Path.home(), Path.cwd(), folder, Path(sys.prefix))}
+    words = [each.encode() for each in told if len(Path(each).parts) > 2 or each == str(folder)]
+    for file in (each for each in folder.rglob("*") if each.is_file()):
+        data = file.read_bytes()
+        if found := [word.decode() for word in words if word in data]:
+            raise WeightsError(
+                f"{path} is not written, since {file.name} would tell of a folder of this "
+                f"machine: {join_names(found)}. Look for it in class names and in the recipe"
+            )
+
+
+class _beside:  # noqa: N801  read as a verb: with _beside(path) as folder: ...
+    """A folder next to a file, on its file system, which is gone at the end."""
+
+    def __init__(self, path: Path) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix=".tvc-export.", dir=path.parent))
+
+    def __enter__(self) -> Path:
+        return self._folder
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+def _move(folder: Path, path: Path) -> None:
+    """Put what was written in its place, the file itself last."""
+    for each in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
+        target = path.with_name(each.name)
+        if target.is_dir():
+            shutil.rmtree(target)
+        each.replace(target)

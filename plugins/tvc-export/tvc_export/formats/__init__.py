@@ -1,0 +1,1 @@
+"""The formats that tvc-export itself offers, a module each."""

@@ -1,0 +1,172 @@
+"""A model becomes a program of torch.export: a copy of it, without what does nothing, and without
+what tells where it was made.
+"""
+
+from __future__ import annotations
+
+import copy
+import signal
+import threading
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tvc_core import BackboneError, HybridModel, drop_closed_patches, fold_patches, foreign
+
+from .claims import AXES, Claims
+from .quieting import quiet
+
+__all__ = ["ExportOptions", "Program", "image_size", "make_program"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportOptions:
+    """What an exporter is told besides the program.
+
+    Args:
+        keep_names: parameters keep the names that they have in torch; nothing is folded.
+        calibration: prepared photos [N, C, H, W] for int8; None for numbers as in the model.
+        outputs: a name for each output.
+    """
+
+    keep_names: bool = False
+    calibration: Any = None
+    outputs: tuple[str, ...] = ("logits",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Program:
+    """A program, and how it was made.
+
+    Args:
+        exported: the ExportedProgram.
+        claims: for which images it holds.
+        dropped: patches that were left out, since their gate is 0.
+        folded: patches that are in the weights beside them.
+        outputs: a name for each output.
+    """
+
+    exported: Any
+    claims: Claims
+    dropped: tuple[str, ...]
+    folded: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def image_size(model: HybridModel) -> tuple[int, int]:
+    """Return height and width of the images that a model's preprocessing makes; 224 x 224 where it
+    has none [pixels].
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of random weights, whose preprocessing is not the point
+        try:
+            prepare: Any = model.transforms()
+        except BackboneError:
+            return 224, 224
+    crop = prepare.crop_size
+    sides = list(crop) if isinstance(crop, (list, tuple)) else [crop]
+    return int(sides[0]), int(sides[-1])
+
+
+def make_program(
+    model: HybridModel,
+    *,
+    dynamic: Sequence[str] = ("batch",),
+    size: tuple[int, int] | None = None,
+    keep_names: bool = False,
+    limit: float = 120,
+) -> Program:
+    """Return a model as a program.
+
+    Args:
+        model: stays unchanged.
+        dynamic: what of the images may vary: "batch", "hw".
+        size: height and width of the example [pixels]; by default those of the preprocessing.
+        keep_names: fold no patches.
+        limit: for how long torch.export may search for what the network asks of sizes [s].
+
+    Raises:
+        BackboneError: torch.export does not take the network, or not with these dimensions.
+    """
+    network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
+    dropped = drop_closed_patches(network)
+    folded: tuple[str, ...] = ()
+    if not keep_names:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what does not fold is written as it is
+            folded = fold_patches(network).folded
+    height, width = size or image_size(model)
+    free = {axis: torch.export.Dim.DYNAMIC for name in dynamic for axis in AXES[name]}  # type: ignore[attr-defined]
+    # 2 images, since torch.export takes a 1 for a constant
+    shape = (2 if 0 in free else 1, model.num_channels, height, width)
+    image = torch.zeros(shape)
+    what = f"torch.export does not take {type(network).__name__} with images {list(shape)}"
+    advice = (
+        f"--dynamic {','.join(dynamic)} lets sizes vary; "
+        + ("leave out hw" if "hw" in dynamic else "export for one size, by --dynamic none")
+        if free
+        else "The network has to be changed for it"
+    )
+    with (
+        torch.no_grad(),
+        foreign(BackboneError, what, advice=advice),
+        _limited(limit, what, dynamic),
+        quiet(),
+    ):
+        exported = torch.export.export(
+            network, (image,), dynamic_shapes=(free,) if free else None, strict=False
+        )
+        outputs = _outputs(network(image))
+    claims = Claims.of(exported, shape)
+    _strip(exported)
+    return Program(
+        exported=exported, claims=claims, dropped=dropped, folded=folded, outputs=outputs
+    )
+
+
+def _outputs(found: Any) -> tuple[str, ...]:
+    if isinstance(found, Mapping):
+        return tuple(map(str, found))
+    if isinstance(found, (tuple, list)):
+        return tuple(f"logits_{number}" for number in range(len(found)))
+    return ("logits",)
+
+
+def _strip(exported: Any) -> None:
+    """Take out stack traces, which name the builder's folders, and the example."""
+    for module in exported.graph_module.modules():
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                for key in ("stack_trace", "source_fn_stack", "from_node"):
+                    node.meta.pop(key, None)
+    exported._example_inputs = None
+
+
+@contextmanager
+def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None]:
+    """End what runs inside after a while. Some networks ask so much of sizes (windows that are
+    padded and shifted) that torch.export computes with symbols for hours. Where there are no such
+    signals (Windows, threads), it runs to its end.
+    """
+    main = threading.current_thread() is threading.main_thread()
+    if not hasattr(signal, "setitimer") or not main or "hw" not in dynamic:
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise BackboneError(
+            f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s: it asks too much "
+            "of their sizes. Leave out hw, or give more time by --limit"
+        )
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -1,0 +1,137 @@
+"""The commands inspect and cam, as a user calls them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from PIL import Image
+
+from tvc_core import HybridBuilder, Registry, TvcError
+
+RECIPE = """
+backbone:
+  name: mobilenet_v3_small
+  weights: null
+  patches:
+    features.4: {wrap: se}
+head:
+  num_classes: 4
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    Image.new("RGB", (120, 90), (10, 200, 30)).save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _tvc(name: str, *args: str) -> Result:
+    return CliRunner().invoke(Registry().resolve("command", name).load(), list(args))
+
+
+def test_a_recipe_a_file_and_a_name_are_shown(folder: Path) -> None:
+    HybridBuilder().build("recipe.yaml").save("model.safetensors")
+    for given in ("recipe.yaml", "model.safetensors"):
+        result = _tvc("inspect", given, "--json", "--size", "64")
+        assert result.exit_code == 0, result.output
+        data = json.loads(result.stdout)
+        assert data["model"]["patches"][0]["target"] == "features.4" and data["notes"] == []
+    result = _tvc("inspect", "mobilenet_v3_small", "recipe.yaml", "--json", "--size", "64")
+    data = json.loads(result.stdout)
+    kinds = [(each["kind"], each["path"]) for each in data["comparison"]["differences"]]
+    assert kinds[:2] == [("patch", "features.4"), ("head", "classifier.3")]
+    assert "random weights" in data["notes"][0]
+
+
+def test_a_page_is_written_and_not_overwritten(folder: Path) -> None:
+    args = ("inspect", "recipe.yaml", "--out", "page.html", "--size", "64", "--photo", "photo.jpg")
+    result = _tvc(*args)
+    assert result.exit_code == 0, result.output
+    text = Path("page.html").read_text(encoding="utf-8")
+    assert text.startswith("<!DOCTYPE html>") and "data:image/jpeg" in text
+    result = _tvc(*args)
+    assert isinstance(result.exception, TvcError) and "--force" in str(result.exception)
+    assert _tvc(*args, "--force").exit_code == 0
+    assert sorted(each.name for each in folder.iterdir()) == [
+        "page.html", "photo.jpg", "recipe.yaml",
+    ]  # fmt: skip
+
+
+def test_cam_writes_the_picture(folder: Path) -> None:
+    result = _tvc("cam", "recipe.yaml", "photo.jpg", "--out", "map.png", "--class", "2")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith("2: logit ")
+    with Image.open("map.png") as picture:
+        assert picture.size == (224, 224)
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("inspect", "resnet19", "--out", "p.html"), "Did you mean 'resnet18'"),
+        (("inspect", "nix.yaml", "--out", "p.html"), "nix.yaml"),
+        (("inspect", "nix.safetensors", "--out", "p.html"), "nix.safetensors"),
+        (("inspect", "recipe.yaml", "--out", "nowhere/p.html"), "'nowhere' does not exist"),
+        (("inspect", "recipe.yaml", "--out", "."), "is a folder"),
+        (("inspect", "recipe.yaml", "--out", "p.html", "--photo", "no.jpg"), "no.jpg: the photo"),
+        (("inspect", "recipe.yaml", "--out", "p.html", "--photo", "text.jpg"), "text.jpg: is no"),
+        (("inspect", "recipe.yaml", "--out", "p.html", "--photo", "cut.jpg"), "cut.jpg: the photo"),
+        (("inspect", "recipe.yaml", "--out", "p.html", "--gates", "text.jpg"), "holds no line"),
+        (("cam", "recipe.yaml", "photo.jpg", "--out", "m.gif2"), "suffix of a picture: .png"),
+        (("cam", "recipe.yaml", "photo.jpg", "--out", "m.png", "--class", "9"), "0 to 3"),
+        (("cam", "recipe.yaml", "photo.jpg", "--out", "m.png", "--layer", "nix"), "no map"),
+        (("cam", "recipe.yaml", "glass.png", "--out", "m.png"), "glass.png: "),
+    ],
+)
+def test_what_cannot_be_done_is_said_and_nothing_is_written(
+    folder: Path, args: tuple[str, ...], said: str
+) -> None:
+    (folder / "text.jpg").write_text("no picture")
+    (folder / "cut.jpg").write_bytes((folder / "photo.jpg").read_bytes()[:400])
+    Image.new("RGBA", (60, 60), (9, 9, 9, 100)).save(folder / "glass.png")
+    before = sorted(folder.iterdir())
+    result = _tvc(*args)
+    assert isinstance(result.exception, TvcError), result.output
+    assert said in str(result.exception)
+    assert sorted(folder.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (("inspect", "resnet18"), "--out page.html, or --json"),
+        (("inspect", "resnet18", "--json", "--photo", "photo.jpg"), "give --out"),
+        (("inspect", "resnet18", "--out", "p.html", "--class", "3"), "give --photo"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    folder: Path, args: tuple[str, ...], said: str
+) -> None:
+    result = _tvc(*args)
+    assert result.exit_code == 2 and said in result.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
+def test_a_folder_that_cannot_be_written_is_an_error_before_building(folder: Path) -> None:
+    folder.chmod(0o500)
+    try:
+        result = _tvc("inspect", "recipe.yaml", "--out", "p.html")
+        assert "cannot be written to" in str(result.exception)
+    finally:
+        folder.chmod(0o700)
+
+
+def test_an_error_is_one_sentence_and_exit_code_1(folder: Path) -> None:
+    command = [sys.executable, "-m", "tvc_cli", "inspect", "resnet19", "--out", "page.html"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout == ""
+    assert done.stderr.startswith("error: Unknown backbone 'resnet19'. Did you mean 'resnet18'")
+    assert "Traceback" not in done.stderr and not Path("page.html").exists()

@@ -1,0 +1,152 @@
+"""Comparisons of models: of 50 generated pairs the difference names exactly what was done."""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from tvc_inspect import Comparison, Difference, compare_models, inspect_model
+
+from tvc_core import HybridBuilder, HybridModel
+
+BACKBONE = "mobilenet_v3_small"
+TARGETS = [f"features.{index}" for index in range(2, 12)]
+BLOCKS = ["se", "eca", "cbam_block", "coord_attention"]
+
+
+def _build(**changes: Any) -> HybridModel:
+    given: dict[str, Any] = {"patches": {"features.1": {"wrap": "se"}}, "num_classes": 6}
+    torch.manual_seed(0)
+    return HybridBuilder().from_backbone(BACKBONE, weights=None, **{**given, **changes})
+
+
+def _compared(a: HybridModel, b: HybridModel) -> Comparison:
+    facts = [inspect_model(each, size=64, repeats=1) for each in (a, b)]
+    return compare_models(a, b, *facts)
+
+
+def _kinds(found: Comparison) -> list[tuple[str, str]]:
+    return [(each.kind, each.path) for each in found.differences]
+
+
+def _patch(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, str]]:
+    target, block = draw.choice(TARGETS), draw.choice(BLOCKS)
+    patches = {"features.1": {"wrap": "se"}, target: {"wrap": block}}
+    a, b = _build(), _build(patches=patches)
+    _same_tensors(a, b)
+    return a, b, ("patch", target)
+
+
+def _stage(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, str]]:
+    a = _build()
+    a.freeze_backbone()
+    b = copy.deepcopy(a)
+    stage = draw.randrange(len(a.stage_info))
+    b.freeze_backbone(unfreeze_stages=stage)
+    return a, b, ("trainable", f"stage {stage}")
+
+
+def _head(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, str]]:
+    a = _build()
+    b = copy.deepcopy(a)
+    b.reset_classifier(draw.choice([2, 5, 9, 100]))
+    return a, b, ("head", "classifier.3")
+
+
+def _tensor(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, str]]:
+    a = _build()
+    b = copy.deepcopy(a)
+    floats = [name for name, t in b.state_dict().items() if t.is_floating_point()]
+    name = draw.choice(floats)
+    tensor = b.state_dict()[name].reshape(-1)
+    tensor[draw.randrange(len(tensor))] += 1e-3
+    return a, b, ("tensor", name)
+
+
+def _same_tensors(a: HybridModel, b: HybridModel) -> None:
+    """A patch draws random numbers, and so shifts those of what is made after it."""
+    b.load_state_dict(a.state_dict(), strict=False)
+
+
+CHANGES: list[Callable[[random.Random], Any]] = [_patch, _stage, _head, _tensor]
+NUM_PAIRS = 50
+
+
+@pytest.mark.parametrize(
+    "number", [pytest.param(n, marks=[pytest.mark.sweep] * (n >= 4)) for n in range(NUM_PAIRS)]
+)
+def test_the_difference_names_exactly_what_was_done(number: int) -> None:
+    draw = random.Random(number)
+    a, b, expected = CHANGES[number % len(CHANGES)](draw)
+    assert _kinds(_compared(a, b)) == [expected]
+
+
+def test_a_copy_does_not_differ() -> None:
+    a = _build()
+    found = _compared(a, copy.deepcopy(a))
+    assert found.differences == ()
+    assert {cost.name: cost.a == cost.b for cost in found.costs if "milli" not in cost.name} == {
+        cost.name: True for cost in found.costs if "milli" not in cost.name
+    }
+
+
+def test_what_is_said_of_each_side() -> None:
+    a = _build()
+    b = _build(patches={"features.1": {"wrap": {"type": "se", "params": {"reduction": 4}}}})
+    _same_tensors_of_backbone(a, b)
+    (patch,) = _compared(a, b).differences
+    assert patch == Difference(
+        kind="patch",
+        path="features.1",
+        a="tvc-core:wrap tvc-attention:se()",
+        b="tvc-core:wrap tvc-attention:se(reduction=4)",
+    )
+
+
+def _same_tensors_of_backbone(a: HybridModel, b: HybridModel) -> None:
+    state = {name: t for name, t in a.state_dict().items() if not name.startswith("patches.")}
+    b.load_state_dict(state, strict=False)
+
+
+def test_settings_and_paths_differ() -> None:
+    a = _build()
+    b = copy.deepcopy(a)
+    b.features[4].block[1][0].stride = (1, 1)
+    b.features[5] = torch.nn.Conv2d(40, 40, 1)
+    found = _kinds(_compared(a, b))
+    assert ("path", "features.4.block.1.0") in found
+    assert ("shape", "features.4") in found
+
+
+def test_costs_are_those_of_the_facts() -> None:
+    a, b = _build(), _build(num_classes=60)
+    facts = [inspect_model(each, size=64, repeats=1) for each in (a, b)]
+    costs = {cost.name: (cost.a, cost.b) for cost in compare_models(a, b, *facts).costs}
+    assert costs["parameters"][1] - costs["parameters"][0] == 54 * (1024 + 1)
+    assert (
+        costs["FLOPs of a forward pass"][1] - costs["FLOPs of a forward pass"][0] == 2 * 54 * 1024
+    )
+
+
+def test_a_moved_gate_and_class_names_are_named() -> None:
+    a = _build(num_classes=2, class_names=["a", "b"])
+    b = copy.deepcopy(a)
+    with torch.no_grad():
+        b.get_submodule("patches.features.1.se").alpha.fill_(0.5)
+    b.class_names = ("a", "c")
+    assert _kinds(_compared(a, b)) == [
+        ("class names", ""),
+        ("tensor", "patches.features.1.se.alpha"),
+    ]
+
+
+def test_frozen_statistics_alone_are_named() -> None:
+    a = _build()
+    a.freeze_backbone(normalization="eval")
+    b = copy.deepcopy(a)
+    b.freeze_backbone(normalization="train")
+    assert _kinds(_compared(a, b)) == [("freezing", "normalization")]

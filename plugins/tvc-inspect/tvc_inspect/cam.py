@@ -1,0 +1,262 @@
+"""Class activation maps and gate maps: where a model looks on one photo.
+
+The map is Grad-CAM (Selvaraju et al. 2017, arXiv:1610.02391, equations 1 and 2), without the
+rectifier: positive where the layer speaks for the class, negative where it speaks against it.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tvc_core import BackboneError, HybridModel, ParameterError, Patch, describe_model, did_you_mean
+
+__all__ = ["ClassMap", "GateMap", "class_map", "gate_maps"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassMap:
+    """Where the layer of a model speaks for a class.
+
+    Args:
+        layer: path of the module whose map was weighed.
+        index: number of the class.
+        name: of the class; its number where the model has no names.
+        score: the class's logit.
+        values: [h, w], positive where the map speaks for the class.
+    """
+
+    layer: str
+    index: int
+    name: str
+    score: float
+    values: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class GateMap:
+    """What the gate of one patch is on one photo.
+
+    Args:
+        path: where the patch lives.
+        values: [h, w], the mean over channels, of a gate that differs from pixel to pixel; else
+            [C], one for each channel.
+    """
+
+    path: str
+    values: Tensor
+
+    @property
+    def is_spatial(self) -> bool:
+        """The gate differs from pixel to pixel."""
+        return self.values.ndim == 2
+
+
+def class_map(
+    model: HybridModel, image: Tensor, target: int | str | None = None, *, layer: str | None = None
+) -> ClassMap:
+    """Return where a model looks for a class.
+
+    The layer is the last stage's; where no gradient reaches its pixels (a ViT classifies from the
+    class token, so after its last attention the image's tokens have none), the last module with as
+    many channels whose pixels have one: `ln_1` of ViT's last block. A copy runs in eval mode: the
+    model is as before.
+
+    Args:
+        model: the hybrid.
+        image: [1, C, H, W], as `transforms` makes it.
+        target: number or name of the class; None for the one with the largest logit.
+        layer: path of the module to look at instead.
+
+    Raises:
+        ParameterError: no such class; the image is of another shape; or nothing that is a map is at
+            `layer`.
+        BackboneError: the model does not return one row of logits, or no module has a map with a
+            gradient.
+    """
+    if image.ndim != 4 or len(image) != 1:
+        raise ParameterError(f"class_map takes one image [1, C, H, W], not {list(image.shape)}")
+    views = _views(model, (int(image.shape[2]), int(image.shape[3])))
+    if layer is not None and layer not in views:
+        raise ParameterError(
+            f"layer: {layer!r} returns no map. {did_you_mean(layer, views)} 'tvc inspect' lists "
+            "the modules with their layouts"
+        )
+    with _copy_of(model) as network, torch.enable_grad():
+        maps: dict[str, Tensor] = {}
+        for path in views if layer is None else [layer]:
+            network.get_submodule(path).register_forward_hook(partial(_keep, maps, path))
+        logits = network(image.detach().requires_grad_())
+        logits = logits[0] if isinstance(logits, tuple) else logits
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise BackboneError(
+                "class_map needs a model that returns logits [N, classes]; this one returns "
+                f"{type(logits).__name__}: several heads have a map each, which is not known here"
+            )
+        index = _class(model, target, logits.shape[1])
+        index = int(logits[0].argmax()) if index is None else index
+        paths = list(maps)
+        grads = torch.autograd.grad(
+            logits[0, index], [maps[path] for path in paths], allow_unused=True
+        )
+        found = dict(zip(paths, grads, strict=True))
+        tap = model.stage_info[-1].module
+        alike = [p for p in reversed(paths) if views[p].channels == model.stage_info[-1].channels]
+        for path in [layer] if layer else [tap, *(path for path in alike if path != tap)]:
+            gradient = found.get(path)
+            if gradient is None:
+                continue
+            values, pixels = _weighed(maps[path].detach(), gradient, views[path])
+            if layer is not None or (bool(pixels.any()) and bool(values.any())):
+                return ClassMap(
+                    layer=path,
+                    index=index,
+                    name=_name(model, index),
+                    score=float(logits[0, index].detach()),
+                    values=values,
+                )
+    raise BackboneError(
+        f"class {_name(model, index)!r} has no map: its logit depends on no pixel of any. The "
+        "weights of a head that was never trained may all be 0, as torchvision's ViT starts"
+    )
+
+
+def gate_maps(model: HybridModel, image: Tensor) -> tuple[GateMap, ...]:
+    """Return what the gates of the model's patches are on one image, in order. Patches whose blocks
+    have no gate have no map.
+
+    A copy runs in eval mode: the model is as before.
+
+    Args:
+        model: the hybrid.
+        image: [1, C, H, W], as `transforms` makes it.
+    """
+    gates: dict[str, list[Tensor]] = {}
+
+    def record(path: str, patch: Any, args: tuple[Any, ...]) -> None:
+        def look(x: Tensor) -> Tensor:
+            gate = patch.block.gate(x)
+            channels_last = patch.view is not None and patch.view.block == "NHWC"
+            gates[path].append(gate.movedim(-1, 1) if channels_last else gate)
+            return x
+
+        look(args[0]) if patch.view is None else patch.view.run(look, args[0])
+
+    with _copy_of(model) as network, torch.no_grad():
+        for path, module in network.named_modules():
+            if isinstance(module, Patch) and module.gated:
+                gates[path] = []
+                module.register_forward_pre_hook(partial(record, path))
+        network(image)
+    # of tokens, the first call is for those of the image; the class token is a map of one pixel
+    return tuple(
+        GateMap(path=path, values=_gate_values(seen[0])) for path, seen in gates.items() if seen
+    )
+
+
+def _gate_values(gate: Tensor) -> Tensor:
+    gate = gate[0].float()
+    if gate.ndim == 3 and gate.shape[1] * gate.shape[2] > 1:
+        return gate.mean(0)
+    return gate.flatten()
+
+
+@dataclass(frozen=True)
+class _View:
+    """How a module's output is a map."""
+
+    layout: str
+    channels: int | None
+    height: int
+    width: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """Return a map [C, h, w]; of tokens those of the image, which are the last."""
+        if self.layout == "NCHW":
+            return x[0]
+        if self.layout == "NHWC":
+            return x[0].permute(2, 0, 1)
+        tokens = x[0, -self.height * self.width :]
+        return tokens.T.reshape(-1, self.height, self.width)
+
+
+def _views(model: HybridModel, size: tuple[int, int]) -> dict[str, _View]:
+    """Return how each module's output is a map, of those where it is one of several pixels."""
+    strides = [info.stride for info in model.stage_info]
+    found = {}
+    for info in describe_model(model, size=size):
+        if info.calls != 1 or info.path.partition(".")[0] in ("patches", "tvc_patches"):
+            continue
+        if info.layout in ("NCHW", "NHWC") and info.height and info.width:
+            if info.height * info.width > 1:
+                found[info.path] = _View(info.layout, info.out_channels, info.height, info.width)
+        elif info.layout == "NLC":
+            stride = strides[-1]
+            grid = (size[0] // stride, size[1] // stride)
+            if grid[0] * grid[1] > 1:
+                found[info.path] = _View("NLC", info.out_channels, *grid)
+    return found
+
+
+def _keep(maps: dict[str, Tensor], path: str, module: nn.Module, args: Any, output: Any) -> Any:
+    """Keep a map, and hand on a copy: what follows may overwrite it in place (DenseNet's last
+    rectifier does), and would change the map under its own gradient.
+    """
+    if not isinstance(output, Tensor) or not output.requires_grad:
+        return None
+    maps[path] = output
+    return output.clone()
+
+
+def _weighed(x: Tensor, gradient: Tensor, view: _View) -> tuple[Tensor, Tensor]:
+    """Return the map and the gradients at its pixels: each channel counts as much as the mean of
+    its gradient over pixels.
+    """
+    maps, gradients = view.of(x), view.of(gradient)
+    return (maps * gradients.mean((1, 2), keepdim=True)).sum(0), gradients
+
+
+def _class(model: HybridModel, target: int | str | None, count: int) -> int | None:
+    if target is None:
+        return None
+    names = model.class_names or ()
+    if isinstance(target, str) and target in names:
+        return names.index(target)
+    number = int(target) if isinstance(target, int) or target.isdecimal() else -1
+    if not 0 <= number < count:
+        near = did_you_mean(str(target), names) if names else ""
+        raise ParameterError(
+            f"there is no class {target!r}: the model has {count} classes, 0 to {count - 1}"
+            f"{', or by name' if names else ''}. {near}".rstrip()
+        )
+    return number
+
+
+def _name(model: HybridModel, index: int) -> str:
+    return model.class_names[index] if model.class_names else str(index)
+
+
+@contextmanager
+def _copy_of(model: HybridModel) -> Iterator[HybridModel]:
+    """Yield a copy in eval mode, of which the parameters need no gradient, and give the random
+    numbers back that are drawn inside.
+    """
+    before = random.getstate()
+    with torch.random.fork_rng(devices=[]):
+        network = copy.deepcopy(model)
+        for module in network.modules():
+            module.training = False
+        for parameter in network.parameters():
+            parameter.requires_grad = False
+        try:
+            yield network
+        finally:
+            random.setstate(before)

@@ -1,0 +1,125 @@
+"""The commands that this plugin adds to `tvc`. Each collects its facts first, then writes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["cam_command", "inspect_command"]
+
+_weights_option = click.option(
+    "--weights/--no-weights",
+    "pretrained",
+    default=None,
+    help="Take pretrained weights, or leave a recipe's out. Default: those of a recipe, and of a "
+    "bare backbone none.",
+)
+_class_option = click.option(
+    "--class", "target", help="Number or name of the class of the map; default the largest logit."
+)
+_force_option = click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+_FILE = click.Path(path_type=Path)
+
+
+@click.command("inspect")
+@click.argument("model")
+@click.argument("other", required=False)
+@click.option("--out", type=_FILE, help="Write the page to this file, such as page.html.")
+@click.option("--photo", type=_FILE, help="Draw class activation map and gate maps on this photo.")
+@click.option("--gates", type=_FILE, help="Draw this log, which tvc_inspect.GateLog wrote.")
+@_class_option
+@click.option("--size", type=click.IntRange(min=1), help="Side of the image that is sent through.")
+@_weights_option
+@click.option("--json", "as_json", is_flag=True, help="Print the facts of the page as JSON.")
+@_force_option
+def inspect_command(
+    model: str,
+    other: str | None,
+    out: Path | None,
+    photo: Path | None,
+    gates: Path | None,
+    target: str | None,
+    size: int | None,
+    pretrained: bool | None,
+    as_json: bool,
+    force: bool,
+) -> None:
+    """Write a page on MODEL, a recipe, a saved file or a backbone's name: every path with shape,
+    parameters, FLOPs, bytes kept for backward and time, patches with their gates, and what the
+    patches change at the start. With OTHER: in what the two differ.
+    """
+    from .comparing import compare_models
+    from .facts import inspect_model
+    from .opening import check_out, open_model, written_whole
+    from .writing import inspect_page
+
+    if out is None and not as_json:
+        raise click.UsageError("give --out page.html, or --json")
+    if out is None and (photo or gates):
+        raise click.UsageError("--photo and --gates are for a page: give --out page.html")
+    if target is not None and photo is None:
+        raise click.UsageError("--class is for the map on a photo: give --photo")
+    if out is not None:
+        check_out(out, force)
+    if photo is not None and pretrained is None:
+        pretrained = True
+    first, note = open_model(model, pretrained=pretrained)
+    second, other_note = (None, "") if other is None else open_model(other, pretrained=pretrained)
+    notes = [f"{name}: {text}" for name, text in ((model, note), (other, other_note)) if text]
+    page = ""
+    if out is not None:
+        page = inspect_page(
+            first, second, photo=photo, gates=gates, target=target, size=size, source=model,
+            notes=notes,
+        )  # fmt: skip
+    if as_json:
+        facts = inspect_model(first, size=size)
+        data: dict[str, Any] = {"model": facts.as_data(), "notes": notes}
+        if second is not None:
+            others = inspect_model(second, size=facts.image[2:])
+            data["comparison"] = compare_models(first, second, facts, others).as_data()
+        click.echo(json.dumps(data, indent=1, allow_nan=False))
+    if out is not None:
+        written_whole(out, lambda file: file.write(page.encode()))
+        click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)", err=True)
+    for text in notes:
+        click.echo(f"note: {text}", err=True)
+
+
+@click.command("cam")
+@click.argument("model")
+@click.argument("photo", type=_FILE)
+@click.option("--out", type=_FILE, required=True, help="Write this picture, such as map.png.")
+@_class_option
+@click.option("--layer", help="Path of the module to look at; default the last stage.")
+@_weights_option
+@_force_option
+def cam_command(
+    model: str,
+    photo: Path,
+    out: Path,
+    target: str | None,
+    layer: str | None,
+    pretrained: bool | None,
+    force: bool,
+) -> None:
+    """Draw where MODEL, a recipe, a saved file or a backbone's name, looks on PHOTO for a class:
+    red speaks for the class, blue against it.
+    """
+    from .opening import check_out, open_model, written_whole
+    from .pictures import check_format, open_photo
+    from .writing import cam_picture
+
+    check_out(out, force)
+    kind = check_format(out)
+    open_photo(photo)  # before what takes long
+    network, note = open_model(model, pretrained=True if pretrained is None else pretrained)
+    picture, found = cam_picture(network, photo, target, layer=layer)
+    written_whole(out, lambda file: picture.save(file, kind))
+    click.echo(f"{found.name}: logit {found.score:.4g}, at {found.layer}")
+    click.echo(f"wrote {out}", err=True)
+    if note:
+        click.echo(f"note: {note}", err=True)

@@ -1,0 +1,260 @@
+"""Say in what two models differ: patches, head, what is trainable, paths, shapes, tensors, costs.
+
+What follows from a difference that is named already is not named again: the tensors of a patch that
+only one model has, or those of a head with other classes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from tvc_core import HybridModel, diff_weights
+
+from .facts import ModelFacts, PatchFacts
+
+__all__ = ["Comparison", "CostChange", "Difference", "compare_models"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """Something in which two models differ.
+
+    Args:
+        kind: "patch", "head", "class names", "trainable", "freezing", "path", "shape" or "tensor".
+        path: of the module, part or tensor.
+        a: what the first model has there, in words; "" where it has nothing.
+        b: what the second one has.
+    """
+
+    kind: str
+    path: str
+    a: str
+    b: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class CostChange:
+    """One total of two models.
+
+    Args:
+        name: of what, with its unit.
+        a: of the first model; None where it is not known.
+        b: of the second.
+    """
+
+    name: str
+    a: float | None
+    b: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """In what two models differ.
+
+    Args:
+        name: of the second model.
+        differences: what was changed, each once.
+        costs: the totals of both, whether they differ or not.
+    """
+
+    name: str
+    differences: tuple[Difference, ...]
+    costs: tuple[CostChange, ...]
+
+    def as_data(self) -> dict[str, Any]:
+        """Return the comparison as plain data, which JSON has a form for."""
+        return asdict(self)
+
+
+def compare_models(
+    a: HybridModel, b: HybridModel, facts_a: ModelFacts, facts_b: ModelFacts
+) -> Comparison:
+    """Return in what two models differ; neither of them runs.
+
+    Args:
+        a: the first model.
+        b: the second model.
+        facts_a: what `inspect_model` returns for the first.
+        facts_b: what `inspect_model` returns for the second, of an image of the same size.
+    """
+    patches, covered = _patches(facts_a, facts_b)
+    heads, of_heads = _heads(a, b)
+    covered |= of_heads
+    after_head = {row.path for row in facts_a.paths if row.part == "head"} if of_heads else set()
+    paths, gone = _paths(a, b, covered)
+    covered |= gone
+    return Comparison(
+        name=facts_b.name,
+        differences=(
+            *patches,
+            *heads,
+            *_trainable(a, b, facts_a, covered),
+            *paths,
+            *_shapes(facts_a, facts_b, covered, after_head),
+            *_tensors(a, b, covered),
+        ),
+        costs=tuple(_costs(facts_a, facts_b)),
+    )
+
+
+def _is_in(path: str, roots: set[str]) -> bool:
+    """Tell whether a path is one of some, or below one."""
+    return any(path == root or path.startswith(f"{root}.") for root in roots)
+
+
+def _patches(a: ModelFacts, b: ModelFacts) -> tuple[list[Difference], set[str]]:
+    sides = [{(each.target, each.path): each for each in facts.patches} for facts in (a, b)]
+    differences, covered = [], set()
+    for key in dict.fromkeys((*sides[0], *sides[1])):
+        first, second = (_in_words(side.get(key)) for side in sides)
+        if first != second:
+            differences.append(Difference(kind="patch", path=key[0], a=first, b=second))
+            covered.add(key[1])
+    return differences, covered
+
+
+def _in_words(patch: PatchFacts | None) -> str:
+    if patch is None:
+        return ""
+    params = ", ".join(f"{name}={value!r}" for name, value in patch.params.items())
+    init = f", init {patch.init}" if patch.init else ""
+    start = "" if patch.gate is not None or patch.position is None else ", without a gate"
+    return f"{patch.op} {patch.block or 'its own module'}({params}){init}{start}"
+
+
+def _heads(a: HybridModel, b: HybridModel) -> tuple[list[Difference], set[str]]:
+    sides = [{info.name: info for info in model.head_info} for model in (a, b)]
+    differences, covered = [], set()
+    for name in dict.fromkeys((*sides[0], *sides[1])):
+        infos = [side.get(name) for side in sides]
+        words = ["" if info is None else f"{info.num_classes} classes" for info in infos]
+        modules = {info.module for info in infos if info is not None}
+        if words[0] != words[1]:
+            path = name or " or ".join(sorted(modules))
+            differences.append(Difference(kind="head", path=path, a=words[0], b=words[1]))
+            covered |= modules
+    if not differences and a.class_names != b.class_names:
+        first, second = (", ".join((model.class_names or ())[:8]) for model in (a, b))
+        differences.append(Difference(kind="class names", path="", a=first, b=second))
+    return differences, covered
+
+
+def _trainable(
+    a: HybridModel, b: HybridModel, facts: ModelFacts, covered: set[str]
+) -> Iterator[Difference]:
+    """Yield the parts and patches, or single parameters, that only one of the models trains."""
+    parts = {row.path: row.part for row in facts.paths}
+    sides = [dict(model.named_parameters()) for model in (a, b)]
+    both = [name for name in sides[0] if name in sides[1] and not _is_in(name, covered)]
+    groups: dict[str, list[str]] = {}
+    homes = [patch.path for patch in facts.patches if patch.path != patch.target]
+    for name in both:
+        # a block in a frozen part may learn, so it counts by itself
+        home = next((each for each in homes if name.startswith(f"{each}.")), None)
+        groups.setdefault(home or parts.get(name.rpartition(".")[0]) or name, []).append(name)
+    found = False
+    for part, names in groups.items():
+        moved = [n for n in names if sides[0][n].requires_grad != sides[1][n].requires_grad]
+        found = found or bool(moved)
+        if len(moved) == len(names):
+            counts = [_count(side, names) for side in sides]
+            yield Difference(kind="trainable", path=part, a=counts[0], b=counts[1])
+            continue
+        for name in moved:
+            counts = [_count(side, [name]) for side in sides]
+            yield Difference(kind="trainable", path=name, a=counts[0], b=counts[1])
+    states = [model.freeze_state() for model in (a, b)]
+    for key in dict.fromkeys((*states[0], *states[1])):
+        values = [state.get(key) for state in states]
+        if not found and values[0] != values[1]:
+            yield Difference(kind="freezing", path=key, a=str(values[0]), b=str(values[1]))
+
+
+def _count(parameters: dict[str, nn.Parameter], names: list[str]) -> str:
+    trained = sum(parameters[name].numel() for name in names if parameters[name].requires_grad)
+    return f"{trained:,} of {sum(parameters[name].numel() for name in names):,} trainable"
+
+
+def _paths(a: HybridModel, b: HybridModel, covered: set[str]) -> tuple[list[Difference], set[str]]:
+    """Return modules that only one model has, the topmost of each, or of which the class or the
+    settings differ.
+    """
+    sides = [{path: _settings(module) for path, module in m.named_modules()} for m in (a, b)]
+    differences: list[Difference] = []
+    gone: set[str] = set()
+    for path in dict.fromkeys((*sides[0], *sides[1])):
+        first, second = (side.get(path, "") for side in sides)
+        if first == second or not path or _is_in(path, covered) or _is_in(path, gone):
+            continue
+        differences.append(Difference(kind="path", path=path, a=first, b=second))
+        if not first or not second:
+            gone.add(path)
+    return differences, gone
+
+
+def _settings(module: nn.Module) -> str:
+    return f"{type(module).__name__}({module.extra_repr()})"
+
+
+def _shapes(
+    a: ModelFacts, b: ModelFacts, covered: set[str], after_head: set[str]
+) -> Iterator[Difference]:
+    others = {row.path: row for row in b.paths}
+    for row in a.paths:
+        other = others.get(row.path)
+        of_head = row.path in after_head or (after_head and not row.path)
+        if other is None or of_head or _is_in(row.path, covered):
+            continue
+        first, second = ((each.shape, each.layout) for each in (row, other))
+        if first != second:
+            words = [
+                f"{list(shape or ())} {layout or ''}".strip() for shape, layout in (first, second)
+            ]
+            yield Difference(kind="shape", path=row.path, a=words[0], b=words[1])
+
+
+def _tensors(a: HybridModel, b: HybridModel, covered: set[str]) -> Iterator[Difference]:
+    found = diff_weights(a, b)
+    for change in found.changed:
+        if not _is_in(change.key, covered):
+            yield Difference(
+                kind="tensor",
+                path=change.key,
+                a="",
+                b=f"differs by at most {change.max_difference:.3g} in {change.num_changed:,} of "
+                f"{change.num_values:,} values",
+            )
+    for text in found.unlike:
+        key, _, kinds = text.partition(": ")
+        if not _is_in(key, covered):
+            first, _, second = kinds.partition(" and ")
+            yield Difference(kind="tensor", path=key, a=first, b=second)
+    for key in found.only_in_a:
+        if not _is_in(key, covered):
+            yield Difference(kind="tensor", path=key, a="a tensor", b="")
+    for key in found.only_in_b:
+        if not _is_in(key, covered):
+            yield Difference(kind="tensor", path=key, a="", b="a tensor")
+
+
+def _costs(a: ModelFacts, b: ModelFacts) -> Iterator[CostChange]:
+    first, second = a.total, b.total
+    names = {
+        "modules": (len(a.paths), len(b.paths)),
+        "parameters": (first.parameters, second.parameters),
+        "trainable parameters": (first.trainable, second.trainable),
+        "FLOPs of a forward pass": (first.flops, second.flops),
+        "bytes kept for backward": (first.kept, second.kept),
+        "milliseconds of a forward pass": (first.milliseconds, second.milliseconds),
+    }
+    for name, (one, other) in names.items():
+        yield CostChange(name=name, a=one, b=other)
+    counts = [Counter({op.name: op.calls for op in facts.uncounted}) for facts in (a, b)]
+    yield CostChange(
+        name="calls of operations without FLOPs", a=counts[0].total(), b=counts[1].total()
+    )

@@ -1,0 +1,63 @@
+"""A model described: every module with what flows there, patches included."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from ..errors import BackboneError, ParameterError, foreign
+from ..surgery.path_info import PathInfo, path_info
+from ..surgery.probing import probing
+from ..surgery.sites import Probe, image_of
+from .freezing import part_of_parameter
+from .hybrid import HybridModel
+from .settling import settle
+
+__all__ = ["describe_model"]
+
+USUAL_SIZE = 224
+"""Side of the image for a backbone without pretrained weights, which would say theirs [pixels]."""
+
+
+def describe_model(
+    model: HybridModel, *, size: int | Sequence[int] | None = None
+) -> tuple[PathInfo, ...]:
+    """Return every module of a model with what was measured there, in the order of
+    `named_modules`: what `describe_backbone` returns of a backbone, with the patches in it.
+
+    The model runs in eval mode, and is as before afterwards. A block that multiplies by its `gate`
+    is not called itself by its patch, so its `calls` are 0.
+
+    Args:
+        model: the hybrid.
+        size: side of the image, or [height, width]; by default those of the recipe, else the crop
+            of the model's weights, else that of the backbone's default weights [pixels].
+
+    Raises:
+        ParameterError: `size` is no size.
+        BackboneError: the model does not accept the image.
+        PatchError: a patch has lost its place.
+    """
+    state = model._hybrid
+    settle(model, state)
+    spec, plan = state.plan.backbone.spec, state.plan
+    weights = plan.weights or spec.find_weights(spec.default_weights)
+    given = size or plan.recipe.image_size or (weights.crop_size if weights else USUAL_SIZE)
+    sides = tuple(given) if isinstance(given, (list, tuple)) else (given, given)
+    if len(sides) != 2 or any(
+        isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides
+    ):
+        raise ParameterError(
+            f"size is a whole number of pixels, or height and width, each at least 1, not {size!r}"
+        )
+    own = replace(spec, num_channels=model.num_channels)
+    image = image_of(model, own, (sides[0], sides[1]))
+    what = f"{spec.name} does not accept images of {sides[0]}x{sides[1]} pixels"
+    with foreign(BackboneError, what), probing(model):
+        model(image)
+    paths = [path for path, _ in model.named_modules() if path]
+    sites, _ = Probe(image).sites(model, paths)
+    anatomy = state.anatomy
+    return tuple(
+        path_info(site, part_of_parameter(path, anatomy)[0]) for path, site in sites.items()
+    )
