@@ -235,7 +235,7 @@ def test_shards_hold_what_the_folder_holds(photos: Path, tmp_path: Path) -> None
 def test_shards_that_changed_are_refused(photos: Path, tmp_path: Path) -> None:
     data = open_data(DataSettings(path=str(photos)), folder=Path(), seed=0)
     write_shards(data.train, data.val, data.classes, tmp_path / "s")  # type: ignore[arg-type]
-    shard, index = tmp_path / "s/shard-00000.tar", tmp_path / "s/index.npz"
+    shard, index = tmp_path / "s/shard-00000.tar", tmp_path / "s/index.safetensors"
     settings = DataSettings(path=str(tmp_path / "s"))
     content, listed = bytearray(shard.read_bytes()), index.read_bytes()
     content[content.index(b"IDAT") + 6] ^= 1

@@ -1,20 +1,20 @@
 """Images in a few large tar files, each found by an index beside them.
 
-A folder of shards has `index.npz` and `shard-00000.tar`, `shard-00001.tar`, ... The index says in
-which file, where, and how long each image is, so any of them can be read at any time: the order of
-training is that of other data, and needs no buffer. The tar files are ordinary ones.
+A folder of shards has `index.safetensors` and `shard-00000.tar`, `shard-00001.tar`, ... The index
+says in which file, where, and how long each image is, so any of them can be read at any time: the
+order of training is that of other data, and needs no buffer. The tar files are ordinary ones.
 """
 
 from __future__ import annotations
 
 import hashlib
-import io
 import os
 import tarfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from tvc_core import foreign
@@ -28,7 +28,7 @@ from .settings import DataSettings
 
 __all__ = ["INDEX", "ShardSamples", "open_shards", "write_shards"]
 
-INDEX = "index.npz"
+INDEX = "index.safetensors"
 VERSION = 1
 _BLOCK = 512  # of a tar file [bytes]
 _KINDS = {
@@ -198,8 +198,7 @@ def _write_into(
             file.write(b"\0" * 2 * _BLOCK)  # the end of a tar file
     places = np.array(index, np.int64).reshape(-1, 3)
     kept, named = Names(names), Names(classes)
-    np.savez(
-        folder / INDEX,
+    columns = dict(  # noqa: C408  read as keyword arguments
         version=np.array([VERSION]),
         shard=places[:, 0],
         offset=places[:, 1],
@@ -213,6 +212,8 @@ def _write_into(
         class_ends=named.ends,
         sizes=np.array([size + 2 * _BLOCK for size in sizes], np.int64),
     )
+    made = {name: np.ascontiguousarray(column) for name, column in columns.items()}
+    (folder / INDEX).write_bytes(save(made))
 
 
 def open_shards(
@@ -226,8 +227,8 @@ def open_shards(
     file = folder / INDEX
     advice = "Write the shards again: 'tvc data RECIPE --write-shards FOLDER'."
     with foreign(DataError, f"{file}: the index cannot be read", advice=advice):
-        with np.load(io.BytesIO(file.read_bytes())) as read:  # numpy opens no pickles unasked
-            found = {name: read[name] for name in (*_KINDS, "targets")}
+        read = load(file.read_bytes())
+        found = {name: read[name] for name in (*_KINDS, "targets")}
         _check_index(found, folder)
         names = Names.from_arrays(found["names"], found["name_ends"])
         classes = tuple(Names.from_arrays(found["classes"], found["class_ends"]))
