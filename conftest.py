@@ -1,6 +1,12 @@
-"""What all tests use: the fixtures that tvc ships for tests of plugins."""
+"""What all tests use: the fixtures that tvc ships for tests of plugins, and a browser."""
 
 import gc
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
 
 pytest_plugins = ["tvc_core.testing.fixtures"]
 
@@ -11,3 +17,24 @@ def pytest_collection_finish() -> None:
     # again: a third of a second each time, in tests that are otherwise over as soon.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    """A running Chromium, one for all tests of pages: playwright takes a process once. Without it
+    they skip by name, and fail where CI=true asks for all tests.
+    """
+    path = shutil.which("chromium") or shutil.which("chromium-browser")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        path = None
+    if path is None:
+        missing = "chromium is not installed, or playwright is not, which open the pages"
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"{missing}, and CI=true asks for all tests")
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
+        yield browser
+        browser.close()

@@ -20,7 +20,7 @@ RECIPES = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
 def tvc(*args: str) -> str:
     """Run a command of tvc and return what it prints."""
     command = [sys.executable, "-m", "tvc_cli", *args]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         raise SystemExit(f"tvc {' '.join(args)}: {done.stderr.strip()}")
     return done.stdout
@@ -29,7 +29,7 @@ def tvc(*args: str) -> str:
 def pretrained(recipe: Path) -> bool:
     """Return whether the weights of a recipe are to be had; where not, say why."""
     command = [sys.executable, "-m", "tvc_cli", "build", str(recipe)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8")
     if done.returncode:
         print(f"{recipe.name}: shown with random weights, since: {done.stderr.strip()}")
     return not done.returncode

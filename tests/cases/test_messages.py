@@ -466,7 +466,7 @@ SHELL: dict[str, list[Command]] = {
     "commands": [
         ("lst", "Did you mean 'list'?", "list"),
         ("new_plugn", "Did you mean 'new-plugin'", None),
-        ("train recipe.yaml", "'tvc --help' tells of each", "--help"),
+        ("deploy recipe.yaml", "'tvc --help' tells of each", "--help"),
     ],
     "plugins to check": [
         ("check tvc-attentoin", "Did you mean 'tvc-attention'", None),

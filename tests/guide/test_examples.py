@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-NO_PART_OF_THE_GUIDE = ("demo.py", "identity_start.py")
+NO_PART_OF_THE_GUIDE = ("demo.py", "gallery.py", "identity_start.py")
 SCRIPTS = sorted(path for path in EXAMPLES.glob("*.py") if path.name not in NO_PART_OF_THE_GUIDE)
 
 

@@ -213,9 +213,14 @@ def next_version(folder: Path, copy: Path) -> list[str]:
     )
     package = next(folder.glob("t*/py.typed")).parent
     shutil.copytree(package, copy / package.name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("README.md", "LICENSE"):
-        shutil.copy(folder / name, copy)
-    modules = [path for path in copy.rglob("*.py") if path.name not in ("__init__.py", "plugin.py")]
+    for name in ("README.md", "LICENSE", "hatch_build.py"):
+        if (folder / name).is_file():
+            shutil.copy(folder / name, copy)
+    modules = [
+        path
+        for path in copy.rglob("*.py")
+        if path.name not in ("__init__.py", "plugin.py", "hatch_build.py")
+    ]
     for module in sorted(modules)[-1:]:
         module.unlink()
     return [str(module.relative_to(copy)) for module in sorted(modules)[-1:]]

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -57,11 +58,13 @@ def cached_file(url: str, sha256: str | None = None, *, progress: bool = True) -
         name = f"{stem}-{sha256[:8].lower()}{suffix}"
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     for place in (*(folder / name for folder in shared_folders()), path):
-        # methods of Path raise where the folder cannot be read
-        if os.path.isfile(place):  # noqa: PTH113
-            return place
-        if os.path.exists(place):  # noqa: PTH110  a pipe would be waited for, a device never ends
+        try:
+            mode = place.stat().st_mode  # asked once: another process may put the file there now
+        except (OSError, ValueError):  # it is not there, or its folder cannot be read
+            continue
+        if not stat.S_ISREG(mode):  # a pipe would be waited for, a device never ends
             raise WeightsError(f"{place}: is no regular file. Delete it and build again")
+        return place
     download(url, path, sha256.lower() if sha256 else promised, progress=progress)
     return path
 

@@ -152,10 +152,7 @@ def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None
     padded and shifted) that torch.export computes with symbols for hours. Where there are no such
     signals (Windows, threads), it runs to its end.
     """
-    main = threading.current_thread() is threading.main_thread()
-    if not hasattr(signal, "setitimer") or not main or "hw" not in dynamic:
-        yield
-        return
+    wanted = threading.current_thread() is threading.main_thread() and "hw" in dynamic
 
     def stop(*_: Any) -> None:
         raise BackboneError(
@@ -163,10 +160,13 @@ def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None
             "of their sizes. Leave out hw, or give more time by --limit"
         )
 
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
+    if hasattr(signal, "setitimer") and hasattr(signal, "SIGALRM") and wanted:
+        before = signal.signal(signal.SIGALRM, stop)
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, before)
+    else:
         yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -171,7 +171,7 @@ def _kept(folder: Path, commit: str | None, file: str | None, most: int | None) 
 
 def _commit_in(path: Path) -> str | None:
     with suppress(OSError, ValueError):
-        said = path.read_text("ascii").strip()
+        said = path.read_text(encoding="ascii").strip()
         return said if is_commit(said) else None
     return None
 
@@ -199,8 +199,9 @@ def _result(
 ) -> Pulled:
     assert commit is not None
     if out is not None:
-        with _disk(out), _draft(out) as (draft, target), found.open("rb") as source:
-            shutil.copyfileobj(source, target, 1 << 20)
+        with _disk(out), _draft(out) as (draft, target):
+            with found.open("rb") as source:
+                shutil.copyfileobj(source, target, 1 << 20)
             target.close()
             draft.replace(out)
     return Pulled(

@@ -119,7 +119,9 @@ def _vendor(name: str) -> str:
 
 
 def _asset(name: str) -> str:
-    return _script_safe((resources.files(__package__) / "assets" / name).read_text("utf-8"))
+    return _script_safe(
+        (resources.files(__package__) / "assets" / name).read_text(encoding="utf-8")
+    )
 
 
 def _script_safe(text: str) -> str:

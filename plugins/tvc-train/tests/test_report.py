@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,24 +45,6 @@ class Pictures:
         if index % 10 == 3:
             raise OSError("it is gone <b>now</b>")
         return torch.full((3, 40 + index, 300), 4 * index, dtype=torch.uint8)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    """Chromium, which a test of reports needs; `.ci/run` installs it."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        path = None
-    if path is None:
-        if os.environ.get("CI") == "true":
-            pytest.fail("there is no chromium, or no playwright, and CI has to have them")
-        pytest.skip("no chromium")
-    with sync_playwright() as tools:
-        started = tools.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield started
-        started.close()
 
 
 def opened(browser: Any, path: Path) -> SimpleNamespace:
@@ -112,10 +91,10 @@ def write(path: Path, *, num_classes: int = 4, labels: str = "one", **more: Any)
 
 @pytest.mark.parametrize(("num_classes", "labels"), [(4, "one"), (40, "one"), (4, "many")])
 def test_a_browser_shows_all_of_it_without_a_network(
-    browser: Any, tmp_path: Path, num_classes: int, labels: str
+    chromium: Any, tmp_path: Path, num_classes: int, labels: str
 ) -> None:
     path = write(tmp_path / "report.html", num_classes=num_classes, labels=labels)
-    found = opened(browser, path)
+    found = opened(chromium, path)
     assert found.said == []
     assert found.requests == [path.as_uri()]
     assert len(found.pictures) > 20
@@ -129,16 +108,16 @@ def test_a_browser_shows_all_of_it_without_a_network(
     assert found.font.startswith("system-ui")  # so the style sheet is allowed
 
 
-def test_the_policy_allows_the_style_sheet_and_no_other(browser: Any, tmp_path: Path) -> None:
+def test_the_policy_allows_the_style_sheet_and_no_other(chromium: Any, tmp_path: Path) -> None:
     path = write(tmp_path / "report.html")
     text = path.read_text(encoding="utf-8")
     assert "default-src 'none'" in text.replace("&#39;", "'")
     other = tmp_path / "other.html"
     other.write_text(text.replace("<style>", "<style>h1 { color: red }", 1), encoding="utf-8")
-    assert any("style" in line for line in opened(browser, other).said)
+    assert any("style" in line for line in opened(chromium, other).said)
     third = tmp_path / "third.html"
     third.write_text(text.replace("</body>", "<script>1</script></body>"), encoding="utf-8")
-    assert any("script" in line for line in opened(browser, third).said)
+    assert any("script" in line for line in opened(chromium, third).said)
 
 
 def test_two_reports_of_one_run_are_one(tmp_path: Path) -> None:

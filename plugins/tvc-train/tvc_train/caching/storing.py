@@ -177,7 +177,7 @@ class FeatureStore:
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
         """Wait until no other process builds here. The system lets go of a killed one's lock."""
-        with (self.folder / _LOCK).open("w") as file:
+        with (self.folder / _LOCK).open("wb") as file:
             try:
                 import fcntl
             except ImportError:  # Windows

@@ -8,10 +8,8 @@ order of training is that of other data, and needs no buffer. The tar files are 
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from safetensors.numpy import load, save
@@ -60,14 +58,6 @@ class ShardSamples(Samples):
     ) -> None:
         super().__init__(targets, names)
         self.folder, self.settings, self.index, self.digests = folder, settings, index, digests
-        self._files: dict[int, int] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_files": {}}  # another process opens its own
-
-    def __del__(self) -> None:
-        for handle in getattr(self, "_files", {}).values():
-            os.close(handle)
 
     def read(self, index: int) -> Tensor:
         """Return an image, uint8 [3, H, W].
@@ -115,10 +105,11 @@ class ShardSamples(Samples):
     def _bytes(self, index: int) -> bytes:
         shard, offset, size = map(int, self.index[index])
         try:
-            if shard not in self._files:
-                path = self.folder / _name_of(shard)
-                self._files[shard] = os.open(path, os.O_RDONLY)
-            content = os.pread(self._files[shard], size, offset)
+            with (self.folder / _name_of(shard)).open(
+                "rb"
+            ) as file:  # of no other thread's or fork's
+                file.seek(offset)
+                content = file.read(size)
         except OSError as error:
             said = f"cannot be read: {error.strerror or error}"
             raise DataError(f"{self.where(index)}: {said}") from error
