@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from ..errors import TrainingError
-from .options import device_of
+from .options import device_of, running_options
 
 __all__ = ["average_command"]
 
@@ -29,21 +29,7 @@ __all__ = ["average_command"]
     show_default=True,
     help="The figure by which --greedy compares, as tvc evaluate shows it.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Images that go through the network together.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Processes that read images; 0 for none but this one.",
-)
-@click.option("--device", default="cpu", show_default=True, help="Where the network runs: cuda.")
+@running_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def average_command(
     files: tuple[Path, ...],

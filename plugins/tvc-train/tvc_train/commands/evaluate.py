@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .options import as_table, device_of
+from .options import as_table, device_of, running_options
 
 __all__ = ["evaluate_command"]
 
@@ -32,21 +32,7 @@ _MOST_CLASSES = 12
     show_default=True,
     help="So many images may be left out because something is wrong with them.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Images that go through the network together.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Processes that read images; 0 for none but this one.",
-)
-@click.option("--device", default="cpu", show_default=True, help="Where the network runs: cuda.")
+@running_options
 def evaluate_command(
     file: Path,
     data: Path,

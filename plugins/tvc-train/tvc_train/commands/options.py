@@ -2,13 +2,40 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import click
 
 from ..errors import TrainingError
 
-__all__ = ["as_table", "device_of", "pairs_of"]
+__all__ = ["as_table", "device_of", "pairs_of", "running_options"]
+
+
+def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of how images go through a network: --batch-size, --workers, --device."""
+    options = (
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=32,
+            show_default=True,
+            help="Images that go through the network together.",
+        ),
+        click.option(
+            "--workers",
+            type=click.IntRange(min=0),
+            default=0,
+            show_default=True,
+            help="Processes that read images; 0 for none but this one.",
+        ),
+        click.option(
+            "--device", default="cpu", show_default=True, help="Where the network runs: cuda."
+        ),
+    )
+    for option in reversed(options):  # as decorators are applied: the last one first
+        command = option(command)
+    return command
 
 
 def device_of(name: str) -> Any:

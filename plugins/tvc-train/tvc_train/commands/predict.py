@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from .options import device_of, running_options
+
 __all__ = ["predict_command"]
 
 
@@ -23,21 +25,7 @@ __all__ = ["predict_command"]
     show_default=True,
     help="Name so many of the most probable classes.",
 )
-@click.option(
-    "--batch-size",
-    type=click.IntRange(min=1),
-    default=32,
-    show_default=True,
-    help="Images that go through the network together.",
-)
-@click.option(
-    "--workers",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Processes that read images; 0 for none but this one.",
-)
-@click.option("--device", default="cpu", show_default=True, help="Where the network runs: cuda.")
+@running_options
 def predict_command(
     file: Path,
     paths: tuple[Path, ...],
@@ -59,7 +47,6 @@ def predict_command(
     from ..predicting import Prediction, as_csv, as_json_lines, find_files, predict
     from ..runs import write_durably
     from ..trained import Trained
-    from .options import device_of
 
     where = device_of(device)
     files, hidden = find_files(paths)
