@@ -16,9 +16,11 @@ user can tell.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain
 
 from ..errors import WeightsError, join_names
 
@@ -64,20 +66,21 @@ class Names:
 
     Args:
         names: for each new name, the checkpoint's.
-        steps: what was done to the checkpoint's names, in order.
+        steps: what was done to the checkpoint's names, in order; of those done at once, a name has
+            had the first that is for it.
         entered: what was done to the model's.
         counts: tensors that a step was for.
     """
 
     names: dict[str, str]
-    steps: list[_Step] = field(default_factory=list)
+    steps: list[list[_Step]] = field(default_factory=list)
     entered: list[_Step] = field(default_factory=list)
     counts: dict[_Step, int] = field(default_factory=dict)
 
     def module_path(self, path: str) -> str:
         """Return the new path of a module of the checkpoint."""
-        for step in self.steps:
-            path = step.apply(path)
+        for steps in self.steps:
+            path = _first_applied(steps, path)
         for step in reversed(self.entered):
             path = step.undo(path)
         return path
@@ -85,7 +88,7 @@ class Names:
     def explained(self) -> list[str]:
         """Return what was done, in words."""
         words: dict[str, tuple[list[str], int]] = {}
-        for step in (*self.steps, *self.entered):
+        for step in (*chain.from_iterable(self.steps), *self.entered):
             parent, _, last = step.path.rpartition(".")
             what = {
                 "drop": f"without {last!r}",
@@ -138,17 +141,19 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> I
         taken = _choose(votes, targets, fits, rejected, same)
         if not taken:
             break
-        voted = targets  # the names that the votes are about
-        for step in taken:
-            reached = {voted[name]: key for name, key in votes[step].items()}
-            found.counts[step] = len(reached)
-            if step.kind == "enter":
-                found.entered.append(step)
-                targets = _applied(step, targets, set())
-            else:
-                found.steps.append(step)
-                found.names = _applied(step, found.names, set(reached.values()))
-            fits = {target: key for target, key in fits.items() if target not in reached}
+        reached = {
+            step: {targets[name]: key for name, key in votes[step].items()} for step in taken
+        }
+        for step, tensors in reached.items():
+            found.counts[step] = len(tensors)
+            fits = {target: key for target, key in fits.items() if target not in tensors}
+        for step in (step for step in taken if step.kind == "enter"):
+            found.entered.append(step)
+            targets = _applied([step], targets, set())
+        if aside := [step for step in taken if step.kind != "enter"]:
+            found.steps.append(aside)
+            fitting = {key for step in aside for key in reached[step].values()}
+            found.names = _applied(aside, found.names, fitting)
         yield replace(
             found,
             names={targets.get(n) or _undone(n, found): k for n, k in found.names.items()},
@@ -163,17 +168,21 @@ def _undone(name: str, found: Names) -> str:
     return name
 
 
-def _applied(step: _Step, names: Mapping[str, str], fitting: set[str]) -> dict[str, str]:
-    """Apply a step to all names.
+def _first_applied(steps: Sequence[_Step], name: str) -> str:
+    return next((new for step in steps if (new := step.apply(name)) != name), name)
+
+
+def _applied(steps: Sequence[_Step], names: Mapping[str, str], fitting: set[str]) -> dict[str, str]:
+    """Apply steps to all names at once.
 
     Where the new name is another tensor's, the one that fits by its shape has it, and the other
     one keeps its name, or loses it: it is found nowhere then, and is unexpected.
     """
-    new = {name: key for name, key in names.items() if step.apply(name) == name}
+    after = {name: _first_applied(steps, name) for name in names}
+    new = {name: key for name, key in names.items() if after[name] == name}
     for name, key in names.items():
-        after = step.apply(name)
-        if after != name:
-            new[after if after not in new or key in fitting else name] = key
+        if after[name] != name:
+            new[after[name] if after[name] not in new or key in fitting else name] = key
     return new
 
 
@@ -192,9 +201,14 @@ def _votes(
     votes: dict[_Step, dict[str, str]] = defaultdict(dict)
     below = _below(own, given)
     for name in sorted(given):
-        for target, first in _walk(name.split("."), tree):
-            if own.get(target) == given[name]:
+        for ends in _walk(name.split("."), tree):
+            fitting = {t: steps for t, steps in ends.items() if own.get(t) == given[name]}
+            # a name of two numbers (blocks.0.1 for blocks.1) leads to several places: the step that
+            # most names agree on counts
+            for first in {step: None for steps in fitting.values() for step in steps}:
+                target = next(t for t, steps in fitting.items() if first in steps)
                 votes[first].setdefault(target, keys[name])
+            if fitting:
                 break
         else:
             if len(found := below.get(name, [])) == 1:
@@ -217,35 +231,42 @@ def _below(own: Mapping[str, Shape], given: Mapping[str, Shape]) -> dict[str, li
     return found
 
 
-def _walk(parts: list[str], tree: Mapping[str, dict[str, str]]) -> Iterator[tuple[str, _Step]]:
-    """Yield where a name can lead to, and the first step aside on the way; fewest steps first."""
-    states: dict[tuple[int, str], _Step | None] = {(0, ""): None}
-    seen = set(states)
+def _walk(
+    parts: list[str], tree: Mapping[str, dict[str, str]]
+) -> Iterator[dict[str, dict[_Step, None]]]:
+    """Yield where a name can lead to by one step aside, by two and so on; each place with the first
+    steps of the ways there.
+    """
+    states: dict[tuple[int, str], dict[_Step, None]] = {(0, ""): {}}
+    seen: set[tuple[int, str]] = set()
     for _ in range(_ASIDE + 1):
-        aside: dict[tuple[int, str], _Step | None] = {}
-        queue = list(states.items())
+        aside: dict[tuple[int, str], dict[_Step, None]] = defaultdict(dict)
+        ends: dict[str, dict[_Step, None]] = {}
+        queue = sorted(states)  # by index, along which ways meet
         while queue:  # steps along the name cost nothing
-            (index, node), first = queue.pop(0)
-            children = tree.get(node, {})
+            index, node = queue.pop(0)
+            children, ways = tree.get(node, {}), states[index, node]
             if index == len(parts):
-                if first is not None and not children:
-                    yield node, first
+                if ways and not children:
+                    ends[node] = ways
                 continue
             after = children.get(parts[index])
             if after is not None and (index + 1, after) not in seen:
-                seen.add((index + 1, after))
-                queue.append(((index + 1, after), first))
+                if (index + 1, after) not in states:
+                    insort(queue, (index + 1, after))
+                states[index + 1, after] = {**states.get((index + 1, after), {}), **ways}
             here = ".".join(parts[: index + 1])
             if index + 1 < len(parts):
-                aside.setdefault((index + 1, node), first or _Step("drop", here))
+                aside[index + 1, node] |= ways or {_Step("drop", here): None}
                 joined = children.get(parts[index] + parts[index + 1])
                 if joined is not None:
-                    aside.setdefault((index + 2, joined), first or _Step("join", here))
+                    aside[index + 2, joined] |= ways or {_Step("join", here): None}
             inner = [child for child in children.values() if tree.get(child)]
             if len(inner) == 1:
-                aside.setdefault((index, inner[0]), first or _Step("enter", inner[0]))
-        states = {state: first for state, first in aside.items() if state not in seen}
-        seen |= set(states)
+                aside[index, inner[0]] |= ways or {_Step("enter", inner[0]): None}
+        yield ends
+        seen |= states.keys()
+        states = {state: ways for state, ways in aside.items() if state not in seen}
 
 
 def _choose(
@@ -264,6 +285,8 @@ def _choose(
         if step in rejected or filled == reached:
             continue
         rivals = [other for other in taken if votes[other].keys() & votes[step].keys()]
+        if rivals and all(_is_other_way(votes[step], votes[other]) for other in rivals):
+            continue  # which the next round looks at again
         if 2 * len(filled) > len(reached) or rivals:
             rejected.add(step)
             for other in rivals:
@@ -271,6 +294,13 @@ def _choose(
             continue
         taken.append(step)
     return taken
+
+
+def _is_other_way(one: Mapping[str, str], other: Mapping[str, str]) -> bool:
+    """Tell whether two steps lead to the same tensors of the model from the same ones of the
+    checkpoint.
+    """
+    return all(one[name] == other[name] for name in one.keys() & other.keys())
 
 
 def _refuse_tie(
