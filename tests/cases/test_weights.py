@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import bz2
 import gzip
 import json
+import lzma
 import os
+import pickle
 import re
 import struct
+import tarfile
 import time
+import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -517,9 +522,23 @@ SAID: dict[str, tuple[Callable[[Path], object], str]] = {
     "web page": (lambda p: p.write_text("\n<!DOCTYPE html><html></html>"), "web page"),
     "gzip": (lambda p: p.write_bytes(gzip.compress(b"weights" * 99)), "gzip"),
     "json": (lambda p: p.write_text(json.dumps({"a": [1]})), "JSON"),
+    "web page with a mark": (lambda p: p.write_bytes(b"\xef\xbb\xbf<!DOCTYPE html>"), "web page"),
+    "xz": (lambda p: p.write_bytes(lzma.compress(b"weights" * 99)), "xz"),
+    "bzip2": (lambda p: p.write_bytes(bz2.compress(b"weights" * 99)), "bzip2"),
+    "tar": (lambda p: _archived(tarfile.open(p, "w")), "tar archive"),
+    "numpy arrays": (lambda p: np.savez(p.open("wb"), a=np.ones(2)), r"numpy \(\.npz\).*from_numpy"),
+    "another zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a/w.pth", b"1"), r"zip.*a/w\.pth"),
+    "detectron2": (lambda p: p.write_bytes(pickle.dumps({"model": {}}, 4)), "detectron2"),
+    "keras": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "HDF5"),
+    "text": (lambda p: p.write_text("Not Found"), "begins with b'Not Found'"),
     "empty": (lambda p: p.write_bytes(b""), "empty"),
     "torchscript": (lambda p: torch.jit.save(torch.jit.script(nn.Linear(2, 2)), p), "TorchScript"),
 }
+
+
+def _archived(archive: tarfile.TarFile) -> None:
+    with archive:
+        archive.addfile(tarfile.TarInfo("weights.pth"))
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -533,6 +552,11 @@ def test_f12_a_file_says_what_it_is(kind: str, ending: str, tmp_path: Path) -> N
         read_state_dict(path)
     text = str(caught.value)
     assert "\x1b" not in text and "weights_only" not in text and len(text) < 400 + len(str(path))
+
+
+def test_f12_an_address_is_no_path() -> None:
+    with pytest.raises(WeightsError, match="An address is no path"):
+        partial_load(small(), "https://example.com/weights/a.pth")
 
 
 @pytest.mark.parametrize("name", ["a.bin", "a.SAFETENSORS", "a", "a.pth", "a.safetensors"])
@@ -568,6 +592,14 @@ def test_f18_a_module_in_a_checkpoint() -> None:
     with pytest.raises(WeightsError, match=r"checkpoint\['model'\]\.state_dict\(\)"):
         partial_load(Tiny(), {"model": Tiny()})
     assert partial_load(Tiny(), {"model": Tiny()}, entry="model").load_ratio == 1.0
+
+
+def test_f18_tensors_among_other_things() -> None:
+    state = snap(Tiny())
+    with pytest.raises(WeightsError, match=r"'epoch' \(a int\).*pass its tensors without the others"):
+        partial_load(Tiny(), {**state, "epoch": 3})
+    with pytest.raises(WeightsError, match="'shadow_params' has tensors without names"):
+        partial_load(Tiny(), {"shadow_params": list(state.values()), "decay": 0.9})
 
 
 def test_m3_a_training_checkpoint_by_its_path(tmp_path: Path) -> None:
@@ -655,6 +687,13 @@ def test_m5_sharded_files(tmp_path: Path) -> None:
     (tmp_path / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(WeightsError, match=r"cannot be read: No such file"):
         partial_load(Tiny(), index)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "open_clip_pytorch_model.bin"])
+def test_m5_a_folder_with_a_file_of_torch_save(name: str, tmp_path: Path) -> None:
+    source, model = Tiny(), Tiny()
+    torch.save(source.state_dict(), tmp_path / name)
+    assert partial_load(model, tmp_path).load_ratio == 1.0 and same(model, snap(source))
 
 
 @pytest.mark.parametrize(

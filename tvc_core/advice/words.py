@@ -243,6 +243,8 @@ def on_missing(path: Path, suffixes: tuple[str, ...]) -> str:
         path: what was given.
         suffixes: of the files that are wanted.
     """
+    if re.match(r"[a-z]{2,}:/", str(path)):  # of whose slashes a path keeps one
+        return " An address is no path: download the file first."
     with suppress(OSError):  # such as of a name that is too long
         if path.is_dir():
             there = sorted(each.name for each in path.iterdir() if each.suffix in suffixes)

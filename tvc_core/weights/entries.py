@@ -13,7 +13,7 @@ from ..errors import WeightsError, join_names, short_repr, what_there_is
 
 __all__ = ["Checkpoint", "check_state_dict", "pick_entry"]
 
-_DEPTH = 4
+_DEPTH = 8
 """Levels of mappings that are searched for state dicts."""
 
 _EXTRA = "_extra_state"
@@ -149,6 +149,19 @@ def _advice(content: Mapping[Any, Any]) -> str:
         modules = [key for key, value in content.items() if isinstance(value, nn.Module)]
         if modules:
             return f" Pass the state dict of its entry: checkpoint[{modules[0]!r}].state_dict()."
+        named = sum(isinstance(key, str) and isinstance(t, Tensor) for key, t in content.items())
+        if 2 * named > len(content):
+            return " Read the file by torch.load, and pass its tensors without the others."
+        listed = [
+            key
+            for key, value in content.items()
+            if isinstance(value, (list, tuple)) and any(isinstance(each, Tensor) for each in value)
+        ]
+        if listed:  # as the shadow parameters of an average
+            return (
+                f" {short_repr(listed[0])} has tensors without names: zip them with those of the "
+                "model's parameters that were averaged"
+            )
         return ""
     texts = []
     for path, count in found[:8]:

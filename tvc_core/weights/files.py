@@ -173,7 +173,7 @@ def _load(file: BinaryIO, path: Path, room: Room | None) -> Content:
     except Exception as error:
         # damaged files raise nearly anything: UnicodeDecodeError, IndexError, KeyError, ...
         raise WeightsError(
-            f"{path}: cannot be opened as weights: {why_not_opened(path, head, error)}"
+            f"{path}: cannot be opened as weights: {why_not_opened(path, file, head, error)}"
         ) from error
 
 

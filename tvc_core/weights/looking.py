@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
 from ..advice.words import on_file, on_missing
-from ..errors import WeightsError
+from ..errors import WeightsError, join_names
 from .shards import refuse_distributed
 
 __all__ = [
@@ -79,7 +80,7 @@ def foreign_kind(head: bytes) -> str:
     """Return what a file is that holds no weights and is often taken for one that does, else an
     empty string.
     """
-    start = head[:100].lstrip().lower()
+    start = head[:100].lstrip(b"\xef\xbb\xbf \t\r\n").lower()  # the first three mark UTF-8
     if head.startswith(b"version https://git-lfs"):
         return (
             "the pointer of Git LFS (it begins with 'version https://git-lfs') that stands for a "
@@ -88,19 +89,52 @@ def foreign_kind(head: bytes) -> str:
     if start.startswith((b"<!doctype", b"<html", b"<?xml")):
         shown = head.lstrip().split(b"\n")[0][:40].decode("ascii", "replace")
         return f"a web page (it begins with {shown!r}), which a server or a proxy has sent instead"
-    if head.startswith(b"\x1f\x8b"):
-        return "compressed by gzip; unpack it first"
     if start.startswith((b"{", b"[")):
         return "JSON; the index of a sharded file is known by its name, ending in .index.json"
-    return ""
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it first"
+    return next((what for magic, what in _FOREIGN.items() if head.startswith(magic)), "")
 
 
-def why_not_opened(path: Path, head: bytes, error: Exception) -> str:
+_FOREIGN = {
+    b"\x1f\x8b": "compressed by gzip; unpack it first",
+    b"\xfd7zXZ\0": "compressed by xz; unpack it first",
+    b"\x28\xb5\x2f\xfd": "compressed by zstandard; unpack it first",
+    b"BZh": "compressed by bzip2; unpack it first",
+    b"Rar!": "a RAR archive; unpack it first",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive; unpack it first",
+    b"\x89HDF": "HDF5, as Keras writes; convert it to safetensors",
+    b"GGUF": "GGUF, as llama.cpp reads; convert it to safetensors",
+    b"\x93NUMPY": "an array of numpy, which has no names; save a state dict by torch.save",
+}
+"""What files begin with that hold no state dict, and what they are."""
+
+
+def _other_archive(file: BinaryIO) -> str:
+    """Return what a zip archive is that torch.save did not write, else an empty string."""
+    try:
+        with zipfile.ZipFile(file) as archive:
+            names = archive.namelist()[:1000]
+    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+        return ""
+    if any(name.rpartition("/")[2] in ("data.pkl", "constants.pkl") for name in names):
+        return ""
+    if names and all(name.endswith(".npy") for name in names):
+        return (
+            "arrays of numpy (.npz), whose names are seldom torch's. Load it by numpy and pass "
+            "{name: torch.from_numpy(array) for name, array in numpy.load(path).items()}"
+        )
+    found = join_names(names, most=3)
+    return f"a zip archive that torch.save did not write; in it: {found}. Unpack it first"
+
+
+def why_not_opened(path: Path, file: BinaryIO, head: bytes, error: Exception) -> str:
     """Return in tvc's words why torch does not open a file, and what to do; torch's own text
     advises to run what is in the file.
 
     Args:
-        path: the file.
+        path: where the file was found.
+        file: the open file.
         head: its first bytes.
         error: what torch raised.
     """
@@ -117,9 +151,14 @@ def why_not_opened(path: Path, head: bytes, error: Exception) -> str:
     if not head:
         return "it is empty"
     if head[:4] == b"PK\x03\x04":
-        return "it is truncated or damaged. Copy or download it again"
+        other = _other_archive(file)
+        return f"it is {other}" if other else "it is truncated or damaged. Copy or download it again"
     if head[:1] == b"\x80":
-        return "it is damaged, or holds more than tensors, and tvc never runs code from a file"
+        return (
+            "it is damaged, or a pickle that torch.save did not write, as detectron2's .pkl files "
+            "are, and tvc never runs code from a file"
+        )
     if other := on_file(path, head, "tensors"):
         return f"it is not a file of torch.save.{other}".removesuffix(".")
-    return f"it is damaged, or not a file of torch.save ({type(error).__name__})"
+    shown = bytes(head[:16])
+    return f"it is damaged, or not a file of torch.save: it begins with {shown!r}"

@@ -11,6 +11,12 @@ from ..errors import WeightsError, join_names
 
 __all__ = ["MOST_HEADER", "file_in_folder", "parts_of", "refuse_distributed", "refuse_part"]
 
+_USUAL = (
+    "model.safetensors.index.json", "model.safetensors", "open_clip_model.safetensors",
+    "pytorch_model.bin.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin",
+)  # fmt: skip
+"""What the file is called in folders of the Hugging Face hub, the safe format first."""
+
 MOST_HEADER = 10 << 20
 """Of a header or an index in JSON [bytes]."""
 
@@ -22,7 +28,7 @@ def file_in_folder(folder: Path) -> Path:
         WeightsError: there is none, or the folder is a distributed checkpoint.
     """
     refuse_distributed(folder)
-    for name in ("model.safetensors.index.json", "model.safetensors"):
+    for name in _USUAL:
         if (folder / name).is_file():
             return folder / name
     found = join_names(sorted(file.name for file in folder.iterdir()), most=8)
