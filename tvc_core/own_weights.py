@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,17 @@ from .errors import HeadError, WeightsError, count_of, join_names
 from .recipe import Plan
 from .specs import WeightsSpec
 from .surgery.head import find_last_layer, num_classes_of, set_num_classes
+from .surgery.sites import has_module
 from .weights.container import is_own
 from .weights.content import BASE_KEY, prepared_as
 from .weights.deferred import lend
+from .weights.entries import Checkpoint
 from .weights.files import state_dict_for
 from .weights.limits import Room
+from .weights.naming import Wishes
 from .weights.ownfile import OwnFile, open_own
-from .weights.partial import partial_load
+from .weights.partial import load_checkpoint
+from .weights.published import Layouts
 
 __all__ = ["FileFilling", "fill_from_file"]
 
@@ -43,14 +47,18 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
         HeadError: the file has no head, and the recipe asks for no new one.
     """
     state, content = _read(network, path)
-    head = plan.backbone.spec.head
-    last = find_last_layer(network, head)
-    rows = _rows(state, last[0]) if last else None
-    if last and rows is not None and rows != num_classes_of(last[1]):
-        set_num_classes(network, head, rows)
-    report = partial_load(network, state)
-    in_head = [key for key in report.missing if f"{key}.".startswith(f"{head}.")]
-    missing = [key for key in report.missing if key not in in_head]
+    head, layouts = plan.backbone.spec.head, None
+    if plan.backbone.spec.migrate:
+        layouts = Layouts(plan.backbone, network)
+    others = [path for path in plan.backbone.spec.auxiliary if has_module(network, path)]
+    rows = _fit_head(network, head, state, layouts)
+    for other in others:  # one that the file lacks is trained on the same classes
+        _fit_head(network, other, state, layouts, otherwise=rows)
+    checkpoint = Checkpoint.of(state, str(path))
+    report = load_checkpoint(network, checkpoint, Wishes(layouts=layouts), None, False, 0.4)
+    in_head = _inside(report.missing, [head])
+    in_others = _inside(report.missing, others)
+    missing = [key for key in report.missing if key not in {*in_head, *in_others}]
     missing = [key for key in missing if not key.endswith("num_batches_tracked")]
     if missing:
         raise WeightsError(
@@ -62,6 +70,13 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
         raise HeadError(
             f"{path}: has no head ({join_names(in_head, most=4)} are missing), so the model's "
             "outputs would mean nothing: pass num_classes for a new one, or 0 for features"
+        )
+    if in_others:
+        warnings.warn(
+            f"{path}: has no values for {count_of(len(in_others), 'tensor')} of the auxiliary "
+            f"heads ({join_names(others)}), which only training uses: they start at random",
+            UserWarning,
+            stacklevel=2,
         )
     if report.unexpected:
         warnings.warn(
@@ -88,6 +103,34 @@ def _read(network: nn.Module, path: Path) -> tuple[dict[str, Tensor], Mapping[st
         state = file.read()
         lend(state.values())
         return state, file.content
+
+
+def _inside(keys: Iterable[str], heads: Iterable[str]) -> list[str]:
+    return [key for key in keys if any(f"{key}.".startswith(f"{head}.") for head in heads)]
+
+
+def _fit_head(
+    network: nn.Module,
+    head: str,
+    state: Mapping[str, Tensor],
+    layouts: Layouts | None,
+    *,
+    otherwise: int | None = None,
+) -> int | None:
+    """Give a head as many outputs as a file has for it, or else `otherwise`; return how many the
+    file has.
+    """
+    last = find_last_layer(network, head)
+    if last is None:
+        return None
+    rows = _rows(state, last[0])
+    if rows is None and layouts is not None:
+        each = (_rows(migrated.tensors, last[0]) for migrated in layouts.read(state))
+        rows = next((found for found in each if found is not None), None)
+    wanted = otherwise if rows is None else rows
+    if wanted is not None and wanted != num_classes_of(last[1]):
+        set_num_classes(network, head, wanted)
+    return rows
 
 
 def _rows(state: Mapping[str, Tensor], layer: str) -> int | None:

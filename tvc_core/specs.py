@@ -244,6 +244,12 @@ class BackboneSpec(Spec):
             "branch": the class of a block, "package.module.Class", and the path in it of the
             module whose output is the end of its branch. What follows that is layer scale,
             stochastic depth and the addition. Since plugin API 1.1.
+        migrate: "package.module:attribute" of `migrate(spec, network, tensors) -> Mapping[str,
+            Tensor] | None`, for checkpoints in a layout in which the network was published
+            elsewhere: their tensors under the network's own names, in its shapes; None for a
+            layout that it does not know. It is asked where names alone do not fill the network,
+            counts where it fills more, and leaves the network as it is. In-process plugins may give
+            the callable. Since plugin API 1.1.
         num_channels: channels of the input image [channels].
         channels_option: the option that sets `num_channels`, where there is one.
         size_option: the option that sets the side of the image, of a backbone that has it.
@@ -265,6 +271,7 @@ class BackboneSpec(Spec):
     options: Mapping[str, Any] = field(default_factory=dict)
     code_only: tuple[str, ...] = ()
     branches: Mapping[str, str] = field(default_factory=dict)
+    migrate: Factory = ""
     num_channels: int = 3
     channels_option: str = ""
     size_option: str = "image_size"
@@ -283,6 +290,8 @@ class BackboneSpec(Spec):
         dotted = all("." in name for name in self.branches)
         wanted = "a mapping of classes, 'package.module.Class', to paths"
         self._require(dotted, "branches", wanted, TypeError)
+        if self.migrate:
+            self._check_factory("migrate")
         there = all(stage in range(len(self.stages)) for stage in self.auxiliary.values())
         self._require(there, "auxiliary", "a mapping of paths to stage numbers", TypeError)
         object.__setattr__(self, "stages", self.stage_paths)

@@ -152,7 +152,9 @@ def why_not_opened(path: Path, file: BinaryIO, head: bytes, error: Exception) ->
         return "it is empty"
     if head[:4] == b"PK\x03\x04":
         other = _other_archive(file)
-        return f"it is {other}" if other else "it is truncated or damaged. Copy or download it again"
+        return (
+            f"it is {other}" if other else "it is truncated or damaged. Copy or download it again"
+        )
     if head[:1] == b"\x80":
         return (
             "it is damaged, or a pickle that torch.save did not write, as detectron2's .pkl files "

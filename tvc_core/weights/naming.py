@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,9 +15,10 @@ from ..errors import WeightsError
 from .draft import Draft, Place, make_draft, versions
 from .entries import Checkpoint
 from .fitting import Policy
-from .order import by_order
+from .order import by_order, fits_by_order
 from .patterns import Pattern, Rename, renamed
 from .prefixes import Names, solve
+from .published import Layouts
 
 __all__ = ["MATCHES", "Named", "Wishes", "equal", "name_and_draft"]
 
@@ -33,15 +35,31 @@ class Wishes:
     rename: Rename | None = None
     match: str = "name"
     channels: Policy | None = None
+    layouts: Layouts | None = None
 
 
 @dataclass(kw_only=True)
 class Named:
-    """Tensors under names as near to the model's as is known, and how they came to them."""
+    """Tensors under names as near to the model's as is known, and how they came to them.
+
+    Args:
+        tensors: by these names.
+        keys: the checkpoint's names of those that it has.
+        reshaped: names of those that have another shape than there, and what was done.
+        made: names of those that a backbone's migration has computed.
+        consumed: the checkpoint's names of tensors that this migration took.
+        by_order: they were matched by order and shape.
+        layout: the backbone whose migration they have passed.
+        front: what was taken off before that.
+    """
 
     tensors: dict[str, Tensor]
     keys: dict[str, str]
     reshaped: dict[str, str] = field(default_factory=dict)
+    made: set[str] = field(default_factory=set)
+    consumed: set[str] = field(default_factory=set)
+    layout: str = ""
+    front: str = ""
     by_order: bool = False
     names: Names | None = None
     rules: list[str] = field(default_factory=list)
@@ -62,7 +80,38 @@ def name_and_draft(
     Raises:
         WeightsError: names fit in two ways, or a module cannot load the checkpoint.
     """
-    return _try(model, checkpoint, _name(checkpoint, own, excluded, wishes), own)
+    start = _start(checkpoint, wishes)
+    fault, found = None, None
+    try:
+        found = _try(model, checkpoint, _names(start, own, excluded, wishes), own)
+    except WeightsError as error:
+        fault = error
+    is_whole = found is not None and not (found[1].missed or found[1].misshaped)
+    if wishes.layouts is None or wishes.match != "name" or is_whole:
+        if found is None:
+            assert fault is not None
+            raise fault
+        return found[:2]
+    most = found[2] if found else 0
+    for migrated in wishes.layouts.read(start.tensors):
+        named = replace(
+            start,
+            tensors=migrated.tensors,
+            keys={name: start.keys[key] for name, key in migrated.keys.items()},
+            reshaped=migrated.reshaped,
+            made=migrated.made,
+            consumed={start.keys[key] for key in migrated.gone},
+            layout=wishes.layouts.backbone.qualified,
+            front=migrated.front,
+        )
+        with suppress(WeightsError):
+            again = _try(model, checkpoint, _names(named, own, excluded, wishes), own)
+            if again[2] > most:
+                found, most = again, again[2]
+    if found is None or (fault is not None and 2 * most < len(own)):
+        assert fault is not None
+        raise fault
+    return found[:2]
 
 
 def equal(a: Tensor, b: Tensor) -> bool:
@@ -70,10 +119,8 @@ def equal(a: Tensor, b: Tensor) -> bool:
     return a.dtype == b.dtype and torch.equal(a, b)
 
 
-def _name(
-    checkpoint: Checkpoint, own: Mapping[str, Place], excluded: set[str], wishes: Wishes
-) -> Iterator[Named]:
-    """Rename, take the prefix off, and solve the rest, step by step."""
+def _start(checkpoint: Checkpoint, wishes: Wishes) -> Named:
+    """Rename, and take the prefix off."""
     new, unmatched = renamed(checkpoint.tensors, wishes.rename)
     prefix = wishes.prefix or ""
     if not isinstance(prefix, str):
@@ -87,7 +134,14 @@ def _name(
             )
     keys = {name: key for key, name in new.items()}
     tensors = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    named = Named(tensors=tensors, keys=keys, unmatched=unmatched, prefix=prefix)
+    return Named(tensors=tensors, keys=keys, unmatched=unmatched, prefix=prefix)
+
+
+def _names(
+    named: Named, own: Mapping[str, Place], excluded: set[str], wishes: Wishes
+) -> Iterator[Named]:
+    """Solve names, step by step."""
+    tensors, keys = named.tensors, named.keys
     if wishes.match == "order":
         yield _name_by_order(named, own, excluded)
         return
@@ -99,14 +153,28 @@ def _name(
         key: shapes.get(key, (-1,)) if is_lazy(place.tensor) else tuple(place.tensor.shape)
         for key, place in own.items()
     }
-    for found in solve(shapes, wanted, lambda a, b: equal(tensors[a], tensors[b])):
-        yield replace(
-            named,
-            names=found,
-            rules=found.explained(),
-            tensors={name: tensors[key] for name, key in found.names.items()},
-            keys={name: keys[key] for name, key in found.names.items()},
-        )
+    rules = []
+    if named.layout:
+        below = f" below {named.front!r}" if named.front else ""
+        rules.append(f"as {named.layout} was published{below} ({len(tensors)} tensors)")
+    try:
+        for found in solve(shapes, wanted, lambda a, b: equal(tensors[a], tensors[b])):
+            old = found.names
+            yield replace(
+                named,
+                names=found,
+                rules=[*rules, *found.explained()],
+                tensors={name: tensors[key] for name, key in old.items()},
+                keys={name: keys[key] for name, key in old.items() if key in keys},
+                reshaped={n: named.reshaped[k] for n, k in old.items() if k in named.reshaped},
+                made={name for name, key in old.items() if key in named.made},
+            )
+    except WeightsError as error:
+        if count := fits_by_order(shapes, wanted):
+            raise WeightsError(
+                f"{error} By order and shape {count} of {len(own)} fit: match='order'."
+            ) from error
+        raise
 
 
 def _name_by_order(named: Named, own: Mapping[str, Place], excluded: set[str]) -> Named:
@@ -131,9 +199,9 @@ def _name_by_order(named: Named, own: Mapping[str, Place], excluded: set[str]) -
 
 def _try(
     model: nn.Module, checkpoint: Checkpoint, candidates: Iterable[Named], own: Mapping[str, Place]
-) -> tuple[Named, Draft]:
-    """Return the names with which a draft of the model gets the most, and this draft; the first of
-    several.
+) -> tuple[Named, Draft, int]:
+    """Return the names with which a draft of the model gets the most, this draft, and how many
+    tensors that are; the first of several.
     """
     # Which names are right is decided by trying, since a migration may rename on its own: `solve`
     # gives the checkpoint's names first and then names that are nearer and nearer to the model's,
@@ -153,11 +221,11 @@ def _try(
             if got > most:
                 best, most = (named, draft), got
             if got == len(own) or draft.exchanged:
-                return named, draft
+                return named, draft, len(own)
     if best is None:
         assert fault is not None
         raise fault
-    return best
+    return (*best, most)
 
 
 def _metadata(
@@ -168,9 +236,10 @@ def _metadata(
     A file without versions may be an old one, which migrations know by that, or one that was saved
     without them, as safetensors does; so both are tried.
     """
-    if not named.by_order and checkpoint.metadata is None:
+    has_paths = not (named.by_order or named.layout)  # else its paths are not the model's
+    if has_paths and checkpoint.metadata is None:
         yield {}
-    elif not named.by_order and checkpoint.metadata is not None:
+    elif has_paths and checkpoint.metadata is not None:
         paths = named.names.module_path if named.names else lambda path: path
         front = named.prefix
         cut = {

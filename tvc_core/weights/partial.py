@@ -30,9 +30,17 @@ from .fitting import Policy, class_names_of
 from .naming import MATCHES, Wishes
 from .patterns import Pattern, Rename
 from .planning import LoadPlan, plan_load
+from .published import layouts_of
 from .report import LoadReport, Mismatch, Remark
 
-__all__ = ["LoadReport", "Mismatch", "Remark", "partial_load", "transfer_weights"]
+__all__ = [
+    "LoadReport",
+    "Mismatch",
+    "Remark",
+    "load_checkpoint",
+    "partial_load",
+    "transfer_weights",
+]
 
 
 def partial_load(
@@ -56,7 +64,8 @@ def partial_load(
     or an interrupt, nothing has changed.
 
     What modules do to old files in torch's `load_state_dict` is done here as well, so no less is
-    loaded than there.
+    loaded than there. Where that does not fill a hybrid, what the plugin of its backbone knows of
+    published layouts is tried.
 
     Args:
         model: any module; its tensors are filled in place, those on the meta device exchanged.
@@ -105,9 +114,10 @@ def partial_load(
         rename=rename,
         match=match,
         channels=in_channels_policy,
+        layouts=layouts_of(model),
     )
     names = checkpoint.class_names if given is None else {"": given}
-    return _load(
+    return load_checkpoint(
         model,
         Checkpoint(**{**vars(checkpoint), "class_names": names}),
         wishes,
@@ -153,9 +163,10 @@ def transfer_weights(
         rename=None if layer_mapping is None else _mapped(layer_mapping, state, source, target),
         match=match,
         channels=in_channels_policy,
+        layouts=layouts_of(target),
     )
     initializer = _resolved(init_new_layers, registry)
-    return _load(target, checkpoint, wishes, initializer, ignore_mismatch, min_loaded)
+    return load_checkpoint(target, checkpoint, wishes, initializer, ignore_mismatch, min_loaded)
 
 
 def _listed(patterns: Iterable[Pattern] | Pattern) -> list[Pattern]:
@@ -199,7 +210,7 @@ def _mapped(
     return lambda key: new.get(key, None if key in taken else key)
 
 
-def _load(
+def load_checkpoint(
     model: nn.Module,
     checkpoint: Checkpoint,
     wishes: Wishes,
@@ -207,6 +218,7 @@ def _load(
     ignore_mismatch: bool,
     min_loaded: float,
 ) -> LoadReport:
+    """Load a checkpoint; the rest of `partial_load`, after its arguments were read."""
     if wishes.channels is not None:
         CHANNEL_POLICY.check("in_channels_policy", wishes.channels, ParameterError)
     if wishes.match not in MATCHES:

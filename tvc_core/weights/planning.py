@@ -121,7 +121,7 @@ def _arrived(
         misshaped, reason = draft.misshaped.get(place.key, (None, ""))
         given = tensor if tensor is not None else misshaped
         source = None if given is None else draft.source(given, place.key)
-        if source is not None:
+        if source is not None and source in named.keys:
             plan.sources[key] = named.keys[source]
         if key in excluded:
             plan.excluded.append(key)
@@ -133,10 +133,11 @@ def _arrived(
         elif reason:
             plan.refused.append(Remark(key, reason))
         else:
-            kind = type(place.module).__name__
-            notes = [f"made by the migration of {kind}"] if source is None else []
-            if key in named.reshaped:
-                notes.append(named.reshaped[key])
+            maker = type(place.module).__name__ if source is None else named.layout
+            is_made = source is None or source in named.made
+            notes = [f"made by the migration of {maker}"] if is_made else []
+            if source in named.reshaped:
+                notes.append(named.reshaped[source])
             found[key] = (given, notes)
     return found
 
@@ -244,8 +245,8 @@ def _account(model: nn.Module, plan: LoadPlan, checkpoint: Checkpoint, named: Na
     }
     plan.prefix = fronts.pop() if len(fronts) == 1 else ""
     used = set(plan.sources.values())
-    missed = {named.keys[name] for name in plan.draft.missed}
-    known = set(named.keys.values())
+    missed = {named.keys[name] for name in plan.draft.missed if name in named.keys}
+    known = {*named.keys.values(), *named.consumed}
     for key in sorted(checkpoint.tensors):
         if key not in used:
             is_unknown = key in missed or key not in known

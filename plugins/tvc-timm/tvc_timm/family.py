@@ -158,6 +158,7 @@ def _describe(
         neck=parts.neck,
         head=parts.head,
         branches={block: ends[-1] for block, ends in BRANCHES.items()},
+        migrate="tvc_timm.migrate:migrate",
         auxiliary=parts.auxiliary,
         options=options,
         code_only=LOADING,

@@ -73,6 +73,7 @@ def _vit(name: str, depth: int, *weights: WeightsSpec) -> BackboneSpec:
         stages=tuple(stages),
         head="heads",
         branches={"torchvision.models.vision_transformer.EncoderBlock": "mlp"},
+        migrate="tvc_transformers.positions:migrate",
         options={
             "progress": True,
             "image_size": 224,
