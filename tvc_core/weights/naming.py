@@ -236,10 +236,9 @@ def _metadata(
     A file without versions may be an old one, which migrations know by that, or one that was saved
     without them, as safetensors does; so both are tried.
     """
-    has_paths = not (named.by_order or named.layout)  # else its paths are not the model's
-    if has_paths and checkpoint.metadata is None:
-        yield {}
-    elif has_paths and checkpoint.metadata is not None:
+    if not named.by_order and (named.layout or checkpoint.metadata is None):
+        yield {}  # where another has renamed, the checkpoint's paths are not the model's
+    elif not named.by_order and checkpoint.metadata is not None:
         paths = named.names.module_path if named.names else lambda path: path
         front = named.prefix
         cut = {
