@@ -46,7 +46,7 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
             not fit.
         HeadError: the file has no head, and the recipe asks for no new one.
     """
-    state, content = _read(network, path)
+    state, content = _read(network, path, plan.weights_entry)
     head, layouts = plan.backbone.spec.head, None
     if plan.backbone.spec.migrate:
         layouts = Layouts(plan.backbone, network)
@@ -89,10 +89,14 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
     return _described(plan.weights, None if in_head else rows, content, path)
 
 
-def _read(network: nn.Module, path: Path) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
+def _read(
+    network: nn.Module, path: Path, entry: str | None
+) -> tuple[dict[str, Tensor], Mapping[str, Any]]:
     """Return a file's tensors, and what tvc wrote beside them."""
     if not is_own(path):
-        return state_dict_for(network, path), {}
+        return state_dict_for(network, path, entry), {}
+    if entry is not None:
+        raise WeightsError(f"{path}: a model that HybridModel.save wrote, which has no entries")
     with open_own(path) as file:
         Room.of(network).check(path, file.size)
         if BASE_KEY in file.content:

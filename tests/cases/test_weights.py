@@ -526,7 +526,10 @@ SAID: dict[str, tuple[Callable[[Path], object], str]] = {
     "xz": (lambda p: p.write_bytes(lzma.compress(b"weights" * 99)), "xz"),
     "bzip2": (lambda p: p.write_bytes(bz2.compress(b"weights" * 99)), "bzip2"),
     "tar": (lambda p: _archived(tarfile.open(p, "w")), "tar archive"),
-    "numpy arrays": (lambda p: np.savez(p.open("wb"), a=np.ones(2)), r"numpy \(\.npz\).*from_numpy"),
+    "numpy arrays": (
+        lambda p: np.savez(p.open("wb"), a=np.ones(2)),
+        r"numpy \(\.npz\).*from_numpy",
+    ),
     "another zip": (lambda p: zipfile.ZipFile(p, "w").writestr("a/w.pth", b"1"), r"zip.*a/w\.pth"),
     "detectron2": (lambda p: p.write_bytes(pickle.dumps({"model": {}}, 4)), "detectron2"),
     "keras": (lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "HDF5"),
@@ -596,7 +599,9 @@ def test_f18_a_module_in_a_checkpoint() -> None:
 
 def test_f18_tensors_among_other_things() -> None:
     state = snap(Tiny())
-    with pytest.raises(WeightsError, match=r"'epoch' \(a int\).*pass its tensors without the others"):
+    with pytest.raises(
+        WeightsError, match=r"'epoch' \(a int\).*pass its tensors without the others"
+    ):
         partial_load(Tiny(), {**state, "epoch": 3})
     with pytest.raises(WeightsError, match="'shadow_params' has tensors without names"):
         partial_load(Tiny(), {"shadow_params": list(state.values()), "decay": 0.9})

@@ -80,6 +80,58 @@ def test_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
         B.from_backbone("resnet18", tmp_path / "absent.pth")
 
 
+def test_an_entry_of_a_training_checkpoint(tmp_path: Path) -> None:
+    one, other = (torchvision.models.squeezenet1_1(num_classes=3).state_dict() for _ in range(2))
+    file = tmp_path / "training.pth"
+    torch.save({"epoch": 3, "model": one, "state": {"model_ema": other}}, file)
+    with pytest.raises(WeightsError, match=r"weights='\S*training\.pth#state\.model_ema' \(52"):
+        B.from_backbone("squeezenet1_1", file)
+    for entry, state in (("model", one), ("state.model_ema", other)):
+        model = B.from_backbone("squeezenet1_1", f"{file}#{entry}")
+        assert all(torch.equal(model.state_dict()[k], v) for k, v in state.items())
+    with pytest.raises(WeightsError, match=r"has no entry 'modle'.*'model'"):
+        B.from_backbone("squeezenet1_1", f"{file}#modle")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("backbone: {name: squeezenet1_1, weights: training.pth#model}\n")
+    model = load_yaml_recipe(recipe)
+    assert torch.equal(model.features[0].weight, one["features.0.weight"])
+    model.save(tmp_path / "m.safetensors")
+    assert tvc_core.load(tmp_path / "m.safetensors").num_classes == 3
+    recipe.write_text("backbone: {name: squeezenet1_1, weights: ../training.pth#model}\n")
+    with pytest.raises(RecipeError, match="outside"):
+        load_yaml_recipe(recipe)
+    (tmp_path / "link.pth").symlink_to("/etc/passwd")
+    recipe.write_text("backbone: {name: squeezenet1_1, weights: 'link.pth#model'}\n")
+    with pytest.raises(RecipeError, match="outside"):
+        load_yaml_recipe(recipe)
+
+
+def test_a_name_may_have_the_sign_of_an_entry(tmp_path: Path) -> None:
+    network = own(tmp_path, "squeezenet1_1", file="run#7.pth")
+    model = B.from_backbone("squeezenet1_1", tmp_path / "run#7.pth")
+    assert torch.equal(model.features[0].weight, network.features[0].weight)
+    model.save(tmp_path / "m.safetensors")
+    with pytest.raises(WeightsError, match="has no entries"):
+        B.from_backbone("squeezenet1_1", f"{tmp_path / 'm.safetensors'}#model")
+
+
+@pytest.mark.filterwarnings("ignore:The default weight initialization")
+def test_auxiliary_heads_have_the_classes_of_the_file(tmp_path: Path) -> None:
+    for aux in (True, False):
+        network = torchvision.models.googlenet(num_classes=4, aux_logits=aux, init_weights=False)
+        torch.save(network.state_dict(), tmp_path / "own.pth")
+        if aux:
+            model = B.from_backbone("googlenet", tmp_path / "own.pth")
+        else:
+            with pytest.warns(
+                UserWarning, match=r"no values for 20 tensors of the auxiliary heads"
+            ):
+                model = B.from_backbone("googlenet", tmp_path / "own.pth")
+        state = model.state_dict()
+        assert all(torch.equal(state[key], value) for key, value in network.state_dict().items())
+        assert {len(out[0]) for out in model.train()(torch.randn(2, 3, 64, 64))} == {4}
+
+
 def test_a_recipe_reaches_files_under_its_folder_only(tmp_path: Path) -> None:
     folder = tmp_path / "project"
     (folder / "weights").mkdir(parents=True)

@@ -244,6 +244,44 @@ def test_two_prefixes_that_fit_alike_are_refused_with_both() -> None:
     assert len(report.unexpected) == len(second) + 1
 
 
+@pytest.mark.parametrize("front", ["", "teacher.backbone."])
+def test_blocks_in_numbered_chunks(front: str) -> None:
+    """DINOv2 trains with blocks.CHUNK.NUMBER, of which each number alone would fit as well."""
+
+    def vit() -> nn.ModuleDict:
+        blocks = nn.ModuleList(
+            nn.ModuleDict({"norm": nn.LayerNorm(4), "mlp": nn.Linear(4, 4)}) for _ in range(6)
+        )
+        return nn.ModuleDict({"patch": nn.Conv2d(3, 4, 2), "blocks": blocks})
+
+    source, target = vit(), vit()
+    given: State = {f"{front}mask_token": torch.rand(1, 4)}
+    for key, value in source.state_dict().items():
+        value.copy_(torch.rand(value.shape))
+        parts = key.split(".")
+        chunk = [str(int(parts[1]) // 2)] if parts[0] == "blocks" else []
+        given[front + ".".join([parts[0], *chunk, *parts[1:]])] = value
+    report = partial_load(target, given)
+    assert report.unexpected == (f"{front}mask_token",) and report.load_ratio == 1.0
+    for key, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[key], value)
+    assert any(rule.startswith("without '0' in blocks") for rule in report.rules)
+
+
+def test_a_list_of_children_is_answered_by_the_order() -> None:
+    """`nn.Sequential(*network.children())` has numbers for names, and some fit by chance."""
+    names = {name: str(index) for index, (name, _) in enumerate(Net().named_children())}
+    given = {}
+    for key, value in seeded().state_dict().items():
+        first, _, rest = key.partition(".")
+        given[f"encoder.{names[first]}.{rest}"] = value
+    with pytest.raises(WeightsError, match="match='order'"):
+        partial_load(Net(), given)
+    target = Net()
+    assert partial_load(target, given, match="order").load_ratio == 1.0
+    assert torch.equal(target.fc.weight, seeded().fc.weight)
+
+
 def test_two_prefixes_with_equal_values_are_no_question() -> None:
     state = seeded().state_dict()
     given = {f"{name}.{k}": v.clone() for name in ("student", "teacher") for k, v in state.items()}

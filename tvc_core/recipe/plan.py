@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -28,7 +28,7 @@ from ..specs import (
     WeightsSpec,
 )
 from ..written.place import Place
-from ..written.rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement
+from ..written.rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement, split_entry
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["REACHING", "PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -66,6 +66,7 @@ class Plan:
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
         weights_file: the user's own file that the weights are read from.
+        weights_entry: what holds them in there, where it is a training checkpoint.
     """
 
     recipe: Recipe
@@ -74,6 +75,7 @@ class Plan:
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     weights_file: Path | None = None
+    weights_entry: str | None = None
 
 
 def make_plan(
@@ -122,7 +124,9 @@ def make_plan(
         _check_options(recipe.options, backbone)
         known = _with_facts(backbone, recipe.options, registry)
     with at("weights"):
-        file = _own_file(recipe, "weights" in by_code) if is_file(recipe.weights) else None
+        file, entry = None, None
+        if is_file(recipe.weights):
+            file, entry = _own_file(recipe, "weights" in by_code)
         weights = _bind_weights(recipe.weights, backbone) if file is None else _own(file, backbone)
     with at("image_size"):
         options = _options(recipe, backbone)
@@ -148,6 +152,7 @@ def make_plan(
         patches=patches,
         options=options,
         weights_file=file,
+        weights_entry=entry,
     )
 
 
@@ -286,12 +291,18 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
     return found
 
 
-def _own_file(recipe: Recipe, by_code: bool) -> Path:
-    """Return the path of the user's own file of weights. What a recipe names is in its folder."""
-    path = Path(str(recipe.weights))
+def _own_file(recipe: Recipe, by_code: bool) -> tuple[Path, str | None]:
+    """Return the path of the user's own file of weights, and the entry that holds them. What a
+    recipe names is in its folder.
+    """
+    folder = Path() if recipe.where.marks is None or by_code else Path(recipe.where.source).parent
+    given, entry = str(recipe.weights), None
+    with suppress(OSError):  # such as of a name that is too long
+        if not (folder / given).is_file():
+            given, entry = split_entry(given)
+    path = Path(given)
     if by_code:
-        return path
-    folder = Path() if recipe.where.marks is None else Path(recipe.where.source).parent
+        return path, entry
     is_outside = path.is_absolute() or ".." in path.parts
     if recipe.where.marks is not None:  # a link may lead elsewhere
         is_outside = is_outside or not (folder / path).resolve().is_relative_to(folder.resolve())
@@ -301,7 +312,7 @@ def _own_file(recipe: Recipe, by_code: bool) -> Path:
             "must not reach. Put the file there, or name it in Python: "
             "HybridBuilder().build(recipe, weights=path)"
         )
-    return folder / path
+    return folder / path, entry
 
 
 def _own(file: Path, backbone: Named[BackboneSpec]) -> WeightsSpec:

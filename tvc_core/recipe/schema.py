@@ -174,7 +174,8 @@ class Recipe:
         backbone: short or qualified name.
         weights: name of a pretrained set, "DEFAULT", a torchvision enum member, the path of a file
             of one's own, or None for random weights. A path has a separator or the suffix of a file
-            of weights; in a YAML file it stays under that file's folder.
+            of weights; in a YAML file it stays under that file's folder. "FILE#ENTRY" is an entry
+            of a training checkpoint.
         patches: what to change where, such as {"layer3": {"wrap": "se"}}; a target may be a
             pattern, such as "stage:*.-1". Applied in this order.
         options: keyword arguments of the backbone's own builder.

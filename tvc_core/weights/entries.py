@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,8 +95,15 @@ def pick_entry(content: Any, entry: str | Sequence[str] | None, name: str) -> An
     return content.state_dict() if isinstance(content, nn.Module) else content
 
 
-def check_state_dict(content: Any, name: str) -> dict[str, Any]:
+def check_state_dict(
+    content: Any, name: str, say: Callable[[str], str] = "entry={!r}".format
+) -> dict[str, Any]:
     """Return `content` if it is a state dict of plain tensors.
+
+    Args:
+        content: what is in a checkpoint.
+        name: what errors call the checkpoint.
+        say: how the user says which entry of a checkpoint is meant.
 
     Raises:
         WeightsError: it is something else; for a training checkpoint the message says which
@@ -115,7 +122,7 @@ def check_state_dict(content: Any, name: str) -> dict[str, Any]:
         entries = ", ".join(f"{short_repr(key)} ({_kind(content[key])})" for key in wrong[:4])
         raise WeightsError(
             f"{name}: not a state dict: {len(wrong)} of its entries are no tensors: "
-            f"{entries}.{_advice(content)}"
+            f"{entries}.{_advice(content, say)}"
         )
     for key, value in content.items():
         if isinstance(value, Tensor) and (odd := _odd(value)):
@@ -143,7 +150,7 @@ def _odd(tensor: Tensor) -> str:
     return ""
 
 
-def _advice(content: Mapping[Any, Any]) -> str:
+def _advice(content: Mapping[Any, Any], say: Callable[[str], str]) -> str:
     found = list(_entries(content, (), _DEPTH))
     if not found:
         modules = [key for key, value in content.items() if isinstance(value, nn.Module)]
@@ -166,7 +173,7 @@ def _advice(content: Mapping[Any, Any]) -> str:
     texts = []
     for path, count in found[:8]:
         code = "checkpoint" + "".join(f"[{part!r}]" for part in path)
-        texts.append(f"entry={'.'.join(path)!r} ({count} tensors), which is {code}")
+        texts.append(f"{say('.'.join(path))} ({count} tensors), which is {code}")
     return f" Say which entry is meant: {join_names(texts)}."
 
 

@@ -6,7 +6,7 @@ What a file is, its first bytes say, not its name.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,21 +75,25 @@ def read_state_dict(
     return _state_dict(Path(path), sha256, entry, None)
 
 
-def state_dict_for(model: nn.Module, path: Path) -> dict[str, Tensor]:
+def state_dict_for(model: nn.Module, path: Path, entry: str | None) -> dict[str, Tensor]:
     """Read a state dict for a model that it fills whole.
 
     Raises:
         WeightsError: as `read_state_dict`; or it is many times as large as the model.
     """
-    return _state_dict(path, None, None, Room.of(model))
+    return _state_dict(path, None, entry, Room.of(model), lambda name: f"weights='{path}#{name}'")
 
 
 def _state_dict(
-    path: Path, sha256: str | None, entry: str | Sequence[str] | None, room: Room | None
+    path: Path,
+    sha256: str | None,
+    entry: str | Sequence[str] | None,
+    room: Room | None,
+    say: Callable[[str], str] = "entry={!r}".format,
 ) -> dict[str, Tensor]:
     with torch._C.DisableTorchFunction():  # reading is no mode's business, deferred.py's least
         content, _ = _entry(path, sha256, entry, room)
-        state = check_state_dict(content, str(path))
+        state = check_state_dict(content, str(path), say)
         lend(state.values())
     return state
 

@@ -97,7 +97,16 @@ def is_file(value: Any) -> bool:
         return True
     if not isinstance(value, str) or "://" in value:
         return False
-    return "/" in value or os.sep in value or PurePath(value).suffix in WEIGHT_SUFFIXES
+    path, _ = split_entry(value)
+    return "/" in path or os.sep in path or PurePath(path).suffix in WEIGHT_SUFFIXES
+
+
+def split_entry(value: str) -> tuple[str, str | None]:
+    """Return the path and the entry of a file of weights: of "training.pth#model_ema" both, else
+    the path and None.
+    """
+    path, mark, entry = value.partition("#")
+    return (path, entry) if mark else (value, None)
 
 
 def file_name(path: PurePath) -> str:
