@@ -4,6 +4,7 @@ classes, settings, tensors and what they share.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import threading
@@ -20,7 +21,14 @@ import torchvision
 from torch import nn
 from tvc_attention.efficient_channel import EfficientChannelAttention
 
-from tvc_core import HybridBuilder, PatchError, WeightsError, read_state_dict, remembered
+from tvc_core import (
+    HybridBuilder,
+    PatchError,
+    RecipeError,
+    WeightsError,
+    read_state_dict,
+    remembered,
+)
 from tvc_core.surgery.measured import keep_their_maps
 from tvc_core.surgery.operations import Insertion
 from tvc_core.surgery.patch import Patch
@@ -28,6 +36,7 @@ from tvc_core.surgery.positions import POSITIONS
 from tvc_core.surgery.sites import Call, Probe, Site
 from tvc_core.testing import official_weights
 from tvc_core.weights import skeleton, verified
+from tvc_core.weights.seeded import seeded
 from tvc_core.weights.skeleton import build_again
 
 _GATED = {"stage:-1": {"wrap": "eca"}, "stage:-2": {"wrap": "se"}}
@@ -159,6 +168,77 @@ def without_draws() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return Everything()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121", "squeezenet1_1"])
+def test_a_seed_and_a_budget_change_nothing_of_it(
+    name: str, tmp_path: Path, made: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The new layers of a seeded build are the same bits, whether constructors ran or not."""
+    patches = {"stage:-1": {"wrap": "se"}}
+
+    def build(seed: int = 5) -> dict[str, torch.Tensor]:
+        recipe = {
+            "seed": seed,
+            "max_params": 20_000_000,
+            "backbone": {"name": name, "patches": patches},
+            "head": {"num_classes": 3},
+        }
+        return HybridBuilder().build(recipe).state_dict()
+
+    with official_weights(tmp_path, name, verify=True):
+        steady()
+        with monkeypatch.context() as patched:
+            patched.setattr(skeleton, "_is_ordinary", lambda: False)
+            slow = build()
+        first = build()
+        assert made == []
+        HybridBuilder().from_torchvision(name)
+        fast, other = build(), build(6)
+        assert len(made) == 3
+        for state in (first, fast):
+            assert list(state) == list(slow)
+            assert all(torch.equal(state[key], slow[key]) for key in slow)
+        assert any(not torch.equal(other[key], slow[key]) for key in slow)
+
+
+def test_what_draws_while_it_is_constructed_is_constructed_for_a_seed(
+    tmp_path: Path, made: list[str]
+) -> None:
+    torch.save(nn.Linear(4, 4).state_dict(), tmp_path / "w.pth")
+    steady()
+
+    def build() -> nn.Module:
+        torch.rand(3)
+        network = nn.Linear(4, 4)
+        network.load_state_dict(read_state_dict(tmp_path / "w.pth"))
+        return network
+
+    what = {"builder": "torch.nn"}
+    with seeded(3):
+        build()
+        right = torch.rand(2)
+    for seed, kept in ((None, 0), (None, 1), (3, 1), (None, 2)):
+        with seeded(3) if seed else contextlib.nullcontext():
+            build_again(build, tmp_path / "w.pth", None, what)
+            after = torch.rand(2)
+        assert len(made) == kept and torch.equal(after, right) == bool(seed)
+
+
+def test_a_budget_is_kept_before_a_file_is_read(tmp_path: Path, made: list[str]) -> None:
+    def build(most: int) -> nn.Module:
+        return HybridBuilder().build({"max_params": most, "backbone": {"name": "resnet18"}})
+
+    with official_weights(tmp_path, "resnet18", verify=True):
+        steady()
+        for _ in range(2):  # constructors run the first time
+            with pytest.raises(RecipeError, match=r"max_params=1,000, which makes a tensor"):
+                build(1000)
+            count = r"11,689,512 parameters, more than max_params=11,689,511"
+            with pytest.raises(RecipeError, match=count):
+                build(11_689_511)
+            build(11_689_512)
+        assert len(made) == 3
 
 
 def test_whatever_a_network_is_made_of(tmp_path: Path, made: list[str]) -> None:

@@ -12,7 +12,7 @@ of sizes, before they are run.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,15 +115,22 @@ class limit_tensors(TorchFunctionMode):  # noqa: N801  read as a verb
         # weights that the factory draws and the file then replaces, the probe's maps, copies for
         # comparing.
         if func in _MAKERS or func in _BY_NUMBER:
-            sizes = _sizes((*args, kwargs.get("size", ())), func)
-            size = math.prod(sizes)
-            self.left -= size
-            if size > self.most or self.left < 0:
-                raise self.error(
-                    f"{self.what}, which makes a tensor of the size "
-                    f"{'x'.join(str(size) for size in sizes[:8])}"
-                )
+            self.take(_sizes((*args, kwargs.get("size", ())), func))
         return func(*args, **kwargs)
+
+    def take(self, sizes: Sequence[int]) -> None:
+        """Count a tensor that is to be made.
+
+        Raises:
+            WeightsError: or what the error is: it is too large, or too many were made.
+        """
+        size = math.prod(sizes)
+        self.left -= size
+        if size > self.most or self.left < 0:
+            raise self.error(
+                f"{self.what}, which makes a tensor of the size "
+                f"{'x'.join(str(size) for size in sizes[:8])}"
+            )
 
 
 def _sizes(args: Iterable[Any], func: Any) -> list[int]:

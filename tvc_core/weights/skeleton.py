@@ -18,13 +18,15 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from ..remembered import code_states, is_plain, key_of, recall, remember
 from .deferred import DeferredInit, is_whole, settle
+from .limits import limit_tensors
+from .seeded import seeded
 from .tables import bytes_of, read_at, table_of
 from .verified import compare_hash, is_steady, state_of, unchanged
 
@@ -41,6 +43,9 @@ _Tensors = list[tuple[weakref.ref[Tensor], int]]
 _MADE: weakref.WeakKeyDictionary[nn.Module, tuple[str, _Tensors]] = weakref.WeakKeyDictionary()
 """The networks that were made from data or to data, with their tensors and the versions of these.
 """
+
+
+M = TypeVar("M")
 
 
 class _NotPlainError(Exception):
@@ -96,21 +101,33 @@ def build_again(
                 if sha256 is not None:
                     compare_hash(file, path, sha256)
                 # an entry on disk may be cut off, or from a version that wrote another form
-                with suppress(_NotPlainError, LookupError, TypeError, ValueError, AttributeError):
-                    if code_states(data["code"]) == data["states"]:
+                wrong = (_NotPlainError, LookupError, TypeError, ValueError, AttributeError)
+                shapes: list[list[int]] | None = None
+                with suppress(*wrong):
+                    # what a seed gives to the layers that are new depends on all draws before them
+                    same = not (data["draws"] and _modes_of(seeded))
+                    if same and code_states(data["code"]) == data["states"]:
+                        shapes = [list(map(int, shape)) for _, shape, *_ in data["tensors"]]
+                if shapes is not None:
+                    for limit in _modes_of(limit_tensors):  # as while a constructor runs
+                        for shape in shapes:
+                            limit.take(shape)
+                    with suppress(*wrong):
                         return _make(key, data, file)
     except OSError:  # the builder says what is wrong with the file
         return build()
-    random = torch.get_rng_state()
+    random = _random_state()
     network = build()
     settle()
     # What was drawn at random has to be drawn each time, unless the file has replaced it. All else
     # that is not in the file is the same in every build.
-    most = _MOST_BYTES if torch.equal(random, torch.get_rng_state()) else 0
+    draws = not torch.equal(random, _random_state())
+    most = 0 if draws else _MOST_BYTES
     if is_steady(state):
         with suppress(_NotPlainError, OSError, LookupError), path.open("rb") as file:
             with torch._C.DisableTorchFunction():
                 data = _data_of(network, file, str(what["builder"]), most)
+            data["draws"] = draws
             if state_of(file) == state:
                 remember("networks", key, data)
                 _note(network, key, data)
@@ -122,13 +139,26 @@ def _is_ordinary() -> bool:
     default device, or a hook on whatever is registered in a module.
     """
     modes = torch.overrides._get_current_function_mode_stack()
+    ours = (DeferredInit, seeded, limit_tensors)
     hooks = [v for k, v in vars(nn.modules.module).items() if k.endswith("_registration_hooks")]
     return (
-        all(type(mode) is DeferredInit for mode in modes)
+        all(type(mode) in ours for mode in modes)
         and not any(hooks)
         and not torch._C._len_torch_dispatch_stack()
         and not torch.is_inference_mode_enabled()
     )
+
+
+def _modes_of(kind: type[M]) -> list[M]:
+    modes = torch.overrides._get_current_function_mode_stack()
+    return [mode for mode in modes if type(mode) is kind]
+
+
+def _random_state() -> Tensor:
+    """Return the state of the generators that a constructor can draw from."""
+    with torch._C.DisableTorchFunction():
+        states = [torch.get_rng_state(), *(m.generator.get_state() for m in _modes_of(seeded))]
+        return torch.cat(states)
 
 
 # -- from a network to data ------------------------------------------------------------------------
