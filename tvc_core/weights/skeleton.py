@@ -52,6 +52,10 @@ class _NotPlainError(Exception):
     """Something of a network is no plain data, so it is built by its constructors."""
 
 
+_MALFORMED = (_NotPlainError, LookupError, TypeError, ValueError, AttributeError)
+"""What an entry on disk leads to that is cut off, or from a version that wrote another form."""
+
+
 def made_from(network: nn.Module) -> str:
     """Return a key for all that a network was when it was made here, if its tensors are the same
     ones with the same values since; else nothing.
@@ -97,25 +101,23 @@ def build_again(
             state = state_of(file)
             versions = (sys.version, torch.__version__, torch.get_default_dtype())
             key = key_of(versions, dict(what), state)
-            if (data := recall("networks", key)) is not None:
+            if (data := _recalled(key)) is not None:
                 if sha256 is not None:
                     compare_hash(file, path, sha256)
-                # an entry on disk may be cut off, or from a version that wrote another form
-                wrong = (_NotPlainError, LookupError, TypeError, ValueError, AttributeError)
-                shapes: list[list[int]] | None = None
-                with suppress(*wrong):
-                    # what a seed gives to the layers that are new depends on all draws before them
-                    same = not (data["draws"] and _modes_of(seeded))
-                    if same and code_states(data["code"]) == data["states"]:
-                        shapes = [list(map(int, shape)) for _, shape, *_ in data["tensors"]]
-                if shapes is not None:
-                    for limit in _modes_of(limit_tensors):  # as while a constructor runs
-                        for shape in shapes:
-                            limit.take(shape)
-                    with suppress(*wrong):
+                for limit in _modes_of(limit_tensors):  # as while a constructor runs
+                    for _, shape, *_ in data["tensors"]:
+                        limit.take(shape)
+                if not (data["draws"] and _modes_of(seeded)):
+                    with suppress(*_MALFORMED):
                         return _make(key, data, file)
     except OSError:  # the builder says what is wrong with the file
         return build()
+    if data is not None and data["draws"] and _modes_of(seeded):
+        # what a seed gives to the layers that are new depends on all draws before them
+        network = build()
+        settle()
+        _note(network, key, data)
+        return network
     random = _random_state()
     network = build()
     settle()
@@ -132,6 +134,18 @@ def build_again(
                 remember("networks", key, data)
                 _note(network, key, data)
     return network
+
+
+def _recalled(key: str) -> Any:
+    """Return the data of a network where the code is what it was; else None."""
+    data = recall("networks", key)
+    with suppress(*_MALFORMED):
+        is_whole = type(data["draws"]) is bool and all(
+            type(size) is int for _, shape, *_ in data["tensors"] for size in shape
+        )
+        if is_whole and code_states(data["code"]) == data["states"]:
+            return data
+    return None
 
 
 def _is_ordinary() -> bool:
@@ -223,8 +237,9 @@ def _places(network: nn.Module, tensors: list[Tensor], file: BinaryIO, most: int
     whether it learns, and whether it is a parameter. There may be `most` bytes in no file.
     """
     # Where a tensor is in the file is found by its bits: the data are of this one state of this one
-    # file, so it does not matter how the builder came by them. Mostly its name says where to look,
-    # else whatever has its shape does.
+    # file, so it does not matter how the builder came by them. Mostly its name says where to look;
+    # where the builder renames, what has its shape is in the order of the file, so what was found
+    # goes to the end.
     table = table_of(file)
     if table is None or len({t.untyped_storage().data_ptr() for t in tensors}) != len(tensors):
         raise _NotPlainError("shared memory")
@@ -238,15 +253,14 @@ def _places(network: nn.Module, tensors: list[Tensor], file: BinaryIO, most: int
         kind, shape = str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
         keys = by_kind.get((kind, shape), [])
         name, bits = names.get(id(tensor), ""), bytes_of(tensor.detach())
-        place: Any = next(
-            (
-                rows[key][2]
-                for key in sorted(keys, key=lambda key: key != name)
-                if bytes_of(*read_at(file, [rows[key]])).equal(bits)
-            ),
-            None,
-        )
-        if place is None:
+        if name in keys:
+            keys.insert(0, keys.pop(keys.index(name)))
+        alike = (key for key in keys if bytes_of(*read_at(file, [rows[key]])).equal(bits))
+        place: Any = None
+        if (key := next(alike, None)) is not None:
+            keys.append(keys.pop(keys.index(key)))
+            place = rows[key][2]
+        else:
             size += tensor.nbytes
             if size > most:
                 raise _NotPlainError(name)
