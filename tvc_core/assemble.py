@@ -58,7 +58,11 @@ __all__ = ["assemble"]
 
 
 def assemble(
-    plan: Plan, *, pretrained: bool = True, fill: Callable[[nn.Module], None] | None = None
+    plan: Plan,
+    *,
+    pretrained: bool = True,
+    fill: Callable[[nn.Module], None] | None = None,
+    check: Callable[[str, nn.Module], None] | None = None,
 ) -> HybridModel:
     """Build the hybrid that a plan describes.
 
@@ -67,6 +71,7 @@ def assemble(
         pretrained: load the plan's weights; false leaves them random, for a state dict that
             follows.
         fill: as for `build_backbone`.
+        check: as for `prepare`.
 
     Raises:
         TvcError: something does not fit; nothing that existed before has changed.
@@ -78,7 +83,7 @@ def assemble(
         if most is not None:
             modes.enter_context(_about("max_params"))
             modes.enter_context(_budget(most))
-        model = run_preserved(_build, plan, pretrained, fill)
+        model = run_preserved(_build, plan, pretrained, fill, check)
     if most is not None:
         _check_budget(model, most)
     return model
@@ -109,7 +114,12 @@ def _budget(most: int) -> limit_tensors:
     return limit_tensors([most], what, times=2, error=RecipeError)
 
 
-def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | None) -> HybridModel:
+def _build(
+    plan: Plan,
+    pretrained: bool,
+    fill: Callable[[nn.Module], None] | None,
+    check: Callable[[str, nn.Module], None] | None,
+) -> HybridModel:
     recipe = plan.recipe
     key = "image_size" if recipe.image_size else "options" if recipe.options else "backbone"
     try:
@@ -121,10 +131,12 @@ def _build(plan: Plan, pretrained: bool, fill: Callable[[nn.Module], None] | Non
     # torchvision's builders return a new network, which no one else has
     is_new = plan.backbone.load() is build_torchvision
     with nullcontext() if is_new else rollback_on_error(network):
-        return _assemble(plan, network, pretrained)
+        return _assemble(plan, network, pretrained, check)
 
 
-def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
+def _assemble(
+    plan: Plan, network: nn.Module, pretrained: bool, check: Callable[[str, nn.Module], None] | None
+) -> HybridModel:
     # Everything that can be refused without changing the network comes first: parts, stages, an
     # image that it accepts, and every block made and tried at its place. Then the changes: patches
     # in, one pass as the proof, the head. The head comes after the proof, since the step-0
@@ -150,7 +162,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
     probe, changed = _look(plan, network, size)
     remember_image(key, probe.size)
     same_maps = key_of(key, made) if key and made else ""
-    prepared, before = prepare(network, plan.patches, anatomy, probe, spec.name, same_maps)
+    prepared, before = prepare(network, plan.patches, anatomy, probe, spec.name, same_maps, check)
     key = patched_key(key, plan, prepared)
     known = recall_survey(key, anatomy)
     if prepared and before is None and not (known and _are_seen_as_identity(prepared, probe)):

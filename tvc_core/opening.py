@@ -46,7 +46,7 @@ from .registry import Registry
 from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
-from .weights.comparing import compare, compare_backbone, entries_of
+from .weights.comparing import compare, compare_backbone, compare_inserted, entries_of
 from .weights.content import BASE_KEY, MODULE_KEY, prepared_as
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
@@ -314,8 +314,13 @@ def _build(
         if filling is not None:
             filling(network)
 
+    names = {*file.entries, *(base or {})}
+
+    def check(path: str, module: nn.Module) -> None:
+        compare_inserted(path, module, names)
+
     with _limited(file, base):
-        model = assemble(plan, pretrained=False, fill=fill)
+        model = assemble(plan, pretrained=False, fill=fill, check=check)
     restore_gates(model, [*file.entries, *(base or {})])
     return model
 

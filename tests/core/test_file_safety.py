@@ -140,6 +140,12 @@ def hostile(kind: str, folder: Path) -> Path:
     elif kind == "other_network":  # of 304 million parameters, each no larger than many have
         content["recipe"]["backbone"]["name"] = "tvc-transformers:vit_l_16"
         forge(path, content, tensors)
+    elif kind.endswith("_patches"):  # of which making and trying each takes milliseconds
+        block = "tvc-attention:se" if kind == "many_patches" else "tvc-blocks:conv_bn_act"
+        op = "wrap" if kind == "many_patches" else "inject"
+        patches = [{op: {"type": block, "name": f"p{i}"}} for i in range(800)]
+        content["recipe"]["backbone"]["patches"] = {"layer1": patches}
+        forge(path, content, tensors)
     else:
         section = "head" if kind == "num_classes" else ""
         place = content["recipe"].setdefault(section, {}) if section else content["recipe"]
@@ -149,7 +155,7 @@ def hostile(kind: str, folder: Path) -> Path:
 
 
 HOSTILE = ("many_tensors", "too_many_tensors", "long_header", "huge_tensor")
-HOSTILE += ("num_classes", "in_channels", "other_network")
+HOSTILE += ("num_classes", "in_channels", "other_network", "many_patches", "large_patches")
 
 
 @pytest.mark.parametrize("kind", HOSTILE)

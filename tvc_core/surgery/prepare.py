@@ -4,7 +4,7 @@ touched.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -76,6 +76,7 @@ def prepare(
     probe: Probe,
     name: str,
     key: str = "",
+    check: Callable[[str, nn.Module], None] | None = None,
 ) -> tuple[list[Prepared], torch.Tensor | None]:
     """Return every patch checked and ready, in the order of the plan, and the logits of the network
     without any; None where it did not have to run. A pattern becomes one patch for each module.
@@ -89,6 +90,8 @@ def prepare(
         probe: an image that the network accepts.
         name: what errors call the network.
         key: as for `measured_sites`.
+        check: gets what is to be inserted, and below the root's child of patches where, and may
+            refuse it; the patches after it are not made then.
 
     Raises:
         TargetError: a target is not there, or nothing can be inserted at it.
@@ -113,7 +116,7 @@ def prepare(
     # changes what another gets, all are made again from what was seen, until what they were made
     # for is what they get; each round settles at least the next patch in the order of execution.
     for _ in range(len(patches) + 1):
-        ready, expected = _make_all(network, patches, sites, ends, anatomy, probe)
+        ready, expected = _make_all(network, patches, sites, ends, anatomy, probe, check)
         if all(each.replacement is None for each in ready):
             return ready, before
         before = probe.run(network) if before is None else before
@@ -146,6 +149,7 @@ def _make_all(
     ends: Mapping[str, str],
     anatomy: Anatomy,
     probe: Probe,
+    check: Callable[[str, nn.Module], None] | None,
 ) -> tuple[list[Prepared], Sites]:
     """Make every patch for what was measured, and return the sites as replacements leave them."""
     # Nothing is in the network yet, so what an earlier patch of the plan changes for a later one is
@@ -171,7 +175,9 @@ def _make_all(
             for insertion in prepared.insertions:
                 place = insertion.site.path
                 module = stand_ins.get(place, network.get_submodule(place))
-                _take_name(patch, place, module, names.setdefault(place, set()))
+                leaf = _take_name(patch, place, module, names.setdefault(place, set()))
+                if check is not None:
+                    check(f"{place}.{leaf}", insertion.patch)
             if prepared.replacement is not None:
                 _check_replacement(prepared, ready)
                 stand_ins[path] = prepared.replacement
@@ -307,9 +313,9 @@ def _expanded(patch: PatchPlan, network: nn.Module, anatomy: Anatomy, name: str)
     ]
 
 
-def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) -> None:
-    """Reserve the name under which a block will live where its hook goes; one that the user gave is
-    never changed.
+def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) -> str:
+    """Reserve and return the name under which a block will live where its hook goes; one that the
+    user gave is never changed.
     """
     given = patch.entry.name
     name = free_name(patch.name, module, taken)
@@ -318,6 +324,7 @@ def _take_name(patch: PatchPlan, path: str, module: nn.Module, taken: set[str]) 
             f"the name {given!r} is taken at {path!r}; choose another, or leave it out"
         )
     taken.add(name)
+    return name
 
 
 def _check_inside(patch: PatchPlan, ready: Iterable[Prepared]) -> None:

@@ -5,7 +5,7 @@ the file says enough.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from ..errors import WeightsError, join_names, short_repr
 from ..recipe import Plan
+from ..surgery.patches import CONTAINERS
 from ..surgery.targets import is_pattern
 from .ownfile import OwnFile
 
-__all__ = ["Entries", "compare", "compare_backbone", "entries_of"]
+__all__ = ["Entries", "compare", "compare_backbone", "compare_inserted", "entries_of"]
 
 Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Types and shapes of tensors, by their names."""
@@ -51,6 +52,16 @@ def compare_backbone(path: Path, network: nn.Module, plan: Plan, entries: Entrie
     if recipe.stages is not None:  # later ones are left out
         own = {key: tensor for key, tensor in own.items() if key in entries}
     compare(path, own, {key: entry for key, entry in entries.items() if stays(key)})
+
+
+def compare_inserted(place: str, module: nn.Module, names: Container[str]) -> None:
+    """Refuse a module that is to be inserted at a place, if the file lacks its tensors: a small
+    file can ask for hundreds, of which each takes time to try.
+    """
+    for key in module.state_dict(keep_vars=True):
+        homes = [f"{container}.{place}.{key}" for container in CONTAINERS]
+        if not any(home in names for home in homes):
+            raise WeightsError(f"the file does not fit its own recipe: it lacks {homes[0]}")
 
 
 def compare(path: Path, own: Mapping[str, Tensor], entries: Entries) -> None:
