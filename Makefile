@@ -12,7 +12,7 @@ OLDEST_PYTHON ?= $(or $(shell python3.10 -c "import sys; print(sys.executable)" 
 LOWEST := .venv-lowest
 SITE := .venv-docs
 
-.PHONY: demo test test-lowest test-interop test-runtimes test-all sweep figures bench bench-blocks docs gallery site lint format wheels release-check clean
+.PHONY: demo test test-lowest test-interop test-runtimes test-all sweep figures bench bench-builds bench-blocks docs gallery site lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
@@ -43,6 +43,9 @@ bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
 	$(BIN)/python tests/bench/blocks.py --page docs/explanation/block-speed.md
+
+bench-builds: $(READY)  ## builds against torchvision's, into docs/explanation/build-speed.md; goes on where it was stopped
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
 
 bench-blocks: $(READY)  ## what each block costs and brings, into docs/how-to/choosing-a-block.md; goes on where it was stopped
 	$(BIN)/python -m pip install --quiet --group bench

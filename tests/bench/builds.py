@@ -1,13 +1,21 @@
-"""Builds from a cached file of weights against torchvision's own, as ratios of paired runs in turn.
+"""Builds from a cached file of weights against torchvision's own: the figures of
+docs/explanation/build-speed.md. Run by `make bench-builds`.
 
-`python tests/bench/builds.py [NAME ...]` measures these networks, or all of torchvision's
-classifiers, each in processes of its own, on made-up files whose names carry their hashes. A build
-ends when every parameter has been read once. Prints a table and asserts nothing.
+    python tests/bench/builds.py [NAME ...]      measure what is missing, and write the page
+    python tests/bench/builds.py --again NAME    measure a network anew
+    python tests/bench/builds.py --write         only write the page's tables
+
+Every finished row is in builds.json, so a run that was stopped goes on where it was. Without names,
+all of torchvision's classifiers. Files are made one network at a time, with random tensors and
+names that carry their hashes, and deleted. A build ends when every parameter has been read once.
+Asserts nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import math
 import os
@@ -17,24 +25,47 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import rows
 import torch
 import torchvision
-from rich.console import Console
-from rich.table import Table
 from torch import nn
 
 from tvc_core import HybridBuilder
 from tvc_core.testing import official_weights
 
+ROOT = Path(__file__).resolve().parents[2]
+RESULTS = Path(__file__).with_suffix(".json")
+PAGE = ROOT / "docs" / "explanation" / "build-speed.md"
 PATCHES = {"stage:-1": {"wrap": "eca"}, "stage:-2": {"wrap": "eca"}}
+KINDS = ("theirs", "ours", "patched")
+FRESH = 3
+"""Pairs of fresh processes; each takes seconds to import everything."""
+
+Row = dict[str, Any]
+Build = Callable[[], nn.Module]
 
 
-def seconds(build: Callable[[], nn.Module]) -> tuple[float, float]:
+# -- in a process of its own -----------------------------------------------------------------------
+
+
+def builds_of(name: str) -> dict[str, Build]:
+    """Return what is measured of a network: torchvision's build, ours, and ours with two
+    patches.
+    """
+    builder = HybridBuilder()
+    return {
+        "theirs": lambda: torchvision.models.get_model(name, weights="DEFAULT"),
+        "ours": lambda: builder.from_torchvision(name),
+        "patched": lambda: builder.from_torchvision(name, patches=PATCHES),
+    }
+
+
+def seconds(build: Build) -> tuple[float, float]:
     """Return what a build takes until its parameters have been read, on the wall and of the
     processor [s].
     """
@@ -44,14 +75,47 @@ def seconds(build: Callable[[], nn.Module]) -> tuple[float, float]:
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
-def peak_above(build: Callable[[], nn.Module]) -> int:
-    """Return the most memory of the process during a build, above that before [bytes]."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+def measure(name: str, runs: int) -> Row:
+    """Return times of one network in this process, in which and in whose cache tvc has remembered
+    nothing yet.
+    """
+    builds = builds_of(name)
+    time.sleep(0.2)  # a file that was written a moment ago is not remembered
+    first = seconds(builds["ours"])[0]
+    found = [{kind: seconds(build) for kind, build in builds.items()} for _ in range(runs + 1)][1:]
+    row: Row = {"first": first}
+    for kind in KINDS:
+        row[kind] = statistics.median(each[kind][0] for each in found)
+    for kind in KINDS[1:]:
+        for at, clock in enumerate(("wall", "cpu")):
+            pairs = [each["theirs"][at] / each[kind][at] for each in found]
+            row[f"{kind} {clock}"] = statistics.median(pairs)
+    return row
+
+
+def fresh(name: str, kind: str) -> Row:
+    """Return what the first build of this process takes, after imports [s]."""
+    return {"seconds": seconds(builds_of(name)[kind])[0]}
+
+
+def peak(name: str, kind: str) -> Row:
+    """Return how far the memory of this process rises during its first build of a network, above
+    that before the call [bytes].
+    """
+    # A build of another network imports everything. What it has freed goes back to the system, else
+    # the build that counts would use it again and seem to need less.
+    builder = HybridBuilder()
+    builder.from_torchvision("squeezenet1_1", None, patches=PATCHES)
+    build = builds_of(name)[kind]
+    gc.collect()
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is what there is now
     before = _memory("VmRSS")
     model = build()
-    peak = _memory("VmHWM") - before
+    found = _memory("VmHWM") - before
     del model
-    return peak
+    return {"bytes": found}
 
 
 def _memory(entry: str) -> int:
@@ -59,44 +123,7 @@ def _memory(entry: str) -> int:
     return int(status.partition(f"{entry}:")[2].split()[0]) * 1024
 
 
-def measure(name: str, home: Path, runs: int) -> dict[str, Any]:
-    """Return the figures of one network in this process, whose cache of tvc is empty."""
-    builder = HybridBuilder()
-    with official_weights(home, name, verify=True) as files:
-        size = files[name].stat().st_size
-
-        def theirs() -> nn.Module:
-            return torchvision.models.get_model(name, weights="DEFAULT")
-
-        def ours() -> nn.Module:
-            return builder.from_torchvision(name)
-
-        def patched() -> nn.Module:
-            return builder.from_torchvision(name, patches=PATCHES)
-
-        time.sleep(0.2)  # a file that was written a moment ago is not remembered
-        first = seconds(ours)
-        rows = [(seconds(theirs), seconds(ours), seconds(patched)) for _ in range(runs + 1)][1:]
-        peak = peak_above(ours) / size if sys.platform == "linux" else math.nan
-    both = {
-        f"{kind} {clock}": statistics.median(row[0][at] / row[column][at] for row in rows)
-        for at, clock in enumerate(("wall", "cpu"))
-        for column, kind in ((1, "plain"), (2, "patched"))
-    }
-    took = {kind: statistics.median(row[at][0] for row in rows) for at, kind in enumerate(_KINDS)}
-    return {**both, **took, "first": first[0], "peak": peak, "bytes": size}
-
-
-_KINDS = ("theirs", "ours", "patched")
-
-
-def fresh(name: str, home: Path, whose: str) -> dict[str, Any]:
-    """Return what the first build of this process takes [s]."""
-    with official_weights(home, name, verify=True):
-        if whose == "ours":
-            builder = HybridBuilder()
-            return {"fresh": seconds(lambda: builder.from_torchvision(name))[0]}
-        return {"fresh": seconds(lambda: torchvision.models.get_model(name, weights="DEFAULT"))[0]}
+# -- one network after another ---------------------------------------------------------------------
 
 
 @contextmanager
@@ -106,53 +133,132 @@ def folders() -> Iterator[tuple[Path, dict[str, str]]]:
         yield Path(folder), {**os.environ, "XDG_CACHE_HOME": f"{folder}/remembered"}
 
 
-def in_process(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
-    """Run this script for one network, and return its figures."""
+def in_process(environment: dict[str, str], *arguments: str) -> Row:
+    """Run this script for one network, and return what it prints last."""
     run = [sys.executable, __file__, *arguments]
     done = subprocess.run(run, check=True, stdout=subprocess.PIPE, env=environment, text=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    found: Row = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
-def main(names: list[str], runs: int) -> None:
-    """Measure and print."""
-    columns = ("theirs [s]", "ours [s]", "ratio", "cpu", "patched", "fresh process", "first [s]")
-    table = Table("network", *columns, "peak / file")
-    found: dict[str, list[float]] = {}
-    for name in names:
-        with folders() as (home, environment):
-            row = in_process(environment, name, "--in", str(home), "--runs", str(runs))
-            both = [
-                in_process(environment, name, "--in", str(home), "--fresh", whose)["fresh"]
-                for whose in ("theirs", "ours")
-            ]
-        row["fresh"] = both[0] / both[1]
-        for key in ("plain wall", "plain cpu", "patched wall", "fresh", "peak"):
-            found.setdefault(key, []).append(row[key])
-        shown = [row["theirs"], row["ours"], row["plain wall"], row["plain cpu"]]
-        shown += [row["patched wall"], row["fresh"], row["first"], row["peak"]]
-        table.add_row(name, *(f"{value:.3g}" for value in shown))
-        print(name, " ".join(f"{value:.3g}" for value in shown), file=sys.stderr, flush=True)
-    console = Console(width=140)
-    console.print(table)
-    console.print(f"peak / file: at most {max(found.pop('peak')):.3g}")
-    for key, values in found.items():
-        mean = statistics.geometric_mean(values)
-        console.print(f"{key}: geometric mean {mean:.3g}, from {min(values):.3g}")
+def row_of(name: str, runs: int) -> Row:
+    """Return all figures of a network, from processes of their own, the first with an empty
+    cache.
+    """
+    with folders() as (home, environment):
+
+        def ask(what: str, *more: str) -> Row:
+            return in_process(environment, name, "--in", str(home), "--do", what, *more)
+
+        row = ask("times", "--runs", str(runs))
+        row["fresh"] = statistics.median(
+            ask("fresh", "--kind", "theirs")["seconds"] / ask("fresh", "--kind", "ours")["seconds"]
+            for _ in range(FRESH)
+        )
+        if sys.platform == "linux":
+            for kind in KINDS:
+                row[f"{kind} peak"] = ask("peak", "--kind", kind)["bytes"] / row["bytes"]
+    return {
+        key: round(value, 4) if isinstance(value, float) else value for key, value in row.items()
+    }
 
 
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="*")
+def run(names: Iterable[str], runs: int) -> None:
+    """Measure what has no row yet."""
+    found = rows.read(RESULTS)
+    todo = [name for name in names if name not in found["rows"]]
+    packages = ("torch", "torchvision", "tvc-core")
+    for number, name in enumerate(todo, 1):
+        found["rows"][name] = row = row_of(name, runs)
+        found["made with"] = rows.made_with(packages, f"one thread, median of {runs} runs")
+        rows.write(RESULTS, found)
+        print(f"{number}/{len(todo)} {name}: {' '.join(_cells(row))}", flush=True)
+
+
+# -- page ------------------------------------------------------------------------------------------
+
+_COLUMNS = {
+    "torchvision [s]": "theirs",
+    "tvc [s]": "ours",
+    "ratio": "ours wall",
+    "ratio of processor time": "ours cpu",
+    "ratio with two patches": "patched wall",
+    "ratio in a fresh process": "fresh",
+    "first build [s]": "first",
+    "peak / file": "ours peak",
+    "with two patches": "patched peak",
+    "torchvision's": "theirs peak",
+}
+_RATIOS = ("ours wall", "ours cpu", "patched wall", "fresh")
+
+
+def _cells(row: Row) -> list[str]:
+    return [f"{row.get(key, math.nan):.3g}" for key in _COLUMNS.values()]
+
+
+def tables(found: Row) -> dict[str, str]:
+    """Return the page's tables by the names of their marks."""
+    measured: dict[str, Row] = found["rows"]
+    words = {key: title for title, key in _COLUMNS.items()}
+    summary = []
+    for key in _RATIOS if measured else ():
+        values = [row[key] for row in measured.values()]
+        summary.append(
+            (words[key], f"{statistics.geometric_mean(values):.3g}", f"{min(values):.3g}")
+        )
+    peaks = [row["ours peak"] for row in measured.values() if "ours peak" in row]
+    patched = [row["patched peak"] for row in measured.values() if "patched peak" in row]
+    said = "Nothing has been measured yet."
+    if measured:
+        of = ", ".join(f"{name} {value}" for name, value in found["made with"].items())
+        said = f"Made by `make bench-builds`: {len(measured)} networks; {of}."
+    if peaks:
+        said += (
+            f" Peak memory is at most {max(peaks):.3g} times the file, and {max(patched):.3g} "
+            "times with two patches."
+        )
+    lines = ([name, *_cells(row)] for name, row in sorted(measured.items()))
+    return {
+        "summary": rows.table(("torchvision's time / tvc's", "geometric mean", "least"), summary),
+        "networks": rows.table(("network", *_COLUMNS), lines),
+        "made": said,
+    }
+
+
+def main() -> None:
+    """Measure, and write the page; or, with --do, print one thing of one network."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("names", nargs="*", help="only these; by default all")
+    parser.add_argument("--again", action="store_true", help="measure their rows anew")
+    parser.add_argument("--write", action="store_true", help="only write the page")
     parser.add_argument("--runs", type=int, default=9)
-    parser.add_argument("--in", dest="home", type=Path, help="measure one network here")
-    parser.add_argument("--fresh", choices=("ours", "theirs"), help="only the first build")
+    parser.add_argument("--do", choices=("times", "fresh", "peak"), help=argparse.SUPPRESS)
+    parser.add_argument("--in", dest="home", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--kind", choices=KINDS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    if given.home is None:
-        main(given.names or HybridBuilder.list_backbones(origin="torchvision"), given.runs)
-    elif given.fresh:
-        print(json.dumps(fresh(given.names[0], given.home, given.fresh)))
-    else:
-        print(json.dumps(measure(given.names[0], given.home, given.runs)))
+    if given.do:
+        (name,) = given.names
+        with official_weights(given.home, name, verify=True) as files:
+            if given.do == "times":
+                found = {**measure(name, given.runs), "bytes": files[name].stat().st_size}
+            else:
+                found = (fresh if given.do == "fresh" else peak)(name, given.kind)
+        print(json.dumps(found))
+        return
+    names = given.names or HybridBuilder.list_backbones(origin="torchvision")
+    if given.again:
+        found = rows.read(RESULTS)
+        kept = {name: row for name, row in found["rows"].items() if name not in names}
+        rows.write(RESULTS, {**found, "rows": kept})
+    if not given.write:
+        run(names, given.runs)
+    found = tables(rows.read(RESULTS))
+    text = PAGE.read_text(encoding="utf-8")
+    PAGE.write_text(rows.filled(text, found, "make bench-builds"), encoding="utf-8")
+    print(found["summary"], found["made"], sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

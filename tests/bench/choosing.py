@@ -19,17 +19,15 @@ import argparse
 import itertools
 import json
 import multiprocessing
-import os
-import platform
-import re
 import statistics
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import rows
 
 ROOT = Path(__file__).resolve().parents[2]
 RESULTS = Path(__file__).with_suffix(".json")
@@ -350,31 +348,17 @@ def key_of(job: tuple[str, ...]) -> str:
 def made_with(workers: int) -> dict[str, Any]:
     """Return versions and machine."""
     packages = ("torch", "torchvision", "scikit-learn", "elpv-dataset", "tvc-core")
-    return {
-        **{package: version(package) for package in packages},
-        "python": platform.python_version(),
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {workers} processes of 1 thread",
-    }
+    return rows.made_with(packages, f"{workers} processes of 1 thread")
 
 
 def read() -> dict[str, Any]:
     """Return what has been measured."""
-    if not RESULTS.exists():
-        return {"made with": {}, "rows": {}}
-    found: dict[str, Any] = json.loads(RESULTS.read_text(encoding="utf-8"))
-    return found
+    return rows.read(RESULTS)
 
 
 def write(found: dict[str, Any]) -> None:
-    """Write what has been measured; a kill leaves the old file or the new one."""
-    new = RESULTS.with_suffix(".tmp")
-    rows = dict(sorted(found["rows"].items()))
-    lines = ",\n  ".join(f"{json.dumps(key)}: {json.dumps(row)}" for key, row in rows.items())
-    head = json.dumps(found["made with"])
-    new.write_text(
-        f'{{\n "made with": {head},\n "rows": {{\n  {lines}\n }}\n}}\n', encoding="utf-8"
-    )
-    new.replace(RESULTS)
+    """Write what has been measured."""
+    rows.write(RESULTS, found)
 
 
 # -- page ------------------------------------------------------------------------------------------
@@ -382,16 +366,16 @@ def write(found: dict[str, Any]) -> None:
 
 def tables(found: dict[str, Any]) -> dict[str, str]:
     """Return the page's tables by the names of their markers."""
-    rows: dict[str, Row] = found["rows"]
-    return {"cost": _cost_table(rows), "task": _task_table(rows), "made": _made(found)}
+    measured: dict[str, Row] = found["rows"]
+    return {"cost": _cost_table(measured), "task": _task_table(measured), "made": _made(found)}
 
 
-def _cost_table(rows: dict[str, Row]) -> str:
-    names = dict.fromkeys(key.split(" | ")[1] for key in rows if key.startswith("cost"))
+def _cost_table(measured: dict[str, Row]) -> str:
+    names = dict.fromkeys(key.split(" | ")[1] for key in measured if key.startswith("cost"))
     lines = []
     for name in names:
         for backbone in BACKBONES:
-            row = rows.get(f"cost | {name} | {backbone}")
+            row = measured.get(f"cost | {name} | {backbone}")
             if row is None:
                 continue
             if "error" in row:
@@ -406,7 +390,7 @@ def _cost_table(rows: dict[str, Row]) -> str:
                     ", ".join(f"`{target}`" for target in json.loads(row["patches"])),
                 ]
             lines.append((f"`{name.partition(':')[2]}`", backbone, *cells))
-    return _table(
+    return rows.table(
         (
             *("block", "network", "parameters [10^3]", "multiply-adds [%]", "forward [times]"),
             *("training step [times]", "kept for backward [times]", "at"),
@@ -419,15 +403,15 @@ def _why(error: str) -> str:
     return "there is nothing to replace" if "matches no" in error else error.replace("|", "/")[:80]
 
 
-def _task_table(rows: dict[str, Row]) -> str:
-    names = list(dict.fromkeys(key.split(" | ")[1] for key in rows if key.startswith("task")))
+def _task_table(measured: dict[str, Row]) -> str:
+    names = list(dict.fromkeys(key.split(" | ")[1] for key in measured if key.startswith("task")))
     names.sort(key=lambda name: (name not in (NONE, HEAD_ONLY), name))
     lines = []
     for name in names:
         cells, trained = [], "-"
         for data in DATA:
-            own = [rows.get(f"task | {name} | {data} | {seed}", {}) for seed in SEEDS]
-            plain = [rows.get(f"task | {NONE} | {data} | {seed}", {}) for seed in SEEDS]
+            own = [measured.get(f"task | {name} | {data} | {seed}", {}) for seed in SEEDS]
+            plain = [measured.get(f"task | {NONE} | {data} | {seed}", {}) for seed in SEEDS]
             values = [row["accuracy"] for row in own if "accuracy" in row]
             if len(values) < len(SEEDS):
                 cells += ["-", "-"]
@@ -446,7 +430,7 @@ def _task_table(rows: dict[str, Row]) -> str:
     head: list[str] = ["block"]
     for data in DATA:
         head += [f"{data} [%]", "against none"]
-    return _table((*head, "trained [10^3]"), lines)
+    return rows.table((*head, "trained [10^3]"), lines)
 
 
 def _made(found: dict[str, Any]) -> str:
@@ -460,19 +444,9 @@ def _made(found: dict[str, Any]) -> str:
     )
 
 
-def _table(head: Iterable[str], lines: Iterable[Iterable[str]]) -> str:
-    rows = [list(head)]
-    rows += [["---"] * len(rows[0]), *(list(line) for line in lines)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
 def page(text: str, found: dict[str, Any]) -> str:
     """Return the page with its tables written from what has been measured."""
-    for name, table in tables(found).items():
-        marked = rf"(<!-- {name}: written by make bench-blocks -->\n).*?(<!-- end -->)"
-        text, count = re.subn(marked, lambda m, t=table: f"{m[1]}\n{t}\n\n{m[2]}", text, flags=re.S)
-        assert count == 1, f"{PAGE.name} has {count} places for the table {name!r}"
-    return text
+    return rows.filled(text, tables(found), "make bench-blocks")
 
 
 def main() -> int:
