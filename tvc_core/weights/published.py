@@ -1,6 +1,6 @@
 """Checkpoints in the layout in which a network was published, read by what its plugin knows.
 
-A library that offers other people's networks often names their layers anew, and renames, merges and
+A library that offers other people's networks often gives their layers other names, and renames, merges and
 resamples the tensors of the published files when it loads them. That is the library's knowledge, so
 it comes from the plugin: `BackboneSpec.migrate`. It is asked only where names alone do not fill the
 network, and counts only where it fills more.
@@ -22,7 +22,7 @@ from ..specs import BackboneSpec
 __all__ = ["Layouts", "Migrated", "layouts_of"]
 
 _WRAPPERS = 4
-"""Segments in front of the published names that are tried."""
+"""Segments before the published names that are tried."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,7 +137,7 @@ def build_again(
 
 
 def _recalled(key: str) -> Any:
-    """Return the data of a network where the code is what it was; else None."""
+    """Return the data of a network where the code is unchanged; else None."""
     data = recall("networks", key)
     with suppress(*_MALFORMED):
         is_whole = type(data["draws"]) is bool and all(
