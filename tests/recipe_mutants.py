@@ -156,11 +156,11 @@ def mutate_structure(rng: random.Random, text: str) -> bytes:
         if kind == 0:
             del above[key]
         elif kind in (1, 2):
-            above[key] = rng.choice(WRONG)
+            above[key] = copy.deepcopy(rng.choice(WRONG))
         elif kind == 3 and isinstance(above, dict):
             above[rng.choice(KEYS)] = above.pop(key)
         elif kind == 4 and isinstance(above, dict):
-            above[rng.choice(KEYS)] = rng.choice(WRONG)
+            above[rng.choice(KEYS)] = copy.deepcopy(rng.choice(WRONG))
         elif other != path[: len(other)]:
             found = data
             for each in other:
