@@ -36,6 +36,7 @@ def test_the_run_would_see_an_import_and_a_file_that_is_written(tmp_path: Path) 
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(1800)  # some import torch
 def test_300_malformed_recipes_as_commands_show_no_traceback(tmp_path: Path) -> None:
     recipe_mutants.write_files(tmp_path)
     path, out, codes = str(tmp_path / "mutant.yaml"), str(tmp_path / "out"), set()
