@@ -334,6 +334,12 @@ def test_f8_rounding_is_listed_apart() -> None:
     assert report.load_ratio == 1.0
 
 
+def test_f8_where_all_values_are_wrong_the_reason_is_said() -> None:
+    given = {key: value.to(torch.complex64) for key, value in snap(small()).items()}
+    with pytest.raises(WeightsError, match=r"values of \d+ of the model's .*imaginary part"):
+        partial_load(small(), given, ignore_mismatch=True, min_loaded=0)
+
+
 def test_f8_what_becomes_infinite_is_refused() -> None:
     model = Tiny().half()
     before = snap(model)

@@ -318,6 +318,12 @@ def test_what_json_would_change_is_refused(tiny: Any, tmp_path: Path, value: Any
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("path", [".", "..", "/", "m.pth", "m"])
+def test_a_name_that_is_none_of_a_model_is_refused(tiny: Any, path: str) -> None:
+    with pytest.raises(WeightsError, match="the name says so"):
+        tiny().save(path)
+
+
 def test_tensors_without_values_are_refused_before_anything_is_written(
     tiny: Any, tmp_path: Path
 ) -> None:

@@ -43,9 +43,9 @@ def save(
     at.
     """
     if path.suffix != ".safetensors":
+        named = path.with_suffix(".safetensors").name if path.name else "model.safetensors"
         raise WeightsError(
-            f"{path}: a model is saved in safetensors format, and the name says so: "
-            f"{path.with_suffix('.safetensors').name!r}"
+            f"{path}: a model is saved in safetensors format, and the name says so: {named!r}"
         )
     # A file holds a recipe and tensors. If another tool has exchanged modules, what the recipe
     # builds has other ones, and the file would load without an error and compute something else. So

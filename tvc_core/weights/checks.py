@@ -43,6 +43,11 @@ def check_plan(
             "ignore_mismatch=True to load the others."
         )
     filled = [*plan.loaded, *(each.key for each in plan.converted)]
+    if not plan.values and plan.refused:
+        raise WeightsError(
+            f"nothing would be loaded: the values of {len(plan.refused)} of the model's {total} "
+            f"tensors cannot be right: {join_names(map(printable, plan.refused), most=3)}"
+        )
     if not plan.values:
         raise WeightsError(_nothing_loaded(plan, checkpoint, wishes))
     blocks = {id(m) for p in model.modules() if isinstance(p, Patch) for m in p.modules()}
