@@ -531,7 +531,7 @@ SAID: dict[str, tuple[Callable[[Path], object], str]] = {
     "web page with a mark": (lambda p: p.write_bytes(b"\xef\xbb\xbf<!DOCTYPE html>"), "web page"),
     "xz": (lambda p: p.write_bytes(lzma.compress(b"weights" * 99)), "xz"),
     "bzip2": (lambda p: p.write_bytes(bz2.compress(b"weights" * 99)), "bzip2"),
-    "tar": (lambda p: _archived(tarfile.open(p, "w")), "tar archive"),
+    "tar": (lambda p: _archived(p), "tar archive"),
     "numpy arrays": (
         lambda p: np.savez(p.open("wb"), a=np.ones(2)),
         r"numpy \(\.npz\).*from_numpy",
@@ -545,8 +545,8 @@ SAID: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-def _archived(archive: tarfile.TarFile) -> None:
-    with archive:
+def _archived(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
         archive.addfile(tarfile.TarInfo("weights.pth"))
 
 
