@@ -2,8 +2,8 @@
 
 A library that offers other people's networks often gives their layers other names, and renames,
 merges and resamples the tensors of the published files when it loads them. That is the library's
-knowledge, so it comes from the plugin: `BackboneSpec.migrate`. It is asked only where names alone do
-not fill the network, and counts only where it fills more.
+knowledge, so it comes from the plugin: `BackboneSpec.migrate`. It is asked only where names alone
+do not fill the network, and counts only where it fills more.
 """
 
 from __future__ import annotations
