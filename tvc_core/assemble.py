@@ -20,7 +20,7 @@ from .model.bridge import find_bridge
 from .model.classes import become_hybrid
 from .model.current import head_of
 from .model.features import Taps
-from .model.fingerprint import fingerprint, known_lines
+from .model.fingerprint import fingerprint, foreign_hooks, known_lines
 from .model.heads import make_head
 from .model.hybrid import HybridModel
 from .model.measuring import measure, run_patched
@@ -192,6 +192,7 @@ def _assemble(plan: Plan, network: nn.Module, pretrained: bool) -> HybridModel:
         input=changed,
         left_out=left_out,
         modules=fingerprint(network, known=_unchanged(lines, plan, network, anatomy)),
+        hooks=foreign_hooks(network),
     )
     model = become_hybrid(network, state)
     state.head_as_built = head_of(model, state)

@@ -13,13 +13,16 @@ from typing import Any
 from torch import nn
 
 from ..remembered import recall, remember
+from ..surgery.hooks import TvcHook
 from .checkpointing import Checkpointed, CheckpointedRuns
 
-__all__ = ["changes", "fingerprint", "kind_of", "known_lines"]
+__all__ = ["changes", "fingerprint", "foreign_hooks", "kind_of", "known_lines"]
 
 # What may differ while the function in eval mode is the same: how it is trained, and where it runs.
 _TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
+_KNOWN = ("torch", "torchvision", "timm")
+"""Packages whose classes are known by their names alone."""
 
 
 def fingerprint(
@@ -50,10 +53,10 @@ def known_lines(network: nn.Module, made: str) -> dict[int, str]:
     if not made:
         return {}
     modules = list(network.modules())
-    lines = recall("lines", made)
+    lines = recall("modules", made)
     if not isinstance(lines, list) or len(lines) != len(modules):
         lines = [_line(module) for module in modules]
-        remember("lines", made, lines)
+        remember("modules", made, lines)
     return {id(module): line for module, line in zip(modules, lines, strict=True)}
 
 
@@ -107,20 +110,47 @@ def _runs_its_own(module: nn.Module, forward: Any) -> bool:
         forward = getattr(forward, "__wrapped__", None)
 
 
+def foreign_hooks(network: nn.Module) -> dict[str, int]:
+    """Return how many forward hooks other code has put on each module, by path, where there are
+    any; torch's own (FSDP's, say) move and gather tensors and are left out.
+    """
+    found: dict[str, int] = {}
+    for path, module in network.named_modules():
+        if module._forward_pre_hooks or module._forward_hooks:
+            hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            if number := sum(map(_is_foreign, hooks)):
+                found[path] = number
+    return found
+
+
+def _is_foreign(hook: Any) -> bool:
+    made_in = getattr(hook, "__module__", None) or type(hook).__module__
+    return not isinstance(hook, TvcHook) and not made_in.startswith("torch.")
+
+
 def kind_of(module: nn.Module) -> str:
-    """Return the name of a module's class, one name for those that compute the same."""
-    name = type(module).__name__.removeprefix("FSDP")
+    """Return the name of a module's class, one name for those that compute the same.
+
+    A class of other code stands with its package, since it may have the name of another one.
+    """
+    cls = type(module)
+    if cls.__name__.startswith("FSDP") and cls.__module__.startswith("torch."):
+        cls = cls.__mro__[2]  # FSDP2 makes a class of itself and the module's own
+    name, package = cls.__name__, cls.__module__.partition(".")[0]
     if "BatchNorm" in name:  # a synchronized one does in eval mode
+        package = _KNOWN[0] if name.startswith("Sync") else package
         name = re.sub(r"\dd$", "", name.removeprefix("Sync"))
-    return name
+    return name if package in _KNOWN else f"{package}.{name}"
 
 
 def _line(module: nn.Module) -> str:
     settings = "" if isinstance(module, _DROPOUTS) else module.extra_repr()
+    # Not in the order in which they were registered: what a tool has undone (a pruning mask, weight
+    # normalization) comes back as the last one.
     tensors = {**module._parameters, **module._buffers}
     shapes = [
         f"{key} {'x'.join(map(str, tensor.shape))}"
-        for key, tensor in tensors.items()
+        for key, tensor in sorted(tensors.items(), reverse=True)
         if tensor is not None and key not in module._non_persistent_buffers_set
     ]
     text = f"{kind_of(module)}({_TRAINING_ONLY.sub('', settings)})"
