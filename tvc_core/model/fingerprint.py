@@ -16,10 +16,11 @@ from ..remembered import recall, remember
 from ..surgery.hooks import TvcHook
 from .checkpointing import Checkpointed, CheckpointedRuns
 
-__all__ = ["changes", "fingerprint", "foreign_hooks", "kind_of", "known_lines"]
+__all__ = ["changes", "fingerprint", "foreign_hooks", "kind_of", "known_lines", "new_lines"]
 
 # What may differ while the function in eval mode is the same: how it is trained, and where it runs.
 _TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
+_OUTPUTS = re.compile(r"out_features=\d+|(?<=\d), \d+(?=, kernel_size)")
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _KNOWN = ("torch", "torchvision", "timm")
 """Packages whose classes are known by their names alone."""
@@ -68,6 +69,32 @@ def changes(network: nn.Module, built: Mapping[str, str]) -> list[str]:
         built: its fingerprint when it was built.
     """
     return list(_changes(network, built))
+
+
+def new_lines(
+    built: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the lines that tvc's own exchange of layers changed, and a new build would have.
+
+    Where a module had been exchanged by hand before, the new one may have taken over what no recipe
+    says, such as having no bias.
+
+    Args:
+        built: the fingerprint when the network was built.
+        before: that of a part before the exchange.
+        after: that of the part after it.
+    """
+    return {
+        path: line
+        for path, line in after.items()
+        if line != before.get(path)
+        and (before.get(path) == built.get(path) or _settings(line) == _settings(built.get(path)))
+    }
+
+
+def _settings(line: str | None) -> str:
+    """Return what a line says of a layer, except for how many outputs it has."""
+    return _OUTPUTS.sub("", (line or "").partition(" with ")[0])
 
 
 def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
