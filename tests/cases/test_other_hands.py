@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
 import tvc_core
-from tvc_core import HybridBuilder, HybridModel, ParameterError, WeightsError
+from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError, WeightsError
 
 PACKAGE = __name__.partition(".")[0]
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -214,3 +214,16 @@ def test_a_regularizer_of_ones_own_acts_from_the_first_step(noise: nn.Module) ->
 def test_a_regularizer_beside_a_target_is_refused(block: str) -> None:
     with pytest.raises(ParameterError, match=r"'after' or 'branch' or 'before', not 'parallel'"):
         tiny({"layer1": {"inject": {"type": block, "position": "parallel"}}})
+
+
+# -- what is handed over ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrap", "advice"), [(torch.jit.script, "was scripted"), (torch.compile, r"network\._orig_mod")]
+)
+def test_a_network_that_tools_have_wrapped_is_refused(wrap: Any, advice: str) -> None:
+    with pytest.raises(BackboneError, match=advice):
+        HybridBuilder().from_module(
+            wrap(Tiny()), stem="stem", stages=["layer1", "layer2"], head="fc"
+        )
