@@ -82,10 +82,12 @@ def module_backbone(
             "from_module takes a network that Python runs, and this one is scripted, which runs "
             "without its hooks: hand over the network that was scripted"
         )
-    if "_orig_mod" in module._modules:
+    compiled = [path for path, each in module.named_modules() if "_orig_mod" in each._modules]
+    if compiled:
+        what = ".".join(["network", *filter(None, compiled[:1])])
         raise BackboneError(
-            "from_module takes a network as it is written, and this one is compiled: hand over "
-            "network._orig_mod, and compile the hybrid (torch.compile)"
+            f"from_module takes a network as it is written, and {what} is compiled: hand it over "
+            f"with {what}._orig_mod in its place, and compile the hybrid (torch.compile)"
         )
     if type and type.rpartition(".")[2] != module.__class__.__qualname__.rpartition(".")[2]:
         raise BackboneError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ import torch
 import torchvision
 from case_tools import Tiny, difference, open_gates
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
+    apply_activation_checkpointing,
+)
 from torch.nn.utils import parametrizations, parametrize, prune
 from torchvision.models.feature_extraction import create_feature_extractor
 
@@ -227,3 +231,62 @@ def test_a_network_that_tools_have_wrapped_is_refused(wrap: Any, advice: str) ->
         HybridBuilder().from_module(
             wrap(Tiny()), stem="stem", stages=["layer1", "layer2"], head="fc"
         )
+
+
+# -- torch's own wrappers --------------------------------------------------------------------------
+
+INSIDE = {
+    "layer1.0": {"wrap": {"type": "se", "position": "branch"}},
+    "layer2.0.conv2": {"wrap": "eca"},
+    "layer2": {"wrap": "se"},
+}
+
+
+def checkpointed(model: HybridModel) -> None:
+    apply_activation_checkpointing(
+        model, check_fn=lambda part: isinstance(part, torchvision.models.resnet.BasicBlock)
+    )
+
+
+def compiled(model: HybridModel) -> None:
+    for name in ("layer1", "layer2", "fc"):
+        setattr(model, name, torch.compile(getattr(model, name), backend="eager"))
+
+
+@pytest.mark.parametrize("wrap", [checkpointed, compiled])
+def test_parts_that_torch_wraps_keep_their_patches(
+    wrap: Callable[[HybridModel], None], tmp_path: Path
+) -> None:
+    model = resnet18(patches=INSIDE)
+    twin = copy.deepcopy(model)
+    wrap(model)
+    expected, maps = twin(X), twin.get_stage_outputs(X)
+    assert difference(model.get_stage_outputs(X), maps) < 1e-6
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*outside of its model")
+        assert difference(model(X), expected) < 1e-6
+        model.train()(X).square().mean().backward()
+        twin.train()(X).square().mean().backward()
+    gradients = [p.grad for p in model.parameters()]
+    assert difference(gradients, [p.grad for p in twin.parameters()]) < 1e-4
+    with model.without():
+        off = model.eval()(X)
+    assert difference(model(X), off) > 1e-4
+    assert "_mod" not in model.explain().partition("part  ")[0]
+    model.freeze_backbone(unfreeze_stages=[-1])
+    model.layer4[0].conv1.weight.requires_grad_(False)
+    model.save(tmp_path / "wrapped.safetensors")
+    again = tvc_core.load(tmp_path / "wrapped.safetensors")
+    assert difference(again(X), model(X)) < 1e-6
+    assert again.count_parameters(trainable_only=True) == model.count_parameters(
+        trainable_only=True
+    )
+    model.unpatch("layer2")
+    assert difference(model(X), again(X)) > 1e-4
+
+
+def test_a_tensor_that_was_put_into_the_root_is_seen(tmp_path: Path) -> None:
+    model = resnet18()
+    model.register_buffer("mine", torch.zeros(3))
+    with pytest.raises(WeightsError, match=r"the model itself had no tensors and has mine 3"):
+        model.save(tmp_path / "more.safetensors")

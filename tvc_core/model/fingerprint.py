@@ -14,6 +14,7 @@ from torch import nn
 
 from ..remembered import recall, remember
 from ..surgery.hooks import TvcHook
+from ..surgery.sites import plain_name, wrapped_module
 from .checkpointing import Checkpointed, CheckpointedRuns
 
 __all__ = ["changes", "fingerprint", "foreign_hooks", "kind_of", "known_lines", "new_lines"]
@@ -29,7 +30,8 @@ _KNOWN = ("torch", "torchvision", "timm")
 def fingerprint(
     network: nn.Module, within: str | None = None, known: Mapping[int, str] | None = None
 ) -> dict[str, str]:
-    """Return class, settings and tensors of every module below the root, by path.
+    """Return class, settings and tensors of every module below the root, by path, and under "" the
+    root's own tensors. What torch wraps around a module (`torch.compile`) is not there.
 
     Args:
         network: the root.
@@ -37,11 +39,14 @@ def fingerprint(
         known: the lines of modules by their ids, which are not made again.
     """
     known = known or {}
-    return {
-        path: known.get(id(module)) or _line(module)
+    lines = {
+        plain_name(path): known.get(id(module)) or _line(module)
         for path, module in network.named_modules()
-        if path and (within is None or f"{path}.".startswith(f"{within}."))
+        if path
+        and (within is None or f"{path}.".startswith(f"{within}."))
+        and wrapped_module(module) is None
     }
+    return lines if within is not None else {"": _tensors(network), **lines}
 
 
 def known_lines(network: nn.Module, made: str) -> dict[int, str]:
@@ -107,15 +112,18 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
         before, after = built.get(path), now.get(path)
         if before == after or any(path.startswith(f"{other}.") for other in told):
             continue
-        told.append(path)
-        if after is None:
+        if path:
+            told.append(path)
+        if not path:
+            yield f"the model itself had {before or 'no tensors'} and has {after or 'none'}"
+        elif after is None:
             yield f"{path} ({before}) is gone"
         elif before is None:
             yield f"{path} ({after}) is new"
         else:
             yield f"{path} was {before} and is {after}"
     for path, module in network.named_modules():
-        forward = module.__dict__.get("forward")
+        forward = module.__dict__.get("forward") if wrapped_module(module) is None else None
         if forward is not None and not _runs_its_own(module, forward):
             yield f"{path or 'the model'} has a forward that was assigned to it"
 
@@ -172,13 +180,17 @@ def kind_of(module: nn.Module) -> str:
 
 def _line(module: nn.Module) -> str:
     settings = "" if isinstance(module, _DROPOUTS) else module.extra_repr()
+    text = f"{kind_of(module)}({_TRAINING_ONLY.sub('', settings)})"
+    shapes = _tensors(module)
+    return f"{text} with {shapes}" if shapes else text
+
+
+def _tensors(module: nn.Module) -> str:
     # Not in the order in which they were registered: what a tool has undone (a pruning mask, weight
     # normalization) comes back as the last one.
     tensors = {**module._parameters, **module._buffers}
-    shapes = [
+    return ", ".join(
         f"{key} {'x'.join(map(str, tensor.shape))}"
         for key, tensor in sorted(tensors.items(), reverse=True)
         if tensor is not None and key not in module._non_persistent_buffers_set
-    ]
-    text = f"{kind_of(module)}({_TRAINING_ONLY.sub('', settings)})"
-    return f"{text} with {', '.join(shapes)}" if shapes else text
+    )

@@ -18,6 +18,7 @@ from ..errors import WeightsError, join_names, short_repr
 from ..recipe import Recipe
 from ..specs import OWN
 from ..surgery.marks import is_hybrid
+from ..surgery.sites import plain_name
 from ..weights.container import pack
 from ..weights.content import BASE_KEY, check_content
 from ..weights.digest import digest_of
@@ -90,7 +91,7 @@ def _tensors(network: nn.Module, path: Path) -> dict[str, Tensor]:
                 f"{path} is not written: {name!r} is no plain tensor with values, but {what}"
             )
         copy = tensor.detach().to("cpu").contiguous()
-        tensors[name] = copy.resolve_conj().resolve_neg()
+        tensors[plain_name(name)] = copy.resolve_conj().resolve_neg()
     return tensors
 
 

@@ -31,6 +31,8 @@ __all__ = [
     "left_out_at",
     "locate",
     "odd_stride",
+    "plain_name",
+    "wrapped_module",
 ]
 
 UNIT = 32
@@ -170,6 +172,11 @@ class Site:
         return channels_of(self.shape(side), self.layout(side))
 
 
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Where torch.compile, activation checkpointing and FSDP keep the module in whose place they stand.
+"""
+
+
 def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
     """Return the module at a dotted path.
 
@@ -201,8 +208,28 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     """Return the module at a dotted path; None if there is none."""
     module: nn.Module | None = network
     for part in path.split("."):
-        module = module._modules.get(part) if module is not None else None
+        if module is None:
+            break
+        child = module._modules.get(part)
+        if child is None and (inside := wrapped_module(module)) is not None:
+            child = find_module(inside, part)
+        module = child
     return module
+
+
+def wrapped_module(module: nn.Module) -> nn.Module | None:
+    """Return what one of torch's wrappers holds that compute what is inside of them; None for any
+    other module.
+    """
+    children = module._modules
+    return next((children[name] for name in _WRAPPERS if children.get(name) is not None), None)
+
+
+def plain_name(name: str) -> str:
+    """Return the path of a module or tensor without the segments of torch's wrappers."""
+    if not any(wrapper in name for wrapper in _WRAPPERS):
+        return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def left_out_at(network: nn.Module, path: str) -> str | None:
