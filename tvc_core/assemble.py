@@ -45,7 +45,7 @@ from .surgery.input import InputRecord, change_input
 from .surgery.measured import keep_their_maps
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe, find_module, image_of
+from .surgery.sites import Probe, find_module, image_of, refuse_half_on_meta
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.limits import limit_tensors
@@ -264,6 +264,7 @@ def _look(
     """Find an image that the network accepts, with the channels that it is to take; `size` is that
     of one that it did accept.
     """
+    refuse_half_on_meta(network)
     if size is not None:
         probe = Probe(image_of(network, plan.backbone.spec, size))
     else:

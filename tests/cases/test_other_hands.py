@@ -290,3 +290,10 @@ def test_a_tensor_that_was_put_into_the_root_is_seen(tmp_path: Path) -> None:
     model.register_buffer("mine", torch.zeros(3))
     with pytest.raises(WeightsError, match=r"the model itself had no tensors and has mine 3"):
         model.save(tmp_path / "more.safetensors")
+
+
+def test_a_network_that_is_half_on_meta_is_refused() -> None:
+    network = Tiny()
+    network.layer1[0].to("meta")  # as accelerate's init_empty_weights leaves the buffers
+    with pytest.raises(BackboneError, match=r"'layer1.0.weight' on the meta device and 'stem"):
+        HybridBuilder().from_module(network, stem="stem", stages=["layer1", "layer2"], head="fc")

@@ -32,6 +32,7 @@ __all__ = [
     "locate",
     "odd_stride",
     "plain_name",
+    "refuse_half_on_meta",
     "wrapped_module",
 ]
 
@@ -242,6 +243,19 @@ def left_out_at(network: nn.Module, path: str) -> str | None:
 def has_module(network: nn.Module, path: str) -> bool:
     """Return whether there is a module at a dotted path."""
     return find_module(network, path) is not None
+
+
+def refuse_half_on_meta(network: nn.Module) -> None:
+    """Refuse a network that no pass can run, such as accelerate's `init_empty_weights` makes it."""
+    places: dict[bool, str] = {}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        places.setdefault(tensor.is_meta, name)
+    if len(places) > 1:
+        raise BackboneError(
+            f"the network has {places[True]!r} on the meta device and {places[False]!r} not, so it "
+            "cannot run and be measured. torch.device('meta') takes all of it there "
+            "(and so does init_empty_weights(include_buffers=True))"
+        )
 
 
 def odd_stride(network: nn.Module) -> int:
