@@ -271,7 +271,7 @@ def test_parts_that_torch_wraps_keep_their_patches(
     assert "_orig_mod" not in told
     assert "_wrapped_module" not in told
     model.freeze_backbone(unfreeze_stages=[-1])
-    model.layer2[0].weight.requires_grad_(False)
+    model.get_submodule("layer2.0").weight.requires_grad_(False)
     model.save(tmp_path / "wrapped.safetensors")
     again = tvc_core.load(tmp_path / "wrapped.safetensors", module=Tiny())
     assert difference(again(X), expected) < 1e-6
