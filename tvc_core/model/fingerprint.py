@@ -23,7 +23,7 @@ __all__ = ["changes", "fingerprint", "foreign_hooks", "kind_of", "known_lines", 
 _TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
 _OUTPUTS = re.compile(r"out_features=\d+|(?<=\d), \d+(?=, kernel_size)")
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
-_KNOWN = ("torch", "torchvision", "timm")
+_KNOWN = ("torch", "torchvision", "timm", "tvc_core")
 """Packages whose classes are known by their names alone."""
 
 
@@ -59,10 +59,10 @@ def known_lines(network: nn.Module, made: str) -> dict[int, str]:
     if not made:
         return {}
     modules = list(network.modules())
-    lines = recall("modules", made)
+    lines = recall("module-lines", made)
     if not isinstance(lines, list) or len(lines) != len(modules):
         lines = [_line(module) for module in modules]
-        remember("modules", made, lines)
+        remember("module-lines", made, lines)
     return {id(module): line for module, line in zip(modules, lines, strict=True)}
 
 
