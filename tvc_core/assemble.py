@@ -20,7 +20,7 @@ from .model.bridge import find_bridge
 from .model.classes import become_hybrid
 from .model.current import head_of
 from .model.features import Taps
-from .model.fingerprint import fingerprint, known_lines
+from .model.fingerprint import fingerprint, foreign_hooks, known_lines
 from .model.heads import make_head
 from .model.hybrid import HybridModel
 from .model.measuring import measure, run_patched
@@ -45,7 +45,7 @@ from .surgery.input import InputRecord, change_input
 from .surgery.measured import keep_their_maps
 from .surgery.patches import attach, rollback_on_error, set_module
 from .surgery.prepare import Prepared, prepare
-from .surgery.sites import Probe, find_module, image_of
+from .surgery.sites import Probe, find_module, image_of, refuse_half_on_meta
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.limits import limit_tensors
@@ -204,6 +204,7 @@ def _assemble(
         input=changed,
         left_out=left_out,
         modules=fingerprint(network, known=_unchanged(lines, plan, network, anatomy)),
+        hooks=foreign_hooks(network),
     )
     model = become_hybrid(network, state)
     state.head_as_built = head_of(model, state)
@@ -275,6 +276,7 @@ def _look(
     """Find an image that the network accepts, with the channels that it is to take; `size` is that
     of one that it did accept.
     """
+    refuse_half_on_meta(network)
     if size is not None:
         probe = Probe(image_of(network, plan.backbone.spec, size))
     else:

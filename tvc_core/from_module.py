@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from .errors import BackboneError, join_names, short_repr
@@ -75,6 +76,18 @@ def module_backbone(
         raise BackboneError(
             "from_module takes a plain network, and this one is a hybrid already: make a new "
             "network"
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise BackboneError(
+            "from_module takes a network that Python runs, and this one is scripted, which runs "
+            "without its hooks: hand over the network that was scripted"
+        )
+    compiled = [path for path, each in module.named_modules() if "_orig_mod" in each._modules]
+    if compiled:
+        what = ".".join(["network", *filter(None, compiled[:1])])
+        raise BackboneError(
+            f"from_module takes a network as it is written, and {what} is compiled: hand it over "
+            f"with {what}._orig_mod in its place, and compile the hybrid (torch.compile)"
         )
     if type and type.rpartition(".")[2] != module.__class__.__qualname__.rpartition(".")[2]:
         raise BackboneError(

@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from tvc_core import HybridBuilder
+from tvc_core import HybridBuilder, drop_closed_patches, fold_patches
 from tvc_core.quarantine.process_state import run_preserved
 from tvc_core.testing import write_distribution
 
@@ -172,6 +172,15 @@ def main(runs: int) -> None:
         timed = pairs(forward(hybrid, 3), forward(own, 3), 3 * runs)
         row(f"forward of an unpatched {name}", timed, "1.00 +- 0.02")
     patches = sixteen_patches()
+    own = torchvision.models.resnet50(weights=None)
+    for what, inserted, take_away in (
+        ("16 closed gates dropped", patches, drop_closed_patches),
+        ("16 lora folded", {f"{key}.conv2": {"inject": "lora"} for key in patches}, fold_patches),
+    ):
+        hybrid = builder.from_backbone("resnet50", None, patches=inserted).eval()
+        take_away(hybrid)
+        timed = pairs(forward(hybrid, 3), forward(own, 3), 3 * runs)
+        row(f"forward of resnet50 with {what} / plain", timed, "1.00 +- 0.02")
     timed = pairs(
         lambda: builder.from_backbone("resnet50", None, patches=patches),
         lambda: builder.from_backbone("resnet50", None),

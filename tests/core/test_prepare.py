@@ -298,7 +298,7 @@ def test_a_block_whose_forward_fails_is_named_with_the_shape(tiny: Any, init: st
 
 @pytest.mark.parametrize("init", [None, "paper"])
 def test_a_block_that_fails_in_the_network_is_a_patch_error(tiny: Any, init: str | None) -> None:
-    with pytest.raises(PatchError, match=r"layer2 .*later"):
+    with pytest.raises(PatchError, match=r"layer2\b.*later"):
         tiny({"layer2": {"wrap": {"type": "later", "init": init}}}, block("later", FailsLater))
 
 

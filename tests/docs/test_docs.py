@@ -26,6 +26,7 @@ import tvc_core
 from tvc_core import (
     BackboneError,
     BackboneSpec,
+    BlockSpec,
     HybridBuilder,
     Registry,
     TvcError,
@@ -423,6 +424,14 @@ def test_every_public_name_is_documented() -> None:
     written = [page for page in PAGES if page.parent != ROOT / "docs" / "reference"]
     text = "\n".join(page.read_text(encoding="utf-8") for page in written)
     assert [name for name in tvc_core.__all__ if not re.search(rf"\b{name}\b", text)] == []
+
+
+def test_the_page_on_attention_names_every_block() -> None:
+    page = (ROOT / "docs" / "how-to" / "attention.md").read_text(encoding="utf-8")
+    offered = {
+        offer.spec.name for offer in Registry().all(BlockSpec) if offer.owner == "tvc-attention"
+    }
+    assert set(re.findall(r"`(\w+)`", page.partition("\n## ")[0])) == offered
 
 
 def test_hooks_in_the_documentation_are_those_of_the_code() -> None:

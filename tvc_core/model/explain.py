@@ -13,7 +13,7 @@ from ..surgery.head_layers import HeadMLP
 from ..surgery.input import InputRecord
 from ..surgery.patch import Patch
 from ..surgery.patches import installed_patches, placed_patches
-from ..surgery.sites import find_module
+from ..surgery.sites import find_module, plain_name
 from .fingerprint import kind_of
 from .freeze_report import freeze_report
 from .heads import head_info
@@ -91,7 +91,7 @@ def _input_line(record: InputRecord) -> str:
 
 
 def _patch_lines(network: nn.Module, state: HybridState) -> list[str]:
-    running = {id(patch): path for path, patch in installed_patches(network)}
+    running = {id(patch): plain_name(path) for path, patch in installed_patches(network)}
     placed = {home: patch for home, _, patch in placed_patches(network)}
     lines: list[str] = []
     for record in state.records:

@@ -13,19 +13,25 @@ from typing import Any
 from torch import nn
 
 from ..remembered import recall, remember
+from ..surgery.hooks import TvcHook
+from ..surgery.sites import plain_name, wrapped_module
 from .checkpointing import Checkpointed, CheckpointedRuns
 
-__all__ = ["changes", "fingerprint", "kind_of", "known_lines"]
+__all__ = ["changes", "fingerprint", "foreign_hooks", "kind_of", "known_lines", "new_lines"]
 
 # What may differ while the function in eval mode is the same: how it is trained, and where it runs.
 _TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
+_OUTPUTS = re.compile(r"out_features=\d+|(?<=\d), \d+(?=, kernel_size)")
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
+_KNOWN = ("torch", "torchvision", "timm", "tvc_core")
+"""Packages whose classes are known by their names alone."""
 
 
 def fingerprint(
     network: nn.Module, within: str | None = None, known: Mapping[int, str] | None = None
 ) -> dict[str, str]:
-    """Return class, settings and tensors of every module below the root, by path.
+    """Return class, settings and tensors of every module below the root, by path, and under "" the
+    root's own tensors. What torch wraps around a module (`torch.compile`) is not there.
 
     Args:
         network: the root.
@@ -33,11 +39,14 @@ def fingerprint(
         known: the lines of modules by their ids, which are not made again.
     """
     known = known or {}
-    return {
-        path: known.get(id(module)) or _line(module)
+    lines = {
+        plain_name(path): known.get(id(module)) or _line(module)
         for path, module in network.named_modules()
-        if path and (within is None or f"{path}.".startswith(f"{within}."))
+        if path
+        and (within is None or f"{path}.".startswith(f"{within}."))
+        and wrapped_module(module) is None
     }
+    return lines if within is not None else {"": _tensors(network), **lines}
 
 
 def known_lines(network: nn.Module, made: str) -> dict[int, str]:
@@ -50,10 +59,10 @@ def known_lines(network: nn.Module, made: str) -> dict[int, str]:
     if not made:
         return {}
     modules = list(network.modules())
-    lines = recall("lines", made)
+    lines = recall("module-lines", made)
     if not isinstance(lines, list) or len(lines) != len(modules):
         lines = [_line(module) for module in modules]
-        remember("lines", made, lines)
+        remember("module-lines", made, lines)
     return {id(module): line for module, line in zip(modules, lines, strict=True)}
 
 
@@ -67,6 +76,32 @@ def changes(network: nn.Module, built: Mapping[str, str]) -> list[str]:
     return list(_changes(network, built))
 
 
+def new_lines(
+    built: Mapping[str, str], before: Mapping[str, str], after: Mapping[str, str]
+) -> dict[str, str]:
+    """Return the lines that tvc's own exchange of layers changed, and a new build would have.
+
+    Where a module had been exchanged by hand before, the new one may have taken over what no recipe
+    says, such as having no bias.
+
+    Args:
+        built: the fingerprint when the network was built.
+        before: that of a part before the exchange.
+        after: that of the part after it.
+    """
+    return {
+        path: line
+        for path, line in after.items()
+        if line != before.get(path)
+        and (before.get(path) == built.get(path) or _settings(line) == _settings(built.get(path)))
+    }
+
+
+def _settings(line: str | None) -> str:
+    """Return what a line says of a layer, except for how many outputs it has."""
+    return _OUTPUTS.sub("", (line or "").partition(" with ")[0])
+
+
 def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
     # Outermost first: where a tool has exchanged a whole block, its twenty layers are not worth a
     # line each. named_modules gives parents before children, so whatever is inside of a path that
@@ -77,15 +112,18 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
         before, after = built.get(path), now.get(path)
         if before == after or any(path.startswith(f"{other}.") for other in told):
             continue
-        told.append(path)
-        if after is None:
+        if path:
+            told.append(path)
+        if not path:
+            yield f"the model itself had {before or 'no tensors'} and has {after or 'none'}"
+        elif after is None:
             yield f"{path} ({before}) is gone"
         elif before is None:
             yield f"{path} ({after}) is new"
         else:
             yield f"{path} was {before} and is {after}"
     for path, module in network.named_modules():
-        forward = module.__dict__.get("forward")
+        forward = module.__dict__.get("forward") if wrapped_module(module) is None else None
         if forward is not None and not _runs_its_own(module, forward):
             yield f"{path or 'the model'} has a forward that was assigned to it"
 
@@ -107,21 +145,52 @@ def _runs_its_own(module: nn.Module, forward: Any) -> bool:
         forward = getattr(forward, "__wrapped__", None)
 
 
+def foreign_hooks(network: nn.Module) -> dict[str, int]:
+    """Return how many forward hooks other code has put on each module, by path, where there are
+    any; torch's own (FSDP's, say) move and gather tensors and are left out.
+    """
+    found: dict[str, int] = {}
+    for path, module in network.named_modules():
+        if module._forward_pre_hooks or module._forward_hooks:
+            hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+            if number := sum(map(_is_foreign, hooks)):
+                found[path] = number
+    return found
+
+
+def _is_foreign(hook: Any) -> bool:
+    made_in = getattr(hook, "__module__", None) or type(hook).__module__
+    return not isinstance(hook, TvcHook) and not made_in.startswith("torch.")
+
+
 def kind_of(module: nn.Module) -> str:
-    """Return the name of a module's class, one name for those that compute the same."""
-    name = type(module).__name__.removeprefix("FSDP")
+    """Return the name of a module's class, one name for those that compute the same.
+
+    A class of other code stands with its package, since it may have the name of another one.
+    """
+    cls = type(module)
+    if cls.__name__.startswith("FSDP") and cls.__module__.startswith("torch."):
+        cls = cls.__mro__[2]  # FSDP2 makes a class of itself and the module's own
+    name, package = cls.__name__, cls.__module__.partition(".")[0]
     if "BatchNorm" in name:  # a synchronized one does in eval mode
+        package = _KNOWN[0] if name.startswith("Sync") else package
         name = re.sub(r"\dd$", "", name.removeprefix("Sync"))
-    return name
+    return name if package in _KNOWN else f"{package}.{name}"
 
 
 def _line(module: nn.Module) -> str:
     settings = "" if isinstance(module, _DROPOUTS) else module.extra_repr()
-    tensors = {**module._parameters, **module._buffers}
-    shapes = [
-        f"{key} {'x'.join(map(str, tensor.shape))}"
-        for key, tensor in tensors.items()
-        if tensor is not None and key not in module._non_persistent_buffers_set
-    ]
     text = f"{kind_of(module)}({_TRAINING_ONLY.sub('', settings)})"
-    return f"{text} with {', '.join(shapes)}" if shapes else text
+    shapes = _tensors(module)
+    return f"{text} with {shapes}" if shapes else text
+
+
+def _tensors(module: nn.Module) -> str:
+    # Not in the order in which they were registered: what a tool has undone (a pruning mask, weight
+    # normalization) comes back as the last one.
+    tensors = {**module._parameters, **module._buffers}
+    return ", ".join(
+        f"{key} {'x'.join(map(str, tensor.shape))}"
+        for key, tensor in sorted(tensors.items(), reverse=True)
+        if tensor is not None and key not in module._non_persistent_buffers_set
+    )

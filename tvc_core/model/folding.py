@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import PatchError, TvcError, describe_error, foreign, join_names
+from ..errors import PatchError, TvcError, count_of, describe_error, foreign, join_names
 from ..quarantine.process_state import run_preserved
 from ..surgery.marks import check_hybrid
 from ..surgery.patch import Patch
@@ -78,7 +78,7 @@ def fold_patches(model: nn.Module, target: str | None = None) -> FoldReport:
     if report.left:
         told = "; ".join(f"{home} ({why})" for home, why in report.left.items())
         warnings.warn(
-            f"{len(report.left)} patches are not folded and run as before: {told}",
+            f"{count_of(len(report.left), 'patch')} not folded, to run as before: {told}",
             UserWarning,
             stacklevel=2,
         )

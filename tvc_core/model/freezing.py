@@ -24,7 +24,7 @@ from ..surgery.head import find_classifier
 from ..surgery.initializers import is_normalization
 from ..surgery.patch import PatchTree
 from ..surgery.patches import CONTAINERS
-from ..surgery.sites import find_module
+from ..surgery.sites import find_module, plain_name
 from ..written.rules import FREEZE
 from .fingerprint import kind_of
 from .state import FreezeState, HybridState
@@ -53,7 +53,7 @@ def by_hand(network: nn.Module, state: HybridState) -> dict[str, list[str]]:
     wanted = wanted_grads(network, state)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad != wanted[name]:
-            found["trainable" if parameter.requires_grad else "frozen"].append(name)
+            found["trainable" if parameter.requires_grad else "frozen"].append(plain_name(name))
     return {kind: names for kind, names in found.items() if names}
 
 

@@ -32,7 +32,7 @@ from ..surgery.sites import Probe, first_tensor
 from ..weights.torchvision import class_names_of
 from ..written.rules import DROPOUT, HEAD, NUM_CLASSES, check_class_names
 from . import freezing
-from .fingerprint import fingerprint
+from .fingerprint import fingerprint, new_lines
 from .settling import settle
 from .state import HybridState, num_classes
 
@@ -193,10 +193,12 @@ def reset_classifier(
         least, given = NUM_CLASSES, {"": classes}
     # All that can be wrong is found before the first head is exchanged: an error at the second of
     # several heads must not leave the first one new. What follows the exchange makes the new layers
-    # the model's own. `settle` moves patches from the old layers to them, `fingerprint` records
-    # them as what `save` may expect, and `adopt` freezes them where the head is frozen.
+    # the model's own. `settle` moves patches from the old layers to them, `new_lines` records them
+    # as what `save` may expect (but nothing that was put there by hand), and `adopt` freezes them
+    # where the head is frozen.
     wanted = {name: check_classes(each, least) for name, each in given.items()}
     freezing.refuse_under_ddp(network, [last_layer(network, head)[0]])
+    before = {path: fingerprint(network, path) for path in state.anatomy.heads}
     reports = {
         name: _exchange(network, state, name, number, names)
         for name, (number, names) in wanted.items()
@@ -205,7 +207,7 @@ def reset_classifier(
         set_dropout(network, head, dropout)
     settle(network, state)
     for each in state.anatomy.heads:
-        state.modules |= fingerprint(network, each)
+        state.modules |= new_lines(state.modules, before[each], fingerprint(network, each))
     paths = [find_heads(network, e)[n] if n else e for e in state.anatomy.heads for n in wanted]
     places = (find_last_layer(network, path) for path in paths)
     freezing.adopt(network, state, [place[0] for place in places if place is not None])

@@ -18,13 +18,14 @@ from ..errors import WeightsError, join_names, short_repr
 from ..recipe import Recipe
 from ..specs import OWN
 from ..surgery.marks import is_hybrid
+from ..surgery.sites import plain_name
 from ..weights.container import pack
 from ..weights.content import BASE_KEY, check_content
 from ..weights.digest import digest_of
 from ..weights.ownfile import open_own
 from ..written.rules import is_file
 from .content import content_of
-from .fingerprint import changes
+from .fingerprint import changes, foreign_hooks
 from .settling import settle
 from .state import HybridState, state_of
 from .writing import write
@@ -69,6 +70,7 @@ def save(
             f"hold as JSON: {error}"
         ) from error
     _tell_own(state, path)
+    _tell_hooks(network, state, path)
     try:
         write(path, pieces)
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
@@ -89,7 +91,7 @@ def _tensors(network: nn.Module, path: Path) -> dict[str, Tensor]:
                 f"{path} is not written: {name!r} is no plain tensor with values, but {what}"
             )
         copy = tensor.detach().to("cpu").contiguous()
-        tensors[name] = copy.resolve_conj().resolve_neg()
+        tensors[plain_name(name)] = copy.resolve_conj().resolve_neg()
     return tensors
 
 
@@ -140,6 +142,24 @@ def _tell_own(state: HybridState, path: Path) -> None:
         warnings.warn(
             f"{path}: the blocks {join_names(own)} are your own, which the file names and does not "
             f"hold. {how_to_load(own, path)}",
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def _tell_hooks(network: nn.Module, state: HybridState, path: Path) -> None:
+    """Say which forward hooks stay behind: whether one changes a map, only its author knows."""
+    built = state.hooks
+    found = [
+        where or "the model"
+        for where, number in foreign_hooks(network).items()
+        if number > built.get(where, 0)
+    ]
+    if found:
+        warnings.warn(
+            f"{path}: forward hooks of other code run at {join_names(found, most=4)}, and no file "
+            "holds them. If one changes what a module gets or returns, the loaded model computes "
+            "something else: make the change a patch, or remove the hook first",
             UserWarning,
             stacklevel=4,
         )

@@ -147,6 +147,7 @@ class HybridState:
         left_out: what a network that ends early has not; None for a whole one.
         modules: class and settings of every module when the model was built, by path: what `save`
             compares, since a file builds these again.
+        hooks: forward hooks of other code on modules when the model was built, by path: how many.
         metadata: the user's own facts, which `save` writes.
         head_as_built: the head's keys of a recipe, in the build.
         checkpointed: the parts whose activations are computed again, as they were switched last.
@@ -173,6 +174,7 @@ class HybridState:
     input: InputRecord | None = None
     left_out: LeftOutRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)
+    hooks: dict[str, int] = field(default_factory=dict)
     metadata: dict[str, Any] = field(default_factory=dict)
     head_as_built: dict[str, Any] = field(default_factory=dict)
     checkpointed: frozenset[str] = frozenset()

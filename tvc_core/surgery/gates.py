@@ -35,7 +35,7 @@ def leave_out_gate(plan: PatchPlan, insertion: Insertion, probe: Probe) -> None:
     """
     patch, neutral = insertion.patch, insertion.position.neutral
     declared = plan.block is not None and neutral != "" and plan.block.spec.starts_as == neutral
-    if not declared and (neutral == "" or next(patch.block.parameters(), None) is None):
+    if neutral == "":
         return
     if probe.image.is_meta:
         patch.neutral = declared and plan.init is None

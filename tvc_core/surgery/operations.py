@@ -192,7 +192,7 @@ class Target:
         spec = self.block_spec
         if spec is not None and spec.positions and position.name not in spec.positions:
             raise ParameterError(
-                f"{spec.name} is for the position {join_names(map(repr, spec.positions))}, not "
+                f"{spec.name} is for the position {' or '.join(map(repr, spec.positions))}, not "
                 f"{position.name!r}. Without a position it takes {spec.positions[0]!r}."
             )
 

@@ -13,6 +13,7 @@ from . import calls
 from .hooks import TvcHook
 from .layouts import LayoutView
 from .positions import POSITIONS, Combine, Position
+from .traced import run_traced
 
 __all__ = ["Patch", "PatchHook", "PatchTree"]
 
@@ -196,14 +197,19 @@ class PatchHook(TvcHook):
             _tell(target, patch)
         position = patch.position
         if not position.runs_after:
-            changed = (self.module(args[0]), *args[1:])
+            changed = (self._run(args[0]), *args[1:])
             return _keep(changed, args) if isinstance(args, _Kept) else changed
         if not position.keeps_input:
-            return _own_step(self.module(output[0]))
+            return _own_step(self._run(output[0]))
         if not output:
             return _keep(args, args, {patch.home: args[0].clone()})
         x = args.copies.get(patch.home, args[0]) if isinstance(args, _Kept) else args[0]
-        return _own_step(self.module(x, output[0]))
+        return _own_step(self._run(x, output[0]))
+
+    def _run(self, *maps: Any) -> Any:
+        if isinstance(maps[0], torch.fx.Proxy):
+            return run_traced(self.module, *maps)
+        return self.module(*maps)
 
 
 def _own_step(x: Any) -> Any:
@@ -215,7 +221,8 @@ def _own_step(x: Any) -> Any:
 
 
 def _tell(target: nn.Module, patch: Patch) -> None:
-    if patch.told.already:
+    # In a backward pass it is activation checkpointing that runs a part of the model again.
+    if patch.told.already or torch._C._current_graph_task_id() != -1:
         return
     patch.told.already = True
     path = patch.home.partition(".")[2].rpartition(".")[0]

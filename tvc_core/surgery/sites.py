@@ -31,6 +31,9 @@ __all__ = [
     "left_out_at",
     "locate",
     "odd_stride",
+    "plain_name",
+    "refuse_half_on_meta",
+    "wrapped_module",
 ]
 
 UNIT = 32
@@ -170,6 +173,11 @@ class Site:
         return channels_of(self.shape(side), self.layout(side))
 
 
+_WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module")
+"""Where torch.compile, activation checkpointing and FSDP keep the module in whose place they stand.
+"""
+
+
 def locate(network: nn.Module, path: str, *, name: str) -> nn.Module:
     """Return the module at a dotted path.
 
@@ -201,8 +209,28 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     """Return the module at a dotted path; None if there is none."""
     module: nn.Module | None = network
     for part in path.split("."):
-        module = module._modules.get(part) if module is not None else None
+        if module is None:
+            break
+        child = module._modules.get(part)
+        if child is None and (inside := wrapped_module(module)) is not None:
+            child = find_module(inside, part)
+        module = child
     return module
+
+
+def wrapped_module(module: nn.Module) -> nn.Module | None:
+    """Return what one of torch's wrappers holds that compute what is inside of them; None for any
+    other module.
+    """
+    children = module._modules
+    return next((children[name] for name in _WRAPPERS if children.get(name) is not None), None)
+
+
+def plain_name(name: str) -> str:
+    """Return the path of a module or tensor without the segments of torch's wrappers."""
+    if not any(wrapper in name for wrapper in _WRAPPERS):
+        return name
+    return ".".join(part for part in name.split(".") if part not in _WRAPPERS)
 
 
 def left_out_at(network: nn.Module, path: str) -> str | None:
@@ -215,6 +243,19 @@ def left_out_at(network: nn.Module, path: str) -> str | None:
 def has_module(network: nn.Module, path: str) -> bool:
     """Return whether there is a module at a dotted path."""
     return find_module(network, path) is not None
+
+
+def refuse_half_on_meta(network: nn.Module) -> None:
+    """Refuse a network that no pass can run, such as accelerate's `init_empty_weights` makes it."""
+    places: dict[bool, str] = {}
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        places.setdefault(tensor.is_meta, name)
+    if len(places) > 1:
+        raise BackboneError(
+            f"the network has {places[True]!r} on the meta device and {places[False]!r} not, so it "
+            "cannot run and be measured. torch.device('meta') takes all of it there "
+            "(and so does init_empty_weights(include_buffers=True))"
+        )
 
 
 def odd_stride(network: nn.Module) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -281,7 +282,7 @@ def test_ssf_that_cannot_fold_is_named_and_stays(layer: nn.Module, said: str) ->
     state = {name: each.clone() for name, each in model.state_dict().items()}
     x = torch.randn(2, 3, 32, 48, dtype=torch.float64)
     before = model(x)
-    with pytest.warns(UserWarning, match=rf"1 patches are not folded.*patches\.layer\.ssf.*{said}"):
+    with pytest.warns(UserWarning, match=rf"1 patch not folded.*patches\.layer\.ssf.*{said}"):
         report = fold_patches(model)
     assert report.folded == () and said in report.left["patches.layer.ssf"]
     assert said in str(report)
@@ -757,3 +758,82 @@ def test_weights_that_others_read_are_found_by_the_logits() -> None:
     assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
     assert model.patch_records[0].paths == ("patches.layer.conv.ssf",)
     assert model.get_submodule("patches.layer.conv.ssf").enabled
+
+
+# -- exports ---------------------------------------------------------------------------------------
+
+
+class Small(nn.Module):
+    """Two stages: a convolution, and a depthwise one with a pointwise one before its activation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.one = nn.Sequential(nn.Conv2d(8, 12, 3, stride=2, padding=1, bias=False))
+        self.one.extend([nn.BatchNorm2d(12), nn.ReLU()])
+        self.two = nn.Sequential(nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(12, 16, 1))
+        self.two.append(nn.Hardswish())
+        self.head = nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(self.two(self.one(self.stem(x))).mean((2, 3)))
+        return out
+
+
+EXPORTED = {
+    "all": {
+        "one.0": {"inject": "lora"},
+        "one.1": {"wrap": "ssf"},
+        "two.0": {"inject": "lora"},
+        "two.1": {"inject": "conv_adapter"},
+        "head": {"inject": "lora"},
+    },
+    "lora": {path: {"inject": "lora"} for path in ("one.0", "two.0", "two.1", "head")},
+    "ssf": {path: {"wrap": "ssf"} for path in ("one.0", "one.1", "two.1", "head")},
+    "conv_adapter": {path: {"inject": "conv_adapter"} for path in ("one.0", "two.0", "two")},
+}
+
+
+@pytest.mark.parametrize("folded", [False, True], ids=["beside", "folded"])
+@pytest.mark.parametrize(
+    "patches",
+    [
+        pytest.param(patches, id=name, marks=[] if name == "all" else [pytest.mark.sweep])
+        for name, patches in EXPORTED.items()
+    ],
+)
+def test_onnx_runtime_gives_the_same_at_sizes_that_the_export_did_not_see(
+    patches: dict[str, Any], folded: bool
+) -> None:
+    pytest.importorskip("onnx", reason="exports to ONNX need it")
+    pytest.importorskip("onnxscript", reason="exports to ONNX need it")
+    runtime = pytest.importorskip("onnxruntime", reason="runs what was exported")
+    network = Small()
+    network.one[1].running_mean.normal_()
+    network.one[1].running_var.uniform_(0.5, 2.0)
+    parts: dict[str, Any] = {"stem": "stem", "stages": ["one", "two"], "head": "head"}
+    model = BUILDER.from_module(network, **parts, patches=patches)
+    move(model)
+    kept, plain = copy.deepcopy(model.eval()), copy.deepcopy(model.eval())
+    if folded:
+        left = fold_patches(model).left
+        assert {each.rpartition(".")[2] for each in left} <= {"conv_adapter"}
+        assert len(left) == str(patches).count("conv_adapter")
+    dynamic = dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            model, (torch.randn(2, 3, 48, 64),), dynamic_shapes=(dynamic,), dynamo=True
+        )
+    assert program is not None
+    session = runtime.InferenceSession(program.model_proto.SerializeToString())
+    (given,) = session.get_inputs()
+    plain.unpatch()
+    for shape in ((1, 3, 33, 47), (3, 3, 96, 32), (5, 3, 17, 130)):
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        (found,) = session.run(None, {given.name: x.numpy()})
+        with torch.no_grad():
+            expected, unpatched = kept(x), plain(x)
+        assert torch.allclose(torch.from_numpy(found), expected, atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(expected, unpatched, atol=1e-3)

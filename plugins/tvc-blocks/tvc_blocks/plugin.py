@@ -53,6 +53,7 @@ def _from_torchvision() -> list[BlockSpec]:
             name="drop_block",
             category="regularization",
             starts_as="identity",
+            positions=("after", "branch", "before"),  # beside the target a closed gate would rule
             factory=f"{home}:DropBlock",
             summary="Zero contiguous squares of the map, in training.",
             source="torchvision.ops.DropBlock2d; Ghiasi et al. 2018, arXiv:1810.12890",
@@ -62,6 +63,7 @@ def _from_torchvision() -> list[BlockSpec]:
             category="regularization",
             layouts=("NCHW", "NHWC", "NLC", "NC"),
             starts_as="identity",
+            positions=("after", "branch", "before"),  # beside the target a closed gate would rule
             factory=f"{home}:stochastic_depth",
             summary="Zero the whole map of random samples, in training; belongs in a residual "
             "branch.",
