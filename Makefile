@@ -7,6 +7,9 @@ READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 WORKERS ?= 2
+# One thread a worker; and glibc keeps what is freed for the next tensor, where by itself it gives each
+# back to the system and gets it again, zeroed: half of the system's time.
+TESTS := OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=536870912 MALLOC_MMAP_THRESHOLD_=33554432
 SEED ?= 0
 OLDEST_PYTHON ?= $(or $(shell python3.10 -c "import sys; print(sys.executable)" 2>/dev/null),$(PYTHON))
 LOWEST := .venv-lowest
@@ -18,10 +21,10 @@ demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained netw
 	$(BIN)/python examples/demo.py
 
 test: $(READY) lint  ## what every change must pass
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep and not interop"
+	$(TESTS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep and not interop"
 
 test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate, lightning, ...
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m interop
+	$(TESTS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m interop
 
 test-runtimes: .venv-executorch/.ready .venv-litert/.ready  ## exports in ExecuTorch and LiteRT, of 265 and 761 MB, each in its own environment
 	for each in executorch litert; do OMP_NUM_THREADS=1 .venv-$$each/bin/python -m pytest -q plugins/tvc-export/tests/test_runtimes.py -k $$each || exit 1; done
@@ -30,7 +33,7 @@ test-lowest: $(LOWEST)/.ready  ## a sample of the tests with the oldest versions
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not sweep and not interop and not packaging" tests/core tests/zoo plugins/tvc-attention
 
 test-all: $(READY) $(TOOLS) lint  ## also the sweeps over all backbones, and other tools
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
+	$(TESTS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
 sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written from
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py

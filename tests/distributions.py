@@ -22,6 +22,9 @@ for kind, folder, out in json.loads(sys.argv[1]):
     getattr(build, f"build_{kind}")(out)
 """
 
+OFFLINE = ("--no-index", "--no-compile")
+"""Nothing from a network, and no bytecode of modules that a test never imports."""
+
 
 def build(jobs: list[tuple[str, Path, Path]]) -> None:
     """Build wheels and sdists ("wheel" or "sdist", source, destination), all in one process, as a
@@ -78,11 +81,11 @@ class Environment:
 
     def install(self, *wheels: Path) -> None:
         """Install these files and nothing else."""
-        self.pip("install", "--no-index", "--no-deps", *map(str, wheels))
+        self.pip("install", *OFFLINE, "--no-deps", *map(str, wheels))
 
     def install_by_name(self, folder: Path, *names: str) -> None:
         """Install distributions with what they require, from a folder of wheels."""
-        self.pip("install", "--no-index", "--find-links", str(folder), *names)
+        self.pip("install", *OFFLINE, "--find-links", str(folder), *names)
 
     def run(self, code: str) -> str:
         return self.command(self.python, "-c", code)

@@ -23,7 +23,7 @@ from tvc_core import HybridBuilder, HybridModel, LocalPlugin, Registry, TvcError
 SWEEP = pytest.mark.sweep
 
 
-def images(number: int = 6, size: int = 64) -> list[Tensor]:
+def images(number: int = 6, size: int = 32) -> list[Tensor]:
     generator = torch.Generator().manual_seed(8)
     return [torch.randn(1, 3, size, size, generator=generator) * (i + 1) for i in range(number)]
 
@@ -85,7 +85,7 @@ def test_threads_on_other_layouts(name: str) -> None:
     model = HybridBuilder().from_backbone(name, None, num_classes=4, **options).eval()
     size = small.get(name, 64)
     calls = [model, model.get_stage_outputs, model.forward_features]
-    assert trial(calls, images(3, size), threads=3, calls=8) == (0, [])
+    assert trial(calls, images(3, size), threads=3, calls=4) == (0, [])
 
 
 def test_without_in_one_thread_while_others_run() -> None:
@@ -136,7 +136,7 @@ def test_without_in_one_thread_while_others_run() -> None:
 def test_gradients_in_threads() -> None:
     """Training two copies at the same time gives what training them one after the other gives."""
     model = ready("resnet18", EVERY_POSITION)
-    x, y = torch.randn(4, 3, 64, 64), torch.arange(4)
+    x, y = torch.randn(4, 3, 40, 40), torch.arange(4)
 
     def train(copied: HybridModel) -> Tensor:
         copied.train()

@@ -17,7 +17,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn, update_bn
 import tvc_core
 from tvc_core import HybridBuilder, HybridModel
 
-X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+X = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(5))
 
 
 def flags(model: nn.Module, but: tuple[str, ...] = ()) -> dict[str, bool]:

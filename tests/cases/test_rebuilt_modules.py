@@ -32,7 +32,7 @@ from torch.nn.utils import parametrizations
 import tvc_core
 from tvc_core import HybridBuilder, HybridModel, TvcError, WeightsError
 
-X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(5))
+X = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(5))
 
 Tool = Callable[[HybridModel], Any]
 

@@ -43,14 +43,14 @@ def build(name: str = "resnet18", **arguments: Any) -> HybridModel:
 def test_r1_a_parallel_patch_in_two_threads() -> None:
     model = build(patches={"layer1": {"inject": {"type": "se", "position": "parallel"}}}).eval()
     model.get_submodule("patches.layer1.se").alpha.data.fill_(0.7)
-    images = [torch.randn(1, 3, 48, 48) for _ in range(2)]
-    assert trial([model], images, threads=2, calls=80) == (0, [])
+    images = [torch.randn(1, 3, 32, 32) for _ in range(2)]
+    assert trial([model], images, threads=2, calls=40) == (0, [])
 
 
 def test_r1_maps_in_two_threads() -> None:
     model = build().eval()
-    images = [torch.randn(1, 3, 48, 48) for _ in range(2)]
-    assert trial([model.get_stage_outputs], images, threads=2, calls=80) == (0, [])
+    images = [torch.randn(1, 3, 32, 32) for _ in range(2)]
+    assert trial([model.get_stage_outputs], images, threads=2, calls=40) == (0, [])
 
 
 def test_r1_an_interrupt_in_a_feature_pass_leaves_the_model_alive() -> None:

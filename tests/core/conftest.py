@@ -4,7 +4,9 @@ nothing else.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,24 @@ from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, HybridModel, LocalP
 from tvc_core.registry import discovery
 from tvc_core.specs import Spec
 from tvc_core.testing.toy_networks import Gate
+
+
+def run_pytest(folder: Path, *options: str) -> str:
+    """Run the tests of a folder in this process, which has torch already, and return what pytest
+    prints.
+    """
+    without = [
+        word for name in ("xdist", "timeout", "faulthandler") for word in ("-p", f"no:{name}")
+    ]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        pytest.main(
+            [
+                *("-q", "-s", "--import-mode=importlib", "-p", "no:cacheprovider", *without),
+                *(f"--rootdir={folder}", *options, str(folder)),
+            ]
+        )
+    return printed.getvalue()
 
 
 def plugin_of(*specs: Spec) -> LocalPlugin:

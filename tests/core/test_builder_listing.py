@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -175,35 +174,7 @@ except UnknownNameError as error:
 """
 
 
-def run_mypy(folder: Path, source: str) -> tuple[int, str]:
-    pytest.importorskip("mypy")
-    (folder / "sample.py").write_text(source)
-    settings = (
-        "[mypy]\nfollow_imports = silent\n[mypy-torch.*,torchvision.*]\nfollow_imports = skip\n"
-    )
-    # torch's own types take 20 s, and no listing has them
-    (folder / "mypy.ini").write_text(settings)
-    done = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "sample.py"],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-    )
-    return done.returncode, done.stdout + done.stderr
-
-
-def test_a_users_sample_passes_strict_type_checking(tmp_path: Path) -> None:
-    code, output = run_mypy(tmp_path, SAMPLE)
-    assert code == 0, output
-
-
-def test_strict_type_checking_would_see_a_wrong_result_type(tmp_path: Path) -> None:
-    code, output = run_mypy(
-        tmp_path, SAMPLE + "wrong: list[int] = HybridBuilder.list_backbones()\n"
-    )
-    assert code == 1 and 'expression has type "list[str]"' in output, output
-
-
+WRONG_RESULT = SAMPLE + "wrong: list[int] = HybridBuilder.list_backbones()\n"
 WRONG = {
     'HybridBuilder.list_backbones(patern="resnet*")': 'Unexpected keyword argument "patern"',
     'builder.list_blocks(catgory="attention")': 'Unexpected keyword argument "catgory"',
@@ -218,13 +189,50 @@ WRONG = {
 }
 
 
-def test_strict_type_checking_sees_every_wrong_argument(tmp_path: Path) -> None:
-    code, output = run_mypy(tmp_path, SAMPLE + "\n".join(WRONG) + "\n")
+@pytest.fixture(scope="module")
+def mypy(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+    """What mypy says about each of three files, in one run: reading tvc takes it most of a run."""
+    pytest.importorskip("mypy")
+    folder = tmp_path_factory.mktemp("mypy")
+    sources = {
+        "right": SAMPLE,
+        "wrong_result": WRONG_RESULT,
+        "wrong_arguments": SAMPLE + "\n".join(WRONG) + "\n",
+    }
+    for name, source in sources.items():
+        (folder / f"{name}.py").write_text(source)
+    settings = (
+        "[mypy]\nfollow_imports = silent\n[mypy-torch.*,torchvision.*]\nfollow_imports = skip\n"
+    )
+    # torch's own types take 20 s, and no listing has them
+    (folder / "mypy.ini").write_text(settings)
+    done = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", *(f"{name}.py" for name in sources)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    lines = (done.stdout + done.stderr).splitlines()
+    assert done.returncode == 1 and lines[-1].endswith("(checked 3 source files)"), lines
+    return {name: [line for line in lines if line.startswith(f"{name}.py:")] for name in sources}
+
+
+def test_a_users_sample_passes_strict_type_checking(mypy: dict[str, list[str]]) -> None:
+    assert mypy["right"] == []
+
+
+def test_strict_type_checking_would_see_a_wrong_result_type(mypy: dict[str, list[str]]) -> None:
+    (said,) = (line for line in mypy["wrong_result"] if ": error: " in line)
+    assert said.startswith(f"wrong_result.py:{WRONG_RESULT.count(chr(10))}:")
+    assert 'expression has type "list[str]"' in said
+
+
+def test_strict_type_checking_sees_every_wrong_argument(mypy: dict[str, list[str]]) -> None:
+    output = mypy["wrong_arguments"]
     first = SAMPLE.count("\n") + 1
     for line, (source, said) in enumerate(WRONG.items(), first):
-        of_line = [text for text in output.splitlines() if text.startswith(f"sample.py:{line}:")]
+        of_line = [text for text in output if text.startswith(f"wrong_arguments.py:{line}:")]
         assert of_line and said in of_line[0], f"{source}\n{output}"
-    assert code == 1
 
 
 def test_the_listing_methods_say_what_they_take() -> None:

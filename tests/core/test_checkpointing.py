@@ -95,7 +95,7 @@ def test_less_memory_with_equal_gradients_and_buffers(
     model = builder.from_backbone(name, None, num_classes=7).train()
     if frozen is not None:
         model.freeze_backbone(**frozen)
-    plain, kept = step(model, x), kept_numbers(model, x)
+    kept = kept_numbers(model, x)
     other = copy.deepcopy(model)
     other.load_state_dict(model.state_dict())
     other.set_grad_checkpointing()
@@ -109,7 +109,6 @@ def test_less_memory_with_equal_gradients_and_buffers(
     for a, b in zip(step(model, x), step(other, x), strict=True):
         assert a.keys() == b.keys()
         assert [key for key in a if not torch.equal(a[key], b[key])] == []
-    assert plain[0].keys() == step(other, x)[0].keys()
 
 
 def test_stages_are_switched_one_by_one(tiny: Any, images: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,19 +36,24 @@ def tuned(model: HybridModel) -> HybridModel:
     return model.eval()
 
 
-@pytest.fixture
-def files(tmp_path: Path) -> tuple[HybridModel, Path, Path]:
-    builder, base, delta = (
-        HybridBuilder(),
-        tmp_path / "base.safetensors",
-        tmp_path / "d.safetensors",
-    )
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[HybridModel, Path, Path]:
+    folder = tmp_path_factory.mktemp("delta")
+    builder, base, delta = HybridBuilder(), folder / "base.safetensors", folder / "d.safetensors"
     plain = builder.from_backbone("resnet18", None)
     plain.save(base)
     model = builder.from_backbone("resnet18", None, patches=PATCHES, num_classes=3)
     tvc_core.transfer_weights(plain, model, exclude_patterns=["fc"])
     model = tuned(model)
     model.save(delta, base=base)
+    return model, base, delta
+
+
+@pytest.fixture
+def files(made: tuple[HybridModel, Path, Path], tmp_path: Path) -> tuple[HybridModel, Path, Path]:
+    """A model, the file that it is based on, and its delta beside that one."""
+    model, *paths = made
+    base, delta = (Path(shutil.copy(path, tmp_path)) for path in paths)
     return model, base, delta
 
 
@@ -71,8 +77,7 @@ def test_a_delta_is_small_and_exact_in_a_fresh_process(
     torch.manual_seed(3)
     with torch.no_grad():
         assert torch.equal(torch.tensor(json.loads(said)), model(torch.randn(2, 3, 64, 64)))
-    again = tvc_core.load(delta)
-    expected = model.state_dict()
+    expected, again = model.state_dict(), tvc_core.load(delta)
     assert all(torch.equal(expected[key], value) for key, value in again.state_dict().items())
 
 

@@ -66,19 +66,15 @@ def test_listing_does_not_even_import_the_yaml_reader(tmp_path: Path) -> None:
     )
 
 
-def test_the_laziness_tests_can_fail(tmp_path: Path) -> None:
-    assert "'torch'" in loaded_by("from tvc_core import HybridModel", tmp_path)
-
-
 def test_a_plugin_that_imports_torch_would_be_seen(tmp_path: Path) -> None:
     from tvc_core.testing import write_distribution
 
+    (tmp_path / "torch.py").touch()  # found before the real one, which takes seconds
     write_distribution(
         tmp_path, "acme-heavy", "import torch\nfrom tvc_core import hookimpl\nTVC_API = (1, 0)\n"
     )
-    assert "'torch'" in loaded_by(
-        "import sys; sys.path.insert(0, '.')\n" + LIGHT["list backbones"], tmp_path
-    )
+    code = "import sys; sys.path.insert(0, '.')\n" + LIGHT["list backbones"]
+    assert loaded_by(code, tmp_path) == "['torch']"
 
 
 def test_every_public_name_can_be_imported_and_is_in_dir() -> None:

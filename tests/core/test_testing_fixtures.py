@@ -5,7 +5,6 @@ compared.
 from __future__ import annotations
 
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from tvc_core import (
 )
 from tvc_core.testing import cached_weights, fake_distributions, no_discovery, official_weights
 
+from .conftest import run_pytest
 from .defects.modules import HEALTHY
 
 
@@ -134,6 +134,5 @@ def test_the_fixtures_are_a_pytest_plugin(tmp_path: Path) -> None:
         "def test_official(official_weights):\n"
         "    assert official_weights('squeezenet1_1')['squeezenet1_1'].is_file()\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert "4 passed" in done.stdout, done.stdout + done.stderr
+    printed = run_pytest(tmp_path)
+    assert "4 passed" in printed, printed

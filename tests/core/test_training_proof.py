@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from typing import Any
 
@@ -274,8 +275,14 @@ NETWORKS = (
 )  # fmt: skip
 
 
-def random_patch(network: nn.Module, builder: HybridBuilder, draw: random.Random) -> Any:
-    paths = [path for path, _ in network.named_modules() if path]
+@functools.cache
+def paths_of(name: str) -> list[str]:
+    """Return the paths of all modules of a backbone."""
+    model = HybridBuilder().from_backbone(name, None)
+    return [path for path, _ in model.named_modules() if path]
+
+
+def random_patch(name: str, builder: HybridBuilder, draw: random.Random) -> Any:
     block: dict[str, Any] = {"type": draw.choice(builder.list_blocks())}
     if draw.random() < 0.4:
         block["init"] = draw.choice(["paper", "kaiming", "xavier", "zero", "identity"])
@@ -284,14 +291,14 @@ def random_patch(network: nn.Module, builder: HybridBuilder, draw: random.Random
         block["position"] = draw.choice(["after", "before", "parallel", "branch"])
     elif op == "wrap" and draw.random() < 0.4:
         block["position"] = "branch"
-    return {draw.choice(paths): {op: block}}
+    return {draw.choice(paths_of(name)): {op: block}}
 
 
 def trains(builder: HybridBuilder, name: str, seed: int) -> str:
-    """Build with one random patch; what builds does three steps."""
+    """Build with one random patch; what builds does two steps."""
     draw = random.Random(seed)
+    patches = random_patch(name, builder, draw)
     torch.manual_seed(seed)
-    patches = random_patch(builder.from_backbone(name, None), builder, draw)
     classes = draw.choice([None, 3])
     try:
         model = builder.from_backbone(name, weights=None, patches=patches, num_classes=classes)
@@ -300,7 +307,7 @@ def trains(builder: HybridBuilder, name: str, seed: int) -> str:
     side = 224 if name in ("vit_b_16", "maxvit_t") else 64
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     model.train()
-    for _ in range(3):
+    for _ in range(2):
         output = model(torch.randn(2, 3, side, side))
         output = output if isinstance(output, Tensor) else output[0]
         optimizer.zero_grad()
@@ -311,7 +318,8 @@ def trains(builder: HybridBuilder, name: str, seed: int) -> str:
 
 @pytest.mark.parametrize("seed", range(40))
 def test_a_random_patch_that_builds_also_trains(builder: HybridBuilder, seed: int) -> None:
-    light = [name for name in NETWORKS if name not in ("vit_b_16", "maxvit_t", "swin_t")]
+    heavy = ("vit_b_16", "maxvit_t", "swin_t", "vgg11_bn")
+    light = [name for name in NETWORKS if name not in heavy]
     trains(builder, light[seed % len(light)], seed)
 
 

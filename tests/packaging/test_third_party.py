@@ -7,6 +7,8 @@ from __future__ import annotations
 import ast
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,19 @@ def with_cli(tmp_path_factory: pytest.TempPathFactory, built: Built) -> Environm
     return environment
 
 
+@pytest.fixture(scope="module")
+def dists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A folder with the sdist and the wheel of each plugin, of which twine has nothing to say."""
+    folders = {folder.name: tmp_path_factory.mktemp(folder.name) for folder in FOLDERS}
+    kinds = ("sdist", "wheel")
+    build([(kind, folder, folders[folder.name]) for folder in FOLDERS for kind in kinds])
+    files = [str(path) for folder in folders.values() for path in folder.iterdir()]
+    command = [sys.executable, "-m", "twine", "check", "--strict", *files]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folders
+
+
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
@@ -44,15 +59,17 @@ each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name
     "tests", ["not conformance and not digits", pytest.param("", marks=pytest.mark.sweep, id="all")]
 )
 def test_it_installs_passes_its_tests_and_builds_its_recipe(
-    folder: Path, tests: str, with_cli: Environment, built: Built, tmp_path: Path
+    folder: Path,
+    tests: str,
+    with_cli: Environment,
+    built: Built,
+    dists: dict[str, Path],
+    tmp_path: Path,
 ) -> None:
-    environment, name = with_cli, folder.name
-    build([(kind, folder, tmp_path / "dist") for kind in ("sdist", "wheel")])
-    assert {path.suffix for path in (tmp_path / "dist").iterdir()} == {".gz", ".whl"}
-    twine = [environment.python, "-m", "twine", "check", "--strict"]
-    environment.command(*twine, *(tmp_path / "dist").iterdir())
+    environment, name, dist = with_cli, folder.name, dists[folder.name]
+    assert {path.suffix for path in dist.iterdir()} == {".gz", ".whl"}
     before = environment.files()
-    environment.install_by_name(built.folder, str(next((tmp_path / "dist").glob("*.whl"))))
+    environment.install_by_name(built.folder, str(next(dist.glob("*.whl"))))
 
     desk = tmp_path / "desk"  # without the sources of the package: the tests see what is installed
     shutil.copytree(

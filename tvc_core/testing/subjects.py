@@ -83,6 +83,7 @@ class PluginSubject:
     registry: Registry | None = None
     skips: Mapping[str, str] = field(default_factory=dict)
     passed: dict[str, bool] = field(default_factory=dict)
+    memo: dict[str, Any] = field(default_factory=dict)
 
     kind = "plugin"
 

@@ -22,7 +22,6 @@ def dropped(output: Tensor) -> float:
     return float((output.flatten(1).abs().sum(1) == 0).float().mean())
 
 
-@pytest.mark.parametrize("start", [{}, {"init": "paper"}])
 @pytest.mark.parametrize(
     ("name", "target", "position"),
     [
@@ -33,18 +32,23 @@ def dropped(output: Tensor) -> float:
     ],
 )
 def test_stochastic_depth_drops_samples_from_the_first_step(
-    builder: HybridBuilder, name: str, target: str, position: str, start: dict[str, Any]
+    builder: HybridBuilder, name: str, target: str, position: str
 ) -> None:
     torch.manual_seed(0)
-    patch = {"type": "stochastic_depth", "position": position, "params": {"p": 0.4}, **start}
-    model = builder.from_backbone(name, weights=None, patches={target: {"wrap": patch}})
-    assert model.step0_difference == 0.0 and model.patch_records[0].starts_as_identity
+    patch = {"type": "stochastic_depth", "position": position, "params": {"p": 0.4}}
+    both = [{"wrap": patch}, {"wrap": {**patch, "init": "paper"}}]
+    size = {"image_size": 32} if name == "vit_b_16" else {}
+    model = builder.from_backbone(name, weights=None, patches={target: both}, **size)
+    assert model.step0_difference == 0.0
+    assert [record.starts_as_identity for record in model.patch_records] == [True, True]
     assert "alpha" not in " ".join(model.state_dict())
-    (home,) = model.patch_records[0].paths
-    block = model.get_submodule(home)
-    x = torch.randn(400, 8, 3, 3)
-    assert dropped(block.train()(x)) == pytest.approx(0.4, abs=0.1)
-    assert torch.equal(block.eval()(x), x) and "identity start by itself" in model.explain()
+    assert model.explain().count("identity start by itself") == 2
+    for record in model.patch_records:
+        (home,) = record.paths
+        block = model.get_submodule(home)
+        x = torch.randn(400, 8, 3, 3)
+        assert dropped(block.train()(x)) == pytest.approx(0.4, abs=0.1)
+        assert torch.equal(block.eval()(x), x)
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 6, 7, 8, 14])
@@ -70,7 +74,9 @@ def test_where_the_map_holds_the_square_drop_block_is_torchvisions() -> None:
     assert torch.equal(*results)
 
 
-@pytest.mark.parametrize("name", ["alexnet", "resnet18", "vgg11_bn"])
+@pytest.mark.parametrize(
+    "name", ["alexnet", "resnet18", pytest.param("vgg11_bn", marks=pytest.mark.sweep)]
+)
 def test_drop_block_trains_on_even_maps(builder: HybridBuilder, name: str) -> None:
     model = builder.from_backbone(
         name, weights=None, patches={"stage:-1": {"wrap": "drop_block"}}, num_classes=3
