@@ -40,7 +40,8 @@ def _alike(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", CNNS)
 def test_the_map_is_captums(name: str) -> None:
     model = _model(name, patches={"stage:-1": {"wrap": "se"}})
-    image, found = _image(), class_map(model, _image(), 3)
+    image = _image(160)
+    found = class_map(model, image, 3)
     reference = copy.deepcopy(model).eval()
     layer = reference.get_submodule(model.stage_info[-1].module)
     theirs = LayerGradCam(reference, layer).attribute(image, target=3)[0, 0].detach()
@@ -96,8 +97,9 @@ def test_the_default_is_the_class_with_the_largest_logit_and_names_work() -> Non
     assert class_map(model, _image(64), "4").index == 4
     with pytest.raises(ParameterError, match=r"there is no class 'clas 4'.*Did you mean 'class 4'"):
         class_map(model, _image(64), "clas 4")
-    with pytest.raises(ParameterError, match="0 to 11"):
-        class_map(model, _image(64), 12)
+    for target in (12, -1, "", True):
+        with pytest.raises(ParameterError, match="0 to 11"):
+            class_map(model, _image(64), target)
     with pytest.raises(ParameterError, match="takes one image"):
         class_map(model, torch.zeros(2, 3, 64, 64))
 
@@ -109,10 +111,37 @@ def test_another_layer_and_one_that_is_no_map() -> None:
         class_map(model, _image(64), 1, layer="fcc")
 
 
-def test_a_head_of_zeros_has_no_map() -> None:
-    model = HybridBuilder().from_backbone("vit_b_32", weights=None)  # torchvision's start
+@pytest.mark.parametrize("name", ["squeezenet1_1", pytest.param("vit_b_32", marks=LONG)])
+def test_a_head_of_zeros_has_no_map(name: str) -> None:
+    model = HybridBuilder().from_backbone(name, weights=None)
+    head = model.get_submodule(model.head_info[0].module)
+    torch.nn.init.zeros_(head.weight)  # as torchvision's ViT starts
     with pytest.raises(BackboneError, match="depends on no pixel"):
         class_map(model, _image(), 1)
+
+
+def test_several_heads_have_a_map_each() -> None:
+    torch.manual_seed(0)
+    model = HybridBuilder().from_backbone(
+        "mobilenet_v3_small", weights=None, heads={"breed": ["pug", "beagle"], "age": 1}
+    )
+    image = _image(64)
+    with torch.no_grad():
+        logits = copy.deepcopy(model).eval()(image)
+    found = class_map(model, image, "breed:beagle")
+    assert (found.name, found.index) == ("breed:beagle", 1)
+    assert found.score == pytest.approx(float(logits["breed"][0, 1]), rel=1e-5)
+    other = class_map(model, image, "age")
+    assert other.name == "age:0" and _alike(found.values, other.values) < 0.99
+    assert class_map(model, image, "breed").index == int(logits["breed"][0].argmax())
+    for target in (None, 1, "bred:pug"):
+        with pytest.raises(ParameterError, match=r"HEAD:CLASS.*The heads are breed, age"):
+            class_map(model, image, target)
+    with pytest.raises(ParameterError, match=r"'pgu'.*Did you mean 'pug'"):
+        class_map(model, image, "breed:pgu")
+    model = HybridBuilder().from_backbone("squeezenet1_1", weights=None, num_classes=0)
+    with pytest.raises(BackboneError, match="has 0 classes"):
+        class_map(model, image)
 
 
 def test_the_model_is_as_before() -> None:

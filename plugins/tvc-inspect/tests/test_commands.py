@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
+from tvc_cli.main import main
 
 from tvc_core import HybridBuilder, Registry, TvcError
 
@@ -129,9 +128,31 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_building(folder: Pat
         folder.chmod(0o700)
 
 
-def test_an_error_is_one_sentence_and_exit_code_1(folder: Path) -> None:
-    command = [sys.executable, "-m", "tvc_cli", "inspect", "resnet19", "--out", "page.html"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: Unknown backbone 'resnet19'. Did you mean 'resnet18'")
-    assert "Traceback" not in done.stderr and not Path("page.html").exists()
+def test_an_error_is_one_sentence_and_exit_code_1(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tvc", "inspect", "resnet19", "--out", "page.html"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    shown = capfd.readouterr()
+    assert ended.value.code == 1 and shown.out == ""
+    assert shown.err.startswith("error: Unknown backbone 'resnet19'. Did you mean 'resnet18'")
+    assert "Traceback" not in shown.err and not Path("page.html").exists()
+
+
+def test_another_model_of_other_images_is_compared_at_its_own_size(folder: Path) -> None:
+    for side in (64, 96):
+        (folder / f"vit{side}.yaml").write_text(
+            f"backbone:\n  name: timm/vit_tiny_patch16_224\n  weights: null\n  image_size: {side}\n"
+        )
+    result = _tvc("inspect", "vit64.yaml", "vit96.yaml", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["model"]["image"] == [1, 3, 64, 64]
+    assert "are those of 96 x 96" in data["notes"][0]
+    shapes = {
+        each["path"]: each["b"]
+        for each in data["comparison"]["differences"]
+        if each["kind"] == "shape"
+    }
+    assert shapes["blocks.0"] == "[1, 37, 192] NLC"  # 6 x 6 patches and the class token

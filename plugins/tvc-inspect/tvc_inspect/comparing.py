@@ -25,7 +25,8 @@ class Difference:
     """Something in which two models differ.
 
     Args:
-        kind: "patch", "head", "class names", "trainable", "freezing", "path", "shape" or "tensor".
+        kind: "backbone", "patch", "head", "class names", "trainable", "freezing", "path", "shape"
+            or "tensor".
         path: of the module, part or tensor.
         a: what the first model has there, in words; "" where it has nothing.
         b: what the second one has.
@@ -91,6 +92,7 @@ def compare_models(
     return Comparison(
         name=facts_b.name,
         differences=(
+            *_backbone(facts_a, facts_b),
             *patches,
             *heads,
             *_trainable(a, b, facts_a, covered),
@@ -105,6 +107,11 @@ def compare_models(
 def _is_in(path: str, roots: set[str]) -> bool:
     """Tell whether a path is one of some, or below one."""
     return any(path == root or path.startswith(f"{root}.") for root in roots)
+
+
+def _backbone(a: ModelFacts, b: ModelFacts) -> Iterator[Difference]:
+    if a.backbone != b.backbone:
+        yield Difference(kind="backbone", path="", a=a.backbone, b=b.backbone)
 
 
 def _patches(a: ModelFacts, b: ModelFacts) -> tuple[list[Difference], set[str]]:
@@ -170,6 +177,8 @@ def _trainable(
             yield Difference(kind="trainable", path=name, a=counts[0], b=counts[1])
     states = [model.freeze_state() for model in (a, b)]
     for key in dict.fromkeys((*states[0], *states[1])):
+        if key in ("backbone", "num_stages"):  # of what it is, not what is frozen
+            continue
         values = [state.get(key) for state in states]
         if not found and values[0] != values[1]:
             yield Difference(kind="freezing", path=key, a=str(values[0]), b=str(values[1]))
