@@ -122,6 +122,8 @@ def page_of(
         lines, broken = read_gate_log(gates)
         charts = gate_chart(lines)
         said += broken
+        if not charts:
+            said.append(f"{gates} has no numbers of patches, so nothing of it is drawn")
     pictures = [] if opened is None else _pictures(model, opened, str(photo), target)
     seen = look_at(model, other, size=size)
     page = render_page(
