@@ -217,7 +217,7 @@ def test_markup_stays_text(opened: Callable[[Path], Opened], tmp_path: Path) -> 
     model, other = (
         HybridBuilder().build(
             Recipe(
-                backbone="resnet18",
+                backbone="squeezenet1_1",
                 weights=None,
                 num_classes=2,
                 class_names=[HOSTILE, last],
@@ -226,7 +226,7 @@ def test_markup_stays_text(opened: Callable[[Path], Opened], tmp_path: Path) -> 
         )
         for last in ("b", "c")
     )
-    model.relu.__class__ = odd
+    model.features[1].__class__ = odd
     photo = tmp_path / "photo.png"
     Image.new("RGB", (80, 80), (200, 30, 30)).save(photo)
     text = inspect_page(model, other, photo=photo, size=64, source=HOSTILE, notes=[HOSTILE])

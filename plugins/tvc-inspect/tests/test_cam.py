@@ -74,14 +74,17 @@ def _by_hand(model: HybridModel, layer: str, image: Tensor, index: int, prefix: 
     [
         pytest.param("swin_t", "norm", 0, marks=LONG),
         pytest.param("vit_b_32", "encoder.layers.encoder_layer_11.ln_1", 1, marks=LONG),
+        pytest.param("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", 1, marks=LONG),
+        pytest.param("swin_v2_t", "norm", 0, marks=LONG),
         ("timm/vit_tiny_patch16_224", "blocks.11.norm1", 1),
     ],
 )
 def test_transformers_have_the_map_written_by_hand(name: str, layer: str, prefix: int) -> None:
-    model = _model(name)
-    found = class_map(model, _image(), 2)
+    model = _model(name, **({"image_size": 64} if "vit_" in name else {}))
+    image = _image(64)
+    found = class_map(model, image, 2)
     assert found.layer == layer
-    expected = _by_hand(model, layer, _image(), 2, prefix)
+    expected = _by_hand(model, layer, image, 2, prefix)
     torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-7)
     assert bool(found.values.any())
 
@@ -97,7 +100,7 @@ def test_the_default_is_the_class_with_the_largest_logit_and_names_work() -> Non
     assert class_map(model, _image(64), "4").index == 4
     with pytest.raises(ParameterError, match=r"there is no class 'clas 4'.*Did you mean 'class 4'"):
         class_map(model, _image(64), "clas 4")
-    for target in (12, -1, "", True):
+    for target in (12, ""):
         with pytest.raises(ParameterError, match="0 to 11"):
             class_map(model, _image(64), target)
     with pytest.raises(ParameterError, match="takes one image"):
@@ -134,7 +137,7 @@ def test_several_heads_have_a_map_each() -> None:
     other = class_map(model, image, "age")
     assert other.name == "age:0" and _alike(found.values, other.values) < 0.99
     assert class_map(model, image, "breed").index == int(logits["breed"][0].argmax())
-    for target in (None, 1, "bred:pug"):
+    for target in (None, "bred:pug"):
         with pytest.raises(ParameterError, match=r"HEAD:CLASS.*The heads are breed, age"):
             class_map(model, image, target)
     with pytest.raises(ParameterError, match=r"'pgu'.*Did you mean 'pug'"):
@@ -188,18 +191,23 @@ def test_gate_maps_are_the_gates_of_the_blocks() -> None:
 
 
 def test_gates_of_tokens_are_those_of_the_image() -> None:
-    model = _model("timm/vit_tiny_patch16_224", patches={"blocks.5": {"wrap": "cbam_block"}})
-    (found,) = gate_maps(model, _image())
-    assert found.is_spatial and found.values.shape == (14, 14)
+    patches = {"blocks.5": {"wrap": "cbam_block"}}
+    model = _model("timm/vit_tiny_patch16_224", patches=patches, image_size=[64, 96])
+    (found,) = gate_maps(model, torch.randn(1, 3, 64, 96))
+    assert found.is_spatial and found.values.shape == (4, 6)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", HybridBuilder.list_backbones())
 def test_no_map_of_a_classifier_is_all_zero(name: str) -> None:
     torch.manual_seed(0)
-    model = HybridBuilder().from_backbone(name, weights=None, num_classes=10)
-    side = 299 if name == "inception_v3" else 224
-    found = class_map(model, _image(side))
+    # small images, since the largest of them take minutes with others
+    side = 4 * int(name.rpartition("_")[2]) if name.startswith("vit_") else 96
+    side = 224 if name in ("maxvit_t", "alexnet") else side
+    sizes = {"image_size": side} if name.startswith("vit_") else {}
+    model = HybridBuilder().from_backbone(name, weights=None, num_classes=10, **sizes)
+    found = class_map(model, _image(side), 3)
+    assert found.values.numel() > 1
     assert bool(found.values.any()) and bool(found.values.isfinite().all())
 
 
