@@ -114,6 +114,17 @@ def test_another_layer_and_one_that_is_no_map() -> None:
         class_map(model, _image(64), 1, layer="fcc")
 
 
+def test_a_stage_of_one_pixel_leaves_the_map_to_the_one_before() -> None:
+    model = _model("resnet18")
+    found = class_map(model, _image(32), 1)  # of which layer4 makes one pixel
+    assert found.layer == "layer3" and found.values.shape == (2, 2)
+    reference = copy.deepcopy(model).eval()
+    theirs = LayerGradCam(reference, reference.layer3).attribute(_image(32), target=1)[0, 0]
+    torch.testing.assert_close(found.values, theirs.detach(), rtol=1e-4, atol=1e-7)
+    with pytest.raises(BackboneError, match="1 x 1 pixels are too small"):
+        class_map(model, torch.randn(1, 3, 1, 1), 1)
+
+
 @pytest.mark.parametrize("name", ["squeezenet1_1", pytest.param("vit_b_32", marks=LONG)])
 def test_a_head_of_zeros_has_no_map(name: str) -> None:
     model = HybridBuilder().from_backbone(name, weights=None)

@@ -76,7 +76,8 @@ def class_map(
 
     The layer is the last stage's; where no gradient reaches its pixels (a ViT classifies from the
     class token, so after its last attention the image's tokens have none), the last module with as
-    many channels whose pixels have one: `ln_1` of ViT's last block. A copy runs in eval mode: the
+    many channels whose pixels have one: `ln_1` of ViT's last block. Where an image is so small that
+    a stage has one pixel, the layer is that of the stage before. A copy runs in eval mode: the
     model is as before.
 
     Args:
@@ -106,13 +107,10 @@ def class_map(
             network.get_submodule(path).register_forward_hook(partial(_keep, maps, path))
         logits, index, name = _target(model, network(image.detach().requires_grad_()), target)
         paths = list(maps)
-        grads = torch.autograd.grad(
-            logits[index], [maps[path] for path in paths], allow_unused=True
-        )
+        wanted = [maps[path] for path in paths]
+        grads = torch.autograd.grad(logits[index], wanted, allow_unused=True) if wanted else ()
         found = dict(zip(paths, grads, strict=True))
-        tap = model.stage_info[-1].module
-        alike = [p for p in reversed(paths) if views[p].channels == model.stage_info[-1].channels]
-        for path in [layer] if layer else [tap, *(path for path in alike if path != tap)]:
+        for path in _layers(model, paths, views) if layer is None else [layer]:
             gradient = found.get(path)
             if gradient is None:
                 continue
@@ -126,9 +124,20 @@ def class_map(
                     values=values,
                 )
     raise BackboneError(
-        f"class {name!r} has no map: its logit depends on no pixel of any. The "
-        "weights of a head that was never trained may all be 0, as torchvision's ViT starts"
+        f"class {name!r} has no map: its logit depends on no pixel of any of several. The weights "
+        "of a head that was never trained may all be 0, as torchvision's ViT starts; or images of "
+        f"{image.shape[2]} x {image.shape[3]} pixels are too small"
     )
+
+
+def _layers(model: HybridModel, paths: list[str], views: dict[str, _View]) -> list[str]:
+    """Return the modules whose map may be the one, the best first."""
+    *earlier, last = model.stage_info
+    found = []
+    if last.module in views:
+        found = [path for path in reversed(paths) if views[path].channels == last.channels]
+        found = [last.module, *(path for path in found if path != last.module)]
+    return [*found, *(info.module for info in reversed(earlier) if info.module in views)]
 
 
 def gate_maps(model: HybridModel, image: Tensor) -> tuple[GateMap, ...]:
