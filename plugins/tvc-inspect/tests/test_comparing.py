@@ -126,6 +126,18 @@ def _same_tensors_of_backbone(a: HybridModel, b: HybridModel) -> None:
     b.load_state_dict(state, strict=False)
 
 
+def test_another_block_at_a_target_is_one_difference() -> None:
+    a = _base()[0]
+    b = _build(patches={"features.1": {"wrap": "eca"}})
+    _same_tensors(a, b)
+    (patch,) = _compared(a, b).differences
+    assert (patch.kind, patch.path) == ("patch", "features.1")
+    assert (patch.a, patch.b) == (
+        "tvc-core:wrap tvc-attention:se()",
+        "tvc-core:wrap tvc-attention:eca()",
+    )
+
+
 def test_settings_and_paths_differ() -> None:
     a = _base()[0]
     b = copy.deepcopy(a)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from torch import nn
@@ -115,14 +116,27 @@ def _backbone(a: ModelFacts, b: ModelFacts) -> Iterator[Difference]:
 
 
 def _patches(a: ModelFacts, b: ModelFacts) -> tuple[list[Difference], set[str]]:
-    sides = [{(each.target, each.path): each for each in facts.patches} for facts in (a, b)]
     differences, covered = [], set()
-    for key in dict.fromkeys((*sides[0], *sides[1])):
-        first, second = (_in_words(side.get(key)) for side in sides)
-        if first != second:
-            differences.append(Difference(kind="patch", path=key[0], a=first, b=second))
-            covered.add(key[1])
+    for target in dict.fromkeys(each.target for facts in (a, b) for each in facts.patches):
+        # another block at a target lives at another path: it took the place of the one there
+        for one, other in _pairs(*(_at(target, facts) for facts in (a, b))):
+            first, second = _in_words(one), _in_words(other)
+            if first != second:
+                differences.append(Difference(kind="patch", path=target, a=first, b=second))
+                covered |= {each.path for each in (one, other) if each is not None}
     return differences, covered
+
+
+def _at(target: str, facts: ModelFacts) -> dict[str, PatchFacts]:
+    return {each.path: each for each in facts.patches if each.target == target}
+
+
+def _pairs(
+    a: dict[str, PatchFacts], b: dict[str, PatchFacts]
+) -> Iterator[tuple[PatchFacts | None, PatchFacts | None]]:
+    """Yield the patches of the same path, then those that are left on each side, in order."""
+    yield from ((a[path], b[path]) for path in a if path in b)
+    yield from zip_longest(*([s[path] for path in s if path not in o] for s, o in ((a, b), (b, a))))
 
 
 def _in_words(patch: PatchFacts | None) -> str:
