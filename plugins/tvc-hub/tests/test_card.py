@@ -41,8 +41,8 @@ def table(card: str, title: str) -> dict[str, list[str]]:
 
 
 PLANS: dict[str, dict[str, Any]] = {
-    "resnet18": {
-        "patches": {"layer3": {"wrap": {"type": "se", "params": {"reduction": 8}}}},
+    "shufflenet_v2_x0_5": {
+        "patches": {"stage3": {"wrap": {"type": "se", "params": {"reduction": 8}}}},
         "num_classes": ["a", "b|c", "`d`"],
         "freeze_backbone": True,
     },
