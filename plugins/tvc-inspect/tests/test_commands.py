@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import warnings
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 from PIL import Image
-from tvc_cli.main import main
 
 from tvc_core import HybridBuilder, Registry, TvcError
 
@@ -148,7 +148,7 @@ def test_an_error_is_one_sentence_and_exit_code_1(
 ) -> None:
     monkeypatch.setattr("sys.argv", ["tvc", "inspect", "resnet19", "--out", "page.html"])
     with pytest.raises(SystemExit) as ended:
-        main()
+        runpy.run_module("tvc_cli", run_name="__main__")  # in this process, which has torch
     shown = capfd.readouterr()
     assert ended.value.code == 1 and shown.out == ""
     assert shown.err.startswith("error: Unknown backbone 'resnet19'. Did you mean 'resnet18'")
