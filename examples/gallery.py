@@ -14,7 +14,8 @@ from pathlib import Path
 from sklearn.datasets import load_sample_image
 from torchvision.transforms.functional import to_pil_image
 
-RECIPES = sorted((Path(__file__).parent / "recipes").glob("*.yaml"))
+HERE = Path(__file__).parent
+RECIPES = sorted([*HERE.glob("*.yaml"), *HERE.glob("recipes/*.yaml")])
 
 
 def tvc(*args: str) -> str:

@@ -64,6 +64,7 @@ def make(hub: FakeHub, model: bytes, other: str) -> dict[str, str]:
     add("pointer", "does not begin as one", {"model.safetensors": b"version https://git-lfs.gi"})
     add("page", "does not begin as one", {"model.safetensors": b"<!doctype html><html></html>"})
     add("short", "does not begin as one", {"model.safetensors": b"abc"})
+    add("tensors", "tensors and no recipe", {"model.safetensors": with_header(model, _without)})
     pinned = _files(hub, "moved", good)
     last = _files(hub, "moved", {**good, "README.md": b"other"})
     expected[f"evil/moved@{pinned}"] = "A commit does not move"
@@ -97,6 +98,9 @@ def make(hub: FakeHub, model: bytes, other: str) -> dict[str, str]:
         return lambda h: h.bytes(data, {k.replace("_", "-"): v for k, v in given.items()})
 
     at_files("redirect", "sends its readers on to", lambda h: h.redirect(f"{other}/x"))
+    at_files("nowhere", "and not to an address", lambda h: h.send(302, b""))
+    at_files("port", "and not to an address", lambda h: h.redirect("http://127.0.0.1:99999/x"))
+    at_files("brackets", "and not to an address", lambda h: h.redirect("http://[::1/x"))
     at_files("scheme", "sends its readers on to", lambda h: h.redirect("file:///etc/passwd"))
     at_files("user", "sends its readers on to", lambda h: h.redirect(f"http://a@{other[7:]}/x"))
     at_files("slashes", "sends its readers on to", lambda h: h.redirect(f"{other[5:]}/x"))
@@ -113,6 +117,7 @@ def make(hub: FakeHub, model: bytes, other: str) -> dict[str, str]:
     at_list("text", "not that of a hub", lambda h: h.send(200, b"hello"))
     at_list("deep", "not that of a hub", lambda h: h.send(200, b"[" * 100_000))
     at_list("kinds", "not that of a hub", lambda h: h.json({"sha": 3, "siblings": [None]}))
+    at_list("repeats", "not that of a hub", lambda h: h.json(_repeating(last)))
     at_list("bomb", "too long to be one", lambda h: h.send(200, b" " * (11 << 20)))
     at_list("denied", "401", lambda h: h.refuse(401))
     at_list("gone", "404", lambda h: h.refuse(404))
@@ -149,8 +154,18 @@ def _swapped(text: str) -> str:
     return json.dumps(found)
 
 
+def _without(text: str) -> str:
+    """Leave what tvc wrote out, as other tools write files."""
+    return json.dumps({**json.loads(text), "__metadata__": {"format": "pt"}})
+
+
 def _doubled(text: str) -> str:
     return '{"__metadata__":{},' + text[1:]
+
+
+def _repeating(commit: str) -> dict[str, Any]:
+    """List a name twice, of which one reader may take the first and another the last."""
+    return {"sha": commit, "siblings": [{"rfilename": "model.safetensors"}] * 2}
 
 
 def _listed(handler: Handler, name: str, commit: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 import runpy
 import sys
@@ -52,6 +53,21 @@ def test_an_example_says_what_it_shows_and_can_be_imported(path: Path) -> None:
     assert (ast.get_docstring(tree) or "").startswith("Guide, ")
     assert "main" in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert ast.unparse(tree.body[-1]) == "if __name__ == '__main__':\n    main()"
+
+
+@pytest.mark.sweep
+@pytest.mark.usefixtures("lite")
+def test_gallery(run: Callable[..., str], tmp_path: Path) -> None:
+    """`make gallery`: a page, a map and a row for each recipe beside it."""
+    said = run("gallery.py", "--out", str(tmp_path))
+    names = {path.stem for path in EXAMPLES.glob("*.yaml")} | {"hybrid_model"}
+    assert {path.stem for path in tmp_path.glob("*.html")} == names
+    assert "digits.yaml: shown with random weights" not in said  # those of a package
+    for name in names:
+        assert (tmp_path / f"{name}.html").read_text(encoding="utf-8").endswith("</html>\n")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        (row,) = json.loads((tmp_path / f"{name}.bench.json").read_text(encoding="utf-8"))
+        assert row["median"] > 0 and len(row["patches"]) == (2 if name == "hybrid_model" else 1)
 
 
 @pytest.mark.usefixtures("lite")

@@ -15,6 +15,7 @@ import yaml
 from fake_hub import FakeHub
 from hub_files import forged, taken_apart
 from tvc_hub import HubError, push
+from tvc_hub.licenses import contradiction
 
 import tvc_core
 from tvc_core import HybridBuilder, UnknownNameError, WeightsError
@@ -40,8 +41,8 @@ def table(card: str, title: str) -> dict[str, list[str]]:
 
 
 PLANS: dict[str, dict[str, Any]] = {
-    "resnet18": {
-        "patches": {"layer3": {"wrap": {"type": "se", "params": {"reduction": 8}}}},
+    "shufflenet_v2_x0_5": {
+        "patches": {"stage3": {"wrap": {"type": "se", "params": {"reduction": 8}}}},
         "num_classes": ["a", "b|c", "`d`"],
         "freeze_backbone": True,
     },
@@ -49,7 +50,7 @@ PLANS: dict[str, dict[str, Any]] = {
         "patches": {"features.3": {"wrap": "eca"}, "features.6": {"inject": "cbam_block"}},
         "num_classes": 0,
     },
-    "squeezenet1_1": {"in_channels": 4, "num_classes": 5},
+    "squeezenet1_1": {"in_channels": 4, "num_classes": 5},  # and said: prepared in another way
 }
 
 
@@ -109,6 +110,7 @@ def test_numbers(hub: FakeHub, tmp_path: Path, name: str) -> None:
         said["crop_size"],
     )
     assert int(images["channels"]) == plan.get("in_channels", 3)
+    assert ("have 3 channels: those of this model have 4" in card) == ("in_channels" in plan)
     assert dict(table(card, "Made with")) == {k: [v] for k, v in content["versions"].items()}
     given = {key: float(value[0]) for key, value in table(card, "As given").items()}
     assert given == {"top1": 0.1 + 0.2, "f1": 1 / 3, "epochs": 7}
@@ -129,6 +131,22 @@ def test_no_placeholders(hub: FakeHub, path: Path, tmp_path: Path) -> None:
     assert not list(words(card))
     assert "The network is its backbone." in card
     assert "As given" not in card
+
+
+def test_what_a_training_wrote_is_told_one_by_one(hub: FakeHub, path: Path) -> None:
+    content, _ = taken_apart(path.read_bytes())
+    trained = {"labels": "one", "thresholds": None, "figures": {"f1": 1 / 3, "loss": None}}
+    said = {"tvc-train": trained, "accuracy": 0.5}
+    path.write_bytes(forged(path.read_bytes(), content__metadata={**content["metadata"], **said}))
+    card = card_of(hub, path, metrics={"accuracy": 0.75})
+    assert {key: value[0] for key, value in table(card, "As given").items()} == {
+        "tvc-train: labels": "one",
+        "tvc-train: figures: f1": str(1 / 3),
+        "data": "pets, spring",
+        "accuracy, in the file": "0.5",
+        "accuracy": "0.75",
+    }
+    assert not list(words(card))
 
 
 def test_the_header_is_what_hubs_read(hub: FakeHub, path: Path) -> None:
@@ -197,7 +215,11 @@ def test_what_does_not_go_with_it(
 
 @pytest.mark.parametrize(
     ("given", "says"),
-    [("", "without a license"), ("  ", "without a license"), ("mti", "Did you mean 'mit'")],
+    [
+        *[(given, "without a license") for given in ("", "  ", "unknown")],
+        ("mti", "Did you mean 'mit'"),
+        ("other", "whose text has to go with the model: --with LICENSE"),
+    ],
 )
 def test_a_license_is_needed(hub: FakeHub, path: Path, given: str, says: str) -> None:
     with pytest.raises(HubError, match=says):
@@ -218,15 +240,30 @@ def test_a_license_is_needed(hub: FakeHub, path: Path, given: str, says: str) ->
         ("CC-BY-SA-4.0", "mit", "the same license"),
         ("GPL-3.0-only", "apache-2.0", "the same license"),
         ("GPL-3.0-or-later", "gpl-3.0", ""),
+        ("GPL-3.0+", "gpl-3.0", ""),
         ("dinov3-license", "mit", "only its text says"),
         ("Apache-2.0", "mit", ""),
         ("BSD-3-Clause", "cc-by-nc-4.0", ""),
+        ("Apache-2.0 OR GPL-3.0-only", "mit", ""),
+        ("GPL-3.0 OR CC-BY-SA-4.0", "mit", "the same license"),
+        ("MIT AND CC-BY-NC-4.0", "mit", "no commercial use"),
+        ("MIT OR GPL-3.0 AND CC-BY-NC-4.0", "mit", ""),
+        ("(MIT OR GPL-3.0) AND CC-BY-NC-4.0", "mit", "only its text says"),
         ("", "mit", ""),
         (None, "mit", ""),
     ],
 )
-def test_licenses_that_contradict(
-    hub: FakeHub, path: Path, base: str | None, given: str, why: str
+def test_licenses_that_contradict(base: str | None, given: str, why: str) -> None:
+    said = contradiction(given, base)
+    assert why in said and bool(why) == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("base", "given", "why"),
+    [("CC-BY-NC-4.0", "mit", "no commercial use"), ("GPL-3.0-or-later", "gpl-3.0", "")],
+)
+def test_a_license_that_contradicts_is_refused(
+    hub: FakeHub, path: Path, base: str, given: str, why: str
 ) -> None:
     data = path.read_bytes()
     content, _ = taken_apart(data)
@@ -243,8 +280,6 @@ def test_licenses_that_contradict(
 
 
 def test_the_license_of_real_weights_is_known() -> None:
-    from tvc_hub.licenses import contradiction
-
     from tvc_core import BackboneSpec, Registry
 
     registry = Registry()

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
+import resource
 import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -41,13 +39,19 @@ def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.sleep", lambda seconds: None)
 
 
-@pytest.mark.parametrize("status", [401, 403, 404, 409, 500])
-@pytest.mark.parametrize(
-    "part", ["repos/create", "validate-yaml", "preupload", "objects/batch", "PUT /store", "/commit"]
-)
+PARTS = ("repos/create", "validate-yaml", "preupload", "objects/batch", "PUT /store", "/commit")
+STATUSES = (401, 403, 404, 409, 429, 500)
+REFUSED = [
+    # each place and each status at least once; all pairs in the sweep
+    pytest.param(part, status, marks=[pytest.mark.sweep] * (number not in (row, row + 1)))
+    for row, part in enumerate(PARTS)
+    for number, status in enumerate(STATUSES)
+    if (part, status) != ("repos/create", 409)  # the repository is there already, which is fine
+]
+
+
+@pytest.mark.parametrize(("part", "status"), REFUSED)
 def test_a_refused_push_says_why(hub: FakeHub, path: Path, part: str, status: int) -> None:
-    if part == "repos/create" and status == 409:
-        return  # the repository is there already, which is fine
     hub.faults.append(at(part, lambda h: h.refuse(status)))
     with pytest.raises(HubError, match=f"user/pets was not pushed: {status}: the hub"):
         push(path, "user/pets", license="mit", endpoint=hub.url)
@@ -72,6 +76,63 @@ def test_a_push_that_is_redirected_sends_nothing_there(hub: FakeHub, path: Path,
             push(path, "user/pets", license="mit", endpoint=hub.url)
         assert not other.asked
     assert not hub.commits.get("user/pets")
+
+
+def in_parts(hub: FakeHub, end: str) -> Callable[[Handler], bool]:
+    """Return what takes a large file in parts, and is told at an address that all are there."""
+
+    def fault(handler: Handler) -> bool:
+        if "objects/batch" in handler.path:
+            (each,) = json.loads(handler.body)["objects"]
+            parts = {
+                f"{n + 1:05}": f"{hub.url}/store/{n}" for n in range(-(-each["size"] // 1000000))
+            }
+            upload = {"href": f"{end}/complete", "header": {"chunk_size": "1000000", **parts}}
+            handler.json(
+                {"transfer": "multipart", "objects": [{**each, "actions": {"upload": upload}}]}
+            )
+        elif handler.command == "PUT":
+            hub.large[handler.parts[1]] = handler.body
+            handler.send(200, b"", ETag='"x"')
+        elif handler.path == "/complete":
+            said = json.loads(handler.body)
+            pieces = [hub.large[str(each["partNumber"] - 1)] for each in said["parts"]]
+            hub.large[said["oid"]] = b"".join(pieces)
+            handler.json({})
+        else:
+            return False
+        return True
+
+    return fault
+
+
+def test_a_large_file_goes_in_parts(hub: FakeHub, path: Path) -> None:
+    hub.faults.append(in_parts(hub, hub.url))
+    push(path, "user/pets", license="mit", endpoint=hub.url)
+    assert hub.commits["user/pets"][-1][1]["model.safetensors"] == path.read_bytes()
+
+
+def test_that_all_parts_are_there_is_told_no_one_else(hub: FakeHub, path: Path) -> None:
+    with running() as other:
+        hub.faults.append(in_parts(hub, other.url))
+        with pytest.raises(HubError, match="sends the client on to"):
+            push(path, "user/pets", license="mit", endpoint=hub.url)
+        assert not other.asked
+
+
+@pytest.mark.parametrize(
+    ("before", "says"),
+    [
+        ({"train.py": b"1", "a.txt": b""}, r"has train\.py, .* takes nothing from it"),
+        ({"old.onnx.certificate.json": b"{}", ".gitattributes": b""}, r"has old\S+ from before"),
+    ],
+)
+def test_what_an_earlier_push_left_is_told(
+    hub: FakeHub, path: Path, before: dict[str, bytes], says: str
+) -> None:
+    hub.put("user/pets", before)
+    with pytest.warns(UserWarning, match=says):
+        push(path, "user/pets", license="mit", endpoint=hub.url)
 
 
 @pytest.mark.parametrize("action", ["upload", "verify"])
@@ -111,6 +172,26 @@ def test_a_commit_that_cannot_be_looked_at_again_is_told(hub: FakeHub, path: Pat
 
 def files_in(folder: Path) -> set[Path]:
     return {each for each in folder.rglob("*") if each.is_file()}
+
+
+def test_how_long_to_wait_is_said(hub: FakeHub, path: Path) -> None:
+    hub.faults.append(at("/", lambda h: h.refuse(429, Retry_After="37")))
+    with pytest.raises(HubError, match=r"429: .* wait a while, 37 seconds$"):
+        pull("user/pets", endpoint=hub.url)
+
+
+def test_what_a_hub_says_is_printed_plainly(hub: FakeHub) -> None:
+    hub.faults.append(at("/", lambda h: h.refuse(403, X_Error_Message="ask\x9bhere\x85ok")))
+    with pytest.raises(HubError, match=r"It says: ask here ok$"):
+        pull("user/pets", endpoint=hub.url)
+
+
+def test_a_repository_with_another_name_is_told(hub: FakeHub, path: Path) -> None:
+    hub.put("user/new", {"model.safetensors": path.read_bytes()})
+    old = at("/user/old", lambda h: h.redirect(h.path.replace("user/old", "user/new")))
+    hub.faults.append(old)
+    with pytest.warns(UserWarning, match="user/old: the hub has it under another name now, user/n"):
+        assert pull("user/old", endpoint=hub.url).path.read_bytes() == path.read_bytes()
 
 
 @pytest.mark.parametrize("status", [401, 404, 416, 500, 503])
@@ -180,33 +261,18 @@ def test_a_disk_without_room_is_named_before_the_rest_is_fetched(
     assert files_in(path.parent) == before
 
 
-@pytest.mark.parametrize(
-    "limit",
-    [
-        20_000,
-        pytest.param(4, marks=pytest.mark.sweep),
-        pytest.param(1_000_000, marks=pytest.mark.sweep),
-    ],
-)
+@pytest.mark.parametrize("limit", [4, 20_000, 1_000_000])
 def test_a_full_disk_leaves_nothing(hub: FakeHub, path: Path, limit: int) -> None:
-    """The system itself refuses, at a size that no file may exceed."""
+    """The system itself refuses, at a size that no file may exceed (Python ignores the signal)."""
     hub.put("user/pets", {"model.safetensors": path.read_bytes()})
     before = files_in(path.parent)
-    code = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "from tvc_cli.main import main\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"
-        f"sys.argv = ['tvc', 'pull', 'user/pets', '--endpoint', {hub.url!r}]\n"
-        "main()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ)
-    )
-    assert done.returncode == 1
-    assert "cannot be written: File too large" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not done.stdout
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, usual[1]))
+    try:
+        with pytest.raises(HubError, match="cannot be written: File too large"):
+            pull("user/pets", endpoint=hub.url)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
     assert files_in(path.parent) == before
 
 

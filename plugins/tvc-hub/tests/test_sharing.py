@@ -190,6 +190,17 @@ def test_the_token_is_not_sent_in_clear_text(hub: FakeHub) -> None:
         pull("user/pets", endpoint="http://hub.example")
 
 
+@pytest.mark.parametrize("token", ["hf_x y", "hf_\u00e9", "hf_a\nb"])
+def test_a_token_that_can_be_none_is_not_sent_nor_shown(
+    hub: FakeHub, path: Path, monkeypatch: pytest.MonkeyPatch, token: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(HubError, match="look at HF_TOKEN") as refused:
+        pull("user/pets", endpoint=hub.url)
+    assert token[:4] not in str(refused.value)
+    assert not hub.asked
+
+
 def test_the_token_of_a_login_goes_to_its_own_hub_alone(
     hub: FakeHub, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -77,7 +77,7 @@ def write_card(
             ("what", "value"),
             _images(model, info),
             "The backbone has no pretrained weights, so nothing says how images are prepared.",
-            note=_of_which(info),
+            note=_of_which(model, info),
         ),
         _section("Made with", ("distribution", "version"), sorted(info.versions.items())),
         _section("As given", ("what", "value"), _given(info, metrics), note=_NOT_MEASURED),
@@ -158,10 +158,18 @@ def _classes(model: HybridModel) -> str:
     return "## Classes\n\n" + "\n\n".join(lines)
 
 
-def _of_which(info: FileInfo) -> str:
-    """Say of which weights the preprocessing is, where the model started from none."""
+def _of_which(model: HybridModel, info: FileInfo) -> str:
+    """Say of which weights the preprocessing is, where the model started from none or takes images
+    of another kind.
+    """
+    said = info.preprocessing
     started = info.recipe is not None and info.recipe.weights
-    name = info.preprocessing.get("name")
+    name, channels = said.get("name"), len(said.get("mean") or ())
+    if channels not in (0, model.num_channels):
+        return (
+            f"As for the backbone's weights, whose images have {channels} channels: those of this "
+            f"model have {model.num_channels}, and are prepared in another way."
+        )
     return "" if started or not name else f"As for the backbone's default weights, {_code(name)}."
 
 
@@ -175,8 +183,21 @@ def _images(model: HybridModel, info: FileInfo) -> Iterator[tuple[str, Any]]:
 
 
 def _given(info: FileInfo, metrics: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
-    for key, value in {**info.metadata, **(metrics or {})}.items():
-        yield _text(key), _text(value if isinstance(value, str) else json.dumps(value))
+    said = dict(_flat(info.metadata))
+    given = dict(_flat(metrics or {}))
+    for key, value in said.items():
+        yield _text(f"{key}, in the file" if key in given else key), _text(value)
+    for key, value in given.items():
+        yield _text(key), _text(value)
+
+
+def _flat(data: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Yield what stands in a mapping and in those in it, without what has no value."""
+    for key, value in data.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{key}: ")
+        elif value not in (None, []):
+            yield f"{before}{key}", value if isinstance(value, str) else json.dumps(value)
 
 
 def _license(info: FileInfo, license: str, contradicts: str) -> str:

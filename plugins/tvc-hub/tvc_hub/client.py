@@ -24,6 +24,7 @@ from .reading import refusal
 __all__ = ["client"]
 
 _NAME = "tvc-hub"
+_LFS = "application/vnd.git-lfs+json"
 _OFF = ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_DISABLE_XET")
 _TIMEOUT = 120.0
 """Wait for the next bytes [s]; the client would wait for ever."""
@@ -84,22 +85,28 @@ def _guarded(factory: Callable[[], Any], address: Address) -> Any:
     included.
     """
 
-    def look(request: Any) -> None:
-        # Requests of other threads come this way as well. Those of ours have our name, also after a
-        # redirect; only those that put the parts of a large file into a store have not.
-        url = str(request.url)
-        ours = request.headers.get("user-agent", "").startswith(_NAME)
-        if ours and not address.is_own(url):
+    def own(url: str) -> None:
+        if not address.is_own(url):
             raise HubError(
                 f"the hub {address.url} sends the client on to {short_repr(url)}, which is not its "
                 "own address, so that nothing is sent there"
             )
+
+    def look(request: Any) -> None:
+        # Requests of other threads come this way as well. Those of ours have our name, also after a
+        # redirect; only those that bring the parts of a large file into a store have not.
+        url = str(request.url)
+        if request.headers.get("user-agent", "").startswith(_NAME):
+            own(url)
         if request.method == "PUT" and not address.may_store(url):
             raise HubError(
                 f"the hub {address.url} wants the file at {short_repr(url)}, which is not where it "
                 "keeps files, so it is not sent there. If you trust that host: --host, or "
                 "hosts=(...)"
             )
+        # that all parts of a large file are there is told to the hub itself, also without our name
+        if request.method == "POST" and _LFS in request.headers.get("content-type", ""):
+            own(url)
 
     session = factory()
     hooks = session.event_hooks
@@ -128,7 +135,8 @@ def _told(address: Address, what: str) -> Iterator[None]:
                 said = response.headers.get("x-error-message") or getattr(
                     found, "server_message", None
                 )
-                raise HubError(f"{what}: {refusal(address, status, said or '')}") from error
+                wait = response.headers.get("retry-after", "")
+                raise HubError(f"{what}: {refusal(address, status, said or '', wait)}") from error
             last, found = found, found.__cause__
         raise UnreachableError(
             f"{what}: {address.url}: {type(last).__name__}: {' '.join(str(last).split())}"

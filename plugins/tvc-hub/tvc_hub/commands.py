@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,7 +83,7 @@ def push_command(
         file,
         name,
         license=license,
-        metrics=dict(map(_metric, metrics)),
+        metrics=_metrics(metrics),
         extra=extra,
         message=message,
         private=private,
@@ -155,9 +155,18 @@ def pull_command(
     click.echo(str(done.path))
 
 
+def _metrics(texts: Iterable[str]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in map(_metric, texts):
+        if name in found:
+            raise click.UsageError(f"--metric {name}= is given twice")
+        found[name] = value
+    return found
+
+
 def _metric(text: str) -> tuple[str, Any]:
     """Return name and value of what stands after --metric: a number where it is one."""
-    name, equals, value = text.partition("=")
+    name, equals, value = (each.strip() for each in text.partition("="))
     if not equals or not name:
         raise click.UsageError(f"--metric takes NAME=VALUE, such as accuracy=0.93, not {text!r}")
     try:

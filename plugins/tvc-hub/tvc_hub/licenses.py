@@ -49,7 +49,7 @@ def license_of(given: str | None) -> str:
     Raises:
         HubError: there is none, or hubs know none of this name.
     """
-    if given is None or not given.strip():
+    if given is None or _written(given) in ("", "unknown"):
         raise HubError(
             "a model without a license is one that no one may use: say which it has, such as "
             "--license apache-2.0 (license='apache-2.0')"
@@ -72,6 +72,11 @@ def contradiction(given: str, base: str | None) -> str:
         given: as `license_of` returns it.
         base: of the weights, as their publisher writes it; None and an empty text say nothing.
     """
+    # as SPDX writes several, of which AND binds closer; those in parentheses are left to a reader
+    for word, enough in (("OR", min), ("AND", max)):
+        several = (base or "").split(f" {word} ")
+        if len(several) > 1 and "(" not in (base or ""):
+            return enough((contradiction(given, each) for each in several), key=bool)
     known = _written(base or "")
     if known in ("", "unknown", given, *_FREE):
         return ""
@@ -92,4 +97,4 @@ def contradiction(given: str, base: str | None) -> str:
 def _written(name: str) -> str:
     """Return a license's name in the form of hubs: SPDX writes "BSD-3-Clause"."""
     name = re.sub(r"[\s_]+", "-", name.strip().lower())
-    return re.sub(r"-(?:only|or-later)$", "", name)
+    return re.sub(r"(?:-only|-or-later|(?<!\+)\+)$", "", name)

@@ -85,7 +85,7 @@ def token_for(address: Address, given: str | None) -> str | None:
     endpoint alone, that of a login.
 
     Raises:
-        HubError: it would be sent in clear text.
+        HubError: it can be none, or would be sent in clear text.
     """
     from huggingface_hub import constants, get_token
 
@@ -95,6 +95,11 @@ def token_for(address: Address, given: str | None) -> str | None:
     if token is None and address.is_own(constants.ENDPOINT):
         with foreign(HubError, "the token of the login cannot be read"):
             token = get_token()
+    if token is not None and not re.fullmatch(r"[!-~]+", token):
+        raise HubError(
+            "the token has characters that no token has, such as a space: look at HF_TOKEN, or log "
+            "in again by 'hf auth login'"
+        )
     parts = urlsplit(address.url)
     if token is not None and parts.scheme == "http" and parts.hostname not in _LOCAL:
         raise HubError(

@@ -133,6 +133,12 @@ def pull(
             )
             return _result(found, out, repository, commit or before, before)
         raise
+    if listing.name != repository:
+        warnings.warn(
+            f"{repository}: the hub has it under another name now, "
+            f"{short_repr(listing.name)[1:-1]}",
+            stacklevel=2,
+        )
     chosen = _chosen(listing, repository, file)
     found = _kept(folder, listing.commit, chosen, max_params)
     fetched = found is None
@@ -278,8 +284,14 @@ def _fetch(
         )
     with _disk(target), _draft(target) as (draft, file), _called(draft, what):
         file.write(first)
-        for piece in hub.read(url, what, 8, 8 + length, size):
-            file.write(piece)
+        header = b"".join(hub.read(url, what, 8, 8 + length, size))
+        if b'"tvc"' not in header:
+            raise HubError(
+                f"{what}: holds tensors and no recipe, so it is no model that tvc saved, and "
+                "nothing says of which network they are. Fetch it by other means, and then "
+                "tvc_core.partial_load(model, FILE) takes the tensors"
+            )
+        file.write(header)
         file.flush()
         # The file gets its length, which takes no room yet, so that the header can be compared
         # with it, and with the network, as that of a file which is whole.

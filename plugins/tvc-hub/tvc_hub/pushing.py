@@ -8,7 +8,7 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from tvc_core import (
@@ -108,6 +108,11 @@ def push(
             "may do it all the same"
         )
     others = _beside(path, extra)
+    if license == "other" and not any("license" in each.lower() for each in others):
+        raise HubError(
+            "the license 'other' is one of your own, whose text has to go with the model: "
+            "--with LICENSE (extra=['LICENSE'])"
+        )
     model = _loaded(path, registry)
     card = write_card(
         model,
@@ -144,7 +149,9 @@ def push(
 
 
 def _look_again(hub: Hub, repository: str, commit: str, files: Iterable[str]) -> None:
-    """Refuse what was left out: hubs drop what a repository's .gitignore names, without a word."""
+    """Refuse what was left out (hubs drop what a repository's .gitignore names, without a word),
+    and tell what an earlier push has left.
+    """
     try:
         listed = hub.listing(repository, commit).files
     except HubError as error:
@@ -155,6 +162,19 @@ def _look_again(hub: Hub, repository: str, commit: str, files: Iterable[str]) ->
         raise HubError(
             f"{repository}@{commit}: was pushed without {join_names(lacking)}, which the hub left "
             "out: look for them in the repository's .gitignore"
+        )
+    others = [each for each in listed if each not in files and each != ".gitattributes"]
+    if code := [each for each in others if PurePosixPath(each).suffix.lower() in CODE]:
+        warnings.warn(
+            f"{repository} has {join_names(code)}, not of this push, which can hold code, so that "
+            "'tvc pull' takes nothing from it: delete what is not needed there",
+            stacklevel=3,
+        )
+    elif others:
+        warnings.warn(
+            f"{repository} has {join_names(others)} from before, which may be of another model: "
+            "delete what is not needed there",
+            stacklevel=3,
         )
 
 

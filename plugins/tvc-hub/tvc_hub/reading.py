@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urljoin
@@ -51,10 +51,12 @@ class Listing:
     Args:
         commit: of the revision that was asked for.
         files: what the hub says of each file, by its name.
+        name: of the repository as the hub has it, which another one may lead to.
     """
 
     commit: str
     files: dict[str, dict[str, Any]]
+    name: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,9 +102,10 @@ class Hub:
             data = b"".join(_limited(response, _MOST_JSON, what))
         try:
             said = json.loads(data)
-            commit = said["sha"]
-            files = {each["rfilename"]: dict(each) for each in said["siblings"]}
+            commit, listed = said["sha"], said["siblings"]
+            files = {each["rfilename"]: dict(each) for each in listed}
             fine = is_commit(commit) and all(isinstance(name, str) for name in files)
+            fine = fine and len(files) == len(listed)
         except (ValueError, TypeError, KeyError, RecursionError):
             fine = False
         if not fine:
@@ -112,7 +115,10 @@ class Hub:
                 f"{what}: the hub says that this is the commit {commit}. A commit does not move, "
                 "so nothing is read from there"
             )
-        return Listing(commit=commit, files=files)
+        name = said.get("id")
+        return Listing(
+            commit=commit, files=files, name=name if isinstance(name, str) else repository
+        )
 
     def stated(self, repository: str, listing: Listing, name: str) -> Stated:
         """Return what the hub says of a file, in its list and in the headers of an answer.
@@ -240,7 +246,9 @@ class Hub:
                     self._check(response, what)
                     yield response
                     return
-                target = urljoin(url, response.headers.get("location", ""))
+                target = _target(url, response.headers.get("location", ""))
+                if target is None:
+                    raise HubError(f"{what}: the hub sends its readers on, and not to an address")
                 if not allowed(target):
                     raise HubError(
                         f"{what}: the hub sends its readers on to {short_repr(_host(target))}, "
@@ -260,22 +268,28 @@ class Hub:
     def _check(self, response: Any, what: str) -> None:
         status = response.status_code
         if not 200 <= status < 300:
-            said = response.headers.get("x-error-message", "")
-            raise HubError(f"{what}: {refusal(self.address, status, said)}")
+            said, wait = (
+                response.headers.get(key, "") for key in ("x-error-message", "retry-after")
+            )
+            raise HubError(f"{what}: {refusal(self.address, status, said, wait)}")
         if response.headers.get("content-encoding", "identity").lower() not in ("identity", ""):
             raise HubError(f"{what}: the hub packs what it sends, which was not asked for")
 
 
-def refusal(address: Address, status: int, said: str) -> str:
+def refusal(address: Address, status: int, said: str, wait: str) -> str:
     """Say why a hub refuses.
 
     Args:
         address: of the hub.
         status: of HTTP.
         said: the hub's own reason, where it has one.
+        wait: its header Retry-After, of which seconds are told.
     """
     reason = _REASONS.get(status, "has an error of its own" if status >= 500 else "refuses")
-    return f"{status}: the hub {address.url} {reason}" + (said and f". It says: {said[:200]}")
+    if wait.isdecimal():
+        reason += f", {wait[:9]} seconds"
+    shown = "".join(each if each.isprintable() else " " for each in said[:300])
+    return f"{status}: the hub {address.url} {reason}" + (shown and f". It says: {shown}")
 
 
 def _limited(response: Any, most: int, what: str) -> Iterator[bytes]:
@@ -293,6 +307,15 @@ def _agreed(what: str, of: str, said: dict[str, Any]) -> str | None:
         texts = " and ".join(f"{short_repr(each)} by {by}" for by, each in known.items())
         raise HubError(f"{what}: the hub says that its {of} is {texts}, so nothing is fetched")
     return next(iter(known.values()), None)
+
+
+def _target(url: str, location: str) -> str | None:
+    """Return where an answer redirects to, if that is an address."""
+    with suppress(ValueError):
+        target = urljoin(url, location)
+        origin_of(target)
+        return target if location else None
+    return None
 
 
 def _bare(tag: str) -> str:

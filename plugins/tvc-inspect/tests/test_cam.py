@@ -40,7 +40,8 @@ def _alike(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("name", CNNS)
 def test_the_map_is_captums(name: str) -> None:
     model = _model(name, patches={"stage:-1": {"wrap": "se"}})
-    image, found = _image(), class_map(model, _image(), 3)
+    image = _image(160)
+    found = class_map(model, image, 3)
     reference = copy.deepcopy(model).eval()
     layer = reference.get_submodule(model.stage_info[-1].module)
     theirs = LayerGradCam(reference, layer).attribute(image, target=3)[0, 0].detach()
@@ -73,14 +74,17 @@ def _by_hand(model: HybridModel, layer: str, image: Tensor, index: int, prefix: 
     [
         pytest.param("swin_t", "norm", 0, marks=LONG),
         pytest.param("vit_b_32", "encoder.layers.encoder_layer_11.ln_1", 1, marks=LONG),
+        pytest.param("vit_b_16", "encoder.layers.encoder_layer_11.ln_1", 1, marks=LONG),
+        pytest.param("swin_v2_t", "norm", 0, marks=LONG),
         ("timm/vit_tiny_patch16_224", "blocks.11.norm1", 1),
     ],
 )
 def test_transformers_have_the_map_written_by_hand(name: str, layer: str, prefix: int) -> None:
-    model = _model(name)
-    found = class_map(model, _image(), 2)
+    model = _model(name, **({"image_size": 64} if "vit_" in name else {}))
+    image = _image(64)
+    found = class_map(model, image, 2)
     assert found.layer == layer
-    expected = _by_hand(model, layer, _image(), 2, prefix)
+    expected = _by_hand(model, layer, image, 2, prefix)
     torch.testing.assert_close(found.values, expected, rtol=1e-4, atol=1e-7)
     assert bool(found.values.any())
 
@@ -96,8 +100,9 @@ def test_the_default_is_the_class_with_the_largest_logit_and_names_work() -> Non
     assert class_map(model, _image(64), "4").index == 4
     with pytest.raises(ParameterError, match=r"there is no class 'clas 4'.*Did you mean 'class 4'"):
         class_map(model, _image(64), "clas 4")
-    with pytest.raises(ParameterError, match="0 to 11"):
-        class_map(model, _image(64), 12)
+    for target in (12, ""):
+        with pytest.raises(ParameterError, match="0 to 11"):
+            class_map(model, _image(64), target)
     with pytest.raises(ParameterError, match="takes one image"):
         class_map(model, torch.zeros(2, 3, 64, 64))
 
@@ -109,10 +114,48 @@ def test_another_layer_and_one_that_is_no_map() -> None:
         class_map(model, _image(64), 1, layer="fcc")
 
 
-def test_a_head_of_zeros_has_no_map() -> None:
-    model = HybridBuilder().from_backbone("vit_b_32", weights=None)  # torchvision's start
+def test_a_stage_of_one_pixel_leaves_the_map_to_the_one_before() -> None:
+    model = _model("resnet18")
+    found = class_map(model, _image(32), 1)  # of which layer4 makes one pixel
+    assert found.layer == "layer3" and found.values.shape == (2, 2)
+    reference = copy.deepcopy(model).eval()
+    theirs = LayerGradCam(reference, reference.layer3).attribute(_image(32), target=1)[0, 0]
+    torch.testing.assert_close(found.values, theirs.detach(), rtol=1e-4, atol=1e-7)
+    with pytest.raises(BackboneError, match="1 x 1 pixels are too small"):
+        class_map(model, torch.randn(1, 3, 1, 1), 1)
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", pytest.param("vit_b_32", marks=LONG)])
+def test_a_head_of_zeros_has_no_map(name: str) -> None:
+    model = HybridBuilder().from_backbone(name, weights=None)
+    head = model.get_submodule(model.head_info[0].module)
+    torch.nn.init.zeros_(head.weight)  # as torchvision's ViT starts
     with pytest.raises(BackboneError, match="depends on no pixel"):
         class_map(model, _image(), 1)
+
+
+def test_several_heads_have_a_map_each() -> None:
+    torch.manual_seed(0)
+    model = HybridBuilder().from_backbone(
+        "mobilenet_v3_small", weights=None, heads={"breed": ["pug", "beagle"], "age": 1}
+    )
+    image = _image(64)
+    with torch.no_grad():
+        logits = copy.deepcopy(model).eval()(image)
+    found = class_map(model, image, "breed:beagle")
+    assert (found.name, found.index) == ("breed:beagle", 1)
+    assert found.score == pytest.approx(float(logits["breed"][0, 1]), rel=1e-5)
+    other = class_map(model, image, "age")
+    assert other.name == "age:0" and _alike(found.values, other.values) < 0.99
+    assert class_map(model, image, "breed").index == int(logits["breed"][0].argmax())
+    for target in (None, "bred:pug"):
+        with pytest.raises(ParameterError, match=r"HEAD:CLASS.*The heads are breed, age"):
+            class_map(model, image, target)
+    with pytest.raises(ParameterError, match=r"'pgu'.*Did you mean 'pug'"):
+        class_map(model, image, "breed:pgu")
+    model = HybridBuilder().from_backbone("squeezenet1_1", weights=None, num_classes=0)
+    with pytest.raises(BackboneError, match="has 0 classes"):
+        class_map(model, image)
 
 
 def test_the_model_is_as_before() -> None:
@@ -159,18 +202,23 @@ def test_gate_maps_are_the_gates_of_the_blocks() -> None:
 
 
 def test_gates_of_tokens_are_those_of_the_image() -> None:
-    model = _model("timm/vit_tiny_patch16_224", patches={"blocks.5": {"wrap": "cbam_block"}})
-    (found,) = gate_maps(model, _image())
-    assert found.is_spatial and found.values.shape == (14, 14)
+    patches = {"blocks.5": {"wrap": "cbam_block"}}
+    model = _model("timm/vit_tiny_patch16_224", patches=patches, image_size=[64, 96])
+    (found,) = gate_maps(model, torch.randn(1, 3, 64, 96))
+    assert found.is_spatial and found.values.shape == (4, 6)
 
 
 @pytest.mark.sweep
 @pytest.mark.parametrize("name", HybridBuilder.list_backbones())
 def test_no_map_of_a_classifier_is_all_zero(name: str) -> None:
     torch.manual_seed(0)
-    model = HybridBuilder().from_backbone(name, weights=None, num_classes=10)
-    side = 299 if name == "inception_v3" else 224
-    found = class_map(model, _image(side))
+    # small images, since the largest of them take minutes with others
+    side = 4 * int(name.rpartition("_")[2]) if name.startswith("vit_") else 96
+    side = 224 if name in ("maxvit_t", "alexnet") else side
+    sizes = {"image_size": side} if name.startswith("vit_") else {}
+    model = HybridBuilder().from_backbone(name, weights=None, num_classes=10, **sizes)
+    found = class_map(model, _image(side), 3)
+    assert found.values.numel() > 1
     assert bool(found.values.any()) and bool(found.values.isfinite().all())
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
+import runpy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -73,6 +73,20 @@ def test_cam_writes_the_picture(folder: Path) -> None:
         assert picture.size == (224, 224)
 
 
+def test_a_preprocessing_of_a_training_is_told(folder: Path) -> None:
+    said = {"size": [48, 48], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    model = HybridBuilder().build("recipe.yaml")
+    model.save("model.safetensors", metadata={"tvc-train": {"preprocessing": said}, "f1": 0.5})
+    args = ("cam", "model.safetensors", "photo.jpg", "--force", "--out", "map.png")
+    with pytest.warns(UserWarning, match=r"'tvc-train' .* was trained with size \[48, 48\]$"):
+        assert _tvc(*args).exit_code == 0
+    said["size"] = [224, 224]
+    model.save("model.safetensors", metadata={"tvc-train": {"preprocessing": said}})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "the photo is prepared")
+        assert _tvc(*args).exit_code == 0
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
@@ -129,9 +143,31 @@ def test_a_folder_that_cannot_be_written_is_an_error_before_building(folder: Pat
         folder.chmod(0o700)
 
 
-def test_an_error_is_one_sentence_and_exit_code_1(folder: Path) -> None:
-    command = [sys.executable, "-m", "tvc_cli", "inspect", "resnet19", "--out", "page.html"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == ""
-    assert done.stderr.startswith("error: Unknown backbone 'resnet19'. Did you mean 'resnet18'")
-    assert "Traceback" not in done.stderr and not Path("page.html").exists()
+def test_an_error_is_one_sentence_and_exit_code_1(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["tvc", "inspect", "resnet19", "--out", "page.html"])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("tvc_cli", run_name="__main__")  # in this process, which has torch
+    shown = capfd.readouterr()
+    assert ended.value.code == 1 and shown.out == ""
+    assert shown.err.startswith("error: Unknown backbone 'resnet19'. Did you mean 'resnet18'")
+    assert "Traceback" not in shown.err and not Path("page.html").exists()
+
+
+def test_another_model_of_other_images_is_compared_at_its_own_size(folder: Path) -> None:
+    for side in (64, 96):
+        (folder / f"vit{side}.yaml").write_text(
+            f"backbone:\n  name: timm/vit_tiny_patch16_224\n  weights: null\n  image_size: {side}\n"
+        )
+    result = _tvc("inspect", "vit64.yaml", "vit96.yaml", "--json")
+    assert result.exit_code == 0, result.output
+    data = json.loads(result.stdout)
+    assert data["model"]["image"] == [1, 3, 64, 64]
+    assert "are those of 96 x 96" in data["notes"][0]
+    shapes = {
+        each["path"]: each["b"]
+        for each in data["comparison"]["differences"]
+        if each["kind"] == "shape"
+    }
+    assert shapes["blocks.0"] == "[1, 37, 192] NLC"  # 6 x 6 patches and the class token

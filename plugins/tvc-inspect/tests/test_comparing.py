@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-from tvc_inspect import Comparison, Difference, compare_models, inspect_model
+from tvc_inspect import Comparison, Difference, ModelFacts, compare_models, inspect_model
 
 from tvc_core import HybridBuilder, HybridModel
 
@@ -24,9 +25,22 @@ def _build(**changes: Any) -> HybridModel:
     return HybridBuilder().from_backbone(BACKBONE, weights=None, **{**given, **changes})
 
 
+def _facts(model: HybridModel) -> ModelFacts:
+    return inspect_model(model, size=64, repeats=1)
+
+
+@functools.cache
+def _base() -> tuple[HybridModel, ModelFacts]:
+    """The first model of most pairs, and its facts; the second is a copy of it, or is loaded from
+    it.
+    """
+    model = _build()
+    return model, _facts(model)
+
+
 def _compared(a: HybridModel, b: HybridModel) -> Comparison:
-    facts = [inspect_model(each, size=64, repeats=1) for each in (a, b)]
-    return compare_models(a, b, *facts)
+    model, facts = _base()
+    return compare_models(a, b, facts if a is model else _facts(a), _facts(b))
 
 
 def _kinds(found: Comparison) -> list[tuple[str, str]]:
@@ -36,7 +50,7 @@ def _kinds(found: Comparison) -> list[tuple[str, str]]:
 def _patch(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, str]]:
     target, block = draw.choice(TARGETS), draw.choice(BLOCKS)
     patches = {"features.1": {"wrap": "se"}, target: {"wrap": block}}
-    a, b = _build(), _build(patches=patches)
+    a, b = _base()[0], _build(patches=patches)
     _same_tensors(a, b)
     return a, b, ("patch", target)
 
@@ -51,14 +65,14 @@ def _stage(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, st
 
 
 def _head(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, str]]:
-    a = _build()
+    a = _base()[0]
     b = copy.deepcopy(a)
     b.reset_classifier(draw.choice([2, 5, 9, 100]))
     return a, b, ("head", "classifier.3")
 
 
 def _tensor(draw: random.Random) -> tuple[HybridModel, HybridModel, tuple[str, str]]:
-    a = _build()
+    a = _base()[0]
     b = copy.deepcopy(a)
     floats = [name for name, t in b.state_dict().items() if t.is_floating_point()]
     name = draw.choice(floats)
@@ -86,7 +100,7 @@ def test_the_difference_names_exactly_what_was_done(number: int) -> None:
 
 
 def test_a_copy_does_not_differ() -> None:
-    a = _build()
+    a = _base()[0]
     found = _compared(a, copy.deepcopy(a))
     assert found.differences == ()
     assert {cost.name: cost.a == cost.b for cost in found.costs if "milli" not in cost.name} == {
@@ -95,7 +109,7 @@ def test_a_copy_does_not_differ() -> None:
 
 
 def test_what_is_said_of_each_side() -> None:
-    a = _build()
+    a = _base()[0]
     b = _build(patches={"features.1": {"wrap": {"type": "se", "params": {"reduction": 4}}}})
     _same_tensors_of_backbone(a, b)
     (patch,) = _compared(a, b).differences
@@ -112,8 +126,20 @@ def _same_tensors_of_backbone(a: HybridModel, b: HybridModel) -> None:
     b.load_state_dict(state, strict=False)
 
 
+def test_another_block_at_a_target_is_one_difference() -> None:
+    a = _base()[0]
+    b = _build(patches={"features.1": {"wrap": "eca"}})
+    _same_tensors(a, b)
+    (patch,) = _compared(a, b).differences
+    assert (patch.kind, patch.path) == ("patch", "features.1")
+    assert (patch.a, patch.b) == (
+        "tvc-core:wrap tvc-attention:se()",
+        "tvc-core:wrap tvc-attention:eca()",
+    )
+
+
 def test_settings_and_paths_differ() -> None:
-    a = _build()
+    a = _base()[0]
     b = copy.deepcopy(a)
     b.features[4].block[1][0].stride = (1, 1)
     b.features[5] = torch.nn.Conv2d(40, 40, 1)
@@ -123,8 +149,8 @@ def test_settings_and_paths_differ() -> None:
 
 
 def test_costs_are_those_of_the_facts() -> None:
-    a, b = _build(), _build(num_classes=60)
-    facts = [inspect_model(each, size=64, repeats=1) for each in (a, b)]
+    a, b = _base()[0], _build(num_classes=60)
+    facts = _base()[1], _facts(b)
     costs = {cost.name: (cost.a, cost.b) for cost in compare_models(a, b, *facts).costs}
     assert costs["parameters"][1] - costs["parameters"][0] == 54 * (1024 + 1)
     assert (
@@ -142,6 +168,19 @@ def test_a_moved_gate_and_class_names_are_named() -> None:
         ("class names", ""),
         ("tensor", "patches.features.1.se.alpha"),
     ]
+
+
+def test_another_network_is_named_as_such() -> None:
+    a = _base()[0]
+    b = HybridBuilder().from_backbone("squeezenet1_1", weights=None, num_classes=6)
+    found = _compared(a, b).differences
+    assert found[0] == Difference(
+        kind="backbone",
+        path="",
+        a="tvc-mobilenet:mobilenet_v3_small",
+        b="tvc-convnets:squeezenet1_1",
+    )
+    assert "freezing" not in {each.kind for each in found}
 
 
 def test_frozen_statistics_alone_are_named() -> None:

@@ -44,7 +44,8 @@ LARGE = ("densenet121", "efficientnet_b0", "swin_t", "vit_b_32")
 )
 def looked_at(request: pytest.FixtureRequest) -> tuple[HybridModel, ModelFacts]:
     model = _built(request.param)
-    return model, inspect_model(model, repeats=1)
+    size = None if request.param in LARGE else 96
+    return model, inspect_model(model, size=size, repeats=1)
 
 
 def _by_formulas(model: HybridModel, image: torch.Tensor) -> dict[str, int]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -56,8 +58,11 @@ def test_steps_count_on_where_none_is_given(model: HybridModel, tmp_path: Path) 
     batch = torch.randn(1, 3, 64, 64)
     GateLog(tmp_path / "gates.jsonl")(model, batch, step=7)
     GateLog(tmp_path / "gates.jsonl")(model, batch)  # a run that goes on
+    again = GateLog(tmp_path / "gates.jsonl")
+    again(model, batch, step=torch.tensor(20))
+    again(model, batch)
     lines, _ = read_gate_log(tmp_path / "gates.jsonl")
-    assert [line["step"] for line in lines] == [7, 8]
+    assert [line["step"] for line in lines] == [7, 8, 20, 21]
     assert lines[0]["patches"][0]["gate_values"]["response"] is None
 
 
@@ -77,8 +82,17 @@ def test_what_cannot_be_written_or_read(model: HybridModel, tmp_path: Path) -> N
     with pytest.raises(ParameterError, match="does not exist"):
         GateLog(tmp_path / "nowhere" / "gates.jsonl")
     log = GateLog(tmp_path / "gates.jsonl")
-    with pytest.raises(ParameterError, match="no form in JSON"):
-        log(model, torch.randn(1, 3, 64, 64), note=object())
+    with pytest.raises(ParameterError, match="is a folder"):
+        GateLog(tmp_path)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"note": object()}, "no form in JSON"),
+        ({"step": 1.5}, "step is a whole number"),
+        ({"loss": 0.3}, "train_loss=0.3"),
+        ({"patches": 3}, "patches is a name of the report's own"),
+    ]
+    for given, says in wrong:
+        with pytest.raises(ParameterError, match=says):
+            log(model, torch.randn(1, 3, 64, 64), **given)
     assert not (tmp_path / "gates.jsonl").exists()
     with pytest.raises(ParameterError, match="cannot be read"):
         read_gate_log(tmp_path / "gates.jsonl")
@@ -103,3 +117,25 @@ def test_the_drawing_has_every_value() -> None:
     assert heights[1] < heights[0] < heights[2]
     assert heights[0] == pytest.approx((heights[1] + heights[2]) / 2, abs=0.1)
     assert drawn.count("<svg") == 1 and json.dumps(drawn)
+
+
+def test_a_long_log_is_drawn_small_with_its_extremes() -> None:
+    values = [math.sin(step) for step in range(5000)]
+    values[1234] = 40.0
+    lines = [
+        {
+            "step": step,
+            "patches": [
+                {"path": f"p{n}", "gate": value - n, "gate_values": None} for n in range(16)
+            ],
+        }
+        for step, value in enumerate(values)
+    ]
+    drawn = gate_chart(lines)
+    assert len(drawn) < 100_000 and "of 5,000 steps" in drawn
+    numbers = [re.search(r'points="([^"]*)"', each) for each in drawn.split("<polyline")[1:]]
+    points = [each[1].split() for each in numbers if each is not None]
+    assert len(points) == 16 and all(100 < len(each) <= 202 for each in points)
+    # the one step that stands out is there, at the top of the drawing
+    assert min(float(each.split(",")[1]) for each in points[0]) == 15.0
+    assert f"p0: {values[-1]:.6g} at step 4999" in drawn

@@ -17,7 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tvc_core import BackboneError, HybridModel, ParameterError, Patch, describe_model, did_you_mean
+from tvc_core import (
+    BackboneError,
+    HybridModel,
+    ParameterError,
+    Patch,
+    describe_model,
+    did_you_mean,
+    join_names,
+)
 
 __all__ = ["ClassMap", "GateMap", "class_map", "gate_maps"]
 
@@ -29,7 +37,8 @@ class ClassMap:
     Args:
         layer: path of the module whose map was weighed.
         index: number of the class.
-        name: of the class; its number where the model has no names.
+        name: of the class; its number where the model has no names. Of several heads, that of the
+            head is before it: "breed:pug".
         score: the class's logit.
         values: [h, w], positive where the map speaks for the class.
     """
@@ -67,50 +76,41 @@ def class_map(
 
     The layer is the last stage's; where no gradient reaches its pixels (a ViT classifies from the
     class token, so after its last attention the image's tokens have none), the last module with as
-    many channels whose pixels have one: `ln_1` of ViT's last block. A copy runs in eval mode: the
+    many channels whose pixels have one: `ln_1` of ViT's last block. Where an image is so small that
+    a stage has one pixel, the layer is that of the stage before. A copy runs in eval mode: the
     model is as before.
 
     Args:
         model: the hybrid.
         image: [1, C, H, W], as `transforms` makes it.
-        target: number or name of the class; None for the one with the largest logit.
+        target: number or name of the class; None for the one with the largest logit. Of several
+            heads "breed:pug", or "breed" for the largest logit of one.
         layer: path of the module to look at instead.
 
     Raises:
-        ParameterError: no such class; the image is of another shape; or nothing that is a map is at
-            `layer`.
-        BackboneError: the model does not return one row of logits, or no module has a map with a
-            gradient.
+        ParameterError: no such class or head; the image is of another shape; or nothing that is a
+            map is at `layer`.
+        BackboneError: the model has no classes, does not return a row of logits of each head, or no
+            module has a map with a gradient.
     """
     if image.ndim != 4 or len(image) != 1:
         raise ParameterError(f"class_map takes one image [1, C, H, W], not {list(image.shape)}")
     views = _views(model, (int(image.shape[2]), int(image.shape[3])))
     if layer is not None and layer not in views:
         raise ParameterError(
-            f"layer: {layer!r} returns no map. {did_you_mean(layer, views)} 'tvc inspect' lists "
+            f"layer: {layer!r} returns no map.{did_you_mean(layer, views)} 'tvc inspect' lists "
             "the modules with their layouts"
         )
     with _copy_of(model) as network, torch.enable_grad():
         maps: dict[str, Tensor] = {}
         for path in views if layer is None else [layer]:
             network.get_submodule(path).register_forward_hook(partial(_keep, maps, path))
-        logits = network(image.detach().requires_grad_())
-        logits = logits[0] if isinstance(logits, tuple) else logits
-        if not isinstance(logits, Tensor) or logits.ndim != 2:
-            raise BackboneError(
-                "class_map needs a model that returns logits [N, classes]; this one returns "
-                f"{type(logits).__name__}: several heads have a map each, which is not known here"
-            )
-        index = _class(model, target, logits.shape[1])
-        index = int(logits[0].argmax()) if index is None else index
+        logits, index, name = _target(model, network(image.detach().requires_grad_()), target)
         paths = list(maps)
-        grads = torch.autograd.grad(
-            logits[0, index], [maps[path] for path in paths], allow_unused=True
-        )
+        wanted = [maps[path] for path in paths]
+        grads = torch.autograd.grad(logits[index], wanted, allow_unused=True) if wanted else ()
         found = dict(zip(paths, grads, strict=True))
-        tap = model.stage_info[-1].module
-        alike = [p for p in reversed(paths) if views[p].channels == model.stage_info[-1].channels]
-        for path in [layer] if layer else [tap, *(path for path in alike if path != tap)]:
+        for path in _layers(model, paths, views) if layer is None else [layer]:
             gradient = found.get(path)
             if gradient is None:
                 continue
@@ -119,14 +119,25 @@ def class_map(
                 return ClassMap(
                     layer=path,
                     index=index,
-                    name=_name(model, index),
-                    score=float(logits[0, index].detach()),
+                    name=name,
+                    score=float(logits[index].detach()),
                     values=values,
                 )
     raise BackboneError(
-        f"class {_name(model, index)!r} has no map: its logit depends on no pixel of any. The "
-        "weights of a head that was never trained may all be 0, as torchvision's ViT starts"
+        f"class {name!r} has no map: its logit depends on no pixel of any of several. The weights "
+        "of a head that was never trained may all be 0, as torchvision's ViT starts; or images of "
+        f"{image.shape[2]} x {image.shape[3]} pixels are too small"
     )
+
+
+def _layers(model: HybridModel, paths: list[str], views: dict[str, _View]) -> list[str]:
+    """Return the modules whose map may be the one, the best first."""
+    *earlier, last = model.stage_info
+    found = []
+    if last.module in views:
+        found = [path for path in reversed(paths) if views[path].channels == last.channels]
+        found = [last.module, *(path for path in found if path != last.module)]
+    return [*found, *(info.module for info in reversed(earlier) if info.module in views)]
 
 
 def gate_maps(model: HybridModel, image: Tensor) -> tuple[GateMap, ...]:
@@ -224,24 +235,46 @@ def _weighed(x: Tensor, gradient: Tensor, view: _View) -> tuple[Tensor, Tensor]:
     return (maps * gradients.mean((1, 2), keepdim=True)).sum(0), gradients
 
 
-def _class(model: HybridModel, target: int | str | None, count: int) -> int | None:
+def _target(model: HybridModel, output: Any, target: int | str | None) -> tuple[Tensor, int, str]:
+    """Return the logits [classes] of a head, and number and name of the class in it."""
+    output = output[0] if isinstance(output, tuple) else output
+    heads = {info.name: info.class_names or () for info in model.head_info}
+    rows = output if isinstance(output, dict) else {next(iter(heads), ""): output}
+    if not model.num_classes or not all(
+        isinstance(row, Tensor) and row.ndim == 2 and name in heads for name, row in rows.items()
+    ):
+        raise BackboneError(
+            "class_map needs a model that returns logits [N, classes] of each head; this one has "
+            f"{model.num_classes} classes and returns {type(output).__name__}"
+        )
+    head, wanted = next(iter(rows)), target
+    if isinstance(output, dict):
+        head, colon, wanted = str(target).partition(":")
+        wanted = wanted if colon else None
+        if head not in rows:
+            raise ParameterError(
+                f"class {target!r}: the model has several heads, so a class is HEAD:CLASS, or HEAD "
+                f"for its largest logit. The heads are {join_names(rows)}"
+            )
+    logits, names = rows[head][0], heads[head]
+    index = _class(wanted, names, logits)
+    name = names[index] if names else str(index)
+    return logits, index, f"{head}:{name}" if isinstance(output, dict) else name
+
+
+def _class(target: int | str | None, names: tuple[str, ...], logits: Tensor) -> int:
     if target is None:
-        return None
-    names = model.class_names or ()
+        return int(logits.argmax())
     if isinstance(target, str) and target in names:
         return names.index(target)
-    number = int(target) if isinstance(target, int) or target.isdecimal() else -1
+    number, count = int(target) if str(target).isdecimal() else -1, len(logits)
     if not 0 <= number < count:
         near = did_you_mean(str(target), names) if names else ""
         raise ParameterError(
             f"there is no class {target!r}: the model has {count} classes, 0 to {count - 1}"
-            f"{', or by name' if names else ''}. {near}".rstrip()
+            f"{', or by name' if names else ''}.{near}"
         )
     return number
-
-
-def _name(model: HybridModel, index: int) -> str:
-    return model.class_names[index] if model.class_names else str(index)
 
 
 @contextmanager

@@ -51,10 +51,8 @@ def inspect_command(
     parameters, FLOPs, bytes kept for backward and time, patches with their gates, and what the
     patches change at the start. With OTHER: in what the two differ.
     """
-    from .comparing import compare_models
-    from .facts import inspect_model
     from .opening import check_out, open_model, written_whole
-    from .writing import inspect_page
+    from .writing import look_at, page_of
 
     if out is None and not as_json:
         raise click.UsageError("give --out page.html, or --json")
@@ -69,23 +67,22 @@ def inspect_command(
     first, note = open_model(model, pretrained=pretrained)
     second, other_note = (None, "") if other is None else open_model(other, pretrained=pretrained)
     notes = [f"{name}: {text}" for name, text in ((model, note), (other, other_note)) if text]
-    page = ""
-    if out is not None:
-        page = inspect_page(
+    if out is None:
+        seen, page = look_at(first, second, size=size), ""
+    else:
+        seen, page = page_of(
             first, second, photo=photo, gates=gates, target=target, size=size, source=model,
             notes=notes,
         )  # fmt: skip
     if as_json:
-        facts = inspect_model(first, size=size)
-        data: dict[str, Any] = {"model": facts.as_data(), "notes": notes}
-        if second is not None:
-            others = inspect_model(second, size=facts.image[2:])
-            data["comparison"] = compare_models(first, second, facts, others).as_data()
+        data: dict[str, Any] = {"model": seen.facts.as_data(), "notes": [*notes, *seen.notes]}
+        if seen.comparison is not None:
+            data["comparison"] = seen.comparison.as_data()
         click.echo(json.dumps(data, indent=1, allow_nan=False))
     if out is not None:
         written_whole(out, lambda file: file.write(page.encode()))
         click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)", err=True)
-    for text in notes:
+    for text in (*notes, *seen.notes):
         click.echo(f"note: {text}", err=True)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Any
 
 from torch import nn
@@ -25,7 +26,8 @@ class Difference:
     """Something in which two models differ.
 
     Args:
-        kind: "patch", "head", "class names", "trainable", "freezing", "path", "shape" or "tensor".
+        kind: "backbone", "patch", "head", "class names", "trainable", "freezing", "path", "shape"
+            or "tensor".
         path: of the module, part or tensor.
         a: what the first model has there, in words; "" where it has nothing.
         b: what the second one has.
@@ -91,6 +93,7 @@ def compare_models(
     return Comparison(
         name=facts_b.name,
         differences=(
+            *_backbone(facts_a, facts_b),
             *patches,
             *heads,
             *_trainable(a, b, facts_a, covered),
@@ -107,15 +110,33 @@ def _is_in(path: str, roots: set[str]) -> bool:
     return any(path == root or path.startswith(f"{root}.") for root in roots)
 
 
+def _backbone(a: ModelFacts, b: ModelFacts) -> Iterator[Difference]:
+    if a.backbone != b.backbone:
+        yield Difference(kind="backbone", path="", a=a.backbone, b=b.backbone)
+
+
 def _patches(a: ModelFacts, b: ModelFacts) -> tuple[list[Difference], set[str]]:
-    sides = [{(each.target, each.path): each for each in facts.patches} for facts in (a, b)]
     differences, covered = [], set()
-    for key in dict.fromkeys((*sides[0], *sides[1])):
-        first, second = (_in_words(side.get(key)) for side in sides)
-        if first != second:
-            differences.append(Difference(kind="patch", path=key[0], a=first, b=second))
-            covered.add(key[1])
+    for target in dict.fromkeys(each.target for facts in (a, b) for each in facts.patches):
+        # another block at a target lives at another path: it took the place of the one there
+        for one, other in _pairs(*(_at(target, facts) for facts in (a, b))):
+            first, second = _in_words(one), _in_words(other)
+            if first != second:
+                differences.append(Difference(kind="patch", path=target, a=first, b=second))
+                covered |= {each.path for each in (one, other) if each is not None}
     return differences, covered
+
+
+def _at(target: str, facts: ModelFacts) -> dict[str, PatchFacts]:
+    return {each.path: each for each in facts.patches if each.target == target}
+
+
+def _pairs(
+    a: dict[str, PatchFacts], b: dict[str, PatchFacts]
+) -> Iterator[tuple[PatchFacts | None, PatchFacts | None]]:
+    """Yield the patches of the same path, then those that are left on each side, in order."""
+    yield from ((a[path], b[path]) for path in a if path in b)
+    yield from zip_longest(*([s[path] for path in s if path not in o] for s, o in ((a, b), (b, a))))
 
 
 def _in_words(patch: PatchFacts | None) -> str:
@@ -170,6 +191,8 @@ def _trainable(
             yield Difference(kind="trainable", path=name, a=counts[0], b=counts[1])
     states = [model.freeze_state() for model in (a, b)]
     for key in dict.fromkeys((*states[0], *states[1])):
+        if key in ("backbone", "num_stages"):  # of what it is, not what is frozen
+            continue
         values = [state.get(key) for state in states]
         if not found and values[0] != values[1]:
             yield Difference(kind="freezing", path=key, a=str(values[0]), b=str(values[1]))

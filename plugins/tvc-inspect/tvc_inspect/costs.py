@@ -90,14 +90,14 @@ def measure_costs(
         paths = dict.fromkeys(path for path, _ in network.named_modules())
         flops, seen, ops = _flops(network, image)
         times = _milliseconds(network, image, repeats)
-        kept, batch = _kept(network, image)
-        if blocks_of(network):
+        blocks = blocks_of(network)
+        if blocks:
             times = _with_insides(network, times, _milliseconds(network, image, 1, inside=True))
-            if batch:
-                seen_inside = _kept_of(
-                    copy.deepcopy(network), torch.cat([image] * batch), inside=True
-                )
-                kept = _with_insides(network, kept, seen_inside)
+        # last, since passes in training mode change running statistics
+        kept, batch = _kept(network, image)
+        if blocks and batch:
+            inside = _kept_of(network, torch.cat([image] * batch), inside=True)
+            kept = _with_insides(network, kept, inside)
     costs = {
         path: Cost(
             calls=seen.calls[path],
@@ -286,7 +286,7 @@ def _milliseconds(
 def _kept(network: nn.Module, image: Tensor) -> tuple[defaultdict[str, float], int]:
     for batch in (1, 2):
         try:
-            return _kept_of(copy.deepcopy(network), torch.cat([image] * batch)), batch
+            return _kept_of(network, torch.cat([image] * batch)), batch
         except Exception:  # a network may refuse to train on so few images in any way
             continue
     return defaultdict(float), 0

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import operator
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from html import escape
 from pathlib import Path
 from typing import Any
 
-from tvc_core import HybridModel, ParameterError, PatchReport, short_repr
+from tvc_core import HybridModel, ParameterError, PatchReport, join_names, short_repr
 
 __all__ = ["GateLog", "gate_chart", "read_gate_log"]
 
@@ -22,6 +24,10 @@ _DRAWN = {
 """What of a report is drawn, and what it is."""
 
 
+_OWN = ("patches", "num_images")
+"""Names of the report in a line."""
+
+
 class GateLog:
     """Appends what `HybridModel.patch_report` says to a JSON-lines file, one line a call.
 
@@ -31,13 +37,16 @@ class GateLog:
         path: of the file; its folder has to be there.
 
     Raises:
-        ParameterError: the folder is not there.
+        ParameterError: the folder is not there, or the path is one.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         if not self.path.parent.is_dir():
             raise ParameterError(f"GateLog: the folder {str(self.path.parent)!r} does not exist")
+        if self.path.is_dir():
+            raise ParameterError(f"GateLog: {str(self.path)!r} is a folder; name a file in it")
+        self._last: int | None = None
 
     def __call__(
         self,
@@ -61,31 +70,57 @@ class GateLog:
             The report.
 
         Raises:
-            ParameterError: `batch` is of another kind, or `facts` have no form in JSON; the file is
-                as before.
+            ParameterError: `batch`, `step` or `loss` is of another kind, `facts` have no form in
+                JSON or a name of the report's, or the file cannot be written; it is as before.
         """
-        report = model.patch_report(batch, loss)
-        if step is None:
-            step = self._next()
-        line = {"step": step, **facts, **_plain(asdict(report))}
+        if loss is not None and not callable(loss):
+            raise ParameterError(
+                f"GateLog: loss is a function, as patch_report takes it, not {short_repr(loss)}: a "
+                "number of your loop goes under another name, such as train_loss=0.3"
+            )
+        if taken := [name for name in _OWN if name in facts]:
+            raise ParameterError(f"GateLog: {join_names(taken)} is a name of the report's own")
         try:
-            text = json.dumps(line, allow_nan=False)
+            json.dumps(facts, allow_nan=False)
         except (TypeError, ValueError) as error:
             raise ParameterError(
                 f"GateLog: {short_repr(facts)} has no form in JSON: {error}"
             ) from error
-        cut = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-        # after a break in the middle of a line, the next one begins on a line of its own
-        before = "\n" if cut and self.path.stat().st_size else ""
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(f"{before}{text}\n")
+        number = self._next() if step is None else _whole(step)
+        report = model.patch_report(batch, loss)
+        line = {"step": number, **facts, **_plain(asdict(report))}
+        try:
+            # after a break in the middle of a line, the next one begins on a line of its own
+            before = "" if _ends_whole(self.path) else "\n"
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(f"{before}{json.dumps(line, allow_nan=False)}\n")
+        except OSError as error:
+            raise ParameterError(
+                f"GateLog: {self.path} cannot be written: {error.strerror or error}"
+            ) from error
+        self._last = max(number, number if self._last is None else self._last)
         return report
 
     def _next(self) -> int:
-        if not self.path.is_file():
-            return 0
-        lines, _ = read_gate_log(self.path)
-        return 1 + max((line["step"] for line in lines), default=-1)
+        if self._last is None and self.path.is_file() and self.path.stat().st_size:
+            lines, _ = read_gate_log(self.path)
+            self._last = max(line["step"] for line in lines)
+        return 0 if self._last is None else self._last + 1
+
+
+def _whole(step: Any) -> int:
+    try:
+        return operator.index(step)  # also of numpy and of torch
+    except TypeError as error:
+        raise ParameterError(f"GateLog: step is a whole number, not {short_repr(step)}") from error
+
+
+def _ends_whole(path: Path) -> bool:
+    if not path.is_file() or not path.stat().st_size:
+        return True
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
 
 
 def read_gate_log(path: str | Path) -> tuple[list[dict[str, Any]], tuple[str, ...]]:
@@ -124,31 +159,49 @@ def _is_report(patches: Any) -> bool:
 
 
 def gate_chart(lines: Sequence[Mapping[str, Any]]) -> str:
-    """Return drawings of a log as HTML: one for each number, with a line for each patch, and the
-    numbers as a table below.
+    """Return drawings of a log as HTML: one for each number, with a line for each patch, and its
+    last value below.
 
     Args:
         lines: as `read_gate_log` returns them.
     """
-    paths = list(dict.fromkeys(each["path"] for line in lines for each in line["patches"]))
     charts = []
     for key, title in _DRAWN.items():
-        series = {path: _series(lines, path, key) for path in paths}
-        if any(series.values()):
-            charts.append(_svg(title, {path: each for path, each in series.items() if each}))
+        if series := _series(lines, key):
+            most = max(map(len, series.values()))
+            if most > _POINTS:
+                title += f"; of {most:,} steps the least and the largest of each few"
+            charts.append(_svg(title, {path: _thinned(each) for path, each in series.items()}))
     return "\n".join(charts)
 
 
-def _series(lines: Sequence[Mapping[str, Any]], path: str, key: str) -> list[tuple[int, float]]:
-    """Return the steps and values of one number of one patch."""
-    found = []
+def _series(lines: Sequence[Mapping[str, Any]], key: str) -> dict[str, list[tuple[int, float]]]:
+    """Return the steps and values of one number, of each patch that has it."""
+    found: dict[str, list[tuple[int, float]]] = {}
     for line in lines:
         for each in line["patches"]:
             value = each.get(key, (each.get("gate_values") or {}).get(key))
-            if each["path"] == path and isinstance(value, (int, float)):
-                found.append((line["step"], float(value)))
+            if isinstance(value, (int, float)):
+                found.setdefault(each["path"], []).append((line["step"], float(value)))
     return found
 
+
+def _thinned(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return so few points that a page stays small: of each run the least and the largest, and the
+    last of all.
+    """
+    if len(points) <= _POINTS:
+        return points
+    length = -(-2 * len(points) // _POINTS)
+    kept = set()
+    for start in range(0, len(points), length):
+        run = range(start, min(start + length, len(points)))
+        kept |= {pick(run, key=lambda n: points[n][1]) for pick in (min, max)}
+    return [points[n] for n in sorted({*kept, len(points) - 1})]
+
+
+_POINTS, _DOTS = 200, 600
+"""Of a line at most; and of a drawing, so many that each has a dot with its number."""
 
 WIDTH, HEIGHT, LEFT, BOTTOM = 720, 220, 70, 30
 """Of a drawing, and of its margins [pixels]."""
@@ -167,6 +220,7 @@ def _svg(title: str, series: Mapping[str, list[tuple[int, float]]]) -> str:
         share = (value - low) / (high - low) if high > low else 0.5
         return HEIGHT - BOTTOM - share * (HEIGHT - BOTTOM - 15)
 
+    dots = len(values) <= _DOTS
     drawn, names = [], []
     for number, (path, points) in enumerate(series.items()):
         line = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
@@ -175,7 +229,7 @@ def _svg(title: str, series: Mapping[str, list[tuple[int, float]]]) -> str:
         drawn += [
             f'<circle class="{kind}" cx="{x(step):.1f}" cy="{y(value):.1f}" r="2.5">'
             f"<title>{escape(path)}, step {step}: {value:.6g}</title></circle>"
-            for step, value in points
+            for step, value in (points if dots else ())
         ]
         step, value = points[-1]
         names.append(

@@ -3,20 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
-from tvc_core import HybridModel
+from tvc_core import BackboneError, HybridModel
 
 from .cam import ClassMap, class_map, gate_maps
-from .comparing import compare_models
-from .facts import inspect_model
+from .comparing import Comparison, compare_models
+from .facts import ModelFacts, inspect_model
 from .gate_log import gate_chart, read_gate_log
 from .page import Picture, render_page
 from .pictures import data_address, map_picture, open_photo, prepared, strip_picture
 
-__all__ = ["cam_picture", "inspect_page"]
+__all__ = ["Looked", "cam_picture", "inspect_page", "look_at", "page_of"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What was seen of one or two models.
+
+    Args:
+        facts: of the first.
+        others: of the second; None where there is none, like `comparison`.
+        comparison: in what they differ.
+        notes: what the reader is to know of it.
+    """
+
+    facts: ModelFacts
+    others: ModelFacts | None = None
+    comparison: Comparison | None = None
+    notes: tuple[str, ...] = ()
+
+
+def look_at(
+    model: HybridModel, other: HybridModel | None, *, size: int | Sequence[int] | None = None
+) -> Looked:
+    """Return the facts of a model, and in what another one differs.
+
+    Both get images of the same size, if the other one takes those; else it gets its own, and a note
+    says so.
+
+    Args:
+        model: the first.
+        other: the second, or None.
+        size: side of the image, or [height, width]; by default those of the first one's recipe,
+            else the crop of its weights [pixels].
+
+    Raises:
+        TvcError: a model cannot run.
+    """
+    facts = inspect_model(model, size=size)
+    if other is None:
+        return Looked(facts=facts)
+    notes: tuple[str, ...] = ()
+    try:
+        others = inspect_model(other, size=facts.image[2:])
+    except BackboneError:
+        others = inspect_model(other)
+        notes = (
+            f"{others.name} takes no images of {facts.image[2]} x {facts.image[3]} pixels, so its "
+            f"shapes and costs are those of {others.image[2]} x {others.image[3]}",
+        )
+    comparison = compare_models(model, other, facts, others)
+    return Looked(facts=facts, others=others, comparison=comparison, notes=notes)
 
 
 def inspect_page(
@@ -46,6 +97,24 @@ def inspect_page(
     Raises:
         TvcError: what is given cannot be read, or the model cannot run.
     """
+    _, page = page_of(
+        model, other, photo=photo, gates=gates, target=target, size=size, source=source, notes=notes
+    )
+    return page
+
+
+def page_of(
+    model: HybridModel,
+    other: HybridModel | None,
+    *,
+    photo: str | Path | None,
+    gates: str | Path | None,
+    target: int | str | None,
+    size: int | Sequence[int] | None,
+    source: str,
+    notes: Sequence[str],
+) -> tuple[Looked, str]:
+    """Return what `look_at` does, and the page of it that `inspect_page` returns."""
     said = list(notes)
     opened = None if photo is None else open_photo(photo)  # before what takes long
     charts = ""
@@ -53,21 +122,20 @@ def inspect_page(
         lines, broken = read_gate_log(gates)
         charts = gate_chart(lines)
         said += broken
-    facts = inspect_model(model, size=size)
-    others = comparison = None
-    if other is not None:
-        others = inspect_model(other, size=facts.image[2:])
-        comparison = compare_models(model, other, facts, others)
+        if not charts:
+            said.append(f"{gates} has no numbers of patches, so nothing of it is drawn")
     pictures = [] if opened is None else _pictures(model, opened, str(photo), target)
-    return render_page(
-        facts,
+    seen = look_at(model, other, size=size)
+    page = render_page(
+        seen.facts,
         source=source,
-        comparison=comparison,
-        other=others,
+        comparison=seen.comparison,
+        other=seen.others,
         pictures=pictures,
         charts=charts,
-        notes=said,
+        notes=[*said, *seen.notes],
     )
+    return seen, page
 
 
 def cam_picture(
