@@ -328,7 +328,7 @@ def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any]) -> Non
 def _save(run: Run, model: HybridModel, trained: Trained, evaluation: Evaluation) -> None:
     """Save the model and its predictions."""
     try:
-        model.save(run.model, metadata=trained.to_metadata())
+        trained.save(model, run.model)
     except WeightsError as error:
         raise TrainingError(str(error)) from error
     tensors = {

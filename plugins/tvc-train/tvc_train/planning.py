@@ -18,7 +18,7 @@ from tvc_core import (
     join_names,
 )
 
-from .data import Data, DataSettings, Preprocessing, Transforms, inspect_data, open_data
+from .data import Data, DataSettings, Transforms, inspect_data, open_data, preprocessing_for
 from .methods import Method
 from .phases import Phase, thaw
 from .settings import TrainingSettings
@@ -96,7 +96,7 @@ class Plan:
         Raises:
             DataError: neither the data nor the model's weights say it.
         """
-        prepared = Preprocessing.of(model, self.data_settings)
+        prepared = preprocessing_for(model, self.data_settings)
         settings = self.data_settings
         return Transforms(prepared, settings.augment, mirror=settings.mirror)
 
