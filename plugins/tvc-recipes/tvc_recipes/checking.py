@@ -50,7 +50,7 @@ def check_recipe(
     registry = registry or Registry()
     found: list[TvcError] = []
     try:
-        document = Recipe.changed_document(RecipeDocument.read(recipe), changes or {})
+        document = Recipe.changed_document(RecipeDocument.read(recipe), changes or {}, registry)
         document = document.expanded(registry)
     except RecipeError as error:
         return [error]

@@ -34,9 +34,9 @@ from .feeding import Feed
 from .loop import Training
 from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
-from .planning import Plan, make_plan
+from .planning import WEIGHTS, Plan, make_plan
 from .running import Key, check_key, run_folder
-from .runs import Run, write_durably, write_text
+from .runs import Run, copy_durably, write_durably, write_text
 from .scores import best_thresholds
 from .settings import TrainingSettings
 from .showing import Display, Displays, TensorBoard
@@ -166,7 +166,8 @@ def as_recipe(
             return recipe
         recipe = recipe.to_mapping()
     document = RecipeDocument(data=recipe, place=Recipe(backbone="-").where)
-    return Recipe.from_document(Recipe.changed_document(document, changes or {}), registry=registry)
+    document = Recipe.changed_document(document, changes or {}, registry)
+    return Recipe.from_document(document, registry=registry)
 
 
 class _Fitting:
@@ -220,13 +221,13 @@ class _Fitting:
     def train(self, run: Run, display: Display, *, tensorboard: bool) -> Fitted:
         """Train to the end, and save."""
         plan, model, devices = self.plan, self.model, self.devices
-        key = Key.of(plan)
         known, start = run.read_key(), None
         if known is not None:
-            check_key(known, key, run)
+            key, chosen = check_key(known, plan, run), known["chosen"]
             start = _newest(run, devices)
-        found = known["chosen"] if known else choose(plan, model, self.transforms, devices)
-        chosen = devices.agree(found)
+        else:
+            chosen = devices.agree(choose(plan, model, self.transforms, devices))
+            key = Key.of(plan, chosen)
         settings = plan.training.with_chosen(chosen)
         devices.place(model, layout=settings.layout)
         if settings.normalization is None:
@@ -320,6 +321,8 @@ def _newest(run: Run, devices: Devices) -> Checkpoint | None:
 
 
 def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any]) -> None:
+    if (file := plan.given.weights_file) is not None:
+        copy_durably(file, run.folder / WEIGHTS / file.name)
     write_text(run.recipe, plan.written(chosen).to_yaml())
     text = {"key": key.values, "chosen": chosen, "versions": key.versions}
     write_text(run.key, json.dumps(text, indent=1, default=str) + "\n")

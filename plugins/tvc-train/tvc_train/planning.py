@@ -23,7 +23,10 @@ from .methods import Method
 from .phases import Phase, thaw
 from .settings import TrainingSettings
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["WEIGHTS", "Plan", "make_plan"]
+
+WEIGHTS = "weights"
+"""The folder of a run for a file of the user's own that the training starts from."""
 
 _OWN = ("data", "training", "tune")
 
@@ -128,7 +131,8 @@ class Plan:
         return found
 
     def written(self, chosen: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with which the same model is trained again, from any folder.
+        """Return the recipe with which the same model is trained again, from any folder that has
+        its `weights_file` in the folder "weights".
 
         Args:
             chosen: values that were found out.
@@ -139,7 +143,11 @@ class Plan:
         if self.data_settings.path is not None:
             data["path"] = self.data_settings.path
         found = {**sections, "data": data, "training": training}
-        return replace(self.given, sections={key: each for key, each in found.items() if each})
+        weights = self.given.weights
+        if (file := self.given.weights_file) is not None:
+            weights = f"{WEIGHTS}/{file.name}"
+        sections = {key: each for key, each in found.items() if each}
+        return replace(self.given, weights=weights, sections=sections)
 
 
 def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = None) -> Plan:
@@ -173,6 +181,8 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
     # everything that is wrong with the data, before the first step; what may be left out is left
     report = inspect_data(opened, data_settings, workers=training.workers)
     opened = report.ensure_fine()
+    if not recipe.name:  # its file's may be another where it is trained again
+        recipe = replace(recipe, name=_name_of(recipe))
     _check_best(recipe, training, opened)
     others = {key: each for key, each in recipe.sections.items() if key not in _OWN}
     freeze = recipe.freeze_backbone

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,14 +37,21 @@ class Key:
     versions: Mapping[str, str]
 
     @staticmethod
-    def of(plan: Plan) -> Key:
+    def of(plan: Plan, chosen: Mapping[str, Any]) -> Key:
         """Return the key of a plan.
+
+        Args:
+            plan: what is trained.
+            chosen: values that were found out, for what the recipe left open.
 
         Raises:
             DataError: an image cannot be read.
+            TrainingError: the file of weights cannot be read.
         """
         model = plan.recipe.to_mapping()
-        training = dict(plan.given.sections.get("training") or {})
+        if (file := plan.given.weights_file) is not None:  # wherever it lies
+            model["backbone"]["weights"] = f"sha256 {_sha256(file)}"
+        training = _decided(plan, chosen)
         settings = plan.data_settings.to_mapping()
         values = {
             "model": {k: v for k, v in model.items() if k not in ("name", "description", "seed")},
@@ -60,8 +68,8 @@ class Key:
         return Key(values=_plain(values), versions={n: metadata.version(n) for n in names})
 
 
-def check_key(known: Mapping[str, Any], key: Key, run: Run) -> None:
-    """Refuse to go on with another run.
+def check_key(known: Mapping[str, Any], plan: Plan, run: Run) -> Key:
+    """Return the key of a plan with what a run chose for it; refuse to go on with another run.
 
     Raises:
         TrainingError: something is different; the message says what.
@@ -69,6 +77,7 @@ def check_key(known: Mapping[str, Any], key: Key, run: Run) -> None:
     said = known.get("key")
     if not isinstance(said, Mapping) or not isinstance(known.get("chosen"), Mapping):
         raise TrainingError(f"{run.key} is damaged: the keys 'key' and 'chosen' are missing")
+    key = Key.of(plan, known["chosen"])
     differences = list(_differences(said, key.values, ""))
     if differences:
         raise TrainingError(
@@ -86,6 +95,22 @@ def check_key(known: Mapping[str, Any], key: Key, run: Run) -> None:
             UserWarning,
             stacklevel=2,
         )
+    return key
+
+
+def _decided(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `training` with what was chosen in the place of "auto": the recipe that is
+    written into a run goes on with it, as does the one that it began with.
+    """
+    found = dict(plan.given.sections.get("training") or {})
+    for key in ("batch_size", "layout"):
+        if found.get(key) == "auto":
+            found[key] = chosen.get(key, "auto")
+    found["phases"] = [each.to_mapping() for each in plan.training.phases]
+    for phase, other in zip(found["phases"], chosen.get("phases", ()), strict=False):
+        if phase["rate"] == "auto":
+            phase["rate"] = other["rate"]
+    return found
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
@@ -102,6 +127,17 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
             yield from _differences(a, b, f"{path}[{number}]")
     elif old != new or type(old) is not type(new):
         yield f"{path} was {short_repr(old)}, and is {short_repr(new)}"
+
+
+def _sha256(file: Path) -> str:
+    whole = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            while part := opened.read(1 << 20):
+                whole.update(part)
+    except OSError as error:
+        raise TrainingError(f"{file} cannot be read: {error.strerror or error}") from error
+    return whole.hexdigest()
 
 
 def _plain(value: Any) -> Any:
