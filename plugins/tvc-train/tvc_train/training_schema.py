@@ -65,7 +65,7 @@ TRAINING: dict[str, Any] = {
         "compile": {"type": "boolean"},
         "layout": {"enum": ["auto", "contiguous", "channels_last"]},
         "workers": {"type": "integer", "minimum": 0, "maximum": 1024},
-        "best": {"enum": ["accuracy", "balanced_accuracy", "loss", "f1"]},
+        "best": {"enum": ["accuracy", "balanced_accuracy", "f1", "average_precision", "loss"]},
         "keep": {"enum": ["best", "last"]},
         "save_every": _COUNT,
     },

@@ -209,7 +209,8 @@ def _misfit(value: Any, rule: Mapping[str, Any]) -> str:
     # in a file; here they hold settings that a program makes.
     if "anyOf" in rule:
         whys = [_misfit(value, each) for each in rule["anyOf"]]
-        return "" if "" in whys else f"{_wanted(rule)}, not {short_repr(value)}"
+        shown = short_repr(list(value) if isinstance(value, tuple) else value)
+        return "" if "" in whys else f"{_wanted(rule)}, not {shown}"
     if "enum" in rule:
         if isinstance(value, str) and value in rule["enum"]:
             return ""
