@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from tvc_cli.group import tvc
 from tvc_train.commands.data import data_command
 from tvc_train.data import Data, DataSettings, inspect_data, open_data
 from tvc_train.errors import DataError
@@ -201,6 +202,17 @@ def test_a_bad_folder_is_told_by_name(kind: str, tmp_path: Path) -> None:
     assert wanted in str(raised.value), str(raised.value)
     assert str(root) in str(raised.value) or "class" in str(raised.value)
     assert str(raised.value).isprintable() or "\n" in str(raised.value)
+    refused(root, wanted, tmp_path / "run")
+
+
+def refused(data: Path, wanted: str, out: Path) -> None:
+    """Give data to `tvc train`, which has to refuse them before it leaves anything."""
+    command = ["train", str(data), "--backbone", "resnet18", "--out", str(out)]
+    run = CliRunner().invoke(tvc, command)
+    assert run.exit_code == 1 and run.stdout == ""
+    assert run.stderr.startswith("error: ") and wanted in run.stderr, run.stderr
+    assert run.stderr.count("error: ") == 1 and "Traceback" not in run.stderr
+    assert not out.exists()
 
 
 TABLES: dict[str, tuple[Callable[[Path], Path], str]] = {
@@ -233,6 +245,7 @@ def test_a_bad_table_is_told_by_its_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         looked_at(file)
     assert wanted in str(raised.value), str(raised.value)
+    refused(file, wanted, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -113,7 +114,9 @@ def _open(content: bytes, where: str, max_pixels: int, formats: Sequence[str]) -
     if not content:
         raise DataError(f"{where}: the file is empty")
     try:
-        with foreign(DataError, f"{where}: the image is damaged"):
+        with foreign(DataError, f"{where}: the image is damaged"), warnings.catch_warnings():
+            # what is too large is said below, by our own limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = _identified(content, where, [name.upper() for name in formats])
     except DataError as error:
         if isinstance(error.__cause__, Image.DecompressionBombError):
