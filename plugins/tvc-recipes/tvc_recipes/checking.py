@@ -229,5 +229,7 @@ def wanted_by(schema: Mapping[str, Any]) -> str:
         return repr(schema["const"])
     types = schema.get("type", [])
     said = " or ".join(_TYPES[each] for each in ([types] if isinstance(types, str) else types))
+    if {"minimum", "maximum"} <= schema.keys():
+        return f"{said} from {schema['minimum']} to {schema['maximum']}"
     bounds = [f"{word} {schema[key]}" for key, word in _BOUNDS.items() if key in schema]
     return " ".join([said or "something else", " and ".join(bounds)]).strip()

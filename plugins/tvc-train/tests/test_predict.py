@@ -20,10 +20,11 @@ from tvc_train.commands.evaluate import evaluate_command
 from tvc_train.commands.predict import predict_command
 from tvc_train.errors import DataError
 from tvc_train.judging import judge
+from tvc_train.planning import make_plan
 from tvc_train.predicting import find_files, predict
 from tvc_train.trained import KEY, Trained
 
-from tvc_core import HybridBuilder, Preprocessing, Recipe, WeightsError, load
+from tvc_core import HybridBuilder, Preprocessing, Recipe, Registry, WeightsError, load, load_recipe
 
 CLASSES = ["cat", "dog", "a;b, c"]
 MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "I;16", "turned"]
@@ -283,3 +284,20 @@ def test_bad_data_are_named_and_left_out_only_where_that_is_asked_for(
     picture(0)[0].save(tmp_path / "bird" / "a.png")
     with pytest.raises(DataError, match="bird"):
         judge(saved["one"], tmp_path, max_bad=10)
+
+
+def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
+    photos: Path, tmp_path: Path
+) -> None:
+    head = {"class_names": ["class0", "class1", "class2"]}
+    backbone = {"name": "mobilenet_v3_small", "weights": None}
+    recipe = {"backbone": backbone, "head": head, "data": {"path": str(photos), "size": 32}}
+    HybridBuilder().build(Recipe.from_mapping(recipe)).save(tmp_path / "m.safetensors")
+    held = []
+    for more in ({}, {"seed": 5}, {"seed": 5, "training": {"seed": 0}}):
+        (tmp_path / "r.yaml").write_text(json.dumps({**recipe, **more}))
+        registry = Registry()
+        plan = make_plan(load_recipe(tmp_path / "r.yaml"), registry)
+        held.append(tuple(judge(tmp_path / "m.safetensors", tmp_path / "r.yaml").samples.names))
+        assert held[-1] == tuple(plan.data.val.names)
+    assert held[0] == held[2] != held[1]

@@ -11,8 +11,9 @@ import torch
 import yaml
 from tvc_train import Run, fit
 from tvc_train.errors import TrainingError
+from tvc_train.starting import first_recipe
 
-from tvc_core import HybridBuilder, load
+from tvc_core import HybridBuilder, Recipe, load
 
 PHASES = [{"epochs": 1, "rate": "auto"}, {"epochs": 1, "rate": 0.001, "thaw": [-1]}]
 
@@ -77,3 +78,10 @@ def test_a_file_of_weights_that_is_set_from_outside_comes_along(lab: Path, photo
     again = fit(run.recipe).run
     assert again.folder == Path("runs/short-2")
     assert content(again.folder) == content(run.folder)
+
+
+def test_patches_of_one_target_are_all_in_the_first_recipe() -> None:
+    pairs = [("layer3", "se"), ("layer3", "eca"), ("layer4", "se")]
+    recipe = Recipe.from_mapping(first_recipe(Path("photos"), "resnet18", pairs))
+    found = [(entry.target, entry.op, entry.block) for entry in recipe.patches]
+    assert found == [(target, "wrap", block) for target, block in pairs]

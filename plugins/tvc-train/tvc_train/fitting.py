@@ -204,19 +204,22 @@ class _Fitting:
     def describe(self) -> dict[str, Any]:
         """Return what would be trained."""
         plan, size = self.plan, self.plan.training.batch_size
-        return {
+        is_open = any(phase.rate == "auto" for phase in plan.training.phases)
+        facts = {
             "backbone": plan.recipe.backbone,
             "classes": join_names(plan.data.classes),
             "images": f"{len(plan.data.train)} to train on, {len(plan.data.val)} held out",
             "size": " x ".join(map(str, self.transforms.preprocessing.size)),
             "batches": f"of {size} images",
             **{
-                f"phase {number}": f"{phase.title}: {phase.epochs} epochs, rate {phase.rate}"
+                f"phase {number}": f"{phase.title}: {phase.epochs} epochs, rate "
+                + ("auto" if is_open else f"{phase.rate}")
                 for number, phase in enumerate(self.phases(plan.training), 1)
             },
             "notes": "; ".join(plan.notes),
             "methods": join_names(self.methods) if self.methods else "",
         }
+        return {name: said for name, said in facts.items() if said}
 
     def train(self, run: Run, display: Display, *, tensorboard: bool) -> Fitted:
         """Train to the end, and save."""

@@ -194,9 +194,9 @@ def report_run(run: Run, samples: Samples) -> Path:
 def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples, Sequence[Problem]]:
     if data.suffix.lower() not in (".yaml", ".yml"):
         return open_labeled(data, DataSettings(labels=labels), classes)
-    sections = load_recipe(data).sections
-    settings = DataSettings.from_mapping(sections.get("data"))
-    seed = TrainingSettings.from_mapping(sections.get("training") or {}).seed
+    recipe = load_recipe(data)
+    settings = DataSettings.from_mapping(recipe.sections.get("data"))
+    seed = TrainingSettings.of(recipe).seed  # which decides what is held out
     opened = open_data(replace(settings, classes=classes), folder=data.parent, seed=seed)
     if opened.labels != labels:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from tvc_core import (
     UnknownNameError,
     foreign,
     join_names,
+    short_repr,
+    what_there_is,
 )
 
 from .data import Data, DataSettings, Transforms, inspect_data, open_data, preprocessing_for
@@ -119,7 +122,9 @@ class Plan:
                 if short in found:
                     raise ParameterError(f"the method {short!r} is there twice")
                 with foreign(ParameterError, f"method {name!r}"):
-                    made = offer.load()(**values)
+                    factory = offer.load()
+                    _check_keys(name, values, factory)
+                    made = factory(**values)
             except (UnknownNameError, ParameterError) as error:
                 raise place.error(str(error)) from error
             if not isinstance(made, Method):
@@ -174,9 +179,7 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
             whole = str((folder / data_settings.path).resolve())
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
-        training = TrainingSettings.from_mapping(recipe.sections.get("training") or {})
-    if recipe.seed is not None and "seed" not in (recipe.sections.get("training") or {}):
-        training = replace(training, seed=recipe.seed)
+        training = TrainingSettings.of(recipe)
     opened = open_data(data_settings, folder=folder, seed=training.seed)
     # everything that is wrong with the data, before the first step; what may be left out is left
     report = inspect_data(opened, data_settings, workers=training.workers)
@@ -197,6 +200,17 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         notes=tuple(map(str, (*report.problems, *report.notes))),
         freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
     )
+
+
+def _check_keys(name: str, values: Mapping[str, Any], factory: Any) -> None:
+    """Refuse values of a method that it has no parameters for."""
+    takes = inspect.signature(factory).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        return
+    for key in values:
+        if key not in takes:
+            keys = what_there_is(key, list(takes), "The keys are") if takes else " It takes none."
+            raise ParameterError(f"method {name!r}: unknown key {short_repr(key)}.{keys}")
 
 
 def _check_best(recipe: Recipe, training: TrainingSettings, data: Data) -> None:
@@ -221,10 +235,11 @@ def _with_classes(recipe: Recipe, data: Data, training: TrainingSettings) -> Rec
     if names is not None and tuple(names) != tuple(data.classes):
         missing = [each for each in data.classes if each not in names]
         extra = [each for each in names if each not in data.classes]
+        said = f"; only they have {join_names(missing)}" if missing else ""
+        said += f"; only the recipe has {join_names(extra)}" if extra else ""
         raise recipe.place("class_names").error(
-            f"the data have other classes: {join_names(data.classes)}. Only they have "
-            f"{join_names(missing)}, only the recipe has {join_names(extra)}. Leave class_names "
-            "out, or give data.classes in this order"
+            f"the data have other classes, or in another order: {join_names(data.classes)}{said}. "
+            "Leave class_names out, or give data.classes in this order"
         )
     if count is not None and count != len(data.classes):
         raise recipe.place("num_classes").error(
