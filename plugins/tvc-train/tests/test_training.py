@@ -182,6 +182,9 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(recipe: Make, tmp_path
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -194,6 +197,9 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(recipe: Make, tmp_path
             {"training.methods": [{"wise_ft": {"alhpa": 2}}]},
             r"methods\[0\]: method 'wise_ft': unknown key 'alhpa'. Did you mean 'alpha'",
         ),
+        ({**ONE, "training.methods": ["surgical"]}, r"methods\[0\]: .*no phase thaws any"),
+        ({**ONE, "training.methods": ["temperature", "wise_ft"]}, r"methods\[1\]: .*there is one"),
+        ({**ONE, "training.methods": ["soup"]}, "last phase, which has one"),
         ({"training.epochs": 5}, "unknown key 'epochs'. It is a key of phases. The keys are seed"),
         ({"training.batch_size": True}, "a whole number from 1 to 1000000 or 'auto', not True"),
         ({"training.phases[0].thaw": [2.5]}, r"thaw\[0\]: has to be a whole number or text, not"),

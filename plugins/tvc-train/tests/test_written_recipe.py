@@ -11,6 +11,7 @@ import torch
 import yaml
 from tvc_train import Run, fit
 from tvc_train.errors import TrainingError
+from tvc_train.running import run_folder
 from tvc_train.starting import first_recipe
 
 from tvc_core import HybridBuilder, Recipe, load
@@ -85,3 +86,18 @@ def test_patches_of_one_target_are_all_in_the_first_recipe() -> None:
     recipe = Recipe.from_mapping(first_recipe(Path("photos"), "resnet18", pairs))
     found = [(entry.target, entry.op, entry.block) for entry in recipe.patches]
     assert found == [(target, "wrap", block) for target, block in pairs]
+
+
+def test_a_run_lies_neither_among_the_images_nor_over_other_files(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("mine")
+    with pytest.raises(TrainingError, match=r"has recipe\.yaml already, which a run would repl"):
+        run_folder(tmp_path, "r", resume=False, data=str(photos))
+    for out in (photos, photos / "runs" / "a", photos / "class0"):
+        with pytest.raises(TrainingError, match="among the images"):
+            run_folder(out, "r", resume=False, data=str(photos))
+    monkeypatch.chdir(photos)
+    with pytest.raises(TrainingError, match="would be runs/r, which is in"):
+        run_folder(None, "r", resume=False, data=str(photos))
+    assert run_folder(None, "r", resume=False, data=str(tmp_path / "list.csv")) == "runs/r"

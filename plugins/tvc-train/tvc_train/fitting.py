@@ -15,6 +15,7 @@ from safetensors.torch import save
 from tvc_core import (
     HybridBuilder,
     HybridModel,
+    ParameterError,
     Recipe,
     RecipeDocument,
     Registry,
@@ -117,7 +118,10 @@ def fit(
         with stopping.listening():
             processes.launch()
             fitting = _Fitting(plan, processes, registry, stopping)
-            where = processes.together(lambda: run_folder(out, plan.name, resume=resume))
+            images = plan.data_settings.path
+            where = processes.together(
+                lambda: run_folder(out, plan.name, resume=resume, data=images)
+            )
             run = Run(folder=Path(processes.agree(where)))
             shown = display if processes.first and display is not None else Display()
             return fitting.train(run, shown, tensorboard=tensorboard and processes.first)
@@ -197,8 +201,12 @@ class _Fitting:
         phases = tuple(  # what is not found out yet stands for any rate
             replace(phase, rate=1.0) if phase.rate == "auto" else phase for phase in training.phases
         )
-        for method in self.methods.values():
-            phases = method.phases(phases, size=size)
+        for number, (name, method) in enumerate(self.methods.items()):
+            place = self.plan.given.where / "training" / "methods" / number
+            try:
+                phases = method.phases(phases, size=size)
+            except ParameterError as error:
+                raise place.error(f"method {name!r}: {error}") from error
         return phases
 
     def describe(self) -> dict[str, Any]:

@@ -47,6 +47,9 @@ class Method:
         Args:
             phases: those of the recipe.
             size: side of the images [pixels].
+
+        Raises:
+            ParameterError: with these phases it would do nothing.
         """
         return phases
 
@@ -126,6 +129,8 @@ class Surgical(Method):
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return the phases, of which each that thaws stages thaws those."""
+        if all(phase.thaw == ("head",) for phase in phases):
+            raise ParameterError("it says which stages are thawed, and no phase thaws any")
         thawed: tuple[int | str, ...] = {"input": (0,), "feature": (1,), "output": (-1,)}[
             self.shift
         ]
@@ -195,6 +200,15 @@ class WiseFineTuning(Method):
         super().__init__()
         self.alpha = None if alpha is None else _number("alpha", alpha, 0, 1)
 
+    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
+        """Return the phases, of which there have to be two."""
+        if len(phases) < 2:
+            raise ParameterError(
+                "it interpolates between the ends of the first phase and of the last, and there "
+                "is one: write two, or name lp_ft before it"
+            )
+        return phases
+
     def after_phase(self, training: Training) -> None:
         """Keep the weights of the first phase."""
         if training.position.phase == 0:
@@ -241,6 +255,12 @@ class GreedySoup(Method):
     def __init__(self, *, most: int = 5) -> None:
         super().__init__()
         self.most = int(_number("most", most, 1, 100))
+
+    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
+        """Return the phases, of which the last needs several epochs."""
+        if phases[-1].epochs < 2:
+            raise ParameterError("it averages epochs of the last phase, which has one")
+        return phases
 
     def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
         """Keep the weights, if they are among the best."""

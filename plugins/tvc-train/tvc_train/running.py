@@ -147,17 +147,31 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def run_folder(out: str | Path | None, name: str, *, resume: bool) -> str:
+def run_folder(out: str | Path | None, name: str, *, resume: bool, data: str | None = None) -> str:
     """Return the folder of a run.
 
     Args:
         out: which was asked for; None for runs/NAME, or the next free name.
         name: of the runs.
         resume: go on with a run that is there.
+        data: the folder of the images, where a run must not lie.
 
     Raises:
-        TrainingError: there is a run or something else, and it is not to go on.
+        TrainingError: there is a run or something else, and it is not to go on; or it would lie
+            among the images.
     """
+    found = _run_folder(out, name, resume)
+    if data is not None and Path(data).is_dir():
+        images = Path(data).resolve()
+        if Path(found).resolve().is_relative_to(images):
+            raise TrainingError(
+                f"the run would be {found}, which is in {images}, among the images, and be taken "
+                "for some of them: name another folder with --out"
+            )
+    return found
+
+
+def _run_folder(out: str | Path | None, name: str, resume: bool) -> str:
     if out is None:
         free = Run.new_name(RUNS, name)
         if not resume:
@@ -173,5 +187,10 @@ def run_folder(out: str | Path | None, name: str, *, resume: bool) -> str:
     if not resume and (run.key.exists() or run.checkpoints.exists()):
         raise TrainingError(
             f"{folder} has a run already: --resume goes on with it, --out names another folder"
+        )
+    if not resume and (there := [each.name for each in run.files if each.exists()]):
+        raise TrainingError(
+            f"{folder} has {join_names(there)} already, which a run would replace: name another "
+            "folder with --out"
         )
     return str(folder)

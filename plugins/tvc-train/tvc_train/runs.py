@@ -74,6 +74,13 @@ class Run:
         """Logits [N, classes], targets and indices [N] of the held-out images at the end."""
         return self.folder / "predictions.safetensors"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that a run writes."""
+        return (
+            self.recipe, self.key, self.metrics, self.speed, self.model, self.predictions
+        )  # fmt: skip
+
     @staticmethod
     def new_name(parent: Path, name: str) -> Path:
         """Return a folder that is not there yet: NAME, NAME-2, ..."""
