@@ -200,6 +200,11 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ({**ONE, "training.methods": ["surgical"]}, r"methods\[0\]: .*no phase thaws any"),
         ({**ONE, "training.methods": ["temperature", "wise_ft"]}, r"methods\[1\]: .*there is one"),
         ({**ONE, "training.methods": ["soup"]}, "last phase, which has one"),
+        (
+            {"backbone.name": "inception_v3", "data.size": 75},
+            "data.size: .*does not take images of 75 x 75",
+        ),
+        ({"data.mean": [0, 0, 0], "data.std": [1, 1, 1e-300]}, "no finite number: look at mean"),
         ({"training.epochs": 5}, "unknown key 'epochs'. It is a key of phases. The keys are seed"),
         ({"training.batch_size": True}, "a whole number from 1 to 1000000 or 'auto', not True"),
         ({"training.phases[0].thaw": [2.5]}, r"thaw\[0\]: has to be a whole number or text, not"),

@@ -192,8 +192,10 @@ class _Fitting:
         plan.check_model(self.model)
         self.transforms = plan.transforms(self.model)
         self.methods = plan.methods(registry)
-        for phase in self.phases(plan.training):
+        phases = self.phases(plan.training)
+        for phase in phases:
             plan.check_phase(self.model, phase)
+        plan.check_images(self.model, self.transforms, phases)
 
     def phases(self, training: TrainingSettings) -> tuple[Phase, ...]:
         """Return the phases, as the methods want them."""
@@ -285,6 +287,14 @@ class _Fitting:
             display.note(note)
         try:
             evaluation = training.go(start)
+        except ValueError as error:  # of torch, about statistics of a single number
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "normalization layers cannot be trained on one image at a time, whose maps have "
+                "one pixel: lower training.accumulate, or set 'normalization: fixed' or larger "
+                "images"
+            ) from error
         finally:
             display.close()
         return self._saved(run, training, evaluation)

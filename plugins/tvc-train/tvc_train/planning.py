@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tvc_core import (
     HybridModel,
     ParameterError,
     Recipe,
+    RecipeError,
     Registry,
     StageError,
     UnknownNameError,
@@ -91,6 +96,31 @@ class Plan:
                 number = self._number_of(phase)
                 at = place / number / "thaw" if number is not None else place
                 raise at.error(str(error)) from error
+
+    def check_images(
+        self, model: HybridModel, transforms: Transforms, phases: Iterable[Phase]
+    ) -> None:
+        """Refuse images of a size or range that the model does not take.
+
+        Raises:
+            RecipeError: it fails with white images, or its outputs are no finite numbers.
+        """
+        sizes = {transforms.preprocessing.size: self.given.where / "data" / "size"}
+        for number, phase in enumerate(phases):
+            if phase.size is not None:
+                at = self.given.where / "training" / "phases" / number / "size"
+                sizes.setdefault(transforms.resized(phase.size).preprocessing.size, at)
+        channels = len(transforms.preprocessing.mean)
+        for (height, width), place in sizes.items():
+            white = torch.full((1, channels, height, width), 255, dtype=torch.uint8)
+            what = f"{model.recipe.backbone} does not take images of {height} x {width} pixels"
+            with place.before_errors(), foreign(RecipeError, what):
+                outputs = _tried(model, transforms.normalize(white))
+            if not bool(outputs.isfinite().all()):
+                raise (self.given.where / "data").error(
+                    "what the model returns for a white image is no finite number: look at mean "
+                    f"({transforms.preprocessing.mean}) and std ({transforms.preprocessing.std})"
+                )
 
     def _number_of(self, phase: Phase) -> int | None:
         found = [i for i, each in enumerate(self.training.phases) if each.thaw == phase.thaw]
@@ -180,7 +210,10 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
         training = TrainingSettings.of(recipe)
-    opened = open_data(data_settings, folder=folder, seed=training.seed)
+    is_there = data is not None or Path(data_settings.path or folder).exists()
+    at = nullcontext() if is_there else (where / "data" / "path").before_errors(in_files_only=True)
+    with at:
+        opened = open_data(data_settings, folder=folder, seed=training.seed)
     # everything that is wrong with the data, before the first step; what may be left out is left
     report = inspect_data(opened, data_settings, workers=training.workers)
     opened = report.ensure_fine()
@@ -200,6 +233,23 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         notes=tuple(map(str, (*report.problems, *report.notes))),
         freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
     )
+
+
+@torch.no_grad()
+def _tried(model: HybridModel, image: Tensor) -> Tensor:
+    """Return a model's outputs for an image [1, C, H, W], after it took two in training, where
+    auxiliary heads run as well; it is as before afterwards, and in eval mode.
+    """
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.train()(image.expand(2, -1, -1, -1))
+    finally:
+        model.eval()
+        for buffer, value in kept:
+            buffer.copy_(value)
+    outputs: Tensor = model(image)
+    return outputs
 
 
 def _check_keys(name: str, values: Mapping[str, Any], factory: Any) -> None:
