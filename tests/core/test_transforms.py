@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
@@ -24,9 +25,11 @@ from tvc_core import (
     HybridModel,
     ParameterError,
     Preprocessing,
+    WeightsError,
     WeightsSpec,
     describe_file,
 )
+from tvc_core.weights.digest import digest_of
 
 SMALL = WeightsSpec(
     name="V1",
@@ -343,6 +346,7 @@ def test_a_grey_network_gets_grey(lab: Builder) -> None:
         ({"interpolation": "lanczos"}, "interpolation"), ({"mean": ()}, "mean"),
         ({"std": (1, 0, 1)}, "std"), ({"std": (1, 1)}, "std"),
         ({"mean": (float("nan"), 0, 0)}, "mean"), ({"mean": "abc"}, "mean"),
+        ({"mean": (10**400, 0, 0)}, "mean"), ({"std": (float("inf"), 1, 1)}, "std"),
     ],
 )  # fmt: skip
 def test_a_preprocessing_that_cannot_be_is_refused(change: dict[str, Any], said: str) -> None:
@@ -362,3 +366,30 @@ def test_other_keys_of_a_preprocessing_are_refused(lab: Builder) -> None:
         Preprocessing.from_mapping({k: v for k, v in plain.items() if k != "fit"})
     with pytest.raises(ParameterError, match=r"tvc_core\.Preprocessing, or None"):
         lab().from_backbone("tiny", weights=None).preprocessing = plain
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"fit": "crop"}, {**OWN.to_mapping(), "fit": "cut"}, {**OWN.to_mapping(), "more": 1},
+        {**OWN.to_mapping(), "size": [10**400, 1]}, {**OWN.to_mapping(), "mean": [0.5], "std": [1]},
+        {**OWN.to_mapping(), "std": [[], {}, None]},
+    ],
+)  # fmt: skip
+def test_a_file_with_a_preprocessing_that_cannot_be_is_refused(
+    lab: Builder, said: dict[str, Any], tmp_path: Path
+) -> None:
+    builder, path = lab(), tmp_path / "m.safetensors"
+    hybrid = builder.from_backbone("tiny", weights=None)
+    hybrid.preprocessing = OWN
+    hybrid.save(path)
+    data = path.read_bytes()
+    tensors = safetensors.torch.load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    content = json.loads(header["__metadata__"]["tvc"])
+    del content["sha256"]
+    content["preprocessing"] = said
+    content["sha256"] = digest_of(content, tensors)
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"tvc": json.dumps(content)}))
+    with pytest.raises(WeightsError, match="preprocessing inside is not valid"):
+        builder.load(path)
