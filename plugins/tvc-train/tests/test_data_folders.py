@@ -217,6 +217,7 @@ def refused(data: Path, wanted: str, out: Path) -> None:
 
 TABLES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no such file": (lambda r: table(r, "train/cat/77.png,cat,train"), "list.csv:12: train/cat/77"),
+    "backslashes": (lambda r: table(r, r"train\cat\1.png,cat,train"), "with / in the place of"),
     "leads out": (lambda r: (outside(r), table(r, "../outside/secret.png,cat,train"))[1],
                   "list.csv:12: ../outside/secret.png: leads out"),
     "absolute": (lambda r: table(r, f"{outside(r)},cat,train"), "list.csv:12"),

@@ -22,6 +22,7 @@ from .reporting.report import worst_mistakes, write_report
 from .runs import Run
 from .scores import Scores, scores_of
 from .settings import TrainingSettings
+from .starting import RECIPES
 from .trained import Trained
 
 __all__ = ["Judged", "judge", "report", "report_run"]
@@ -192,7 +193,7 @@ def report_run(run: Run, samples: Samples) -> Path:
 
 
 def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples, Sequence[Problem]]:
-    if data.suffix.lower() not in (".yaml", ".yml"):
+    if data.suffix.lower() not in RECIPES:
         return open_labeled(data, DataSettings(labels=labels), classes)
     recipe = load_recipe(data)
     settings = DataSettings.from_mapping(recipe.sections.get("data"))

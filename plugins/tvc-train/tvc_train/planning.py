@@ -206,7 +206,7 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
     with (where / "data").before_errors():
         data_settings = DataSettings.from_mapping(said)
         if data_settings.path is not None:
-            whole = str((folder / data_settings.path).resolve())
+            whole = str((folder / Path(data_settings.path).expanduser()).resolve())
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
         training = TrainingSettings.of(recipe)

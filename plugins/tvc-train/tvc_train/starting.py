@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["first_recipe", "is_data"]
+__all__ = ["RECIPES", "first_recipe", "is_data"]
 
-_RECIPES = (".yaml", ".yml")
+RECIPES = (".yaml", ".yml")
 
 
 def is_data(path: Path) -> bool:

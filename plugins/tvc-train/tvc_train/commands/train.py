@@ -74,7 +74,7 @@ def train_command(
     from ..faults import StoppedError
     from ..fitting import fit, preview
     from ..showing import display_for
-    from ..starting import first_recipe, is_data
+    from ..starting import RECIPES, first_recipe, is_data
 
     if tensorboard:
         require_extra("report", "--tensorboard")
@@ -91,6 +91,10 @@ def train_command(
         source = first_recipe(recipe, backbone, pairs_of("--patch", patches, "features.6=se"))
     elif not recipe.exists():
         raise DataError(f"{recipe} does not exist")
+    elif recipe.suffix.lower() not in RECIPES:
+        raise click.UsageError(
+            f"{recipe} is neither a recipe, a .yaml file, nor data: a folder of images, a CSV file"
+        )
     elif backbone is not None or patches:
         raise click.UsageError("--backbone and --patch are for images without a recipe")
     if dry_run:
