@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import yaml
+from torch import nn
 from tvc_train import Run, fit
 from tvc_train.errors import TrainingError
+from tvc_train.planning import make_plan
 from tvc_train.running import run_folder
 from tvc_train.starting import first_recipe
 
-from tvc_core import HybridBuilder, Recipe, load
+from tvc_core import HybridBuilder, LocalPlugin, Recipe, RecipeError, Registry, load
 
 PHASES = [{"epochs": 1, "rate": "auto"}, {"epochs": 1, "rate": 0.001, "thaw": [-1]}]
 
@@ -86,6 +89,27 @@ def test_patches_of_one_target_are_all_in_the_first_recipe() -> None:
     recipe = Recipe.from_mapping(first_recipe(Path("photos"), "resnet18", pairs))
     found = [(entry.target, entry.op, entry.block) for entry in recipe.patches]
     assert found == [(target, "wrap", block) for target, block in pairs]
+
+
+def test_a_block_that_no_recipe_can_name_is_refused_and_one_of_a_plugin_is_taken(
+    photos: Path, tmp_path: Path
+) -> None:
+    class Mine(nn.Conv2d):
+        def __init__(self, in_channels: int) -> None:
+            super().__init__(in_channels, in_channels, 1)
+
+    sections = {"data": {"path": str(photos), "size": 32}, "training": {"phases": [{"epochs": 1}]}}
+    recipe = Recipe(
+        backbone="mobilenet_v3_small", weights=None, patches={"features.11": {"wrap": Mine}},
+        sections=sections,
+    )  # fmt: skip
+    with pytest.raises(RecipeError, match=r"'Mine' is code of your own.*LocalPlugin"):
+        make_plan(recipe, Registry())
+    plugin = LocalPlugin("mine")
+    plugin.block(Mine)
+    named = replace(recipe, patches={"features.11": {"wrap": "mine"}})
+    plan = make_plan(named, Registry([plugin]))
+    assert "type: mine" in plan.written({}).to_yaml()
 
 
 def test_a_run_lies_neither_among_the_images_nor_over_other_files(

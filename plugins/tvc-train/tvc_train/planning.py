@@ -194,9 +194,18 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         data: images in the place of the recipe's.
 
     Raises:
-        RecipeError: a section is wrong, or the head has other classes than the data.
+        RecipeError: a section is wrong, the head has other classes than the data, or a block has no
+            name that the recipe of a run could have.
         DataError: the data are not there, or are not what the section says.
     """
+    for entry in recipe.patches:
+        if callable(entry.block):
+            name = getattr(entry.block, "__name__", type(entry.block).__name__)
+            raise entry.where.error(
+                f"the block {name!r} is code of your own, which the recipe of a run cannot name, "
+                "so it would not train the same model again. Give it a name: plugin = "
+                f"LocalPlugin('mine'), plugin.block({name}), and fit(registry=Registry([plugin]))"
+            )
     where = recipe.where
     folder = Path(where.source).parent if where.marks is not None else Path()
     said = dict(recipe.sections.get("data") or {})
