@@ -4,6 +4,7 @@ run.
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,11 @@ from typing import Any
 import pytest
 import train_mutants
 from train_mutants import Found
+from tvc_train import Phase
+from tvc_train.data import DataSettings
+from tvc_train.data_schema import DATA
+from tvc_train.settings import TrainingSettings
+from tvc_train.training_schema import PHASE, TRAINING
 
 SCRIPT = Path(train_mutants.__file__)
 
@@ -51,3 +57,14 @@ def test_200_damaged_recipes_are_refused_by_their_lines_or_train() -> None:
 def test_what_is_wrong_would_be_seen(found: dict[str, Any], wrong: str) -> None:
     said = Found(**found).problem(Path("r.yaml"))
     assert wrong in said if wrong else not said
+
+
+@pytest.mark.parametrize(
+    ("schema", "settings"), [(DATA, DataSettings), (TRAINING, TrainingSettings), (PHASE, Phase)]
+)
+def test_what_may_be_left_open_may_be_null(schema: dict[str, Any], settings: type) -> None:
+    nullable = {
+        k for k, v in schema["properties"].items() if {"type": "null"} in v.get("anyOf", [])
+    }
+    optional = {each.name for each in dataclasses.fields(settings) if each.default is None}
+    assert nullable == optional

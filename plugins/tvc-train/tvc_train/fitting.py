@@ -20,6 +20,7 @@ from tvc_core import (
     RecipeDocument,
     Registry,
     WeightsError,
+    foreign,
     join_names,
     load_recipe,
 )
@@ -106,13 +107,14 @@ def fit(
     """
     registry = registry or Registry()
     plan = make_plan(as_recipe(recipe, changes, registry), registry, data=data)
-    processes = Devices(
-        devices=devices,
-        nodes=nodes,
-        strategy=strategy,
-        precision=plan.training.precision,
-        accelerator=accelerator,
-    )
+    with foreign(TrainingError, f"accelerator {accelerator!r}, which is asked for"):
+        processes = Devices(
+            devices=devices,
+            nodes=nodes,
+            strategy=strategy,
+            precision=plan.training.precision,
+            accelerator=accelerator,
+        )
     stopping = Stopping()
     try:
         with stopping.listening():

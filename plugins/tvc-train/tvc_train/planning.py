@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from tvc_core import (
 )
 
 from .data import Data, DataSettings, Transforms, inspect_data, open_data, preprocessing_for
+from .errors import DataError
 from .methods import Method
 from .phases import Phase, thaw
 from .settings import TrainingSettings
@@ -132,7 +134,8 @@ class Plan:
         Raises:
             DataError: neither the data nor the model's weights say it.
         """
-        prepared = preprocessing_for(model, self.data_settings)
+        with _in_section(self.given):
+            prepared = preprocessing_for(model, self.data_settings)
         settings = self.data_settings
         return Transforms(prepared, settings.augment, mirror=settings.mirror)
 
@@ -219,9 +222,9 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
         training = TrainingSettings.of(recipe)
-    is_there = data is not None or Path(data_settings.path or folder).exists()
-    at = nullcontext() if is_there else (where / "data" / "path").before_errors(in_files_only=True)
-    with at:
+    is_wrong = data is None and data_settings.source != "torchvision"
+    is_wrong = is_wrong and not Path(data_settings.path or folder).exists()
+    with _in_section(recipe, otherwise="path" if is_wrong else None):
         opened = open_data(data_settings, folder=folder, seed=training.seed)
     # everything that is wrong with the data, before the first step; what may be left out is left
     report = inspect_data(opened, data_settings, workers=training.workers)
@@ -242,6 +245,22 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         notes=tuple(map(str, (*report.problems, *report.notes))),
         freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
     )
+
+
+@contextmanager
+def _in_section(recipe: Recipe, otherwise: str | None = None) -> Iterator[None]:
+    """Put the place of a key of the section `data` before an error that begins with the key, and
+    before another that of the key `otherwise`.
+    """
+    try:
+        yield
+    except DataError as error:
+        named = re.match(r"data\.(\w+): ", str(error))
+        key = named[1] if named else otherwise
+        if key is None:
+            raise
+        with (recipe.where / "data" / key).before_errors(in_files_only=True):
+            raise
 
 
 @torch.no_grad()

@@ -102,7 +102,8 @@ def _decided(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """Return the section `training` with what was chosen in the place of "auto": the recipe that is
     written into a run goes on with it, as does the one that it began with.
     """
-    found = dict(plan.given.sections.get("training") or {})
+    said = plan.given.sections.get("training") or {}
+    found = {key: value for key, value in said.items() if value is not None}
     for key in ("batch_size", "layout"):
         if found.get(key) == "auto":
             found[key] = chosen.get(key, "auto")
