@@ -96,7 +96,7 @@ tune:
 backbone: {name: mobilenet_v3_small, weights: null}
 data: {path: photos, size: 32, balance: sample, check: headers, views: 2, cache: true}
 training:
-  methods: [{fixres: {epochs: 1}}, soup]
+  methods: [{fixres: {epochs: 2}}, soup]
   batch_size: 8
   phases:
     - {epochs: 1, thaw: all, rate: 0.001, normalization: fixed}

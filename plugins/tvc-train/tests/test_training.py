@@ -199,7 +199,8 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ),
         ({**ONE, "training.methods": ["surgical"]}, r"methods\[0\]: .*no phase thaws any"),
         ({**ONE, "training.methods": ["temperature", "wise_ft"]}, r"methods\[1\]: .*there is one"),
-        ({**ONE, "training.methods": ["soup"]}, "last phase, which has one"),
+        ({**ONE, "training.methods": ["soup"]}, "last phase, and 'head' has one"),
+        ({"training.methods": ["surgical", "lp_ft"]}, r"methods\[0\]: .*another method says it"),
         (
             {"backbone.name": "inception_v3", "data.size": 75},
             "data.size: .*does not take images of 75 x 75",

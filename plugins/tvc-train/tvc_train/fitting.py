@@ -205,11 +205,13 @@ class _Fitting:
         phases = tuple(  # what is not found out yet stands for any rate
             replace(phase, rate=1.0) if phase.rate == "auto" else phase for phase in training.phases
         )
+        for method in self.methods.values():
+            phases = method.phases(phases, size=size)
         for number, (name, method) in enumerate(self.methods.items()):
-            place = self.plan.given.where / "training" / "methods" / number
             try:
-                phases = method.phases(phases, size=size)
+                method.check(phases)
             except ParameterError as error:
+                place = self.plan.given.where / "training" / "methods" / number
                 raise place.error(f"method {name!r}: {error}") from error
         return phases
 

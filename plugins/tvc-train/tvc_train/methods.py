@@ -47,11 +47,15 @@ class Method:
         Args:
             phases: those of the recipe.
             size: side of the images [pixels].
-
-        Raises:
-            ParameterError: with these phases it would do nothing.
         """
         return phases
+
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Look at the phases that are trained, after every method has changed them.
+
+        Raises:
+            ParameterError: the method would do nothing with them.
+        """
 
     def start(self, model: HybridModel) -> None:
         """Look at the model as it is before the first step. Called also when a run goes on."""
@@ -129,14 +133,21 @@ class Surgical(Method):
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return the phases, of which each that thaws stages thaws those."""
-        if all(phase.thaw == ("head",) for phase in phases):
-            raise ParameterError("it says which stages are thawed, and no phase thaws any")
-        thawed: tuple[int | str, ...] = {"input": (0,), "feature": (1,), "output": (-1,)}[
-            self.shift
-        ]
         return tuple(
-            phase if phase.thaw == ("head",) else replace(phase, thaw=thawed) for phase in phases
+            phase if phase.thaw == ("head",) else replace(phase, thaw=self._thawed)
+            for phase in phases
         )
+
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Refuse phases of which none thaws those stages."""
+        if all(phase.thaw != self._thawed for phase in phases):
+            raise ParameterError(
+                "it says which stages are thawed, and no phase thaws any, or another method says it"
+            )
+
+    @property
+    def _thawed(self) -> tuple[int | str, ...]:
+        return ({"input": 0, "feature": 1, "output": -1}[self.shift],)
 
 
 class L2StartingPoint(Method):
@@ -200,14 +211,13 @@ class WiseFineTuning(Method):
         super().__init__()
         self.alpha = None if alpha is None else _number("alpha", alpha, 0, 1)
 
-    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
-        """Return the phases, of which there have to be two."""
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Refuse a single phase."""
         if len(phases) < 2:
             raise ParameterError(
                 "it interpolates between the ends of the first phase and of the last, and there "
-                "is one: write two, or name lp_ft before it"
+                "is one: write two, or add lp_ft"
             )
-        return phases
 
     def after_phase(self, training: Training) -> None:
         """Keep the weights of the first phase."""
@@ -256,11 +266,12 @@ class GreedySoup(Method):
         super().__init__()
         self.most = int(_number("most", most, 1, 100))
 
-    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
-        """Return the phases, of which the last needs several epochs."""
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Refuse a last phase of one epoch."""
         if phases[-1].epochs < 2:
-            raise ParameterError("it averages epochs of the last phase, which has one")
-        return phases
+            raise ParameterError(
+                f"it averages epochs of the last phase, and {phases[-1].title!r} has one"
+            )
 
     def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
         """Keep the weights, if they are among the best."""
