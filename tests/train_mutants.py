@@ -101,6 +101,11 @@ training:
   phases:
     - {epochs: 1, thaw: all, rate: 0.001, normalization: fixed}
 """,
+    """\
+backbone: {name: mobilenet_v3_small, weights: null}
+data: {size: 32}
+training: {phases: [{epochs: 1, rate: 0.01}]}
+""",
 ]
 """What is damaged. Two keys are not there, since they ask for other processes: workers and
 compile."""

@@ -206,6 +206,7 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
             "data.size: .*does not take images of 75 x 75",
         ),
         ({"data.mean": [0, 0, 0], "data.std": [1, 1, 1e-300]}, "no finite number: look at mean"),
+        ({"training.phases[0].rate": math.nan}, "rate: has to be a number above 0 .* not nan"),
         ({"training.epochs": 5}, "unknown key 'epochs'. It is a key of phases. The keys are seed"),
         ({"training.batch_size": True}, "a whole number from 1 to 1000000 or 'auto', not True"),
         ({"training.phases[0].thaw": [2.5]}, r"thaw\[0\]: has to be a whole number or text, not"),
@@ -229,6 +230,8 @@ def test_a_dry_run_says_what_will_be_found_out(recipe: Make) -> None:
     said = preview(given)
     assert said["phase 1"] == "head: 2 epochs, rate auto" and said["batches"] == "of auto images"
     assert "notes" not in said and "methods" not in said
+    said = preview({**given, "data": {"size": 32}})
+    assert said["notes"] == "data has no path, so the images are scikit-learn's digits"
 
 
 def test_the_help_imports_no_torch() -> None:

@@ -242,7 +242,7 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         data_settings=data_settings,
         training=training,
         data=opened,
-        notes=tuple(map(str, (*report.problems, *report.notes))),
+        notes=(*_on_digits(data_settings), *map(str, (*report.problems, *report.notes))),
         freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
     )
 
@@ -289,6 +289,13 @@ def _check_keys(name: str, values: Mapping[str, Any], factory: Any) -> None:
         if key not in takes:
             keys = what_there_is(key, list(takes), "The keys are") if takes else " It takes none."
             raise ParameterError(f"method {name!r}: unknown key {short_repr(key)}.{keys}")
+
+
+def _on_digits(settings: DataSettings) -> tuple[str, ...]:
+    """Say where the images are not the user's own, if the section does not."""
+    if settings.source is not None or settings.path is not None:
+        return ()
+    return ("data has no path, so the images are scikit-learn's digits",)
 
 
 def _check_best(recipe: Recipe, training: TrainingSettings, data: Data) -> None:
