@@ -61,6 +61,7 @@ GROUPS = {
     "Models": (
         *("HybridModel", "StageInfo", "LevelInfo", "FeatureExtractor"),
         *("PatchRecord", "PatchReport", "GateStatistics", "PatchEffect", "Patch", "HeadInfo"),
+        *("Preprocessing", "as_rgb"),
     ),
     "Train": (
         *("FreezeReport", "PartReport", "HeadReport", "NormalizationReport", "freeze_head"),

@@ -34,8 +34,8 @@ __all__ = [
     "load_yaml_recipe",
     # models, and what they say about themselves
     "FeatureExtractor", "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo",
-    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "StageInfo", "describe_backbone",
-    "describe_model", "drop_closed_patches",
+    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Preprocessing", "StageInfo",
+    "as_rgb", "describe_backbone", "describe_model", "drop_closed_patches",
     # training and weights
     "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
     "PartReport", "TensorChange", "WeightsDiff", "audit", "check_header", "describe_file",

@@ -49,7 +49,7 @@ from .surgery.sites import Probe, find_module, image_of, refuse_half_on_meta
 from .surgery.training_proof import prove_trains
 from .weights.files import verification_is_off
 from .weights.limits import limit_tensors
-from .weights.preprocessing import image_size
+from .weights.preprocessing import image_size, preprocessing_of
 from .weights.seeded import seeded
 from .weights.skeleton import made_from
 from .weights.torchvision import build_torchvision
@@ -201,6 +201,7 @@ def _assemble(
         head_widths=head.widths,
         head_dim=head.dim,
         new_layers=head.new_layers,
+        preprocessing=preprocessing_of(plan),
         input=changed,
         left_out=left_out,
         modules=fingerprint(network, known=_unchanged(lines, plan, network, anatomy)),

@@ -31,15 +31,16 @@ from .weights.difference import TensorChange, WeightsDiff, diff_weights
 from .weights.files import read_state_dict
 from .weights.located import weights_file
 from .weights.partial import LoadReport, partial_load, transfer_weights
+from .weights.preparing import Preprocessing, as_rgb
 from .weights.torchvision import build_torchvision
 
 __all__ = [
     "AuditReport", "BlockMaker", "FeatureExtractor", "FileInfo", "FoldReport", "FreezeReport",
     "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport",
     "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
-    "PatchRecord", "PatchReport", "PathInfo", "Position", "StageInfo", "Target", "TensorChange",
-    "WeightsDiff", "audit", "build_torchvision", "check_header", "describe_backbone",
-    "describe_file", "describe_model", "diff_weights", "drop_closed_patches", "fold_patches",
-    "freeze_head", "is_normalization", "load", "param_groups", "partial_load", "plain_state_dict",
-    "read_state_dict", "transfer_weights", "weights_file",
+    "PatchRecord", "PatchReport", "PathInfo", "Position", "Preprocessing", "StageInfo", "Target",
+    "TensorChange", "WeightsDiff", "as_rgb", "audit", "build_torchvision", "check_header",
+    "describe_backbone", "describe_file", "describe_model", "diff_weights", "drop_closed_patches",
+    "fold_patches", "freeze_head", "is_normalization", "load", "param_groups", "partial_load",
+    "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file",
 ]  # fmt: skip

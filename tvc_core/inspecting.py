@@ -41,7 +41,7 @@ class FileInfo:
         license: of the weights that the model started from.
         preprocessing: of its images, by the fields of `WeightsSpec` that say it: those of the
             weights that it started from, by default of the backbone's default ones; empty where
-            there are none.
+            there are none. Where it was set, by those of `Preprocessing`.
         versions: of the distributions that wrote it.
         metadata: the user's own facts.
         module: the class of the user's own module that it was made from.

@@ -25,6 +25,7 @@ from .backbone import build_backbone
 from .errors import (
     FreezeError,
     HeadError,
+    ParameterError,
     RecipeError,
     StageError,
     TvcError,
@@ -47,7 +48,7 @@ from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
 from .surgery.patches import rollback_on_error
 from .weights.comparing import compare, compare_backbone, compare_inserted, entries_of
-from .weights.content import BASE_KEY, MODULE_KEY, prepared_as
+from .weights.content import BASE_KEY, MODULE_KEY, prepared_as, was_set
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
 from .weights.ownfile import OwnFile, open_own
@@ -267,6 +268,10 @@ def _load(
     # without the metadata of a state dict MNASNet refuses to load
     some._metadata = own._metadata  # type: ignore[attr-defined]
     model.class_names = content["class_names"] or None
+    try:
+        model.preprocessing = was_set(content)
+    except ParameterError as error:
+        raise WeightsError(f"{path}: the preprocessing inside is not valid: {error}") from error
     model.load_freeze_state(content["freeze"])
     trainable = _by_hand(model, content.get("by_hand", {}))
     back = nullcontext() if module is None else _values_back_on_error(module)
@@ -344,7 +349,7 @@ def _with_preprocessing(plan: Plan, content: Mapping[str, Any]) -> Plan:
     can have changed that, and a plugin's knowledge can.
     """
     said = content.get("preprocessing")
-    if content["format"] < 4 or not said or plan.weights is None:
+    if content["format"] < 4 or not said or "fit" in said or plan.weights is None:
         return plan
     try:
         return replace(plan, weights=prepared_as(plan.weights, said))

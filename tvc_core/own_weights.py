@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from .specs import WeightsSpec
 from .surgery.head import find_last_layer, num_classes_of, set_num_classes
 from .surgery.sites import has_module
 from .weights.container import is_own
-from .weights.content import BASE_KEY, prepared_as
+from .weights.content import BASE_KEY, prepared_as, was_set
 from .weights.deferred import lend
 from .weights.entries import Checkpoint
 from .weights.files import state_dict_for
@@ -25,6 +25,7 @@ from .weights.limits import Room
 from .weights.naming import Wishes
 from .weights.ownfile import OwnFile, open_own
 from .weights.partial import load_checkpoint
+from .weights.preparing import OwnWeights
 from .weights.published import Layouts
 
 __all__ = ["FileFilling", "fill_from_file"]
@@ -152,11 +153,13 @@ def _described(
     names = tuple(names) if isinstance(names, list) and len(names) == rows else ()
     said = {k: v for k, v in (content.get("preprocessing") or {}).items() if k != "name"}
     try:
-        prepared = prepared_as(weights, said)
+        own = was_set(content)
+        prepared = weights if own is not None else prepared_as(weights, said)
     except (TypeError, ValueError) as error:
         raise WeightsError(f"{path}: the preprocessing inside is not valid: {error}") from error
-    license = content.get("license") or ""
-    return replace(prepared, num_classes=rows, class_names=names, license=license)
+    known = {each.name: getattr(prepared, each.name) for each in fields(WeightsSpec)}
+    known |= {"num_classes": rows, "class_names": names, "license": content.get("license") or ""}
+    return OwnWeights(**known, preprocessing=own)
 
 
 class FileFilling:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import io
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +13,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
 from torchvision import transforms as T
 
 from tests.core.conftest import TINY, Builder, build_tiny
-from tvc_core import HybridModel, ParameterError, WeightsSpec
+from tvc_core import (
+    BackboneError,
+    HybridModel,
+    ParameterError,
+    Preprocessing,
+    WeightsError,
+    WeightsSpec,
+    describe_file,
+)
+from tvc_core.weights.digest import digest_of
 
 SMALL = WeightsSpec(
     name="V1",
@@ -224,3 +236,160 @@ def test_a_network_for_grey_images_takes_them_as_they_are(lab: Builder) -> None:
     assert torch.equal(prepare(palette), expected(palette.convert("RGB").convert("L")))
     with pytest.raises(ParameterError, match=r"of 1 channel: "):
         prepare(torch.zeros(3, 50, 60))
+
+
+# -- what was set for a model ----------------------------------------------------------------------
+
+OWN = Preprocessing(
+    size=(24, 36), resize=40, interpolation="bicubic", mean=(0.2, 0.4, 0.6), std=(0.5, 0.25, 0.125)
+)
+
+
+def fitted_by_hand(picture: Image.Image, fit: str) -> np.ndarray:
+    """Return pixels [H, W, C] of size 24 x 36 [pixels], by Pillow alone."""
+    (width, height), bicubic = picture.size, Image.Resampling.BICUBIC
+    if fit == "squash":
+        return np.asarray(picture.resize((36, 24), bicubic))
+    if fit == "crop":  # torch cuts off what is half a pixel
+        short = min(width, height)
+        wide, high = int(40 * width / short), int(40 * height / short)
+        left, top = round((wide - 36) / 2), round((high - 24) / 2)
+        found = picture.resize((wide, high), bicubic)
+        return np.asarray(found.crop((left, top, left + 36, top + 24)))
+    scale = min(36 / width, 24 / height)
+    inner = picture.resize((round(width * scale), round(height * scale)), bicubic)
+    border = tuple(round(255 * value) for value in OWN.mean[: len(picture.getbands())])
+    canvas = Image.new(picture.mode, (36, 24), border if len(border) > 1 else border[0])
+    canvas.paste(inner, ((36 - inner.width) // 2, (24 - inner.height) // 2))
+    return np.asarray(canvas)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+@pytest.mark.parametrize("shape", [(50, 70), (70, 50), (9, 90)])
+def test_what_was_set_prepares_images_after_save_and_load(
+    lab: Builder, fit: str, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    builder = lab()
+    hybrid = builder.from_backbone("tiny", weights=None)
+    with pytest.raises(BackboneError, match="nothing says how"):
+        hybrid.transforms()
+    own = hybrid.preprocessing = dataclasses.replace(OWN, fit=fit)
+    hybrid.save(tmp_path / "m.safetensors")
+    again = builder.load(tmp_path / "m.safetensors")
+    assert again.preprocessing == own
+    picture = Image.fromarray(RNG.integers(0, 256, (*shape, 3), dtype=np.uint8))
+    wanted = torch.from_numpy(fitted_by_hand(picture, fit).copy()).movedim(-1, 0) / 255
+    mean, std = (torch.tensor(each)[:, None, None] for each in (own.mean, own.std))
+    tensor = torch.from_numpy(np.asarray(picture).copy()).movedim(-1, 0)
+    for prepare in (hybrid.transforms(), again.transforms()):
+        assert torch.equal(prepare(picture), (wanted - mean) / std)
+        # torch resizes a little differently from Pillow
+        for given in (tensor, tensor / 255):
+            found = prepare(given[None])[0] * std + mean
+            assert (found.clamp(0, 1) - wanted).abs().mean() < 0.01
+    assert again.transforms(train=True)(picture).shape == (3, 24, 36)
+
+
+def test_what_was_set_stays_with_weights_from_a_file_and_with_copies(
+    lab: Builder, tmp_path: Path
+) -> None:
+    builder = lab()
+    hybrid = builder.from_backbone("tiny", weights=None)
+    hybrid.preprocessing = OWN
+    hybrid.save(tmp_path / "m.safetensors")
+    assert describe_file(tmp_path / "m.safetensors").preprocessing == OWN.to_mapping()
+    new = builder.from_backbone("tiny", weights=tmp_path / "m.safetensors", num_classes=2)
+    assert new.preprocessing == copy.deepcopy(hybrid).preprocessing == OWN
+    assert new.transforms()(COLORS).equal(hybrid.transforms()(COLORS))
+    new.preprocessing = None
+    new.save(tmp_path / "n.safetensors")
+    assert builder.load(tmp_path / "n.safetensors").preprocessing is None
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_pictures_are_then_read_as_a_model_is_trained_on_them(
+    lab: Builder, orientation: int
+) -> None:
+    hybrid = lab().from_backbone("tiny", weights=None)
+    hybrid.preprocessing = OWN
+    prepare, turned = hybrid.transforms(), COLORS.copy()
+    turned.getexif()[0x0112] = orientation
+    upright = {1: 0, 3: 180, 6: -90, 8: 90}[orientation]
+    assert prepare(turned).equal(prepare(COLORS.rotate(upright, expand=True)))
+    deep = Image.fromarray(np.asarray(GREY).astype(np.uint16) * 257)
+    assert prepare(deep).equal(prepare(GREY)) and prepare(GREY).equal(prepare(GREY.convert("RGB")))
+    white = COLORS.copy()
+    white.putalpha(0)
+    assert prepare(white).equal(prepare(Image.new("RGB", COLORS.size, "white")))
+    with pytest.raises(ParameterError, match="32 bits"):
+        prepare(Image.new("F", (40, 40)))
+
+
+def test_a_grey_network_gets_grey(lab: Builder) -> None:
+    hybrid = lab().from_backbone("tiny", weights=None, in_channels=1)
+    grey = dataclasses.replace(OWN, mean=(0.5,), std=(0.25,), fit="pad")
+    hybrid.preprocessing = grey
+    wanted = torch.from_numpy(fitted_by_hand(GREY, "squash").copy())
+    hybrid.preprocessing = dataclasses.replace(grey, fit="squash")
+    assert hybrid.transforms()(GREY).equal(((wanted / 255 - 0.5) / 0.25)[None])
+    assert hybrid.transforms()(COLORS).equal(hybrid.transforms()(COLORS.convert("L")))
+    with pytest.raises(ParameterError, match="takes 1 channels, and this preprocessing is for 3"):
+        hybrid.preprocessing = OWN
+    assert len(hybrid.preprocessing.mean) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"size": 24}, "size is height and width"), ({"size": (0, 3)}, "size"),
+        ({"size": (True, 3)}, "size"), ({"resize": 0}, "resize"), ({"fit": "cut"}, "fit is one of"),
+        ({"interpolation": "lanczos"}, "interpolation"), ({"mean": ()}, "mean"),
+        ({"std": (1, 0, 1)}, "std"), ({"std": (1, 1)}, "std"),
+        ({"mean": (float("nan"), 0, 0)}, "mean"), ({"mean": "abc"}, "mean"),
+        ({"mean": (10**400, 0, 0)}, "mean"), ({"std": (float("inf"), 1, 1)}, "std"),
+    ],
+)  # fmt: skip
+def test_a_preprocessing_that_cannot_be_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(ParameterError, match=f"Preprocessing: {said}"):
+        dataclasses.replace(OWN, **change)
+    wrong = {**OWN.to_mapping(), **change}
+    with pytest.raises(ParameterError, match=f"Preprocessing: {said}"):
+        Preprocessing.from_mapping(wrong)
+
+
+def test_other_keys_of_a_preprocessing_are_refused(lab: Builder) -> None:
+    plain = OWN.to_mapping()
+    assert Preprocessing.from_mapping(json.loads(json.dumps(plain))) == OWN
+    with pytest.raises(ParameterError, match=r"unknown key 'sise'.*Did you mean 'size'"):
+        Preprocessing.from_mapping({**plain, "sise": 3})
+    with pytest.raises(ParameterError, match="fit is missing"):
+        Preprocessing.from_mapping({k: v for k, v in plain.items() if k != "fit"})
+    with pytest.raises(ParameterError, match=r"tvc_core\.Preprocessing, or None"):
+        lab().from_backbone("tiny", weights=None).preprocessing = plain
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"fit": "crop"}, {**OWN.to_mapping(), "fit": "cut"}, {**OWN.to_mapping(), "more": 1},
+        {**OWN.to_mapping(), "size": [10**400, 1]}, {**OWN.to_mapping(), "mean": [0.5], "std": [1]},
+        {**OWN.to_mapping(), "std": [[], {}, None]},
+    ],
+)  # fmt: skip
+def test_a_file_with_a_preprocessing_that_cannot_be_is_refused(
+    lab: Builder, said: dict[str, Any], tmp_path: Path
+) -> None:
+    builder, path = lab(), tmp_path / "m.safetensors"
+    hybrid = builder.from_backbone("tiny", weights=None)
+    hybrid.preprocessing = OWN
+    hybrid.save(path)
+    data = path.read_bytes()
+    tensors = safetensors.torch.load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    content = json.loads(header["__metadata__"]["tvc"])
+    del content["sha256"]
+    content["preprocessing"] = said
+    content["sha256"] = digest_of(content, tensors)
+    path.write_bytes(safetensors.torch.save(tensors, metadata={"tvc": json.dumps(content)}))
+    with pytest.raises(WeightsError, match="preprocessing inside is not valid"):
+        builder.load(path)

@@ -42,7 +42,7 @@ def content_of(
         "verified": state.verified,
         "license": (plan.weights.license if plan.weights else "") or None,
         "versions": _versions(plan),
-        "preprocessing": _preprocessing(plan),
+        "preprocessing": _preprocessing(state),
         "metadata": {**state.metadata, **(metadata or {})},
     }
     if plan.backbone.owner == FROM_MODULE:
@@ -69,9 +69,13 @@ def _versions(plan: Plan) -> dict[str, str]:
     return found
 
 
-def _preprocessing(plan: Plan) -> dict[str, Any] | None:
-    """Return how images are prepared for the weights, or for those that would be the default."""
-    spec = plan.backbone.spec
+def _preprocessing(state: HybridState) -> dict[str, Any] | None:
+    """Return how images are prepared: as was set, or for the weights, or for those that would be
+    the default.
+    """
+    if state.preprocessing is not None:
+        return state.preprocessing.to_mapping()
+    plan, spec = state.plan, state.plan.backbone.spec
     weights = plan.weights or spec.find_weights(spec.default_weights or "")
     if weights is None:
         return None

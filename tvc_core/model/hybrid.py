@@ -18,7 +18,8 @@ from ..quarantine.process_state import run_preserved
 from ..recipe import Recipe
 from ..surgery.anatomy import HEAD, StageInfo, stage_name
 from ..surgery.head import HeadReport, last_layer
-from ..weights.preprocessing import transforms
+from ..weights.preparing import Preprocessing
+from ..weights.preprocessing import check_preprocessing, transforms
 from ..written.rules import FREEZE
 from . import freezing
 from .checkpointing import set_checkpointing
@@ -463,13 +464,31 @@ class HybridModel(nn.Module):
         """Return what was done to the backbone, read from what is really in the model."""
         return explain(self, self._hybrid)
 
+    @property
+    def preprocessing(self) -> Preprocessing | None:
+        """How images are prepared for this model, where that was set; None where it is the
+        preprocessing of its weights. `save` keeps it.
+
+        Whoever trains a model on images of another size or range than its weights were sets it:
+        `model.preprocessing = Preprocessing(size=(96, 96), resize=110)`. What is no Preprocessing,
+        or of another number of channels than the model takes, is a ParameterError.
+        """
+        return self._hybrid.preprocessing
+
+    @preprocessing.setter
+    def preprocessing(self, said: Preprocessing | None) -> None:
+        if said is not None:
+            check_preprocessing(said, self.num_channels)
+        self._hybrid.preprocessing = said
+
     def transforms(self, *, train: bool = False, use_test_size: bool = False) -> nn.Module:
-        """Return the preprocessing of the model's weights, torchvision's module: PIL image or
-        tensor to [C, H, W].
+        """Return the preprocessing that was set for the model, or that of its weights, as
+        torchvision's module: PIL image or tensor to [C, H, W].
 
         A model without pretrained weights gets that of the backbone's default weights, with a
         warning that says so. Pictures in grey, with a palette or in CMYK are converted, RGBA where
-        every pixel is opaque; what cannot be converted without a guess is a ParameterError.
+        every pixel is opaque; what cannot be converted without a guess is a ParameterError. Where
+        `preprocessing` was set, all pictures are read as `as_rgb` reads them.
 
         Args:
             train: a random crop and mirroring instead of the resized center crop, as in
@@ -482,7 +501,8 @@ class HybridModel(nn.Module):
                 were prepared.
             ParameterError: both `train` and `use_test_size`.
         """
-        return transforms(self._hybrid.plan, train=train, use_test_size=use_test_size)
+        state = self._hybrid
+        return transforms(state.plan, state.preprocessing, train=train, use_test_size=use_test_size)
 
     # -- files -------------------------------------------------------------------------------------
 

@@ -17,6 +17,7 @@ from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.ending import LeftOutRecord
 from ..surgery.head import find_last_layer, num_classes_of
 from ..surgery.input import InputRecord
+from ..weights.preparing import Preprocessing
 from .bridge import Bridge
 from .features import MapReader, Taps
 
@@ -143,6 +144,7 @@ class HybridState:
         head_widths: outputs of each of several heads, by name; empty where there is one.
         head_dim: the dimension of the network's output along which they stand.
         new_layers: paths of the new last layers of auxiliary heads.
+        preprocessing: how images are prepared, where that was set; None for the weights' own.
         input: what was done at the input.
         left_out: what a network that ends early has not; None for a whole one.
         modules: class and settings of every module when the model was built, by path: what `save`
@@ -171,6 +173,7 @@ class HybridState:
     head_widths: dict[str, int] = field(default_factory=dict)
     head_dim: int = -1
     new_layers: tuple[str, ...] = ()
+    preprocessing: Preprocessing | None = None
     input: InputRecord | None = None
     left_out: LeftOutRecord | None = None
     modules: dict[str, str] = field(default_factory=dict)

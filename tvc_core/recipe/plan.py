@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import importlib_metadata
 
 from ..advice import recipes as advice
-from ..errors import ParameterError, UnknownNameError, short_repr, what_there_is
+from ..errors import ParameterError, UnknownNameError, what_there_is
 from ..local import is_module, own_block
 from ..registry import Named, Registry
 from ..specs import (
@@ -28,7 +28,7 @@ from ..specs import (
     WeightsSpec,
 )
 from ..written.place import Place
-from ..written.rules import IMAGE_SIZE, SIZE, file_name, is_file, requirement, split_entry
+from ..written.rules import IMAGE_SIZE, SIZE, file_name, requirement
 from .schema import PatchEntry, Recipe, Weights
 
 __all__ = ["REACHING", "PatchPlan", "Plan", "make_plan", "qualified_entry"]
@@ -124,9 +124,8 @@ def make_plan(
         _check_options(recipe.options, backbone)
         known = _with_facts(backbone, recipe.options, registry)
     with at("weights"):
-        file, entry = None, None
-        if is_file(recipe.weights):
-            file, entry = _own_file(recipe, "weights" in by_code)
+        given = replace(recipe, by_code=frozenset(by_code))
+        file, entry = given.weights_file, given.weights_entry
         weights = _bind_weights(recipe.weights, backbone) if file is None else _own(file, backbone)
     with at("image_size"):
         options = _options(recipe, backbone)
@@ -289,30 +288,6 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
     if found is None or weights_class.lower() not in ("", own):
         raise UnknownNameError(advice.unknown_weights(str(given), what, spec))
     return found
-
-
-def _own_file(recipe: Recipe, by_code: bool) -> tuple[Path, str | None]:
-    """Return the path of the user's own file of weights, and the entry that holds them. What a
-    recipe names is in its folder.
-    """
-    folder = Path() if recipe.where.marks is None or by_code else Path(recipe.where.source).parent
-    given, entry = str(recipe.weights), None
-    with suppress(OSError):  # such as of a name that is too long
-        if not (folder / given).is_file():
-            given, entry = split_entry(given)
-    path = Path(given)
-    if by_code:
-        return path, entry
-    is_outside = path.is_absolute() or ".." in path.parts
-    if recipe.where.marks is not None:  # a link may lead elsewhere
-        is_outside = is_outside or not (folder / path).resolve().is_relative_to(folder.resolve())
-    if is_outside:
-        raise recipe.place("weights").error(
-            f"the weights {short_repr(str(path))} are outside of the recipe's folder, where it "
-            "must not reach. Put the file there, or name it in Python: "
-            "HybridBuilder().build(recipe, weights=path)"
-        )
-    return folder / path, entry
 
 
 def _own(file: Path, backbone: Named[BackboneSpec]) -> WeightsSpec:

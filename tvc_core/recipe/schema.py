@@ -7,7 +7,7 @@ from __future__ import annotations
 import enum
 import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import IO, Any
@@ -17,7 +17,7 @@ from ..errors import RecipeError, TargetError, did_you_mean, short_repr
 from ..registry import Registry
 from ..specs import PATCH_KEYS
 from ..written import rules
-from ..written.place import Place
+from ..written.place import Place, keys_of
 from ..written.rules import Rule
 from .document import RecipeDocument, claimed
 
@@ -281,6 +281,43 @@ class Recipe:
         """Whether the recipe gives the head its classes."""
         return self.num_classes is not None or bool(self.class_names or self.heads)
 
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that the weights are read from, where they are one of the user's own and have no
+        name. What a recipe names is in its folder; a file outside of it, which no program has set,
+        is a RecipeError.
+        """
+        return self._own_weights[0]
+
+    @property
+    def weights_entry(self) -> str | None:
+        """What holds the weights in that file, where "FILE#ENTRY" says it."""
+        return self._own_weights[1]
+
+    @property
+    def _own_weights(self) -> tuple[Path | None, str | None]:
+        if not rules.is_file(self.weights):
+            return None, None
+        by_code, in_file = "weights" in self.by_code, self.where.marks is not None
+        folder = Path(self.where.source).parent if in_file and not by_code else Path()
+        given, entry = str(self.weights), None
+        with suppress(OSError):  # such as of a name that is too long
+            if not (folder / given).is_file():
+                given, entry = rules.split_entry(given)
+        path = Path(given)
+        if by_code:
+            return path, entry
+        is_outside = path.is_absolute() or ".." in path.parts
+        if in_file:  # a link may lead elsewhere
+            is_outside |= not (folder / path).resolve().is_relative_to(folder.resolve())
+        if is_outside:
+            raise self.place("weights").error(
+                f"the weights {short_repr(str(path))} are outside of the recipe's folder, where it "
+                "must not reach. Put the file there, or name it in Python: "
+                "HybridBuilder().build(recipe, weights=path)"
+            )
+        return folder / path, entry
+
     def place(self, key: str) -> Place:
         """Return where one of the values stands: its line in a file. Elsewhere, and of what a
         program has set, its name says it, which is in the message.
@@ -319,8 +356,11 @@ class Recipe:
         return Recipe(backbone=backbone.pop("name"), **backbone, **head, **top, **also)
 
     @staticmethod
-    def changed_document(document: RecipeDocument, changes: Mapping[str, Any]) -> RecipeDocument:
-        """Return a document with values in the place of its own; see `load_recipe`.
+    def changed_document(
+        document: RecipeDocument, changes: Mapping[str, Any], registry: Registry | None = None
+    ) -> RecipeDocument:
+        """Return a document with values in the place of its own; see `load_recipe`. Where one
+        belongs to an item of a list, sections that stand for other text have put that in first.
 
         Raises:
             RecipeError: there is no such path or argument.
@@ -336,6 +376,8 @@ class Recipe:
             elif path.isidentifier() and (near := did_you_mean(path, known)):
                 raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
             rule = entry and entry.metadata["rule"]
+            if any(isinstance(key, int) for key in keys_of(path)):
+                document = document.expanded(registry)  # the list may stand in what it extends
             document = document.with_value(path, _value(value, rule))
         return replace(document, by_code=frozenset(by_code))
 
@@ -399,7 +441,7 @@ def load_recipe(
         RecipeError: the file cannot be read, is not YAML, or is not a recipe; the message names
             file, line and column.
     """
-    document = Recipe.changed_document(RecipeDocument.read(path), changes or {})
+    document = Recipe.changed_document(RecipeDocument.read(path), changes or {}, registry)
     return Recipe.from_document(document, registry=registry)
 
 

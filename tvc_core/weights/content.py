@@ -21,16 +21,20 @@ from ..specs import WeightsSpec
 from ..version import __version__
 from ..written.rules import check_class_names
 from ..written.yaml_text import MAX_BYTES, MAX_DEPTH, MAX_VALUES
+from .preparing import Preprocessing
 
-__all__ = ["BASE_KEY", "FORMAT", "MODULE_KEY", "PREPARED", "check_content", "prepared_as"]
+__all__ = [
+    "BASE_KEY", "FORMAT", "MODULE_KEY", "PREPARED", "check_content", "prepared_as", "was_set",
+]  # fmt: skip
 
-FORMAT = 4
+FORMAT = 5
 _KEYS = ("format", "recipe", "freeze", "class_names", "step0_difference", "verified", "sha256")
 _LATER = (*_KEYS, "versions", "saved", "preprocessing", "metadata")
 _NOW = (*_KEYS, "by_hand", "license", "versions", "preprocessing", "metadata")
-_KEYS_OF = {1: _KEYS, 2: _LATER, 3: _LATER, 4: _NOW}
+_KEYS_OF = {1: _KEYS, 2: _LATER, 3: _LATER, 4: _NOW, 5: _NOW}
 """The keys of each format that a reader knows. Since format 3, replacements keep settings of what
-they replace; since format 4, what was frozen or thawed by hand stands there, and no date.
+they replace; since format 4, what was frozen or thawed by hand stands there, and no date; since
+format 5, the preprocessing may be one that was set for the model.
 """
 
 MODULE_KEY = "module"
@@ -59,8 +63,18 @@ _MODULE_KINDS: dict[str, Any] = {
 }  # fmt: skip
 
 
+def was_set(content: Mapping[str, Any]) -> Preprocessing | None:
+    """Return the preprocessing that was set for the model of a file; None where none was.
+
+    Raises:
+        ParameterError: it cannot be.
+    """
+    said = content.get("preprocessing") or {}
+    return Preprocessing.from_mapping(said) if "fit" in said else None
+
+
 def prepared_as(weights: WeightsSpec, said: Mapping[str, Any]) -> WeightsSpec:
-    """Return weights with the preprocessing that a file says.
+    """Return weights with the preprocessing of other weights that a file says.
 
     Raises:
         TypeError: a value of another kind.

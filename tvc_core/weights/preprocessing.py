@@ -1,4 +1,4 @@
-"""How images are prepared for a model: by the preprocessing of its weights."""
+"""How images are prepared for a model: as was set, or by the preprocessing of its weights."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import BackboneError, ParameterError
+from ..errors import BackboneError, ParameterError, short_repr
 from ..recipe import Plan
 from ..specs import FROM_MODULE
-from .torchvision import set_crop, training_transforms_of, transforms_of
+from .preparing import OwnWeights, Preprocessing, as_rgb
+from .torchvision import training_transforms_of, transforms_of
 
-__all__ = ["image_size", "transforms"]
+__all__ = ["check_preprocessing", "image_size", "preprocessing_of", "transforms"]
 
 
 def image_size(plan: Plan) -> tuple[int, int] | None:
@@ -27,14 +28,51 @@ def image_size(plan: Plan) -> tuple[int, int] | None:
     return (sides[0], sides[-1]) if all(isinstance(side, int) for side in sides) else None
 
 
-def transforms(plan: Plan, *, train: bool = False, use_test_size: bool = False) -> nn.Module:
-    """Return the preprocessing of a plan's weights at its image size, as torchvision's own module
-    that looks at each image first.
+def preprocessing_of(plan: Plan) -> Preprocessing | None:
+    """Return the preprocessing that was set for the model in a plan's file of weights, at the image
+    size of the plan; None where none was, or for another number of channels.
+    """
+    found = plan.weights.preprocessing if isinstance(plan.weights, OwnWeights) else None
+    channels = plan.recipe.in_channels or plan.backbone.spec.num_channels
+    if found is None or len(found.mean) != channels:
+        return None
+    sides = image_size(plan)
+    return found if sides is None else found.resized(sides)
+
+
+def check_preprocessing(said: Any, channels: int) -> None:
+    """Refuse to set what is no preprocessing for a model of so many channels.
+
+    Raises:
+        ParameterError: it is not.
+    """
+    if not isinstance(said, Preprocessing):
+        raise ParameterError(
+            "the preprocessing of a model is a tvc_core.Preprocessing, or None for that of its "
+            f"weights, not {short_repr(said)}"
+        )
+    if len(said.mean) != channels:
+        raise ParameterError(
+            f"the model takes {channels} channels, and this preprocessing is for {len(said.mean)} "
+            f"(mean {said.mean})"
+        )
+
+
+def transforms(
+    plan: Plan,
+    preprocessing: Preprocessing | None = None,
+    *,
+    train: bool = False,
+    use_test_size: bool = False,
+) -> nn.Module:
+    """Return what was set for a model, or the preprocessing of its plan's weights at its image
+    size, as torchvision's own module that looks at each image first.
 
     A UserWarning says where those of the default weights stand in for a random start.
 
     Args:
         plan: of the model.
+        preprocessing: what was set; None for the weights'.
         train: augment images, as for training.
         use_test_size: crop them at the size at which the weights' publisher evaluates.
 
@@ -48,6 +86,8 @@ def transforms(plan: Plan, *, train: bool = False, use_test_size: bool = False) 
             "transforms: train=True and use_test_size=True contradict each other, since the test "
             "size is for evaluation only"
         )
+    if preprocessing is not None:
+        return _as_set(preprocessing, train)
     spec, weights = plan.backbone.spec, plan.weights
     if plan.backbone.owner == FROM_MODULE:
         raise BackboneError(
@@ -82,11 +122,20 @@ def transforms(plan: Plan, *, train: bool = False, use_test_size: bool = False) 
     sides = image_size(plan) or (crop, crop)  # what the network was built for goes first
     longer = max(sides)
     sized = replace(weights, crop_size=longer, resize_size=round(resize * longer / crop))
-    prepare = training_transforms_of(sized, sides) if train else transforms_of(sized)
-    if not train and sides[0] != sides[1]:
-        set_crop(prepare, sides)
+    prepare = (training_transforms_of if train else transforms_of)(sized, sides)
     # a hook, so that what is returned stays torchvision's module, with its attributes
     prepare.register_forward_pre_hook(_Reader(channels))
+    return prepare
+
+
+def _as_set(preprocessing: Preprocessing, train: bool) -> nn.Module:
+    """Return the module for what was set."""
+    sides = preprocessing.size
+    prepare = (training_transforms_of if train else transforms_of)(preprocessing, sides)
+    if not train and preprocessing.fit != "crop":  # the reader brings images to their size
+        prepare.resize_size = list(sides)  # type: ignore[assignment]
+    channels = len(preprocessing.mean)
+    prepare.register_forward_pre_hook(_Reader(channels, preprocessing, train))
     return prepare
 
 
@@ -101,19 +150,27 @@ class _Reader:
 
     torchvision's own functions run on nearly anything: they normalize a grey picture as if it had
     three equal channels, fail on RGBA inside `normalize`, and PIL clips 16 bits to white.
+
+    Args:
+        channels: of the network.
+        preprocessing: what was set for the model: then pictures are read as it was trained on them,
+            and nothing has to be guessed.
+        train: what follows brings images to their size, at random.
     """
 
     channels: int
+    preprocessing: Preprocessing | None = None
+    train: bool = False
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         from PIL import Image
 
         image, *others = args
         if isinstance(image, Image.Image):
-            return (self._picture(image), *others)
+            return (self._fitted(self._picture(image)), *others)
         if isinstance(image, Tensor):
             self._check_tensor(image)
-            return args
+            return (self._fitted(image), *others)
         advice = "prepare images one by one"
         if isinstance(image, (str, PurePath)):
             advice = "PIL.Image.open(path) opens a file"
@@ -124,7 +181,15 @@ class _Reader:
             f"{type(image).__name__}: {advice}"
         )
 
+    def _fitted(self, image: Any) -> Any:
+        """Return an image with what torchvision's module has no word for: squashed or padded."""
+        own = self.preprocessing
+        return image if own is None or own.fit == "crop" or self.train else own.fitted(image)
+
     def _picture(self, picture: Any) -> Any:
+        if self.preprocessing is not None and self.channels in (1, 3):
+            rgb = as_rgb(picture)
+            return rgb if self.channels == 3 else rgb.convert("L")
         mode = picture.mode
         if mode in _DEEP_MODES:
             raise self._refusal(

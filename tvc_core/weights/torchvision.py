@@ -21,6 +21,7 @@ from ..errors import BackboneError, ParameterError, WeightsError, join_names
 from ..specs import BackboneSpec, WeightsSpec
 from .cache import cached_file, hash_in_name
 from .files import read_state_dict
+from .preparing import Preprocessing
 from .skeleton import build_again
 
 __all__ = ["build_torchvision", "class_names_of", "training_transforms_of", "transforms_of"]
@@ -164,26 +165,42 @@ def find_member(spec: BackboneSpec, weights: WeightsSpec) -> Any:
         ) from None
 
 
-def transforms_of(weights: WeightsSpec) -> nn.Module:
-    """Return the preprocessing that a pretrained set was trained with, as torchvision's own
-    module.
+def transforms_of(
+    said: WeightsSpec | Preprocessing, sides: tuple[int, int] | None = None
+) -> nn.Module:
+    """Return the preprocessing that a pretrained set was trained with, or what was set for a model,
+    as torchvision's own module.
+
+    Args:
+        said: which preprocessing; what a `Preprocessing` fits otherwise than by a crop, it fits
+            itself.
+        sides: height and width to cut out of an image that covers a square of the longer side; by
+            default the set's own [pixels].
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
 
+    if isinstance(said, Preprocessing):
+        crop, resize, squash = max(said.size), said.resize, False
+    else:
+        crop, resize, squash = said.crop_size, said.resize_size, said.squash
     preset = ImageClassification(
-        crop_size=weights.crop_size,
-        resize_size=weights.resize_size,
-        mean=weights.mean,
-        std=weights.std,
-        interpolation=InterpolationMode(weights.interpolation),
+        crop_size=crop,
+        resize_size=resize,
+        mean=said.mean,
+        std=said.std,
+        interpolation=InterpolationMode(said.interpolation),
     )
-    if weights.squash:
+    if squash:
         preset.resize_size *= 2  # a height and a width, not one number for the short side
+    if sides is not None and sides[0] != sides[1]:
+        preset.crop_size = list(sides)
     return preset
 
 
-def training_transforms_of(weights: WeightsSpec, sides: tuple[int, int]) -> nn.Module:
+def training_transforms_of(
+    weights: WeightsSpec | Preprocessing, sides: tuple[int, int]
+) -> nn.Module:
     """Return the augmentation with which torchvision's reference scripts train, where they are told
     nothing else: a random crop, half of the images mirrored. timm's random crops have the same
     shares and ratios.
@@ -200,15 +217,6 @@ def training_transforms_of(weights: WeightsSpec, sides: tuple[int, int]) -> nn.M
             v2.Normalize(weights.mean, weights.std),
         ]
     )
-
-
-def set_crop(prepare: nn.Module, sides: tuple[int, int]) -> None:
-    """Let preprocessing cut out a part of another height and width [pixels], of an image that it
-    has made to cover a square of the longer side.
-    """
-    for module in prepare.modules():
-        if hasattr(module, "crop_size"):
-            module.crop_size = list(sides)  # type: ignore[assignment]
 
 
 def class_names_of(weights: WeightsSpec) -> tuple[str, ...] | None:

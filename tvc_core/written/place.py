@@ -117,7 +117,8 @@ class Place:
                 raise
             place = self if self.marks is None else self.down(*error.below)
             place = place.key if error.below and place != self else place
-            placed = type(error)(f"{place}: {error}")
+            said = str(error).removeprefix(f"{written(place.path)}: ")  # which the place says
+            placed = type(error)(f"{place}: {said}")
             placed.path = place.path
             raise placed from error
 

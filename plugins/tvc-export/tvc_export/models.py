@@ -96,6 +96,8 @@ def facts_of(model: HybridModel) -> dict[str, Any]:
             "mean": _plain(prepare.mean),
             "std": _plain(prepare.std),
         }
+        if model.preprocessing is not None:
+            preprocessing["fit"] = model.preprocessing.fit
     return {
         "recipe": recipe,
         "classes": json.loads(json.dumps(classes)),

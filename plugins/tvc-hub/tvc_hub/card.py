@@ -18,6 +18,9 @@ _MOST_NAMES = 100
 _PREPARED = {
     "resize_size": "resize to [pixels]",
     "crop_size": "crop [pixels]",
+    "resize": "resize to [pixels]",
+    "size": "size [pixels]",
+    "fit": "fit",
     "test_resize_size": "resize to, as evaluated [pixels]",
     "test_crop_size": "crop, as evaluated [pixels]",
     "squash": "resize without keeping the proportions",

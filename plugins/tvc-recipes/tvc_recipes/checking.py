@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +51,7 @@ def check_recipe(
     registry = registry or Registry()
     found: list[TvcError] = []
     try:
-        document = Recipe.changed_document(RecipeDocument.read(recipe), changes or {})
+        document = Recipe.changed_document(RecipeDocument.read(recipe), changes or {}, registry)
         document = document.expanded(registry)
     except RecipeError as error:
         return [error]
@@ -150,11 +151,14 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
     """
     if not schema:
         return
-    from jsonschema import Draft202012Validator  # takes longer than all the rest
+    from jsonschema import Draft202012Validator, validators  # takes longer than all the rest
 
-    errors = list(Draft202012Validator(schema).iter_errors(data))
+    # to JSON Schema .nan and .inf are numbers, which no bound refuses
+    types = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)
+    validator = validators.extend(Draft202012Validator, type_checker=types)
+    errors = list(validator(schema).iter_errors(data))
     errors.sort(key=lambda e: e.validator != "additionalProperties")  # misspelt, so missing
-    for error in errors[:1]:
+    for error in map(_inside, errors[:1]):
         at = place
         for key in error.absolute_path:
             at = at / key
@@ -162,21 +166,80 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
             name = next((key for key in error.instance if key not in known), "")
             keys = what_there_is(str(name), known, "The keys are")
+            below = sorted({path for key, path in _keys_below(schema) if key == name and path})
+            if below:
+                keys = f" It is a key of {' or '.join(below)}.{keys}"
             raise (at / name).key.error(f"unknown key {short_repr(name)}.{keys}")
         raise at.error(_said(error))
 
 
+def _is_number(_: Any, value: Any) -> bool:
+    if isinstance(value, float):
+        return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _keys_below(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the keys that a schema knows, each with the path of what it stands in."""
+    for key, each in schema.get("properties", {}).items():
+        yield key, path
+        yield from _keys_below(each, f"{path}.{key}" if path else key)
+    if isinstance(items := schema.get("items"), Mapping):
+        yield from _keys_below(items, path)
+
+
+def _inside(error: Any) -> Any:
+    """Return what is wrong inside of a value, where it is of one of several forms in all else."""
+    while error.validator in ("oneOf", "anyOf"):
+        deeper = [each for each in error.context if each.relative_path]
+        if not deeper:
+            break
+        error = max(deeper, key=lambda each: len(each.relative_path))
+    return error
+
+
 def _said(error: Any) -> str:
-    value, shown = error.validator_value, short_repr(error.instance)
-    wanted = {
-        "type": "of the type", "enum": "one of", "const": "exactly", "minimum": "at least",
-        "maximum": "at most", "exclusiveMinimum": "above", "exclusiveMaximum": "below",
-    }  # fmt: skip
-    if error.validator == "required":
+    value, shown, what = error.validator_value, short_repr(error.instance), error.validator
+    if what == "required":
         missing = [key for key in value if key not in error.instance]
         return f"the key {missing[0]!r} is missing"
-    if error.validator in wanted:
-        listed = list(map(str, value)) if isinstance(value, list) else [str(value)]
-        near = did_you_mean(str(error.instance), listed) if error.validator == "enum" else ""
-        return f"has to be {wanted[error.validator]} {join_names(listed)}, not {shown}.{near}"
-    return f"{shown} does not fit: {error.validator} is {short_repr(value)}"
+    if what in ("minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"):
+        of = {"I": "items", "P": "keys", "L": "characters"}[what[3]]
+        least = "at least" if what.startswith("min") else "at most"
+        return f"has to have {least} {value} {of}, not {len(error.instance)}: {shown}"
+    if what == "uniqueItems":
+        return f"the same is there twice: {shown}"
+    listed = list(map(str, value)) if what == "enum" else []
+    near = did_you_mean(str(error.instance), listed)
+    return f"has to be {wanted_by(error.schema)}, not {shown}.{near}"
+
+
+_TYPES = {
+    "string": "text", "integer": "a whole number", "number": "a number", "array": "a list",
+    "boolean": "true or false", "object": "keys with values", "null": "null",
+}  # fmt: skip
+_BOUNDS = {
+    "minimum": "of at least", "exclusiveMinimum": "above", "maximum": "of at most",
+    "exclusiveMaximum": "below",
+}  # fmt: skip
+
+
+def wanted_by(schema: Mapping[str, Any]) -> str:
+    """Return what a value has to be, in words.
+
+    Args:
+        schema: of JSON Schema, with "type", bounds, "enum", "const", "oneOf" or "anyOf".
+    """
+    for form in ("oneOf", "anyOf"):
+        if form in schema:
+            return " or ".join(wanted_by(each) for each in schema[form])
+    if "enum" in schema:
+        return f"one of {join_names(list(map(str, schema['enum'])))}"
+    if "const" in schema:
+        return repr(schema["const"])
+    types = schema.get("type", [])
+    said = " or ".join(_TYPES[each] for each in ([types] if isinstance(types, str) else types))
+    if {"minimum", "maximum"} <= schema.keys():
+        return f"{said} from {schema['minimum']} to {schema['maximum']}"
+    bounds = [f"{word} {schema[key]}" for key, word in _BOUNDS.items() if key in schema]
+    return " ".join([said or "something else", " and ".join(bounds)]).strip()

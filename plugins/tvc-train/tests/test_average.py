@@ -12,12 +12,11 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from tvc_train.commands.average import average_command
-from tvc_train.data import Preprocessing
 from tvc_train.errors import TrainingError
 from tvc_train.soups import average
 from tvc_train.trained import Trained
 
-from tvc_core import HybridBuilder, Recipe, load
+from tvc_core import HybridBuilder, Preprocessing, Recipe, load
 
 PREPARED = Preprocessing(
     size=(32, 32), resize=32, fit="squash", interpolation="bilinear", mean=(0.5, 0.5, 0.5),
@@ -33,7 +32,7 @@ def save(path: Path, *, seed: int = 0, prepared: Preprocessing = PREPARED, **hea
     )
     model = HybridBuilder().build(recipe)
     about = Trained(preprocessing=prepared, temperature=3.0, figures={"accuracy": 0.9})
-    model.save(path, metadata=about.to_metadata())
+    about.save(model, path)
     return path
 
 

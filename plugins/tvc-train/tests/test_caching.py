@@ -23,14 +23,14 @@ from torch import nn
 from tvc_train.caching.cutting import CutError, cut
 from tvc_train.caching.feeding import CachedFeed
 from tvc_train.caching.storing import FeatureStore
-from tvc_train.data import DataSettings, Preprocessing, Transforms, open_data
+from tvc_train.data import DataSettings, Transforms, open_data
 from tvc_train.devices import Devices
 from tvc_train.errors import TrainingError
 from tvc_train.faults import StoppedError, Stopping
 from tvc_train.feeding import Feed
 from tvc_train.phases import Phase
 
-from tvc_core import HybridBuilder, HybridModel
+from tvc_core import HybridBuilder, HybridModel, Preprocessing
 
 
 def network(kernel: int = 3, stride: int = 2, activation: type[nn.Module] = nn.ReLU) -> nn.Module:

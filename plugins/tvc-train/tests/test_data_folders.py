@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 from PIL import Image
 from tvc_train.commands.data import data_command
+from tvc_train.commands.train import train_command
 from tvc_train.data import Data, DataSettings, inspect_data, open_data
 from tvc_train.errors import DataError
 
@@ -201,10 +202,22 @@ def test_a_bad_folder_is_told_by_name(kind: str, tmp_path: Path) -> None:
     assert wanted in str(raised.value), str(raised.value)
     assert str(root) in str(raised.value) or "class" in str(raised.value)
     assert str(raised.value).isprintable() or "\n" in str(raised.value)
+    refused(root, wanted, tmp_path / "run")
+
+
+def refused(data: Path, wanted: str, out: Path) -> None:
+    """Give data to `tvc train`, which has to refuse them before it leaves anything."""
+    command = [str(data), "--backbone", "resnet18", "--out", str(out)]
+    run = CliRunner().invoke(train_command, command)
+    # which `tvc` shows as one message, and ends with 1
+    assert isinstance(run.exception, DataError) and wanted in str(run.exception)
+    assert run.output == ""
+    assert not out.exists()
 
 
 TABLES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no such file": (lambda r: table(r, "train/cat/77.png,cat,train"), "list.csv:12: train/cat/77"),
+    "backslashes": (lambda r: table(r, r"train\cat\1.png,cat,train"), "with / in the place of"),
     "leads out": (lambda r: (outside(r), table(r, "../outside/secret.png,cat,train"))[1],
                   "list.csv:12: ../outside/secret.png: leads out"),
     "absolute": (lambda r: table(r, f"{outside(r)},cat,train"), "list.csv:12"),
@@ -233,6 +246,7 @@ def test_a_bad_table_is_told_by_its_line(kind: str, tmp_path: Path) -> None:
     with pytest.raises(DataError) as raised:
         looked_at(file)
     assert wanted in str(raised.value), str(raised.value)
+    refused(file, wanted, tmp_path / "run")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -19,16 +18,16 @@ from click.testing import CliRunner
 from PIL import Image
 from tvc_train.commands.evaluate import evaluate_command
 from tvc_train.commands.predict import predict_command
-from tvc_train.data import Preprocessing, Transforms, read_image
 from tvc_train.errors import DataError
 from tvc_train.judging import judge
+from tvc_train.planning import make_plan
 from tvc_train.predicting import find_files, predict
 from tvc_train.trained import KEY, Trained
 
-from tvc_core import HybridBuilder, Recipe, WeightsError
+from tvc_core import HybridBuilder, Preprocessing, Recipe, Registry, WeightsError, load, load_recipe
 
 CLASSES = ["cat", "dog", "a;b, c"]
-MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA"]
+MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "I;16", "turned"]
 ENDS = {
     "RGB": "jpg",
     "L": "webp",
@@ -37,6 +36,8 @@ ENDS = {
     "CMYK": "jpg",
     "1": "png",
     "LA": "png",
+    "I;16": "png",
+    "turned": "jpg",
 }
 
 
@@ -46,7 +47,17 @@ def picture(number: int) -> tuple[Image.Image, str]:
     mode = MODES[number % len(MODES)]
     height, width = (int(side) for side in drawn.integers(5, 90, 2))
     array = drawn.integers(0, 256, (height, width, 3), dtype=np.uint8)
-    return Image.fromarray(array).convert(mode), ENDS[mode]
+    image = Image.fromarray(array)
+    if mode == "turned":
+        image.getexif()[0x0112] = 2 + number % 7  # of EXIF: its orientation
+    elif mode == "I;16":
+        image = Image.fromarray(array[..., 0].astype(np.uint16) * 257)
+    elif mode in ("RGBA", "LA"):
+        image.putalpha(Image.fromarray(array[..., 1]))
+        image = image.convert(mode)
+    else:
+        image = image.convert(mode)
+    return image, ENDS[mode]
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +84,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             figures={"accuracy": 0.5, "f1": float("nan")},
         )
         found[labels] = folder / f"{labels}.safetensors"
-        model.save(found[labels], metadata=about.to_metadata())
+        about.save(model, found[labels])
     return found
 
 
@@ -85,7 +96,7 @@ def labeled(tmp_path_factory: pytest.TempPathFactory) -> Path:
         image, end = picture(number)
         below = folder / CLASSES[number % 3] / ("deep" if number % 2 else "")
         below.mkdir(parents=True, exist_ok=True)
-        image.save(below / f"{number}.{end}")
+        image.save(below / f"{number}.{end}", exif=image.getexif())
     return folder
 
 
@@ -94,11 +105,13 @@ def rows_of(text: str) -> list[dict[str, str]]:
 
 
 def by_hand(file: Path, path: Path) -> torch.Tensor:
-    """Probabilities of one file, from the saved model and what its file says."""
-    model, about = Trained.open(file)
-    logits = model(Transforms(about.preprocessing)(read_image(path))[None])[0].double()
-    scaled = logits / about.temperature
-    return scaled.sigmoid() if about.labels == "many" else scaled.softmax(0)
+    """Probabilities of one file, by the saved model's own transforms alone."""
+    model = load(file)
+    with Image.open(path) as picture:
+        logits = model(model.transforms()(picture)[None])[0].double()
+    said = model.metadata[KEY]
+    scaled = logits / said["temperature"]
+    return scaled.sigmoid() if said["labels"] == "many" else scaled.softmax(0)
 
 
 def test_predictions_equal_evaluation_and_the_saved_file_in_a_fresh_process(
@@ -134,8 +147,9 @@ def test_predictions_equal_evaluation_and_the_saved_file_in_a_fresh_process(
         right += found["class"] == CLASSES[target]
     assert judged.scores.figures["accuracy"] == pytest.approx(right / 200)
 
-    # in this process, which has not trained it, one file at a time
-    for path in random.Random(0).sample(sorted(rows), 5):
+    # in this process, which has not trained it, one file at a time: two of each kind
+    for number in range(2 * len(MODES)):
+        path = next(each for each in rows if Path(each).stem == str(number))
         probability = float(by_hand(saved["one"], Path(path)).max().detach())
         assert float(rows[path]["probability"]) == pytest.approx(probability, abs=1e-6)
 
@@ -212,15 +226,14 @@ def test_what_is_not_there_is_said_before_any_work(
     "change",
     [
         {"labels": "some"}, {"temperature": 0}, {"temperature": True}, {"temperature": "1"},
-        {"thresholds": [0.5]}, {"thresholds": 3}, {"figures": []}, {"preprocessing": {}},
-        {"preprocessing": None}, {"more": 1}, None,
+        {"thresholds": [0.5]}, {"thresholds": 3}, {"figures": []}, {"more": 1}, None,
     ],
 )  # fmt: skip
 def test_a_file_that_says_something_else_is_refused(
     saved: dict[str, Path], change: Any, tmp_path: Path
 ) -> None:
-    model, about = Trained.open(saved["one"])
-    said = about.to_metadata()[KEY]
+    model, _ = Trained.open(saved["one"])
+    said = model.metadata[KEY]
     model.metadata[KEY] = said | change if change is not None else "text"
     with pytest.raises(WeightsError, match=KEY):
         Trained.of(model)
@@ -271,3 +284,20 @@ def test_bad_data_are_named_and_left_out_only_where_that_is_asked_for(
     picture(0)[0].save(tmp_path / "bird" / "a.png")
     with pytest.raises(DataError, match="bird"):
         judge(saved["one"], tmp_path, max_bad=10)
+
+
+def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
+    photos: Path, tmp_path: Path
+) -> None:
+    head = {"class_names": ["class0", "class1", "class2"]}
+    backbone = {"name": "mobilenet_v3_small", "weights": None}
+    recipe = {"backbone": backbone, "head": head, "data": {"path": str(photos), "size": 32}}
+    HybridBuilder().build(Recipe.from_mapping(recipe)).save(tmp_path / "m.safetensors")
+    held = []
+    for more in ({}, {"seed": 5}, {"seed": 5, "training": {"seed": 0}}):
+        (tmp_path / "r.yaml").write_text(json.dumps({**recipe, **more}))
+        registry = Registry()
+        plan = make_plan(load_recipe(tmp_path / "r.yaml"), registry)
+        held.append(tuple(judge(tmp_path / "m.safetensors", tmp_path / "r.yaml").samples.names))
+        assert held[-1] == tuple(plan.data.val.names)
+    assert held[0] == held[2] != held[1]

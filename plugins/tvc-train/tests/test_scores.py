@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sklearn import metrics
+from torch import nn
 from tvc_train.scores import best_temperature, best_thresholds, probabilities, scores_of
 from tvc_train.showing import Display, TensorBoard, display_for
 
@@ -114,6 +115,19 @@ def test_the_temperature_is_the_likeliest(labels: str) -> None:
         ).figures["loss"]
 
     assert loss(found) < min(loss(found * 1.01), loss(found / 1.01))
+
+
+@pytest.mark.parametrize("labels", ["one", "many"])
+def test_images_that_are_all_right_leave_a_doubt(labels: str) -> None:
+    targets = torch.tensor([0, 2, 1, 1])
+    truth = nn.functional.one_hot(targets, 3)
+    logits = 9.0 * truth - 4.0
+    temperature = best_temperature(
+        logits, targets if labels == "one" else truth, labels=labels
+    )  # fmt: skip
+    said = probabilities(logits, labels=labels, temperature=temperature)
+    sure = said[truth.bool()] if labels == "one" else torch.where(truth.bool(), said, 1 - said)
+    assert float(sure.mean()) == pytest.approx(5 / 6 if labels == "one" else 13 / 14)
 
 
 # -- what is shown of a run ------------------------------------------------------------------------

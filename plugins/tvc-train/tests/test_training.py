@@ -182,6 +182,9 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(recipe: Make, tmp_path
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -190,12 +193,29 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(recipe: Make, tmp_path
             r"training.methods\[0\]: Unknown method 'l3_sp'.*'l2_sp'",
         ),
         ({"training.methods": [{"wise_ft": {"alpha": 2}}]}, "alpha is a number from 0 to 1, not 2"),
-        ({"training.methods": [{"wise_ft": {"beta": 2}}]}, "methods.*beta"),
+        (
+            {"training.methods": [{"wise_ft": {"alhpa": 2}}]},
+            r"methods\[0\]: method 'wise_ft': unknown key 'alhpa'. Did you mean 'alpha'",
+        ),
+        ({**ONE, "training.methods": ["surgical"]}, r"methods\[0\]: .*no phase thaws any"),
+        ({**ONE, "training.methods": ["temperature", "wise_ft"]}, r"methods\[1\]: .*there is one"),
+        ({**ONE, "training.methods": ["soup"]}, "last phase, and 'head' has one"),
+        ({"training.methods": ["surgical", "lp_ft"]}, r"methods\[0\]: .*another method says it"),
+        (
+            {"backbone.name": "inception_v3", "data.size": 75},
+            "data.size: .*does not take images of 75 x 75",
+        ),
+        ({"data.mean": [0, 0, 0], "data.std": [1, 1, 1e-300]}, "no finite number: look at mean"),
+        ({"training.phases[0].rate": math.nan}, "rate: has to be a number above 0 .* not nan"),
+        ({"training.epochs": 5}, "unknown key 'epochs'. It is a key of phases. The keys are seed"),
+        ({"training.batch_size": True}, "a whole number from 1 to 1000000 or 'auto', not True"),
+        ({"training.phases[0].thaw": [2.5]}, r"thaw\[0\]: has to be a whole number or text, not"),
         ({"training.phases": [{"epochs": 1, "thaw": "layer9"}]}, "no stage 'layer9' to thaw"),
-        ({"training.phases": [{"epochs": 0}]}, "epochs.*at least 1, not 0"),
+        ({"training.phases": [{"epochs": 0}]}, "epochs.*from 1 to 100000, not 0"),
         ({"training.batchsize": 8}, "unknown key 'batchsize'. Did you mean 'batch_size'"),
         ({"head.num_classes": 7}, "num_classes is 7, and the data have 3 classes"),
-        ({"head.class_names": ["a", "b", "c"]}, "the data have other classes: class0"),
+        ({"head.class_names": ["class0", "class1"]}, "only they have class2. Leave"),
+        ({"head.class_names": ["class2", "class1", "class0"]}, "or in another order: class0, cl"),
     ],
 )
 def test_a_wrong_recipe_is_refused_before_the_first_step(
@@ -203,6 +223,15 @@ def test_a_wrong_recipe_is_refused_before_the_first_step(
 ) -> None:
     with pytest.raises(RecipeError, match=said):
         preview(recipe(), changes=change)
+
+
+def test_a_dry_run_says_what_will_be_found_out(recipe: Make) -> None:
+    given = recipe(batch_size="auto", phases=[{"epochs": 2, "rate": "auto"}])
+    said = preview(given)
+    assert said["phase 1"] == "head: 2 epochs, rate auto" and said["batches"] == "of auto images"
+    assert "notes" not in said and "methods" not in said
+    said = preview({**given, "data": {"size": 32}})
+    assert said["notes"] == "data has no path, so the images are scikit-learn's digits"
 
 
 def test_the_help_imports_no_torch() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["AUGMENTATIONS", "DATA", "FORMATS", "SOURCES"]
+__all__ = ["AUGMENTATIONS", "DATA", "FORMATS", "RULES", "SOURCES", "or_null"]
 
 SOURCES = ("digits", "folder", "csv", "torchvision", "shards")
 AUGMENTATIONS = ("none", "light", "standard", "strong")
@@ -17,7 +17,7 @@ _TEXTS = {"type": "array", "items": {"type": "string", "minLength": 1}, "minItem
 _NUMBERS = {"type": "array", "items": {"type": "number"}, "minItems": 1, "maxItems": 3}
 _CHANNELS = {**_NUMBERS, "items": {"type": "number", "exclusiveMinimum": 0}}
 
-_RULES: dict[str, Any] = {
+RULES: dict[str, dict[str, Any]] = {
     "source": {"enum": list(SOURCES)},
     "path": {"type": "string", "minLength": 1},
     "name": {"type": "string", "minLength": 1},
@@ -50,4 +50,20 @@ _RULES: dict[str, Any] = {
     "max_cache": {"type": "number", "exclusiveMinimum": 0},
 }
 
-DATA: dict[str, Any] = {"type": "object", "properties": _RULES, "additionalProperties": False}
+
+def or_null(rules: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return rules for the keys of a section, of which some may also be null, as if they were not
+    there.
+    """
+    null = {"type": "null"}
+    return {key: {"anyOf": [rule, null]} if key in keys else rule for key, rule in rules.items()}
+
+
+DATA: dict[str, Any] = {
+    "type": "object",
+    "properties": or_null(
+        RULES, "source", "path", "name", "columns", "classes", "size", "fit", "interpolation",
+        "mean", "std", "views",
+    ),
+    "additionalProperties": False,
+}  # fmt: skip

@@ -15,10 +15,12 @@ from safetensors.torch import save
 from tvc_core import (
     HybridBuilder,
     HybridModel,
+    ParameterError,
     Recipe,
     RecipeDocument,
     Registry,
     WeightsError,
+    foreign,
     join_names,
     load_recipe,
 )
@@ -34,9 +36,9 @@ from .feeding import Feed
 from .loop import Training
 from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
-from .planning import Plan, make_plan
+from .planning import WEIGHTS, Plan, make_plan
 from .running import Key, check_key, run_folder
-from .runs import Run, write_durably, write_text
+from .runs import Run, copy_durably, write_durably, write_text
 from .scores import best_thresholds
 from .settings import TrainingSettings
 from .showing import Display, Displays, TensorBoard
@@ -105,19 +107,23 @@ def fit(
     """
     registry = registry or Registry()
     plan = make_plan(as_recipe(recipe, changes, registry), registry, data=data)
-    processes = Devices(
-        devices=devices,
-        nodes=nodes,
-        strategy=strategy,
-        precision=plan.training.precision,
-        accelerator=accelerator,
-    )
+    with foreign(TrainingError, f"accelerator {accelerator!r}, which is asked for"):
+        processes = Devices(
+            devices=devices,
+            nodes=nodes,
+            strategy=strategy,
+            precision=plan.training.precision,
+            accelerator=accelerator,
+        )
     stopping = Stopping()
     try:
         with stopping.listening():
             processes.launch()
             fitting = _Fitting(plan, processes, registry, stopping)
-            where = processes.together(lambda: run_folder(out, plan.name, resume=resume))
+            images = plan.data_settings.path
+            where = processes.together(
+                lambda: run_folder(out, plan.name, resume=resume, data=images)
+            )
             run = Run(folder=Path(processes.agree(where)))
             shown = display if processes.first and display is not None else Display()
             return fitting.train(run, shown, tensorboard=tensorboard and processes.first)
@@ -166,7 +172,8 @@ def as_recipe(
             return recipe
         recipe = recipe.to_mapping()
     document = RecipeDocument(data=recipe, place=Recipe(backbone="-").where)
-    return Recipe.from_document(Recipe.changed_document(document, changes or {}), registry=registry)
+    document = Recipe.changed_document(document, changes or {}, registry)
+    return Recipe.from_document(document, registry=registry)
 
 
 class _Fitting:
@@ -187,8 +194,10 @@ class _Fitting:
         plan.check_model(self.model)
         self.transforms = plan.transforms(self.model)
         self.methods = plan.methods(registry)
-        for phase in self.phases(plan.training):
+        phases = self.phases(plan.training)
+        for phase in phases:
             plan.check_phase(self.model, phase)
+        plan.check_images(self.model, self.transforms, phases)
 
     def phases(self, training: TrainingSettings) -> tuple[Phase, ...]:
         """Return the phases, as the methods want them."""
@@ -198,35 +207,44 @@ class _Fitting:
         )
         for method in self.methods.values():
             phases = method.phases(phases, size=size)
+        for number, (name, method) in enumerate(self.methods.items()):
+            try:
+                method.check(phases)
+            except ParameterError as error:
+                place = self.plan.given.where / "training" / "methods" / number
+                raise place.error(f"method {name!r}: {error}") from error
         return phases
 
     def describe(self) -> dict[str, Any]:
         """Return what would be trained."""
         plan, size = self.plan, self.plan.training.batch_size
-        return {
+        is_open = any(phase.rate == "auto" for phase in plan.training.phases)
+        facts = {
             "backbone": plan.recipe.backbone,
             "classes": join_names(plan.data.classes),
             "images": f"{len(plan.data.train)} to train on, {len(plan.data.val)} held out",
             "size": " x ".join(map(str, self.transforms.preprocessing.size)),
             "batches": f"of {size} images",
             **{
-                f"phase {number}": f"{phase.title}: {phase.epochs} epochs, rate {phase.rate}"
+                f"phase {number}": f"{phase.title}: {phase.epochs} epochs, rate "
+                + ("auto" if is_open else f"{phase.rate}")
                 for number, phase in enumerate(self.phases(plan.training), 1)
             },
             "notes": "; ".join(plan.notes),
             "methods": join_names(self.methods) if self.methods else "",
         }
+        return {name: said for name, said in facts.items() if said}
 
     def train(self, run: Run, display: Display, *, tensorboard: bool) -> Fitted:
         """Train to the end, and save."""
         plan, model, devices = self.plan, self.model, self.devices
-        key = Key.of(plan)
         known, start = run.read_key(), None
         if known is not None:
-            check_key(known, key, run)
+            key, chosen = check_key(known, plan, run), known["chosen"]
             start = _newest(run, devices)
-        found = known["chosen"] if known else choose(plan, model, self.transforms, devices)
-        chosen = devices.agree(found)
+        else:
+            chosen = devices.agree(choose(plan, model, self.transforms, devices))
+            key = Key.of(plan, chosen)
         settings = plan.training.with_chosen(chosen)
         devices.place(model, layout=settings.layout)
         if settings.normalization is None:
@@ -273,6 +291,14 @@ class _Fitting:
             display.note(note)
         try:
             evaluation = training.go(start)
+        except ValueError as error:  # of torch, about statistics of a single number
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise TrainingError(
+                "normalization layers cannot be trained on one image at a time, whose maps have "
+                "one pixel: lower training.accumulate, or set 'normalization: fixed' or larger "
+                "images"
+            ) from error
         finally:
             display.close()
         return self._saved(run, training, evaluation)
@@ -320,6 +346,8 @@ def _newest(run: Run, devices: Devices) -> Checkpoint | None:
 
 
 def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any]) -> None:
+    if (file := plan.given.weights_file) is not None:
+        copy_durably(file, run.folder / WEIGHTS / file.name)
     write_text(run.recipe, plan.written(chosen).to_yaml())
     text = {"key": key.values, "chosen": chosen, "versions": key.versions}
     write_text(run.key, json.dumps(text, indent=1, default=str) + "\n")
@@ -328,7 +356,7 @@ def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any]) -> Non
 def _save(run: Run, model: HybridModel, trained: Trained, evaluation: Evaluation) -> None:
     """Save the model and its predictions."""
     try:
-        model.save(run.model, metadata=trained.to_metadata())
+        trained.save(model, run.model)
     except WeightsError as error:
         raise TrainingError(str(error)) from error
     tensors = {

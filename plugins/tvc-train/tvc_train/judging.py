@@ -22,6 +22,7 @@ from .reporting.report import worst_mistakes, write_report
 from .runs import Run
 from .scores import Scores, scores_of
 from .settings import TrainingSettings
+from .starting import RECIPES
 from .trained import Trained
 
 __all__ = ["Judged", "judge", "report", "report_run"]
@@ -192,11 +193,11 @@ def report_run(run: Run, samples: Samples) -> Path:
 
 
 def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples, Sequence[Problem]]:
-    if data.suffix.lower() not in (".yaml", ".yml"):
+    if data.suffix.lower() not in RECIPES:
         return open_labeled(data, DataSettings(labels=labels), classes)
-    sections = load_recipe(data).sections
-    settings = DataSettings.from_mapping(sections.get("data"))
-    seed = TrainingSettings.from_mapping(sections.get("training") or {}).seed
+    recipe = load_recipe(data)
+    settings = DataSettings.from_mapping(recipe.sections.get("data"))
+    seed = TrainingSettings.of(recipe).seed  # which decides what is held out
     opened = open_data(replace(settings, classes=classes), folder=data.parent, seed=seed)
     if opened.labels != labels:
         raise DataError(

@@ -50,6 +50,13 @@ class Method:
         """
         return phases
 
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Look at the phases that are trained, after every method has changed them.
+
+        Raises:
+            ParameterError: the method would do nothing with them.
+        """
+
     def start(self, model: HybridModel) -> None:
         """Look at the model as it is before the first step. Called also when a run goes on."""
 
@@ -126,12 +133,21 @@ class Surgical(Method):
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return the phases, of which each that thaws stages thaws those."""
-        thawed: tuple[int | str, ...] = {"input": (0,), "feature": (1,), "output": (-1,)}[
-            self.shift
-        ]
         return tuple(
-            phase if phase.thaw == ("head",) else replace(phase, thaw=thawed) for phase in phases
+            phase if phase.thaw == ("head",) else replace(phase, thaw=self._thawed)
+            for phase in phases
         )
+
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Refuse phases of which none thaws those stages."""
+        if all(phase.thaw != self._thawed for phase in phases):
+            raise ParameterError(
+                "it says which stages are thawed, and no phase thaws any, or another method says it"
+            )
+
+    @property
+    def _thawed(self) -> tuple[int | str, ...]:
+        return ({"input": 0, "feature": 1, "output": -1}[self.shift],)
 
 
 class L2StartingPoint(Method):
@@ -195,6 +211,14 @@ class WiseFineTuning(Method):
         super().__init__()
         self.alpha = None if alpha is None else _number("alpha", alpha, 0, 1)
 
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Refuse a single phase."""
+        if len(phases) < 2:
+            raise ParameterError(
+                "it interpolates between the ends of the first phase and of the last, and there "
+                "is one: write two, or add lp_ft"
+            )
+
     def after_phase(self, training: Training) -> None:
         """Keep the weights of the first phase."""
         if training.position.phase == 0:
@@ -241,6 +265,13 @@ class GreedySoup(Method):
     def __init__(self, *, most: int = 5) -> None:
         super().__init__()
         self.most = int(_number("most", most, 1, 100))
+
+    def check(self, phases: tuple[Phase, ...]) -> None:
+        """Refuse a last phase of one epoch."""
+        if phases[-1].epochs < 2:
+            raise ParameterError(
+                f"it averages epochs of the last phase, and {phases[-1].title!r} has one"
+            )
 
     def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
         """Keep the weights, if they are among the best."""

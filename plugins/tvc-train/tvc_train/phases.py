@@ -71,6 +71,7 @@ class Phase:
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal phase."""
         given = {k: v for k, v in vars(self).items() if v != Phase.__dataclass_fields__[k].default}
+        given["rate"] = self.rate  # for whoever reads it
         if "thaw" in given:
             given["thaw"] = list(self.thaw)
         return given

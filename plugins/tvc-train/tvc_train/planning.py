@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from tvc_core import (
     HybridModel,
     ParameterError,
     Recipe,
+    RecipeError,
     Registry,
     StageError,
     UnknownNameError,
     foreign,
     join_names,
+    short_repr,
+    what_there_is,
 )
 
-from .data import Data, DataSettings, Preprocessing, Transforms, inspect_data, open_data
+from .data import Data, DataSettings, Transforms, inspect_data, open_data, preprocessing_for
+from .errors import DataError
 from .methods import Method
 from .phases import Phase, thaw
 from .settings import TrainingSettings
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["WEIGHTS", "Plan", "make_plan"]
+
+WEIGHTS = "weights"
+"""The folder of a run for a file of the user's own that the training starts from."""
 
 _OWN = ("data", "training", "tune")
 
@@ -86,6 +99,31 @@ class Plan:
                 at = place / number / "thaw" if number is not None else place
                 raise at.error(str(error)) from error
 
+    def check_images(
+        self, model: HybridModel, transforms: Transforms, phases: Iterable[Phase]
+    ) -> None:
+        """Refuse images of a size or range that the model does not take.
+
+        Raises:
+            RecipeError: it fails with white images, or its outputs are no finite numbers.
+        """
+        sizes = {transforms.preprocessing.size: self.given.where / "data" / "size"}
+        for number, phase in enumerate(phases):
+            if phase.size is not None:
+                at = self.given.where / "training" / "phases" / number / "size"
+                sizes.setdefault(transforms.resized(phase.size).preprocessing.size, at)
+        channels = len(transforms.preprocessing.mean)
+        for (height, width), place in sizes.items():
+            white = torch.full((1, channels, height, width), 255, dtype=torch.uint8)
+            what = f"{model.recipe.backbone} does not take images of {height} x {width} pixels"
+            with place.before_errors(), foreign(RecipeError, what):
+                outputs = _tried(model, transforms.normalize(white))
+            if not bool(outputs.isfinite().all()):
+                raise (self.given.where / "data").error(
+                    "what the model returns for a white image is no finite number: look at mean "
+                    f"({transforms.preprocessing.mean}) and std ({transforms.preprocessing.std})"
+                )
+
     def _number_of(self, phase: Phase) -> int | None:
         found = [i for i, each in enumerate(self.training.phases) if each.thaw == phase.thaw]
         return found[0] if found else None
@@ -96,7 +134,8 @@ class Plan:
         Raises:
             DataError: neither the data nor the model's weights say it.
         """
-        prepared = Preprocessing.of(model, self.data_settings)
+        with _in_section(self.given):
+            prepared = preprocessing_for(model, self.data_settings)
         settings = self.data_settings
         return Transforms(prepared, settings.augment, mirror=settings.mirror)
 
@@ -116,7 +155,9 @@ class Plan:
                 if short in found:
                     raise ParameterError(f"the method {short!r} is there twice")
                 with foreign(ParameterError, f"method {name!r}"):
-                    made = offer.load()(**values)
+                    factory = offer.load()
+                    _check_keys(name, values, factory)
+                    made = factory(**values)
             except (UnknownNameError, ParameterError) as error:
                 raise place.error(str(error)) from error
             if not isinstance(made, Method):
@@ -128,7 +169,8 @@ class Plan:
         return found
 
     def written(self, chosen: Mapping[str, Any]) -> Recipe:
-        """Return the recipe with which the same model is trained again, from any folder.
+        """Return the recipe with which the same model is trained again, from any folder that has
+        its `weights_file` in the folder "weights".
 
         Args:
             chosen: values that were found out.
@@ -139,7 +181,12 @@ class Plan:
         if self.data_settings.path is not None:
             data["path"] = self.data_settings.path
         found = {**sections, "data": data, "training": training}
-        return replace(self.given, sections={key: each for key, each in found.items() if each})
+        weights = self.given.weights
+        if (file := self.given.weights_file) is not None:
+            entry = self.given.weights_entry
+            weights = f"{WEIGHTS}/{file.name}" + ("" if entry is None else f"#{entry}")
+        sections = {key: each for key, each in found.items() if each}
+        return replace(self.given, weights=weights, sections=sections)
 
 
 def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = None) -> Plan:
@@ -151,9 +198,18 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         data: images in the place of the recipe's.
 
     Raises:
-        RecipeError: a section is wrong, or the head has other classes than the data.
+        RecipeError: a section is wrong, the head has other classes than the data, or a block has no
+            name that the recipe of a run could have.
         DataError: the data are not there, or are not what the section says.
     """
+    for entry in recipe.patches:
+        if callable(entry.block):
+            name = getattr(entry.block, "__name__", type(entry.block).__name__)
+            raise entry.where.error(
+                f"the block {name!r} is code of your own, which the recipe of a run cannot name, "
+                "so it would not train the same model again. Give it a name: plugin = "
+                f"LocalPlugin('mine'), plugin.block({name}), and fit(registry=Registry([plugin]))"
+            )
     where = recipe.where
     folder = Path(where.source).parent if where.marks is not None else Path()
     said = dict(recipe.sections.get("data") or {})
@@ -163,16 +219,19 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
     with (where / "data").before_errors():
         data_settings = DataSettings.from_mapping(said)
         if data_settings.path is not None:
-            whole = str((folder / data_settings.path).resolve())
+            whole = str((folder / Path(data_settings.path).expanduser()).resolve())
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
-        training = TrainingSettings.from_mapping(recipe.sections.get("training") or {})
-    if recipe.seed is not None and "seed" not in (recipe.sections.get("training") or {}):
-        training = replace(training, seed=recipe.seed)
-    opened = open_data(data_settings, folder=folder, seed=training.seed)
+        training = TrainingSettings.of(recipe)
+    is_wrong = data is None and data_settings.source != "torchvision"
+    is_wrong = is_wrong and not Path(data_settings.path or folder).exists()
+    with _in_section(recipe, otherwise="path" if is_wrong else None):
+        opened = open_data(data_settings, folder=folder, seed=training.seed)
     # everything that is wrong with the data, before the first step; what may be left out is left
     report = inspect_data(opened, data_settings, workers=training.workers)
     opened = report.ensure_fine()
+    if not recipe.name:  # its file's may be another where it is trained again
+        recipe = replace(recipe, name=_name_of(recipe))
     _check_best(recipe, training, opened)
     others = {key: each for key, each in recipe.sections.items() if key not in _OWN}
     freeze = recipe.freeze_backbone
@@ -184,9 +243,60 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         data_settings=data_settings,
         training=training,
         data=opened,
-        notes=tuple(map(str, (*report.problems, *report.notes))),
+        notes=(*_on_digits(data_settings), *map(str, (*report.problems, *report.notes))),
         freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
     )
+
+
+@contextmanager
+def _in_section(recipe: Recipe, otherwise: str | None = None) -> Iterator[None]:
+    """Put the place of a key of the section `data` before an error that begins with the key, and
+    before another that of the key `otherwise`.
+    """
+    try:
+        yield
+    except DataError as error:
+        named = re.match(r"data\.(\w+): ", str(error))
+        key = named[1] if named else otherwise
+        if key is None:
+            raise
+        with (recipe.where / "data" / key).before_errors(in_files_only=True):
+            raise
+
+
+@torch.no_grad()
+def _tried(model: HybridModel, image: Tensor) -> Tensor:
+    """Return a model's outputs for an image [1, C, H, W], after it took two in training, where
+    auxiliary heads run as well; it is as before afterwards, and in eval mode.
+    """
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model.train()(image.expand(2, -1, -1, -1))
+    finally:
+        model.eval()
+        for buffer, value in kept:
+            buffer.copy_(value)
+    outputs: Tensor = model(image)
+    return outputs
+
+
+def _check_keys(name: str, values: Mapping[str, Any], factory: Any) -> None:
+    """Refuse values of a method that it has no parameters for."""
+    takes = inspect.signature(factory).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in takes.values()):
+        return
+    for key in values:
+        if key not in takes:
+            keys = what_there_is(key, list(takes), "The keys are") if takes else " It takes none."
+            raise ParameterError(f"method {name!r}: unknown key {short_repr(key)}.{keys}")
+
+
+def _on_digits(settings: DataSettings) -> tuple[str, ...]:
+    """Say where the images are not the user's own, if the section does not."""
+    if settings.source is not None or settings.path is not None:
+        return ()
+    return ("data has no path, so the images are scikit-learn's digits",)
 
 
 def _check_best(recipe: Recipe, training: TrainingSettings, data: Data) -> None:
@@ -211,10 +321,11 @@ def _with_classes(recipe: Recipe, data: Data, training: TrainingSettings) -> Rec
     if names is not None and tuple(names) != tuple(data.classes):
         missing = [each for each in data.classes if each not in names]
         extra = [each for each in names if each not in data.classes]
+        said = f"; only they have {join_names(missing)}" if missing else ""
+        said += f"; only the recipe has {join_names(extra)}" if extra else ""
         raise recipe.place("class_names").error(
-            f"the data have other classes: {join_names(data.classes)}. Only they have "
-            f"{join_names(missing)}, only the recipe has {join_names(extra)}. Leave class_names "
-            "out, or give data.classes in this order"
+            f"the data have other classes, or in another order: {join_names(data.classes)}{said}. "
+            "Leave class_names out, or give data.classes in this order"
         )
     if count is not None and count != len(data.classes):
         raise recipe.place("num_classes").error(

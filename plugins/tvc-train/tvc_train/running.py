@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -36,14 +37,22 @@ class Key:
     versions: Mapping[str, str]
 
     @staticmethod
-    def of(plan: Plan) -> Key:
+    def of(plan: Plan, chosen: Mapping[str, Any]) -> Key:
         """Return the key of a plan.
+
+        Args:
+            plan: what is trained.
+            chosen: values that were found out, for what the recipe left open.
 
         Raises:
             DataError: an image cannot be read.
+            TrainingError: the file of weights cannot be read.
         """
         model = plan.recipe.to_mapping()
-        training = dict(plan.given.sections.get("training") or {})
+        if (file := plan.given.weights_file) is not None:  # wherever it lies
+            entry = plan.given.weights_entry
+            model["backbone"]["weights"] = f"sha256 {_sha256(file)} {entry or ''}".strip()
+        training = _decided(plan, chosen)
         settings = plan.data_settings.to_mapping()
         values = {
             "model": {k: v for k, v in model.items() if k not in ("name", "description", "seed")},
@@ -60,8 +69,8 @@ class Key:
         return Key(values=_plain(values), versions={n: metadata.version(n) for n in names})
 
 
-def check_key(known: Mapping[str, Any], key: Key, run: Run) -> None:
-    """Refuse to go on with another run.
+def check_key(known: Mapping[str, Any], plan: Plan, run: Run) -> Key:
+    """Return the key of a plan with what a run chose for it; refuse to go on with another run.
 
     Raises:
         TrainingError: something is different; the message says what.
@@ -69,6 +78,7 @@ def check_key(known: Mapping[str, Any], key: Key, run: Run) -> None:
     said = known.get("key")
     if not isinstance(said, Mapping) or not isinstance(known.get("chosen"), Mapping):
         raise TrainingError(f"{run.key} is damaged: the keys 'key' and 'chosen' are missing")
+    key = Key.of(plan, known["chosen"])
     differences = list(_differences(said, key.values, ""))
     if differences:
         raise TrainingError(
@@ -86,6 +96,23 @@ def check_key(known: Mapping[str, Any], key: Key, run: Run) -> None:
             UserWarning,
             stacklevel=2,
         )
+    return key
+
+
+def _decided(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the section `training` with what was chosen in the place of "auto": the recipe that is
+    written into a run goes on with it, as does the one that it began with.
+    """
+    said = plan.given.sections.get("training") or {}
+    found = {key: value for key, value in said.items() if value is not None}
+    for key in ("batch_size", "layout"):
+        if found.get(key) == "auto":
+            found[key] = chosen.get(key, "auto")
+    found["phases"] = [each.to_mapping() for each in plan.training.phases]
+    for phase, other in zip(found["phases"], chosen.get("phases", ()), strict=False):
+        if phase["rate"] == "auto":
+            phase["rate"] = other["rate"]
+    return found
 
 
 def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
@@ -104,6 +131,17 @@ def _differences(old: Any, new: Any, path: str) -> Iterator[str]:
         yield f"{path} was {short_repr(old)}, and is {short_repr(new)}"
 
 
+def _sha256(file: Path) -> str:
+    whole = hashlib.sha256()
+    try:
+        with file.open("rb") as opened:
+            while part := opened.read(1 << 20):
+                whole.update(part)
+    except OSError as error:
+        raise TrainingError(f"{file} cannot be read: {error.strerror or error}") from error
+    return whole.hexdigest()
+
+
 def _plain(value: Any) -> Any:
     """Return data as JSON gives it back."""
     import json
@@ -111,17 +149,31 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def run_folder(out: str | Path | None, name: str, *, resume: bool) -> str:
+def run_folder(out: str | Path | None, name: str, *, resume: bool, data: str | None = None) -> str:
     """Return the folder of a run.
 
     Args:
         out: which was asked for; None for runs/NAME, or the next free name.
         name: of the runs.
         resume: go on with a run that is there.
+        data: the folder of the images, where a run must not lie.
 
     Raises:
-        TrainingError: there is a run or something else, and it is not to go on.
+        TrainingError: there is a run or something else, and it is not to go on; or it would lie
+            among the images.
     """
+    found = _run_folder(out, name, resume)
+    if data is not None and Path(data).is_dir():
+        images = Path(data).resolve()
+        if Path(found).resolve().is_relative_to(images):
+            raise TrainingError(
+                f"the run would be {found}, which is in {images}, among the images, and be taken "
+                "for some of them: name another folder with --out"
+            )
+    return found
+
+
+def _run_folder(out: str | Path | None, name: str, resume: bool) -> str:
     if out is None:
         free = Run.new_name(RUNS, name)
         if not resume:
@@ -137,5 +189,10 @@ def run_folder(out: str | Path | None, name: str, *, resume: bool) -> str:
     if not resume and (run.key.exists() or run.checkpoints.exists()):
         raise TrainingError(
             f"{folder} has a run already: --resume goes on with it, --out names another folder"
+        )
+    if not resume and (there := [each.name for each in run.files if each.exists()]):
+        raise TrainingError(
+            f"{folder} has {join_names(there)} already, which a run would replace: name another "
+            "folder with --out"
         )
     return str(folder)

@@ -2,6 +2,7 @@
 
 RUN/
   recipe.yaml                the recipe that was used, with what `--set` changed
+  weights/                   the file of weights that it names, where these are the user's own
   run.json                   the key of the run: what has to be equal to go on, and versions
   metrics.csv                a row an epoch; nothing of it depends on the clock
   speed.csv                  a row an epoch: seconds and images a second
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from typing import IO, Any
 
 from .errors import TrainingError
 
-__all__ = ["Run", "write_durably"]
+__all__ = ["Run", "copy_durably", "write_durably", "write_text"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,13 @@ class Run:
     def predictions(self) -> Path:
         """Logits [N, classes], targets and indices [N] of the held-out images at the end."""
         return self.folder / "predictions.safetensors"
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """Every file that a run writes."""
+        return (
+            self.recipe, self.key, self.metrics, self.speed, self.model, self.predictions
+        )  # fmt: skip
 
     @staticmethod
     def new_name(parent: Path, name: str) -> Path:
@@ -126,6 +135,21 @@ def write_text(path: Path, text: str) -> None:
     """Write a text, whole or not at all, so that it is there after a loss of power."""
     with write_durably(path) as file:
         file.write(text.encode())
+
+
+def copy_durably(file: Path, to: Path) -> None:
+    """Copy a file, whole or not at all; nothing where it is that file already.
+
+    Raises:
+        TrainingError: it cannot be read or written.
+    """
+    try:
+        if to.exists() and to.samefile(file):
+            return
+        with file.open("rb") as source, write_durably(to) as target:
+            shutil.copyfileobj(source, target)
+    except OSError as error:
+        raise TrainingError(f"{file} cannot be copied: {error.strerror or error}") from error
 
 
 @contextmanager

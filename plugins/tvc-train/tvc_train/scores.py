@@ -238,6 +238,10 @@ def best_temperature(logits: Tensor, targets: Tensor, *, labels: str = "one") ->
     """Return the number by which logits have to be divided so that these targets are most likely
     (Guo et al. 2017, section 4.2); from 0.001 to 1000.
 
+    Where all images are right, any smaller number makes them more likely, down to certainty. Then
+    their mean probability becomes (N + 1) / (N + 2), which after N of N is Laplace's rule of
+    succession; with several labels an image N counts all decisions.
+
     Args:
         logits: [N, classes] of held-out images.
         targets: class numbers [N]; of several labels an image zeros and ones [N, classes].
@@ -254,10 +258,19 @@ def best_temperature(logits: Tensor, targets: Tensor, *, labels: str = "one") ->
                 loss = F.cross_entropy(factor * double, targets)
         return float(torch.autograd.grad(loss, factor)[0])
 
+    def doubt(scale: float) -> float:
+        if labels == "many":
+            sure = ((2 * targets.double() - 1) * scale * double).sigmoid()
+        else:
+            sure = (scale * double).softmax(1).gather(1, targets[:, None])
+        return float(sure.mean()) - (sure.numel() + 1) / (sure.numel() + 2)
+
     low, high = 1e-3, 1e3
-    for _ in range(60):  # the loss is convex in the scale, so its slope changes sign once
+    # the loss is convex in the scale, so its slope changes sign once, if at all
+    negative = doubt if slope(high) <= 0 else slope
+    for _ in range(60):
         middle = math.sqrt(low * high)
-        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+        low, high = (middle, high) if negative(middle) < 0 else (low, middle)
     return 1 / math.sqrt(low * high)
 
 

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from tvc_core import Recipe
+
 from .optimizers import OptimizerSettings
 from .phases import Phase
 
@@ -67,6 +69,14 @@ class TrainingSettings:
     best: str = "accuracy"
     keep: str = "best"
     save_every: int | None = None
+
+    @staticmethod
+    def of(recipe: Recipe) -> TrainingSettings:
+        """Return the settings of a recipe. Where the section has no seed, it is the recipe's."""
+        said = dict(recipe.sections.get("training") or {})
+        if recipe.seed is not None:
+            said.setdefault("seed", recipe.seed)
+        return TrainingSettings.from_mapping(said)
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any]) -> TrainingSettings:

@@ -106,9 +106,7 @@ def average(
             limits = best_thresholds(logits, targets, temperature=about.temperature)
             about = replace(about, thresholds=tuple(limits))
         about = replace(about, figures=found.evaluation.figures)
-    model.to("cpu").save(
-        out, metadata={**about.to_metadata(), "average_of": [path.name for path in taken]}
-    )
+    about.save(model.to("cpu"), out, average_of=[path.name for path in taken])
     return Soup(
         taken=tuple(taken), left_out=tuple(left), figures=dict(about.figures), notes=tuple(notes)
     )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["first_recipe", "is_data"]
+__all__ = ["RECIPES", "first_recipe", "is_data"]
 
-_RECIPES = (".yaml", ".yml")
+RECIPES = (".yaml", ".yml")
 
 
 def is_data(path: Path) -> bool:
@@ -16,18 +16,18 @@ def is_data(path: Path) -> bool:
     return path.is_dir() or path.suffix.lower() in (".csv", ".tar")
 
 
-def first_recipe(data: Path, backbone: str, patches: Mapping[str, str]) -> dict[str, Any]:
+def first_recipe(data: Path, backbone: str, patches: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return a recipe that does the sensible thing: the head first, then the last stages at a tenth
     of its rate; rate and batch size are found out, and probabilities are calibrated.
 
     Args:
         data: the images.
         backbone: the name of a network.
-        patches: blocks to wrap around paths.
+        patches: paths, and the blocks to wrap around them, the inner one first.
     """
     found: dict[str, Any] = {"name": backbone}
-    if patches:
-        found["patches"] = {target: {"wrap": block} for target, block in patches.items()}
+    for target, block in patches:
+        found.setdefault("patches", {}).setdefault(target, []).append({"wrap": block})
     name = f"{data.resolve().stem}-{backbone}"
     return {
         "name": "".join(c if c.isalnum() or c in "-_." else "-" for c in name),

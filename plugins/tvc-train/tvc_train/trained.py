@@ -1,7 +1,8 @@
 """What the file of a trained model says besides its tensors and recipe, so that it alone predicts:
 how images are prepared, what the outputs mean, how probabilities are calibrated.
 
-It stands under "tvc-train" in the file's metadata (`HybridModel.metadata`).
+How images are prepared is the model's own `preprocessing`; the rest stands under "tvc-train" in the
+file's metadata (`HybridModel.metadata`).
 """
 
 from __future__ import annotations
@@ -12,15 +13,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tvc_core import HybridModel, WeightsError, load, short_repr
+from tvc_core import HybridModel, Preprocessing, WeightsError, load, short_repr
 
-from .data import DataSettings, Preprocessing
+from .data import DataSettings, preprocessing_for
 from .errors import DataError
 
 __all__ = ["KEY", "Trained"]
 
 KEY = "tvc-train"
-_KEYS = ("labels", "preprocessing", "temperature", "thresholds", "figures")
+_KEYS = ("labels", "temperature", "thresholds", "figures")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,12 +43,19 @@ class Trained:
     thresholds: tuple[float, ...] | None = None
     figures: Mapping[str, float] = field(default_factory=dict)
 
-    def to_metadata(self) -> dict[str, Any]:
-        """Return it as what `HybridModel.save` takes as metadata."""
+    def save(self, model: HybridModel, path: str | Path, **metadata: Any) -> None:
+        """Save a model together with it, and with more metadata.
+
+        Raises:
+            WeightsError: the file cannot be written.
+        """
+        model.preprocessing = self.preprocessing
+        model.save(path, metadata={**self._to_metadata(), **metadata})
+
+    def _to_metadata(self) -> dict[str, Any]:
         return {
             KEY: {
                 "labels": self.labels,
-                "preprocessing": self.preprocessing.to_mapping(),
                 "temperature": self.temperature,
                 "thresholds": None if self.thresholds is None else list(self.thresholds),
                 # NaN, of a class that no image is of, is no JSON
@@ -62,18 +70,15 @@ class Trained:
 
         Raises:
             DataError: nothing says how its images are prepared.
-            WeightsError: the metadata are not what `to_metadata` wrote.
+            WeightsError: the metadata are not what `save` wrote.
         """
+        preprocessing = preprocessing_for(model, DataSettings())
         said = model.metadata.get(KEY)
         if said is None:
-            return Trained(preprocessing=Preprocessing.of(model, DataSettings()))
+            return Trained(preprocessing=preprocessing)
         if not isinstance(said, Mapping) or set(said) != set(_KEYS):
             raise _damaged(said)
-        try:
-            preprocessing = Preprocessing.from_mapping(said["preprocessing"])
-        except DataError as error:
-            raise _damaged(said["preprocessing"]) from error
-        temperature, thresholds, figures = (said[key] for key in _KEYS[2:])
+        temperature, thresholds, figures = (said[key] for key in _KEYS[1:])
         count = model.num_classes
         fits = said["labels"] in ("one", "many") and _is_number(temperature) and temperature > 0
         if thresholds is not None:

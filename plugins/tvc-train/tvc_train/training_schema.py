@@ -1,8 +1,10 @@
-"""The section `training` as a JSON Schema. Light: imports nothing."""
+"""The section `training` as a JSON Schema. Light: imports nothing heavy."""
 
 from __future__ import annotations
 
 from typing import Any
+
+from .data_schema import or_null
 
 __all__ = ["METHODS", "PHASE", "TRAINING"]
 
@@ -15,18 +17,24 @@ _THAW = {"oneOf": [_STAGE, {"type": "array", "items": _STAGE, "minItems": 1}]}
 
 PHASE: dict[str, Any] = {
     "type": "object",
-    "properties": {
-        "name": {"type": "string", "minLength": 1, "maxLength": 60},
-        "epochs": {"type": "integer", "minimum": 1, "maximum": 100_000},
-        "thaw": _THAW,
-        "rate": {"oneOf": [_POSITIVE, {"const": "auto"}]},
-        "layer_decay": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-        "warmup": {"type": "number", "minimum": 0, "maximum": 100_000},
-        "schedule": {"enum": ["cosine", "linear", "constant"]},
-        "stop_early": _COUNT,
-        "normalization": _NORMALIZATION,
-        "size": {"type": "integer", "minimum": 8, "maximum": 8192},
-    },
+    "properties": or_null(
+        {
+            "name": {"type": "string", "minLength": 1, "maxLength": 60},
+            "epochs": {"type": "integer", "minimum": 1, "maximum": 100_000},
+            "thaw": _THAW,
+            "rate": {"oneOf": [_POSITIVE, {"const": "auto"}]},
+            "layer_decay": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
+            "warmup": {"type": "number", "minimum": 0, "maximum": 100_000},
+            "schedule": {"enum": ["cosine", "linear", "constant"]},
+            "stop_early": _COUNT,
+            "normalization": _NORMALIZATION,
+            "size": {"type": "integer", "minimum": 8, "maximum": 8192},
+        },
+        "layer_decay",
+        "stop_early",
+        "normalization",
+        "size",
+    ),
     "required": ["epochs"],
     "additionalProperties": False,
 }
@@ -48,26 +56,32 @@ METHODS: dict[str, Any] = {
 
 TRAINING: dict[str, Any] = {
     "type": "object",
-    "properties": {
-        "seed": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
-        "phases": {"type": "array", "items": PHASE, "minItems": 1, "maxItems": 100},
-        "methods": METHODS,
-        "batch_size": {"oneOf": [_COUNT, {"const": "auto"}]},
-        "accumulate": _COUNT,
-        "optimizer": {"enum": ["adamw", "sgd"]},
-        "weight_decay": {"type": "number", "minimum": 0, "maximum": 1e6},
-        "momentum": _SHARE,
-        "label_smoothing": _SHARE,
-        "clip": _POSITIVE,
-        "ema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
-        "normalization": _NORMALIZATION,
-        "precision": {"enum": ["float32", "bfloat16", "float64"]},
-        "compile": {"type": "boolean"},
-        "layout": {"enum": ["auto", "contiguous", "channels_last"]},
-        "workers": {"type": "integer", "minimum": 0, "maximum": 1024},
-        "best": {"enum": ["accuracy", "balanced_accuracy", "loss", "f1"]},
-        "keep": {"enum": ["best", "last"]},
-        "save_every": _COUNT,
-    },
+    "properties": or_null(
+        {
+            "seed": {"type": "integer", "minimum": 0, "maximum": 2**31 - 1},
+            "phases": {"type": "array", "items": PHASE, "minItems": 1, "maxItems": 100},
+            "methods": METHODS,
+            "batch_size": {"oneOf": [_COUNT, {"const": "auto"}]},
+            "accumulate": _COUNT,
+            "optimizer": {"enum": ["adamw", "sgd"]},
+            "weight_decay": {"type": "number", "minimum": 0, "maximum": 1e6},
+            "momentum": _SHARE,
+            "label_smoothing": _SHARE,
+            "clip": _POSITIVE,
+            "ema": {"type": "number", "exclusiveMinimum": 0, "exclusiveMaximum": 1},
+            "normalization": _NORMALIZATION,
+            "precision": {"enum": ["float32", "bfloat16", "float64"]},
+            "compile": {"type": "boolean"},
+            "layout": {"enum": ["auto", "contiguous", "channels_last"]},
+            "workers": {"type": "integer", "minimum": 0, "maximum": 1024},
+            "best": {"enum": ["accuracy", "balanced_accuracy", "f1", "average_precision", "loss"]},
+            "keep": {"enum": ["best", "last"]},
+            "save_every": _COUNT,
+        },
+        "clip",
+        "ema",
+        "normalization",
+        "save_every",
+    ),
     "additionalProperties": False,
 }

@@ -91,6 +91,7 @@ def _settings_of(recipe: Path, changes: dict[str, str]) -> tuple[Any, Path, int]
     from tvc_core import Recipe, RecipeDocument, load_recipe
 
     from ..data import DataSettings
+    from ..settings import TrainingSettings
 
     if recipe.is_dir() or recipe.suffix.lower() == ".csv":  # a recipe of these data alone
         text = f"backbone: resnet18\ndata: {{path: {json.dumps(str(recipe.absolute()))}}}\n"
@@ -100,8 +101,7 @@ def _settings_of(recipe: Path, changes: dict[str, str]) -> tuple[Any, Path, int]
         read = load_recipe(recipe, changes=changes)
     with (read.where / "data").before_errors():
         settings = DataSettings.from_mapping(read.sections.get("data"))
-    seed = read.sections.get("training", {}).get("seed", read.seed or 0)
-    return settings, recipe.parent, int(seed)
+    return settings, recipe.parent, TrainingSettings.of(read).seed
 
 
 def _count(samples: Any, place: int) -> int:

@@ -66,18 +66,18 @@ def as_table(columns: list[str], rows: list[list[str]]) -> list[str]:
     ]  # fmt: skip
 
 
-def pairs_of(option: str, pairs: tuple[str, ...], example: str) -> dict[str, str]:
-    """Return what stands after an option that takes PATH=VALUE.
+def pairs_of(option: str, pairs: tuple[str, ...], example: str) -> list[tuple[str, str]]:
+    """Return what stands after an option that takes PATH=VALUE and may be repeated.
 
     Args:
         option: its name.
         pairs: what was given.
         example: of such a pair.
     """
-    found = {}
+    found = []
     for pair in pairs:
         path, equals, value = pair.partition("=")
         if not equals or not path or not value:
             raise click.UsageError(f"{option} takes {example}, and the like, not {pair!r}")
-        found[path] = value
+        found.append((path, value))
     return found

@@ -69,15 +69,16 @@ def train_command(
 
     Exit code 143 where SIGTERM was received; --resume goes on from there.
     """
+    from ..errors import DataError
     from ..extras import has_extra, require_extra
     from ..faults import StoppedError
     from ..fitting import fit, preview
     from ..showing import display_for
-    from ..starting import first_recipe, is_data
+    from ..starting import RECIPES, first_recipe, is_data
 
     if tensorboard:
         require_extra("report", "--tensorboard")
-    given = pairs_of("--set", changes, "training.seed=1")
+    given = dict(pairs_of("--set", changes, "training.seed=1"))
     source: Any = recipe
     if is_data(recipe):
         if data is not None:
@@ -88,6 +89,12 @@ def train_command(
                 "--backbone efficientnet_lite0. 'tvc list' lists them"
             )
         source = first_recipe(recipe, backbone, pairs_of("--patch", patches, "features.6=se"))
+    elif not recipe.exists():
+        raise DataError(f"{recipe} does not exist")
+    elif recipe.suffix.lower() not in RECIPES:
+        raise click.UsageError(
+            f"{recipe} is neither a recipe, a .yaml file, nor data: a folder of images, a CSV file"
+        )
     elif backbone is not None or patches:
         raise click.UsageError("--backbone and --patch are for images without a recipe")
     if dry_run:

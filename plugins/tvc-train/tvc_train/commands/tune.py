@@ -68,7 +68,7 @@ def tune_command(
     from ..tuning.settings import TuneSettings
     from .options import as_table, pairs_of
 
-    given = pairs_of("--set", changes, "training.seed=1")
+    given = dict(pairs_of("--set", changes, "training.seed=1"))
     section = load_recipe(recipe, changes=given).sections.get("tune") or {}
     settings = TuneSettings.from_mapping(section)
     if space:

@@ -12,21 +12,22 @@ if TYPE_CHECKING:
     from .images import read_image
     from .inspecting import DataReport, inspect_data
     from .opening import Data, open_data, open_files, open_labeled
-    from .preparing import Preprocessing, Transforms
+    from .preparing import Transforms, preprocessing_for
     from .problems import Problem
     from .samples import Samples
     from .settings import DataSettings
     from .shards import write_shards
 
 __all__ = [
-    "Batch", "Data", "DataReport", "DataSettings", "Preprocessing", "Problem", "Samples",
-    "Transforms", "class_weights", "evaluation_batches", "inspect_data", "open_data", "open_files",
-    "open_labeled", "read_image", "steps_in_epoch", "training_batches", "write_shards",
+    "Batch", "Data", "DataReport", "DataSettings", "Problem", "Samples", "Transforms",
+    "class_weights", "evaluation_batches", "inspect_data", "open_data", "open_files",
+    "open_labeled", "preprocessing_for", "read_image", "steps_in_epoch",
+    "training_batches", "write_shards",
 ]  # fmt: skip
 
 _HOMES = {
     "Batch": "batches", "Data": "opening", "DataReport": "inspecting", "DataSettings": "settings",
-    "Preprocessing": "preparing", "Problem": "problems", "Samples": "samples",
+    "Problem": "problems", "Samples": "samples", "preprocessing_for": "preparing",
     "Transforms": "preparing", "class_weights": "batches", "evaluation_batches": "batches",
     "inspect_data": "inspecting", "open_data": "opening", "open_files": "opening",
     "open_labeled": "opening", "read_image": "images", "steps_in_epoch": "batches",

@@ -130,7 +130,8 @@ def problem_of_file(path: str, root: str, settings: DataSettings, *, may_leave: 
     except FileNotFoundError:
         if os.path.islink(path):  # noqa: PTH114
             return f"a link to what is not there: {os.readlink(path)}"  # noqa: PTH115
-        return "there is no such file"
+        slashes = os.path.exists(path.replace("\\", "/"))  # noqa: PTH110
+        return "there is no such file" + ("; with / in the place of \\ there is" if slashes else "")
     except (OSError, ValueError) as error:
         return f"cannot be read: {getattr(error, 'strerror', None) or error}"
     if may_leave and leaves(path, root):

@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import os
 import stat
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
-from tvc_core import foreign, join_names
+from tvc_core import ParameterError, as_rgb, foreign, join_names
 
 from ..data_schema import FORMATS
 from ..errors import DataError
@@ -30,7 +31,6 @@ SUFFIXES = {
 
 MAX_PIXELS = 100_000_000
 
-_ORIENTATION = 0x0112  # of EXIF
 _BEGINNINGS = {
     b"%PDF": "a PDF", b"<svg": "an SVG", b"<?xm": "an XML file", b"<!DO": "an HTML page",
     b"<htm": "an HTML page", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "a gzip archive",
@@ -42,11 +42,8 @@ _BEGINNINGS = {
 def read_image(
     path: str | Path, *, max_pixels: int = MAX_PIXELS, formats: Sequence[str] = FORMATS
 ) -> Tensor:
-    """Return a file's image, uint8 [3, H, W], upright as its EXIF orientation says.
-
-    Grey images get three equal channels, palettes are looked up, CMYK is converted, 16 bits are
-    scaled to 8, transparent pixels show a white background, and of several frames the first is
-    taken.
+    """Return a file's image, uint8 [3, H, W], as `tvc_core.as_rgb` reads it: upright, and of
+    several frames the first.
 
     Args:
         path: the file.
@@ -95,9 +92,10 @@ def decode(
     picture = _open(content, where, max_pixels, formats)
     with foreign(DataError, f"{where}: the image is damaged"):
         picture.load()
-        if picture.getexif().get(_ORIENTATION, 1) != 1:
-            picture = ImageOps.exif_transpose(picture)
-        array = np.array(_opaque(_eight_bits(picture)))
+        try:
+            array = np.array(as_rgb(picture))
+        except ParameterError as error:
+            raise DataError(f"{where}: {error}") from error
     return torch.from_numpy(array).movedim(-1, 0)
 
 
@@ -116,7 +114,9 @@ def _open(content: bytes, where: str, max_pixels: int, formats: Sequence[str]) -
     if not content:
         raise DataError(f"{where}: the file is empty")
     try:
-        with foreign(DataError, f"{where}: the image is damaged"):
+        with foreign(DataError, f"{where}: the image is damaged"), warnings.catch_warnings():
+            # what is too large is said below, by our own limit
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = _identified(content, where, [name.upper() for name in formats])
     except DataError as error:
         if isinstance(error.__cause__, Image.DecompressionBombError):
@@ -151,27 +151,3 @@ def _identified(content: bytes, where: str, formats: list[str]) -> Any:
         said = next((what for magic, what in _BEGINNINGS.items() if start.startswith(magic)), "")
     said = f"this is {said}, and" if said else "no image, or a damaged one:"
     raise DataError(f"{where}: {said} what may be read is {allowed}") from None
-
-
-def _eight_bits(picture: Any) -> Any:
-    """Return a picture of at most 8 bits a channel."""
-    mode = picture.mode
-    if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
-        array = np.asarray(picture).astype(np.int64)
-        return Image.fromarray((array.clip(0, 65535) >> 8).astype(np.uint8))
-    if mode in ("I", "F"):
-        raise ValueError(
-            f"{mode} pixels of 32 bits, whose range is not known: convert it to 8 bits"
-        )
-    return picture
-
-
-def _opaque(picture: Any) -> Any:
-    """Return a picture in RGB, transparent pixels on white."""
-    if picture.mode == "RGB" and "transparency" not in picture.info:
-        return picture
-    if picture.mode in ("LA", "La", "PA", "RGBA", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        background = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(background, picture).convert("RGB")
-    return picture.convert("RGB")

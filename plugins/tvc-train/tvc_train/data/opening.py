@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -99,13 +99,13 @@ def open_labeled(
         table, parts, _, problems = read_table(path, settings, classes)
         held = np.flatnonzero(parts != "train")
         samples = table if not (parts == "val").any() else table.take(held)
-        return samples, tuple(problems)
+        return samples, tuple(_lacking(problems, "the model does not know"))
     _refuse_many(settings, path)
     found = {each.name for each in path.iterdir() if each.is_dir()}
     top = path / "val" if {"train", "val"} <= found or found == {"val"} else path
     list_classes(top)
     samples, problems = list_folder(top, classes, settings)
-    return samples, tuple(problems)
+    return samples, tuple(_lacking(problems, "the model does not know"))
 
 
 def open_files(
@@ -200,12 +200,14 @@ def _folder(settings: DataSettings, path: Path, seed: int) -> Data:
         return _split(data, settings, seed, None)
     list_classes(held)
     val, found = list_folder(held, classes, settings)
-    problems += [replace(each, what=_of_val(each.what)) for each in found]
+    problems += _lacking(found, "train/ does not have")
     return Data(train=train, val=val, classes=classes, problems=tuple(problems))
 
 
-def _of_val(what: str) -> str:
-    return what.replace("that there is not among those to train on", "that train/ does not have")
+def _lacking(problems: Iterable[Problem], what: str) -> list[Problem]:
+    """Return problems that say of a class what lacks it."""
+    said = "that there is not among those to train on"
+    return [replace(each, what=each.what.replace(said, f"that {what}")) for each in problems]
 
 
 def _table(settings: DataSettings, path: Path, seed: int) -> Data:

@@ -3,114 +3,63 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 
-from tvc_core import BackboneError, HybridModel, short_repr
+from tvc_core import BackboneError, HybridModel, ParameterError, Preprocessing
 
 from ..errors import DataError
 from .order import own_generator, seed_of
 from .settings import DataSettings
 
-__all__ = ["Preprocessing", "Transforms"]
+__all__ = ["Transforms", "preprocessing_for"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Preprocessing:
-    """How images are prepared, the same in training, evaluation and prediction.
+def preprocessing_for(model: HybridModel, settings: DataSettings) -> Preprocessing:
+    """Return how images are prepared: what the section says, and where it says nothing, what the
+    model says.
 
-    Args:
-        size: height and width of what the network gets [pixels].
-        resize: the short side before the center is cut out, with `fit` "crop" [pixels].
-        fit: "crop", "squash" or "pad".
-        interpolation: "bilinear", "bicubic" or "nearest".
-        mean: by channel, of images scaled to [0, 1]; one channel stands for grey images.
-        std: likewise.
+    Raises:
+        DataError: neither says it, or the section says it for another number of channels.
     """
-
-    size: tuple[int, int]
-    resize: int
-    fit: str
-    interpolation: str
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @staticmethod
-    def of(model: nn.Module, settings: DataSettings) -> Preprocessing:
-        """Return what the section says, and where it says nothing, what the model's weights say.
-
-        Raises:
-            DataError: neither says it.
-        """
-        said = _said_by(model)
-        given: dict[str, Any] = {
-            name: getattr(settings, name) or said.get(name)
-            for name in ("size", "fit", "interpolation", "mean", "std")
-        }
-        given["fit"] = given["fit"] or "crop"
-        given["interpolation"] = given["interpolation"] or "bilinear"
-        missing = [name for name in ("size", "mean", "std") if given[name] is None]
-        if missing:
-            raise DataError(
-                f"nothing says how images are prepared for this model ({said['why']}). Write what "
-                f"is missing into the section data: {', '.join(missing)}; for images scaled to "
-                "[0, 1] and nothing known, 'mean: [0.5, 0.5, 0.5]' and 'std: [0.5, 0.5, 0.5]'"
-            )
-        if len(given["mean"]) not in (1, 3):
-            raise DataError(
-                f"data.mean: {len(given['mean'])} channels; images have 3, or 1 where they are grey"
-            )
-        ratio = said["resize"] / max(said["size"]) if said.get("size") else 1.0
-        given["resize"] = max(1, round(ratio * max(given["size"])))
+    said = _said_by(model)
+    given: dict[str, Any] = {
+        name: getattr(settings, name) or said.get(name)
+        for name in ("size", "fit", "interpolation", "mean", "std")
+    }
+    given["fit"] = given["fit"] or "crop"
+    given["interpolation"] = given["interpolation"] or "bilinear"
+    missing = [name for name in ("size", "mean", "std") if given[name] is None]
+    if missing:
+        raise DataError(
+            f"nothing says how images are prepared for this model ({said['why']}). Write what "
+            f"is missing into the section data: {', '.join(missing)}; for images scaled to "
+            "[0, 1] and nothing known, 'mean: [0.5, 0.5, 0.5]' and 'std: [0.5, 0.5, 0.5]'"
+        )
+    channels = model.num_channels
+    if channels not in (1, 3):
+        raise DataError(f"the model takes {channels} channels; images have 3, or 1 in grey")
+    if len(given["mean"]) != channels:
+        raise DataError(
+            f"data.mean: {len(given['mean'])} numbers, and the model takes {channels} channels"
+        )
+    ratio = said["resize"] / max(said["size"]) if said.get("size") else 1.0
+    given["resize"] = max(1, round(ratio * max(given["size"])))
+    try:
         return Preprocessing(**given)
-
-    @staticmethod
-    def from_mapping(data: Mapping[str, Any]) -> Preprocessing:
-        """Read what `to_mapping` wrote.
-
-        Raises:
-            DataError: it is something else.
-        """
-        fields = Preprocessing.__dataclass_fields__
-        try:
-            made: dict[str, Any] = {
-                name: tuple(v) if isinstance(v, list) else v for name, v in data.items()
-            }
-            found = Preprocessing(**made)
-            fits = len(found.size) == 2 and len(found.mean) == len(found.std)
-            fits = fits and all(isinstance(n, int) and n > 0 for n in (*found.size, found.resize))
-            fits = fits and all(isinstance(n, (int, float)) for n in (*found.mean, *found.std))
-            fits = fits and all(n > 0 for n in found.std) and found.fit in ("crop", "squash", "pad")
-            fits = fits and found.interpolation in ("bilinear", "bicubic", "nearest")
-        except (TypeError, AttributeError):
-            fits = False
-        if not fits:
-            raise DataError(
-                f"a preprocessing has the keys {', '.join(fields)}, not {short_repr(data)}"
-            )
-        return found
-
-    def to_mapping(self) -> dict[str, Any]:
-        """Return it as plain data."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
-
-    def resized(self, size: int | Sequence[int]) -> Preprocessing:
-        """Return it for images of another size, height and width or one side [pixels]."""
-        height, width = (size, size) if isinstance(size, int) else size
-        resize = max(1, round(self.resize * max(height, width) / max(self.size)))
-        return replace(self, size=(height, width), resize=resize)
+    except ParameterError as error:
+        raise DataError(f"data: {error}") from error
 
 
-def _said_by(model: nn.Module) -> dict[str, Any]:
+def _said_by(model: HybridModel) -> dict[str, Any]:
     """Return what a model says about its images; `why` where it says nothing."""
-    if not isinstance(model, HybridModel):
-        return {"why": "it is no hybrid"}
+    if model.preprocessing is not None:
+        return vars(model.preprocessing)
     try:
         with warnings.catch_warnings():  # that the default weights stand in for a random start
             warnings.simplefilter("ignore", UserWarning)
@@ -132,8 +81,9 @@ class Transforms:
     """Prepare images for a network.
 
     `Transforms(preprocessing)` prepares them for evaluation, and is a function from uint8
-    [3, H, W] to float32 [C, h, w]. With `augment`, images are also varied at random, by torchvision
-    transforms on 8 bits; then an image's look depends only on the seed, the epoch and its index.
+    [3, H, W] to float32 [C, h, w], the bits of `model.transforms()`. With `augment`, images are
+    also varied at random, by torchvision transforms on 8 bits; then an image's look depends only on
+    the seed, the epoch and its index.
 
     Args:
         preprocessing: what the network expects.
@@ -181,11 +131,14 @@ class Transforms:
 
     def pixels(self, image: Tensor, *, seed: int = 0, epoch: int = 0, index: int = 0) -> Tensor:
         """Return all but the normalization of an image, uint8 [C, h, w]."""
+        if len(self.preprocessing.mean) == 1:
+            image = F.pil_to_tensor(F.to_pil_image(image).convert("L"))
         if self._vary is None:
-            return self._channels(self._fitted(image))
+            return self._fitted(image)
         with own_generator() as generator:
             generator.manual_seed(seed_of("image", seed, epoch, index))
-            return self._channels(self._vary(image))
+            found: Tensor = self._vary(image)
+            return found
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return normalized images, float32 [N, C, h, w], of uint8 [N, C, h, w]."""
@@ -195,39 +148,11 @@ class Transforms:
         std = torch.tensor(self.preprocessing.std, device=pixels.device).view(shape)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
-    def _channels(self, image: Tensor) -> Tensor:
-        return F.rgb_to_grayscale(image) if len(self.preprocessing.mean) == 1 else image
-
     def _fitted(self, image: Tensor) -> Tensor:
         """Return an image of the network's size, without anything random."""
         # By Pillow, as the model's own transforms resize what they are given: torch's kernels for 8
         # bits differ from it by one in some pixels of a thousand, and from processor to processor.
-        size, fit = list(self.preprocessing.size), self.preprocessing.fit
-        picture: Any = F.to_pil_image(image)
-        if fit == "crop":
-            picture = self._resized(picture, [self.preprocessing.resize])
-            return F.pil_to_tensor(F.center_crop(picture, size))
-        if fit == "squash":
-            return F.pil_to_tensor(self._resized(picture, size))
-        shape = image.shape[-2:]
-        scale = min(outer / side for outer, side in zip(size, shape, strict=True))
-        inner = [max(1, round(side * scale)) for side in shape]
-        inner = [min(side, outer) for side, outer in zip(inner, size, strict=True)]
-        border = torch.tensor(self._fill(), dtype=torch.uint8)
-        canvas = border[:, None, None].repeat(1, *size)
-        top, left = ((outer - side) // 2 for outer, side in zip(size, inner, strict=True))
-        resized = F.pil_to_tensor(self._resized(picture, inner))
-        canvas[:, top : top + inner[0], left : left + inner[1]] = resized
-        return canvas
-
-    def _fill(self) -> list[int]:
-        """Return the mean color, in 8 bits."""
-        mean = self.preprocessing.mean
-        fill = [min(max(round(255 * value), 0), 255) for value in mean]
-        return fill * 3 if len(fill) == 1 else fill
-
-    def _resized(self, picture: Any, size: list[int]) -> Any:
-        return F.resize(picture, size, interpolation=self._interpolation, antialias=True)
+        return F.pil_to_tensor(self.preprocessing.fitted(F.to_pil_image(image)))
 
     def _variation(self) -> Any:
         """Return what varies an image, and brings it to the network's size; None for nothing."""
@@ -238,7 +163,6 @@ class Transforms:
             list(self.preprocessing.size),
             [round(255 * m) for m in self.preprocessing.mean],
         )
-        fill = fill * 3 if len(fill) == 1 else fill
         first: list[Any]
         if self.preprocessing.fit == "crop":
             first = [

@@ -8,11 +8,9 @@ from typing import Any
 
 from tvc_core import RecipeError, did_you_mean, join_names, short_repr, what_there_is
 
-from ..data_schema import DATA, FORMATS
+from ..data_schema import FORMATS, RULES
 
 __all__ = ["DataSettings"]
-
-_RULES: dict[str, dict[str, Any]] = DATA["properties"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,11 +116,11 @@ class DataSettings:
             hint = f" Write 'path: {data}' in it." if isinstance(data, str) else ""
             raise RecipeError(f"data: a section with keys, not {short_repr(data)}.{hint}")
         for key in data:
-            if key not in _RULES:
-                keys = what_there_is(str(key), list(_RULES), "The keys are")
+            if key not in RULES:
+                keys = what_there_is(str(key), list(RULES), "The keys are")
                 raise _wrong(str(key), f"unknown key {short_repr(key)}.{keys}", named=False)
             if data[key] is None and key in _NEEDED:
-                raise _wrong(key, f"{_wanted(_RULES[key])}, not null")
+                raise _wrong(key, f"{_wanted(RULES[key])}, not null")
         return DataSettings(**data)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -198,7 +196,7 @@ def _wrong(key: str, problem: str, *, named: bool = True) -> RecipeError:
 
 
 def _check(key: str, value: Any) -> None:
-    rule = _RULES[key]
+    rule = RULES[key]
     if problem := _misfit(value, rule):
         raise _wrong(key, problem)
 
@@ -209,7 +207,8 @@ def _misfit(value: Any, rule: Mapping[str, Any]) -> str:
     # in a file; here they hold settings that a program makes.
     if "anyOf" in rule:
         whys = [_misfit(value, each) for each in rule["anyOf"]]
-        return "" if "" in whys else f"{_wanted(rule)}, not {short_repr(value)}"
+        shown = short_repr(list(value) if isinstance(value, tuple) else value)
+        return "" if "" in whys else f"{_wanted(rule)}, not {shown}"
     if "enum" in rule:
         if isinstance(value, str) and value in rule["enum"]:
             return ""
