@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tvc_train import TrainingError, fit
+from tvc_train import Method, MethodSpec, TrainingError, fit
 from tvc_train.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from tvc_train.faults import StoppedError
 from tvc_train.showing import Display
+
+from tvc_core import LocalPlugin, Registry
 
 Make = Callable[..., dict[str, Any]]
 
@@ -196,3 +198,31 @@ def test_a_nan_stops_at_its_step_and_names_the_parameter(recipe: Make, tmp_path:
     with pytest.raises(TrainingError, match=r"at step \d, the loss is .* '[a-z]+\.[\w.]+'"):
         fit(given, out=tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+class Steep(Method):
+    """Has an infinite slope at the third step, as a distance of zero has."""
+
+    steps = 0
+
+    def penalty(self, model: Any) -> Any:
+        self.steps += 1
+        weight = model.get_classifier().weight
+        away = (weight - weight.detach()).square().sum()
+        return away.sqrt() if self.steps == 3 else None
+
+
+@pytest.mark.parametrize("more", [{}, {"clip": 1.0}])
+def test_a_gradient_that_is_no_number_stops_its_own_step(
+    recipe: Make, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    plugin = LocalPlugin("acme-methods")
+    plugin.add(MethodSpec(name="steep", factory=Steep))
+    given, out = recipe(save_every=1, methods=["steep"], **more), tmp_path / "run"
+    said = r"at step 3, the gradient of 'classifier\.3\.weight' has .*; the loss is \d\.\d+\. Nothing"
+    with pytest.raises(TrainingError, match=said):
+        fit(given, out=out, registry=Registry([plugin]))
+    newest = max((out / "checkpoints").glob("step-*"))
+    assert newest.name == "step-000000002.safetensors"
+    found = read_checkpoint(newest).below("model")
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())

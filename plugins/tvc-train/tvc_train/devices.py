@@ -217,6 +217,10 @@ class Devices:
             return rows
         return torch.cat([torch.as_tensor(each) for each in self._objects(rows.cpu())])
 
+    def first_said(self, text: str) -> str:
+        """Return the text of the first process that has one."""
+        return next(filter(None, self._objects(text)), "") if self.world > 1 else text
+
     def agree(self, value: Any) -> Any:
         """Return the first process's value, plain data, in all."""
         if self.world == 1:
