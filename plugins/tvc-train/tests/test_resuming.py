@@ -219,7 +219,9 @@ def test_a_gradient_that_is_no_number_stops_its_own_step(
     plugin = LocalPlugin("acme-methods")
     plugin.add(MethodSpec(name="steep", factory=Steep))
     given, out = recipe(save_every=1, methods=["steep"], **more), tmp_path / "run"
-    said = r"at step 3, the gradient of 'classifier\.3\.weight' has .*; the loss is \d\.\d+\. Nothing"
+    said = (
+        r"at step 3, the gradient of 'classifier\.3\.weight' has .*; the loss is \d\.\d+\. Nothing"
+    )
     with pytest.raises(TrainingError, match=said):
         fit(given, out=out, registry=Registry([plugin]))
     newest = max((out / "checkpoints").glob("step-*"))

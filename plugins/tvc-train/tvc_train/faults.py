@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .devices import own
 from .errors import TrainingError
 
 __all__ = ["StoppedError", "Stopping", "check_finite", "culprit", "not_finite"]
@@ -82,5 +83,4 @@ def culprit(model: nn.Module) -> str:
 
 
 def _is_finite(tensor: Tensor) -> bool:
-    own: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return bool(torch.isfinite(own).all())
+    return bool(torch.isfinite(own(tensor)).all())

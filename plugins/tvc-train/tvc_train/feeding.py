@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,6 +85,17 @@ class Feed:
     def common_steps(self) -> int:
         """Batches of an evaluation that every process has."""
         return -(-(len(self.data.val) // self.devices.world) // self._held_out_batch)
+
+    @property
+    def most_steps(self) -> int:
+        """Batches of an evaluation that the first process has, which no other has more of."""
+        return -(-len(range(0, len(self.data.val), self.devices.world)) // self._held_out_batch)
+
+    def any_image(self) -> Tensor:
+        """Return a held-out image, for a process that has none left."""
+        one = self.data.val.take(np.arange(1))
+        batches = evaluation_batches(one, self.transforms, batch_size=1)
+        return next(batches).images
 
     def begin(self, model: HybridModel, phase: Phase) -> None:
         """Begin a phase."""

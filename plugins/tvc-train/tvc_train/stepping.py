@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tvc_core import foreign
 
+from .devices import own
 from .errors import TrainingError
 from .faults import culprit, not_finite
 
@@ -77,12 +78,11 @@ def _norms(parameters: Iterable[nn.Parameter]) -> Tensor:
     """Return the norm of each gradient, 0 where there is none; of one in shards, that of this
     process's.
     """
-    found: list[Any] = [
-        torch.zeros((), device=each.device, dtype=each.dtype) if each.grad is None else each.grad
-        for each in parameters
+    found = [
+        own(torch.zeros((), device=p.device, dtype=p.dtype) if p.grad is None else p.grad)
+        for p in parameters
     ]
-    own = [each.to_local() if hasattr(each, "to_local") else each for each in found]
-    return torch.stack(torch._foreach_norm(own))
+    return torch.stack(torch._foreach_norm(found))
 
 
 def look(training: Training) -> None:

@@ -1,0 +1,165 @@
+"""Several processes train and evaluate what one does."""
+
+from __future__ import annotations
+
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tvc_train import fit
+from tvc_train.devices import Devices
+from tvc_train.errors import TrainingError
+from tvc_train.watching import check_gradients, first_step
+
+from tvc_core import HybridBuilder, HybridModel
+
+Make = Callable[..., dict[str, Any]]
+
+
+def several(world: int, act: Callable[[], Any]) -> None:
+    """Act in as many forks of this process, which are a group as torchrun makes it."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {
+                "TORCHELASTIC_RUN_ID": "test", "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port), "RANK": str(rank), "LOCAL_RANK": str(rank),
+                "GROUP_RANK": "0", "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world),
+            }  # fmt: skip
+            try:
+                act()
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
+
+
+def toy(seed: int = 0) -> HybridModel:
+    return HybridBuilder().from_backbone("resnet18", weights=None, num_classes=3, seed=seed)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "workers"), [("ddp", 0), pytest.param("fsdp", 1, marks=pytest.mark.sweep)]
+)
+def test_two_processes_train_as_one_and_three_go_on(
+    recipe: Make, tmp_path: Path, strategy: str, workers: int
+) -> None:
+    exact = {"precision": "float64", "normalization": "fixed", "keep": "last", "clip": 1.0}
+    given = recipe(**exact, workers=workers)
+    given["training"]["phases"].append({"epochs": 1, "rate": 1e-3})  # frozen again
+    given["backbone"] = {"name": "resnet18", "weights": None}  # has no dropout
+
+    def train(out: str, world: int) -> dict[str, Any]:
+        folder = tmp_path / out
+        several(world, lambda: fit(given, out=folder, resume=True, strategy=strategy))
+        newest = max((folder / "checkpoints").glob("step-*"))
+        return {**load_file(newest), **load_file(folder / "predictions.safetensors")}
+
+    one, two = train("one", 1), train("two", 2)
+    (tmp_path / "two" / "model.safetensors").unlink()
+    max((tmp_path / "two" / "checkpoints").glob("step-*")).unlink()
+    for found in (two, train("two", 3)):
+        assert found.keys() == one.keys()
+        for name, tensor in one.items():
+            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "world", "held_out"),
+    [
+        ("ddp", 3, 2),
+        ("fsdp", 2, 101),
+        *(
+            pytest.param(*each, marks=pytest.mark.sweep)
+            for each in (("ddp", 2, 101), ("ddp", 3, 101), ("fsdp", 3, 101), ("fsdp", 3, 2))
+        ),
+    ],
+)
+def test_figures_are_those_of_one_process(
+    tmp_path: Path, strategy: str, world: int, held_out: int
+) -> None:
+    """Also where one has a batch more than another, or no image at all."""
+    photos, draw = tmp_path / "photos", np.random.default_rng(0)
+    for part, count in (("train", 10), ("val", held_out)):
+        for number in range(count):
+            path = photos / part / f"class{number % 2}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pixels = draw.integers(0, 256, (32, 32, 3), np.uint8)
+            Image.fromarray(pixels).save(path)
+    given = {
+        "backbone": {"name": "shufflenet_v2_x0_5", "weights": None},
+        "data": {"path": str(photos), "size": 32, "augment": "none"},
+        "training": {"batch_size": 10, "precision": "float64", "phases": [{"epochs": 1}]},
+    }  # fmt: skip
+    fit(given, out=tmp_path / "one")
+    several(world, lambda: fit(given, out=tmp_path / "more", strategy=strategy))
+    one, more = (load_file(tmp_path / out / "predictions.safetensors") for out in ("one", "more"))
+    assert len(one["targets"]) == held_out
+    assert one["indices"].equal(more["indices"]) and one["targets"].equal(more["targets"])
+    torch.testing.assert_close(one["logits"], more["logits"], rtol=0, atol=1e-6)
+    rows = [(tmp_path / out / "metrics.csv").read_text().splitlines() for out in ("one", "more")]
+    for name, a, b in zip(
+        *(each.split(",") for each in (rows[0][0], rows[0][1], rows[1][1])), strict=True
+    ):
+        assert a == b or float(a) == pytest.approx(float(b), abs=1e-6), name
+
+
+def test_what_is_thawed_under_its_wrapper_is_found() -> None:
+    def naive() -> None:
+        devices = Devices(devices=2, accelerator="cpu")
+        devices.launch()
+        model = toy()
+        model.freeze_backbone()
+        run = devices.wrap(model)
+        model.layer4.requires_grad_(True)  # the naive thaw
+        images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(devices.rank))
+        run(images).square().sum().backward()
+        with pytest.raises(TrainingError, match=r"gradients.*layer4"):
+            check_gradients(model, devices)
+        devices.close()
+
+    several(2, naive)
+
+
+def test_what_moves_though_it_is_frozen_is_found_in_shards() -> None:
+    def moving() -> None:
+        devices = Devices(devices=2, strategy="fsdp", accelerator="cpu")
+        devices.launch()
+        model = toy()
+        model.freeze_backbone()
+        run = devices.wrap(model)
+        model.train()
+        learning = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(learning[:1], lr=0.1)
+        watched = first_step(model, optimizer, devices, "head")
+        with pytest.raises(TrainingError) as caught, watched:
+            run(torch.ones(2, 3, 32, 32)).square().sum().backward()
+            optimizer.step()
+            devices.settle(model)
+            with torch.no_grad():
+                model.get_parameter("layer2.0.conv1.weight").mul_(2)
+            model.get_buffer("layer3.0.bn1.running_mean").add_(1)
+        said = str(caught.value)
+        assert "frozen and moved: 2 (layer2.0.conv1.weight, layer3.0.bn1.running_mean)" in said
+        assert "not in the optimizer: 1 (fc.bias) of 2" in said
+        optimizer = torch.optim.SGD(learning, lr=0.1)
+        with first_step(model, optimizer, devices, "head"):  # nothing is wrong
+            run(torch.ones(2, 3, 32, 32)).square().sum().backward()
+            optimizer.step()
+        devices.close()
+
+    several(2, moving)
