@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import traceback
 from collections.abc import Callable
@@ -15,8 +16,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tvc_train import fit
+from tvc_train.caching.feeding import CachedFeed
 from tvc_train.devices import Devices
 from tvc_train.errors import TrainingError
+from tvc_train.faults import StoppedError
 from tvc_train.watching import check_gradients, first_step
 
 from tvc_core import HybridBuilder, HybridModel
@@ -116,6 +119,67 @@ def test_figures_are_those_of_one_process(
         *(each.split(",") for each in (rows[0][0], rows[0][1], rows[1][1])), strict=True
     ):
         assert a == b or float(a) == pytest.approx(float(b), abs=1e-6), name
+
+
+@pytest.fixture
+def cached(recipe: Make, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Return a recipe of features in several chunks."""
+    monkeypatch.setattr("tvc_train.caching.feeding._CHUNK", 5)
+    given = recipe(precision="float64", keep="last", batch_size=7, normalization="fixed")
+    given["backbone"] = {"name": "shufflenet_v2_x0_5", "weights": None}
+    given["data"] |= {"cache": True, "augment": "none", "split": 0.3}
+    given["training"]["phases"] = [{"epochs": 2}, {"epochs": 1, "thaw": [-1]}]
+    return given
+
+
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.sweep)])
+def test_features_of_several_processes_are_those_of_one(
+    cached: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, world: int
+) -> None:
+    for out, processes in (("one", 1), ("more", world)):
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / f"cache-{out}"))
+        several(processes, lambda out=out: fit(cached, out=tmp_path / out))  # type: ignore[misc]
+    caches = [tmp_path / f"cache-{out}" / "tvc" / "features" for out in ("one", "more")]
+    one, more = ({f.parent.name: f.read_bytes() for f in c.glob("*/*.bin")} for c in caches)
+    assert len(one) == 4 and one == more
+    tensors = [load_file(tmp_path / out / "predictions.safetensors") for out in ("one", "more")]
+    for name, tensor in tensors[0].items():
+        torch.testing.assert_close(tensors[1][name], tensor, rtol=0, atol=1e-6)
+
+
+def test_a_signal_to_one_process_ends_building_in_all(
+    cached: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    real = CachedFeed._below
+
+    def signaled(self: CachedFeed, *args: Any) -> Any:
+        if self.devices.rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(self, *args)
+
+    def act() -> None:
+        with pytest.raises(StoppedError, match="None of them are kept"):
+            fit(cached, out=tmp_path / "run")
+
+    monkeypatch.setattr(CachedFeed, "_below", signaled)
+    several(2, act)
+    assert not [*(tmp_path / "cache").glob("**/*.bin")]
+    monkeypatch.undo()
+
+
+def test_what_the_first_process_cannot_keep_ends_all(
+    cached: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+    def act(said: str, **options: Any) -> None:
+        with pytest.raises(TrainingError, match=said):
+            fit(cached, out=tmp_path / said[-8:], **options)
+
+    cached["data"]["max_cache"] = 1e-9
+    several(2, lambda: act("data.cache: the features take"))
+    several(2, lambda: act("data.cache: with the strategy fsdp", strategy="fsdp"))
 
 
 def test_what_is_thawed_under_its_wrapper_is_found() -> None:

@@ -51,7 +51,7 @@ class Devices:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))  # torchrun has decided
         whole = int(os.environ.get("WORLD_SIZE", local * nodes))
         nodes = max(nodes, whole // local)
-        several = local * nodes > 1
+        several, self.nodes = local * nodes > 1, nodes
         self.strategy = strategy if several else "one"
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         with _quiet():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tvc_core import HybridModel
 
@@ -143,3 +143,6 @@ class Feed:
     def runs(self, model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         """Return what maps the images of a batch to logits: the model, wrapped or not."""
         return model
+
+    def after_backward(self, learning: Iterable[nn.Parameter]) -> None:
+        """Do what is left when the gradients of a step are there."""

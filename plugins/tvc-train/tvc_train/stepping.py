@@ -69,6 +69,7 @@ def backward(training: Training, model: Callable[[Tensor], Any], batch: Any) -> 
                 extra = method.penalty(training.model)
                 total = total if extra is None else total + extra
             total.backward()
+    feed.after_backward(training.learning.values())
     norms = _norms(training.learning.values())
     step = training.position.steps + 1
     return Unseen(step=step, loss=summed, norms=norms, images=batch.total)
