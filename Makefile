@@ -42,6 +42,7 @@ figures: $(READY)  ## the reliability of files and caches, counted: make figures
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/training.py
 	$(BIN)/python tests/bench/blocks.py --page docs/explanation/block-speed.md
 
 bench-blocks: $(READY)  ## what each block costs and brings, into docs/how-to/choosing-a-block.md; goes on where it was stopped
