@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tvc_core import foreign
 
@@ -70,19 +70,18 @@ def backward(training: Training, model: Callable[[Tensor], Any], batch: Any) -> 
                 total = total if extra is None else total + extra
             total.backward()
     feed.after_backward(training.learning.values())
-    norms = _norms(training.learning.values())
-    step = training.position.steps + 1
+    norms, step = _norms(training), training.position.steps + 1
     return Unseen(step=step, loss=summed, norms=norms, images=batch.total)
 
 
-def _norms(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Return the norm of each gradient, 0 where there is none; of one in shards, that of this
-    process's.
+def _norms(training: Training) -> Tensor:
+    """Return the norm of the gradient of each parameter that learns, 0 where there is none; of one
+    in shards, that of this process's.
     """
-    found = [
-        own(torch.zeros((), device=p.device, dtype=p.dtype) if p.grad is None else p.grad)
-        for p in parameters
-    ]
+    zero = torch.zeros((), device=training.devices.device, dtype=training.devices.dtype)
+    found = [zero if p.grad is None else p.grad for p in training.learning.values()]
+    if training.devices.strategy == "fsdp":
+        found = [own(each) for each in found]
     return torch.stack(torch._foreach_norm(found))
 
 
