@@ -36,8 +36,8 @@ sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
 	$(BIN)/python tests/sweep_page.py $(VENV)/sweep.xml
 
-figures: $(READY)  ## the reliability of files and caches, counted: make figures SEED=1
-	SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m figure tests/core
+figures: $(READY)  ## the reliability of files, caches and killed runs, counted: make figures SEED=1
+	SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m figure tests/core plugins/tvc-train/tests
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py

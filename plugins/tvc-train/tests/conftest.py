@@ -30,6 +30,12 @@ def photos(tmp_path: Path) -> Path:
     return write_photos(tmp_path / "photos")
 
 
+@pytest.fixture(scope="session")
+def shared_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return such a folder that no test changes."""
+    return write_photos(tmp_path_factory.mktemp("shared") / "photos")
+
+
 @pytest.fixture
 def recipe(photos: Path) -> Callable[..., dict[str, Any]]:
     """Return a function that makes a recipe of two short phases: `recipe(ema=0.9)`."""

@@ -71,31 +71,6 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in found}
 
 
-# a step inside of an epoch, the last one, the first of a phase, in evaluation, and in a save
-PLACES = [("step", 2), ("step", 3), ("phase", 2), ("evaluate", 1), ("row", 1)]
-
-
-def test_a_killed_run_ends_as_one_that_was_not(recipe: Make, tmp_path: Path) -> None:
-    given = recipe(**EVERYTHING)
-    fit(given, out=tmp_path / "whole")
-    for workers, (what, count) in enumerate(PLACES[1:3]):
-        killed(given, tmp_path / "killed", what, count, workers)
-    fit(given, out=tmp_path / "killed", resume=True)
-    assert files(tmp_path / "whole") == files(tmp_path / "killed")
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize(("what", "count"), PLACES)
-def test_a_run_killed_anywhere_ends_as_one_that_was_not(
-    recipe: Make, tmp_path: Path, what: str, count: int
-) -> None:
-    given = recipe(**EVERYTHING)
-    fit(given, out=tmp_path / "whole")
-    killed(given, tmp_path / "killed", what, count, 2)
-    fit(given, out=tmp_path / "killed", resume=True)
-    assert files(tmp_path / "whole") == files(tmp_path / "killed")
-
-
 @pytest.mark.parametrize("where", [("step", 1), ("evaluate", 1)])
 def test_sigterm_saves_and_the_run_goes_on(
     recipe: Make, tmp_path: Path, where: tuple[str, int]
