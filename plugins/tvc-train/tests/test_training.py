@@ -265,3 +265,42 @@ def test_lightnings_trainer_steps_as_a_plain_loop() -> None:
             optimizer.step()
     pairs = zip(module.model.state_dict().values(), plain.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "chosen"),
+    [((300, 1), "channels_last"), ((1, 300), "contiguous"), ((1, 1), "contiguous")],
+)
+def test_the_layout_is_the_one_with_which_the_phases_take_less_time(
+    recipe: Make, epochs: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvc_train import choosing
+    from tvc_train.devices import Devices
+    from tvc_train.fitting import as_recipe
+    from tvc_train.planning import make_plan
+
+    phases = [{"epochs": epochs[0]}, {"epochs": epochs[1], "thaw": "all"}]
+    registry = Registry()
+    plan = make_plan(as_recipe(recipe(layout="auto", phases=phases), None, registry), registry)
+    model = HybridBuilder().build(plan.recipe)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    asked = []
+
+    def speed(model: HybridModel, shape: Any, devices: Any, layout: Any, freeze: Any) -> float:
+        """Be twice as fast in the new layout where most is frozen, and half as fast where not."""
+        freeze()
+        frozen = model.count_parameters(trainable_only=True) < 1_000_000
+        asked.append((frozen, layout))
+        return 1.0 if layout == torch.contiguous_format else 2.0 if frozen else 0.5
+
+    transforms, devices = plan.transforms(model), Devices(accelerator="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(choosing, "_speed", speed)
+        assert choosing.choose(plan, model, transforms, devices) == {"layout": chosen}
+    assert len(asked) == (4 if sum(epochs) > 100 else 0)
+    assert choosing.choose(plan, model, transforms, devices)["layout"] in (
+        "contiguous",
+        "channels_last",
+    )
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert model.freeze_state() == HybridBuilder().build(plan.recipe).freeze_state()
