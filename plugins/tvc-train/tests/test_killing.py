@@ -22,7 +22,7 @@ from tvc_train.caching.feeding import CachedFeed
 from tvc_train.showing import Display
 
 SEED = int(os.environ.get("SEED", "0"))
-FIGURE = [pytest.mark.sweep, pytest.mark.figure]
+FIGURE = [pytest.mark.sweep, pytest.mark.figure, pytest.mark.timeout(3600)]
 
 Make = Callable[..., dict[str, Any]]
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 from tvc_train import fit
@@ -51,15 +57,64 @@ def several(world: int, act: Callable[[], Any]) -> None:
     assert [os.waitpid(child, 0)[1] for child in children] == [0] * world
 
 
+def child_of_rank(rank: int, parent: int) -> int:
+    """Return the process with a rank that torchrun has started; 0 where there is none yet."""
+    for found in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            said = found.joinpath("environ").read_bytes().split(b"\0")
+            above = int(found.joinpath("stat").read_text().rpartition(")")[2].split()[1])
+            if above == parent and f"RANK={rank}".encode() in said:
+                return int(found.name)
+    return 0
+
+
+@pytest.mark.sweep
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="this system does not list processes there")
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_after_a_killed_rank_torchrun_starts_again_and_ends_alike(
+    recipe: Make, tmp_path: Path, strategy: str
+) -> None:
+    given = recipe(save_every=1, ema=0.9)
+    given["backbone"] = {"name": "shufflenet_v2_x0_5", "weights": None}
+    given["training"]["phases"][1]["epochs"] = 3
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    several(2, lambda: fit(given, out=tmp_path / "whole", strategy=strategy))
+    run = subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
+            "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
+            "-m", "tvc_cli", "train", "recipe.yaml", "--out", "killed", "--resume", "--strategy", strategy,
+            "--accelerator", "cpu",
+        ],
+        cwd=tmp_path, env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not [*(tmp_path / "killed" / "checkpoints").glob("step-*4.safetensors")]:
+        assert run.poll() is None
+        time.sleep(0.01)
+    os.kill(child_of_rank(1, run.pid), signal.SIGKILL)
+    assert run.stderr is not None
+    said = run.stderr.read()
+    assert run.wait() == 0, said
+    for name in ("model.safetensors", "predictions.safetensors", "metrics.csv"):
+        found = [(tmp_path / out / name).read_bytes() for out in ("whole", "killed")]
+        assert found[0] == found[1], name
+
+
 def toy(seed: int = 0) -> HybridModel:
     return HybridBuilder().from_backbone("resnet18", weights=None, num_classes=3, seed=seed)
 
 
 @pytest.mark.parametrize(
-    ("strategy", "workers"), [("ddp", 0), pytest.param("fsdp", 1, marks=pytest.mark.sweep)]
+    ("strategy", "workers", "others"),
+    [
+        ("ddp", 0, (3,)),
+        pytest.param("ddp", 1, (1,), marks=pytest.mark.sweep),
+        pytest.param("fsdp", 1, (1, 3), marks=pytest.mark.sweep),
+    ],
 )
-def test_two_processes_train_as_one_and_three_go_on(
-    recipe: Make, tmp_path: Path, strategy: str, workers: int
+def test_two_processes_train_as_one_and_others_go_on(
+    recipe: Make, tmp_path: Path, strategy: str, workers: int, others: tuple[int, ...]
 ) -> None:
     exact = {"precision": "float64", "normalization": "fixed", "keep": "last", "clip": 1.0}
     given = recipe(**exact, workers=workers)
@@ -75,7 +130,9 @@ def test_two_processes_train_as_one_and_three_go_on(
     one, two = train("one", 1), train("two", 2)
     (tmp_path / "two" / "model.safetensors").unlink()
     max((tmp_path / "two" / "checkpoints").glob("step-*")).unlink()
-    for found in (two, train("two", 3)):
+    for world in others:
+        shutil.copytree(tmp_path / "two", tmp_path / str(world))
+    for found in (two, *(train(str(world), world) for world in others)):
         assert found.keys() == one.keys()
         for name, tensor in one.items():
             torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)

@@ -206,7 +206,7 @@ class Training:
             images = (self.feed.ready(batch.images) for batch in batches)
             self.normalization.estimate(images, self.feed.runs(self.model))
             self.devices.settle(self.model)
-        self.devices.average_(self.normalization.statistics())
+        self.devices.average_(tensor for _, tensor in self.normalization.statistics())
 
     def _note(self, evaluation: Evaluation) -> None:
         where, progress = self.position, self.progress

@@ -127,7 +127,7 @@ class FileSamples(Samples):
         return self._memory
 
     def recall(self) -> None:
-        """Load what earlier starts have kept of the files, where they are as they were."""
+        """Load what earlier starts have kept of the files that are unchanged."""
         assert self.memory is not None
 
     def learn(self, index: int, prints: bytes, content: bytes) -> None:

@@ -93,7 +93,7 @@ def memory_file(folder: Path, *decoding: Any) -> Path:
 
 
 def recall(file: Path, memory: Memory) -> None:
-    """Fill in what is known of files whose states are as they were."""
+    """Fill in what is known of files that are unchanged."""
     kept = _read(file)
     if kept is None or not len(kept.states):
         return
@@ -162,7 +162,7 @@ def _read(file: Path) -> Memory | None:
 
 
 def _is_private(stat: os.stat_result) -> bool:
-    """Return whether nobody else can write there."""
+    """Return whether no other user can write there."""
     return not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)
 
 
