@@ -83,8 +83,8 @@ def test_after_a_killed_rank_torchrun_starts_again_and_ends_alike(
         [
             sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2",
             "--max-restarts=1", "--rdzv-backend=c10d", "--rdzv-endpoint=127.0.0.1:0",
-            "-m", "tvc_cli", "train", "recipe.yaml", "--out", "killed", "--resume", "--strategy", strategy,
-            "--accelerator", "cpu",
+            "-m", "tvc_cli", "train", "recipe.yaml", "--out", "killed", "--resume",
+            "--strategy", strategy, "--accelerator", "cpu",
         ],
         cwd=tmp_path, env={**os.environ, "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"},
         stderr=subprocess.PIPE, text=True,
