@@ -195,7 +195,7 @@ def test_killed_in_saves(
 
 
 @pytest.mark.parametrize(
-    ("chunk", "workers"), [(2, 0), *(pytest.param(n, n % 3, marks=FIGURE) for n in range(3, 9))]
+    ("chunk", "workers"), [pytest.param(n, n % 3, marks=FIGURE) for n in range(2, 9)]
 )
 def test_killed_while_features_are_computed(
     chunk: int, workers: int, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
