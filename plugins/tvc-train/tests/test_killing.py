@@ -24,6 +24,8 @@ from tvc_train.showing import Display
 SEED = int(os.environ.get("SEED", "0"))
 FIGURE = [pytest.mark.sweep, pytest.mark.figure, pytest.mark.timeout(3600)]
 
+pytestmark = pytest.mark.usefixtures("imported")
+
 Make = Callable[..., dict[str, Any]]
 
 

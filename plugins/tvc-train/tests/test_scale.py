@@ -30,6 +30,8 @@ from tvc_train.watching import check_gradients, first_step
 
 from tvc_core import HybridBuilder, HybridModel
 
+pytestmark = pytest.mark.usefixtures("imported")
+
 Make = Callable[..., dict[str, Any]]
 
 
@@ -102,7 +104,7 @@ def test_after_a_killed_rank_torchrun_starts_again_and_ends_alike(
 
 
 def toy(seed: int = 0) -> HybridModel:
-    return HybridBuilder().from_backbone("resnet18", weights=None, num_classes=3, seed=seed)
+    return HybridBuilder().from_backbone("shufflenet_v2_x0_5", None, num_classes=3, seed=seed)
 
 
 @pytest.mark.parametrize(
@@ -246,10 +248,10 @@ def test_what_is_thawed_under_its_wrapper_is_found() -> None:
         model = toy()
         model.freeze_backbone()
         run = devices.wrap(model)
-        model.layer4.requires_grad_(True)  # the naive thaw
+        model.stage4.requires_grad_(True)  # the naive thaw
         images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(devices.rank))
         run(images).square().sum().backward()
-        with pytest.raises(TrainingError, match=r"gradients.*layer4"):
+        with pytest.raises(TrainingError, match=r"gradients.*stage4"):
             check_gradients(model, devices)
         devices.close()
 
@@ -264,6 +266,7 @@ def test_what_moves_though_it_is_frozen_is_found_in_shards() -> None:
         model.freeze_backbone()
         run = devices.wrap(model)
         model.train()
+        weight, mean = "stage3.0.branch2.0.weight", "stage4.0.branch2.1.running_mean"
         learning = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.SGD(learning[:1], lr=0.1)
         watched = first_step(model, optimizer, devices, "head")
@@ -272,10 +275,10 @@ def test_what_moves_though_it_is_frozen_is_found_in_shards() -> None:
             optimizer.step()
             devices.settle(model)
             with torch.no_grad():
-                model.get_parameter("layer2.0.conv1.weight").mul_(2)
-            model.get_buffer("layer3.0.bn1.running_mean").add_(1)
+                model.get_parameter(weight).mul_(2)
+            model.get_buffer(mean).add_(1)
         said = str(caught.value)
-        assert "frozen and moved: 2 (layer2.0.conv1.weight, layer3.0.bn1.running_mean)" in said
+        assert f"frozen and moved: 2 ({weight}, {mean})" in said
         assert "not in the optimizer: 1 (fc.bias) of 2" in said
         optimizer = torch.optim.SGD(learning, lr=0.1)
         with first_step(model, optimizer, devices, "head"):  # nothing is wrong
