@@ -234,7 +234,7 @@ def test_sigterm_at_any_time_saves_and_exits_143(
     delay: int, whole: tuple[dict[str, Any], dict[str, bytes]], tmp_path: Path
 ) -> None:
     given, wanted = whole
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given, sort_keys=False))
     command = [sys.executable, "-m", "tvc_cli", "train", "recipe.yaml", "--out", "ended"]
     run = subprocess.Popen([*command, "--resume"], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert run.stderr is not None
