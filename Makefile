@@ -39,12 +39,13 @@ sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
 	$(BIN)/python tests/sweep_page.py $(VENV)/sweep.xml
 
-figures: $(READY)  ## the reliability of files and caches, counted: make figures SEED=1
-	SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m figure tests/core
+figures: $(READY)  ## the reliability of files, caches and killed runs, counted: make figures SEED=1
+	SEED=$(SEED) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) -m figure tests/core plugins/tvc-train/tests
 
 bench: $(READY)  ## figures as ratios, side by side in one run
 	$(BIN)/python tests/bench/bench.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/builds.py
+	OMP_NUM_THREADS=1 $(BIN)/python tests/bench/training.py
 	$(BIN)/python tests/bench/blocks.py --page docs/explanation/block-speed.md
 
 bench-builds: $(READY)  ## builds against torchvision's, into docs/explanation/build-speed.md; goes on where it was stopped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,22 @@ def write_photos(folder: Path, *, classes: int = 3, each: int = 8, seed: int = 0
 def photos(tmp_path: Path) -> Path:
     """Return a folder with 24 pictures in three classes."""
     return write_photos(tmp_path / "photos")
+
+
+@pytest.fixture(scope="session")
+def imported() -> None:
+    """Import once what forks of this process would import each."""
+    for name in (
+        "lightning_fabric.strategies.ddp", "torch.distributed.fsdp", "torch.distributed.tensor",
+        "torch._dynamo", "torchmetrics.functional.classification", "sklearn.datasets",
+    ):  # fmt: skip
+        importlib.import_module(name)
+
+
+@pytest.fixture(scope="session")
+def shared_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return such a folder that no test changes."""
+    return write_photos(tmp_path_factory.mktemp("shared") / "photos")
 
 
 @pytest.fixture

@@ -7,9 +7,8 @@ import functools
 import os
 import shutil
 import signal
-import subprocess
-import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -490,20 +489,22 @@ def test_a_signal_ends_the_building_and_leaves_nothing(case: Case) -> None:
 
 
 def test_a_killed_build_leaves_nothing_that_is_used(tmp_path: Path) -> None:
-    code = (
-        "import sys, time, torch; from pathlib import Path\n"
-        "from tvc_train.caching.storing import FeatureStore\n"
-        "def parts():\n"
-        "    yield torch.zeros(5, 2)\n"
-        "    print('half', flush=True); time.sleep(60)\n"
-        "store = FeatureStore(Path(sys.argv[1]), most=10**6)\n"
-        "store.build('k', {}, parts(), (10, 2), torch.float32)"
-    )
-    child = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
-    assert child.stdout is not None and child.stdout.readline() == b"half\n"
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    child.stdout.close()
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+
+        def parts() -> Iterator[torch.Tensor]:
+            yield torch.zeros(5, 2)
+            os.write(writing, b"half")
+            time.sleep(60)
+
+        FeatureStore(tmp_path, most=10**6).build("k", {}, parts(), (10, 2), torch.float32)
+        os._exit(0)
+    assert os.read(reading, 4) == b"half"
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    for end in (reading, writing):
+        os.close(end)
     store = FeatureStore(tmp_path, most=10**6)
     left = [each.name for each in tmp_path.glob(".building-*")]
     assert left and store.find("k") is None

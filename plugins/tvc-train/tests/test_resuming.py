@@ -9,20 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tvc_train import TrainingError, fit
+from tvc_train import Method, MethodSpec, TrainingError, fit
 from tvc_train.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from tvc_train.faults import StoppedError
 from tvc_train.showing import Display
 
-Make = Callable[..., dict[str, Any]]
+from tvc_core import LocalPlugin, Registry
 
-EVERYTHING = {
-    "ema": 0.9,
-    "clip": 1.0,
-    "normalization": "train",
-    "save_every": 2,
-    "methods": ["wise_ft", "temperature"],
-}
+Make = Callable[..., dict[str, Any]]
 
 
 class At(Display):
@@ -50,6 +44,27 @@ class At(Display):
         self._event("row")
 
 
+@pytest.fixture(scope="module")
+def whole(
+    tmp_path_factory: pytest.TempPathFactory, shared_photos: Path
+) -> tuple[dict[str, Any], dict[str, bytes]]:
+    """Return a recipe that saves after each step, and what its run leaves."""
+    given = {
+        "backbone": {"name": "mobilenet_v3_small", "weights": None},
+        "data": {"path": str(shared_photos), "size": 32, "augment": "light"},
+        "training": {
+            "batch_size": 8, "save_every": 1, "ema": 0.9,
+            "phases": [{"epochs": 1}, {"epochs": 1, "thaw": [-1], "warmup": 0.5}],
+        },
+    }  # fmt: skip
+    folder = tmp_path_factory.mktemp("whole")
+    fit(given, out=folder)
+    return given, files(folder)
+
+
+Whole = tuple[dict[str, Any], dict[str, bytes]]
+
+
 def killed(recipe: dict[str, Any], out: Path, what: str, count: int, workers: int) -> None:
     """Train in a fork of this process, which is killed."""
     child = os.fork()
@@ -69,42 +84,14 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in found}
 
 
-# a step inside of an epoch, the last one, the first of a phase, in evaluation, and in a save
-PLACES = [("step", 2), ("step", 3), ("phase", 2), ("evaluate", 1), ("row", 1)]
-
-
-def test_a_killed_run_ends_as_one_that_was_not(recipe: Make, tmp_path: Path) -> None:
-    given = recipe(**EVERYTHING)
-    fit(given, out=tmp_path / "whole")
-    for workers, (what, count) in enumerate(PLACES[1:3]):
-        killed(given, tmp_path / "killed", what, count, workers)
-    fit(given, out=tmp_path / "killed", resume=True)
-    assert files(tmp_path / "whole") == files(tmp_path / "killed")
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize(("what", "count"), PLACES)
-def test_a_run_killed_anywhere_ends_as_one_that_was_not(
-    recipe: Make, tmp_path: Path, what: str, count: int
-) -> None:
-    given = recipe(**EVERYTHING)
-    fit(given, out=tmp_path / "whole")
-    killed(given, tmp_path / "killed", what, count, 2)
-    fit(given, out=tmp_path / "killed", resume=True)
-    assert files(tmp_path / "whole") == files(tmp_path / "killed")
-
-
-@pytest.mark.parametrize("where", [("step", 1), ("evaluate", 1)])
-def test_sigterm_saves_and_the_run_goes_on(
-    recipe: Make, tmp_path: Path, where: tuple[str, int]
-) -> None:
-    given = recipe(ema=0.9)
-    fit(given, out=tmp_path / "whole")
-    with pytest.raises(StoppedError, match=r"SIGTERM.*--resume"):
-        fit(given, out=tmp_path / "ended", display=At(*where, signal.SIGTERM))
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-    fit(given, out=tmp_path / "ended", resume=True)
-    assert files(tmp_path / "whole") == files(tmp_path / "ended")
+def test_sigterm_saves_and_the_run_goes_on(whole: Whole, tmp_path: Path) -> None:
+    given, wanted = whole
+    for where in (("step", 1), ("evaluate", 1)):
+        with pytest.raises(StoppedError, match=r"SIGTERM.*--resume"):
+            fit(given, out=tmp_path, resume=True, display=At(*where, signal.SIGTERM))
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    fit(given, out=tmp_path, resume=True)
+    assert files(tmp_path) == wanted
 
 
 def test_another_run_is_refused_with_the_difference(recipe: Make, tmp_path: Path) -> None:
@@ -127,17 +114,15 @@ def test_another_run_is_refused_with_the_difference(recipe: Make, tmp_path: Path
 
 
 def test_a_broken_newest_checkpoint_is_said_and_the_one_before_is_used(
-    recipe: Make, tmp_path: Path
+    whole: Whole, tmp_path: Path
 ) -> None:
-    given = recipe(save_every=1)
-    fit(given, out=tmp_path / "whole")
-    out = tmp_path / "broken"
-    killed(given, out, "row", 1, 0)
-    newest = max((out / "checkpoints").glob("step-*"))
+    given, wanted = whole
+    killed(given, tmp_path, "row", 1, 0)
+    newest = max((tmp_path / "checkpoints").glob("step-*"))
     newest.write_bytes(newest.read_bytes()[:-20])
     with pytest.warns(UserWarning, match="is damaged.*goes on from the one before"):
-        fit(given, out=out, resume=True)
-    assert files(tmp_path / "whole") == files(out)
+        fit(given, out=tmp_path, resume=True)
+    assert files(tmp_path) == wanted
 
 
 def test_no_mutated_checkpoint_is_read(tmp_path: Path) -> None:
@@ -165,7 +150,7 @@ def test_no_mutated_checkpoint_is_read(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_written_leaves_the_one_before(
-    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Whole, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import tvc_train.checkpoints as module
 
@@ -179,15 +164,14 @@ def test_what_cannot_be_written_leaves_the_one_before(
         real(tensors, path, *more)
 
     monkeypatch.setattr(module, "save_file", full)
-    given, out = recipe(save_every=1), tmp_path / "run"
+    (given, wanted), out = whole, tmp_path / "run"
     with pytest.raises(TrainingError, match=r"No space left on device.*--resume"):
         fit(given, out=out)
     names = sorted(path.name for path in (out / "checkpoints").iterdir())
     assert names == ["step-000000001.safetensors", "step-000000002.safetensors"]
     monkeypatch.undo()
     fit(given, out=out, resume=True)
-    fit(given, out=tmp_path / "whole")
-    assert files(tmp_path / "whole") == files(out)
+    assert files(out) == wanted
 
 
 def test_a_nan_stops_at_its_step_and_names_the_parameter(recipe: Make, tmp_path: Path) -> None:
@@ -196,3 +180,30 @@ def test_a_nan_stops_at_its_step_and_names_the_parameter(recipe: Make, tmp_path:
     with pytest.raises(TrainingError, match=r"at step \d, the loss is .* '[a-z]+\.[\w.]+'"):
         fit(given, out=tmp_path / "run")
     assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+class Steep(Method):
+    """Has an infinite slope at the third step, as a distance of zero has."""
+
+    steps = 0
+
+    def penalty(self, model: Any) -> Any:
+        self.steps += 1
+        weight = model.get_classifier().weight
+        away = (weight - weight.detach()).square().sum()
+        return away.sqrt() if self.steps == 3 else None
+
+
+def test_a_gradient_that_is_no_number_stops_its_own_step(recipe: Make, tmp_path: Path) -> None:
+    plugin = LocalPlugin("acme-methods")
+    plugin.add(MethodSpec(name="steep", factory=Steep))
+    given, out = recipe(save_every=1, methods=["steep"], clip=1.0), tmp_path / "run"
+    said = (
+        r"at step 3, the gradient of 'classifier\.3\.weight' has .*; the loss is \d\.\d+\. Nothing"
+    )
+    with pytest.raises(TrainingError, match=said):
+        fit(given, out=out, registry=Registry([plugin]))
+    newest = max((out / "checkpoints").glob("step-*"))
+    assert newest.name == "step-000000002.safetensors"
+    found = read_checkpoint(newest).below("model")
+    assert all(bool(tensor.isfinite().all()) for tensor in found.values())

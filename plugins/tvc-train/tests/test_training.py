@@ -296,61 +296,40 @@ def test_lightnings_trainer_steps_as_a_plain_loop() -> None:
     assert all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.sweep
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_train_as_one_and_three_go_on(
-    recipe: Make, tmp_path: Path, strategy: str
+@pytest.mark.parametrize(
+    ("epochs", "chosen"),
+    [((300, 1), "channels_last"), ((1, 300), "contiguous"), ((1, 1), "contiguous")],
+)
+def test_the_layout_is_the_one_with_which_the_phases_take_less_time(
+    recipe: Make, epochs: tuple[int, int], chosen: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import yaml
-    from safetensors.torch import load_file
+    from tvc_train import choosing
+    from tvc_train.devices import Devices
+    from tvc_train.fitting import as_recipe
+    from tvc_train.planning import make_plan
 
-    exact = {"precision": "float64", "normalization": "fixed", "keep": "last", "clip": 1.0}
-    given = recipe(**exact)
-    given["training"]["phases"].append({"epochs": 1, "rate": 1e-3})  # frozen again
-    given["backbone"] = {"name": "resnet18", "weights": None}  # has no dropout
-    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(given))
+    phases = [{"epochs": epochs[0]}, {"epochs": epochs[1], "thaw": "all"}]
+    registry = Registry()
+    plan = make_plan(as_recipe(recipe(layout="auto", phases=phases), None, registry), registry)
+    model = HybridBuilder().build(plan.recipe)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    asked = []
 
-    def train(out: str, processes: int) -> dict[str, Any]:
-        command = [sys.executable, "-m", "tvc_cli", "train", "recipe.yaml", "--out", out]
-        options = ["--devices", str(processes), "--strategy", strategy, "--accelerator", "cpu"]
-        subprocess.run([*command, *options, "--resume"], cwd=tmp_path, check=True)
-        newest = max((tmp_path / out / "checkpoints").glob("step-*"))
-        return {**load_file(newest), **load_file(tmp_path / out / "predictions.safetensors")}
+    def speed(model: HybridModel, shape: Any, devices: Any, layout: Any, freeze: Any) -> float:
+        """Be twice as fast in the new layout where most is frozen, and half as fast where not."""
+        freeze()
+        frozen = model.count_parameters(trainable_only=True) < 1_000_000
+        asked.append((frozen, layout))
+        return 1.0 if layout == torch.contiguous_format else 2.0 if frozen else 0.5
 
-    one, two = train("one", 1), train("two", 2)
-    (tmp_path / "two" / "model.safetensors").unlink()
-    max((tmp_path / "two" / "checkpoints").glob("step-*")).unlink()
-    for found in (two, train("two", 3)):
-        assert found.keys() == one.keys()
-        for name, tensor in one.items():
-            torch.testing.assert_close(found[name], tensor, rtol=0, atol=1e-6)
-
-
-@pytest.mark.sweep
-def test_what_is_thawed_under_its_wrapper_is_found(tmp_path: Path) -> None:
-    code = """
-import sys, torch
-import tvc_train.devices as module
-from tvc_core import HybridBuilder
-from tvc_train.errors import TrainingError
-from tvc_train.watching import check_gradients
-devices = module.Devices(devices=2, accelerator="cpu")
-devices.launch()
-model = HybridBuilder.from_backbone("resnet18", weights=None, num_classes=3, seed=0)
-model.freeze_backbone()
-run = devices.wrap(model)
-model.layer4.requires_grad_(True)  # the naive thaw
-images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(devices.rank))
-run(images).square().sum().backward()
-try:
-    check_gradients(model, devices)
-except TrainingError as error:
-    assert "gradients" in str(error) and "layer4" in str(error), error
-    if devices.first:
-        print("found")
-devices.close()
-"""
-    script = tmp_path / "naive.py"
-    script.write_text(code)
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
-    assert done.stdout.strip().endswith("found"), done.stderr[-2000:]
+    transforms, devices = plan.transforms(model), Devices(accelerator="cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(choosing, "_speed", speed)
+        assert choosing.choose(plan, model, transforms, devices) == {"layout": chosen}
+    assert len(asked) == (4 if sum(epochs) > 100 else 0)
+    assert choosing.choose(plan, model, transforms, devices)["layout"] in (
+        "contiguous",
+        "channels_last",
+    )
+    assert all(tensor.equal(before[name]) for name, tensor in model.state_dict().items())
+    assert model.freeze_state() == HybridBuilder().build(plan.recipe).freeze_state()

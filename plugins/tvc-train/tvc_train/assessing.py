@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -32,17 +33,26 @@ def assess(training: Training) -> Evaluation:
             raise StoppedError
         done += 1
 
-    def run(images: Tensor) -> Tensor:
-        training.display.step(training.position.steps, images=len(images) * devices.world)
+    def forward(images: Tensor) -> Tensor:
         with devices.autocast():
             return feed.runs(model)(feed.ready(images))
+
+    def run(images: Tensor) -> Tensor:
+        training.display.step(training.position.steps, images=len(images) * devices.world)
+        return forward(images)
+
+    def batches() -> Iterator[Any]:
+        yield from feed.evaluation_batches()
+        if devices.strategy == "fsdp":  # no process can run the model alone
+            for _ in range(feed.most_steps - feed.held_out_steps):
+                forward(feed.any_image())
 
     average = training.average
     with nullcontext() if average is None else average.in_place(model):
         try:
             return evaluate(
                 model,
-                feed.evaluation_batches(),
+                batches(),
                 labels=feed.labels,
                 device=devices.device,
                 gather=devices.gather,

@@ -85,10 +85,13 @@ class Checkpoints:
         Raises:
             TrainingError: there are some, and all are damaged.
         """
-        problems = []
-        for path in self.files():
+        problems, files = [], self.files()
+        for number, path in enumerate(files):
             try:
-                return path, read_checkpoint(path)
+                found = read_checkpoint(path)
+                for old in files[number + 2 :]:  # it was killed before it removed them
+                    old.unlink(missing_ok=True)
+                return path, found
             except TrainingError as error:
                 problems.append(str(error))
                 warnings.warn(

@@ -5,7 +5,9 @@ timed in whole steps.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,10 +15,11 @@ from torch import Tensor, nn
 
 from tvc_core import HybridModel
 
-from .data import Transforms, evaluation_batches
+from .data import Transforms, evaluation_batches, steps_in_epoch
 from .data.order import epoch_order
 from .devices import Devices
 from .losses import Loss
+from .phases import PhaseSchedule
 from .planning import Plan
 
 __all__ = ["choose"]
@@ -28,6 +31,9 @@ _BELOW_HEAD = 10
 
 _MOST_IMAGES = 2000
 """Images on which a rate is tried, at most."""
+
+_FEW_STEPS = 100
+"""Steps of a training below which it is not worth to time layouts."""
 
 _WORTH = 1.1
 """How many times more images a second a larger batch has to bring, and another layout."""
@@ -55,10 +61,7 @@ def choose(
         if size == "auto":
             size = found["batch_size"] = _batch_size(plan, model, shape, devices)
         if plan.training.layout == "auto":
-            images = int(size) // devices.world
-            plain = _speed(model, (images, *shape), devices)
-            other = _speed(model, (images, *shape), devices, last=True)
-            found["layout"] = "channels_last" if other > _WORTH * plain else "contiguous"
+            found["layout"] = _layout(plan, model, shape, devices, int(size))
         if any(phase.rate == "auto" for phase in plan.training.phases):
             rate = _rate(plan, model, transforms, devices, int(size))
             found["phases"] = [
@@ -91,6 +94,30 @@ def _batch_size(plan: Plan, model: HybridModel, shape: tuple[int, ...], devices:
         if found > speed * _WORTH:
             best, speed = size, found
     return best * devices.world
+
+
+def _layout(
+    plan: Plan, model: HybridModel, shape: tuple[int, ...], devices: Devices, size: int
+) -> str:
+    """Return the layout with which the phases take less time, where it is worth to find out."""
+    phases, steps = plan.training.phases, steps_in_epoch(len(plan.data.train), size)
+    if steps * sum(phase.epochs for phase in phases) < _FEW_STEPS:
+        return "contiguous"
+    schedule = PhaseSchedule(phases, steps, **plan.freezing)
+
+    def seconds(layout: torch.memory_format) -> float:
+        # what is frozen is most of a step in one phase and little in another
+        return sum(
+            phase.epochs
+            / _speed(
+                model, (size // devices.world, *shape), devices, layout,
+                partial(schedule.freeze, model, phase),
+            )
+            for phase in phases
+        )  # fmt: skip
+
+    plain, other = map(seconds, (torch.contiguous_format, torch.channels_last))
+    return "channels_last" if plain > _WORTH * other else "contiguous"
 
 
 def _rate(
@@ -134,19 +161,23 @@ def _rate(
 
 
 def _speed(
-    model: HybridModel, shape: tuple[int, ...], devices: Devices, *, last: bool = False
+    model: HybridModel,
+    shape: tuple[int, ...],
+    devices: Devices,
+    layout: torch.memory_format = torch.contiguous_format,
+    freeze: Callable[[], object] | None = None,
 ) -> float:
-    """Return the images a second of whole steps with everything thawed."""
-    layout = torch.channels_last if last else torch.contiguous_format
-    model.to(memory_format=layout)
-    model.unfreeze_all()
+    """Return the images a second of whole steps, with all thawed or as `freeze` leaves it."""
+    model.to(memory_format=layout)  # type: ignore[call-overload]
+    (freeze or model.unfreeze_all)()
     model.train()
     images = torch.zeros(shape, device=devices.device, dtype=devices.dtype)
     images = images.contiguous(memory_format=layout)
     times = []
     for _ in range(3):
         begin = time.perf_counter()
-        found: Tensor = model(images)
+        with devices.autocast():
+            found: Tensor = model(images)
         found.float().square().mean().backward()
         devices.wait()
         times.append(time.perf_counter() - begin)

@@ -20,7 +20,7 @@ from tvc_core import HybridModel
 
 from .errors import TrainingError
 
-__all__ = ["Devices"]
+__all__ = ["Devices", "own"]
 
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}
 
@@ -51,7 +51,7 @@ class Devices:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))  # torchrun has decided
         whole = int(os.environ.get("WORLD_SIZE", local * nodes))
         nodes = max(nodes, whole // local)
-        several = local * nodes > 1
+        several, self.nodes = local * nodes > 1, nodes
         self.strategy = strategy if several else "one"
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         with _quiet():
@@ -186,7 +186,7 @@ class Devices:
         if self.world == 1:
             return
         own = {name: _hash(tensor) for name, tensor in tensors}
-        everyone = self._objects(own)
+        everyone = self.everyone(own)
         wrong = [name for name in own if any(each.get(name) != own[name] for each in everyone)]
         if wrong:
             raise TrainingError(
@@ -212,10 +212,15 @@ class Devices:
         return [float(each) for each in found]
 
     def gather(self, rows: Tensor) -> Tensor:
-        """Return the rows of all processes, which may have different numbers of them."""
+        """Return the rows of all processes, which may have different numbers of them, or none."""
         if self.world == 1:
             return rows
-        return torch.cat([torch.as_tensor(each) for each in self._objects(rows.cpu())])
+        found = [torch.as_tensor(each) for each in self.everyone(rows.cpu())]
+        return torch.cat([each for each in found if len(each)] or found[:1])
+
+    def first_said(self, text: str) -> str:
+        """Return the text of the first process that has one."""
+        return next(filter(None, self.everyone(text)), "")
 
     def agree(self, value: Any) -> Any:
         """Return the first process's value, plain data, in all."""
@@ -267,7 +272,10 @@ class Devices:
             return distribute_tensor(value.to(self.device), spread.device_mesh, spread.placements)
         return value.to(self.device if value.ndim or target.device.type != "cpu" else "cpu")
 
-    def _objects(self, value: Any) -> list[Any]:
+    def everyone(self, value: Any) -> list[Any]:
+        """Return the values of all processes, plain data or tensors, in their order."""
+        if self.world == 1:
+            return [value]
         found: list[Any] = [None] * self.world
         torch.distributed.all_gather_object(found, value)
         return found
@@ -278,6 +286,12 @@ class Devices:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.barrier()
             torch.distributed.destroy_process_group()
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor: all of it, or its shard."""
+    found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return found.detach()
 
 
 def _hash(tensor: Tensor) -> str:

@@ -72,7 +72,8 @@ def evaluate(
             indices.append(batch.indices.cpu())
     finally:
         model.train(before)
-    rows = [torch.cat(each) for each in (logits, targets, indices)]
+    nothing = [torch.empty(0)]  # of a process without images
+    rows = [torch.cat(each or nothing) for each in (logits, targets, indices)]
     if gather is not None:
         rows = [gather(each) for each in rows]
     order = rows[2].argsort()

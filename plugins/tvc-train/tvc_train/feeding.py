@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tvc_core import HybridModel
 
@@ -85,6 +86,17 @@ class Feed:
         """Batches of an evaluation that every process has."""
         return -(-(len(self.data.val) // self.devices.world) // self._held_out_batch)
 
+    @property
+    def most_steps(self) -> int:
+        """Batches of an evaluation that the first process has, which no other has more of."""
+        return -(-len(range(0, len(self.data.val), self.devices.world)) // self._held_out_batch)
+
+    def any_image(self) -> Tensor:
+        """Return a held-out image, for a process that has none left."""
+        one = self.data.val.take(np.arange(1))
+        batches = evaluation_batches(one, self.transforms, batch_size=1)
+        return next(batches).images
+
     def begin(self, model: HybridModel, phase: Phase) -> None:
         """Begin a phase."""
         self._model = model
@@ -131,3 +143,6 @@ class Feed:
     def runs(self, model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         """Return what maps the images of a batch to logits: the model, wrapped or not."""
         return model
+
+    def after_backward(self, learning: Iterable[nn.Parameter]) -> None:
+        """Do what is left when the gradients of a step are there."""

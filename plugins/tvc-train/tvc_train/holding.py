@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
+from itertools import count, takewhile
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,6 +43,7 @@ def save(training: Training) -> None:
     for name, state in training.schedule.kept.items():
         for key, tensor in whole(state.items()).items():
             tensors[f"optimizer.{key}.{name}"] = tensor
+    tensors |= _statistics(training)
     for name, method in training.methods.items():
         for key, tensor in method.tensors.items():
             tensors[f"method.{name}.{key}"] = tensor
@@ -113,9 +115,38 @@ def take_tensors(training: Training, start: Checkpoint) -> None:
             raise TrainingError(f"its optimizer has a state of {name!r}, which does not fit")
         kept.setdefault(name, {})[key] = training.devices.like(tensor, parameters[name])
     training.schedule.kept = kept
+    _take_statistics(training, start)
     for name, method in training.methods.items():
         method.tensors = start.below(f"method.{name}")
         method.facts = dict(training.progress.methods.get(name, {}))
+
+
+def _statistics(training: Training) -> dict[str, Tensor]:
+    """Return the statistics of each process's normalizations, by "statistics.RANK.NAME". They are
+    averaged at the end of an epoch, and until then those of others are not the first one's.
+    """
+    devices = training.devices
+    if devices.world == 1 or not training.position.step:
+        return {}
+    mine = {name: tensor.cpu() for name, tensor in training.normalization.statistics()}
+    return {
+        f"statistics.{rank}.{name}": tensor
+        for rank, found in enumerate(devices.everyone(mine))
+        for name, tensor in found.items()
+    }
+
+
+def _take_statistics(training: Training, start: Checkpoint) -> None:
+    """Put this process's statistics in place; their mean where there are other processes now."""
+    shares = [*takewhile(bool, (start.below(f"statistics.{rank}") for rank in count()))]
+    buffers = dict(training.model.named_buffers())
+    for name in shares[0] if shares else ():
+        found = [share.get(name, torch.empty(0)) for share in shares]
+        if name not in buffers or any(each.shape != buffers[name].shape for each in found):
+            raise TrainingError(f"its statistics of {name!r} do not fit")
+        same = len(shares) == training.devices.world
+        own = found[training.devices.rank] if same else torch.stack(found).mean(0)
+        buffers[name].copy_(own)
 
 
 def _fill(training: Training, found: Mapping[str, Tensor]) -> None:

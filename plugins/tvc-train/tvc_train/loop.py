@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
@@ -20,17 +19,18 @@ from .averaging import MovingAverage
 from .checkpoints import Checkpoint, Checkpoints
 from .devices import Devices
 from .evaluating import Evaluation
-from .faults import StoppedError, Stopping, not_finite
+from .faults import StoppedError, Stopping
 from .feeding import Feed
 from .losses import Loss
 from .methods import Method
 from .normalization import Normalization
+from .optimizers import names_of
 from .phases import Phase, PhaseSchedule
 from .progress import Position, Progress
 from .runs import Run
 from .settings import TrainingSettings
 from .showing import Display
-from .stepping import backward, look
+from .stepping import Unseen, backward, check_loss, look
 from .watching import check_gradients, first_step, warn_of_gap
 
 __all__ = ["Training"]
@@ -81,7 +81,8 @@ class Training:
         self.phase = schedule.phases[0]
         self.speed: list[dict[str, Any]] = []
         self._run: Callable[[Tensor], Any] = model
-        self.new: list[tuple[int, Tensor, int]] = []  # losses that were not looked at yet
+        self.learning: dict[str, nn.Parameter] = {}
+        self.new: list[Unseen] = []
         self._fresh = True  # no step of the phase was watched yet
         self._ended = False  # the last checkpoint is written
 
@@ -137,6 +138,7 @@ class Training:
         if self.average is not None:
             self.average.begin(self.model)
         self.optimizer = self.schedule.make(self.model, phase)
+        self.learning = dict(names_of(self.optimizer, self.model))
         mode = phase.normalization or str(self.settings.normalization)
         self.normalization = Normalization(self.model, mode)
         self.feed.begin(self.model, phase)
@@ -204,13 +206,11 @@ class Training:
             images = (self.feed.ready(batch.images) for batch in batches)
             self.normalization.estimate(images, self.feed.runs(self.model))
             self.devices.settle(self.model)
-        self.devices.average_(self.normalization.statistics())
+        self.devices.average_(tensor for _, tensor in self.normalization.statistics())
 
     def _note(self, evaluation: Evaluation) -> None:
         where, progress = self.position, self.progress
-        loss = evaluation.figures["loss"]
-        if not math.isfinite(loss):
-            raise not_finite(self.model, loss, f"in the evaluation after step {where.steps}")
+        check_loss(self, evaluation.figures["loss"])
         progress.rows.append(holding.row(self, evaluation, self._step_of_phase))
         progress.sums = {"loss": 0.0, "images": 0}
         where.epoch, where.epochs, where.step = where.epoch + 1, where.epochs + 1, 0
@@ -236,14 +236,13 @@ class Training:
             watched = first_step(self.model, optimizer, self.devices, self.phase.title)  # type: ignore[assignment]
         self.devices.seed(self.settings.seed, where.steps, self.devices.rank)
         with watched:
-            self.new.append((where.steps + 1, backward(self, self._run, batch), batch.total))
+            self.new.append(backward(self, self._run, batch))
             if self.devices.device.type == "cpu" or len(self.new) >= _LOOK_EVERY:
                 look(self)
             if self._fresh:
                 check_gradients(self.model, self.devices)
             if self.settings.clip is not None:
-                learning = [p for p in self.model.parameters() if p.requires_grad]
-                nn.utils.clip_grad_norm_(learning, self.settings.clip)
+                nn.utils.clip_grad_norm_(self.learning.values(), self.settings.clip)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._fresh = False

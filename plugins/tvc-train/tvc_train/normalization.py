@@ -72,12 +72,13 @@ class Normalization:
             if isinstance(module, _BatchNorm) and module.training and module.track_running_stats
         ]
 
-    def statistics(self) -> Iterator[Tensor]:
-        """Yield the statistics that move, which differ between replicas."""
-        for module in self.moving():
-            for tensor in (module.running_mean, module.running_var):
-                if tensor is not None:
-                    yield tensor
+    def statistics(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the statistics that move, which differ between replicas, with their names."""
+        moving = {id(module) for module in self.moving()}
+        for path, module in self.model.named_modules():
+            for name in ("running_mean", "running_var") if id(module) in moving else ():
+                if (tensor := getattr(module, name)) is not None:
+                    yield f"{path}.{name}", tensor
 
     @torch.no_grad()
     def estimate(self, batches: Iterable[Tensor], run: Callable[[Tensor], object]) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -49,12 +50,24 @@ def make_optimizer(
     groups = param_groups(
         model, lr=rate, layer_decay=layer_decay, weight_decay=settings.weight_decay
     )
+    # each group takes a call in every step, so those that are stepped alike are one
+    merged: dict[tuple[float, float], dict[str, Any]] = {}
     for group in groups:
-        group["full_rate"] = group["lr"]
+        alike = merged.setdefault((group["lr"], group["weight_decay"]), group)
+        if alike is not group:
+            alike["params"] = [*alike["params"], *group["params"]]
+            alike["name"] += f"; {group['name']}"
+        alike["full_rate"] = group["lr"]
+    groups = list(merged.values())
+    # torch steps one tensor after the other on a CPU unless it is told otherwise, which takes six
+    # times as long: for ResNet-18 as long as a backward pass of some small images
     if settings.name == "sgd":
         momentum = settings.momentum
-        return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
-    return torch.optim.AdamW(groups, lr=rate)
+        shards = any(hasattr(p, "device_mesh") for group in groups for p in group["params"])
+        return torch.optim.SGD(
+            groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=not shards
+        )
+    return torch.optim.AdamW(groups, lr=rate, fused=True)
 
 
 def names_of(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

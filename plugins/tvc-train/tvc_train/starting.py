@@ -18,7 +18,7 @@ def is_data(path: Path) -> bool:
 
 def first_recipe(data: Path, backbone: str, patches: Sequence[tuple[str, str]]) -> dict[str, Any]:
     """Return a recipe that does the sensible thing: the head first, then the last stages at a tenth
-    of its rate; rate and batch size are found out, and probabilities are calibrated.
+    of its rate; rate, batch size and layout are found out, and probabilities are calibrated.
 
     Args:
         data: the images.
@@ -35,6 +35,7 @@ def first_recipe(data: Path, backbone: str, patches: Sequence[tuple[str, str]]) 
         "data": {"path": str(data.resolve())},
         "training": {
             "batch_size": "auto",
+            "layout": "auto",
             "methods": ["temperature"],
             "phases": [
                 {"name": "head", "epochs": 5, "rate": "auto"},

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from tvc_core import HybridModel, audit, join_names
+from tvc_core import AuditReport, HybridModel, audit, join_names
 
-from .devices import Devices
+from .devices import Devices, own
 from .errors import TrainingError
 
 if TYPE_CHECKING:
@@ -36,11 +36,9 @@ def first_step(
     Raises:
         TrainingError: what is frozen has moved, or what learns is not in the optimizer.
     """
-    if devices.strategy == "fsdp":  # of shards there is no whole to look at
-        with nullcontext():
-            yield
-        return
-    with audit(model, optimizer) as report:
+    shards = devices.strategy == "fsdp"
+    watched = _audit_shards(model, optimizer, devices) if shards else audit(model, optimizer)
+    with watched as report:
         yield
     if report.moved or report.not_in_optimizer:
         raise TrainingError(f"phase {phase!r} does something other than it says:\n{report}")
@@ -51,6 +49,35 @@ def first_step(
             UserWarning,
             stacklevel=2,
         )
+
+
+@contextmanager
+def _audit_shards(
+    model: HybridModel, optimizer: torch.optim.Optimizer, devices: Devices
+) -> Iterator[AuditReport]:
+    """Watch a step of a model in shards, each process its own, as `audit` does a whole one."""
+    devices.settle(model)
+    frozen = {name: own(tensor).clone() for name, tensor in _resting(model)}
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    report = AuditReport(num_frozen=len(frozen), num_trainable=len(learning))
+    yield report
+    devices.settle(model)
+    now = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    moved = [n for n, before in frozen.items() if n not in now or not own(now[n]).equal(before)]
+    here = {name for found in devices.everyone(moved) for name in found}
+    report.moved = tuple(name for name in frozen if name in here)
+    report.without_gradient = tuple(name for name in learning if now[name].grad is None)
+    known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    report.not_in_optimizer = tuple(name for name in learning if id(now[name]) not in known)
+    report.finished = True
+
+
+def _resting(model: HybridModel) -> Iterator[tuple[str, Tensor]]:
+    """Yield what may not move: frozen parameters, and buffers of what is in evaluation mode."""
+    yield from ((name, p) for name, p in model.named_parameters() if not p.requires_grad)
+    for path, module in model.named_modules():
+        if not module.training:
+            yield from module.named_buffers(prefix=path, recurse=False)
 
 
 def check_gradients(model: HybridModel, devices: Devices) -> None:

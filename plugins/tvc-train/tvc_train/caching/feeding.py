@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,8 @@ _CHUNK = 64
 class CachedFeed(Feed):
     """A feed that computes what is frozen once for each image and view, and keeps the result.
 
-    In a phase in which all learns, it gives images like any other feed.
+    In a phase in which all learns, it gives images like any other feed. Several processes of one
+    machine compute a share each, and have one copy; what they compute is the same for any number.
 
     Args:
         folder: where features are kept; by default `~/.cache/tvc/features`.
@@ -39,7 +40,7 @@ class CachedFeed(Feed):
         note: is told what was cached.
 
     Raises:
-        TrainingError: there are several processes.
+        TrainingError: there are several machines, or the model is in shards.
     """
 
     def __init__(
@@ -51,9 +52,16 @@ class CachedFeed(Feed):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if self.devices.world > 1:
+        if self.devices.nodes > 1:
             raise TrainingError(
-                f"data.cache: features are kept by one process, and there are {self.devices.world}"
+                f"data.cache: features are kept on one machine, and there are "
+                f"{self.devices.nodes}. Leave the cache out, or train on one machine: without what "
+                "is frozen, little is left to compute"
+            )
+        if self.devices.strategy == "fsdp":
+            raise TrainingError(
+                "data.cache: with the strategy fsdp, layers are whole only while all of the model "
+                "runs, so no part of it can run alone. Use ddp, or leave the cache out"
             )
         most = int(self.settings.max_cache * (1 << 30))
         self.store = FeatureStore(folder or default_folder(), most=most)
@@ -118,6 +126,8 @@ class CachedFeed(Feed):
             seed=self.seed,
             epoch=epoch,
             first_step=first_step,
+            rank=self.devices.rank,
+            world=self.devices.world,
             balance=self.settings.balance,
         )
         totals = step_totals(self.data.train, self.batch_size)[first_step:]
@@ -131,22 +141,31 @@ class CachedFeed(Feed):
         if self._halves is None or not self._holds():
             yield from super().evaluation_batches()
             return
-        for start in range(0, len(self.data.val), self._held_out_batch):
-            indices = np.arange(start, min(start + self._held_out_batch, len(self.data.val)))
+        mine = np.arange(self.devices.rank, len(self.data.val), self.devices.world)
+        for start in range(0, len(mine), self._held_out_batch):
+            indices = mine[start : start + self._held_out_batch]
             yield self._batch("val", self.data.val, indices, 0, len(indices))
 
     def runs(self, model: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
         """Return what maps the last batch to logits: the model, or what of it is above the cut.
 
         Raises:
-            TrainingError: it is a model that was compiled or wrapped.
+            TrainingError: it is a model that was compiled.
         """
         halves, own = self._halves, self._model
         if not self._given or halves is None:
             return model
+        if isinstance(model, nn.parallel.DistributedDataParallel):
+            model = model.module
         if model is not own or own is None:
             raise TrainingError("data.cache: a compiled model cannot be cut; leave one of them out")
         return halves.above[own.training]
+
+    def after_backward(self, learning: Iterable[nn.Parameter]) -> None:
+        """Average gradients over processes, which the wrapper did not see."""
+        if self._given:
+            gradients = (each.grad for each in learning)
+            self.devices.average_(each for each in gradients if each is not None)
 
     def _batch(
         self, part: str, samples: Samples, indices: np.ndarray, start: int, total: int
@@ -189,31 +208,80 @@ class CachedFeed(Feed):
             numbers=[str(self.devices.dtype), str(halves.dtype), self._layout],
         )
         key = key_of(facts)
+        if any(each != key for each in self.devices.everyone(key)):
+            raise TrainingError(
+                "data.cache: the processes would compute other features each: weights, images, "
+                "versions or processors differ between them"
+            )
         found = self.store.find(key)
-        if found is not None:
+        if all(self.devices.everyone(found is not None)):
+            assert found is not None
             return found
         if not len(samples):
             return torch.empty(0, *halves.shape, dtype=halves.dtype)
         first = self._below(halves, self._images(samples, transforms, np.arange(1)))
         shape = (views * len(samples), *first.shape[1:])
         parts = self._computed(samples, transforms, halves, views)
-        return self.store.build(key, facts, parts, shape, halves.dtype)
+        return self._built(key, facts, parts, shape, halves.dtype)
+
+    def _built(
+        self, key: str, facts: dict[str, Any], parts: Iterator[Tensor], shape: tuple[int, ...],
+        dtype: torch.dtype,
+    ) -> Tensor:  # fmt: skip
+        """Keep features that all processes compute: the first one writes them."""
+        found, problem = None, ""
+        if self.devices.first:
+            try:
+                found = self.store.build(key, facts, parts, shape, dtype)
+            except StoppedError:
+                raise  # in all of them
+            except TrainingError as error:
+                problem = str(error)
+            self._goes_on(building=False)
+        else:
+            for _ in parts:
+                pass
+        if problem := self.devices.agree(problem):
+            raise TrainingError(problem)
+        found = found if found is not None else self.store.find(key)
+        if found is None:
+            raise TrainingError(f"data.cache: {self.store.folder / key} is not there any more")
+        return found
 
     def _computed(
         self, samples: Samples, transforms: Transforms, halves: Halves, views: int
     ) -> Iterator[Tensor]:
+        """Yield the features of all images, and of the next view. The processes take turns."""
+        rank, world = self.devices.rank, self.devices.world
         ends = range(0, len(samples), _CHUNK)
         steps = [np.arange(start, min(start + _CHUNK, len(samples))) for start in ends]
         for view in range(views):
-            loaded = prepared(samples, transforms, steps, self.workers, self.seed, view)
-            for pixels, _ in loaded:
-                if self.stopping.asked:
-                    raise StoppedError(
-                        "SIGTERM was received while features were computed. None of them are kept; "
-                        "the training goes on from its last checkpoint"
-                    )
-                images = transforms.normalize(pixels.to(self.devices.device))
-                yield self._below(halves, self.ready(images))
+            mine = prepared(samples, transforms, steps[rank::world], self.workers, self.seed, view)
+            for _ in range(0, len(steps), world):
+                if not self._goes_on():
+                    return
+                features = None
+                if (loaded := next(mine, None)) is not None:
+                    images = transforms.normalize(loaded[0].to(self.devices.device))
+                    features = self._below(halves, self.ready(images))
+                yield from (each for each in self.devices.everyone(features) if each is not None)
+        if not self.devices.first:
+            self._goes_on()  # until all is written
+
+    def _goes_on(self, *, building: bool = True) -> bool:
+        """Return whether the first process still builds, which all of them ask together.
+
+        Raises:
+            StoppedError: one was asked to end before it was done.
+        """
+        done = self.devices.first and not building
+        ended, asked = self.devices.total(float(done), float(self.stopping.asked))
+        if asked and not ended:
+            raise StoppedError(
+                "SIGTERM was received while features were computed. None of them are kept; the "
+                "training goes on from its last checkpoint"
+            )
+        return not ended
 
     @torch.no_grad()
     def _below(self, halves: Halves, images: Tensor) -> Tensor:

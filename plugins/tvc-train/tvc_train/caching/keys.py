@@ -131,8 +131,7 @@ def _versions(below: fx.GraphModule) -> dict[str, str]:
     from PIL import features
 
     tops = {type(module).__module__.partition(".")[0] for module in below.modules()}
-    there = _distributions()
-    names = {*_DISTRIBUTIONS, *(name for top in tops for name in there.get(top, ()))}
+    names = {*_DISTRIBUTIONS, *(name for top in tops for name in _distributions_of(top))}
     found = {}
     for name in sorted(names):
         try:
@@ -142,6 +141,16 @@ def _versions(below: fx.GraphModule) -> dict[str, str]:
     codecs = ("jpg", "zlib", "libtiff", "webp")
     found |= {name: str(features.version(name)) for name in codecs}
     return {**found, "torch build": torch.__version__, "python": sys.version.split()[0]}
+
+
+def _distributions_of(package: str) -> list[str]:
+    """Return the distributions of a package, most of which have its name."""
+    name = package.replace("_", "-")
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return _distributions().get(package, [])
+    return [name]
 
 
 @functools.cache

@@ -14,7 +14,8 @@ from torch import Tensor
 from .images import SUFFIXES, check_header, decode, read_bytes
 from .names import Names
 from .problems import Problem
-from .samples import Samples
+from .remembering import SIZE, Memory, memory_file, recall, remember
+from .samples import HEADER_PRINT, Samples, pixel_print
 from .settings import DataSettings
 
 __all__ = ["FileSamples", "is_hidden", "problem_of_file", "walk"]
@@ -32,6 +33,7 @@ class FileSamples(Samples):
         settings: what may be decoded.
         lines: of a list of files, where each image stands in it, int64 [N].
         source: that list.
+        memory: what is known of the files; by default what earlier starts have kept.
     """
 
     def __init__(
@@ -43,9 +45,11 @@ class FileSamples(Samples):
         *,
         lines: np.ndarray | None = None,
         source: str = "",
+        memory: Memory | None = None,
     ) -> None:
         super().__init__(targets, names)
         self.folder, self.settings, self.lines, self.source = folder, settings, lines, source
+        self._memory = memory
 
     def path(self, index: int) -> str:
         """Return an image's file."""
@@ -92,7 +96,51 @@ class FileSamples(Samples):
         Raises:
             DataError: it cannot be read.
         """
-        return hashlib.blake2b(read_bytes(self.path(index)), digest_size=16).digest()
+        known = self.memory.contents[index]
+        if known.any():
+            return known.tobytes()
+        found = _hash(read_bytes(self.path(index)))
+        self.memory.learn(index, content=found)
+        return found
+
+    def look(self, index: int, *, full: bool) -> tuple[bytes, bytes]:
+        """Return a fingerprint of an image's pixels, and a hash of its file's bytes.
+
+        Raises:
+            DataError: it cannot be decoded, or may not be.
+        """
+        known = self.memory.prints[index]
+        if known.any():
+            return known.tobytes(), self.memory.contents[index].tobytes()
+        path, settings = self.path(index), self.settings
+        content = read_bytes(path)
+        act = decode if full else check_header
+        found = act(content, path, max_pixels=settings.max_pixels, formats=settings.formats)
+        return HEADER_PRINT if found is None else pixel_print(found), _hash(content)
+
+    @property
+    def memory(self) -> Memory:
+        """What is known of the files."""
+        if self._memory is None:
+            self._memory = Memory.of(map(self.path, range(len(self))))
+            recall(self._memory_file(), self._memory)
+        return self._memory
+
+    def recall(self) -> None:
+        """Load what earlier starts have kept of the files that are unchanged."""
+        assert self.memory is not None
+
+    def learn(self, index: int, prints: bytes, content: bytes) -> None:
+        """Take note of what `look` has returned in another process."""
+        self.memory.learn(index, content=content, pixels=prints)
+
+    def remember(self) -> None:
+        """Keep what is known of the files for the next start."""
+        remember(self._memory_file(), self.memory)
+
+    def _memory_file(self) -> Path:
+        settings = self.settings
+        return memory_file(self.folder, settings.max_pixels, settings.formats, settings.check)
 
     def size_hint(self, index: int) -> int:
         """Return the size of a file [bytes]; -1 where there is none."""
@@ -107,8 +155,12 @@ class FileSamples(Samples):
         names: Names = self.names.take(indices)
         return FileSamples(
             self.folder, self.targets[indices], names, self.settings, lines=lines,
-            source=self.source,
+            source=self.source, memory=None if self._memory is None else self._memory.take(indices),
         )  # fmt: skip
+
+
+def _hash(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=SIZE).digest()
 
 
 def is_hidden(name: str) -> bool:

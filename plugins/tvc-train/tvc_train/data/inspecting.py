@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -114,8 +113,8 @@ def inspect_data(data: Data, settings: DataSettings, *, workers: int = 0) -> Dat
     )
 
 
-class _Looks(Dataset[tuple[torch.Tensor, list[str]]]):
-    """Fingerprints and errors of images, in chunks; what a worker process holds."""
+class _Looks(Dataset[tuple[torch.Tensor, torch.Tensor, list[str]]]):
+    """Fingerprints, contents and errors of images, in chunks; what a worker process holds."""
 
     def __init__(self, samples: Samples, full: bool) -> None:
         self.samples, self.full = samples, full
@@ -123,48 +122,47 @@ class _Looks(Dataset[tuple[torch.Tensor, list[str]]]):
     def __len__(self) -> int:
         return -(-len(self.samples) // _CHUNK)
 
-    def __getitem__(self, chunk: int) -> tuple[torch.Tensor, list[str]]:
+    def __getitem__(self, chunk: int) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
         start = chunk * _CHUNK
         indices = range(start, min(start + _CHUNK, len(self.samples)))
-        prints = np.zeros((len(indices), 16), np.uint8)
+        prints, contents = (np.zeros((len(indices), 16), np.uint8) for _ in range(2))
         errors = []
         for row, index in enumerate(indices):
             try:
-                prints[row] = np.frombuffer(self._look(index), np.uint8)
-                errors.append("")
+                print_, content = self.samples.look(index, full=self.full)
             except DataError as error:
                 errors.append(str(error))
-        return torch.from_numpy(prints), errors
-
-    def _look(self, index: int) -> bytes:
-        """Return a fingerprint of an image, which is never all zeros."""
-        if not self.full:
-            self.samples.check(index)
-            return b"\1" * 16
-        pixels = self.samples.read(index).contiguous().numpy()
-        shape = np.array(pixels.shape).tobytes()
-        return hashlib.blake2b(shape + pixels.tobytes(), digest_size=16).digest()
+                continue
+            errors.append("")
+            prints[row] = np.frombuffer(print_, np.uint8)
+            contents[row] = np.frombuffer(content or bytes(16), np.uint8)
+        return torch.from_numpy(prints), torch.from_numpy(contents), errors
 
 
 def _looked_at(samples: Samples, full: bool, workers: int) -> tuple[np.ndarray, list[Problem]]:
     """Return a fingerprint of each image, uint8 [N, 16], zeros where it cannot be used; and why."""
+    samples.recall()
     looks = _Looks(samples, full)
     prints, problems = np.zeros((len(samples), 16), np.uint8), []
-    for chunk, (found, errors) in enumerate(_results(looks, workers)):
+    for chunk, (found, contents, errors) in enumerate(_results(looks, workers)):
         start = chunk * _CHUNK
         prints[start : start + len(errors)] = found.numpy()
         for row, error in enumerate(errors):
-            if error:
+            if not error:
+                known = (each[row].numpy().tobytes() for each in (found, contents))
+                samples.learn(start + row, *known)
+            else:
                 where = samples.where(start + row)
                 what = error.removeprefix(f"{where}: ")
                 place = samples.names[start + row]
                 if what == error and place in error:  # the list and its line, before the file
                     where, what = where.rpartition(": ")[0] or where, error
                 problems.append(Problem(where=where, what=what, kind="image"))
+    samples.remember()
     return prints, problems
 
 
-def _results(looks: _Looks, workers: int) -> Iterator[tuple[torch.Tensor, list[str]]]:
+def _results(looks: _Looks, workers: int) -> Iterator[tuple[torch.Tensor, torch.Tensor, list[str]]]:
     if workers and len(looks) > 1:
         generator = torch.Generator().manual_seed(0)  # not the user's
         yield from DataLoader(looks, batch_size=None, num_workers=workers, generator=generator)
