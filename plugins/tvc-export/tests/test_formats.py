@@ -7,14 +7,16 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from exported_networks import opened, residual, small
 from PIL import Image
-from torch import Tensor, nn
+from torch import nn
 from tvc_export import ExporterSpec, export_model, open_exported, read_certificate, verify
 from tvc_export.commands import bench_command, export_command, verify_command
 
@@ -33,72 +35,11 @@ SUFFIXES = {"pt2": ".pt2", "onnx": ".onnx", "openvino": ".xml"}
 MODULES = {"pt2": "torch", "onnx": "onnxruntime", "openvino": "openvino"}
 
 
-class Small(nn.Module):
-    """A network that takes 0.1 s to export."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-        self.stage = nn.Sequential(nn.Conv2d(8, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU())
-        self.last = nn.Conv2d(16, 24, 3, 2, 1)
-        self.head = nn.Linear(24, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.last(self.stage(self.stem(x))).amax((2, 3)))
-
-
-def opened(model: HybridModel) -> HybridModel:
-    """Open the gates, so that patches do something."""
-    for name, parameter in model.named_parameters():
-        if name.endswith(".alpha"):
-            nn.init.constant_(parameter, 0.3)
-    return model.eval()
-
-
-def small(*, is_open: bool = True) -> HybridModel:
-    torch.manual_seed(0)
-    patches = {"stage": {"wrap": "se"}, "last": {"wrap": "eca"}}
-    model = HybridBuilder().from_module(
-        Small(), stem="stem", stages=["stage", "last"], head="head", patches=patches
-    )
-    return opened(model) if is_open else model
-
-
-def resnet() -> HybridModel:
+def resnet(*, is_open: bool = True) -> HybridModel:
     torch.manual_seed(1)
     patches = {"layer2": {"wrap": {"type": "se"}}, "layer4": {"wrap": {"type": "se"}}}
-    return opened(
-        HybridBuilder().from_backbone("resnet18", weights=None, patches=patches, num_classes=9)
-    )
-
-
-class Residual(Small):
-    """Adds what comes from before a stage to it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.last = nn.Conv2d(16, 16, 3, 1, 1)
-        self.head = nn.Linear(16, 7)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.stage(self.stem(x))
-        return self.head((x + self.last(x)).mean((2, 3)))
-
-
-def residual() -> HybridModel:
-    torch.manual_seed(2)
-    return opened(
-        HybridBuilder().from_module(
-            Residual(),
-            stem="stem",
-            stages=["stage", "last"],
-            head="head",
-            patches={
-                "last": {"inject": {"type": "se", "position": "after"}},
-                "stem": {"wrap": "cbam_block"},
-            },
-        )
-    )
+    model = HybridBuilder().from_backbone("resnet18", weights=None, patches=patches, num_classes=9)
+    return opened(model) if is_open else model
 
 
 SIX = {
@@ -245,14 +186,44 @@ def test_patches_that_do_nothing_are_left_out_and_named(tmp_path: Path) -> None:
     assert len(model.patch_records) == 2
 
 
-@pytest.mark.sweep
-def test_names_of_parameters_are_kept_in_onnx_where_asked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("make", "number"), [(small, 23), pytest.param(resnet, 112, marks=pytest.mark.sweep)]
+)
+def test_names_of_parameters_are_kept_in_onnx_where_asked(
+    make: Callable[..., HybridModel], number: int, tmp_path: Path
+) -> None:
+    """With gates that are 0, so that patches do nothing and gates are equal."""
     onnx = pytest.importorskip("onnx")
-    model = resnet()
-    export_model(model, "onnx", tmp_path / "model.onnx", size=(64, 64), keep_names=True)
-    found = {each.name for each in onnx.load(str(tmp_path / "model.onnx")).graph.initializer}
-    wanted = {name for name in model.state_dict() if not name.endswith("num_batches_tracked")}
-    assert len(wanted) == 112 and wanted <= found
+    model = make(is_open=False)
+    made = export_model(model, "onnx", tmp_path / "m.onnx", size=(64, 64), keep_names=True)
+    assert made.dropped == made.folded == ()
+    file = onnx.load(str(tmp_path / "m.onnx"))
+    found = {each.name: onnx.numpy_helper.to_array(each) for each in file.graph.initializer}
+    wanted = {n: t for n, t in model.state_dict().items() if "num_batches_tracked" not in n}
+    assert len(wanted) == number and set(wanted) <= set(found)
+    assert all(np.array_equal(found[name], tensor.numpy()) for name, tensor in wanted.items())
+
+
+def test_weights_that_are_too_many_for_one_onnx_file_lie_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr("tvc_export.formats.onnx._MOST", 1000)
+    path, weights = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
+    weights.write_text("of another file")
+    with pytest.raises(WeightsError, match=r"m\.onnx\.data: is there; --force"):
+        export_model(small(), "onnx", path, size=(40, 40))
+    weights.unlink()
+    export_model(small(), "onnx", path, size=(40, 40))
+    assert {each.name for each in tmp_path.iterdir()} == {path.name, weights.name}
+    verify(path)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    with pytest.raises(WeightsError, match="was changed after"):
+        verify(path)
+    weights.unlink()
+    with pytest.raises(WeightsError, match=r"m\.onnx\.data"):
+        verify(path)
 
 
 def test_openvino_reports_to_no_one(tmp_path: Path) -> None:
@@ -263,14 +234,14 @@ seen = []
 sys.addaudithook(lambda event, args: seen.append(event))
 import torch
 sys.path.insert(0, sys.argv[1])
-from test_formats import small
+from exported_networks import small
 from tvc_export import export_model, verify
 export_model(small(), "openvino", "model.xml", size=(40, 40))
 verify("model.xml")
 asked = {"socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"}
 assert "import" in seen and not asked & set(seen), asked & set(seen)
 """
-    here = str(Path(__file__).parent)
+    here = str(Path(__file__).resolve().parents[3] / "tests")
     done = subprocess.run(
         [sys.executable, "-c", code, here],
         cwd=tmp_path,
@@ -341,6 +312,12 @@ def test_what_is_missing_or_misspelt_is_said_before_any_work(
     assert "--int8 is for onnx" in run(
         "--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--int8", str(tmp_path)
     )
+    assert "names of its own" in run(
+        "--format", "openvino", "--out", str(tmp_path / "m.xml"), "--keep-names"
+    )
+    assert "not both" in run("--format", "onnx", "--out", out, "--keep-names", "--int8", out)
+    (tmp_path / "m.bin").write_text("weights of another tool")
+    assert "m.bin: is there" in run("--format", "openvino", "--out", str(tmp_path / "m.xml"))
     assert "no photos in it" in run("--format", "onnx", "--out", out, "--int8", str(tmp_path))
     assert "no-such-model" in run("--format", "onnx", "--out", out)
     (tmp_path / "m.onnx").write_text("")
