@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported_networks import small
+from exported_networks import Small, small
 from tvc_export import export_model, read_certificate
 from tvc_export.privacy import check_private, without_folders
 
@@ -96,11 +96,14 @@ def test_files_of_a_model_with_paths_in_its_recipe_name_none(
     pytest.importorskip(MODULES[format])
     monkeypatch.chdir(jane)
     builder = HybridBuilder()
-    torch.save(
-        builder.from_backbone("mobilenet_v3_small", weights=None).state_dict(), jane / "mine.pth"
-    )
+    whole = builder.from_backbone("mobilenet_v3_small", weights=None)
+    torch.save(whole.state_dict(), jane / "mine.pth")
     model = builder.from_backbone(
-        "mobilenet_v3_small", weights=jane / "mine.pth", num_classes=2, class_names=["jane", "joe"]
+        "mobilenet_v3_small",
+        weights=jane / "mine.pth",
+        stages=1,
+        num_classes=2,
+        class_names=["jane", "joe"],
     )
     out = tmp_path / "out"
     out.mkdir()
@@ -119,8 +122,9 @@ def test_files_of_a_model_with_paths_in_its_recipe_name_none(
 
 
 def test_a_class_that_names_a_folder_is_refused(jane: Path, tmp_path: Path) -> None:
-    model = HybridBuilder().from_backbone(
-        "mobilenet_v3_small", weights=None, num_classes=2, class_names=[f"{jane}/cats", "dogs"]
+    names = [f"{jane}/cats", *"bcdefg"]
+    model = HybridBuilder().from_module(
+        Small(), stem="stem", stages=["stage", "last"], head="head", class_names=names
     )
     with pytest.raises(WeightsError, match=r"would tell of .*jane.*class names"):
         export_model(model, "pt2", tmp_path / "m.pt2", size=(32, 32), dynamic=())

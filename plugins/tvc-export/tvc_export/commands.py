@@ -275,4 +275,5 @@ def bench_command(
         figures = "  ".join(f"{value:9.3f}" for value in (each.median, each.p90, each.spread))
         click.echo(f"{each.name:{wide}}  {figures}  {each.runtime}")
         for target, cost in each.patches.items():
-            click.echo(f"{'':{wide}}  {cost:+9.3f}  of it for the patch at {target}")
+            less = ", less than the spread" if abs(cost) < each.spread else ""
+            click.echo(f"{'':{wide}}  {cost:+9.3f}  of it for the patch at {target}{less}")

@@ -27,7 +27,7 @@ from tvc_core import (
     what_there_is,
 )
 
-from .certificate import Certificate, Trial, digest_and_text, write_certificate
+from .certificate import Certificate, Trial, beside, digest_and_text, write_certificate
 from .claims import AXES
 from .kinds import ExporterSpec
 from .models import digest_of, facts_of
@@ -57,8 +57,8 @@ def check_output(
         PluginError: packages of the format are not installed.
         ParameterError: the suffix is another format's, or the format has no int8, or names of its
             own for parameters.
-        WeightsError: the file or one that belongs to it is there, or its folder is not or cannot be
-            written to.
+        WeightsError: the file or one that belongs to it is there, or a folder in its place, or its
+            folder is not or cannot be written to.
     """
     check_installed(exporter)
     name, suffix = exporter.spec.name, exporter.spec.suffix
@@ -74,10 +74,12 @@ def check_output(
             "in int8 parameters are others, with other names: --int8 or --keep-names, not both"
         )
     if path.suffix != suffix:
-        right = path.with_suffix(suffix).name
+        right = (path.resolve() if path.name in ("", "..") else path).with_suffix(suffix).name
         raise ParameterError(f"{path}: files of the format {name!r} end in {suffix}: {right!r}")
     if not path.parent.is_dir():
         raise WeightsError(f"{path}: there is no folder {str(path.parent)!r}")
+    if path.is_dir() and not beside(path).exists():
+        raise WeightsError(f"{path}: is a folder, which tvc export did not write")
     for each in (path, *files_beside(path, exporter)):
         if each.exists() and not force:
             raise WeightsError(f"{each}: is there; --force puts the new file in its place")
