@@ -361,6 +361,22 @@ def test_a_third_partys_format_gets_its_certificate_beside_the_file(tmp_path: Pa
     assert made.format == "acme-format:acme" and made.proved
     assert {each.name for each in tmp_path.iterdir()} == {"m.acme", "m.acme.certificate.json"}
     verify(tmp_path / "m.acme", registry=registry)
+    certificate = tmp_path / "m.acme.certificate.json"
+    whole = json.loads(certificate.read_text())
+    first = whole["trials"][0]
+    for damage in (
+        {"tolerance": "much"},
+        {"trials": [{**first, "expected": ["AAAA"]}]},
+        {"trials": [{**first, "expected": ["%"]}]},
+        {"trials": [{**first, "shape": ["a", 3, 40, 40]}]},
+        {"trials": [{**first, "seed": "x"}]},
+        {"trials": 3},
+        {"claims": {}},
+    ):
+        certificate.write_text(json.dumps({**whole, **damage}))
+        with pytest.raises(WeightsError, match=r"certificate|does not (give|run)"):
+            verify(tmp_path / "m.acme", registry=registry)
+    certificate.write_text(json.dumps(whole))
     with (tmp_path / "m.acme").open("ab") as file:
         file.write(b"x")
     with pytest.raises(WeightsError, match="was changed"):

@@ -89,7 +89,7 @@ class Claims:
                 continue
             bounds = ranges[str(size)]
             # Torch counts from 2, and writes no guard where a network asks whether a size is 1. For
-            # a batch of 1 the proof tries it; nobody needs images of one row.
+            # a batch of 1 the proof tries it; images of one row are not claimed.
             lower = 1 if axis == 0 and int(bounds.lower) == 2 else int(bounds.lower)
             upper = None if str(bounds.upper) in ("int_oo", "oo") else int(bounds.upper)
             sizes.append((lower, upper))

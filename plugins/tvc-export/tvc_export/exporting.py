@@ -101,7 +101,7 @@ def export_model(
     int8: str | Path | None = None,
     max_drop: int | None = None,
     keep_names: bool = False,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
     limit: float = 120,
     force: bool = False,
     name: str = "",
@@ -123,7 +123,8 @@ def export_model(
             are not known, have another answer [photos]; by default 5 percent of those that judge.
         keep_names: all parameters keep their names: nothing is folded, and patches whose gate is
             0 are in the file as well.
-        tolerance: largest difference of an output, as part of the largest output of its input.
+        tolerance: largest difference of an output, as part of the largest output of its input; by
+            default the format's, which is 1e-5, and 1e-4 in litert.
         limit: for how long torch.export may search for what the network asks of sizes [s].
         force: replace a file that is there.
         name: of the model, for the certificate.
@@ -144,6 +145,7 @@ def export_model(
         if each not in AXES:
             raise ParameterError(f"dynamic: {each!r} is unknown.{what_there_is(each, AXES)}")
     exporter = find_format(format, registry)
+    tolerance = exporter.spec.tolerance if tolerance is None else tolerance
     check_output(path, exporter, int8=int8 is not None, keep_names=keep_names, force=force)
     if (photos or int8) and not exporter.spec.run:
         raise ParameterError(f"nothing runs {exporter.spec.name!r} here, so photos prove nothing")
@@ -341,7 +343,7 @@ def _move(folder: Path, path: Path, *, force: bool) -> None:
     """Put what was written in its place, the file itself last.
 
     Raises:
-        WeightsError: a file is there that nobody asked to replace.
+        WeightsError: another file is there, without `force`.
     """
     written = sorted(folder.iterdir(), key=lambda each: each.name == path.name)
     there = [each.name for each in written if path.with_name(each.name).exists()]

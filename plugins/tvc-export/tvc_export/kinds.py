@@ -28,6 +28,8 @@ class ExporterSpec(Spec):
         install: what `pip install` gets for them.
         int8: whether it can be quantized with photos.
         names: whether parameters can keep their names.
+        tolerance: largest difference of an output from torch's that is allowed where the user says
+            none, as part of the largest output of its input.
         beside: what the names of other files end in that are written beside the file, after its
             stem: ".bin" for model.bin beside model.xml.
         store: "package.module:attribute" of what keeps the certificate inside the file, with
@@ -43,12 +45,14 @@ class ExporterSpec(Spec):
     install: str = ""
     int8: bool = False
     names: bool = False
+    tolerance: float = 1e-5
     beside: tuple[str, ...] = ()
     store: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.suffix.startswith("."), "suffix", "a suffix such as '.onnx'")
+        self._require(0 < self.tolerance < 1, "tolerance", "a number between 0 and 1")
         for entry in ("run", "store"):
             if getattr(self, entry):
                 self._check_factory(entry)

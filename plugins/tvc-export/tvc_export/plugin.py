@@ -74,6 +74,7 @@ def tvc_export_exporters() -> list[ExporterSpec]:
             factory="tvc_export.formats.litert:export",
             run="tvc_export.formats.litert:open_file",
             suffix=".tflite",
+            tolerance=1e-4,  # measured on Lite0: 8e-6 on noise, 1.8e-5 on zeros
             modules=("litert_torch", "ai_edge_litert"),
             install="tvc-export[litert]",
             summary="LiteRT (TensorFlow Lite): runs on phones.",
