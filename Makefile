@@ -82,6 +82,7 @@ $(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml) plugins/tvc-inspec
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --group dev
 	$(BIN)/python -m pip install --quiet --no-build-isolation --editable . $(addprefix --editable ,$(PLUGINS))
+	$(BIN)/python -m compileall -q tvc_core $(PLUGINS)  # pip does it for what it copies only
 	touch $(READY)
 
 # Python 3.10 if there is one, and of everything that we require the oldest version

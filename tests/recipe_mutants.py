@@ -156,11 +156,11 @@ def mutate_structure(rng: random.Random, text: str) -> bytes:
         if kind == 0:
             del above[key]
         elif kind in (1, 2):
-            above[key] = rng.choice(WRONG)
+            above[key] = copy.deepcopy(rng.choice(WRONG))
         elif kind == 3 and isinstance(above, dict):
             above[rng.choice(KEYS)] = above.pop(key)
         elif kind == 4 and isinstance(above, dict):
-            above[rng.choice(KEYS)] = rng.choice(WRONG)
+            above[rng.choice(KEYS)] = copy.deepcopy(rng.choice(WRONG))
         elif other != path[: len(other)]:
             found = data
             for each in other:
@@ -229,31 +229,41 @@ _FORBIDDEN = (
 )  # fmt: skip
 
 
+_NOTED: list[list[Any]] = []
+"""Where the hook notes what it sees: the innermost `audited` that runs."""
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if not _NOTED:
+        return
+    if event == "open":
+        mode, flags = arguments[1], arguments[2]
+        if (mode is not None and mode not in ("r", "rb")) or (flags or 0) & 0o3:
+            _NOTED[-1].append((event, arguments))
+    elif event == "compile" and arguments[1] in ("<unknown>", None):
+        pass  # ast.parse: the source of a block, for its parameters
+    elif event not in _QUIET and event.partition(".")[0] in _FORBIDDEN:
+        _NOTED[-1].append((event, arguments))
+
+
+@functools.cache
+def _add_hook() -> None:
+    """Add the hook. It stays for the life of the process, and each costs every event time."""
+    sys.addaudithook(_hook)
+
+
 @contextmanager
 def audited(seen: list[Any]) -> Iterator[None]:
     """Note what is imported, written, connected to, started or run inside. Reading is not noted;
     `compile` only where what is compiled is to be run.
     """
-    active = True
-
-    def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if not active:
-            return
-        if event == "open":
-            mode, flags = arguments[1], arguments[2]
-            if (mode is not None and mode not in ("r", "rb")) or (flags or 0) & 0o3:
-                seen.append((event, arguments))
-        elif event == "compile" and arguments[1] in ("<unknown>", None):
-            pass  # ast.parse: the source of a block, for its parameters
-        elif event not in _QUIET and event.partition(".")[0] in _FORBIDDEN:
-            seen.append((event, arguments))
-
-    sys.addaudithook(hook)  # stays for the life of the process
+    _add_hook()
     before = {*sys.modules}
+    _NOTED.append(seen)
     try:
         yield
     finally:
-        active = False
+        _NOTED.pop()
         seen += [("module", name) for name in sorted({*sys.modules} - before)]
 
 

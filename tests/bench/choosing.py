@@ -118,6 +118,11 @@ def blocks() -> dict[str, str]:
     }
 
 
+def is_gate(key: str, parameter: Any) -> bool:
+    """Say whether a parameter is a patch's gate; gct has an `alpha` of its own, one a channel."""
+    return key.endswith(".alpha") and parameter.numel() == 1
+
+
 # -- cost ------------------------------------------------------------------------------------------
 
 
@@ -133,7 +138,7 @@ def cost(name: str, category: str, backbone: str) -> Row:
     plain = HybridBuilder().from_backbone(backbone, None)
     patched, patches = build(backbone, None, places(name, category, "cost"))
     for key, gate in patched.named_parameters():
-        if key.endswith(".alpha"):
+        if is_gate(key, gate):
             gate.data.fill_(0.5)
     images, side = COST_IMAGES
     large, small = torch.randn(1, 3, 224, 224), torch.randn(images, 3, side, side)
@@ -274,7 +279,7 @@ def task(name: str, category: str, data: str, seed: int, maps: Any = None) -> Ro
     model.eval()
     with torch.no_grad():
         right = [int((model(x[part]).argmax(1) == y[part]).sum()) for part in test.split(200)]
-    gates = [float(p) for key, p in model.named_parameters() if key.endswith(".alpha")]
+    gates = [float(p) for key, p in model.named_parameters() if is_gate(key, p)]
     return {
         "patches": json.dumps(patches),
         "accuracy": round(100 * sum(right) / len(test), 2),

@@ -36,12 +36,18 @@ def test_the_run_would_see_an_import_and_a_file_that_is_written(tmp_path: Path) 
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(1800)  # some import torch
 def test_300_malformed_recipes_as_commands_show_no_traceback(tmp_path: Path) -> None:
     recipe_mutants.write_files(tmp_path)
-    path, codes = tmp_path / "mutant.yaml", set()
+    path, out, codes = str(tmp_path / "mutant.yaml"), str(tmp_path / "out"), set()
+    commands = (
+        ["validate", path], ["validate", path, "--json"], ["fmt", path, "--check"],
+        ["diff", path, str(tmp_path / "base.yaml")], ["lock", path, "--out", out, "--force"],
+        ["build", path],
+    )  # fmt: skip
     for seed in range(300):
-        path.write_bytes(recipe_mutants.mutant(seed))
-        command = [sys.executable, "-m", "tvc_cli", "validate", str(path)]
+        Path(path).write_bytes(recipe_mutants.mutant(seed))
+        command = [sys.executable, "-m", "tvc_cli", *commands[seed % len(commands)]]
         done = subprocess.run(command, capture_output=True, text=True)
         assert "Traceback" not in done.stdout + done.stderr, seed
         codes.add(done.returncode)
