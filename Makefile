@@ -35,8 +35,8 @@ test-lowest: $(LOWEST)/.ready  ## a sample of the tests with the oldest versions
 test-all: $(READY) $(TOOLS) lint  ## also the sweeps over all backbones, and other tools
 	$(TESTS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup
 
-sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written from
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py
+sweep: $(READY)  ## the part of test-all that docs/reference/sweep.md is written from, and exports of all classifiers
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m sweep --junit-xml=$(VENV)/sweep.xml tests/plugins/test_torchvision_families.py tests/plugins/test_every_path.py plugins/tvc-export/tests/test_every_backbone.py
 	$(BIN)/python tests/sweep_page.py $(VENV)/sweep.xml
 
 figures: $(READY)  ## the reliability of files, caches and killed runs, counted: make figures SEED=1
@@ -105,7 +105,7 @@ $(LOWEST)/.ready: tests/lowest.py pyproject.toml $(wildcard plugins/*/pyproject.
 .venv-%/.ready: pyproject.toml plugins/tvc-export/pyproject.toml
 	$(PYTHON) -m venv .venv-$*
 	.venv-$*/bin/python -m pip install --quiet --upgrade "pip>=25.1"
-	.venv-$*/bin/python -m pip install --quiet --group lowest --editable . --editable plugins/tvc-cli --editable plugins/tvc-attention --editable 'plugins/tvc-export[$*]'
+	.venv-$*/bin/python -m pip install --quiet --group lowest --editable . --editable plugins/tvc-cli --editable plugins/tvc-attention --editable 'plugins/tvc-efficientnet[lite]' --editable 'plugins/tvc-export[$*]'
 	touch $@
 
 # what writes the site needs nothing of tvc, and tvc nothing of it

@@ -34,21 +34,24 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pad for this input's size, then convolve."""
-        height = self._padding(input.shape[2], 0)
-        width = self._padding(input.shape[3], 1)
-        padded = nn.functional.pad(
-            input, (width // 2, width - width // 2, height // 2, height - height // 2)
-        )
+        left, right = self._padding(input.shape[3], 1)
+        top, bottom = self._padding(input.shape[2], 0)
+        padded = nn.functional.pad(input, (left, right, top, bottom))
         return nn.functional.conv2d(
             padded, self.weight, self.bias, self.stride, 0, self.dilation, self.groups
         )
 
-    def _padding(self, size: int, axis: int) -> int:
-        # (ceil(size / stride) - 1) * stride + reach - size, written without a division: ONNX rounds
-        # quotients toward zero, and torch.export cannot simplify nested ones. Equal, and never
-        # negative, where the kernel reaches at least as far as the stride, as in every layer here.
+    def _padding(self, size: int, axis: int) -> tuple[int, int]:
+        stride = self.stride[axis]
         reach = (self.kernel_size[axis] - 1) * self.dilation[axis] + 1
-        return reach - 1 - (size - 1) % self.stride[axis]
+        # What is missing for ceil(size / stride) places, and never negative where the kernel
+        # reaches at least as far as the stride, as in every layer here. Without a division, which
+        # ONNX rounds toward zero.
+        first = (reach - 1 - (size - 1) % stride) // 2
+        # All that is used is (size - 1) // stride * stride + reach. Written as what is left of it,
+        # the padded size is that and nothing else: torch.export follows sizes through the whole
+        # network, and needs minutes where each layer brings a remainder of the one before.
+        return first, (size - 1) // stride * stride + reach - size - first
 
 
 def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) -> nn.Module:

@@ -3,71 +3,37 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from exported_networks import EvenDiffers, LargeDiffers, OneSize, Planted, SquareDiffers, planted
 from tvc_export import Claims
 from tvc_export.claims import _evaluate
 from tvc_export.program import make_program
 
-from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError
+from tvc_core import BackboneError, ParameterError
+
+RIGHT: dict[type[Planted], Callable[[int, int], bool]] = {
+    LargeDiffers: lambda height, _: height <= 100,
+    EvenDiffers: lambda _, width: width % 2 == 0,
+    SquareDiffers: lambda height, width: height != width,
+}
+"""For which sizes a program from 64 x 80 computes the right thing."""
 
 
-class Planted(nn.Module):
-    """A network whose forward decides by the size of the image."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.stem = nn.Conv2d(3, 4, 3, padding=1)
-        self.stage = nn.Conv2d(4, 6, 3, padding=1)
-        self.head = nn.Linear(6, 5)
-
-    def features(self, x: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.features(self.stage(self.stem(x))).mean((2, 3)))
-
-
-class LargeDiffers(Planted):
-    """Computes something else for high images."""
-
-    def features(self, x: Tensor) -> Tensor:
-        return x.relu() if x.shape[2] > 100 else x.sigmoid()
-
-
-class EvenDiffers(Planted):
-    """Computes something else for an odd width."""
-
-    def features(self, x: Tensor) -> Tensor:
-        return x * 2 if x.shape[3] % 2 == 0 else x.square()
-
-
-class OneSize(Planted):
-    """Takes one height only."""
-
-    def features(self, x: Tensor) -> Tensor:
-        torch._assert(x.shape[2] == 64, "64 only")
-        return x.relu()
-
-
-def hybrid(kind: type[Planted]) -> HybridModel:
-    torch.manual_seed(0)
-    return HybridBuilder().from_module(kind(), stem="stem", stages=["stage"], head="head")
-
-
-@pytest.mark.parametrize("kind", [LargeDiffers, EvenDiffers])
+@pytest.mark.parametrize("kind", [LargeDiffers, EvenDiffers, SquareDiffers])
 def test_a_program_equals_the_network_inside_its_claims_and_never_claims_another_branch(
     kind: type[Planted],
 ) -> None:
-    model = hybrid(kind).eval()
-    program = make_program(model, dynamic=("batch", "hw"), size=(64, 64))
+    model = planted(kind).eval()
+    program = make_program(model, dynamic=("batch", "hw"), size=(64, 80))
     chance, inside, outside = random.Random(1), 0, 0
     run = program.exported.module(check_guards=False)
     while inside < 20 or outside < 5:
-        shape = (chance.randint(1, 4), 3, chance.randint(8, 200), chance.randint(8, 200))
-        right = shape[2] <= 100 if kind is LargeDiffers else shape[3] % 2 == 0
+        height, width = chance.randint(8, 200), chance.randint(8, 200)
+        shape = (chance.randint(1, 4), 3, height, height if outside == inside else width)
+        right = RIGHT[kind](*shape[2:])
         assert (not program.claims.why_not(shape)) == right, shape
         inside, outside = inside + right, outside + (not right)
         if right:
@@ -78,11 +44,22 @@ def test_a_program_equals_the_network_inside_its_claims_and_never_claims_another
 
 def test_a_network_for_one_size_is_refused_with_free_sizes_and_taken_with_a_free_batch() -> None:
     with pytest.raises(BackboneError, match="leave out hw"):
-        make_program(hybrid(OneSize), dynamic=("batch", "hw"), size=(64, 64))
-    claims = make_program(hybrid(OneSize), dynamic=("batch",), size=(64, 64)).claims
+        make_program(planted(OneSize), dynamic=("batch", "hw"), size=(64, 64))
+    claims = make_program(planted(OneSize), dynamic=("batch",), size=(64, 64)).claims
     assert claims.sizes[1:] == ((3, 3), (64, 64), (64, 64))
     with pytest.raises(ParameterError, match=r"\[1, 3, 65, 64\].*h is 65.*\[n from 1, 3, 64, 64\]"):
         claims.check((1, 3, 65, 64), "the file")
+
+
+def test_sizes_are_found_where_few_are_right() -> None:
+    free = (2, None)
+    conditions = ("h % 32 == 0", "w % 32 == 0", "h - w == 64", "n <= 3")
+    claims = Claims(
+        sizes=((1, None), (3, 3), free, free), conditions=conditions, example=(2, 3, 256, 192)
+    )
+    shapes = claims.draw(3, seed=0)
+    assert len({shape[2:] for shape in shapes}) >= 2 and len(shapes) == 3
+    assert all(h % 32 == w % 32 == 0 and h - w == 64 and n <= 3 for n, _, h, w in shapes)
 
 
 @pytest.mark.parametrize(

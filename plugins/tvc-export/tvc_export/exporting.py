@@ -5,9 +5,8 @@ from __future__ import annotations
 import copy
 import platform
 import shutil
-import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -28,14 +27,15 @@ from tvc_core import (
     what_there_is,
 )
 
-from .certificate import Certificate, Trial, digest_and_text, write_certificate
+from .certificate import Certificate, Trial, beside, digest_and_text, write_certificate
 from .claims import AXES
 from .kinds import ExporterSpec
 from .models import digest_of, facts_of
 from .photos import Photo, find_photos, read_photos
+from .privacy import check_private, words_in
 from .program import ExportOptions, Program, make_program
 from .proving import Run, inputs_for, misses, outputs_of, photo_inputs, try_input
-from .registry import check_installed, find_format
+from .registry import check_installed, files_beside, find_format
 
 __all__ = ["check_output", "export_model"]
 
@@ -44,26 +44,45 @@ CALIBRATED = 32
 
 
 def check_output(
-    path: Path, exporter: Named[ExporterSpec], *, int8: bool = False, force: bool = False
+    path: Path,
+    exporter: Named[ExporterSpec],
+    *,
+    int8: bool = False,
+    keep_names: bool = False,
+    force: bool = False,
 ) -> None:
     """Refuse what can be refused before a model is built.
 
     Raises:
         PluginError: packages of the format are not installed.
-        ParameterError: the suffix is another format's, or the format has no int8.
-        WeightsError: the file is there, or its folder is not or cannot be written to.
+        ParameterError: the suffix is another format's, or the format has no int8, or names of its
+            own for parameters.
+        WeightsError: the file or one that belongs to it is there, or a folder in its place, or its
+            folder is not or cannot be written to.
     """
     check_installed(exporter)
     name, suffix = exporter.spec.name, exporter.spec.suffix
     if int8 and not exporter.spec.int8:
         raise ParameterError(f"the format {name!r} cannot be quantized here: --int8 is for onnx")
+    if keep_names and not exporter.spec.names:
+        raise ParameterError(
+            f"the format {name!r} has names of its own for parameters, or none: --keep-names is "
+            "for pt2 and onnx"
+        )
+    if keep_names and int8:
+        raise ParameterError(
+            "in int8 parameters are others, with other names: --int8 or --keep-names, not both"
+        )
     if path.suffix != suffix:
-        right = path.with_suffix(suffix).name
+        right = (path.resolve() if path.name in ("", "..") else path).with_suffix(suffix).name
         raise ParameterError(f"{path}: files of the format {name!r} end in {suffix}: {right!r}")
     if not path.parent.is_dir():
         raise WeightsError(f"{path}: there is no folder {str(path.parent)!r}")
-    if path.exists() and not force:
-        raise WeightsError(f"{path}: is there; --force puts the new file in its place")
+    if path.is_dir() and not beside(path).exists():
+        raise WeightsError(f"{path}: is a folder, which tvc export did not write")
+    for each in (path, *files_beside(path, exporter)):
+        if each.exists() and not force:
+            raise WeightsError(f"{each}: is there; --force puts the new file in its place")
     try:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
@@ -82,7 +101,7 @@ def export_model(
     int8: str | Path | None = None,
     max_drop: int | None = None,
     keep_names: bool = False,
-    tolerance: float = 1e-5,
+    tolerance: float | None = None,
     limit: float = 120,
     force: bool = False,
     name: str = "",
@@ -102,8 +121,10 @@ def export_model(
             judge the result.
         max_drop: how many photos fewer may be right in int8 than in torch, or where their classes
             are not known, have another answer [photos]; by default 5 percent of those that judge.
-        keep_names: parameters keep their names; nothing is folded.
-        tolerance: largest difference of an output, as part of the largest output of its input.
+        keep_names: all parameters keep their names: nothing is folded, and patches whose gate is
+            0 are in the file as well.
+        tolerance: largest difference of an output, as part of the largest output of its input; by
+            default the format's, which is 1e-5, and 1e-4 in litert.
         limit: for how long torch.export may search for what the network asks of sizes [s].
         force: replace a file that is there.
         name: of the model, for the certificate.
@@ -124,13 +145,14 @@ def export_model(
         if each not in AXES:
             raise ParameterError(f"dynamic: {each!r} is unknown.{what_there_is(each, AXES)}")
     exporter = find_format(format, registry)
-    check_output(path, exporter, int8=int8 is not None, force=force)
+    tolerance = exporter.spec.tolerance if tolerance is None else tolerance
+    check_output(path, exporter, int8=int8 is not None, keep_names=keep_names, force=force)
     if (photos or int8) and not exporter.spec.run:
         raise ParameterError(f"nothing runs {exporter.spec.name!r} here, so photos prove nothing")
     judging, calibrating = _chosen(photos, int8, model)
     reference = copy.deepcopy(model).cpu().float().eval()
     program = make_program(
-        model, dynamic=dynamic, size=size, keep_names=keep_names or int8 is not None, limit=limit
+        model, dynamic=dynamic, size=size, keep_names=keep_names, fold=int8 is None, limit=limit
     )
     options = ExportOptions(
         keep_names=keep_names,
@@ -168,9 +190,10 @@ def export_model(
             **facts_of(model),
         )
         del run  # closes the file, which Windows would not move
-        write_certificate(draft, exporter, certificate.to_json())
-        _check_private(folder, path)
-        _move(folder, path)
+        text = certificate.to_json()
+        write_certificate(draft, exporter, text)
+        check_private(folder, path, words_in(text, *_names_in(model)))
+        _move(folder, path, force=force)
     return certificate
 
 
@@ -282,28 +305,25 @@ def _versions(exporter: Named[ExporterSpec], registry: Registry) -> dict[str, st
         "torch": torch.__version__,
         **{info.owner: info.version for info in infos if info.owner.startswith("tvc-")},
     }
-    by_module = metadata.packages_distributions()
-    for module in exporter.spec.modules:
-        for name in by_module.get(module, ())[:1]:
-            found[name] = metadata.version(name)
+    found |= dict(map(_distribution_of, exporter.spec.modules))
     return {name: str(version) for name, version in found.items() if version}
 
 
-def _check_private(folder: Path, path: Path) -> None:
-    """Refuse files that tell where they were made.
+def _distribution_of(module: str) -> tuple[str, str]:
+    """Return name and version of what a module belongs to."""
+    name = module.partition(".")[0]
+    try:
+        return name.replace("_", "-"), metadata.version(name)
+    except metadata.PackageNotFoundError:  # under another name; looking through all takes a second
+        owners = metadata.packages_distributions().get(name, ())
+        return (owners[0], metadata.version(owners[0])) if owners else (name, "")
 
-    Raises:
-        WeightsError: one does.
-    """
-    told = {str(each) for each in (Path.home(), Path.cwd(), folder, Path(sys.prefix))}
-    words = [each.encode() for each in told if len(Path(each).parts) > 2 or each == str(folder)]
-    for file in (each for each in folder.rglob("*") if each.is_file()):
-        data = file.read_bytes()
-        if found := [word.decode() for word in words if word in data]:
-            raise WeightsError(
-                f"{path} is not written, since {file.name} would tell of a folder of this "
-                f"machine: {join_names(found)}. Look for it in class names and in the recipe"
-            )
+
+def _names_in(model: HybridModel) -> Iterator[str]:
+    """Yield the names of a model's parts and of their classes."""
+    for name, module in model.named_modules():
+        yield f"{name} {type(module).__module__} {type(module).__qualname__}"
+    yield from model.state_dict()
 
 
 class _beside:  # noqa: N801  read as a verb: with _beside(path) as folder: ...
@@ -319,9 +339,20 @@ class _beside:  # noqa: N801  read as a verb: with _beside(path) as folder: ...
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-def _move(folder: Path, path: Path) -> None:
-    """Put what was written in its place, the file itself last."""
-    for each in sorted(folder.iterdir(), key=lambda each: each.name == path.name):
+def _move(folder: Path, path: Path, *, force: bool) -> None:
+    """Put what was written in its place, the file itself last.
+
+    Raises:
+        WeightsError: another file is there, without `force`.
+    """
+    written = sorted(folder.iterdir(), key=lambda each: each.name == path.name)
+    there = [each.name for each in written if path.with_name(each.name).exists()]
+    if there and not force:
+        raise WeightsError(
+            f"{path} is not written, since {join_names(there)} is there beside it; --force puts "
+            "the new one in its place"
+        )
+    for each in written:
         target = path.with_name(each.name)
         if target.is_dir():
             shutil.rmtree(target)

@@ -15,8 +15,8 @@ class ExporterSpec(Spec):
     """A format, what writes it, and what runs it.
 
     The factory is `export(program, path, options)`: it writes a `torch.export.ExportedProgram`,
-    which has one input and whose stack traces are gone, to `path`. Files beside it begin with its
-    stem. `options` is a `tvc_export.ExportOptions`.
+    which has one input and whose stack traces are gone, to `path`. `options` is a
+    `tvc_export.ExportOptions`.
 
     Args:
         suffix: of its files, such as ".onnx".
@@ -27,6 +27,11 @@ class ExporterSpec(Spec):
         modules: what has to be installed to write and run it, as names of modules.
         install: what `pip install` gets for them.
         int8: whether it can be quantized with photos.
+        names: whether parameters can keep their names.
+        tolerance: largest difference of an output from torch's that is allowed where the user says
+            none, as part of the largest output of its input.
+        beside: what the names of other files end in that are written beside the file, after its
+            stem: ".bin" for model.bin beside model.xml.
         store: "package.module:attribute" of what keeps the certificate inside the file, with
             `write(path, text)` and `read(path) -> (text, sha256)`, the digest of all but the
             certificate. Empty for a certificate beside the file.
@@ -39,11 +44,15 @@ class ExporterSpec(Spec):
     modules: tuple[str, ...] = ()
     install: str = ""
     int8: bool = False
+    names: bool = False
+    tolerance: float = 1e-5
+    beside: tuple[str, ...] = ()
     store: str = ""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self._require(self.suffix.startswith("."), "suffix", "a suffix such as '.onnx'")
+        self._require(0 < self.tolerance < 1, "tolerance", "a number between 0 and 1")
         for entry in ("run", "store"):
             if getattr(self, entry):
                 self._check_factory(entry)

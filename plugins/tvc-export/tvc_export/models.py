@@ -21,6 +21,8 @@ from tvc_core import (
     load_recipe,
 )
 
+from .privacy import without_folders
+
 __all__ = ["digest_of", "facts_of", "read_model"]
 
 
@@ -76,7 +78,6 @@ def facts_of(model: HybridModel) -> dict[str, Any]:
     from tvc_core import BackboneError
 
     recipe = json.loads(json.dumps(model.recipe.to_mapping(), default=str))
-    recipe = {key: _without_folder(each) for key, each in recipe.items()}
     classes: Any = model.class_names
     if classes is None:
         named = {each.name: each.class_names for each in model.head_info}
@@ -99,7 +100,7 @@ def facts_of(model: HybridModel) -> dict[str, Any]:
         if model.preprocessing is not None:
             preprocessing["fit"] = model.preprocessing.fit
     return {
-        "recipe": recipe,
+        "recipe": without_folders(recipe),
         "classes": json.loads(json.dumps(classes)),
         "preprocessing": preprocessing,
     }
@@ -107,15 +108,3 @@ def facts_of(model: HybridModel) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
-
-
-def _without_folder(value: Any) -> Any:
-    """Return a part of a recipe with the names of files of weights alone."""
-    if isinstance(value, Mapping):
-        return {
-            key: Path(each).name
-            if key == "weights" and isinstance(each, str)
-            else _without_folder(each)
-            for key, each in value.items()
-        }
-    return value

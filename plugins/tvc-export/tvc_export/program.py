@@ -28,7 +28,8 @@ class ExportOptions:
     """What an exporter is told besides the program.
 
     Args:
-        keep_names: parameters keep the names that they have in torch; nothing is folded.
+        keep_names: parameters keep the names that they have in torch; nothing is folded or left
+            out.
         calibration: prepared photos [N, C, H, W] for int8; None for numbers as in the model.
         outputs: a name for each output.
     """
@@ -78,6 +79,7 @@ def make_program(
     dynamic: Sequence[str] = ("batch",),
     size: tuple[int, int] | None = None,
     keep_names: bool = False,
+    fold: bool = True,
     limit: float = 120,
 ) -> Program:
     """Return a model as a program.
@@ -86,16 +88,17 @@ def make_program(
         model: stays unchanged.
         dynamic: what of the images may vary: "batch", "hw".
         size: height and width of the example [pixels]; by default those of the preprocessing.
-        keep_names: fold no patches.
+        keep_names: fold no patches, and leave none out.
+        fold: fold patches that can be.
         limit: for how long torch.export may search for what the network asks of sizes [s].
 
     Raises:
         BackboneError: torch.export does not take the network, or not with these dimensions.
     """
     network = copy.deepcopy(model).cpu().float().eval().requires_grad_(False)
-    dropped = drop_closed_patches(network)
+    dropped = () if keep_names else drop_closed_patches(network)
     folded: tuple[str, ...] = ()
-    if not keep_names:
+    if fold and not keep_names:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what does not fold is written as it is
             folded = fold_patches(network).folded

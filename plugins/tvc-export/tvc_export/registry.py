@@ -17,7 +17,7 @@ from tvc_core import (
 
 from .kinds import ExporterSpec
 
-__all__ = ["check_installed", "find_format", "format_of"]
+__all__ = ["check_installed", "files_beside", "find_format", "format_of"]
 
 
 def find_format(name: str, registry: Registry | None = None) -> Named[ExporterSpec]:
@@ -49,6 +49,11 @@ def format_of(path: Path, registry: Registry | None = None) -> Named[ExporterSpe
         near = [p.name for p in folder.iterdir() if p.suffix in suffixes] if folder.is_dir() else []
         raise WeightsError(f"{path}: is not there.{did_you_mean(path.name, near)}")
     return suffixes[path.suffix]
+
+
+def files_beside(path: Path, exporter: Named[ExporterSpec]) -> list[Path]:
+    """Return the other files that belong to a file of a format, whether they are there or not."""
+    return [path.with_name(path.stem + each) for each in exporter.spec.beside]
 
 
 def check_installed(exporter: Named[ExporterSpec]) -> None:

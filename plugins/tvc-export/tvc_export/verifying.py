@@ -126,11 +126,12 @@ def verify(
         given = {each.name: each for each in read_photos(Path(photos), model)}
     known = {each.name for each in certificate.trials}
     tolerance = certificate.tolerance
-    tried = [
-        repeat(trial, run, tolerance, given.get(trial.name or ""))
-        for trial in certificate.trials
-        if trial.name is None or trial.name in given
-    ]
+    with foreign(WeightsError, f"{path}: the proof in its certificate cannot be repeated"):
+        tried = [
+            repeat(trial, run, tolerance, given.get(trial.name or ""))
+            for trial in certificate.trials
+            if trial.name is None or trial.name in given
+        ]
     if model is not None:
         reference = copy.deepcopy(model).cpu().float().eval()
         inputs = [*photo_inputs([each for name, each in given.items() if name not in known])]

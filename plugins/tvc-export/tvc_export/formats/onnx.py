@@ -17,11 +17,12 @@ from ..quieting import quiet
 __all__ = ["Store", "export", "open_file"]
 
 _KEY = "tvc.certificate"
+_MOST = 2_000_000_000
+"""Weights that are in the file itself; protobuf has no messages of 2 GiB [bytes]."""
 
 
 def export(program: Any, path: Path, options: ExportOptions) -> None:
     """Write a program as ONNX; with photos to calibrate, in int8."""
-    import onnx
 
     with quiet():
         found = torch.onnx.export(
@@ -41,14 +42,23 @@ def export(program: Any, path: Path, options: ExportOptions) -> None:
         del node.metadata_props[:]
         node.metadata_props.extend(kept)
     if options.calibration is None:
-        onnx.save(model, path)
+        _save(model, path)
     else:
         _quantize(model, path, options.calibration)
 
 
+def _save(model: Any, path: Path) -> None:
+    """Write a model, its weights in a file beside it where they are too many for one."""
+    import onnx
+
+    if sum(len(each.raw_data) for each in model.graph.initializer) < _MOST:
+        onnx.save(model, path)
+    else:
+        onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+
+
 def _quantize(model: Any, path: Path, photos: Any) -> None:
     """Write a model in int8, by ranges of its activations on photos."""
-    import onnx
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -62,7 +72,7 @@ def _quantize(model: Any, path: Path, photos: Any) -> None:
 
     with tempfile.TemporaryDirectory() as folder, quiet():
         whole, prepared = Path(folder, "whole.onnx"), Path(folder, "prepared.onnx")
-        onnx.save(model, whole)
+        _save(model, whole)
         quant_pre_process(str(whole), str(prepared), skip_symbolic_shape=True)
         q.quantize_static(
             str(prepared),
@@ -139,7 +149,23 @@ class Store:
         end = _entry(text) if text else b""
         if not data.endswith(end):
             raise WeightsError(f"{path}: was changed after its certificate was written")
-        return text, hashlib.sha256(data[: len(data) - len(end)]).hexdigest()
+        found = hashlib.sha256(data[: len(data) - len(end)])
+        for name in sorted(_weights_of(model)):
+            found.update(hashlib.sha256(path.with_name(name).read_bytes()).digest())
+        return text, found.hexdigest()
+
+
+def _weights_of(model: Any) -> set[str]:
+    """Return the names of the files beside a model that hold its weights.
+
+    Raises:
+        ValueError: one lies elsewhere.
+    """
+    told = (each for tensor in model.graph.initializer for each in tensor.external_data)
+    names = {each.value for each in told if each.key == "location"}
+    if elsewhere := [name for name in names if Path(name).name != name]:
+        raise ValueError(f"its weights are said to lie at {elsewhere[0]!r}, not beside it")
+    return names
 
 
 def _entry(text: str) -> bytes:

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from tvc_core import ParameterError
-
 from ..program import ExportOptions
 from ..quieting import quiet
 
@@ -37,8 +35,6 @@ def _silent() -> Iterator[Any]:
 
 def export(program: Any, path: Path, options: ExportOptions) -> None:
     """Write a program for OpenVINO, its numbers in float32: it would store them in float16."""
-    if options.keep_names:
-        raise ParameterError("openvino has names of its own for weights: --keep-names is for onnx")
     with _silent() as ov, quiet():
         model = ov.convert_model(program)
         model.inputs[0].get_tensor().set_names({"images"})

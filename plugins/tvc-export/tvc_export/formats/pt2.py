@@ -25,7 +25,7 @@ def export(program: Any, path: Path, options: ExportOptions) -> None:
     """Write a program; the archive has no name that tells of its path."""
     data = io.BytesIO()
     torch.export.save(program, data)  # type: ignore[attr-defined]
-    path.write_bytes(data.getvalue())
+    path.write_bytes(data.getbuffer())
 
 
 class Runner:
