@@ -298,25 +298,16 @@ class Recipe:
     def _own_weights(self) -> tuple[Path | None, str | None]:
         if not rules.is_file(self.weights):
             return None, None
-        by_code, in_file = "weights" in self.by_code, self.where.marks is not None
-        folder = Path(self.where.source).parent if in_file and not by_code else Path()
-        given, entry = str(self.weights), None
+        place, given = self.place("weights"), str(self.weights)
         with suppress(OSError):  # such as of a name that is too long
-            if not (folder / given).is_file():
-                given, entry = rules.split_entry(given)
-        path = Path(given)
-        if by_code:
-            return path, entry
-        is_outside = path.is_absolute() or ".." in path.parts
-        if in_file:  # a link may lead elsewhere
-            is_outside |= not (folder / path).resolve().is_relative_to(folder.resolve())
-        if is_outside:
-            raise self.place("weights").error(
-                f"the weights {short_repr(str(path))} are outside of the recipe's folder, where it "
-                "must not reach. Put the file there, or name it in Python: "
-                "HybridBuilder().build(recipe, weights=path)"
-            )
-        return folder / path, entry
+            if (place.folder / given).is_file():
+                return self._inside(place, given), None
+        path, entry = rules.split_entry(given)
+        return self._inside(place, path), entry
+
+    def _inside(self, place: Place, path: str) -> Path:
+        advice = "name it in Python: HybridBuilder().build(recipe, weights=path)"
+        return Path(path) if "weights" in self.by_code else place.inside(path, "weights", advice)
 
     def place(self, key: str) -> Place:
         """Return where one of the values stands: its line in a file. Elsewhere, and of what a

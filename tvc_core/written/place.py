@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ..errors import RecipeError, TvcError, short_repr
@@ -98,6 +99,33 @@ class Place:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Place, (str(self),)  # a model's pickle need not hold the marks of a file
+
+    @property
+    def folder(self) -> Path:
+        """The recipe's folder; the working directory where it is no file."""
+        return Path() if self.marks is None else Path(self.source).parent
+
+    def inside(self, path: str, what: str, advice: str) -> Path:
+        """Return the path of a file that a recipe names, which is in the recipe's folder.
+
+        Args:
+            path: as it is written.
+            what: the file holds.
+            advice: for a file that cannot be put there.
+
+        Raises:
+            RecipeError: it is outside.
+        """
+        found = self.folder / path
+        is_outside = Path(path).is_absolute() or ".." in Path(path).parts
+        if self.marks is not None:  # a link may lead elsewhere
+            is_outside |= not found.resolve().is_relative_to(self.folder.resolve())
+        if is_outside:
+            raise self.error(
+                f"the {what} {short_repr(path)} are outside of the recipe's folder, where it must "
+                f"not reach. Put the file there, or {advice}"
+            )
+        return found
 
     def error(self, message: str) -> RecipeError:
         """Return the error about what stands here."""
