@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import signal
+import time
 from collections.abc import Callable
 
 import pytest
@@ -49,6 +51,35 @@ def test_a_network_for_one_size_is_refused_with_free_sizes_and_taken_with_a_free
     assert claims.sizes[1:] == ((3, 3), (64, 64), (64, 64))
     with pytest.raises(ParameterError, match=r"\[1, 3, 65, 64\].*h is 65.*\[n from 1, 3, 64, 64\]"):
         claims.check((1, 3, 65, 64), "the file")
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="Windows has no such signals")
+def test_the_limit_ends_a_search_that_swallows_errors_and_leaves_other_timers_alone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    swallowed = 0
+
+    def search(*_: object, **__: object) -> None:
+        nonlocal swallowed
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            try:
+                time.sleep(0.01)
+            except Exception:  # as torch has it in many places
+                pass
+            except BaseException:  # as in a destructor, whose errors are lost
+                if swallowed:
+                    raise
+                swallowed += 1
+
+    monkeypatch.setattr("torch.export.export", search)
+    before = signal.getitimer(signal.ITIMER_REAL)
+    handler = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(BackboneError, match=r"within 0\.2 s.* Leave out hw, or give more time"):
+        make_program(planted(OneSize), dynamic=("batch", "hw"), size=(64, 64), limit=0.2)
+    assert swallowed == 1
+    assert signal.getsignal(signal.SIGALRM) is handler
+    assert bool(signal.getitimer(signal.ITIMER_REAL)[0]) == bool(before[0])
 
 
 def test_sizes_are_found_where_few_are_right() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import signal
 import threading
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -149,6 +150,10 @@ def _strip(exported: Any) -> None:
     exported._example_inputs = None
 
 
+class _TimeIsUp(BaseException):
+    """Ends a search; no Exception, since torch and sympy go on after those in many places."""
+
+
 @contextmanager
 def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None]:
     """End what runs inside after a while. Some networks ask so much of sizes (windows that are
@@ -156,20 +161,27 @@ def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None
     signals (Windows, threads), it runs to its end.
     """
     wanted = threading.current_thread() is threading.main_thread() and "hw" in dynamic
+    if not (wanted and hasattr(signal, "setitimer") and hasattr(signal, "SIGALRM")):
+        yield
+        return
 
     def stop(*_: Any) -> None:
+        raise _TimeIsUp
+
+    handler = signal.signal(signal.SIGALRM, stop)
+    start = time.monotonic()
+    # again each second: what is raised while Python deletes something is lost
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+    try:
+        yield
+    except _TimeIsUp:
         raise BackboneError(
             f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s: it asks too much "
             "of their sizes. Leave out hw, or give more time by --limit"
-        )
-
-    if hasattr(signal, "setitimer") and hasattr(signal, "SIGALRM") and wanted:
-        before = signal.signal(signal.SIGALRM, stop)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, before)
-    else:
-        yield
+        ) from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+        if left:  # of another timer, such as a test's
+            rest = max(left - (time.monotonic() - start), 0.001)
+            signal.setitimer(signal.ITIMER_REAL, rest, interval)
