@@ -42,7 +42,7 @@ def lite() -> None:
 
 
 def test_every_example_has_a_test() -> None:
-    assert {path.name for path in SCRIPTS} | {"demo.py"} == set(
+    assert {path.name for path in SCRIPTS} | {"demo.py", "gallery.py"} == set(
         re.findall(r'run\("(\w+\.py)"', Path(__file__).read_text(encoding="utf-8"))
     )
 

@@ -684,7 +684,7 @@ def test_a_gate_a_tie_and_a_replacement_are_named() -> None:
     }
     model = resnet18(patches).eval()
     model.layer1[1].conv2.weight = model.layer1[0].conv2.weight
-    with model.without("layer3.0.conv2"), pytest.warns(UserWarning, match=r"4 patches are not"):
+    with model.without("layer3.0.conv2"), pytest.warns(UserWarning, match=r"4 patches not folded"):
         left = fold_patches(model).left
     assert left == {
         "patches.layer1.0.conv1.lora": "it has a gate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -151,12 +152,7 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
     """
     if not schema:
         return
-    from jsonschema import Draft202012Validator, validators  # takes longer than all the rest
-
-    # to JSON Schema .nan and .inf are numbers, which no bound refuses
-    types = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)
-    validator = validators.extend(Draft202012Validator, type_checker=types)
-    errors = list(validator(schema).iter_errors(data))
+    errors = list(_validator()(schema).iter_errors(data))
     errors.sort(key=lambda e: e.validator != "additionalProperties")  # misspelt, so missing
     for error in map(_inside, errors[:1]):
         at = place
@@ -171,6 +167,15 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
                 keys = f" It is a key of {' or '.join(below)}.{keys}"
             raise (at / name).key.error(f"unknown key {short_repr(name)}.{keys}")
         raise at.error(_said(error))
+
+
+@functools.cache
+def _validator() -> Any:
+    from jsonschema import Draft202012Validator, validators  # takes longer than all the rest
+
+    # to JSON Schema .nan and .inf are numbers, which no bound refuses
+    types = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)
+    return validators.extend(Draft202012Validator, type_checker=types)
 
 
 def _is_number(_: Any, value: Any) -> bool:

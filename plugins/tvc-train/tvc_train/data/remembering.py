@@ -163,7 +163,9 @@ def _read(file: Path) -> Memory | None:
 
 def _is_private(stat: os.stat_result) -> bool:
     """Return whether no other user can write there."""
-    return not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)
+    if hasattr(os, "getuid"):
+        return stat.st_uid == os.getuid() and not stat.st_mode & 0o022
+    return True
 
 
 def _digest(columns: dict[str, np.ndarray]) -> np.ndarray:
