@@ -161,27 +161,27 @@ def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None
     signals (Windows, threads), it runs to its end.
     """
     wanted = threading.current_thread() is threading.main_thread() and "hw" in dynamic
-    if not (wanted and hasattr(signal, "setitimer") and hasattr(signal, "SIGALRM")):
-        yield
-        return
+    if wanted and hasattr(signal, "setitimer") and hasattr(signal, "SIGALRM"):
 
-    def stop(*_: Any) -> None:
-        raise _TimeIsUp
+        def stop(*_: Any) -> None:
+            raise _TimeIsUp
 
-    handler = signal.signal(signal.SIGALRM, stop)
-    start = time.monotonic()
-    # again each second: what is raised while Python deletes something is lost
-    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
-    try:
+        handler = signal.signal(signal.SIGALRM, stop)
+        start = time.monotonic()
+        # again each second: what is raised while Python deletes something is lost
+        left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+        try:
+            yield
+        except _TimeIsUp:
+            raise BackboneError(
+                f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s: it asks too "
+                "much of their sizes. Leave out hw, or give more time by --limit"
+            ) from None
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            signal.signal(signal.SIGALRM, handler)
+            if left:  # of another timer, such as a test's
+                rest = max(left - (time.monotonic() - start), 0.001)
+                signal.setitimer(signal.ITIMER_REAL, rest, interval)
+    else:
         yield
-    except _TimeIsUp:
-        raise BackboneError(
-            f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s: it asks too much "
-            "of their sizes. Leave out hw, or give more time by --limit"
-        ) from None
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, handler)
-        if left:  # of another timer, such as a test's
-            rest = max(left - (time.monotonic() - start), 0.001)
-            signal.setitimer(signal.ITIMER_REAL, rest, interval)
