@@ -124,8 +124,8 @@ def make_plan(
         _check_options(recipe.options, backbone)
         known = _with_facts(backbone, recipe.options, registry)
     with at("weights"):
-        given = replace(recipe, by_code=frozenset(by_code))
-        file, entry = given.weights_file, given.weights_entry
+        own = replace(recipe, by_code=frozenset(by_code)).own_weights
+        file, entry = own or (None, None)
         weights = _bind_weights(recipe.weights, backbone) if file is None else _own(file, backbone)
     with at("image_size"):
         options = _options(recipe, backbone)

@@ -282,22 +282,13 @@ class Recipe:
         return self.num_classes is not None or bool(self.class_names or self.heads)
 
     @property
-    def weights_file(self) -> Path | None:
-        """The file that the weights are read from, where they are one of the user's own and have no
+    def own_weights(self) -> tuple[Path, str | None] | None:
+        """Path and entry ("FILE#ENTRY") of the user's own file of weights; None where they have a
         name. What a recipe names is in its folder; a file outside of it, which no program has set,
         is a RecipeError.
         """
-        return self._own_weights[0]
-
-    @property
-    def weights_entry(self) -> str | None:
-        """What holds the weights in that file, where "FILE#ENTRY" says it."""
-        return self._own_weights[1]
-
-    @property
-    def _own_weights(self) -> tuple[Path | None, str | None]:
         if not rules.is_file(self.weights):
-            return None, None
+            return None
         place, given = self.place("weights"), str(self.weights)
         with suppress(OSError):  # such as of a name that is too long
             if (place.folder / given).is_file():

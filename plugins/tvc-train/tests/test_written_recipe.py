@@ -73,11 +73,21 @@ def test_the_written_recipe_trains_the_same_again_wherever_the_run_is(
         fit(moved / "recipe.yaml", out=moved, resume=True)
 
 
-def test_a_file_of_weights_that_is_set_from_outside_comes_along(lab: Path, photos: Path) -> None:
+@pytest.mark.parametrize("entry", ["", "#model_ema"])
+def test_a_file_of_weights_that_is_set_from_outside_comes_along(
+    lab: Path, photos: Path, entry: str
+) -> None:
+    if entry:  # of a training checkpoint, whose others are of another training
+        state = torch.load("base/w.pth", weights_only=True)
+        other = {name: torch.zeros_like(each) for name, each in state.items()}
+        torch.save({"model": other, "model_ema": state}, "base/w.pth")
     recipe = {"backbone": "mobilenet_v3_small", "training": {"phases": [{"epochs": 1}]}}
     Path("short.yaml").write_text(yaml.safe_dump({**recipe, "data": {"size": 32}}))
-    changes = {"backbone.weights": str(lab / "base" / "w.pth")}
+    changes = {"backbone.weights": str(lab / "base" / "w.pth") + entry}
     run = fit("short.yaml", data=photos, changes=changes).run
+    assert Recipe.from_mapping(yaml.safe_load(run.recipe.read_text())).weights == (
+        f"weights/w.pth{entry}"
+    )
     assert (run.folder / "weights" / "w.pth").read_bytes() == Path("base/w.pth").read_bytes()
     again = fit(run.recipe).run
     assert again.folder == Path("runs/short-2")

@@ -346,7 +346,8 @@ def _newest(run: Run, devices: Devices) -> Checkpoint | None:
 
 
 def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any]) -> None:
-    if (file := plan.given.weights_file) is not None:
+    if (own := plan.given.own_weights) is not None:
+        file, _ = own
         copy_durably(file, run.folder / WEIGHTS / file.name)
     write_text(run.recipe, plan.written(chosen).to_yaml())
     text = {"key": key.values, "chosen": chosen, "versions": key.versions}

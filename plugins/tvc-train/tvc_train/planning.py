@@ -170,7 +170,7 @@ class Plan:
 
     def written(self, chosen: Mapping[str, Any]) -> Recipe:
         """Return the recipe with which the same model is trained again, from any folder that has
-        its `weights_file` in the folder "weights".
+        its own file of weights in the folder "weights".
 
         Args:
             chosen: values that were found out.
@@ -182,8 +182,8 @@ class Plan:
             data["path"] = self.data_settings.path
         found = {**sections, "data": data, "training": training}
         weights = self.given.weights
-        if (file := self.given.weights_file) is not None:
-            entry = self.given.weights_entry
+        if (own := self.given.own_weights) is not None:
+            file, entry = own
             weights = f"{WEIGHTS}/{file.name}" + ("" if entry is None else f"#{entry}")
         sections = {key: each for key, each in found.items() if each}
         return replace(self.given, weights=weights, sections=sections)

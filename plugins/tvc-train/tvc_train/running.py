@@ -49,8 +49,8 @@ class Key:
             TrainingError: the file of weights cannot be read.
         """
         model = plan.recipe.to_mapping()
-        if (file := plan.given.weights_file) is not None:  # wherever it lies
-            entry = plan.given.weights_entry
+        if (own := plan.given.own_weights) is not None:  # wherever it lies
+            file, entry = own
             model["backbone"]["weights"] = f"sha256 {_sha256(file)} {entry or ''}".strip()
         training = _decided(plan, chosen)
         settings = plan.data_settings.to_mapping()
