@@ -7,6 +7,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,9 @@ def run_pytest(folder: Path, *options: str) -> str:
                 *(f"--rootdir={folder}", *options, str(folder)),
             ]
         )
+    for name, module in list(sys.modules.items()):  # or the next folder's test_acme is this one's
+        if str(getattr(module, "__file__", None)).startswith(str(folder)):
+            del sys.modules[name]
     return printed.getvalue()
 
 
