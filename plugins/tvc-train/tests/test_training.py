@@ -133,7 +133,7 @@ def test_a_temperature_is_the_one_with_the_least_loss() -> None:
     targets = torch.multinomial((logits / 3).softmax(1), 1, generator=draw)[:, 0]
 
     class Stub:
-        loss = Loss("one")
+        labels = "one"
 
         def evaluate(self) -> Any:
             return type("E", (), {"logits": logits, "targets": targets})

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .fitting import fit
     from .judging import Judged, judge
     from .kinds import MethodSpec
-    from .methods import Method
+    from .method import Method, Training
     from .phases import Phase, PhaseSchedule
     from .predicting import Prediction, find_files, predict
     from .runs import Run
@@ -26,20 +26,20 @@ if TYPE_CHECKING:
 __all__ = [
     # training
     "DataError", "Evaluation", "Method", "MethodSpec", "Phase", "PhaseSchedule", "Run",
-    "TrainingError", "evaluate", "fit", "phase_callback",
+    "Training", "TrainingError", "evaluate", "fit", "phase_callback",
     # what comes after it
     "Judged", "Prediction", "Soup", "Trained", "TuneSettings", "Tuned", "average", "find_files",
     "judge", "predict", "tune",
 ]  # fmt: skip
 
 _HOMES = {
-    "DataError": "errors", "Evaluation": "evaluating", "Judged": "judging", "Method": "methods",
+    "DataError": "errors", "Evaluation": "evaluating", "Judged": "judging", "Method": "method",
     "MethodSpec": "kinds", "Phase": "phases", "PhaseSchedule": "phases",
     "Prediction": "predicting", "Run": "runs", "Soup": "soups", "Trained": "trained",
-    "TrainingError": "errors", "TuneSettings": "tuning.settings", "Tuned": "tuning.searching",
-    "average": "soups", "evaluate": "evaluating", "find_files": "predicting", "fit": "fitting",
-    "judge": "judging", "phase_callback": "trainer", "predict": "predicting",
-    "tune": "tuning.searching",
+    "Training": "method", "TrainingError": "errors", "TuneSettings": "tuning.settings",
+    "Tuned": "tuning.searching", "average": "soups", "evaluate": "evaluating",
+    "find_files": "predicting", "fit": "fitting", "judge": "judging", "phase_callback": "trainer",
+    "predict": "predicting", "tune": "tuning.searching",
 }  # fmt: skip
 
 

@@ -4,32 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from .evaluating import Evaluation, evaluate
 from .faults import StoppedError
-
-if TYPE_CHECKING:
-    from .loop import Training
+from .state import TrainingState
 
 __all__ = ["assess"]
 
 
-def assess(training: Training) -> Evaluation:
+def assess(state: TrainingState) -> Evaluation:
     """Evaluate the weights that would be saved: their moving average, where there is one.
 
     Raises:
         StoppedError: a signal asked for the end; the weights that are trained are in place again.
     """
-    model, feed, devices = training.model, training.feed, training.devices
+    model, feed, devices = state.model, state.feed, state.devices
     steps, done = feed.held_out_steps, 0
-    training.display.epoch(training.position.epochs + 1, steps=steps, what="evaluate")
+    state.display.epoch(state.position.epochs + 1, steps=steps, what="evaluate")
 
     def before_batch() -> None:
         nonlocal done
-        if done < feed.common_steps and training.asked_to_stop():  # which every process asks
+        if done < feed.common_steps and state.asked_to_stop():  # which every process asks
             raise StoppedError
         done += 1
 
@@ -38,7 +36,7 @@ def assess(training: Training) -> Evaluation:
             return feed.runs(model)(feed.ready(images))
 
     def run(images: Tensor) -> Tensor:
-        training.display.step(training.position.steps, images=len(images) * devices.world)
+        state.display.step(state.position.steps, images=len(images) * devices.world)
         return forward(images)
 
     def batches() -> Iterator[Any]:
@@ -47,7 +45,7 @@ def assess(training: Training) -> Evaluation:
             for _ in range(feed.most_steps - feed.held_out_steps):
                 forward(feed.any_image())
 
-    average = training.average
+    average = state.average
     with nullcontext() if average is None else average.in_place(model):
         try:
             return evaluate(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from tvc_core import (
     HybridBuilder,
@@ -33,7 +34,7 @@ from .errors import TrainingError
 from .evaluating import Evaluation
 from .faults import Stopping
 from .feeding import Feed
-from .loop import Training
+from .loop import Loop
 from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
 from .planning import WEIGHTS, Plan, make_plan
@@ -42,6 +43,7 @@ from .runs import Run, copy_durably, write_durably, write_text
 from .scores import best_thresholds
 from .settings import TrainingSettings
 from .showing import Display, Displays, TensorBoard
+from .state import TrainingState
 from .trained import Trained
 
 __all__ = ["Fitted", "fit", "preview"]
@@ -275,22 +277,23 @@ class _Fitting:
             steps = start.content["progress"]["position"]["steps"] if start else 0
             curves = TensorBoard(run.folder / "tensorboard", from_step=steps)
             display = Displays([display, curves])
-        training = Training(
+        state = TrainingState(
             model=model,
             feed=feed,
             settings=settings,
             schedule=schedule,
             methods=self.methods,
             devices=devices,
-            run=run,
+            files=run,
             key=key.values,
             display=display,
             stopping=self.stopping,
         )
+        loop = Loop(state)
         for note in plan.notes:
             display.note(note)
         try:
-            evaluation = training.go(start)
+            evaluation = loop.go(start)
         except ValueError as error:  # of torch, about statistics of a single number
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -301,15 +304,14 @@ class _Fitting:
             ) from error
         finally:
             display.close()
-        return self._saved(run, training, evaluation)
+        return self._saved(run, loop.weights(), evaluation)
 
-    def _saved(self, run: Run, training: Training, evaluation: Evaluation) -> Fitted:
+    def _saved(self, run: Run, weights: Mapping[str, Tensor], evaluation: Evaluation) -> Fitted:
         plan, model = self.plan, self.model
-        whole = training.weights()
         if self.devices.strategy == "fsdp":  # what is in shards cannot be saved
             model = HybridBuilder(registry=self.registry).build(plan.recipe)
         model.to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
-        model.load_state_dict(whole)
+        model.load_state_dict(weights)
         facts = self.methods["temperature"].facts if "temperature" in self.methods else {}
         temperature, thresholds = facts.get("temperature", 1.0), None
         if plan.data.labels == "many":

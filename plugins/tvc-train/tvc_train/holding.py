@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from contextlib import nullcontext
 from itertools import count, takewhile
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,119 +16,117 @@ from .errors import TrainingError
 from .evaluating import Evaluation
 from .faults import check_finite
 from .progress import Progress
-
-if TYPE_CHECKING:
-    from .loop import Training
+from .state import TrainingState
 
 __all__ = [
-    "finish", "load_weights", "row", "save", "save_best", "take_progress", "take_tensors",
+    "kept_weights", "load_weights", "row", "save", "save_best", "take_progress", "take_tensors",
     "weights", "write_rows",
 ]  # fmt: skip
 
 
-def save(training: Training) -> None:
+def save(state: TrainingState) -> None:
     """Write a checkpoint of where the training is.
 
     Raises:
         TrainingError: it cannot be written, or has a value that is no finite number.
     """
-    training.schedule.keep(training.model, training.optimizer)
-    whole = training.devices.whole
+    state.schedule.keep(state.model, state.optimizer)
+    whole = state.devices.whole
     tensors: dict[str, Tensor] = {}
-    for name, tensor in whole(training.model.state_dict().items()).items():
+    for name, tensor in whole(state.model.state_dict().items()).items():
         tensors[f"model.{name}"] = tensor
-    if training.average is not None:
-        for name, tensor in whole(training.average.tensors.items()).items():
+    if state.average is not None:
+        for name, tensor in whole(state.average.tensors.items()).items():
             tensors[f"ema.{name}"] = tensor
-    for name, state in training.schedule.kept.items():
-        for key, tensor in whole(state.items()).items():
+    for name, kept in state.schedule.kept.items():
+        for key, tensor in whole(kept.items()).items():
             tensors[f"optimizer.{key}.{name}"] = tensor
-    tensors |= _statistics(training)
-    for name, method in training.methods.items():
+    tensors |= _statistics(state)
+    for name, method in state.methods.items():
         for key, tensor in method.tensors.items():
             tensors[f"method.{name}.{key}"] = tensor
-        training.progress.methods[name] = method.facts
-    content = {"key": training.key, "progress": training.progress.to_mapping()}
-    step = training.position.steps
+        state.progress.methods[name] = method.facts
+    content = {"key": state.key, "progress": state.progress.to_mapping()}
+    step = state.position.steps
 
     def write() -> None:
         check_finite(tensors.items(), f"after step {step}")
-        training.checkpoints.write(step, Checkpoint(content=content, tensors=tensors))
+        state.checkpoints.write(step, Checkpoint(content=content, tensors=tensors))
 
-    training.devices.together(write)
+    state.devices.together(write)
 
 
-def save_best(training: Training) -> None:
+def save_best(state: TrainingState) -> None:
     """Write the weights of the best epoch.
 
     Raises:
         TrainingError: as for `save`.
     """
-    tensors = {f"model.{name}": tensor for name, tensor in weights(training).items()}
-    content = {"key": training.key, "best": training.progress.best}
+    tensors = {f"model.{name}": tensor for name, tensor in weights(state).items()}
+    content = {"key": state.key, "best": state.progress.best}
 
     def write() -> None:
-        check_finite(tensors.items(), f"after step {training.position.steps}")
-        write_checkpoint(training.checkpoints.best, Checkpoint(content=content, tensors=tensors))
+        check_finite(tensors.items(), f"after step {state.position.steps}")
+        write_checkpoint(state.checkpoints.best, Checkpoint(content=content, tensors=tensors))
 
-    training.devices.together(write)
+    state.devices.together(write)
 
 
-def take_progress(training: Training, start: Checkpoint) -> None:
+def take_progress(state: TrainingState, start: Checkpoint) -> None:
     """Go to where a checkpoint was.
 
     Raises:
         TrainingError: it does not fit.
     """
-    training.progress = Progress.from_mapping(
+    state.progress = Progress.from_mapping(
         start.content.get("progress", {}),
-        phases=len(training.phases),
-        steps=training.schedule.steps,
+        phases=len(state.schedule.phases),
+        steps=state.schedule.steps,
     )
-    training.speed = [
-        row for row in training.files.read_rows(training.files.speed)
-        if int(row.get("epoch") or 0) <= training.position.epochs
+    state.speed = [
+        row for row in state.files.read_rows(state.files.speed)
+        if int(row.get("epoch") or 0) <= state.position.epochs
     ]  # fmt: skip
 
 
-def take_tensors(training: Training, start: Checkpoint) -> None:
+def take_tensors(state: TrainingState, start: Checkpoint) -> None:
     """Put the tensors of a checkpoint in place: weights, their average, and what the optimizer and
     methods remember.
 
     Raises:
         TrainingError: they do not fit.
     """
-    model = training.model
+    model = state.model
     current = model.state_dict()
-    _fill(training, start.below("model"))
+    _fill(state, start.below("model"))
     parameters = dict(model.named_parameters())
-    if training.average is not None:
+    if state.average is not None:
         found = start.below("ema")
         _check(found, {name: current[name] for name in parameters}, "the moving average")
-        training.average.tensors = {
-            name: training.devices.like(found[name], parameters[name]) for name in parameters
+        state.average.tensors = {
+            name: state.devices.like(found[name], parameters[name]) for name in parameters
         }
     kept: dict[str, dict[str, Tensor]] = {}
     for path, tensor in start.below("optimizer").items():
         key, _, name = path.partition(".")
         if name not in parameters or (tensor.ndim and tensor.shape != current[name].shape):
             raise TrainingError(f"its optimizer has a state of {name!r}, which does not fit")
-        kept.setdefault(name, {})[key] = training.devices.like(tensor, parameters[name])
-    training.schedule.kept = kept
-    _take_statistics(training, start)
-    for name, method in training.methods.items():
+        kept.setdefault(name, {})[key] = state.devices.like(tensor, parameters[name])
+    state.schedule.kept = kept
+    _take_statistics(state, start)
+    for name, method in state.methods.items():
         method.tensors = start.below(f"method.{name}")
-        method.facts = dict(training.progress.methods.get(name, {}))
+        method.facts = dict(state.progress.methods.get(name, {}))
 
 
-def _statistics(training: Training) -> dict[str, Tensor]:
+def _statistics(state: TrainingState) -> dict[str, Tensor]:
     """Return the statistics of each process's normalizations, by "statistics.RANK.NAME". They are
     averaged at the end of an epoch, and until then those of others are not the first one's.
     """
-    devices = training.devices
-    if devices.world == 1 or not training.position.step:
+    devices = state.devices
+    if devices.world == 1 or not state.position.step:
         return {}
-    mine = {name: tensor.cpu() for name, tensor in training.normalization.statistics()}
+    mine = {name: tensor.cpu() for name, tensor in state.normalization.statistics()}
     return {
         f"statistics.{rank}.{name}": tensor
         for rank, found in enumerate(devices.everyone(mine))
@@ -136,24 +134,24 @@ def _statistics(training: Training) -> dict[str, Tensor]:
     }
 
 
-def _take_statistics(training: Training, start: Checkpoint) -> None:
+def _take_statistics(state: TrainingState, start: Checkpoint) -> None:
     """Put this process's statistics in place; their mean where there are other processes now."""
     shares = [*takewhile(bool, (start.below(f"statistics.{rank}") for rank in count()))]
-    buffers = dict(training.model.named_buffers())
+    buffers = dict(state.model.named_buffers())
     for name in shares[0] if shares else ():
         found = [share.get(name, torch.empty(0)) for share in shares]
         if name not in buffers or any(each.shape != buffers[name].shape for each in found):
             raise TrainingError(f"its statistics of {name!r} do not fit")
-        same = len(shares) == training.devices.world
-        own = found[training.devices.rank] if same else torch.stack(found).mean(0)
+        same = len(shares) == state.devices.world
+        own = found[state.devices.rank] if same else torch.stack(found).mean(0)
         buffers[name].copy_(own)
 
 
-def _fill(training: Training, found: Mapping[str, Tensor]) -> None:
-    current = training.model.state_dict()
+def _fill(state: TrainingState, found: Mapping[str, Tensor]) -> None:
+    current = state.model.state_dict()
     _check(found, current, "the model")
-    training.model.load_state_dict(
-        {name: training.devices.like(found[name], current[name]) for name in current}
+    state.model.load_state_dict(
+        {name: state.devices.like(found[name], current[name]) for name in current}
     )
 
 
@@ -168,81 +166,79 @@ def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str)
             )
 
 
-def weights(training: Training) -> dict[str, Tensor]:
+def weights(state: TrainingState) -> dict[str, Tensor]:
     """Return what would be saved: parameters (their moving average) and buffers, whole, on the
     CPU.
     """
-    average, model = training.average, training.model
+    average, model = state.average, state.model
     with nullcontext() if average is None else average.in_place(model):
-        found = training.devices.whole(model.state_dict().items())
+        found = state.devices.whole(model.state_dict().items())
         return {name: tensor.clone() for name, tensor in found.items()}
 
 
-def load_weights(training: Training, tensors: Mapping[str, Tensor]) -> None:
+def load_weights(state: TrainingState, tensors: Mapping[str, Tensor]) -> None:
     """Put weights in place, also of a moving average."""
-    training.average = None
-    _fill(training, tensors)
+    state.average = None
+    _fill(state, tensors)
 
 
-def finish(training: Training) -> Evaluation:
-    """Leave the weights to keep in the model, and return their evaluation."""
-    changed = any(method.changes_weights for method in training.methods.values())
-    kept = weights(training)
-    if training.settings.keep == "best" and not changed:
+def kept_weights(state: TrainingState) -> dict[str, Tensor]:
+    """Return the weights that are kept at the end: of the last epoch or of the best, as the
+    settings and the methods have it.
+    """
+    kept = weights(state)  # in all processes, whatever each of them can read
+    changed = any(method.changes_weights for method in state.methods.values())
+    if state.settings.keep == "best" and not changed:
         try:
-            kept = read_checkpoint(training.checkpoints.best).below("model")
+            kept = read_checkpoint(state.checkpoints.best).below("model")
         except TrainingError as error:
             warnings.warn(
                 f"{error}. The weights of the last epoch are kept instead of the best",
                 UserWarning,
                 stacklevel=2,
             )
-    load_weights(training, kept)
-    for method in training.methods.values():
-        method.finish(training)
-    write_rows(training)
-    return training.evaluate()
+    return kept
 
 
-def write_rows(training: Training) -> None:
+def write_rows(state: TrainingState) -> None:
     """Write metrics.csv and speed.csv."""
 
     def write() -> None:
-        training.files.write_rows(training.files.metrics, training.progress.rows)
-        training.files.write_rows(training.files.speed, training.speed)
+        state.files.write_rows(state.files.metrics, state.progress.rows)
+        state.files.write_rows(state.files.speed, state.speed)
 
-    training.devices.together(write)
+    state.devices.together(write)
 
 
-def row(training: Training, evaluation: Evaluation, step: int) -> dict[str, Any]:
+def row(state: TrainingState, evaluation: Evaluation, step: int) -> dict[str, Any]:
     """Return the row of an epoch.
 
     Args:
-        training: after its last step.
+        state: after its last step.
         evaluation: of it.
         step: of the phase, that comes next.
     """
-    where, sums = training.position, training.progress.sums
+    where, sums = state.position, state.progress.sums
     return {
         "epoch": where.epochs + 1,
-        "phase": training.phase.title,
+        "phase": state.phase.title,
         "steps": where.steps,
-        "rate": training.schedule.rate(training.phase, step - 1),
+        "rate": state.schedule.rate(state.phase, step - 1),
         "train_loss": sums["loss"] / max(sums["images"], 1),
         **evaluation.figures,
-        **_gates(training),
+        **_gates(state),
     }
 
 
-def _gates(training: Training) -> dict[str, Any]:
+def _gates(state: TrainingState) -> dict[str, Any]:
     """Return how far each gate of a patch is open, by "gate/PATH": the mean of its absolute
     values.
     """
     found = {
         f"gate/{name.removeprefix('patches.').removesuffix('.alpha')}": tensor
-        for name, tensor in training.model.named_parameters()
+        for name, tensor in state.model.named_parameters()
         if name.startswith("patches.") and name.endswith(".alpha")
     }
-    whole = training.devices.whole(found.items())
+    whole = state.devices.whole(found.items())
     with torch.no_grad():
         return {name: float(tensor.abs().mean()) for name, tensor in whole.items()}

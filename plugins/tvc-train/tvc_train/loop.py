@@ -8,93 +8,91 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from tvc_core import HybridModel
 
 from . import holding
 from .assessing import assess
-from .averaging import MovingAverage
-from .checkpoints import Checkpoint, Checkpoints
-from .devices import Devices
+from .checkpoints import Checkpoint
 from .evaluating import Evaluation
-from .faults import StoppedError, Stopping
-from .feeding import Feed
-from .losses import Loss
-from .methods import Method
+from .faults import StoppedError
 from .normalization import Normalization
 from .optimizers import names_of
-from .phases import Phase, PhaseSchedule
-from .progress import Position, Progress
-from .runs import Run
+from .phases import Phase
+from .progress import Position
 from .settings import TrainingSettings
-from .showing import Display
-from .stepping import Unseen, backward, check_loss, look
+from .state import TrainingState
+from .stepping import backward, check_loss, look
 from .watching import check_gradients, first_step, warn_of_gap
 
-__all__ = ["Training"]
+__all__ = ["Loop"]
 
 _LOOK_EVERY = 20
 """Steps between two looks at the loss where looking waits for the device."""
 
 
-class Training:
-    """A training of one model.
+class Loop:
+    """A training from its first step to its last.
 
     Args:
-        model: the hybrid, where it computes.
-        feed: its images.
-        settings: how it is trained.
-        schedule: of phases.
-        methods: by name.
-        devices: of this process.
-        run: where its files go.
-        key: what has to be equal to go on, which checkpoints hold.
-        display: what shows it.
-        stopping: whether it was asked to end.
+        state: of the training, at its beginning.
     """
 
-    def __init__(
-        self,
-        *,
-        model: HybridModel,
-        feed: Feed,
-        settings: TrainingSettings,
-        schedule: PhaseSchedule,
-        methods: Mapping[str, Method],
-        devices: Devices,
-        run: Run,
-        key: Mapping[str, Any],
-        display: Display,
-        stopping: Stopping,
-    ) -> None:
-        self.model, self.feed, self.settings, self.schedule = model, feed, settings, schedule
-        self.methods, self.devices, self.files, self.key = methods, devices, run, key
-        self.display, self.stopping = display, stopping
-        self.checkpoints = Checkpoints(run.checkpoints)
-        self.progress = Progress()
-        smooth, weights = settings.label_smoothing, feed.class_weights
-        self.loss = Loss(feed.labels, smoothing=smooth, weights=weights)
-        self.average = None if settings.ema is None else MovingAverage(settings.ema)
-        self.optimizer: torch.optim.Optimizer | None = None
-        self.phase = schedule.phases[0]
-        self.speed: list[dict[str, Any]] = []
-        self._run: Callable[[Tensor], Any] = model
-        self.learning: dict[str, nn.Parameter] = {}
-        self.new: list[Unseen] = []
+    def __init__(self, state: TrainingState) -> None:
+        self.state = state
+        self._run: Callable[[Tensor], Any] = state.model
         self._fresh = True  # no step of the phase was watched yet
         self._ended = False  # the last checkpoint is written
 
+    # -- what methods see --------------------------------------------------------------------------
+
     @property
-    def position(self) -> Position:
-        """Where the training is."""
-        return self.progress.position
+    def model(self) -> HybridModel:
+        """The hybrid that is trained, where it computes."""
+        return self.state.model
+
+    @property
+    def settings(self) -> TrainingSettings:
+        """How it is trained."""
+        return self.state.settings
+
+    @property
+    def labels(self) -> str:
+        """What an image has: "one" class, or "many"."""
+        return self.state.loss.labels
 
     @property
     def phases(self) -> Sequence[Phase]:
         """All phases."""
-        return self.schedule.phases
+        return self.state.schedule.phases
+
+    @property
+    def position(self) -> Position:
+        """Where the training is."""
+        return self.state.position
+
+    def evaluate(self) -> Evaluation:
+        """Evaluate the weights that would be saved: their moving average, where there is one."""
+        try:
+            return assess(self.state)
+        except StoppedError:
+            self.stop()
+            raise
+
+    def figure(self, evaluation: Evaluation) -> float:
+        """Return the figure by which the best epoch is chosen."""
+        return evaluation.figures[self.settings.best]
+
+    def weights(self) -> dict[str, Tensor]:
+        """Return what would be saved: parameters (their moving average) and buffers, whole, on the
+        CPU.
+        """
+        return holding.weights(self.state)
+
+    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put such weights in place, at the end of the training."""
+        holding.load_weights(self.state, tensors)
 
     # -- phases ------------------------------------------------------------------------------------
 
@@ -109,8 +107,9 @@ class Training:
             TrainingError: a number is no finite number any more, replicas differ, or a file cannot
                 be written.
         """
+        state = self.state
         if start is not None:
-            holding.take_progress(self, start)
+            holding.take_progress(state, start)
         while self.position.phase < len(self.phases):
             self._begin_phase(self.phases[self.position.phase], start)
             start = None
@@ -119,169 +118,158 @@ class Training:
             self._end_phase()
         if start is not None:  # it was killed after its last epoch
             self._begin_phase(self.phases[-1], start)
-        self._ended = True
-        return holding.finish(self)
+        return self._finish()
 
     def _begin_phase(self, phase: Phase, start: Checkpoint | None) -> None:
-        self.phase, first = phase, self.optimizer is None
-        self._run = self.model  # no wrapper may live while something is thawed
-        self.devices.unwrap()
+        state = self.state
+        state.phase, first = phase, state.optimizer is None
+        self._run = state.model  # no wrapper may live while something is thawed
+        state.devices.unwrap()
         gc.collect()
-        self.schedule.keep(self.model, self.optimizer)
-        self.schedule.freeze(self.model, phase)
-        self._run = self.devices.wrap(self.model, compiled=self.settings.compile)
+        state.schedule.keep(state.model, state.optimizer)
+        state.schedule.freeze(state.model, phase)
+        self._run = state.devices.wrap(state.model, compiled=state.settings.compile)
         if first:
-            for method in self.methods.values():
-                method.start(self.model)
+            for method in state.methods.values():
+                method.start(state.model)
         if start is not None:
-            holding.take_tensors(self, start)
-        if self.average is not None:
-            self.average.begin(self.model)
-        self.optimizer = self.schedule.make(self.model, phase)
-        self.learning = dict(names_of(self.optimizer, self.model))
-        mode = phase.normalization or str(self.settings.normalization)
-        self.normalization = Normalization(self.model, mode)
-        self.feed.begin(self.model, phase)
+            holding.take_tensors(state, start)
+        if state.average is not None:
+            state.average.begin(state.model)
+        state.optimizer = state.schedule.make(state.model, phase)
+        state.learning = dict(names_of(state.optimizer, state.model))
+        mode = phase.normalization or str(state.settings.normalization)
+        state.normalization = Normalization(state.model, mode)
+        state.feed.begin(state.model, phase)
         self._fresh = True
-        learning = f"{self.model.count_parameters(trainable_only=True):,}"
+        learning = f"{state.model.count_parameters(trainable_only=True):,}"
         facts = {"rate": phase.rate, "parameters": learning, "normalization": mode}
-        self.display.phase(phase.title, {"epochs": phase.epochs, **facts})
+        state.display.phase(phase.title, {"epochs": phase.epochs, **facts})
 
     def _end_phase(self) -> None:
-        self.display.end_phase()
-        for method in self.methods.values():
+        state = self.state
+        state.display.end_phase()
+        for method in state.methods.values():
             method.after_phase(self)
-        if self.devices.strategy == "ddp":
-            self.devices.check_equal(self.model.state_dict().items(), "weights")
+        if state.devices.strategy == "ddp":
+            state.devices.check_equal(state.model.state_dict().items(), "weights")
         self.position.phase += 1
         self.position.epoch = 0
-        holding.save(self)
+        holding.save(state)
 
     def _phase_is_over(self) -> bool:
-        done, patience = self.position.epoch, self.phase.stop_early
-        if patience is None or not 0 < done < self.phase.epochs:
-            return done >= self.phase.epochs
-        figures = [row[self.settings.best] for row in self.progress.rows[-done:]]
-        best = min(figures) if self.settings.lower_is_better else max(figures)
+        state = self.state
+        done, patience = self.position.epoch, state.phase.stop_early
+        if patience is None or not 0 < done < state.phase.epochs:
+            return done >= state.phase.epochs
+        figures = [row[state.settings.best] for row in state.progress.rows[-done:]]
+        best = min(figures) if state.settings.lower_is_better else max(figures)
         return done - 1 - figures.index(best) >= patience
 
     # -- an epoch ----------------------------------------------------------------------------------
 
     def _epoch(self) -> None:
+        state = self.state
         where, begin = self.position, time.monotonic()
         first = where.step
-        self.display.epoch(where.epochs + 1, steps=self.schedule.steps)
-        if first < self.schedule.steps:
-            self.normalization.training()
-            for batch in self.feed.training_batches(where.epochs, first):
+        state.display.epoch(where.epochs + 1, steps=state.schedule.steps)
+        if first < state.schedule.steps:
+            state.normalization.training()
+            for batch in state.feed.training_batches(where.epochs, first):
                 self._step(batch)
-                every = self.settings.save_every
-                if self.asked_to_stop():
+                every = state.settings.save_every
+                if state.asked_to_stop():
                     self.stop()
-                if every and where.steps % every == 0 and where.step < self.schedule.steps:
-                    holding.save(self)
-        look(self)
+                if every and where.steps % every == 0 and where.step < state.schedule.steps:
+                    holding.save(state)
+        look(state)
         seconds = time.monotonic() - begin
         self._settle_statistics()
         evaluation = self.evaluate()
         self._note(evaluation)
-        images = self.feed.num_images * (self.schedule.steps - first) / self.schedule.steps
-        self.speed.append({
+        images = state.feed.num_images * (state.schedule.steps - first) / state.schedule.steps
+        state.speed.append({
             "epoch": where.epochs,
             "seconds": round(time.monotonic() - begin, 3),
             "images_per_second": round(images / max(seconds, 1e-9), 1),
         })  # fmt: skip
-        self.display.row(self.progress.rows[-1], self.speed[-1])
-        for method in self.methods.values():
+        state.display.row(state.progress.rows[-1], state.speed[-1])
+        for method in state.methods.values():
             method.after_epoch(self, evaluation)
         if not self._phase_is_over():
-            holding.save(self)  # else when the phase has ended
-        holding.write_rows(self)
+            holding.save(state)  # else when the phase has ended
+        holding.write_rows(state)
 
     def _settle_statistics(self) -> None:
         """Make the running statistics those that are used: equal in all replicas."""
-        self.normalization.training()
-        if self.normalization.mode == "reestimate":
-            batches = self.feed.training_batches(self.position.epochs, 0)
-            images = (self.feed.ready(batch.images) for batch in batches)
-            self.normalization.estimate(images, self.feed.runs(self.model))
-            self.devices.settle(self.model)
-        self.devices.average_(tensor for _, tensor in self.normalization.statistics())
+        state = self.state
+        state.normalization.training()
+        if state.normalization.mode == "reestimate":
+            batches = state.feed.training_batches(self.position.epochs, 0)
+            images = (state.feed.ready(batch.images) for batch in batches)
+            state.normalization.estimate(images, state.feed.runs(state.model))
+            state.devices.settle(state.model)
+        state.devices.average_(tensor for _, tensor in state.normalization.statistics())
 
     def _note(self, evaluation: Evaluation) -> None:
-        where, progress = self.position, self.progress
-        check_loss(self, evaluation.figures["loss"])
-        progress.rows.append(holding.row(self, evaluation, self._step_of_phase))
+        state = self.state
+        where, progress = self.position, state.progress
+        check_loss(state, evaluation.figures["loss"])
+        progress.rows.append(holding.row(state, evaluation, self._step_of_phase))
         progress.sums = {"loss": 0.0, "images": 0}
         where.epoch, where.epochs, where.step = where.epoch + 1, where.epochs + 1, 0
         figure = self.figure(evaluation)
-        if self.settings.better(figure, progress.best.get("figure")):
+        if state.settings.better(figure, progress.best.get("figure")):
             progress.best = {"figure": figure, "epoch": where.epochs}
-            holding.save_best(self)
+            holding.save_best(state)
 
     # -- a step ------------------------------------------------------------------------------------
 
     @property
     def _step_of_phase(self) -> int:
-        return self.position.epoch * self.schedule.steps + self.position.step
+        where = self.position
+        return where.epoch * self.state.schedule.steps + where.step
 
     def _step(self, batch: Any) -> None:
         """Step once. A fresh phase is watched while it does."""
-        where, optimizer = self.position, self.optimizer
+        state = self.state
+        where, optimizer = self.position, state.optimizer
         assert optimizer is not None
-        rate = self.schedule.set_rates(optimizer, self.phase, self._step_of_phase)
+        rate = state.schedule.set_rates(optimizer, state.phase, self._step_of_phase)
         watched = nullcontext()
         if self._fresh:
-            warn_of_gap(self, batch)
-            watched = first_step(self.model, optimizer, self.devices, self.phase.title)  # type: ignore[assignment]
-        self.devices.seed(self.settings.seed, where.steps, self.devices.rank)
+            warn_of_gap(state, batch)
+            watched = first_step(state.model, optimizer, state.devices, state.phase.title)  # type: ignore[assignment]
+        state.devices.seed(state.settings.seed, where.steps, state.devices.rank)
         with watched:
-            self.new.append(backward(self, self._run, batch))
-            if self.devices.device.type == "cpu" or len(self.new) >= _LOOK_EVERY:
-                look(self)
+            state.new.append(backward(state, self._run, batch))
+            if state.devices.device.type == "cpu" or len(state.new) >= _LOOK_EVERY:
+                look(state)
             if self._fresh:
-                check_gradients(self.model, self.devices)
-            if self.settings.clip is not None:
-                nn.utils.clip_grad_norm_(self.learning.values(), self.settings.clip)
+                check_gradients(state.model, state.devices)
+            if state.settings.clip is not None:
+                nn.utils.clip_grad_norm_(state.learning.values(), state.settings.clip)
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self._fresh = False
         where.step, where.steps = where.step + 1, where.steps + 1
-        if self.average is not None:
-            self.average.update(self.model, where.steps)
-        sums = self.progress.sums
+        if state.average is not None:
+            state.average.update(state.model, where.steps)
+        sums = state.progress.sums
         figures = {"loss": sums["loss"] / max(sums["images"], 1), "rate": rate}
-        self.display.step(where.steps, images=batch.total, figures=figures)
-
-    # -- evaluation --------------------------------------------------------------------------------
-
-    def evaluate(self) -> Evaluation:
-        """Evaluate the weights that would be saved: their moving average, where there is one."""
-        try:
-            return assess(self)
-        except StoppedError:
-            self.stop()
-            raise
-
-    def figure(self, evaluation: Evaluation) -> float:
-        """Return the figure by which the best epoch is chosen."""
-        return evaluation.figures[self.settings.best]
-
-    def weights(self) -> dict[str, Tensor]:
-        """Return what would be saved: parameters (their moving average) and buffers, whole, on the
-        CPU.
-        """
-        return holding.weights(self)
-
-    def load_weights(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put such weights in place, at the end of the training."""
-        holding.load_weights(self, tensors)
+        state.display.step(where.steps, images=batch.total, figures=figures)
 
     # -- ends --------------------------------------------------------------------------------------
 
-    def asked_to_stop(self) -> bool:
-        """Return whether one of the processes was asked to end."""
-        return self.devices.any(self.stopping.asked)
+    def _finish(self) -> Evaluation:
+        """Leave the weights to keep in the model, and return their evaluation."""
+        state = self.state
+        self._ended = True
+        self.load_weights(holding.kept_weights(state))
+        for method in state.methods.values():
+            method.finish(self)
+        holding.write_rows(state)
+        return self.evaluate()
 
     def stop(self) -> None:
         """End, with a checkpoint.
@@ -289,10 +277,11 @@ class Training:
         Raises:
             StoppedError: always.
         """
+        state = self.state
         if not self._ended:
-            look(self)
-            holding.save(self)
+            look(state)
+            holding.save(state)
         raise StoppedError(
             f"SIGTERM was received: the state after step {self.position.steps} is saved in "
-            f"{self.files.folder}. --resume goes on from there"
+            f"{state.files.folder}. --resume goes on from there"
         )

@@ -1,5 +1,5 @@
-"""Methods of fine-tuning, by name, and what one is. Each changes phases before training, adds to
-the loss, or changes the weights at the end.
+"""Methods of fine-tuning from papers. Each changes phases before training, adds to the loss, or
+changes the weights at the end.
 """
 
 from __future__ import annotations
@@ -7,71 +7,21 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from tvc_core import HybridModel, ParameterError, short_repr
 
+from .evaluating import Evaluation
+from .method import Method, Training
 from .phases import Phase
 from .scores import best_temperature
 
-if TYPE_CHECKING:
-    from .evaluating import Evaluation
-    from .loop import Training
-
 __all__ = [
-    "FixRes", "GreedySoup", "L2StartingPoint", "LinearProbeFirst", "Method", "ProgressiveSizes",
-    "Surgical", "Temperature", "WiseFineTuning",
+    "FixRes", "GreedySoup", "L2StartingPoint", "LinearProbeFirst", "ProgressiveSizes", "Surgical",
+    "Temperature", "WiseFineTuning",
 ]  # fmt: skip
-
-
-class Method:
-    """A way to fine-tune; every hook does nothing here.
-
-    What a method has to remember until the end goes into `tensors` and `facts`: both are part of
-    every checkpoint, and back in place when a run goes on.
-    """
-
-    changes_weights = False
-    """`finish` puts other weights in place of those of the last epoch, which are then saved."""
-
-    def __init__(self) -> None:
-        self.tensors: dict[str, Tensor] = {}
-        self.facts: dict[str, Any] = {}
-
-    def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
-        """Return the phases of the training.
-
-        Args:
-            phases: those of the recipe.
-            size: side of the images [pixels].
-        """
-        return phases
-
-    def check(self, phases: tuple[Phase, ...]) -> None:
-        """Look at the phases that are trained, after every method has changed them.
-
-        Raises:
-            ParameterError: the method would do nothing with them.
-        """
-
-    def start(self, model: HybridModel) -> None:
-        """Look at the model as it is before the first step. Called also when a run goes on."""
-
-    def penalty(self, model: HybridModel) -> Tensor | None:
-        """Return what is added to the loss of a step."""
-        return None
-
-    def after_epoch(self, training: Training, evaluation: Evaluation) -> None:
-        """Act after an epoch, with what the evaluation found."""
-
-    def after_phase(self, training: Training) -> None:
-        """Act after a phase."""
-
-    def finish(self, training: Training) -> None:
-        """Act at the end of the training, after the weights to keep are in place."""
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
@@ -395,5 +345,5 @@ class Temperature(Method):
         """Find the temperature on the held-out images."""
         found = training.evaluate()
         self.facts["temperature"] = best_temperature(
-            found.logits, found.targets, labels=training.loss.labels
+            found.logits, found.targets, labels=training.labels
         )

@@ -29,7 +29,7 @@ from tvc_core import (
 
 from .data import Data, DataSettings, Transforms, inspect_data, open_data, preprocessing_for
 from .errors import DataError
-from .methods import Method
+from .method import Method
 from .phases import Phase, thaw
 from .settings import TrainingSettings
 

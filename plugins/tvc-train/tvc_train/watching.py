@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +17,7 @@ from tvc_core import AuditReport, HybridModel, audit, join_names
 
 from .devices import Devices, own
 from .errors import TrainingError
-
-if TYPE_CHECKING:
-    from .loop import Training
+from .state import TrainingState
 
 __all__ = ["check_gradients", "first_step", "warn_of_gap"]
 
@@ -91,23 +89,23 @@ def check_gradients(model: HybridModel, devices: Devices) -> None:
         devices.check_equal(found, "gradients")
 
 
-def warn_of_gap(training: Training, batch: Any) -> None:
+def warn_of_gap(state: TrainingState, batch: Any) -> None:
     """Warn where the same images have another loss in training mode than in evaluation mode."""
-    feed, devices = training.feed, training.devices
+    feed, devices = state.feed, state.devices
     if devices.strategy == "fsdp":
         return
     images, targets = feed.ready(batch.images), batch.targets.to(devices.device)
 
     def loss() -> Tensor:
-        return training.loss(feed.runs(training.model)(images), targets) / len(images)
+        return state.loss(feed.runs(state.model)(images), targets) / len(images)
 
-    found = training.normalization.gap(loss)
+    found = state.normalization.gap(loss)
     if found is None:
         return
     moved, settled = found
     if abs(moved - settled) > _GAP * max(abs(settled), abs(moved)):
         warnings.warn(
-            f"phase {training.phase.title!r}: the same images have the loss {moved:.3g} with the "
+            f"phase {state.phase.title!r}: the same images have the loss {moved:.3g} with the "
             f"statistics of their batch and {settled:.3g} with running ones, so the model learns "
             "something other than is evaluated. 'normalization: fixed' keeps the running ones",
             UserWarning,
