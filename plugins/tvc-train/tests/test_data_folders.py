@@ -136,7 +136,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "empty class": (lambda r: emptied(r / "train/cat"), "train/cat: an empty folder"),
     "empty held-out class": (lambda r: (r / "val/bird").mkdir(), "val/bird: an empty folder"),
     "class of val that train lacks": (
-        lambda r: photo(r / "val/bird/0.png", 7), "val/bird: a class 'bird'"
+        lambda r: photo(r / "val/bird/0.png", 7), "bird: a class 'bird' that train/ does not have."
     ),
     "misspelt class of val": (lambda r: moved(r / "val", "dog", "dogs"), "Did you mean 'dog'"),
     "class in capitals": (lambda r: photo(r / "train/Dog/0.png", 7), "class 'dog'"),
@@ -237,6 +237,13 @@ TABLES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "damaged": (lambda r: (table(r), cut(r / "train/cat/1.png", 0.5), r / "list.csv")[2],
                 "list.csv:3: "),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["folder", "table"])
+def test_a_class_that_the_recipe_does_not_name_is_said_so(kind: str, tmp_path: Path) -> None:
+    root = good(tmp_path / "photos") if kind == "folder" else table(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"a class 'dog' that data\.classes does not name"):
+        looked_at(root, classes=["cat", "cow"])
 
 
 @pytest.mark.parametrize("kind", TABLES)

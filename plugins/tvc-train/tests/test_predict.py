@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -282,7 +283,7 @@ def test_bad_data_are_named_and_left_out_only_where_that_is_asked_for(
     assert judged.scores.num_images == 3 and len(judged.problems) == 1
     (tmp_path / "bird").mkdir()
     picture(0)[0].save(tmp_path / "bird" / "a.png")
-    with pytest.raises(DataError, match="bird"):
+    with pytest.raises(DataError, match="bird: a class 'bird' that the model does not know"):
         judge(saved["one"], tmp_path, max_bad=10)
 
 
@@ -301,3 +302,6 @@ def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
         held.append(tuple(judge(tmp_path / "m.safetensors", tmp_path / "r.yaml").samples.names))
         assert held[-1] == tuple(plan.data.val.names)
     assert held[0] == held[2] != held[1]
+    shutil.copytree(photos / "class0", photos / "class3")
+    with pytest.raises(DataError, match="a class 'class3' that the model does not know"):
+        judge(tmp_path / "m.safetensors", tmp_path / "r.yaml")

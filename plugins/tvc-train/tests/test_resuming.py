@@ -110,7 +110,26 @@ def test_another_run_is_refused_with_the_difference(recipe: Make, tmp_path: Path
     with pytest.raises(TrainingError, match=r"another run|same image|different classes"):
         fit(given, out=out, resume=True, changes={"data.max_bad": 2})
     photo.write_bytes(kept)
+    wanted = files(out)
+    (out / "recipe.yaml").unlink()  # as if it had been killed as it began
     fit(given, out=out, resume=True, changes={"training.workers": 1})  # which is no difference
+    assert files(out) == wanted and (out / "recipe.yaml").exists()
+
+
+def test_a_run_starts_over_where_it_is_forced_to(recipe: Make, tmp_path: Path) -> None:
+    out, own = tmp_path / "run", tmp_path / "run" / "notes.txt"
+    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints" / "step-000000999.safetensors").write_text("of another run")
+    (out / "report.html").write_text("of another run")
+    own.write_text("no file of a run")
+    with pytest.raises(TrainingError, match=r"report\.html already, and no run to go on with"):
+        fit(recipe(), out=out, resume=True)
+    fit(recipe(phases=[{"epochs": 1}]), out=out, resume=True, force=True)
+    assert not (out / "report.html").exists() and own.exists()
+    steps = {path.name for path in (out / "checkpoints").glob("step-*")}
+    assert steps == {"step-000000003.safetensors"}
+    fit(recipe(seed=1, phases=[{"epochs": 1}]), out=out, force=True)
+    assert "seed: 1" in (out / "recipe.yaml").read_text()
 
 
 def test_a_broken_newest_checkpoint_is_said_and_the_one_before_is_used(

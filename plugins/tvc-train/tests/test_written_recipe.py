@@ -125,9 +125,16 @@ def test_a_block_that_no_recipe_can_name_is_refused_and_one_of_a_plugin_is_taken
 def test_a_run_lies_neither_among_the_images_nor_over_other_files(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "recipe.yaml").write_text("mine")
-    with pytest.raises(TrainingError, match=r"has recipe\.yaml already, which a run would repl"):
-        run_folder(tmp_path, "r", resume=False, data=str(photos))
+    for name in ("recipe.yaml", "report.html", "checkpoints", "weights", "model.safetensors"):
+        there = tmp_path / "mine" / name
+        (there if "." not in name else there.parent).mkdir(parents=True)
+        if "." in name:
+            there.write_text("mine")
+        for resume in (False, True):
+            with pytest.raises(TrainingError, match=rf"has .*{name}.* already, .*--force"):
+                run_folder(tmp_path / "mine", "r", resume=resume, data=str(photos))
+        assert run_folder(tmp_path / "mine", "r", resume=True, force=True, data=str(photos))
+        shutil.rmtree(tmp_path / "mine")
     for out in (photos, photos / "runs" / "a", photos / "class0"):
         with pytest.raises(TrainingError, match="among the images"):
             run_folder(out, "r", resume=False, data=str(photos))

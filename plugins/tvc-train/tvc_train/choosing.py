@@ -156,7 +156,8 @@ def _rate(
                 optimizer.zero_grad()
                 (loss(head(images[some]), targets[some]) / len(some)).backward()
                 optimizer.step()
-        scores[rate] = float(loss.plain(head(held_out), wanted))
+        with torch.no_grad():
+            scores[rate] = float(loss.plain(head(held_out), wanted))
     return min(scores, key=lambda rate: (scores[rate], rate))
 
 

@@ -37,7 +37,7 @@ from .feeding import Feed
 from .loop import Loop
 from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
-from .planning import WEIGHTS, Plan, make_plan
+from .planning import Plan, make_plan
 from .running import Key, check_key, run_folder
 from .runs import Run, copy_durably, write_durably, write_text
 from .scores import best_thresholds
@@ -72,6 +72,7 @@ def fit(
     data: str | Path | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    force: bool = False,
     changes: Mapping[str, Any] | None = None,
     devices: int = 1,
     nodes: int = 1,
@@ -90,6 +91,8 @@ def fit(
         out: the folder of the run; by default a new one, runs/NAME.
         resume: go on with the run in `out`, or with the last one of this name; start where there is
             none.
+        force: start over in `out`, in the place of what another run or anything else has left there
+            under the names of a run's files; with `resume`, where there is no run to go on with.
         changes: values in the place of the recipe's, by their paths, such as {"training.seed": 1}.
         devices: processes on each machine.
         nodes: machines.
@@ -124,11 +127,13 @@ def fit(
             fitting = _Fitting(plan, processes, registry, stopping)
             images = plan.data_settings.path
             where = processes.together(
-                lambda: run_folder(out, plan.name, resume=resume, data=images)
+                lambda: run_folder(out, plan.name, resume=resume, force=force, data=images)
             )
             run = Run(folder=Path(processes.agree(where)))
             shown = display if processes.first and display is not None else Display()
-            return fitting.train(run, shown, tensorboard=tensorboard and processes.first)
+            return fitting.train(
+                run, shown, resume=resume, tensorboard=tensorboard and processes.first
+            )
     finally:
         processes.close()
 
@@ -237,10 +242,10 @@ class _Fitting:
         }
         return {name: said for name, said in facts.items() if said}
 
-    def train(self, run: Run, display: Display, *, tensorboard: bool) -> Fitted:
+    def train(self, run: Run, display: Display, *, resume: bool, tensorboard: bool) -> Fitted:
         """Train to the end, and save."""
         plan, model, devices = self.plan, self.model, self.devices
-        known, start = run.read_key(), None
+        known, start = run.read_key() if resume else None, None
         if known is not None:
             key, chosen = check_key(known, plan, run), known["chosen"]
             start = _newest(run, devices)
@@ -271,11 +276,10 @@ class _Fitting:
         schedule = PhaseSchedule(
             self.phases(settings), feed.steps, optimizer=settings.optimizer, **plan.freezing
         )
-        if known is None:
-            devices.together(lambda: _begin_run(run, plan, key, chosen))
+        devices.together(lambda: _begin_run(run, plan, key, chosen, goes_on=known is not None))
         if tensorboard:
             steps = start.content["progress"]["position"]["steps"] if start else 0
-            curves = TensorBoard(run.folder / "tensorboard", from_step=steps)
+            curves = TensorBoard(run.curves, from_step=steps)
             display = Displays([display, curves])
         state = TrainingState(
             model=model,
@@ -347,13 +351,20 @@ def _newest(run: Run, devices: Devices) -> Checkpoint | None:
     return found[1]
 
 
-def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any]) -> None:
+def _begin_run(run: Run, plan: Plan, key: Key, chosen: Mapping[str, Any], *, goes_on: bool) -> None:
+    """Write what a run begins with: first its key, which says whose all else in the folder is. One
+    that was killed in between gets what is missing when it goes on.
+    """
+    if not goes_on:
+        run.forget()
+        text = {"key": key.values, "chosen": chosen, "versions": key.versions}
+        write_text(run.key, json.dumps(text, indent=1, default=str) + "\n")
     if (own := plan.given.own_weights) is not None:
-        file, _ = own
-        copy_durably(file, run.folder / WEIGHTS / file.name)
-    write_text(run.recipe, plan.written(chosen).to_yaml())
-    text = {"key": key.values, "chosen": chosen, "versions": key.versions}
-    write_text(run.key, json.dumps(text, indent=1, default=str) + "\n")
+        file, copy = own[0], run.weights / own[0].name
+        if not (goes_on and copy.exists()):
+            copy_durably(file, copy)
+    if not (goes_on and run.recipe.exists()):
+        write_text(run.recipe, plan.written(chosen).to_yaml())
 
 
 def _save(run: Run, model: HybridModel, trained: Trained, evaluation: Evaluation) -> None:

@@ -187,9 +187,10 @@ def report_run(run: Run, samples: Samples) -> Path:
     tensors = load_file(run.predictions)
     evaluation = Evaluation(figures=dict(trained.figures), **tensors)
     judged = Judged.of(model, trained, samples, evaluation)
-    path = run.folder / "report.html"
-    report(judged, path, title=run.folder.name, facts={"run": str(run.folder)}, rows=run.rows())
-    return path
+    report(
+        judged, run.report, title=run.folder.name, facts={"run": str(run.folder)}, rows=run.rows()
+    )
+    return run.report
 
 
 def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples, Sequence[Problem]]:
@@ -198,7 +199,7 @@ def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples,
     recipe = load_recipe(data)
     settings = DataSettings.from_mapping(recipe.sections.get("data"))
     seed = TrainingSettings.of(recipe).seed  # which decides what is held out
-    opened = open_data(replace(settings, classes=classes), folder=data.parent, seed=seed)
+    opened = open_data(settings, folder=data.parent, seed=seed, classes=classes)
     if opened.labels != labels:
         raise DataError(
             f"{data}: its images have {opened.labels} label each, and the model is for {labels}"

@@ -31,12 +31,10 @@ from .data import Data, DataSettings, Transforms, inspect_data, open_data, prepr
 from .errors import DataError
 from .method import Method
 from .phases import Phase, thaw
+from .runs import WEIGHTS
 from .settings import TrainingSettings
 
-__all__ = ["WEIGHTS", "Plan", "make_plan"]
-
-WEIGHTS = "weights"
-"""The folder of a run for a file of the user's own that the training starts from."""
+__all__ = ["Plan", "make_plan"]
 
 _OWN = ("data", "training", "tune")
 

@@ -149,20 +149,23 @@ def _plain(value: Any) -> Any:
     return json.loads(json.dumps(value, default=str))
 
 
-def run_folder(out: str | Path | None, name: str, *, resume: bool, data: str | None = None) -> str:
+def run_folder(
+    out: str | Path | None, name: str, *, resume: bool, force: bool = False, data: str | None = None
+) -> str:
     """Return the folder of a run.
 
     Args:
         out: which was asked for; None for runs/NAME, or the next free name.
         name: of the runs.
         resume: go on with a run that is there.
+        force: another run may take the place of what is there.
         data: the folder of the images, where a run must not lie.
 
     Raises:
         TrainingError: there is a run or something else, and it is not to go on; or it would lie
             among the images.
     """
-    found = _run_folder(out, name, resume)
+    found = _run_folder(out, name, resume, force)
     if data is not None and Path(data).is_dir():
         images = Path(data).resolve()
         if Path(found).resolve().is_relative_to(images):
@@ -173,7 +176,7 @@ def run_folder(out: str | Path | None, name: str, *, resume: bool, data: str | N
     return found
 
 
-def _run_folder(out: str | Path | None, name: str, resume: bool) -> str:
+def _run_folder(out: str | Path | None, name: str, resume: bool, force: bool) -> str:
     if out is None:
         free = Run.new_name(RUNS, name)
         if not resume:
@@ -186,13 +189,16 @@ def _run_folder(out: str | Path | None, name: str, resume: bool) -> str:
     if folder.exists() and not folder.is_dir():
         raise TrainingError(f"--out {folder} is a file; name a folder")
     run = Run(folder=folder)
-    if not resume and (run.key.exists() or run.checkpoints.exists()):
+    if force or (resume and run.key.exists()):
+        return str(folder)
+    if run.key.exists():
         raise TrainingError(
-            f"{folder} has a run already: --resume goes on with it, --out names another folder"
+            f"{folder} has a run already: --resume goes on with it, --out names another folder, "
+            "and --force starts over in this one"
         )
-    if not resume and (there := [each.name for each in run.files if each.exists()]):
+    if there := [each.name for each in run.content if each.exists()]:
         raise TrainingError(
-            f"{folder} has {join_names(there)} already, which a run would replace: name another "
-            "folder with --out"
+            f"{folder} has {join_names(there)} already, and no run to go on with: a new one would "
+            "replace that. Name another folder with --out, or replace it with --force"
         )
     return str(folder)

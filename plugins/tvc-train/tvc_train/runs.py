@@ -11,6 +11,8 @@ RUN/
     best.safetensors             the one with the best held-out figure
   model.safetensors          at the end: what `HybridModel.save` writes
   predictions.safetensors    at the end: logits, targets and indices of the held-out images
+  report.html                at the end, where the extra `report` is installed
+  tensorboard/               curves, where --tensorboard asks for them
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from typing import IO, Any
 
 from .errors import TrainingError
 
-__all__ = ["Run", "copy_durably", "write_durably", "write_text"]
+__all__ = ["WEIGHTS", "Run", "copy_durably", "write_durably", "write_text"]
+
+
+WEIGHTS = "weights"
+"""The folder of a run for a file of the user's own that the training starts from."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,11 +81,49 @@ class Run:
         return self.folder / "predictions.safetensors"
 
     @property
-    def files(self) -> tuple[Path, ...]:
-        """Every file that a run writes."""
+    def weights(self) -> Path:
+        """The folder of the user's own weights, which the recipe names."""
+        return self.folder / WEIGHTS
+
+    @property
+    def report(self) -> Path:
+        """The report at the end."""
+        return self.folder / "report.html"
+
+    @property
+    def curves(self) -> Path:
+        """The folder of curves for TensorBoard."""
+        return self.folder / "tensorboard"
+
+    @property
+    def found(self) -> tuple[Path, ...]:
+        """Every file and folder in which the run says what it found."""
         return (
-            self.recipe, self.key, self.metrics, self.speed, self.model, self.predictions
+            self.metrics, self.speed, self.checkpoints, self.model, self.predictions, self.report,
+            self.curves,
         )  # fmt: skip
+
+    @property
+    def content(self) -> tuple[Path, ...]:
+        """Every file and folder that a run writes."""
+        return (self.key, self.recipe, self.weights, *self.found)
+
+    def forget(self) -> None:
+        """Remove what another run found there.
+
+        Raises:
+            TrainingError: it cannot be removed.
+        """
+        for path in self.found:
+            try:
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
+            except OSError as error:
+                raise TrainingError(
+                    f"{path} cannot be removed: {error.strerror or error}"
+                ) from error
 
     @staticmethod
     def new_name(parent: Path, name: str) -> Path:

@@ -25,6 +25,7 @@ __all__ = ["train_command"]
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: runs/NAME.")
 @click.option("--resume", is_flag=True, help="Go on with the run, or start where there is none.")
+@click.option("--force", is_flag=True, help="Start over in --out, in the place of what is there.")
 @click.option("--dry-run", is_flag=True, help="Check everything, and print what would be trained.")
 @click.option("--devices", type=click.IntRange(1), default=1, help="Processes on each machine.")
 @click.option("--nodes", type=click.IntRange(1), default=1, help="Machines.")
@@ -52,6 +53,7 @@ def train_command(
     changes: tuple[str, ...],
     out: Path | None,
     resume: bool,
+    force: bool,
     dry_run: bool,
     devices: int,
     nodes: int,
@@ -109,6 +111,7 @@ def train_command(
             data=data,
             out=out,
             resume=resume,
+            force=force,
             changes=given,
             devices=devices,
             nodes=nodes,

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tvc_core import did_you_mean, join_names, what_there_is
+from tvc_core import join_names
 
 from ..errors import DataError
 from .files import FileSamples, is_hidden, walk
-from .problems import Problem
+from .problems import Problem, unknown_class
 from .settings import DataSettings
 
 __all__ = ["find_parts", "list_classes", "list_folder"]
@@ -65,7 +65,7 @@ def list_classes(folder: Path) -> list[str]:
 
 
 def list_folder(
-    folder: Path, classes: tuple[str, ...], settings: DataSettings
+    folder: Path, classes: tuple[str, ...], settings: DataSettings, *, lacking: str
 ) -> tuple[FileSamples, list[Problem]]:
     """Return the images of a folder that has one for each class, and what is wrong with it.
 
@@ -73,6 +73,7 @@ def list_folder(
         folder: where the folders of classes are.
         classes: their names, in the order of the outputs. A folder of another is a problem.
         settings: what may be decoded.
+        lacking: what does not have a class that is none of them, as `unknown_class` says it.
     """
     root = os.path.realpath(folder)
     problems: list[Problem] = []
@@ -100,9 +101,7 @@ def list_folder(
             what = "an empty folder is no class: there is no image in it that can be read"
             problems.append(Problem(where=path, what=what))
         elif entry not in classes:
-            near = did_you_mean(entry, classes) or what_there_is(entry, list(classes), "There are")
-            what = f"a class {entry!r} that there is not among those to train on.{near}"
-            problems.append(Problem(where=path, what=what))
+            problems.append(unknown_class(path, entry, classes, lacking=lacking))
         else:
             names += [os.path.relpath(image, folder) for image in images]
             targets += [classes.index(entry)] * len(images)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
@@ -25,6 +25,8 @@ from .torchvision_sets import open_torchvision
 
 __all__ = ["Data", "open_data", "open_files", "open_labeled", "source_of"]
 
+_NOT_KNOWN = "the model does not know"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Data:
@@ -45,17 +47,23 @@ class Data:
     problems: tuple[Problem, ...] = ()
 
 
-def open_data(settings: DataSettings, *, folder: Path, seed: int) -> Data:
+def open_data(
+    settings: DataSettings, *, folder: Path, seed: int, classes: tuple[str, ...] | None = None
+) -> Data:
     """Open what the section says. No image is decoded.
 
     Args:
         settings: the section.
         folder: from which paths go on: that of the recipe.
         seed: of the split, where the data do not say what is held out.
+        classes: of a model, in the order of its outputs, in the place of the section's.
 
     Raises:
         DataError: there is nothing to train on, or it is not what the section says.
     """
+    lacking = "data.classes does not name" if settings.classes else "train/ does not have"
+    if classes is not None:
+        settings, lacking = replace(settings, classes=classes), _NOT_KNOWN
     source = source_of(settings, folder)
     if source == "digits":
         return _digits(settings, seed)
@@ -68,8 +76,8 @@ def open_data(settings: DataSettings, *, folder: Path, seed: int) -> Data:
         labels = cast('Literal["one", "many"]', settings.labels)
         return Data(train=train, val=held, classes=classes, labels=labels)
     if source == "csv":
-        return _table(settings, path, seed)
-    return _folder(settings, path, seed)
+        return _table(settings, path, seed, lacking)
+    return _folder(settings, path, seed, lacking)
 
 
 def open_labeled(
@@ -96,16 +104,16 @@ def open_labeled(
         samples: Samples = open_shards(path, settings)[1]
         return samples, ()
     if source == "csv":
-        table, parts, _, problems = read_table(path, settings, classes)
+        table, parts, _, problems = read_table(path, settings, classes, lacking=_NOT_KNOWN)
         held = np.flatnonzero(parts != "train")
         samples = table if not (parts == "val").any() else table.take(held)
-        return samples, tuple(_lacking(problems, "the model does not know"))
+        return samples, tuple(problems)
     _refuse_many(settings, path)
     found = {each.name for each in path.iterdir() if each.is_dir()}
     top = path / "val" if {"train", "val"} <= found or found == {"val"} else path
     list_classes(top)
-    samples, problems = list_folder(top, classes, settings)
-    return samples, tuple(_lacking(problems, "the model does not know"))
+    samples, problems = list_folder(top, classes, settings, lacking=_NOT_KNOWN)
+    return samples, tuple(problems)
 
 
 def open_files(
@@ -183,7 +191,7 @@ def _refuse_many(settings: DataSettings, path: Path) -> None:
         )
 
 
-def _folder(settings: DataSettings, path: Path, seed: int) -> Data:
+def _folder(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data:
     _refuse_many(settings, path)
     top, held, notes = find_parts(path)
     there = list_classes(top)
@@ -193,25 +201,19 @@ def _folder(settings: DataSettings, path: Path, seed: int) -> Data:
         if name not in there:
             what = f"there is no folder for the class {name!r}.{did_you_mean(name, there)}"
             problems.append(Problem(where=str(top), what=what))
-    train, found = list_folder(top, classes, settings)
+    train, found = list_folder(top, classes, settings, lacking=lacking)
     problems += found
     if held is None:
         data = Data(train=train, val=train, classes=classes, problems=tuple(problems))
         return _split(data, settings, seed, None)
     list_classes(held)
-    val, found = list_folder(held, classes, settings)
-    problems += _lacking(found, "train/ does not have")
+    val, found = list_folder(held, classes, settings, lacking=lacking)
+    problems += found
     return Data(train=train, val=val, classes=classes, problems=tuple(problems))
 
 
-def _lacking(problems: Iterable[Problem], what: str) -> list[Problem]:
-    """Return problems that say of a class what lacks it."""
-    said = "that there is not among those to train on"
-    return [replace(each, what=each.what.replace(said, f"that {what}")) for each in problems]
-
-
-def _table(settings: DataSettings, path: Path, seed: int) -> Data:
-    samples, parts, classes, problems = read_table(path, settings)
+def _table(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data:
+    samples, parts, classes, problems = read_table(path, settings, lacking=lacking)
     labels = cast('Literal["one", "many"]', settings.labels)
     data = Data(
         train=samples, val=samples, classes=classes, labels=labels, problems=tuple(problems)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Problem", "listed"]
+from tvc_core import did_you_mean, what_there_is
+
+__all__ = ["Problem", "listed", "unknown_class"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +29,19 @@ class Problem:
     def __str__(self) -> str:
         text = f"{self.where}: {self.what}"
         return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+
+
+def unknown_class(where: str, name: str, classes: Sequence[str], *, lacking: str) -> Problem:
+    """Return the problem of a class that is none of those that there may be.
+
+    Args:
+        where: it stands.
+        name: of the class.
+        classes: that there may be.
+        lacking: what does not have it, with its verb: "the model does not know".
+    """
+    near = did_you_mean(name, classes) or what_there_is(name, classes, "There are")
+    return Problem(where=where, what=f"a class {name!r} that {lacking}.{near}")
 
 
 def listed(problems: list[Problem], most: int = 20) -> str:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tvc_core import did_you_mean, join_names, what_there_is
+from tvc_core import did_you_mean, join_names
 
 from ..errors import DataError
 from .files import FileSamples, problem_of_file
-from .problems import Problem
+from .problems import Problem, unknown_class
 from .settings import DataSettings
 
 __all__ = ["read_table"]
@@ -23,7 +23,7 @@ Row = tuple[int, str, list[str], str]
 
 
 def read_table(
-    file: Path, settings: DataSettings, classes: tuple[str, ...] | None = None
+    file: Path, settings: DataSettings, classes: tuple[str, ...] | None = None, *, lacking: str
 ) -> tuple[FileSamples, np.ndarray, tuple[str, ...], list[Problem]]:
     """Read a CSV file with the columns path and label, and perhaps split ("train" or "val").
 
@@ -33,6 +33,7 @@ def read_table(
         file: the CSV file, in UTF-8, its first line with the names of the columns.
         settings: of the data.
         classes: those that there may be; by default all that the file has.
+        lacking: what does not have a class that is none of them, as `unknown_class` says it.
 
     Returns:
         The images; of each whether it is "train", "val" or "" (the file does not say), of numpy's
@@ -50,9 +51,8 @@ def read_table(
     for row in rows:
         unknown = [label for label in row[2] if label not in places]
         if unknown:
-            near = did_you_mean(unknown[0], names) or what_there_is(unknown[0], names, "There are")
-            what = f"a class {unknown[0]!r} that there is not among those to train on.{near}"
-            problems.append(Problem(where=f"{file}:{row[0]}", what=what))
+            where = f"{file}:{row[0]}"
+            problems.append(unknown_class(where, unknown[0], names, lacking=lacking))
         else:
             kept.append(row)
     if settings.labels == "many":
