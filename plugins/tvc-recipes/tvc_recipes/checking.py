@@ -194,13 +194,21 @@ def _keys_below(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str
 
 
 def _inside(error: Any) -> Any:
-    """Return what is wrong inside of a value, where it is of one of several forms in all else."""
-    while error.validator in ("oneOf", "anyOf"):
-        deeper = [each for each in error.context if each.relative_path]
-        if not deeper:
-            break
-        error = max(deeper, key=lambda each: len(each.relative_path))
-    return error
+    """Return what is wrong inside of a value, or with how many it is, where it is of one of several
+    forms in all else.
+    """
+    if error.validator not in ("oneOf", "anyOf"):
+        return error
+    here = len(error.absolute_path)
+    inner = map(_inside, error.context)
+    found = [e for e in inner if len(e.absolute_path) > here or e.validator in _COUNTS]
+    return max(found, key=lambda each: len(each.absolute_path), default=error)
+
+
+_COUNTS = (
+    "minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength",
+    "uniqueItems",
+)  # fmt: skip
 
 
 def _said(error: Any) -> str:
@@ -208,12 +216,12 @@ def _said(error: Any) -> str:
     if what == "required":
         missing = [key for key in value if key not in error.instance]
         return f"the key {missing[0]!r} is missing"
-    if what in ("minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength"):
+    if what == "uniqueItems":
+        return f"the same is there twice: {shown}"
+    if what in _COUNTS:
         of = {"I": "items", "P": "keys", "L": "characters"}[what[3]]
         least = "at least" if what.startswith("min") else "at most"
         return f"has to have {least} {value} {of}, not {len(error.instance)}: {shown}"
-    if what == "uniqueItems":
-        return f"the same is there twice: {shown}"
     listed = list(map(str, value)) if what == "enum" else []
     near = did_you_mean(str(error.instance), listed)
     return f"has to be {wanted_by(error.schema)}, not {shown}.{near}"

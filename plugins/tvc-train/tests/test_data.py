@@ -290,6 +290,8 @@ def test_many_labels_come_from_a_table(tmp_path: Path) -> None:
         ({"cache": True}, "views: 4"),
         ({"cache": True, "augment": "none", "views": 2}, "the same"),
         ({"cache": True, "augment": "none", "mixup": 0.2}, "mixup"),
+        ({"max_cache": 2}, "nothing is kept"),
+        ({"separator": "|"}, "labels: many"),
         ({"source": "folder"}, "path"),
         ({"source": "torchvision"}, "name"),
         ({"name": "CIFAR10"}, "source: torchvision"),

@@ -290,6 +290,11 @@ def test_a_good_folder_is_fine_and_hidden_things_are_noted(tmp_path: Path) -> No
         "cat/0.png", "cat/1.png", "cat/2.png", "cat/deeper/9.png",
         *(f"dog/{index}.png" for index in range(3)),
     ]  # fmt: skip
+    settings = DataSettings(path=str(root), split=0.3)
+    note = open_data(settings, folder=Path(), seed=0).problems[-1]
+    assert note.kind == "note" and "data.split: is 0.3, and not used" in str(note)
+    with pytest.raises(DataError, match=r"data\.columns: only a CSV file"):
+        looked_at(root, columns={"path": "file"})
 
 
 def test_everything_is_one_list_and_max_bad_is_a_budget(tmp_path: Path) -> None:

@@ -144,6 +144,14 @@ def test_a_broken_newest_checkpoint_is_said_and_the_one_before_is_used(
     assert files(tmp_path) == wanted
 
 
+def test_a_network_whose_modules_have_versions_goes_on(recipe: Make, tmp_path: Path) -> None:
+    given = recipe(save_every=1, phases=[{"epochs": 1}])
+    given["backbone"]["name"] = "mnasnet0_5"  # which refuses tensors without their versions
+    with pytest.raises(StoppedError):
+        fit(given, out=tmp_path / "run", display=At("step", 1, signal.SIGTERM))
+    fit(given, out=tmp_path / "run", resume=True)
+
+
 def test_no_mutated_checkpoint_is_read(tmp_path: Path) -> None:
     import random
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -145,6 +146,16 @@ def test_a_temperature_is_the_one_with_the_least_loss() -> None:
     assert min(losses) == losses[1]
 
 
+def test_an_auxiliary_head_counts_for_three_tenths() -> None:
+    draw = torch.Generator().manual_seed(0)
+    own, other = torch.randn(2, 5, 3, generator=draw)
+    targets = torch.tensor([0, 2, 1, 1, 0])
+    loss, wanted = Loss("one"), nn.CrossEntropyLoss(reduction="sum")
+    torch.testing.assert_close(loss((own, None), targets), wanted(own, targets))
+    both = wanted(own, targets) + 0.3 * wanted(other, targets)
+    torch.testing.assert_close(loss((own, other), targets), both)
+
+
 class Halving(Method):
     """Halve the weights of the head at the end."""
 
@@ -212,6 +223,10 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ({"training.phases[0].thaw": [2.5]}, r"thaw\[0\]: has to be a whole number or text, not"),
         ({"training.phases": [{"epochs": 1, "thaw": "layer9"}]}, "no stage 'layer9' to thaw"),
         ({"training.phases": [{"epochs": 0}]}, "epochs.*from 1 to 100000, not 0"),
+        ({"training.phases": [{"epochs": 1, "warmup": 1.5}]}, r"\[0\].warmup: a .* of 1.5 epochs"),
+        ({"training.accumulate": 9}, r"training.accumulate: the 8 images of a step are no 9 parts"),
+        ({"data.classes": ["a", "a"]}, "data.classes: the same is there twice"),
+        ({"data.size": [32, 32, 3]}, "data.size: has to have at most 2 items, not 3"),
         ({"training.batchsize": 8}, "unknown key 'batchsize'. Did you mean 'batch_size'"),
         ({"head.num_classes": 7}, "num_classes is 7, and the data have 3 classes"),
         ({"head.class_names": ["class0", "class1"]}, "only they have class2. Leave"),
@@ -232,6 +247,21 @@ def test_a_dry_run_says_what_will_be_found_out(recipe: Make) -> None:
     assert "notes" not in said and "methods" not in said
     said = preview({**given, "data": {"size": 32}})
     assert said["notes"] == "data has no path, so the images are scikit-learn's digits"
+
+
+def test_what_has_no_effect_is_said(recipe: Make) -> None:
+    given = recipe(momentum=0.5, batch_size=99, phases=[{"epochs": 2, "stop_early": 2}])
+    given |= {"freeze_backbone": {"normalization": "eval"}, "unfreeze_stages": [-1]}
+    notes = preview(given)["notes"].split("; ")
+    said = (
+        r"the phases .* not freeze_backbone\.normalization, unfreeze_stages",
+        r"training\.momentum has no effect: only 'optimizer: sgd'",
+        r"training\.batch_size is 99, and there are 18 images",
+        r"stop_early of phase 'head' has no effect: it waits for 2",
+    )
+    assert all(re.match(*pair) for pair in zip(said, notes, strict=True)), notes
+    fine = {"optimizer": "sgd", "momentum": 0.5, "phases": [{"epochs": 3, "stop_early": 2}]}
+    assert "notes" not in preview({**recipe(**fine), "freeze_backbone": {"head": "last"}})
 
 
 def test_the_help_imports_no_torch() -> None:

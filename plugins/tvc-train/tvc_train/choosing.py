@@ -11,14 +11,15 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tvc_core import HybridModel
 
 from .data import Transforms, evaluation_batches, steps_in_epoch
 from .data.order import epoch_order
 from .devices import Devices
-from .losses import Loss
+from .filling import fill
+from .losses import Loss, every_head
 from .phases import PhaseSchedule
 from .planning import Plan
 
@@ -73,7 +74,7 @@ def choose(
                 for phase in plan.training.phases
             ]
     finally:
-        model.load_state_dict(kept)
+        fill(model, kept)
         model.load_freeze_state(state)
     return found
 
@@ -178,8 +179,8 @@ def _speed(
     for _ in range(3):
         begin = time.perf_counter()
         with devices.autocast():
-            found: Tensor = model(images)
-        found.float().square().mean().backward()
+            found = every_head(model(images))
+        sum(each.float().square().mean() for each in found).backward()  # type: ignore[union-attr]
         devices.wait()
         times.append(time.perf_counter() - begin)
         model.zero_grad(set_to_none=True)

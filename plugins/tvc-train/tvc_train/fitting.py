@@ -34,6 +34,7 @@ from .errors import TrainingError
 from .evaluating import Evaluation
 from .faults import Stopping
 from .feeding import Feed
+from .filling import fill
 from .loop import Loop
 from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
@@ -315,7 +316,7 @@ class _Fitting:
         if self.devices.strategy == "fsdp":  # what is in shards cannot be saved
             model = HybridBuilder(registry=self.registry).build(plan.recipe)
         model.to("cpu", torch.float32).to(memory_format=torch.contiguous_format)
-        model.load_state_dict(weights)
+        fill(model, weights)
         facts = self.methods["temperature"].facts if "temperature" in self.methods else {}
         temperature, thresholds = facts.get("temperature", 1.0), None
         if plan.data.labels == "many":

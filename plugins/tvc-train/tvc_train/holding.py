@@ -15,6 +15,7 @@ from .checkpoints import Checkpoint, read_checkpoint, write_checkpoint
 from .errors import TrainingError
 from .evaluating import Evaluation
 from .faults import check_finite
+from .filling import fill
 from .progress import Progress
 from .state import TrainingState
 
@@ -150,9 +151,7 @@ def _take_statistics(state: TrainingState, start: Checkpoint) -> None:
 def _fill(state: TrainingState, found: Mapping[str, Tensor]) -> None:
     current = state.model.state_dict()
     _check(found, current, "the model")
-    state.model.load_state_dict(
-        {name: state.devices.like(found[name], current[name]) for name in current}
-    )
+    fill(state.model, {name: state.devices.like(found[name], current[name]) for name in current})
 
 
 def _check(found: Mapping[str, Tensor], wanted: Mapping[str, Tensor], what: str) -> None:

@@ -202,7 +202,7 @@ def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples,
     opened = open_data(settings, folder=data.parent, seed=seed, classes=classes)
     if opened.labels != labels:
         raise DataError(
-            f"{data}: its images have {opened.labels} label each, and the model is for {labels}"
+            f"{data}: has 'labels: {opened.labels}', and the model is one for 'labels: {labels}'"
         )
     return opened.val, opened.problems
 

@@ -5,7 +5,18 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Loss"]
+__all__ = ["Loss", "every_head"]
+
+_AUXILIARY = 0.3
+"""Weight of the loss of an auxiliary head (Szegedy et al. 2015, arXiv:1409.4842, section 5)."""
+
+
+def every_head(outputs: Tensor | tuple[Tensor | None, ...]) -> list[Tensor]:
+    """Return the logits [N, K] of each head of a model: its own first, then those of auxiliary
+    heads, which GoogLeNet and Inception return beside it in training.
+    """
+    found = outputs if isinstance(outputs, tuple) else (outputs,)
+    return [each for each in found if each is not None]
 
 
 class Loss:
@@ -22,13 +33,19 @@ class Loss:
     ) -> None:
         self.labels, self.smoothing, self.weights = labels, smoothing, weights
 
-    def __call__(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """Return the sum over images.
+    def __call__(self, outputs: Tensor | tuple[Tensor | None, ...], targets: Tensor) -> Tensor:
+        """Return the sum over images, with 0.3 of that of each auxiliary head.
 
         Args:
-            logits: [N, K].
+            outputs: logits [N, K], or those of each head.
             targets: class numbers [N], or the share of each class [N, K].
         """
+        own, *others = (self._of(logits, targets) for logits in every_head(outputs))
+        for each in others:
+            own = own + _AUXILIARY * each
+        return own
+
+    def _of(self, logits: Tensor, targets: Tensor) -> Tensor:
         logits = logits.float() if logits.element_size() < 4 else logits
         weights = None if self.weights is None else self.weights.to(logits)
         if targets.is_floating_point():

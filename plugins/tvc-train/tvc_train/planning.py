@@ -36,6 +36,9 @@ from .settings import TrainingSettings
 
 __all__ = ["Plan", "make_plan"]
 
+_FREEZING = ("head", "freeze_patches")
+"""What a phase takes of the recipe's `freeze_backbone`."""
+
 _OWN = ("data", "training", "tune")
 
 
@@ -231,6 +234,7 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
     if not recipe.name:  # its file's may be another where it is trained again
         recipe = replace(recipe, name=_name_of(recipe))
     _check_best(recipe, training, opened)
+    _check_amounts(recipe, training)
     others = {key: each for key, each in recipe.sections.items() if key not in _OWN}
     freeze = recipe.freeze_backbone
     options = dict(freeze) if isinstance(freeze, Mapping) else {}
@@ -241,8 +245,12 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         data_settings=data_settings,
         training=training,
         data=opened,
-        notes=(*_on_digits(data_settings), *map(str, (*report.problems, *report.notes))),
-        freezing={key: v for key, v in options.items() if key in ("head", "freeze_patches")},
+        notes=(
+            *_on_digits(data_settings),
+            *map(str, (*report.problems, *report.notes)),
+            *_not_used(recipe, training, opened),
+        ),
+        freezing={key: v for key, v in options.items() if key in _FREEZING},
     )
 
 
@@ -307,6 +315,43 @@ def _check_best(recipe: Recipe, training: TrainingSettings, data: Data) -> None:
             f"{training.best} is no figure with labels: {data.labels}. These are: "
             f"{join_names(names)}"
         )
+
+
+def _check_amounts(recipe: Recipe, training: TrainingSettings) -> None:
+    """Refuse amounts that do not fit into each other."""
+    place = recipe.where / "training"
+    for number, phase in enumerate(training.phases):
+        if phase.warmup > phase.epochs:
+            raise (place / "phases" / number / "warmup").error(
+                f"a warm-up of {phase.warmup:g} epochs never ends in a phase of {phase.epochs}"
+            )
+    if training.batch_size != "auto" and training.accumulate > int(training.batch_size):
+        raise (place / "accumulate").error(
+            f"the {training.batch_size} images of a step are no {training.accumulate} parts"
+        )
+
+
+def _not_used(recipe: Recipe, training: TrainingSettings, data: Data) -> Iterator[str]:
+    """Say what of a recipe has no effect on its training."""
+    freeze = recipe.freeze_backbone
+    frozen = (
+        {key: f"freeze_backbone.{key}" for key in freeze} if isinstance(freeze, Mapping) else {}
+    )
+    said = [name for key, name in frozen.items() if key not in _FREEZING]
+    if said := [*said, *(["unfreeze_stages"] if recipe.unfreeze_stages else [])]:
+        yield f"the phases of a training say what is thawed, not {join_names(said)}"
+    section = recipe.sections.get("training") or {}
+    if "momentum" in section and training.optimizer.name != "sgd":
+        yield "training.momentum has no effect: only 'optimizer: sgd' has one"
+    size, there = training.batch_size, len(data.train)
+    if size != "auto" and int(size) > there:
+        yield f"training.batch_size is {size}, and there are {there} images, so a step takes all"
+    for phase in training.phases:
+        if phase.stop_early is not None and phase.stop_early >= phase.epochs:
+            yield (
+                f"stop_early of phase {phase.title!r} has no effect: it waits for "
+                f"{phase.stop_early} epochs, and there are {phase.epochs}"
+            )
 
 
 def _with_classes(recipe: Recipe, data: Data, training: TrainingSettings) -> Recipe:

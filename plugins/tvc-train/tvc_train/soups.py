@@ -15,6 +15,7 @@ from torch import Tensor
 from tvc_core import HybridModel, join_names, load, short_repr
 
 from .errors import TrainingError
+from .filling import fill
 from .judging import judge
 from .scores import best_temperature, best_thresholds
 from .trained import Trained
@@ -90,7 +91,7 @@ def average(
     known: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
     if not greedy:
         taken, left = paths, list[Path]()
-        model.load_state_dict(_mean([_tensors(path) for path in taken]))
+        fill(model, _mean([_tensors(path) for path in taken]))
     else:
         assert data is not None
         taken, left = _greedy(paths, model, about, Path(data), by, known)
@@ -195,7 +196,7 @@ def _greedy(
     sign = -1 if by in _LOWER_IS_BETTER else 1
 
     def figure(states: Sequence[Mapping[str, Tensor]]) -> float:
-        model.load_state_dict(_mean(states))
+        fill(model, _mean(states))
         found = judge((model, about), data, **known).evaluation.figures
         if by not in found:
             raise TrainingError(f"there is no figure {by!r}; there are {join_names(found)}")
@@ -209,5 +210,5 @@ def _greedy(
         new = [*states, _tensors(path)]
         if (found := figure(new)) >= best:
             taken, states, best = [*taken, path], new, found
-    model.load_state_dict(_mean(states))
+    fill(model, _mean(states))
     return taken, [path for path in paths if path not in taken]

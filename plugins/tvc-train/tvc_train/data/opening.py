@@ -65,6 +65,9 @@ def open_data(
     if classes is not None:
         settings, lacking = replace(settings, classes=classes), _NOT_KNOWN
     source = source_of(settings, folder)
+    for key in ("columns", "separator"):
+        if source != "csv" and getattr(settings, key) != getattr(DataSettings, key):
+            raise DataError(f"data.{key}: only a CSV file has that, and these data are {source}")
     if source == "digits":
         return _digits(settings, seed)
     if source == "torchvision":
@@ -74,7 +77,8 @@ def open_data(
     if source == "shards":
         train, held, classes = open_shards(path, settings)
         labels = cast('Literal["one", "many"]', settings.labels)
-        return Data(train=train, val=held, classes=classes, labels=labels)
+        whole = Data(train=train, val=held, classes=classes, labels=labels)
+        return _split(whole, settings, seed, held)
     if source == "csv":
         return _table(settings, path, seed, lacking)
     return _folder(settings, path, seed, lacking)
@@ -209,7 +213,8 @@ def _folder(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data
     list_classes(held)
     val, found = list_folder(held, classes, settings, lacking=lacking)
     problems += found
-    return Data(train=train, val=val, classes=classes, problems=tuple(problems))
+    data = Data(train=train, val=val, classes=classes, problems=tuple(problems))
+    return _split(data, settings, seed, val)
 
 
 def _table(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data:
@@ -221,13 +226,17 @@ def _table(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data:
     if not (parts != "").any():
         return _split(data, settings, seed, None)
     train, val = (samples.take(np.flatnonzero(parts == part)) for part in ("train", "val"))
-    return replace(data, train=train, val=val)
+    return _split(replace(data, train=train, val=val), settings, seed, val)
 
 
 def _split(data: Data, settings: DataSettings, seed: int, val: Samples | None) -> Data:
     """Hold out a part of what there is to train on, unless there is something held out."""
     if val is not None:
-        return data
+        if settings.split == DataSettings.split:
+            return data
+        what = f"is {settings.split}, and not used: the data say what is held out"
+        note = Problem(where="data.split", what=what, kind="note")
+        return replace(data, problems=(*data.problems, note))
     whole = data.train
     groups = copies(whole) if isinstance(whole, FileSamples) else None
     train, held = split_indices(whole.targets, part=settings.split, seed=seed, groups=groups)

@@ -151,6 +151,10 @@ class DataSettings:
                 found.append((key, "only 'source: torchvision' takes it"))
         if self.columns is not None and source not in ("csv", None):
             found.append(("columns", "only 'source: csv' takes it"))
+        if self.separator != ";" and self.labels == "one":
+            found.append(("separator", "without 'labels: many' an image has one label"))
+        if self.max_cache != 16 and not self.cache:
+            found.append(("max_cache", "without 'cache: true' nothing is kept"))
         if source == "digits" and self.path is not None:
             found.append(("path", "source is digits, which comes with scikit-learn"))
         if self.labels == "many" and source in ("folder", "digits", "torchvision"):
