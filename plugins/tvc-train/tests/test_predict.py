@@ -25,7 +25,16 @@ from tvc_train.planning import make_plan
 from tvc_train.predicting import find_files, predict
 from tvc_train.trained import KEY, Trained
 
-from tvc_core import HybridBuilder, Preprocessing, Recipe, Registry, WeightsError, load, load_recipe
+from tvc_core import (
+    HybridBuilder,
+    HybridModel,
+    Preprocessing,
+    Recipe,
+    Registry,
+    WeightsError,
+    load,
+    load_recipe,
+)
 
 CLASSES = ["cat", "dog", "a;b, c"]
 MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "I;16", "turned"]
@@ -105,9 +114,8 @@ def rows_of(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text)))
 
 
-def by_hand(file: Path, path: Path) -> torch.Tensor:
+def by_hand(model: HybridModel, path: Path) -> torch.Tensor:
     """Probabilities of one file, by the saved model's own transforms alone."""
-    model = load(file)
     with Image.open(path) as picture:
         logits = model(model.transforms()(picture)[None])[0].double()
     said = model.metadata[KEY]
@@ -149,9 +157,10 @@ def test_predictions_equal_evaluation_and_the_saved_file_in_a_fresh_process(
     assert judged.scores.figures["accuracy"] == pytest.approx(right / 200)
 
     # in this process, which has not trained it, one file at a time: two of each kind
+    model = load(saved["one"])
     for number in range(2 * len(MODES)):
         path = next(each for each in rows if Path(each).stem == str(number))
-        probability = float(by_hand(saved["one"], Path(path)).max().detach())
+        probability = float(by_hand(model, Path(path)).max().detach())
         assert float(rows[path]["probability"]) == pytest.approx(probability, abs=1e-6)
 
 
@@ -162,8 +171,9 @@ def test_many_labels_have_a_threshold_each(saved: dict[str, Path], labeled: Path
     )
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["path"] for row in rows] == [*map(str, files)]
+    model = load(saved["many"])
     for row, path in zip(rows, files, strict=True):
-        chances = by_hand(saved["many"], path).tolist()
+        chances = by_hand(model, path).tolist()
         wanted = [
             name for name, p, low in zip(CLASSES, chances, (0.5, 0.2, 0.999999), strict=True)
             if p >= low
