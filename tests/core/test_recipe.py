@@ -672,3 +672,18 @@ def test_a_value_that_is_used_often_is_written_out_and_not_as_aliases(path: Path
 
 def test_a_recipe_error_is_a_value_error_and_a_tvc_error() -> None:
     assert issubclass(RecipeError, ValueError) and issubclass(RecipeError, TvcError)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("|", "|"), (">", ">"), ("#1", "#1"), ("~", None), ("null", None), ("''", ""),
+        ("'|'", "|"), ("3", 3), ("[1, a]", [1, "a"]), (" ", " "), ("a: b", {"a": "b"}),
+    ],
+)  # fmt: skip
+def test_the_text_of_a_change_is_what_it_would_be_in_a_file_and_never_nothing(
+    text: str, wanted: object, tmp_path: Path
+) -> None:
+    (tmp_path / "r.yaml").write_text("backbone: {name: r, options: {a: 1}}")
+    recipe = load_recipe(tmp_path / "r.yaml", changes={"backbone.options.a": text})
+    assert recipe.options["a"] == wanted

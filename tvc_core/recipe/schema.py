@@ -427,6 +427,10 @@ def load_recipe(
     return Recipe.from_document(document, registry=registry)
 
 
+_NOTHING = ("null", "Null", "NULL", "~", "''", '""')
+"""How null and empty text are written."""
+
+
 def _value(value: Any, rule: Any) -> Any:
     """Return what the text of a change stands for: what it would in a file, or else the text."""
     if not isinstance(value, str) or not value.strip():
@@ -435,6 +439,8 @@ def _value(value: Any, rule: Any) -> Any:
         found = RecipeDocument.parse(value, "a change").data
     except RecipeError:
         return value
+    if found in (None, "") and value.strip() not in _NOTHING:
+        return value  # `|` and `#` begin what a file has in more lines, and here there is one
     # `name: 50` in a file needs quotes; where only text will do, none are needed here
     only_text = isinstance(rule, Rule) and rule.fits(value) and not rule.fits(found)
     return value if only_text else found
