@@ -54,6 +54,7 @@ def average(
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    changes: Mapping[str, Any] | None = None,
 ) -> Soup:
     """Write a model whose weights are the mean of those of several saved models.
 
@@ -72,6 +73,7 @@ def average(
         batch_size: images that go through the network together.
         workers: processes that read images; 0 for none but this one.
         device: where the network runs.
+        changes: of the recipe that `data` is, as `tvc_core.load_recipe` takes them.
 
     Raises:
         TrainingError: the models do not fit together, `greedy` has no data, or there is no such
@@ -88,6 +90,7 @@ def average(
         raise TrainingError("a greedy soup is tried out on held-out images: give it data")
     model, about = _first(paths)
     known: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
+    known["changes"] = changes
     if not greedy:
         taken, left = paths, list[Path]()
         model.load_state_dict(_mean([_tensors(path) for path in taken]))
