@@ -74,7 +74,8 @@ class Rule:
         if self.fits(value):
             return self.keep(value)
         names = [choice for choice in self.choices if isinstance(choice, str)]
-        hint = did_you_mean(value, names) if isinstance(value, str) else ""
+        wrong = (each for each in _listed(value) if isinstance(each, str) and each not in names)
+        hint = next(filter(None, (did_you_mean(each, names) for each in wrong)), "")
         hint = hint or self.advise(value) or words.on_value(value, self.fits)
         raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
 
@@ -235,6 +236,7 @@ CHANNEL_POLICY = Rule(
     "'zero' and channel numbers",
     _is_channel_policy,
     lambda value: tuple(value) if isinstance(value, list) else value,
+    choices=(*CHANNEL_POLICIES, *CHANNEL_RULES),
 )
 STAGES = Rule(
     "is a list of stages, by number or path, such as [2, 'layer4'], or one",
@@ -299,12 +301,14 @@ def check_keys(
     """
     if not isinstance(data, Mapping):
         wanted = f"a mapping with the keys {join_names(keys)}"
-        hint = words.on_backbone(data) or words.on_value(data, is_keywords)
+        hint = words.on_backbone(data) or words.on_mapping(data, keys)
+        hint = hint or words.on_value(data, is_keywords)
         raise where.error(f"{name} is {wanted}, not {short_repr(data)}{hint and f'.{hint}'}")
     for key in data:
         if key not in keys:
             known = what_there_is(str(key), keys, "The keys are")
-            hint = f" {elsewhere[key]}" if key in elsewhere else known
+            hint = f" {elsewhere[key]}" if key in elsewhere else words.on_mapping(key, keys)
+            hint = hint or known
             raise (where / key).key.error(f"unknown key {short_repr(key)} in {name}.{hint}")
     if not isinstance(keys, Mapping):
         return dict(data)

@@ -214,9 +214,17 @@ def _said(error: Any) -> str:
         return f"has to have {least} {value} {of}, not {len(error.instance)}: {shown}"
     if what == "uniqueItems":
         return f"the same is there twice: {shown}"
-    listed = list(map(str, value)) if what == "enum" else []
-    near = did_you_mean(str(error.instance), listed)
+    near = did_you_mean(str(error.instance), list(_choices(error.schema)))
     return f"has to be {wanted_by(error.schema)}, not {shown}.{near}"
+
+
+def _choices(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the texts that a schema lists, in whatever form it takes them."""
+    listed = [*schema.get("enum", ()), schema.get("const")]
+    yield from (each for each in listed if isinstance(each, str))
+    for form in ("oneOf", "anyOf"):
+        for each in schema.get(form, ()):
+            yield from _choices(each)
 
 
 _TYPES = {
