@@ -74,8 +74,7 @@ class Rule:
         if self.fits(value):
             return self.keep(value)
         names = [choice for choice in self.choices if isinstance(choice, str)]
-        wrong = (each for each in _listed(value) if isinstance(each, str) and each not in names)
-        hint = next(filter(None, (did_you_mean(each, names) for each in wrong)), "")
+        hint = did_you_mean(value, names) if isinstance(value, str) else ""
         hint = hint or self.advise(value) or words.on_value(value, self.fits)
         raise error(f"{name} {self.says}, not {short_repr(value)}{hint and f'.{hint}'}")
 
@@ -158,6 +157,12 @@ def _is_channel_policy(value: Any) -> bool:
     return bool(rules) and all(isinstance(n, str) and n in CHANNEL_RULES for n in names)
 
 
+def _near_channel_rule(value: Any) -> str:
+    known = [*CHANNEL_POLICIES, *CHANNEL_RULES]
+    wrong = (each for each in _listed(value) if isinstance(each, str) and each not in known)
+    return next(filter(None, (did_you_mean(each, known) for each in wrong)), "")
+
+
 def _listed(value: Any) -> tuple[Any, ...]:
     many = isinstance(value, (list, tuple, set, frozenset, range))
     return tuple(value) if many else (value,)
@@ -236,7 +241,7 @@ CHANNEL_POLICY = Rule(
     "'zero' and channel numbers",
     _is_channel_policy,
     lambda value: tuple(value) if isinstance(value, list) else value,
-    choices=(*CHANNEL_POLICIES, *CHANNEL_RULES),
+    advise=_near_channel_rule,
 )
 STAGES = Rule(
     "is a list of stages, by number or path, such as [2, 'layer4'], or one",

@@ -114,7 +114,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Place]:
             problem += f"; text that begins with {start[1] if start else '*'!r} needs quotes"
         elif "'\\t'" in problem:
             problem += "; indent by spaces, not by tabs"
-        if begin is not None and begin.line < mark.line:
+        if begin is not None and mark is not None and begin.line < mark.line:
             problem += f"; what is not ended begins on line {begin.line + 1}"
         raise _error(_mark(name, mark), f"not YAML: {problem}") from error
     except yaml.reader.ReaderError as error:

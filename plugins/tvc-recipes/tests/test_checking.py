@@ -41,6 +41,10 @@ HINTS = {
     "name: 'a\nbackbone: resnet18": "2:19: .*what is not ended begins on line 1",
     "backbone: resnet18\nhead: {num_classes: 3\nseed: 1": "3:5: .*begins on line 2",
     "backbone: resnet18\ndata: {path: a, source: foldr}": "2:25: .*Did you mean 'folder'",
+    "backbone: resnet18\ntraining: {methods: [soup, temprature]}": (
+        "2:28: .*Unknown method 'temprature'. Did you mean 'temperature'"
+    ),
+    "backbone: resnet18\ntraining: {methods: [{l2_ps: {}}]}": "2:23: .*Did you mean 'l2_sp'",
     "backbone: resnet18\ntraining: {batch_size: atuo}": "2:24: .*Did you mean 'auto'",
 }
 

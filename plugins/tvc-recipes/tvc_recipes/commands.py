@@ -97,6 +97,7 @@ def validate_command(
 def _in_commands(text: str) -> str:
     """Return an error of the core's with the command for the call that it advises."""
     text = text.replace("HybridBuilder.list_patch_ops()", "'tvc list ops'")
+    text = re.sub(r"Registry\(\)\.names\('(\w+)'\)", r"'tvc list \1'", text)
     return re.sub(r"HybridBuilder\.list_(\w+)\(\)", r"'tvc list \1'", text)
 
 
