@@ -36,7 +36,13 @@ REGULARIZERS: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("block", REGULARIZERS, ids=lambda b: f"{b['type']}-{len(b['params'])}")
-@pytest.mark.parametrize("place", ["layer2", "layer2.0.conv1", "bn1", "layer3.1"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "layer2",
+        *(pytest.param(p, marks=pytest.mark.sweep) for p in ("layer2.0.conv1", "bn1", "layer3.1")),
+    ],
+)
 def test_regularizers_act_from_the_first_step(block: Any, place: str) -> None:
     model = resnet18(patches={place: {"wrap": block}})
     plain = torchvision.models.resnet18(num_classes=10)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import io
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from tvc_core import BackboneSpec, BlockSpec, HybridBuilder, HybridModel, LocalPlugin, Registry
 from tvc_core.registry import discovery
 from tvc_core.specs import Spec
+from tvc_core.testing.distributions import forget_modules
 from tvc_core.testing.toy_networks import Gate
 
 
@@ -38,9 +38,7 @@ def run_pytest(folder: Path, *options: str) -> str:
                 *(f"--rootdir={folder}", *options, str(folder)),
             ]
         )
-    for name, module in list(sys.modules.items()):  # or the next folder's test_acme is this one's
-        if str(getattr(module, "__file__", None)).startswith(str(folder)):
-            del sys.modules[name]
+    forget_modules(folder)  # or the next folder's test_acme is this one's
     return printed.getvalue()
 
 

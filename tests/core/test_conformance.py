@@ -68,7 +68,9 @@ def test_the_healthy_twins_pass(spec: Spec) -> None:
 @pytest.mark.sweep
 @pytest.mark.parametrize("defect", blocks.DEFECTS, ids=lambda defect: defect.what)
 def test_other_defects_of_blocks_compile_and_export(defect: Defect) -> None:
+    # Dynamo traces no torch.manual_seed, so this one cannot be compiled either
+    caught = {defect.caught_by, *(["block_compiles"] if "sets the seed" in defect.what else [])}
     for check in checks_of(plugin_of(defect.thing)):
-        if check.name in SLOW and check.name != defect.caught_by:
+        if check.name in SLOW and check.name not in caught:
             with suppress(SkipTest):
                 check()

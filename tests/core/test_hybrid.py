@@ -279,7 +279,12 @@ def timms() -> HybridBuilder:
     return HybridBuilder(registry=Registry([Timm()], prefer=("timm-lab",)))
 
 
-@pytest.fixture(params=list(TIMM))
+@pytest.fixture(
+    params=[
+        pytest.param(name, marks=pytest.mark.sweep if name.startswith("swin") else ())
+        for name in TIMM
+    ]
+)
 def timm_model(
     request: pytest.FixtureRequest, timms: HybridBuilder
 ) -> tuple[str, Any, Any, Tensor]:

@@ -122,7 +122,7 @@ def test_beside_tokens_the_class_token_is_a_map_of_one_pixel(builder: HybridBuil
     target = "encoder.layers.encoder_layer_3"
     block = {"type": "se", "position": "parallel", "params": {"hidden_channels": 4}}
     model = builder.from_backbone(
-        "vit_b_16", weights=None, patches={target: {"inject": block}}
+        "vit_b_32", weights=None, patches={target: {"inject": block}}, image_size=96
     ).eval()
     assert model.step0_difference == 0.0
     set_gates(model, 1.0)
@@ -130,8 +130,8 @@ def test_beside_tokens_the_class_token_is_a_map_of_one_pixel(builder: HybridBuil
         model.get_submodule(target),
         model.get_submodule(model.patch_records[0].paths[0]).block,
     )
-    x = torch.randn(1, 197, 768)
-    grid = x[:, 1:].transpose(1, 2).reshape(1, 768, 14, 14)
+    x = torch.randn(1, 10, 768)
+    grid = x[:, 1:].transpose(1, 2).reshape(1, 768, 3, 3)
     token = x[:, :1].transpose(1, 2).reshape(1, 768, 1, 1)
     added = torch.cat([se(token).flatten(2), se(grid).flatten(2)], dim=2).transpose(1, 2)
     torch.testing.assert_close(layer(x), type(layer).forward(layer, x) + added)
@@ -295,7 +295,10 @@ def test_a_patch_in_a_branch_leaves_the_shortcut_alone(
 ) -> None:
     target = CASES[backbone]
     block = {"type": "se", "position": "branch", "init": "paper"}
-    model = builder.from_backbone(backbone, weights=None, patches={target: {"wrap": block}}).eval()
+    small = {"image_size": 32} if backbone.startswith("vit") else {}
+    model = builder.from_backbone(
+        backbone, weights=None, patches={target: {"wrap": block}}, **small
+    ).eval()
     residual = model.get_submodule(target)
     end = branch_of(residual, builder.registry.resolve(BackboneSpec, backbone).spec.branches)
     assert model.patch_records[0].paths[0].startswith(f"patches.{target}.{end}.se")

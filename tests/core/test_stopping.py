@@ -96,7 +96,7 @@ def test_an_empty_list_of_stages_is_refused(tiny: Any, images: Tensor) -> None:
         tiny().get_stage_outputs(images, [])
 
 
-@pytest.mark.parametrize("grad", [True, False])
+@pytest.mark.parametrize("grad", [True, pytest.param(False, marks=pytest.mark.sweep)])
 def test_compiled_graphs_do_not_have_what_comes_after(
     tiny: Any, images: Tensor, grad: bool
 ) -> None:

@@ -382,7 +382,12 @@ def test_a_compiled_model_follows_without(tiny: Any, plain: Any, images: Tensor)
 
 
 @pytest.mark.parametrize(
-    "patches", [PATCHES, {"layer2": REPLACE}, {"layer2": REPLACE, "layer1": {"wrap": "gate"}}]
+    "patches",
+    [
+        {"layer2": REPLACE, "layer1": {"wrap": "gate"}},
+        pytest.param(PATCHES, marks=pytest.mark.sweep),
+        pytest.param({"layer2": REPLACE}, marks=pytest.mark.sweep),
+    ],
 )
 def test_a_compiled_model_follows_unpatch(
     tiny: Any, plain: Any, images: Tensor, patches: Any

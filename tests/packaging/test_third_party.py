@@ -54,50 +54,60 @@ def dists(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 each = pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 
 
-@each
 @pytest.mark.parametrize(
-    "tests", ["not conformance and not digits", pytest.param("", marks=pytest.mark.sweep, id="all")]
+    ("folders", "tests"),
+    [
+        pytest.param(FOLDERS, "not conformance and not digits", id="together"),
+        *(
+            pytest.param([folder], "", id=folder.name, marks=pytest.mark.sweep)
+            for folder in FOLDERS
+        ),
+    ],
 )
-def test_it_installs_passes_its_tests_and_builds_its_recipe(
-    folder: Path,
+def test_they_install_pass_their_tests_and_build_their_recipes(
+    folders: list[Path],
     tests: str,
     with_cli: Environment,
     built: Built,
     dists: dict[str, Path],
     tmp_path: Path,
 ) -> None:
-    environment, name, dist = with_cli, folder.name, dists[folder.name]
-    assert {path.suffix for path in dist.iterdir()} == {".gz", ".whl"}
+    environment = with_cli
     before = environment.files()
-    environment.install_by_name(built.folder, str(next(dist.glob("*.whl"))))
+    for folder in folders:
+        assert {path.suffix for path in dists[folder.name].iterdir()} == {".gz", ".whl"}
+    wheels = [str(next(dists[folder.name].glob("*.whl"))) for folder in folders]
+    environment.install_by_name(built.folder, *wheels)
 
-    desk = tmp_path / "desk"  # without the sources of the package: the tests see what is installed
-    shutil.copytree(
-        folder, desk, ignore=shutil.ignore_patterns(name.replace("-", "_"), "__pycache__")
-    )
+    for folder in folders:  # without the sources of the package: the tests see what is installed
+        package = folder.name.replace("-", "_")
+        ignored = shutil.ignore_patterns(package, "__pycache__")
+        shutil.copytree(folder, tmp_path / folder.name, ignore=ignored)
+    names = [folder.name for folder in folders]
     said = environment.command(
-        environment.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", tests, cwd=desk
+        environment.python,
+        *("-m", "pytest", "-q", "-p", "no:cacheprovider", "--import-mode=importlib"),
+        *("-k", tests, *names),
+        cwd=tmp_path,
     )
     assert re.search(r"^\d+ passed", said, re.MULTILINE), said
-    tvc = environment.folder / "bin" / "tvc"
-    if can_be_in_a_recipe(folder):
-        assert f"{name}:" in environment.command(tvc, "build", desk / "recipe.yaml")
-    assert name in environment.command(tvc, "plugins")
-    (tmp_path / "readme.py").write_text(
-        "\n".join(
-            re.findall(
-                r"^```python\n(.*?)^```$",
-                (folder / "README.md").read_text(),
-                re.MULTILINE | re.DOTALL,
-            )
-        )
-    )
-    said = environment.command(environment.python, tmp_path / "readme.py").splitlines()
-    assert said == re.findall(
-        r"^print\(.*\)  # (.+)$", (tmp_path / "readme.py").read_text(), re.MULTILINE
-    )
 
-    environment.pip("uninstall", "-y", name)
+    tvc = environment.folder / "bin" / "tvc"
+    listed = environment.command(tvc, "plugins")
+    code, printed = "", []
+    for folder in folders:
+        assert folder.name in listed
+        if can_be_in_a_recipe(folder):
+            recipe = tmp_path / folder.name / "recipe.yaml"
+            assert f"{folder.name}:" in environment.command(tvc, "build", recipe)
+        readme = (folder / "README.md").read_text(encoding="utf-8")
+        for block in re.findall(r"^```python\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL):
+            code += block
+            printed += re.findall(r"^print\(.*\)  # (.+)$", block, re.MULTILINE)
+    (tmp_path / "readmes.py").write_text(code, encoding="utf-8")
+    assert environment.command(environment.python, tmp_path / "readmes.py").splitlines() == printed
+
+    environment.pip("uninstall", "-y", *names)
     assert {file for file in environment.files() - before if not file.endswith(".pyc")} == set()
 
 

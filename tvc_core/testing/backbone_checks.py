@@ -40,6 +40,7 @@ from .helpers import (
     perturb,
     snapshot,
 )
+from .seeding import seeded
 from .subjects import Fault, Subject
 
 __all__ = ["BASIC", "CHECKS"]
@@ -800,9 +801,7 @@ def _plain(
     moves it on.
     """
     factory = backbone.named.load()
-    with torch.random.fork_rng(devices=[], enabled=seed is not None):
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed):
         network: nn.Module = factory(
             _spec(backbone), weights=weights, **{**options, **backbone.params}
         )
@@ -815,8 +814,7 @@ def _hybrid(
 ) -> HybridModel:
     """Return a hybrid in eval mode, with random weights made under a seed."""
     builder = HybridBuilder(registry=backbone.registry)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with seeded(SEED):
         model = builder.from_backbone(
             backbone.named.qualified,
             weights=None,

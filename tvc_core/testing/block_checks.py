@@ -32,6 +32,7 @@ from .helpers import (
     seeded_block,
     snapshot,
 )
+from .seeding import seeded
 from .subjects import Fault, Subject
 
 __all__ = ["BASIC", "CHECKS", "compiling"]
@@ -144,8 +145,7 @@ def block_gradients(block: Subject) -> None:
         x = map_of(layout, width, seed=seed)
         # zero: after a ReLU a channel may be dead
         x = (torch.zeros_like(x) if seed == 0 else x).requires_grad_()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             y = module(x)
         if not y.requires_grad:
             continue
@@ -413,8 +413,7 @@ def _patch_at(block: Subject, layer: nn.Module, x: Tensor) -> Patch:
     site = Site(path="layer", type_name=type(layer).__name__, calls=calls, image=(8, 12))
     target = Target(layer, site, block.named.spec)
     position = "parallel" if _beside(block) else "after"
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with seeded(SEED):
         made = create_for_target(block.named, target, target.channels(position), block.params)
     target.insert(made.double().eval(), position)
     patch = target.insertions[0].patch

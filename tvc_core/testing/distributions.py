@@ -13,7 +13,7 @@ from unittest import mock
 from ..errors import PluginError
 from ..registry import Registry, discovery
 
-__all__ = ["fake_distributions", "no_discovery", "write_distribution"]
+__all__ = ["fake_distributions", "forget_modules", "no_discovery", "write_distribution"]
 
 
 def write_distribution(
@@ -67,10 +67,16 @@ def fake_distributions(folder: Path) -> Iterator[Callable[..., Path]]:
         yield install
     finally:
         sys.path.remove(str(folder))
-        for name, module in list(sys.modules.items()):
-            if Path(getattr(module, "__file__", None) or "/").is_relative_to(folder):
-                del sys.modules[name]
+        forget_modules(folder)
         importlib.invalidate_caches()
+
+
+def forget_modules(folder: Path) -> None:
+    """Let the next import of what was imported from a folder read its files anew."""
+    inside = str(folder / "x")[:-1]  # text: there are thousands of modules
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(inside):
+            del sys.modules[name]
 
 
 @contextmanager

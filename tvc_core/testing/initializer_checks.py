@@ -20,6 +20,7 @@ from .helpers import (
     named_tensors,
     snapshot,
 )
+from .seeding import seeded
 from .subjects import Fault, Subject
 from .toy_networks import Gate, Mix, maps
 
@@ -173,8 +174,7 @@ CHECKS = (
 
 def _samples() -> dict[str, nn.Module]:
     """Return new modules of the kinds that blocks are made of, the same values at every call."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(SEED)
+    with seeded(SEED):
         return {
             "convolution": nn.Conv2d(8, 16, 3),
             "grouped convolution without bias": nn.Conv2d(8, 8, 3, groups=8, bias=False),
@@ -199,9 +199,7 @@ def _run(
     back.
     """
     dtype, _ = _settings()
-    with torch.random.fork_rng(devices=[], enabled=seed is not None), torch.enable_grad():
-        if seed is not None:
-            torch.manual_seed(seed)
+    with seeded(seed), torch.enable_grad():
         try:
             result = init.named.load()(module)  # unguarded: what it leaves behind is examined
             then()

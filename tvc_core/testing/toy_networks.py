@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..specs import BackboneSpec, WeightsSpec
+from .seeding import seeded
 
 __all__ = ["Gate", "Mix", "channels_last", "maps", "tokens"]
 
@@ -165,23 +166,22 @@ class Mix(nn.Module):
 
 def maps(spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
     """Make the network over [N, C, H, W]."""
-    return _seeded(Maps)
+    return _enlivened(Maps)
 
 
 def channels_last(spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
     """Make the network over [N, H, W, C]."""
-    return _seeded(ChannelsLast)
+    return _enlivened(ChannelsLast)
 
 
 def tokens(spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
     """Make the network over [N, tokens, C]."""
-    return _seeded(Tokens)
+    return _enlivened(Tokens)
 
 
-def _seeded(make: Callable[[], Any]) -> nn.Module:
+def _enlivened(make: Callable[[], Any]) -> nn.Module:
     """Return a network of the same random values at every call, none of them constant."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with seeded(0):
         network: nn.Module = make()
         with torch.no_grad():
             for name, tensor in (*network.named_parameters(), *network.named_buffers()):

@@ -116,6 +116,8 @@ def official_weights(
     import torch
     import torchvision
 
+    from .seeding import seeded
+
     folder = _folder(home)
     files: dict[str, Path] = {}
     members: dict[str, Any] = {}
@@ -126,8 +128,7 @@ def official_weights(
         files[name] = folder / member.url.rpartition("/")[2]
         if files[name].exists():
             continue
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with seeded(seed):
             smallest = member.meta["min_size"][0]
             # the only one with tensors of that size
             options = {"image_size": smallest} if network.startswith("vit_") else {}

@@ -57,12 +57,12 @@ C_LOCALE = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 @pytest.mark.parametrize(
     ("options", "environment"),
     [
-        (["--json"], {"PYTHONIOENCODING": "cp1252"}),
         ([], C_LOCALE),
         *(
             pytest.param(options, environment, marks=pytest.mark.sweep)
             for options, environment in (
                 ([], {"PYTHONIOENCODING": "cp1252"}),
+                (["--json"], {"PYTHONIOENCODING": "cp1252"}),
                 (["--json"], C_LOCALE),
                 (["--json"], {"PYTHONIOENCODING": "ascii"}),
                 ([], {"PYTHONIOENCODING": "utf-8"}),

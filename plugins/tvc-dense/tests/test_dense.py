@@ -372,7 +372,7 @@ def test_what_others_set_by_hand_stays(adapt: Callable[..., nn.Module], name: st
     assert not model.train().classifier.training
 
 
-@pytest.mark.parametrize("kind", ["faster_rcnn", "fcn"])
+@pytest.mark.parametrize("kind", ["faster_rcnn", pytest.param("fcn", marks=pytest.mark.sweep)])
 def test_four_threads_share_a_dense_backbone(kind: str) -> None:
     """Each gets what the same call gives alone."""
     beside = {"type": "conv_bn_act", "position": "parallel", "params": {"channels": 128}}
@@ -431,7 +431,10 @@ def test_backbones_are_copied_and_pickled() -> None:
             )
 
 
-@pytest.mark.parametrize("adapt", [as_detection_backbone, as_segmentation_backbone])
+@pytest.mark.parametrize(
+    "adapt",
+    [as_detection_backbone, pytest.param(as_segmentation_backbone, marks=pytest.mark.sweep)],
+)
 def test_backbones_compile_and_export(adapt: Callable[..., nn.Module]) -> None:
     torch._dynamo.reset()
     backbone = adapt(hybrid("resnet18", patches={"layer3": {"wrap": "se"}})).eval()
