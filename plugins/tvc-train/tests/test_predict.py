@@ -24,7 +24,16 @@ from tvc_train.planning import make_plan
 from tvc_train.predicting import find_files, predict
 from tvc_train.trained import KEY, Trained
 
-from tvc_core import HybridBuilder, Preprocessing, Recipe, Registry, WeightsError, load, load_recipe
+from tvc_core import (
+    HybridBuilder,
+    Preprocessing,
+    Recipe,
+    RecipeError,
+    Registry,
+    WeightsError,
+    load,
+    load_recipe,
+)
 
 CLASSES = ["cat", "dog", "a;b, c"]
 MODES = ["RGB", "L", "RGBA", "P", "CMYK", "1", "LA", "I;16", "turned"]
@@ -301,3 +310,8 @@ def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
         held.append(tuple(judge(tmp_path / "m.safetensors", tmp_path / "r.yaml").samples.names))
         assert held[-1] == tuple(plan.data.val.names)
     assert held[0] == held[2] != held[1]
+    file, path = tmp_path / "m.safetensors", tmp_path / "r.yaml"  # the last one, with two seeds
+    changed = judge(file, path, changes={"training.seed": "5"})
+    assert tuple(changed.samples.names) == held[1]
+    with pytest.raises(RecipeError, match="--set changes recipes"):
+        judge(file, photos, changes={"training.seed": "5"})
