@@ -72,7 +72,7 @@ def fake_distributions(folder: Path) -> Iterator[Callable[..., Path]]:
 
 
 def forget_modules(folder: Path) -> None:
-    """Let the next import of what was imported from a folder read its files anew."""
+    """Let the next import of what was imported from a folder read its files again."""
     inside = str(folder / "x")[:-1]  # text: there are thousands of modules
     for name, module in list(sys.modules.items()):
         if str(getattr(module, "__file__", None)).startswith(inside):
