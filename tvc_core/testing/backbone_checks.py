@@ -8,7 +8,7 @@ import os
 import socket
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import SkipTest, mock
@@ -432,6 +432,38 @@ def _check_loads(backbone: Subject, weights: Any) -> None:
         )
 
 
+def backbone_migrates(backbone: Subject) -> None:
+    """Its `migrate` spoils a checkpoint that has the network's own names, or changes the network or
+    the tensors that it is handed.
+    """
+    if not _spec(backbone).migrate:
+        raise SkipTest("its spec has no migrate")
+    network = _plain(backbone)
+    migrate, own = backbone.named.load("migrate"), network.state_dict()
+    given = {name: tensor.clone() for name, tensor in own.items()}
+    before = snapshot(network)
+    do = "return None for a layout that it does not know, and for one that needs nothing"
+    with torch.no_grad():
+        try:
+            found = migrate(_spec(backbone), network, dict(given))
+        except Exception:
+            return  # tvc takes an error for a layout that it does not know
+    if changed := changed_names(before, network):
+        raise Fault("the network as it was", f"{changed[0]} changed", "leave the network alone")
+    if spoiled := [name for name in own if not torch.equal(own[name], given[name])]:
+        do = "make new tensors instead"
+        raise Fault("the checkpoint's tensors as they were", f"{spoiled[0]} changed", do)
+    if found is None:
+        return
+    if not isinstance(found, Mapping):
+        raise Fault("a mapping of names to tensors, or None", type(found).__name__, do)
+    if unknown := [name for name in found if name not in own]:
+        raise Fault("the network's own names, given those", repr(unknown[0]), do)
+    other = [name for name in found if not torch.equal(torch.as_tensor(found[name]), own[name])]
+    if other:
+        raise Fault("the tensors of the network's own names as given", f"another {other[0]}", do)
+
+
 def backbone_head(backbone: Subject) -> None:
     """The head cannot get another number of classes, or what else is in the network changes with
     it.
@@ -775,6 +807,7 @@ CHECKS = (
     backbone_sizes,
     backbone_weights,
     backbone_loads_weights,
+    backbone_migrates,
     backbone_options,
     backbone_state_dict,
     backbone_features,

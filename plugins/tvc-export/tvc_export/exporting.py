@@ -123,8 +123,8 @@ def export_model(
             are not known, have another answer [photos]; by default 5 percent of those that judge.
         keep_names: all parameters keep their names: nothing is folded, and patches whose gate is
             0 are in the file as well.
-        tolerance: largest difference of an output, as part of the largest output of its input; by
-            default the format's, which is 1e-5, and 1e-4 in litert.
+        tolerance: largest difference of an output, as part of the largest output of its input, on
+            zeros ten times as much; by default the format's, which is 1e-5, and 1e-4 in litert.
         limit: for how long torch.export may search for what the network asks of sizes [s].
         force: replace a file that is there.
         name: of the model, for the certificate.

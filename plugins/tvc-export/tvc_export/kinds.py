@@ -29,7 +29,7 @@ class ExporterSpec(Spec):
         int8: whether it can be quantized with photos.
         names: whether parameters can keep their names.
         tolerance: largest difference of an output from torch's that is allowed where the user says
-            none, as part of the largest output of its input.
+            none, as part of the largest output of its input; on zeros ten times as much.
         beside: what the names of other files end in that are written beside the file, after its
             stem: ".bin" for model.bin beside model.xml.
         store: "package.module:attribute" of what keeps the certificate inside the file, with

@@ -81,7 +81,8 @@ def try_input(trial: Trial, images: Any, expected: list[Any], run: Run, toleranc
             )
     difference = max(_largest(a - b) for a, b in zip(found, expected, strict=True))
     largest = max(map(_largest, expected))
-    room = 2 * tolerance * largest  # two answers that are as good as equal in torch
+    trial = replace(trial, difference=difference, largest=largest)
+    room = 2 * trial.allowed(tolerance)  # two answers that are as good as equal in torch
     same = np.ones(trial.shape[0], bool)
     for mine, theirs in zip(found, expected, strict=True):
         rows = theirs.reshape(len(theirs), -1)
@@ -89,8 +90,6 @@ def try_input(trial: Trial, images: Any, expected: list[Any], run: Run, toleranc
         same &= rows[np.arange(len(rows)), chosen] >= rows.max(1) - room
     return replace(
         trial,
-        difference=difference,
-        largest=largest,
         equal=int(same.sum()),
         expected=tuple(base64.b64encode(each.tobytes()).decode() for each in expected),
     )
@@ -99,11 +98,12 @@ def try_input(trial: Trial, images: Any, expected: list[Any], run: Run, toleranc
 def misses(trial: Trial, tolerance: float) -> str:
     """Say in what a trial is not equal; an empty string where it is."""
     what = f"{trial.input} {trial.name or list(trial.shape)}"
-    if not trial.difference <= tolerance * trial.largest:
-        share = trial.difference / (trial.largest or 1)
+    allowed = trial.allowed(tolerance)
+    if not trial.difference <= allowed:
+        of = trial.largest or 1
         return (
-            f"on {what} an output differs by {share:.3g} of the largest one, and {tolerance:g} is "
-            "allowed"
+            f"on {what} an output differs by {trial.difference / of:.3g} of the largest one, and "
+            f"{allowed / of:.3g} is allowed"
         )
     if trial.equal != trial.shape[0]:
         return f"on {what} {trial.shape[0] - trial.equal} of {trial.shape[0]} answers are others"

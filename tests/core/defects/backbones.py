@@ -286,10 +286,35 @@ def _spec(factory: Any, **fields: Any) -> BackboneSpec:
     return BackboneSpec(name="thing", factory=factory, **{**parts, **fields})
 
 
+def migrate(spec: BackboneSpec, network: nn.Module, tensors: dict[str, Any]) -> Any:
+    """Read a layout in which `fc` is called `classifier`."""
+    if "classifier.weight" not in tensors:
+        return None
+    return {name.replace("classifier", "fc"): tensor for name, tensor in tensors.items()}
+
+
+def migrate_whatever_comes(spec: BackboneSpec, network: nn.Module, tensors: dict[str, Any]) -> Any:
+    return {f"body.{name}": tensor for name, tensor in tensors.items()}
+
+
+def migrate_transposed(spec: BackboneSpec, network: nn.Module, tensors: dict[str, Any]) -> Any:
+    return {**tensors, "fc.weight": tensors["fc.weight"].flip(0)}
+
+
+def migrate_in_place(spec: BackboneSpec, network: nn.Module, tensors: dict[str, Any]) -> Any:
+    tensors["fc.weight"].mul_(2)
+
+
+def migrate_into_the_network(
+    spec: BackboneSpec, network: nn.Module, tensors: dict[str, Any]
+) -> Any:
+    network.load_state_dict({name: tensor + 1 for name, tensor in tensors.items()})
+
+
 GOOD = WeightsSpec(name="PHOTOS_V1", crop_size=32, resize_size=36)
 HEALTHY = (
     _spec(build, options={"width": 8}, weights=(GOOD,), default_weights="PHOTOS_V1"),
-    _spec(Make(Healthy)),
+    _spec(Make(Healthy), migrate=migrate),
     _spec(
         Make(Encoder),
         stem=("positions", "embed"),
@@ -359,6 +384,30 @@ DEFECTS = (
         thing=_spec(Make(ReturnsTuple)),
         caught_by="backbone_order",
         says="a tuple",
+    ),
+    Defect(
+        what="migrates its own layout",
+        thing=_spec(build, migrate=migrate_whatever_comes),
+        caught_by="backbone_migrates",
+        says="'body.",
+    ),
+    Defect(
+        what="migrates to other values",
+        thing=_spec(build, migrate=migrate_transposed),
+        caught_by="backbone_migrates",
+        says="another fc.weight",
+    ),
+    Defect(
+        what="migrates in place",
+        thing=_spec(build, migrate=migrate_in_place),
+        caught_by="backbone_migrates",
+        says="fc.weight changed",
+    ),
+    Defect(
+        what="loads where it should migrate",
+        thing=_spec(build, migrate=migrate_into_the_network),
+        caught_by="backbone_migrates",
+        says="leave the network alone",
     ),
     Defect(
         what="pooling in the last stage",
