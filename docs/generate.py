@@ -56,7 +56,7 @@ GENERATED = "<!-- Written by docs/generate.py from the code; edit the code inste
 GROUPS = {
     "Build": (
         *("HybridBuilder", "load_yaml_recipe", "load_recipe", "load"),
-        *("Recipe", "RecipeDocument", "Patches", "Weights"),
+        *("read_changes", "Recipe", "RecipeDocument", "Patches", "Weights"),
     ),
     "Models": (
         *("HybridModel", "StageInfo", "LevelInfo", "FeatureExtractor"),

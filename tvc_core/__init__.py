@@ -23,6 +23,7 @@ from .recipe import Patches, Recipe, RecipeDocument, Weights, load_recipe
 from .registry import Named, PluginInfo, Registry
 from .specs import *
 from .version import __version__ as __version__
+from .written.pairs import read_changes
 
 # Whoever has loaded torch is about to build, and the first build should not wait for imports.
 if TYPE_CHECKING or "torch" in sys.modules:
@@ -31,7 +32,7 @@ if TYPE_CHECKING or "torch" in sys.modules:
 __all__ = [
     # building models
     "HybridBuilder", "Patches", "Recipe", "RecipeDocument", "Weights", "load", "load_recipe",
-    "load_yaml_recipe",
+    "load_yaml_recipe", "read_changes",
     # models, and what they say about themselves
     "FeatureExtractor", "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo",
     "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Preprocessing", "StageInfo",

@@ -12,7 +12,7 @@ from types import MethodType
 from typing import IO, TYPE_CHECKING, Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from .errors import UnknownNameError
-from .recipe import REACHING, Place, Recipe, RecipeDocument, Weights, load_recipe, make_plan
+from .recipe import REACHING, Recipe, RecipeDocument, Weights, load_recipe, make_plan
 from .recipe.arguments import BuildArguments, ModuleArguments, changed, recipe_of, takes
 from .registry import Named, Registry
 from .specs import BackboneSpec, BlockSpec
@@ -226,8 +226,7 @@ class HybridBuilder:
         if isinstance(recipe, (str, Path)) or hasattr(recipe, "read"):
             recipe = load_recipe(recipe, registry=self.registry)  # type: ignore[arg-type]
         elif not isinstance(recipe, Recipe):
-            document = RecipeDocument(data=recipe, place=Place("recipe"))
-            recipe = Recipe.from_document(document, registry=self.registry)
+            recipe = Recipe.from_document(RecipeDocument(data=recipe), registry=self.registry)
         return self._assemble(changed(recipe, changes), by_code=())
 
     @_OnClassToo

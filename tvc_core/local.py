@@ -144,10 +144,11 @@ class LocalPlugin:
     def _offer(self, spec: type[Spec], /, *decorated: Any, **fields: Any) -> Any:
         if not decorated:
             return partial(self._offer, spec, **fields)
-        (factory,) = decorated
-        if is_module(factory) or not callable(factory):
+        factory = decorated[0]
+        if len(decorated) > 1 or is_module(factory) or not callable(factory):
             what = f"{self!r}: a decorator goes above a class or function"
-            raise PluginError(f"{what}, not above {short_repr(factory)}")
+            named = f"; a name is given by name={factory!r}" if isinstance(factory, str) else ""
+            raise PluginError(f"{what}, not above {short_repr(factory)}{named}")
         if spec is BlockSpec and (problem := no_block(factory)):
             raise PluginError(f"{self!r}: {problem}")
         replace = fields.pop("replace", False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from tvc_core import (
     BackboneSpec,
     HybridBuilder,
     HybridModel,
+    LocalPlugin,
     ParameterError,
     RecipeError,
+    Registry,
     TvcError,
 )
 from tvc_core.recipe import Recipe
@@ -451,7 +454,7 @@ def test_the_preprocessing_follows_the_size(builder: HybridBuilder) -> None:
     [
         ("vit_b_32", {"image_size": 100}, "does not divide into patches of 32.*96 and 128 do"),
         ("vit_b_32", {"image_size": 96, "options": {"image_size": 64}}, "give one of them"),
-        ("maxvit_t", {"image_size": 192}, "takes images of 224 pixels only.*input_size"),
+        ("maxvit_t", {"image_size": 192}, "multiple of 224 pixels, such as 224, .*not 192 x 192"),
         ("swin_t", {"image_size": 192}, "not needed.*any size from 32 pixels"),
         ("inception_v3", {"image_size": 299}, "not needed.*any size from 75 pixels"),
     ],
@@ -461,3 +464,15 @@ def test_others_say_what_they_accept(
 ) -> None:
     with pytest.raises(TvcError, match=text):
         builder.from_torchvision(name, None, **arguments)
+
+
+def test_a_backbone_of_one_size_takes_that_one() -> None:
+    spec = Registry().resolve(BackboneSpec, "resnet18").spec
+    plugin = LocalPlugin("mine")
+    plugin.add(replace(spec, name="fixed18", family="mine", fixed_size=True))
+    builder = HybridBuilder(plugins=[plugin])
+    for size in (224, (224, 224)):
+        recipe = Recipe(backbone="fixed18", weights=None, image_size=size)
+        assert builder.resolve(recipe).image_size == 224
+    with pytest.raises(TvcError, match="takes images of 224 pixels only"):
+        builder.resolve(Recipe(backbone="fixed18", weights=None, image_size=256))

@@ -148,6 +148,12 @@ def test_a_wrong_value_is_refused_where_it_is_written(arguments: dict[str, Any])
     assert Registry([plugin], installed=False).all(BlockSpec) == []
 
 
+def test_a_name_by_position_is_told_from_a_class() -> None:
+    for given in (("gate",), ("gate", ChannelScale)):
+        with pytest.raises(PluginError, match="not above 'gate'; a name is given by name='gate'"):
+            LocalPlugin("notebook").block(*given)
+
+
 def test_a_decorator_above_something_else_says_so() -> None:
     with pytest.raises(PluginError, match="above a class or function, not above 'gate'"):
         LocalPlugin("notebook").block("gate")

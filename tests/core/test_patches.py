@@ -58,7 +58,11 @@ def test_every_key_and_name_of_the_backbone_stays(builder: HybridBuilder) -> Non
         reference.state_dict()
     )
     children = [name for name, _ in model.named_children()]
-    assert children == ["patches", *(name for name, _ in reference.named_children())]
+    others = [name for name, _ in reference.named_children()]
+    assert children == [others[0], "patches", *others[1:]]
+    # by which tools find out what images a network takes, its type and its device
+    weights = [each.weight for each in model.modules() if isinstance(each, nn.Conv2d)]
+    assert weights[0] is next(model.parameters()) and weights[0].shape[1] == 3
     assert type(model.layer3) is nn.Sequential and type(model.layer4[0].conv1) is nn.Conv2d
 
 

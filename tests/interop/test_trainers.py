@@ -239,3 +239,4 @@ def test_fastai_body_cut_is_seen() -> None:
         with pytest.warns(Warning, match=r"layer3.*(get_stage_outputs|feature_extractor)"):
             found = body(X)
     assert difference(found, right) < 1e-6
+    assert fastai.num_features_model(body) == 512

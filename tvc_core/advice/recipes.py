@@ -11,7 +11,9 @@ from ..specs import BackboneSpec, BlockSpec, PatchOpSpec
 from . import words
 from .names import lacks
 
-__all__ = ["misplaced", "needs_block", "no_image_size", "refuse_missing", "unknown_weights"]
+__all__ = [
+    "misplaced", "needs_block", "no_image_size", "refuse_missing", "sizes_of", "unknown_weights",
+]  # fmt: skip
 
 
 def refuse_missing(registry: Any, names: Iterable[tuple[type[Any], str | None]]) -> None:
@@ -83,13 +85,17 @@ def no_image_size(name: str, spec: BackboneSpec, size: Any) -> str:
     if not spec.fixed_size:
         sizes = f"{takes} any size from {spec.min_size} pixels"
         return f"image_size={size} is not needed: {sizes}. Resize the images."
-    trained = sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
-    hint = " Its option input_size builds it for another size, without pretrained weights."
     return (
-        f"image_size={size} is not available: {takes} {join_names(map(str, trained))} pixels only, "
-        "since no rule resamples its position weights. Resize the images."
-        f"{hint if 'input_size' in spec.options else ''}"
+        f"image_size={size} is not available: {takes} {join_names(map(str, sizes_of(spec)))} "
+        "pixels only, since no rule resamples its position weights. Resize the images."
     )
+
+
+def sizes_of(spec: BackboneSpec) -> list[int]:
+    """Return the sides of images that a backbone of fixed size takes, none of another [pixels]."""
+    if not spec.fixed_size:
+        return []
+    return sorted({weights.crop_size for weights in spec.weights} or {spec.min_size})
 
 
 def unknown_weights(given: str, backbone: str, spec: BackboneSpec) -> str:

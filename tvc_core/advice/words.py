@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,8 @@ from ..errors import did_you_mean
 
 __all__ = [
     "ARGUMENTS", "PATCH_WORDS", "POSITION_WORDS", "TO_PARTIAL_LOAD", "bare_names", "on_backbone",
-    "on_block", "on_file", "on_missing", "on_name", "on_names", "on_operation", "on_patch",
-    "on_plugins", "on_value", "on_weights",
+    "on_block", "on_file", "on_mapping", "on_missing", "on_name", "on_names", "on_operation",
+    "on_patch", "on_plugins", "on_value", "on_weights",
 ]  # fmt: skip
 
 TO_PARTIAL_LOAD = "build the model with weights=None, then tvc_core.partial_load(model, {})"
@@ -44,6 +44,10 @@ ARGUMENTS = {
 POSITION_WORDS = ("after", "before", "parallel", "branch")
 PATCH_WORDS = ("params", "init", "name", "position")
 
+_TRUTHS = {
+    **dict.fromkeys(("true", "yes", "y", "on"), True),
+    **dict.fromkeys(("false", "no", "n", "off"), False),
+}
 _NOTHING = ("none", "null", "nil", "~", "random", "false", "no", "scratch")
 _FILES = {
     "torch": "It is a file of torch.save: in Python, " + TO_PARTIAL_LOAD,
@@ -78,14 +82,16 @@ def on_value(value: Any, fits: Callable[[Any], bool]) -> str:
     word = value.strip().lower()
     if word in ("none", "null", "nil", "~"):
         return " For nothing write None in Python and null in YAML, without quotes."
-    meant: list[Any] = [{"true": True, "yes": True, "false": False, "no": False}.get(word)]
+    meant: list[Any] = [_TRUTHS.get(word)]
     for number in (int, float):
         try:
             meant.append(number(value))
         except ValueError:
             continue
     good = [one for one in meant if one is not None and fits(one)]
-    return f" Write {good[0]!r}, without quotes." if good else ""
+    if good:
+        return f" Write {good[0]!r}, without quotes."
+    return did_you_mean(word, ["true", "false"]) if fits(True) and fits(False) else ""
 
 
 def on_backbone(value: Any) -> str:
@@ -132,6 +138,14 @@ def on_names(value: Any) -> str:
         return f" Numbers become names in quotes: {[str(item) for item in value][:4]!r}."
     twice = [item for item in value if list(value).count(item) > 1]
     return f" {twice[0]!r} is there twice." if twice else ""
+
+
+def on_mapping(value: Any, keys: Iterable[str]) -> str:
+    """Say how a mapping is written where something else stands."""
+    if value is None:
+        return " Its keys stand on the lines below it, indented."
+    key, colon, _ = value.partition(":") if isinstance(value, str) else ("", "", "")
+    return " YAML needs a space after the colon." if colon and key.strip() in keys else ""
 
 
 def on_patch(op: str, value: Any) -> str:

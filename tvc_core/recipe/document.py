@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -32,7 +32,7 @@ class RecipeDocument:
     """
 
     data: Any
-    place: Place
+    place: Place = field(default=Place("recipe"))
     by_code: frozenset[str] = frozenset()
 
     @staticmethod

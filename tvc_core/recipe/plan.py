@@ -268,6 +268,8 @@ def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
             both = f"image_size is {size}, and the option {name} is {options[name]}"
             raise ParameterError(f"{both}: give one of them")
         return options
+    if size in advice.sizes_of(spec):  # for which it is built
+        return options
     raise ParameterError(advice.no_image_size(backbone.qualified, spec, size))
 
 

@@ -354,7 +354,9 @@ class Recipe:
             entry = known.get(path)
             if entry is not None:
                 by_code.add(entry.name)
-                path = ".".join(entry.metadata["path"])
+                short, path = path, ".".join(entry.metadata["path"])
+                if path != short and path in changes:
+                    raise RecipeError(f"{short} is {path}, and both are given")
             elif path.isidentifier() and (near := did_you_mean(path, known)):
                 raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
             rule = entry and entry.metadata["rule"]

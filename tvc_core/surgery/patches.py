@@ -243,10 +243,11 @@ def _container(network: nn.Module) -> tuple[nn.Module, str]:
             tree = PatchTree()
             network.add_module(name, tree)
             if not isinstance(network, (nn.Sequential, nn.ModuleList)):
-                # first, since "all children but the last" is how people take a head off
-                others = {key: child for key, child in network._modules.items() if key != name}
+                # second: "all children but the last" is how people take a head off, and by the
+                # first layer with a weight tools (fastai) find out what images a network takes
+                others = [each for each in network._modules.items() if each[0] != name]
                 network._modules.clear()
-                network._modules.update({name: tree, **others})
+                network._modules.update([*others[:1], (name, tree), *others[1:]])
             return tree, name
     raise AssertionError(f"the network has children of both names {CONTAINERS}")
 

@@ -157,6 +157,12 @@ def _is_channel_policy(value: Any) -> bool:
     return bool(rules) and all(isinstance(n, str) and n in CHANNEL_RULES for n in names)
 
 
+def _near_channel_rule(value: Any) -> str:
+    known = [*CHANNEL_POLICIES, *CHANNEL_RULES]
+    wrong = (each for each in _listed(value) if isinstance(each, str) and each not in known)
+    return next(filter(None, (did_you_mean(each, known) for each in wrong)), "")
+
+
 def _listed(value: Any) -> tuple[Any, ...]:
     many = isinstance(value, (list, tuple, set, frozenset, range))
     return tuple(value) if many else (value,)
@@ -235,6 +241,7 @@ CHANNEL_POLICY = Rule(
     "'zero' and channel numbers",
     _is_channel_policy,
     lambda value: tuple(value) if isinstance(value, list) else value,
+    advise=_near_channel_rule,
 )
 STAGES = Rule(
     "is a list of stages, by number or path, such as [2, 'layer4'], or one",
@@ -299,12 +306,14 @@ def check_keys(
     """
     if not isinstance(data, Mapping):
         wanted = f"a mapping with the keys {join_names(keys)}"
-        hint = words.on_backbone(data) or words.on_value(data, is_keywords)
+        hint = words.on_backbone(data) or words.on_mapping(data, keys)
+        hint = hint or words.on_value(data, is_keywords)
         raise where.error(f"{name} is {wanted}, not {short_repr(data)}{hint and f'.{hint}'}")
     for key in data:
         if key not in keys:
             known = what_there_is(str(key), keys, "The keys are")
-            hint = f" {elsewhere[key]}" if key in elsewhere else known
+            hint = f" {elsewhere[key]}" if key in elsewhere else words.on_mapping(key, keys)
+            hint = hint or known
             raise (where / key).key.error(f"unknown key {short_repr(key)} in {name}.{hint}")
     if not isinstance(keys, Mapping):
         return dict(data)

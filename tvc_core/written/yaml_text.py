@@ -109,12 +109,13 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Place]:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = "; ".join(part for part in (error.context, error.problem) if part)
-        if "alias" in problem:  # a pattern of targets such as **.bn3
-            problem += "; text that begins with '*' needs quotes"
-        elif "'@'" in problem:  # a macro
-            problem += "; text that begins with '@' needs quotes"
+        begin, start = error.context_mark, re.search(r"'([@%`])' that cannot start", problem)
+        if "alias" in problem or start:  # such as of a pattern of targets, **.bn3, and of a macro
+            problem += f"; text that begins with {start[1] if start else '*'!r} needs quotes"
         elif "'\\t'" in problem:
             problem += "; indent by spaces, not by tabs"
+        if begin is not None and mark is not None and begin.line < mark.line:
+            problem += f"; what is not ended begins on line {begin.line + 1}"
         raise _error(_mark(name, mark), f"not YAML: {problem}") from error
     except yaml.reader.ReaderError as error:
         problem = f"not YAML: the character {error.character:#06x} is not allowed"

@@ -168,6 +168,8 @@ def write_recipe(folder: Path, text: str) -> Path:
         (("blocks", "--owner", "tvc-core"), []),
         (("ops",), ["inject", "replace", "wrap"]),
         (("ops", "w*"), ["wrap"]),
+        (("operation", "w*"), ["wrap"]),
+        (("patch-operations",), ["inject", "replace", "wrap"]),
         (("initializers", "--owner", "acme-nets"), ["shared"]),
     ],
 )

@@ -127,7 +127,9 @@ def test_what_is_set_takes_the_place_of_the_recipe_s(recipe: Path, saved: Path) 
     assert json.loads(done.stdout)["num_classes"] == 3
     done = tvc("build", moved, "--set", "wieghts=3")
     assert done.exit_code == 1 and "weights" in done.stderr
-    assert tvc("build", moved, "--set", "weights").exit_code == 2
+    done = tvc("build", moved, "--set", "num_classes=3", "--set", "head.num_classes=4")
+    assert done.exit_code == 1 and "num_classes is head.num_classes" in done.stderr
+    assert tvc("build", moved, "--seed", "1", "--set", "seed=2").exit_code == 2
 
 
 def test_show_says_what_is_in_a_file(saved: Path, recipe: Path) -> None:

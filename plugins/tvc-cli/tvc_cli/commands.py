@@ -27,6 +27,7 @@ from tvc_core import (
     RegistryWarning,
     UnknownNameError,
     load_recipe,
+    read_changes,
 )
 
 from . import facts
@@ -280,8 +281,10 @@ def build_command(
     """
     if out is not None:  # looked at first, since building may download weights and take minutes
         _check_out(out, force)
-    given: dict[str, Any] = dict(map(_change, changes))
+    given: dict[str, Any] = {**read_changes(changes)}
     if seed is not None:
+        if "seed" in given:
+            raise click.UsageError("the seed is given twice, by --seed and by --set")
         given["seed"] = seed
     source: Any = sys.stdin.buffer if str(recipe) == "-" else recipe
     builder = HybridBuilder()
@@ -570,14 +573,6 @@ def _print_file(found: dict[str, Any]) -> None:
         say()
         rows = [(name, "x".join(map(str, shape))) for name, shape in found["tensors"].items()]
         print_table(("tensor", "shape"), rows)
-
-
-def _change(text: str) -> tuple[str, str]:
-    """Return path and value of what stands after --set."""
-    path, equals, value = text.partition("=")
-    if not equals or not path:
-        raise click.BadParameter(f"{text!r} is not PATH=VALUE", param_hint="'--set'")
-    return path, value
 
 
 def _check_out(out: Path, force: bool) -> None:

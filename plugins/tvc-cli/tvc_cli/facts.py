@@ -67,9 +67,15 @@ SORTS = {
 _FIGURES = ("num_params", "gflops", "acc1", "license")
 """What is said of a set of weights, and in a listing of the one that is shown."""
 _SINGULAR = {"families": "family"}
+_SAME = dict.fromkeys(
+    ("operation", "operations", "patch_op", "patch_ops", "patch_operation", "patch_operations"),
+    "ops",
+)
+"""Words of the documentation for a kind that has a short one."""
+
 _SYNONYMS = {
     **dict.fromkeys(("model", "models", "network", "networks"), "backbones"),
-    **dict.fromkeys(("operation", "operations", "patch", "patches", "patch_ops"), "ops"),
+    **dict.fromkeys(("patch", "patches"), "ops"),
     **dict.fromkeys(("module", "modules", "layer", "layers"), "blocks"),
     **dict.fromkeys(("init", "inits"), "initializers"),
 }
@@ -104,7 +110,8 @@ def kind_of(registry: Registry, word: str) -> type[Any]:
     words = {**kinds_of(registry), "kinds": Kind, "families": BackboneFamilySpec}
     owner, _, plural = word.rpartition(":")
     singular = {_SINGULAR.get(each, each.removesuffix("s")): each for each in words}
-    if (known := singular.get(word, word)) in words:
+    same = _SAME.get(re.sub("[- ]", "_", word.lower()), word)
+    if (known := singular.get(word, word if word in words else same)) in words:
         return words[known]
     owners = [offer.owner for offer in registry.all(Kind) if offer.spec.plural == plural]
     for offer in registry.all(Kind):

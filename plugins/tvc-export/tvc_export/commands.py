@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from tvc_core import HybridBuilder, Named, what_there_is
+from tvc_core import HybridBuilder, Named, read_changes, what_there_is
 
 from .kinds import ExporterSpec
 from .registry import files_beside, find_format
@@ -27,16 +27,6 @@ _set_option = click.option(
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FILE = click.Path(path_type=Path)
-
-
-def _changes(pairs: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals or not path:
-            raise click.UsageError(f"--set takes PATH=VALUE, not {pair!r}")
-        found[path] = value
-    return found
 
 
 def _numbers(text: str, count: int, option: str) -> tuple[int, ...]:
@@ -119,7 +109,7 @@ def export_command(
     axes = _dynamic(dynamic)
     sides = None if size is None else _numbers(size, 2, "--size")
     builder = HybridBuilder()
-    given = _changes(changes)
+    given = read_changes(changes)
 
     exporter = find_format(format_name, builder.registry)
     from .exporting import check_output, export_model  # import torch
@@ -182,7 +172,9 @@ def verify_command(
     Exit code 1 where it does not.
     """
     wanted = [_numbers(shape, 4, "--shape") for shape in shapes]
-    builder, given = HybridBuilder(), _changes(changes)
+    if changes and model is None:
+        raise click.UsageError("--set is for the recipe of --model")
+    builder, given = HybridBuilder(), read_changes(changes)
     from .models import read_model
     from .verifying import open_exported, verify
 
@@ -238,13 +230,16 @@ def bench_command(
     files, each in its runtime. A model is also measured without each of its patches.
     """
     sides = None if size is None else _numbers(size, 2, "--size")
-    builder, given = HybridBuilder(), _changes(changes)
+    builder, given = HybridBuilder(), read_changes(changes)
     from .benching import bench
     from .models import read_model
     from .program import image_size
     from .verifying import ExportedModel, open_exported
 
     suffixes = {offer.spec.suffix for offer in builder.registry.all(ExporterSpec)}
+    files = {".safetensors", *suffixes}
+    if given and all(Path(text).suffix in files for text in models):
+        raise click.UsageError("--set is for recipes and backbones, and all of these are files")
     subjects: dict[str, Any] = {}
     for text in models:
         name, number = text, 2

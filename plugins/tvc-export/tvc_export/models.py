@@ -55,8 +55,7 @@ def read_model(
     if is_file:
         recipe = load_recipe(path, changes=dict(changes or {}), registry=builder.registry)
         return builder.build(recipe)
-    text = json.dumps({"backbone": {"name": given, "weights": "DEFAULT"}})
-    document = RecipeDocument.parse(text, given)
+    document = RecipeDocument(data={"backbone": {"name": given, "weights": "DEFAULT"}})
     document = Recipe.changed_document(document, dict(changes or {}))
     return builder.build(Recipe.from_document(document, registry=builder.registry))
 

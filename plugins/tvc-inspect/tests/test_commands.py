@@ -39,27 +39,35 @@ def _tvc(name: str, *args: str) -> Result:
 
 def test_a_recipe_a_file_and_a_name_are_shown(folder: Path) -> None:
     HybridBuilder().build("recipe.yaml").save("model.safetensors")
-    for given in ("recipe.yaml", "model.safetensors"):
-        result = _tvc("inspect", given, "--json", "--size", "64")
+    for given, *more in (("recipe.yaml", "--set", "num_classes=9"), ("model.safetensors",)):
+        result = _tvc("inspect", given, "--json", "--size", "64", *more)
         assert result.exit_code == 0, result.output
         data = json.loads(result.stdout)
+        assert (data["model"]["num_classes"] == 9) is bool(more)
         assert data["model"]["patches"][0]["target"] == "features.4" and data["notes"] == []
     result = _tvc("inspect", "mobilenet_v3_small", "recipe.yaml", "--json", "--size", "64")
     data = json.loads(result.stdout)
     kinds = [(each["kind"], each["path"]) for each in data["comparison"]["differences"]]
     assert kinds[:2] == [("patch", "features.4"), ("head", "classifier.3")]
     assert "random weights" in data["notes"][0]
+    for command in (
+        ("inspect", "model.safetensors", "--json"),
+        ("cam", "model.safetensors", "photo.jpg", "--out", "a.png"),
+    ):
+        result = _tvc(*command, "--set", "seed=1")
+        assert isinstance(result.exception, TvcError) and "saved model" in str(result.exception)
 
 
 def test_a_page_is_written_and_not_overwritten(folder: Path) -> None:
     args = ("inspect", "recipe.yaml", "--out", "page.html", "--size", "64", "--photo", "photo.jpg")
+    Path("page.html").write_text("mine")
     result = _tvc(*args)
+    assert isinstance(result.exception, TvcError) and "--force" in str(result.exception)
+    assert Path("page.html").read_text() == "mine"
+    result = _tvc(*args, "--force")
     assert result.exit_code == 0, result.output
     text = Path("page.html").read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>") and "data:image/jpeg" in text
-    result = _tvc(*args)
-    assert isinstance(result.exception, TvcError) and "--force" in str(result.exception)
-    assert _tvc(*args, "--force").exit_code == 0
     assert sorted(each.name for each in folder.iterdir()) == [
         "page.html", "photo.jpg", "recipe.yaml",
     ]  # fmt: skip

@@ -44,7 +44,7 @@ LARGE = ("densenet121", "efficientnet_b0", "swin_t", "vit_b_32")
 )
 def looked_at(request: pytest.FixtureRequest) -> tuple[HybridModel, ModelFacts]:
     model = _built(request.param)
-    size = None if request.param in LARGE else 96
+    size = None if request.param in LARGE else 64
     return model, inspect_model(model, size=size, repeats=1)
 
 
@@ -264,7 +264,7 @@ def test_the_facts_are_json_and_frozen() -> None:
 
 @pytest.mark.parametrize("size", [-3, True, (64,), "64"])
 def test_a_size_that_is_none_is_refused(size: Any) -> None:
-    model = HybridBuilder().from_backbone("resnet18", weights=None)
+    model = HybridBuilder().from_backbone("mobilenet_v3_small", weights=None)
     with pytest.raises(ParameterError, match="size is a whole number"):
         inspect_model(model, size=size)
 

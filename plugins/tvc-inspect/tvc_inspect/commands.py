@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from tvc_core import read_changes
+
 __all__ = ["cam_command", "inspect_command"]
 
 _weights_option = click.option(
@@ -19,6 +21,13 @@ _weights_option = click.option(
 )
 _class_option = click.option(
     "--class", "target", help="Number or name of the class of the map; default the largest logit."
+)
+_set_option = click.option(
+    "--set",
+    "changes",
+    multiple=True,
+    metavar="PATH=VALUE",
+    help="Use this in the place of the recipe's: head.num_classes=5. May be repeated.",
 )
 _force_option = click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 _FILE = click.Path(path_type=Path)
@@ -33,6 +42,7 @@ _FILE = click.Path(path_type=Path)
 @_class_option
 @click.option("--size", type=click.IntRange(min=1), help="Side of the image that is sent through.")
 @_weights_option
+@_set_option
 @click.option("--json", "as_json", is_flag=True, help="Print the facts of the page as JSON.")
 @_force_option
 def inspect_command(
@@ -44,12 +54,13 @@ def inspect_command(
     target: str | None,
     size: int | None,
     pretrained: bool | None,
+    changes: tuple[str, ...],
     as_json: bool,
     force: bool,
 ) -> None:
     """Write a page on MODEL, a recipe, a saved file or a backbone's name: every path with shape,
     parameters, FLOPs, bytes kept for backward and time, patches with their gates, and what the
-    patches change at the start. With OTHER: in what the two differ.
+    patches change at the start. With OTHER: in what the two differ; --set changes both.
     """
     from .opening import check_out, open_model, written_whole
     from .writing import look_at, page_of
@@ -64,8 +75,9 @@ def inspect_command(
         check_out(out, force)
     if photo is not None and pretrained is None:
         pretrained = True
-    first, note = open_model(model, pretrained=pretrained)
-    second, other_note = (None, "") if other is None else open_model(other, pretrained=pretrained)
+    how: dict[str, Any] = {"pretrained": pretrained, "changes": read_changes(changes)}
+    first, note = open_model(model, **how)
+    second, other_note = (None, "") if other is None else open_model(other, **how)
     notes = [f"{name}: {text}" for name, text in ((model, note), (other, other_note)) if text]
     if out is None:
         seen, page = look_at(first, second, size=size), ""
@@ -93,6 +105,7 @@ def inspect_command(
 @_class_option
 @click.option("--layer", help="Path of the module to look at; default the last stage.")
 @_weights_option
+@_set_option
 @_force_option
 def cam_command(
     model: str,
@@ -101,6 +114,7 @@ def cam_command(
     target: str | None,
     layer: str | None,
     pretrained: bool | None,
+    changes: tuple[str, ...],
     force: bool,
 ) -> None:
     """Draw where MODEL, a recipe, a saved file or a backbone's name, looks on PHOTO for a class:
@@ -110,10 +124,12 @@ def cam_command(
     from .pictures import check_format, open_photo
     from .writing import cam_picture
 
+    given = read_changes(changes)
     check_out(out, force)
     kind = check_format(out)
     open_photo(photo)  # before what takes long
-    network, note = open_model(model, pretrained=True if pretrained is None else pretrained)
+    pretrained = True if pretrained is None else pretrained
+    network, note = open_model(model, pretrained=pretrained, changes=given)
     picture, found = cam_picture(network, photo, target, layer=layer)
     written_whole(out, lambda file: picture.save(file, kind))
     click.echo(f"{found.name}: logit {found.score:.4g}, at {found.layer}")

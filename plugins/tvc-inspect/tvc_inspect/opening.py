@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from tvc_core import HybridBuilder, HybridModel, ParameterError, load_recipe
+from tvc_core import HybridBuilder, HybridModel, ParameterError, Recipe, RecipeDocument, load_recipe
 
 __all__ = ["check_out", "open_model", "written_whole"]
 
@@ -17,7 +17,9 @@ _RECIPES = (".yaml", ".yml", ".lock")
 _FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 
-def open_model(given: str, *, pretrained: bool | None = None) -> tuple[HybridModel, str]:
+def open_model(
+    given: str, *, pretrained: bool | None = None, changes: Mapping[str, Any] | None = None
+) -> tuple[HybridModel, str]:
     """Return a model, and one sentence on what is to be known of its weights, or "".
 
     Args:
@@ -25,22 +27,28 @@ def open_model(given: str, *, pretrained: bool | None = None) -> tuple[HybridMod
             or the name of a backbone.
         pretrained: with the weights that the recipe says, or a backbone's default ones. None: those
             of a recipe, and of a bare backbone none. A saved file has its own.
+        changes: of the recipe or the backbone, as `load_recipe` takes them.
 
     Raises:
+        ParameterError: changes of a saved file.
         TvcError: it cannot be read or built.
     """
-    builder = HybridBuilder()
+    builder, changes = HybridBuilder(), changes or {}
     suffix = Path(given).suffix
     if suffix in _FILES:
+        if changes:
+            raise ParameterError(f"{given} is a saved model, and --set changes recipes only")
         return builder.load(given), ""
     if suffix in _RECIPES:
-        recipe = load_recipe(given, registry=builder.registry)
+        recipe = load_recipe(given, changes=changes, registry=builder.registry)
         if pretrained is False and recipe.weights is not None:
             return builder.build(recipe, weights=None), "built without its pretrained weights"
         return builder.build(recipe), ""
-    if pretrained:
-        return builder.from_backbone(given), ""
-    return builder.from_backbone(given, weights=None), (
+    weights = "DEFAULT" if pretrained else None
+    document = RecipeDocument(data={"backbone": {"name": given, "weights": weights}})
+    document = Recipe.changed_document(document, changes, builder.registry)
+    recipe = Recipe.from_document(document, registry=builder.registry)
+    return builder.build(recipe), "" if recipe.weights is not None else (
         "a backbone's name alone is built with random weights; --weights takes its pretrained ones"
     )
 

@@ -27,6 +27,25 @@ HINTS = {
     "backbone: {name: resnet18, patches: {layer1: {wrap: {type: se, params: {reduction: 8.0}}}}}": (
         "1:84: .*reduction is int, not 8.0. Write 8:"
     ),
+    "backbone: resnet18\nfreeze_backbone: y": "2:18: .*Write True, without quotes",
+    "backbone: resnet18\nfreeze_backbone: {freeze_patches: flase}": "2:35: .*mean 'false'",
+    "backbone: resnet18\ngrad_checkpointing: ture": "2:21: .*Did you mean 'true'",
+    "backbone: resnet18\nhead:\n  num_classes:3": "2:1: .*space after the colon",
+    "backbone: resnet18\nhead: {dropout:0.1, num_classes: 3}": "2:8: .*space after the colon",
+    "backbone:resnet18": "1:1: .*space after the colon",
+    "backbone:\nname: resnet18": "1:10: .*on the lines below it, indented",
+    "backbone: {name: resnet18, in_channels: 2, in_channels_policy: [r, meen]}": (
+        "1:64: .*Did you mean 'mean'"
+    ),
+    "backbone: %resnet18": "1:11: .*text that begins with '%' needs quotes",
+    "name: 'a\nbackbone: resnet18": "2:19: .*what is not ended begins on line 1",
+    "backbone: resnet18\nhead: {num_classes: 3\nseed: 1": "3:5: .*begins on line 2",
+    "backbone: resnet18\ndata: {path: a, source: foldr}": "2:25: .*Did you mean 'folder'",
+    "backbone: resnet18\ntraining: {methods: [soup, temprature]}": (
+        "2:28: .*Unknown method 'temprature'. Did you mean 'temperature'"
+    ),
+    "backbone: resnet18\ntraining: {methods: [{l2_ps: {}}]}": "2:23: .*Did you mean 'l2_sp'",
+    "backbone: resnet18\ntraining: {batch_size: atuo}": "2:24: .*Did you mean 'auto'",
 }
 
 

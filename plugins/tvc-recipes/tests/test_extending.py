@@ -101,6 +101,8 @@ REFUSED = {
     "itself": ("recipe.yaml", "in a circle: recipe.yaml -> recipe.yaml"),
     "a circle": ("circle.yaml", "in a circle: recipe.yaml -> circle.yaml -> recipe.yaml"),
     "a name with NUL": ('"a\\0.yaml"', "cannot be followed"),
+    "an address": ("https://example.org/a.yaml", "recipes extend no addresses"),
+    "a path of Windows": ("sub\\a.yaml", "written with / between them"),
     "a number": ("3", "extends is a file, a template, or a list"),
     "an empty list": ("[]", "extends is a file, a template, or a list"),
     "no recipe": ("list.yaml", "is a mapping"),

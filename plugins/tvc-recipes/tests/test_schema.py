@@ -13,7 +13,7 @@ import yaml
 from jsonschema import Draft7Validator
 from recipe_mutants import VALID
 from recipe_typos import COMMON, FIRST, SECOND, typos
-from tvc_recipes import recipe_schema
+from tvc_recipes import TemplateSpec, recipe_schema
 
 from tvc_core import LocalPlugin, Registry
 
@@ -116,3 +116,32 @@ def test_a_registrys_own_names_are_all_that_its_schema_has() -> None:
     registry = Registry([plugin], installed=False)
     names = recipe_schema(registry)["definitions"]["block"]["anyOf"][0]["enum"]
     assert names == []
+
+
+NAMES = {
+    "extends: base.yaml": True,
+    "extends: [acme:head, sub/base.yml]": True,
+    "extends: head": True,
+    "extends: haed": False,
+    "extends: [base]": False,
+    "extends: []": False,
+    "extends:": False,
+    "backbone: resnet18\ntraining: {methods: [soup, {l2_sp: {}}, 'tvc-train:fixres']}": True,
+    "backbone: resnet18\ntraining: {methods: [suop]}": False,
+    "backbone: resnet18\ntraining: {methods: [soup, {l2_ps: {}}]}": False,
+    "backbone: resnet18\nlock: {plugins: {tvc-core: '1'}}": True,
+    "backbone: resnet18\nlock: {plugns: {tvc-core: '1'}}": False,
+    "backbone: resnet18\nseed: -1": False,
+    "backbone: resnet18\nmax_params: 0": False,
+    "backbone: resnet18\nhead: {class_names: [a, a]}": False,
+    "backbone: {name: resnet18, patches: {a: {wrap: {type: se, params: null, init: null}}}}": True,
+    "backbone: {name: resnet18, patches: {a: {wrap: {type: se, name: a.b}}}}": False,
+}
+
+
+def test_names_of_every_kind_and_bounds_are_in_the_schema() -> None:
+    plugin = LocalPlugin("acme")
+    plugin.add(TemplateSpec(name="head", factory=dict, summary="A head."))
+    validator = Draft7Validator(recipe_schema(Registry([plugin])))
+    found = {text: validator.is_valid(yaml.safe_load(text)) for text in NAMES}
+    assert found == NAMES

@@ -27,9 +27,12 @@ from tvc_core import (
 
 from .signatures import Parameter, block_parameters, parameters_of
 
-__all__ = ["check_data", "check_recipe"]
+__all__ = ["OF_KIND", "check_data", "check_recipe"]
 
 MAX_ERRORS = 50
+
+OF_KIND = "x-tvc-kind"
+"""In the schema of a section: the value is the name of something of this kind."""
 
 
 def check_recipe(
@@ -69,7 +72,7 @@ def check_recipe(
             document = replace(document, data=smaller)
         else:
             found += _wrong_parameters(read, registry)
-            return found
+            return [*found, *_wrong_names(read, registry)]
     return found
 
 
@@ -105,6 +108,41 @@ def _wrong_parameters(recipe: Recipe, registry: Registry) -> list[TvcError]:
         if isinstance(entry.block, str):
             block = registry.resolve(BlockSpec, entry.block)
             found += _wrong_params(entry, block, block_parameters(block.spec))
+    return found
+
+
+def _wrong_names(recipe: Recipe, registry: Registry) -> Iterator[TvcError]:
+    """Yield an error for each name in a section that no plugin offers."""
+    for section, data in recipe.sections.items():
+        offer: Any = registry.resolve("section", section)
+        for kind, name, path, is_key in _names_in(data, offer.spec.schema):
+            place = recipe.where / section
+            for key in path:
+                place = place / key
+            place = (place / name).key if is_key else place
+            try:
+                registry.resolve(kind, name)
+            except TvcError as error:
+                yield place.error(str(error))
+
+
+def _names_in(data: Any, schema: Mapping[str, Any]) -> list[tuple[str, str, Any, bool]]:
+    """Return each value of which a schema says that it is a name: its kind, itself, its path, and
+    whether it is a key of what is there.
+    """
+    from jsonschema import ValidationError, validators
+
+    def note(_: Any, kind: str, name: Any, __: Any) -> Iterator[Any]:
+        yield ValidationError(kind)  # never that it is fine, so that every place is reached
+
+    found = []
+    pending = list(validators.extend(_validator(), {OF_KIND: note})(schema).iter_errors(data))
+    while pending:
+        error = pending.pop(0)
+        pending += error.context
+        if error.validator == OF_KIND and isinstance(error.instance, str):
+            is_key = "propertyNames" in error.absolute_schema_path
+            found.append((error.validator_value, error.instance, error.absolute_path, is_key))
     return found
 
 
@@ -222,9 +260,17 @@ def _said(error: Any) -> str:
         of = {"I": "items", "P": "keys", "L": "characters"}[what[3]]
         least = "at least" if what.startswith("min") else "at most"
         return f"has to have {least} {value} {of}, not {len(error.instance)}: {shown}"
-    listed = list(map(str, value)) if what == "enum" else []
-    near = did_you_mean(str(error.instance), listed)
+    near = did_you_mean(str(error.instance), list(_choices(error.schema)))
     return f"has to be {wanted_by(error.schema)}, not {shown}.{near}"
+
+
+def _choices(schema: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the texts that a schema lists, in whatever form it takes them."""
+    listed = [*schema.get("enum", ()), schema.get("const")]
+    yield from (each for each in listed if isinstance(each, str))
+    for form in ("oneOf", "anyOf"):
+        for each in schema.get(form, ()):
+            yield from _choices(each)
 
 
 _TYPES = {

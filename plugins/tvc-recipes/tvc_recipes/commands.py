@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tvc_core import RecipeError
+from tvc_core import RecipeError, read_changes
 
 __all__ = [
     "diff_command", "fmt_command", "init_command", "lock_command", "schema_command",
@@ -26,18 +26,6 @@ _set_option = click.option(
 )
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FILE = click.Path(path_type=Path, allow_dash=True)
-
-
-def _changes(pairs: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals or not path:
-            raise click.UsageError(
-                f"--set takes PATH=VALUE, such as head.num_classes=5, not {pair!r}"
-            )
-        found[path] = value
-    return found
 
 
 def _source(path: Path) -> Any:
@@ -92,7 +80,7 @@ def validate_command(
     """
     from .checking import check_recipe
 
-    given = _changes(changes)
+    given = read_changes(changes)
     found = {str(path): check_recipe(_source(path), changes=given) for path in recipes}
     errors = [error for each in found.values() for error in each]
     if as_json:
@@ -109,6 +97,7 @@ def validate_command(
 def _in_commands(text: str) -> str:
     """Return an error of the core's with the command for the call that it advises."""
     text = text.replace("HybridBuilder.list_patch_ops()", "'tvc list ops'")
+    text = re.sub(r"Registry\(\)\.names\('(\w+)'\)", r"'tvc list \1'", text)
     return re.sub(r"HybridBuilder\.list_(\w+)\(\)", r"'tvc list \1'", text)
 
 
@@ -173,7 +162,7 @@ def diff_command(
 
     if b is None and not changes:
         raise click.UsageError(f"{a} is compared with what? Give another model, or --set")
-    other = changed(b or a, _changes(changes)) if changes else b
+    other = changed(b or a, read_changes(changes)) if changes else b
     found = compare(a, other, weights=weights)
     if as_json:
         rows = [{"path": each.path, "a": each.a, "b": each.b} for each in found]
@@ -198,7 +187,7 @@ def lock_command(recipe: Path, out: Path | None, force: bool, changes: tuple[str
     from .locking import lock_recipe
 
     target = out or recipe.with_suffix(".lock.yaml")
-    _new_file(target, lock_recipe(recipe, changes=_changes(changes)).to_yaml(), force)
+    _new_file(target, lock_recipe(recipe, changes=read_changes(changes)).to_yaml(), force)
     click.echo(f"wrote {target}", err=True)
 
 

@@ -98,6 +98,11 @@ class _Extending:
         if PurePosixPath(name).suffix not in _SUFFIXES:
             template = self.template(name, place, folder)
             return self.whole(template, folder, [*chain, Path(f"<{name}>")])
+        if "://" in name or "\\" in name:
+            raise place.error(
+                f"{short_repr(name)} is no path of a file beside the recipe: recipes extend no "
+                "addresses, and folders are written with / between them"
+            )
         path = folder / name
         try:
             real = path.resolve()

@@ -7,7 +7,24 @@ from typing import Any
 
 from tvc_core import Recipe
 
-__all__ = ["fields_of", "recipe_keys"]
+__all__ = ["LOCK", "fields_of", "recipe_keys"]
+
+_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
+LOCK = {
+    "type": "object",
+    "properties": {
+        "plugins": _TEXTS,
+        "weights": {
+            "type": "object",
+            "properties": {"file": {"type": "string"}, "sha256": {"type": "string"}},
+            "required": ["file", "sha256"],
+            "additionalProperties": False,
+        },
+    },
+    "required": ["plugins"],
+    "additionalProperties": False,
+}
+"""The section `lock`, which `tvc lock` writes, as a JSON Schema."""
 
 
 def fields_of(section: str) -> dict[str, Field[Any]]:

@@ -24,7 +24,8 @@ class SectionSpec(Spec):
 
     Args:
         schema: a JSON Schema (draft 2020-12) of what may stand there. `tvc schema` hands it on to
-            editors.
+            editors. With {"x-tvc-kind": "method"} text is the name of something of that kind, which
+            editors complete and `tvc validate` looks up.
         expands: the section stands for other text.
     """
 

@@ -19,25 +19,9 @@ from typing import Any
 from tvc_core import HybridBuilder, Recipe, RecipeDocument, Registry, load_recipe, short_repr
 
 from .checking import check_data
+from .keys import LOCK
 
 __all__ = ["check", "lock_recipe"]
-
-_TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
-LOCK = {
-    "type": "object",
-    "properties": {
-        "plugins": _TEXTS,
-        "weights": {
-            "type": "object",
-            "properties": {"file": {"type": "string"}, "sha256": {"type": "string"}},
-            "required": ["file", "sha256"],
-            "additionalProperties": False,
-        },
-    },
-    "required": ["plugins"],
-    "additionalProperties": False,
-}
-"""What `tvc lock` writes, as a JSON Schema."""
 
 
 def lock_recipe(

@@ -9,6 +9,7 @@ from typing import Any
 from tvc_core import Kind, hookimpl
 
 from . import kinds
+from .keys import LOCK
 from .kinds import SectionSpec, TemplateSpec
 
 TVC_API = (1, 1)
@@ -18,7 +19,9 @@ TVC_KINDS = (
     Kind(spec=TemplateSpec, hook=kinds.tvc_recipes_templates),
 )
 
-_NAMES = {"oneOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
+_FILE = {"type": "string", "pattern": r"\.ya?ml$"}
+_NAME = {"anyOf": [{"type": "string", "x-tvc-kind": "template"}, _FILE]}
+_NAMES = {"oneOf": [_NAME, {"type": "array", "items": _NAME, "minItems": 1}]}
 _COMMANDS = {
     "init": "Write a recipe for a backbone, with comments.",
     "validate": "Say everything that is wrong with a recipe.",
@@ -51,7 +54,7 @@ def tvc_recipes_sections() -> list[SectionSpec]:
             name="lock",
             factory="tvc_recipes.locking:check",
             expands=True,
-            schema={"type": "object"},
+            schema=LOCK,
             summary="Versions and weights with which alone a recipe is built.",
         ),
     ]

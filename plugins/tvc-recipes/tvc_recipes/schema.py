@@ -20,6 +20,7 @@ from tvc_core import (
     UnknownNameError,
 )
 
+from .checking import OF_KIND
 from .keys import fields_of, recipe_keys
 from .signatures import MISSING, Parameter, block_parameters, parameters_of
 
@@ -33,6 +34,7 @@ _TYPES = {
     "Mapping": "object", "dict": "object",
 }  # fmt: skip
 _MACRO = {"$ref": "#/definitions/macro"}
+_PATH_PART = r"^(@.+|[^\s.\d-][^\s.-]*)$"
 _OF_FILES = r"(/|\.(safetensors|pth|pt|ckpt|bin)$)"
 
 _ARGUMENTS = inspect.signature(HybridBuilder.from_backbone).parameters
@@ -60,7 +62,8 @@ def recipe_schema(registry: Registry | None = None) -> dict[str, Any]:
         "head": {"anyOf": [_object(head), {"type": "null"}, _MACRO], "description": "The head."},
     }
     for offer in _sections(registry):
-        properties[offer.spec.name] = {"description": offer.spec.summary, **offer.spec.schema}
+        schema = _with_names(offer.spec.schema, registry)
+        properties[offer.spec.name] = {"description": offer.spec.summary, **schema}
     macro = {"type": "string", "pattern": "^@", "description": "A macro."}
     return {
         "$schema": DRAFT,
@@ -78,6 +81,20 @@ def _sections(registry: Registry) -> list[Any]:
         return registry.all("section")
     except UnknownNameError:  # in a registry without this plugin
         return []
+
+
+def _with_names(schema: Any, registry: Registry) -> Any:
+    """Return a section's schema with the names of a kind wherever it says that one is meant."""
+    if isinstance(schema, list):
+        return [_with_names(each, registry) for each in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    found = {k: _with_names(each, registry) for k, each in schema.items() if k != OF_KIND}
+    if isinstance(kind := schema.get(OF_KIND), str):
+        offers: list[Any] = registry.all(kind)
+        names = {*registry.names(kind), *(offer.qualified for offer in offers)}
+        return {**found, "enum": sorted(names)} if names else {"not": {}}
+    return found
 
 
 def _object(properties: Mapping[str, Any], description: str = "") -> dict[str, Any]:
@@ -127,12 +144,16 @@ def _of_rule(rule: Any, type_: str = "") -> dict[str, Any]:
     """
     choices, says = list(getattr(rule, "choices", ())), getattr(rule, "says", "")
     schema: dict[str, Any] = {"enum": [*choices, None]} if choices else _of_type(type_)
-    found = re.search(r"from (\d[\d,]*)(?: \(.*?\))? to (\d[\d,]*)$", says)
-    if found and "integer" in str(schema):
-        least, most = (int(number.replace(",", "")) for number in found.groups())
-        for part in [schema, *schema.get("anyOf", ())]:
-            if part.get("type") == "integer":
-                part.update(minimum=least, maximum=most)
+    ends = {
+        "minimum": re.search(r"(?:from|of at least) (\d[\d,]*)", says),
+        "maximum": re.search(r" to (\d[\d,]*)$", says),
+    }
+    bounds = {name: int(found[1].replace(",", "")) for name, found in ends.items() if found}
+    for part in [schema, *schema.get("anyOf", ())]:
+        if part.get("type") == "integer":
+            part.update(bounds)
+        if part.get("type") == "array" and "different" in says:
+            part["uniqueItems"] = True
     return {"anyOf": [*schema.pop("anyOf", [schema]), _MACRO], "description": says}
 
 
@@ -258,12 +279,13 @@ def _patch(registry: Registry) -> dict[str, Any]:
         options = {
             name: _of_parameter(takes[name]) if name in takes else {} for name in offer.spec.options
         }
-        keys: dict[str, Any] = {"name": {"type": "string"}, **options}
+        name = {"type": ["string", "null"], "pattern": _PATH_PART}
+        keys: dict[str, Any] = {"name": name, **options}
         if offer.spec.takes_block:
             keys |= {
                 "type": {"$ref": "#/definitions/block"},
-                "params": {"type": "object"},
-                "init": initializers,
+                "params": {"type": ["object", "null"]},
+                "init": {"anyOf": [initializers, {"type": "null"}]},
             }
         value = _object(keys, offer.spec.summary)
         if offer.spec.takes_block:
@@ -284,10 +306,12 @@ def _parameters(registry: Registry) -> list[dict[str, Any]]:
             continue
         params = _object({name: _of_parameter(each) for name, each in takes.items()})
         params["description"] = offer.spec.summary
-        then: dict[str, Any] = {"properties": {"params": {"anyOf": [params, _MACRO]}}}
+        forms = [params, _MACRO, {"type": "null"}]
+        then: dict[str, Any] = {"properties": {"params": {"anyOf": forms}}}
         if needed := [name for name, each in takes.items() if each.required]:
             params["required"] = needed
             then["required"] = ["params"]
+            forms.pop()
         names = [offer.spec.name, offer.qualified]
         rules.append(
             {"if": {"properties": {"type": {"enum": names}}, "required": ["type"]}, "then": then}

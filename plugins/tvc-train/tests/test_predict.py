@@ -30,6 +30,7 @@ from tvc_core import (
     HybridModel,
     Preprocessing,
     Recipe,
+    RecipeError,
     Registry,
     WeightsError,
     load,
@@ -312,6 +313,11 @@ def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
         held.append(tuple(judge(tmp_path / "m.safetensors", tmp_path / "r.yaml").samples.names))
         assert held[-1] == tuple(plan.data.val.names)
     assert held[0] == held[2] != held[1]
+    file, path = tmp_path / "m.safetensors", tmp_path / "r.yaml"  # the last one, with two seeds
+    changed = judge(file, path, changes={"training.seed": "5"})
+    assert tuple(changed.samples.names) == held[1]
+    with pytest.raises(RecipeError, match="--set changes recipes"):
+        judge(file, photos, changes={"training.seed": "5"})
     shutil.copytree(photos / "class0", photos / "class3")
     with pytest.raises(DataError, match="a class 'class3' that the model does not know"):
-        judge(tmp_path / "m.safetensors", tmp_path / "r.yaml")
+        judge(file, path)

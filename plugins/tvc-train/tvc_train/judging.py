@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from tvc_core import HybridModel, PatchReport, load_recipe
+from tvc_core import HybridModel, PatchReport, RecipeError, load_recipe
 
 from .data import DataSettings, Samples, Transforms, evaluation_batches, open_data, open_labeled
 from .data.problems import Problem, listed
@@ -81,6 +81,7 @@ def judge(
     workers: int = 0,
     device: torch.device | str = "cpu",
     max_bad: int = 0,
+    changes: Mapping[str, Any] | None = None,
 ) -> Judged:
     """Evaluate a saved model on images with labels.
 
@@ -93,14 +94,15 @@ def judge(
         workers: processes that read images; 0 for none but this one.
         device: where the network runs.
         max_bad: as many images may be left out because something is wrong with them.
+        changes: of the recipe, as `tvc_core.load_recipe` takes them.
 
     Raises:
         WeightsError: the file is not that of a model.
-        RecipeError: the recipe is wrong.
+        RecipeError: the recipe is wrong, or there are changes and no recipe.
         DataError: there are no images, or more is wrong with them than `max_bad` allows.
     """
     model, trained = file if isinstance(file, tuple) else Trained.open(file)
-    samples, found = _opened(Path(data), Trained.class_names(model), trained.labels)
+    samples, found = _opened(Path(data), Trained.class_names(model), trained.labels, changes or {})
     problems = tuple(each for each in found if each.kind != "note")
     serious = [each for each in problems if each.kind != "image"]
     if serious or len(problems) > max_bad:
@@ -193,10 +195,14 @@ def report_run(run: Run, samples: Samples) -> Path:
     return run.report
 
 
-def _opened(data: Path, classes: tuple[str, ...], labels: str) -> tuple[Samples, Sequence[Problem]]:
+def _opened(
+    data: Path, classes: tuple[str, ...], labels: str, changes: Mapping[str, Any]
+) -> tuple[Samples, Sequence[Problem]]:
     if data.suffix.lower() not in RECIPES:
+        if changes:
+            raise RecipeError(f"--set changes recipes (.yaml), and {data} is none")
         return open_labeled(data, DataSettings(labels=labels), classes)
-    recipe = load_recipe(data)
+    recipe = load_recipe(data, changes=changes)
     settings = DataSettings.from_mapping(recipe.sections.get("data"))
     seed = TrainingSettings.of(recipe).seed  # which decides what is held out
     opened = open_data(settings, folder=data.parent, seed=seed, classes=classes)

@@ -55,6 +55,7 @@ def average(
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    changes: Mapping[str, Any] | None = None,
 ) -> Soup:
     """Write a model whose weights are the mean of those of several saved models.
 
@@ -73,6 +74,7 @@ def average(
         batch_size: images that go through the network together.
         workers: processes that read images; 0 for none but this one.
         device: where the network runs.
+        changes: of the recipe that `data` is, as `tvc_core.load_recipe` takes them.
 
     Raises:
         TrainingError: the models do not fit together, `greedy` has no data, or there is no such
@@ -89,6 +91,7 @@ def average(
         raise TrainingError("a greedy soup is tried out on held-out images: give it data")
     model, about = _first(paths)
     known: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
+    known["changes"] = changes
     if not greedy:
         taken, left = paths, list[Path]()
         fill(model, _mean([_tensors(path) for path in taken]))

@@ -43,11 +43,12 @@ METHODS: dict[str, Any] = {
     "type": "array",
     "items": {
         "oneOf": [
-            {"type": "string", "minLength": 1},
+            {"type": "string", "minLength": 1, "x-tvc-kind": "method"},
             {
                 "type": "object",
                 "minProperties": 1,
                 "maxProperties": 1,
+                "propertyNames": {"x-tvc-kind": "method"},
                 "additionalProperties": {"type": "object"},
             },
         ]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import click
 
+from tvc_core import read_changes
+
 from ..errors import TrainingError
-from .options import device_of, running_options
+from .options import device_of, running_options, set_option
 
 __all__ = ["average_command"]
 
@@ -29,6 +31,7 @@ __all__ = ["average_command"]
     show_default=True,
     help="The figure by which --greedy compares, as tvc evaluate shows it.",
 )
+@set_option(", where --data is one: data.path=photos")
 @running_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def average_command(
@@ -38,6 +41,7 @@ def average_command(
     greedy: bool,
     data: Path | None,
     by: str,
+    changes: tuple[str, ...],
     batch_size: int,
     workers: int,
     device: str,
@@ -53,12 +57,15 @@ def average_command(
         raise click.UsageError("--greedy tries models out on held-out images: give --data")
     if out.exists() and not force:
         raise TrainingError(f"{out} exists: --force overwrites it, or choose another --out")
+    given = read_changes(changes, like="data.path=photos")
+    if given and data is None:
+        raise click.UsageError("--set is for the recipe of --data")
     where = device_of(device)
     from ..soups import average
 
     soup = average(
         files, out, greedy=greedy, data=data, by=by, batch_size=batch_size, workers=workers,
-        device=where,
+        device=where, changes=given,
     )  # fmt: skip
     if as_json:
         found = {

@@ -8,17 +8,16 @@ from typing import Any
 
 import click
 
-from .options import as_table
+from tvc_core import Recipe, RecipeDocument, load_recipe, read_changes
+
+from .options import as_table, set_option
 
 __all__ = ["data_command"]
 
 
 @click.command("data")
 @click.argument("recipe", type=click.Path(path_type=Path))
-@click.option(
-    "--set", "changes", multiple=True, metavar="PATH=VALUE",
-    help="Use this in the place of the recipe's: data.max_bad=3. May be repeated.",
-)  # fmt: skip
+@set_option(": data.max_bad=3")
 @click.option(
     "--workers", type=click.IntRange(0), default=0, show_default=True,
     help="Processes that read images.",
@@ -44,7 +43,8 @@ def data_command(
     from ..data.files import FileSamples
     from ..errors import DataError
 
-    settings, folder, seed = _settings_of(recipe, _changes(changes))
+    given = read_changes(changes, like="data.max_bad=3")
+    settings, folder, seed = _settings_of(recipe, given)
     report = inspect_data(open_data(settings, folder=folder, seed=seed), settings, workers=workers)
     data = report.data
     if shards is not None and report.is_fine:
@@ -76,20 +76,8 @@ def data_command(
     ctx.exit(0 if report.is_fine else 1)
 
 
-def _changes(pairs: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals or not path:
-            raise click.UsageError(f"--set takes PATH=VALUE, such as data.max_bad=3, not {pair!r}")
-        found[path] = value
-    return found
-
-
 def _settings_of(recipe: Path, changes: dict[str, str]) -> tuple[Any, Path, int]:
     """Return the section `data`, the folder from which its paths go on, and the seed."""
-    from tvc_core import Recipe, RecipeDocument, load_recipe
-
     from ..data import DataSettings
     from ..settings import TrainingSettings
 

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from .options import as_table, device_of, running_options
+from tvc_core import read_changes
+
+from .options import as_table, device_of, running_options, set_option
 
 __all__ = ["evaluate_command"]
 
@@ -32,6 +34,7 @@ _MOST_CLASSES = 12
     show_default=True,
     help="So many images may be left out because something is wrong with them.",
 )
+@set_option(", where DATA is one: data.path=photos")
 @running_options
 def evaluate_command(
     file: Path,
@@ -39,6 +42,7 @@ def evaluate_command(
     as_json: bool,
     report: Path | None,
     max_bad: int,
+    changes: tuple[str, ...],
     batch_size: int,
     workers: int,
     device: str,
@@ -57,7 +61,13 @@ def evaluate_command(
     from .. import judging
 
     judged = judging.judge(
-        file, data, batch_size=batch_size, workers=workers, device=where, max_bad=max_bad
+        file,
+        data,
+        batch_size=batch_size,
+        workers=workers,
+        device=where,
+        max_bad=max_bad,
+        changes=read_changes(changes, like="data.path=photos"),
     )
     if report is not None:
         judging.report(judged, report, title=f"{file.name} on {data}", facts={"file": str(file)})

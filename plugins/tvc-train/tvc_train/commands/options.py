@@ -9,7 +9,18 @@ import click
 
 from ..errors import TrainingError
 
-__all__ = ["as_table", "device_of", "pairs_of", "running_options"]
+__all__ = ["as_table", "device_of", "running_options", "set_option"]
+
+
+def set_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return the option --set PATH=VALUE, which `tvc_core.read_changes` reads, as `changes`."""
+    return click.option(
+        "--set",
+        "changes",
+        multiple=True,
+        metavar="PATH=VALUE",
+        help=f"Use this in the place of the recipe's{help}. May be repeated.",
+    )
 
 
 def running_options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -64,20 +75,3 @@ def as_table(columns: list[str], rows: list[list[str]]) -> list[str]:
         ).rstrip()
         for row in [columns, *rows]
     ]  # fmt: skip
-
-
-def pairs_of(option: str, pairs: tuple[str, ...], example: str) -> list[tuple[str, str]]:
-    """Return what stands after an option that takes PATH=VALUE and may be repeated.
-
-    Args:
-        option: its name.
-        pairs: what was given.
-        example: of such a pair.
-    """
-    found = []
-    for pair in pairs:
-        path, equals, value = pair.partition("=")
-        if not equals or not path or not value:
-            raise click.UsageError(f"{option} takes {example}, and the like, not {pair!r}")
-        found.append((path, value))
-    return found

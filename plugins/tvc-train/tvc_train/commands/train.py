@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from .options import pairs_of
+from tvc_core import read_changes
+
+from .options import set_option
 
 __all__ = ["train_command"]
 
@@ -16,13 +18,7 @@ __all__ = ["train_command"]
 @click.command("train")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.argument("data", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="PATH=VALUE",
-    help="Use this in the place of the recipe's: training.seed=1. May be repeated.",
-)
+@set_option(": training.seed=1")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: runs/NAME.")
 @click.option("--resume", is_flag=True, help="Go on with the run, or start where there is none.")
 @click.option("--force", is_flag=True, help="Start over in --out, in the place of what is there.")
@@ -80,7 +76,7 @@ def train_command(
 
     if tensorboard:
         require_extra("report", "--tensorboard")
-    given = dict(pairs_of("--set", changes, "training.seed=1"))
+    given = read_changes(changes, like="training.seed=1")
     source: Any = recipe
     if is_data(recipe):
         if data is not None:
@@ -90,7 +86,9 @@ def train_command(
                 f"{recipe} is no recipe, but images: say which network to train on them, such as "
                 "--backbone efficientnet_lite0. 'tvc list' lists them"
             )
-        source = first_recipe(recipe, backbone, pairs_of("--patch", patches, "features.6=se"))
+        read = (read_changes([each], like="features.6=se") for each in patches)
+        pairs = [pair for each in read for pair in each.items()]  # a target may have several
+        source = first_recipe(recipe, backbone, pairs)
     elif not recipe.exists():
         raise DataError(f"{recipe} does not exist")
     elif recipe.suffix.lower() not in RECIPES:

@@ -10,6 +10,10 @@ from typing import Any
 
 import click
 
+from tvc_core import RecipeDocument, load_recipe, read_changes
+
+from .options import as_table, set_option
+
 __all__ = ["tune_command"]
 
 
@@ -30,13 +34,7 @@ __all__ = ["tune_command"]
     type=click.Choice(["accuracy", "balanced_accuracy", "f1", "average_precision", "loss"]),
     help="The figure that decides. Default: training.best.",
 )
-@click.option(
-    "--set",
-    "changes",
-    multiple=True,
-    metavar="PATH=VALUE",
-    help="Use this in the place of the recipe's, in all trials. May be repeated.",
-)
+@set_option(", in all trials: training.seed=1")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: runs/RECIPE-tune.")
 @click.option("--resume", is_flag=True, help="Go on with the search, or start where there is none.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -61,14 +59,11 @@ def tune_command(
     from ..extras import require_extra
 
     require_extra("tune", "tvc tune")
-    from tvc_core import load_recipe
-
     from ..runs import Run
     from ..tuning.searching import Trial, tune
     from ..tuning.settings import TuneSettings
-    from .options import as_table, pairs_of
 
-    given = dict(pairs_of("--set", changes, "training.seed=1"))
+    given = read_changes(changes, like="training.seed=1")
     section = load_recipe(recipe, changes=given).sections.get("tune") or {}
     settings = TuneSettings.from_mapping(section)
     if space:
@@ -115,18 +110,11 @@ def tune_command(
 
 
 def _space(pairs: tuple[str, ...]) -> dict[str, Any]:
-    from tvc_core import RecipeDocument
-
-    found = {}
-    for pair in pairs:
-        path, equals, text = pair.partition("=")
-        if not equals or not path or not text:
-            raise click.UsageError(
-                f"--space takes PATH=DOMAIN, such as 'training.weight_decay={{loguniform: "
-                f"[0.0001, 0.1]}}', not {pair!r}"
-            )
-        found[path] = RecipeDocument.parse(f"domain: {text}", "--space").data["domain"]
-    return found
+    read = read_changes(pairs, like="'training.weight_decay={loguniform: [0.0001, 0.1]}'")
+    return {
+        path: RecipeDocument.parse(f"domain: {text}", "--space").data["domain"]
+        for path, text in read.items()
+    }
 
 
 def _pairs(values: Any) -> str:
