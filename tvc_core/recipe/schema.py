@@ -441,11 +441,11 @@ def _value(value: Any, rule: Any) -> Any:
         found = RecipeDocument.parse(value, "a change").data
     except RecipeError:
         return value
-    if found in (None, "") and value.strip() not in _NOTHING:
-        return value  # `|` and `#` begin what a file has in more lines, and here there is one
+    # `|` and `#` begin what a file has in more lines, and here there is one
+    lost = found in (None, "") and value.strip() not in _NOTHING
     # `name: 50` in a file needs quotes; where only text will do, none are needed here
     only_text = isinstance(rule, Rule) and rule.fits(value) and not rule.fits(found)
-    return value if only_text else found
+    return value if lost or only_text else found
 
 
 def _others(data: Any) -> dict[Any, Any]:
