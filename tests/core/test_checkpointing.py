@@ -250,7 +250,7 @@ def kept_numbers(model: Any, x: Tensor) -> int:
     def pack(tensor: Tensor) -> Tensor:
         nonlocal total
         total += tensor.numel() if tensor.untyped_storage().data_ptr() not in own else 0
-        return tensor
+        return tensor.detach()  # else an output is held by its own graph
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         model(x)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import random
+import weakref
 from collections import defaultdict
 from typing import Any
 
@@ -116,7 +118,7 @@ def test_kept_bytes_are_those_of_saved_tensor_hooks(
     def pack(tensor: torch.Tensor) -> torch.Tensor:
         alive.append(tensor)
         sizes[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
-        return tensor
+        return tensor.detach()  # else an output is held by its own graph
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         output = network(torch.randn(facts.kept_images, *facts.image[1:]))
@@ -129,6 +131,21 @@ def test_kept_bytes_are_those_of_saved_tensor_hooks(
             continue
         children = [r for r in facts.paths if _is_child(r.path, row.path)]
         assert row.kept >= sum(child.kept for child in children), row.path
+
+
+def test_no_map_outlives_the_look() -> None:
+    model = HybridBuilder().from_backbone("squeezenet1_1", weights=None, num_classes=2)
+    maps: list[weakref.ref[torch.Tensor]] = []
+
+    def note(module: nn.Module, args: Any, output: torch.Tensor) -> None:
+        maps.append(weakref.ref(output))
+
+    handles = [each.register_forward_hook(note) for each in model.modules()]
+    inspect_model(model, size=64, repeats=1)
+    for handle in handles:
+        handle.remove()
+    gc.collect()
+    assert len(maps) > 100 and not any(each() is not None for each in maps)
 
 
 def _is_child(path: str, root: str) -> bool:

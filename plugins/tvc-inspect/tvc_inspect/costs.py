@@ -307,7 +307,7 @@ def _kept_of(
         if storage.data_ptr() not in own and storage.data_ptr() not in kept:
             kept[storage.data_ptr()] = tensor.detach()
             count += storage.nbytes()
-        return tensor
+        return tensor.detach()  # an output that its own graph held would never be freed
 
     network.train()
     meter = _Meter(network, lambda: count, inside=inside)
