@@ -14,7 +14,6 @@ import pytest
 import timm.layers
 import torch
 from timm.layers.cbam import CbamModule, ChannelAttn
-from timm.layers.coord_attn import CoordAttn
 from timm.layers.gather_excite import GatherExcite
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -291,6 +290,12 @@ def test_without_fused_functions_the_same_comes_out(
         )
 
 
+def coordinate_attention(channels: int) -> nn.Module:
+    timms = pytest.importorskip("timm.layers.coord_attn", reason="this timm has no such block")
+    made: nn.Module = timms.CoordAttn(channels)
+    return made
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 THEIRS = {
@@ -299,7 +304,7 @@ THEIRS = {
     "eca": timm.layers.EcaModule,
     "channel_attention": ChannelAttn,
     "cbam_block": CbamModule,
-    "coord_attention": CoordAttn,
+    "coord_attention": coordinate_attention,
     "gather_excite": lambda channels: GatherExcite(channels, use_mlp=False),
     "global_context": timm.layers.GlobalContext,
 }

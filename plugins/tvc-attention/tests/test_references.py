@@ -278,15 +278,18 @@ def timms_gather_excite() -> nn.Module:
     return module
 
 
+def coordinate_attention() -> nn.Module:
+    timms = pytest.importorskip("timm.layers.coord_attn", reason="this timm has no such block")
+    made: nn.Module = timms.CoordAttn(CHANNELS, rd_channels=5)
+    return made
+
+
 layers = timm.layers
 CASES: dict[str, tuple[dict[str, Any], Reference]] = {
     "bam": ({"reduction": 4}, bam),
     "cbam_block": ({"reduction": 4, "kernel_size": 3}, cbam_block),
     "channel_attention": ({"reduction": 4}, channel_attention),
-    "coord_attention": (
-        {"hidden_channels": 5},
-        timms(lambda: timm.layers.coord_attn.CoordAttn(CHANNELS, rd_channels=5)),
-    ),
+    "coord_attention": ({"hidden_channels": 5}, timms(coordinate_attention)),
     "eca": ({}, timms(lambda: layers.EcaModule(CHANNELS))),
     "ela": ({}, ela),
     "ema_attention": ({"factor": 6}, ema_attention),
