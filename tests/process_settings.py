@@ -63,6 +63,10 @@ def process_settings() -> dict[str, Any]:
         "seed of torch": torch.initial_seed(),
         "folder of the hub": torch.hub.get_dir(),
         "global hooks": len(torch.nn.modules.module._global_forward_hooks),
+        "modes, without which torch compiles": (
+            torch.utils._python_dispatch.is_in_torch_dispatch_mode(),
+            torch.utils._python_dispatch.is_in_any_mode_without_ignore_compile_internals(),
+        ),
         # others
         "random numbers of Python": random.getstate(),
         "random numbers of numpy": np.random.get_state()[1].tobytes(),

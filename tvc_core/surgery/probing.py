@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from . import calls
 
-__all__ = ["own_randomness", "probing", "rewinding", "same_kernels"]
+__all__ = ["ThreadMode", "own_randomness", "probing", "rewinding", "same_kernels"]
 
 
 class _SameKernels(TorchFunctionMode):
@@ -46,7 +46,23 @@ def own_randomness() -> Iterator[None]:
         yield
 
 
-class _OwnRandomness(TorchDispatchMode):
+class ThreadMode(TorchDispatchMode):
+    """A mode that touches nothing but this thread's own stack of modes.
+
+    Entered as torch does it, a mode also sets flags of the process, and puts back the values that
+    it found. Two threads whose modes overlap leave them set for ever, and torch up to 2.11 then
+    compiles nothing more, without a word.
+    """
+
+    def __enter__(self) -> ThreadMode:
+        _push_mode(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        _pop_mode()
+
+
+class _OwnRandomness(ThreadMode):
     """Draws what a network draws during a look from a generator of its own.
 
     So the look leaves the process's generators alone, which other threads may be

@@ -16,7 +16,6 @@ from unittest import SkipTest, mock
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..builder import HybridBuilder
@@ -26,7 +25,7 @@ from ..specs import BackboneSpec, WeightsSpec
 from ..surgery.anatomy import HEAD, Anatomy
 from ..surgery.head import last_layer
 from ..surgery.patches import installed_patches
-from ..surgery.probing import same_kernels
+from ..surgery.probing import ThreadMode, same_kernels
 from ..surgery.sites import Probe, first_tensor, has_module
 from .helpers import (
     SEED,
@@ -249,7 +248,7 @@ def backbone_pooling(backbone: Subject) -> None:
         )
 
 
-class _PoolingWatch(TorchDispatchMode):
+class _PoolingWatch(ThreadMode):
     """Follows a map through every operation until one makes it smaller, as pooling does, and notes
     the first that changes values instead of moving them.
     """
