@@ -50,7 +50,7 @@ class ThreadMode(TorchDispatchMode):
     """A mode that touches nothing but this thread's own stack of modes.
 
     Entered as torch does it, a mode also sets flags of the process, and puts back the values that
-    it found. Two threads whose modes overlap leave them set for ever, and torch up to 2.11 then
+    it found. Two threads whose modes overlap leave them set for ever, and torch 2.10 then
     compiles nothing more, without a word.
     """
 
