@@ -39,7 +39,7 @@ from .helpers import (
     perturb,
     snapshot,
 )
-from .seeding import seeded
+from .seeding import torch_seed
 from .subjects import Fault, Subject
 
 __all__ = ["BASIC", "CHECKS"]
@@ -833,7 +833,7 @@ def _plain(
     moves it on.
     """
     factory = backbone.named.load()
-    with seeded(seed):
+    with torch_seed(seed):
         network: nn.Module = factory(
             _spec(backbone), weights=weights, **{**options, **backbone.params}
         )
@@ -846,7 +846,7 @@ def _hybrid(
 ) -> HybridModel:
     """Return a hybrid in eval mode, with random weights made under a seed."""
     builder = HybridBuilder(registry=backbone.registry)
-    with seeded(SEED):
+    with torch_seed(SEED):
         model = builder.from_backbone(
             backbone.named.qualified,
             weights=None,

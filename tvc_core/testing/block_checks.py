@@ -32,7 +32,7 @@ from .helpers import (
     seeded_block,
     snapshot,
 )
-from .seeding import seeded
+from .seeding import torch_seed
 from .subjects import Fault, Subject
 
 __all__ = ["BASIC", "CHECKS", "compiling"]
@@ -145,7 +145,7 @@ def block_gradients(block: Subject) -> None:
         x = map_of(layout, width, seed=seed)
         # zero: after a ReLU a channel may be dead
         x = (torch.zeros_like(x) if seed == 0 else x).requires_grad_()
-        with seeded(seed):
+        with torch_seed(seed):
             y = module(x)
         if not y.requires_grad:
             continue
@@ -413,7 +413,7 @@ def _patch_at(block: Subject, layer: nn.Module, x: Tensor) -> Patch:
     site = Site(path="layer", type_name=type(layer).__name__, calls=calls, image=(8, 12))
     target = Target(layer, site, block.named.spec)
     position = "parallel" if _beside(block) else "after"
-    with seeded(SEED):
+    with torch_seed(SEED):
         made = create_for_target(block.named, target, target.channels(position), block.params)
     target.insert(made.double().eval(), position)
     patch = target.insertions[0].patch

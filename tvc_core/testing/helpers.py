@@ -18,7 +18,7 @@ from ..model.hybrid import HybridModel
 from ..recipe import Recipe, make_plan
 from ..registry import Registry
 from ..surgery.blocks import create_block
-from .seeding import seeded
+from .seeding import torch_seed
 from .subjects import Fault, Subject
 
 __all__ = [
@@ -65,7 +65,7 @@ def build_patched(registry: Registry, backbone: str, patches: dict[str, Any]) ->
 
 def seeded_block(subject: Subject, in_channels: int, seed: int = SEED) -> nn.Module:
     """Return a new block, made under a seed; torch's random state is restored."""
-    with seeded(seed):
+    with torch_seed(seed):
         return create_block(subject.named, in_channels, subject.params)
 
 
@@ -75,7 +75,7 @@ def leaves_seed(run: Callable[[], Any]) -> bool:
     """
     states = []
     for seed in (1, 2):
-        with seeded(seed):
+        with torch_seed(seed):
             run()
             states.append(torch.get_rng_state())
     return not torch.equal(*states)

@@ -20,7 +20,7 @@ from .helpers import (
     named_tensors,
     snapshot,
 )
-from .seeding import seeded
+from .seeding import torch_seed
 from .subjects import Fault, Subject
 from .toy_networks import Gate, Mix, maps
 
@@ -174,7 +174,7 @@ CHECKS = (
 
 def _samples() -> dict[str, nn.Module]:
     """Return new modules of the kinds that blocks are made of, the same values at every call."""
-    with seeded(SEED):
+    with torch_seed(SEED):
         return {
             "convolution": nn.Conv2d(8, 16, 3),
             "grouped convolution without bias": nn.Conv2d(8, 8, 3, groups=8, bias=False),
@@ -199,7 +199,7 @@ def _run(
     back.
     """
     dtype, _ = _settings()
-    with seeded(seed), torch.enable_grad():
+    with torch_seed(seed), torch.enable_grad():
         try:
             result = init.named.load()(module)  # unguarded: what it leaves behind is examined
             then()

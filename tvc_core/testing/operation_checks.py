@@ -33,7 +33,7 @@ from .helpers import (
     refuses_clearly,
     snapshot,
 )
-from .seeding import seeded
+from .seeding import torch_seed
 from .subjects import Fault, Subject
 from .toy_plugin import HOSTS
 
@@ -328,7 +328,7 @@ def _patches(op: Subject, place: Place, options: dict[str, Any] | None = None) -
 
 def _build(op: Subject, place: Place, options: dict[str, Any] | None = None) -> HybridModel:
     """Return a patched network in eval mode, built under a seed."""
-    with seeded(SEED):
+    with torch_seed(SEED):
         return build_patched(op.registry, place.host, _patches(op, place, options)).eval()  # type: ignore[return-value]
 
 
@@ -390,7 +390,7 @@ def _places(op: Subject) -> list[Place]:
 def _same_output(one: nn.Module, two: nn.Module, x: Tensor) -> bool:
     outputs = []
     for model in (one, two):
-        with torch.no_grad(), same_kernels(), seeded(SEED):
+        with torch.no_grad(), same_kernels(), torch_seed(SEED):
             outputs.append(model(x))
     return torch.equal(*outputs)
 

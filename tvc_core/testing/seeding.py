@@ -7,12 +7,13 @@ from contextlib import contextmanager
 
 import torch
 
-__all__ = ["seeded"]
+__all__ = ["torch_seed"]
 
 
 @contextmanager
-def seeded(seed: int | None) -> Iterator[None]:
-    """Seed torch's generator of the CPU, and put its state back.
+def torch_seed(seed: int | None) -> Iterator[None]:
+    """Seed torch's own generator of the CPU, from which foreign code draws in its own ways, and put
+    its state back. (`weights.seeded` gives a build of ours a generator of its thread.)
 
     Args:
         seed: None leaves the generator as it is, and moved on.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..specs import BackboneSpec, WeightsSpec
-from .seeding import seeded
+from .seeding import torch_seed
 
 __all__ = ["Gate", "Mix", "channels_last", "maps", "tokens"]
 
@@ -181,7 +181,7 @@ def tokens(spec: BackboneSpec, *, weights: WeightsSpec | None) -> nn.Module:
 
 def _enlivened(make: Callable[[], Any]) -> nn.Module:
     """Return a network of the same random values at every call, none of them constant."""
-    with seeded(0):
+    with torch_seed(0):
         network: nn.Module = make()
         with torch.no_grad():
             for name, tensor in (*network.named_parameters(), *network.named_buffers()):

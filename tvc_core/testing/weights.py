@@ -116,7 +116,7 @@ def official_weights(
     import torch
     import torchvision
 
-    from .seeding import seeded
+    from .seeding import torch_seed
 
     folder = _folder(home)
     files: dict[str, Path] = {}
@@ -128,7 +128,7 @@ def official_weights(
         files[name] = folder / member.url.rpartition("/")[2]
         if files[name].exists():
             continue
-        with seeded(seed):
+        with torch_seed(seed):
             smallest = member.meta["min_size"][0]
             # the only one with tensors of that size
             options = {"image_size": smallest} if network.startswith("vit_") else {}

@@ -120,20 +120,17 @@ class FileSamples(Samples):
 
     @property
     def memory(self) -> Memory:
-        """What is known of the files; what earlier starts have kept, where it was not loaded."""
+        """What is known of the files: at first, what earlier starts have kept of those that are
+        unchanged.
+        """
         if self._memory is None:
-            self._memory = self._kept()
+            self._memory = Memory.of(map(self.path, range(len(self))))
+            recall(self._memory_file(), self._memory)
         return self._memory
 
     def recall(self) -> None:
-        """Load what earlier starts have kept of the files that are unchanged, once."""
-        if self._memory is None:
-            self._memory = self._kept()
-
-    def _kept(self) -> Memory:
-        memory = Memory.of(map(self.path, range(len(self))))
-        recall(self._memory_file(), memory)
-        return memory
+        """Load what earlier starts have kept, before other processes are started."""
+        _ = self.memory
 
     def learn(self, index: int, prints: bytes, content: bytes) -> None:
         """Take note of what `look` has returned in another process."""
