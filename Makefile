@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 TOOLS := $(VENV)/.tools
+COMPILED := $(VENV)/.compiled
 PLUGINS := $(sort $(dir $(wildcard plugins/*/pyproject.toml)))
 WORKERS ?= 2
 # One thread a worker; and glibc keeps what is freed for the next tensor, where by itself it gives each
@@ -20,7 +21,8 @@ SITE := .venv-docs
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
 
-test: $(READY) lint  ## what every change must pass
+test: $(READY)  ## what every change must pass
+	$(MAKE) --no-print-directory -j 2 lint $(COMPILED)
 	$(TESTS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep and not interop"
 
 test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate, lightning, ...
@@ -67,7 +69,7 @@ site: $(SITE)/.ready  ## build docs/ for reading offline, into build/site
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	MYPY_NUM_WORKERS=$(WORKERS) $(BIN)/mypy
 
 format: $(READY)
 	$(BIN)/ruff check --fix .
@@ -84,13 +86,19 @@ release-check: wheels  ## what must pass before an upload
 clean:
 	rm -rf $(VENV) $(LOWEST) $(SITE) .venv-executorch .venv-litert dist build/site build/gallery
 
-$(READY): pyproject.toml $(wildcard plugins/*/pyproject.toml) plugins/tvc-inspect/hatch_build.py
+$(READY): pyproject.toml tests/install.py $(wildcard plugins/*/pyproject.toml) plugins/tvc-inspect/hatch_build.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
-	$(BIN)/python -m pip install --quiet --group dev
-	$(BIN)/python -m pip install --quiet --no-build-isolation --editable . $(addprefix --editable ,$(PLUGINS))
-	$(BIN)/python -m compileall -q tvc_core $(PLUGINS)  # pip does it for what it copies only
+	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1" uv || $(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
+	$(BIN)/python tests/install.py --quiet --group dev
+	$(BIN)/python tests/install.py --quiet --no-build-isolation --editable . $(addprefix --editable ,$(PLUGINS))
+	$(BIN)/python -m compileall -q tvc_core $(PLUGINS)
 	touch $(READY)
+
+# What nearly all tests import. Everything that is installed would take a minute; the rest is compiled
+# when it is imported first.
+$(COMPILED): $(READY)
+	$(BIN)/python -m compileall -q $(addprefix $(VENV)/lib/python3*/site-packages/,torch torchvision sympy numpy timm)
+	touch $@
 
 # Python 3.10 if there is one, and of everything that we require the oldest version
 $(LOWEST)/.ready: tests/lowest.py pyproject.toml $(wildcard plugins/*/pyproject.toml)
