@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import functools
 import importlib.util
 import io
 import os
@@ -92,10 +93,15 @@ class Block:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
 
 
-def blocks_of(page: Path) -> list[Block]:
+def blocks_of(page: Path) -> tuple[Block, ...]:
+    return blocks_in(page, page.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def blocks_in(page: Path, text: str) -> tuple[Block, ...]:
     found: list[Block] = []
     info, start, lines = None, 0, []
-    for number, line in enumerate(page.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(text.splitlines(), 1):
         fence = re.match(r"\s*```(.*)", line)
         if fence is None:
             lines.append(line)
@@ -105,7 +111,7 @@ def blocks_of(page: Path) -> list[Block]:
             found.append(Block(page, start, info, "\n".join(lines) + "\n"))
             info = None
     assert info is None, f"{page}: a block that is not closed, from line {start}"
-    return found
+    return tuple(found)
 
 
 def page_id(page: Path) -> str:
