@@ -45,7 +45,8 @@ def draw_quickly(name: str) -> None:
     setattr(torch.Tensor, name, draw)
 
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # before anything keeps a method; a run with -n 0 has torch's
+# before anything keeps a method; a run of one process draws as torch does
+if "PYTEST_XDIST_WORKER" in os.environ:
     draw_quickly("normal_")
     draw_quickly("uniform_")
 

@@ -316,7 +316,9 @@ def trains(builder: HybridBuilder, name: str, seed: int) -> str:
     return "trained"
 
 
-@pytest.mark.parametrize("seed", range(40))
+@pytest.mark.parametrize(
+    "seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(20, 40))]
+)
 def test_a_random_patch_that_builds_also_trains(builder: HybridBuilder, seed: int) -> None:
     heavy = ("vit_b_16", "maxvit_t", "swin_t", "vgg11_bn")
     light = [name for name in NETWORKS if name not in heavy]

@@ -140,7 +140,8 @@ def probing(*networks: nn.Module) -> Iterator[None]:
 
     def put_back() -> None:
         for module, mode in modes:
-            module.training = mode
+            if module.training != mode:  # to set an attribute of a module takes long
+                module.training = mode
         for module, name, buffer, before in buffers:
             module._buffers[name] = buffer  # a forward pass may have put another tensor there
             if not _same(buffer, before):
@@ -159,8 +160,9 @@ def probing(*networks: nn.Module) -> Iterator[None]:
         stack.enter_context(calls.within(calls.images(), None))
         try:
             try:
-                for module in modules:
-                    module.training = False
+                for module, mode in modes:
+                    if mode:
+                        module.training = False
                 yield
             finally:
                 put_back()
