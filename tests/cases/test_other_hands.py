@@ -21,6 +21,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 
 import tvc_core
 from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError, WeightsError
+from tvc_core.surgery.probing import own_randomness
 
 PACKAGE = __name__.partition(".")[0]
 X = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(3))
@@ -213,6 +214,15 @@ def test_a_regularizer_of_ones_own_acts_from_the_first_step(noise: nn.Module) ->
     for module in model.modules():
         module.training = isinstance(module, type(noise)) or module is model
     assert (difference(model(X), model(X)) > 1e-3) == starts
+
+
+def test_looks_inside_of_looks_agree_on_the_generator() -> None:
+    """An operator that takes it by position, as RReLU's does, has it from the inner one."""
+    noise = nn.RReLU(0.1, 0.3)
+    with own_randomness():
+        alone = noise(-torch.ones(8))
+    with own_randomness(), own_randomness():
+        assert torch.equal(noise(-torch.ones(8)), alone)
 
 
 @pytest.mark.parametrize("block", ["drop_block", "stochastic_depth"])

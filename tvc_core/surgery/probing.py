@@ -80,7 +80,9 @@ class _OwnRandomness(ThreadMode):
         kwargs = dict(kwargs or {})
         if torch.Tag.nondeterministic_seeded in func.tags:
             func = _with_generator(func)
-            if _takes_generator(func) and kwargs.get("generator") is None:
+            # from a look inside of this one, or the caller; some operators take it by position
+            given = (*args, kwargs.get("generator"))
+            if _takes_generator(func) and not any(isinstance(g, torch.Generator) for g in given):
                 tensors = (each for each in args if isinstance(each, torch.Tensor))
                 device = next(
                     (t.device for t in tensors), torch.device(kwargs.get("device") or "cpu")
