@@ -353,6 +353,26 @@ def test_an_interrupt_in_a_build(number: int | None) -> None:
     assert wrong == []
 
 
+def test_an_interrupt_in_a_look_beside_a_thread() -> None:
+    """A look then enters a mode of this thread's own, which must not stay."""
+    over = threading.Event()
+    other = threading.Thread(target=over.wait)
+    other.start()
+    try:
+        tiny()
+        lines = [line for line in lines_of(tiny) if line[0].endswith("probing.py")]
+        before = process_settings()
+        wrong = []
+        for line in lines:
+            interrupt(tiny, line)
+            if found := changed(before):
+                wrong.append((line, found))
+    finally:
+        over.set()
+        other.join()
+    assert len(lines) > 20 and wrong == []
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_an_interrupt_in_from_module_leaves_the_network(number: int | None) -> None:
     """It becomes the hybrid in place: whole, or not at all."""

@@ -14,7 +14,12 @@ from typing import Any
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
+from torch.utils._python_dispatch import (
+    TorchDispatchMode,
+    _get_current_dispatch_mode,
+    _pop_mode,
+    _push_mode,
+)
 
 from . import calls
 
@@ -42,8 +47,15 @@ def same_kernels() -> Iterator[None]:
 @contextmanager
 def own_randomness() -> Iterator[None]:
     """Draw random numbers in this thread from a new generator, the same each time."""
-    with _OwnRandomness():
-        yield
+    mode = _OwnRandomness()
+    try:
+        try:
+            mode.__enter__()
+            yield
+        finally:
+            mode.__exit__()
+    finally:  # an interrupt may come in the middle of it
+        mode.__exit__()
 
 
 class ThreadMode(TorchDispatchMode):
@@ -59,7 +71,8 @@ class ThreadMode(TorchDispatchMode):
         return self
 
     def __exit__(self, *_: object) -> None:
-        _pop_mode()
+        if _get_current_dispatch_mode() is self:
+            _pop_mode()
 
 
 class _OwnRandomness(ThreadMode):
@@ -154,7 +167,7 @@ def probing(*networks: nn.Module) -> Iterator[None]:
         if any(isinstance(module, _ATTENTION) for module in modules):
             stack.enter_context(same_kernels())
         if threading.active_count() > 1:
-            stack.enter_context(_OwnRandomness())
+            stack.enter_context(own_randomness())
         else:
             stack.enter_context(torch.random.fork_rng(devices=_gpus(modules)))
         stack.enter_context(calls.within(calls.running(), *networks))
