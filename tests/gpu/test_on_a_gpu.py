@@ -237,23 +237,25 @@ def test_unet_and_folding() -> None:
 @pytest.mark.parametrize("name", HybridBuilder.list_blocks(category="attention"))
 def test_attention_computes_what_a_cpu_computes(name: str) -> None:
     """On small maps, and on one large enough for the functions of our own."""
-    model = opened(hybrid(patches={"layer1": {"wrap": name}})).eval()
+    # in float64: in less, a few of a million activations have other signs there, and gradients
+    # that nothing can be said of
+    model = opened(hybrid(patches={"layer1": {"wrap": name}})).double().eval()
     moved = copy.deepcopy(model).to(DEVICE)
     here, there = model.get_submodule("layer1"), moved.get_submodule("layer1")
     shapes = [(3, 64, 9, 9), (3, 64, 9, 7)]
     if name != "non_local":  # which compares every position with every other
-        shapes.append((48, 64, 112, 112))
+        shapes.append((24, 64, 112, 112))
     for shape in shapes:
         with torch_seed(2):
-            x = torch.randn(shape)
+            x = torch.randn(shape, dtype=torch.float64)
         y = x.to(DEVICE)
         x.requires_grad_(), y.requires_grad_()
         a, b = here(x), there(y)
-        close(b, a)
+        close(b, a, 1e-9)
         a.square().mean().backward()
         b.square().mean().backward()
         assert x.grad is not None and y.grad is not None
-        close(y.grad, x.grad, 2e-3)
+        close(y.grad, x.grad, 1e-7)
 
 
 # -- training --------------------------------------------------------------------------------------
