@@ -104,9 +104,11 @@ class Devices:
     # -- the model ---------------------------------------------------------------------------------
 
     def place(self, model: HybridModel, *, layout: str = "contiguous") -> None:
-        """Move a model to the device, its type of numbers, and a layout in memory."""
+        """Move a model to the device, its type of numbers, and a layout in memory. Layers take
+        images of either layout, so shards of weights stay as they are.
+        """
         model.to(self.device, self.dtype)
-        if layout == "channels_last":
+        if layout == "channels_last" and self.strategy != "fsdp":  # whose shards are contiguous
             model.to(memory_format=torch.channels_last)
 
     def wait(self) -> None:
