@@ -287,3 +287,23 @@ def test_what_moves_though_it_is_frozen_is_found_in_shards() -> None:
         devices.close()
 
     several(2, moving)
+
+
+def test_a_process_that_fails_alone_does_not_let_the_others_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tvc_train.devices._PATIENCE", 0.1)
+
+    def lonely() -> None:
+        devices = Devices(devices=2, accelerator="cpu")
+        if os.environ["RANK"] == "1":
+            with pytest.raises(ZeroDivisionError), devices:
+                devices.launch()
+                raise ZeroDivisionError
+        else:
+            with pytest.raises(TrainingError, match="process 0 of 2 has lost another"), devices:
+                devices.launch()
+                for _ in range(1000):
+                    devices.total(1.0)
+
+    several(2, lonely)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,6 +25,10 @@ from .errors import TrainingError
 __all__ = ["Devices", "own"]
 
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}
+
+
+_PATIENCE = 2.0
+"""How long a process that has failed leaves the first one to say why [s]."""
 
 
 class Devices:
@@ -287,11 +293,31 @@ class Devices:
         torch.distributed.all_gather_object(found, value)
         return found
 
-    def close(self) -> None:
-        """Leave the group of processes."""
+    def __enter__(self) -> Devices:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        self.close(failed=error is not None)
+        # gloo's words, and NCCL's, when another process has left
+        if isinstance(error, RuntimeError) and re.search("onnection|remote process", str(error)):
+            raise TrainingError(
+                f"process {self.rank} of {self.world} has lost another one, which says why it ended"
+            ) from error
+
+    def close(self, *, failed: bool = False) -> None:
+        """Leave the group of processes.
+
+        Args:
+            failed: this process ends with an error. Where all of them have it, the first says it,
+                and needs time before its launcher sees that others have ended. One that goes on
+                waits for this one, which therefore has to end.
+        """
         self.unwrap()
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.barrier()
+            if not failed:
+                torch.distributed.barrier()
+            elif not self.first:
+                time.sleep(_PATIENCE)
             torch.distributed.destroy_process_group()
 
 

@@ -122,21 +122,16 @@ def fit(
             accelerator=accelerator,
         )
     stopping = Stopping()
-    try:
-        with stopping.listening():
-            processes.launch()
-            fitting = _Fitting(plan, processes, registry, stopping)
-            images = plan.data_settings.path
-            where = processes.together(
-                lambda: run_folder(out, plan.name, resume=resume, force=force, data=images)
-            )
-            run = Run(folder=Path(processes.agree(where)))
-            shown = display if processes.first and display is not None else Display()
-            return fitting.train(
-                run, shown, resume=resume, tensorboard=tensorboard and processes.first
-            )
-    finally:
-        processes.close()
+    with processes, stopping.listening():
+        processes.launch()
+        fitting = _Fitting(plan, processes, registry, stopping)
+        images = plan.data_settings.path
+        where = processes.together(
+            lambda: run_folder(out, plan.name, resume=resume, force=force, data=images)
+        )
+        run = Run(folder=Path(processes.agree(where)))
+        shown = display if processes.first and display is not None else Display()
+        return fitting.train(run, shown, resume=resume, tensorboard=tensorboard and processes.first)
 
 
 def preview(
