@@ -40,8 +40,8 @@ __all__ = [
     # training and weights
     "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
     "PartReport", "TensorChange", "WeightsDiff", "audit", "check_header", "describe_file",
-    "diff_weights", "fold_patches", "freeze_head", "param_groups", "partial_load",
-    "plain_state_dict", "transfer_weights", "weights_file",
+    "diff_weights", "digest_of_tensors", "fold_patches", "freeze_head", "param_groups",
+    "partial_load", "plain_state_dict", "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
     # for plugin authors: the words that errors share
@@ -50,7 +50,8 @@ __all__ = [
     *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
     # for plugin authors: what there is, and what their factories use
     "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
-    "Registry", "Target", "build_torchvision", "is_normalization", "read_state_dict",
+    "Registry", "Target", "ThreadMode", "build_torchvision", "is_normalization", "own_randomness",
+    "read_state_dict",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from tvc_core import (
     PluginInfo,
     Registry,
     WeightsError,
+    digest_of_tensors,
     foreign,
     join_names,
     what_there_is,
@@ -30,7 +31,7 @@ from tvc_core import (
 from .certificate import Certificate, Trial, beside, digest_and_text, write_certificate
 from .claims import AXES
 from .kinds import ExporterSpec
-from .models import digest_of, facts_of
+from .models import facts_of
 from .photos import Photo, find_photos, read_photos
 from .privacy import check_private, words_in
 from .program import ExportOptions, Program, make_program
@@ -176,7 +177,10 @@ def export_model(
             )
         certificate = Certificate(
             format=exporter.qualified,
-            source={"name": name or type(model).__name__, "sha256": digest_of(model)},
+            source={
+                "name": name or type(model).__name__,
+                "sha256": digest_of_tensors(model.state_dict()),
+            },
             sha256=digest_and_text(draft, exporter)[0],
             versions=_versions(exporter, registry),
             precision=run.precision if run else "",

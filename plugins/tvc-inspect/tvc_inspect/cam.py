@@ -7,7 +7,6 @@ rectifier: positive where the layer speaks for the class, negative where it spea
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from tvc_core import (
     did_you_mean,
     join_names,
 )
+
+from .randomness import random_state_kept
 
 __all__ = ["ClassMap", "GateMap", "class_map", "gate_maps"]
 
@@ -279,17 +280,13 @@ def _class(target: int | str | None, names: tuple[str, ...], logits: Tensor) -> 
 
 @contextmanager
 def _copy_of(model: HybridModel) -> Iterator[HybridModel]:
-    """Yield a copy in eval mode, of which the parameters need no gradient, and give the random
-    numbers back that are drawn inside.
+    """Yield a copy in eval mode, of which the parameters need no gradient; random numbers that are
+    drawn inside are no one else's.
     """
-    before = random.getstate()
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         network = copy.deepcopy(model)
         for module in network.modules():
             module.training = False
         for parameter in network.parameters():
             parameter.requires_grad = False
-        try:
-            yield network
-        finally:
-            random.setstate(before)
+        yield network
