@@ -18,7 +18,7 @@ from tvc_hub import HubError, push
 from tvc_hub.licenses import contradiction
 
 import tvc_core
-from tvc_core import HybridBuilder, UnknownNameError, WeightsError
+from tvc_core import HybridBuilder, LocalPlugin, Registry, UnknownNameError, WeightsError
 
 
 def card_of(hub: FakeHub, path: Path, **given: Any) -> str:
@@ -172,8 +172,14 @@ def test_text_of_others_stays_text(hub: FakeHub, tmp_path: Path) -> None:
     assert [row[0].strip() for row in rows(card, "As given")] == [r"a \| b"]
 
 
+def certificate(**said: Any) -> str:
+    return json.dumps({"tolerance": 1e-05, **said})
+
+
 def test_what_goes_with_it(hub: FakeHub, path: Path, tmp_path: Path) -> None:
-    (path.parent / "pets.onnx.certificate.json").write_text('{"tolerance": 1e-05}')
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    said = certificate(sha256="0" * 64, source={"name": "pets", "sha256": digest})
+    (path.parent / "pets.onnx.certificate.json").write_text(said)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "pets.onnx").write_bytes(b"onnx")
@@ -188,6 +194,58 @@ def test_what_goes_with_it(hub: FakeHub, path: Path, tmp_path: Path) -> None:
         assert (int(size), sha256) == (len(content), hashlib.sha256(content).hexdigest())
     again = HybridBuilder().build(yaml.safe_load(sent["recipe.yaml"]))
     assert again.state_dict().keys() == tvc_core.load(path).state_dict().keys()
+
+
+def test_certificates_of_an_export_go_with_their_model_alone(
+    hub: FakeHub, path: Path, tmp_path: Path
+) -> None:
+    tvc_export = pytest.importorskip("tvc_export")
+    plain = tvc_export.ExporterSpec(  # whose files have no room for a certificate
+        name="acme",
+        factory="tvc_export.formats.pt2:export",
+        run="tvc_export.formats.pt2:open_file",
+        suffix=".acme",
+        summary="For tests.",
+    )
+    acme = LocalPlugin("acme-format")
+    acme.add(plain)
+    registry = Registry([acme])
+    how: dict[str, Any] = {"size": (64, 64), "registry": registry}
+    tvc_export.export_model(tvc_core.load(path), "acme", path.with_name("mine.acme"), **how)
+    said = json.loads(path.with_name("mine.acme.certificate.json").read_text())
+    said["source"]["sha256"] = said["source"]["sha256"][::-1]
+    path.with_name("other.acme.certificate.json").write_text(json.dumps(said))
+    path.with_name("bare.certificate.json").write_text("{}")
+    path.with_name("empty.certificate.json").write_text("")
+    path.with_name("folder.certificate.json").mkdir()
+    done = push(path, "user/pets", license="mit", endpoint=hub.url)
+    mine = "mine.acme.certificate.json"
+    assert set(done.files) == {"model.safetensors", "recipe.yaml", "README.md", mine}
+    assert files_of(hub)[mine] == path.with_name(mine).read_bytes()
+    assert {name: why.partition(":")[0] for name, why in done.left_out.items()} == {
+        "bare.certificate.json": "is of another model",
+        "empty.certificate.json": "is no certificate",
+        "folder.certificate.json": "no regular file of at most 1,073,741,824 bytes",
+        "other.acme.certificate.json": "is of another model",
+    }
+    other = path.with_name("other.acme.certificate.json")
+    with pytest.warns(UserWarning, match=r"other\.acme.*of another model.*all the same"):
+        done = push(path, "user/pets", license="mit", endpoint=hub.url, extra=[other])
+    assert other.name in done.files
+    assert other.name not in done.left_out
+
+
+def test_two_certificates_of_one_name_are_not_sent(hub: FakeHub, path: Path) -> None:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    named = path.parent / "elsewhere" / "x.certificate.json"
+    named.parent.mkdir()
+    named.write_text(certificate(sha256=digest))
+    (path.parent / named.name).write_text(certificate(sha256=digest, more=1))
+    with pytest.raises(HubError, match="and so would another x"):
+        push(path, "user/pets", license="mit", endpoint=hub.url, extra=[named])
+    assert not hub.asked
+    (path.parent / named.name).write_text(named.read_text())
+    assert named.name in push(path, "user/pets", license="mit", endpoint=hub.url).files
 
 
 @pytest.mark.parametrize(
