@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from tvc_core import HybridBuilder, HybridModel
 
 __all__ = [
-    "EvenDiffers", "LargeDiffers", "OneSize", "Planted", "Small", "SquareDiffers", "opened",
-    "planted", "residual", "small",
+    "EvenDiffers", "LargeDiffers", "OneSize", "Planted", "Small", "SquareDiffers", "lively",
+    "opened", "planted", "residual", "small",
 ]  # fmt: skip
 
 
@@ -32,6 +32,31 @@ def opened(model: HybridModel) -> HybridModel:
     for name, parameter in model.named_parameters():
         if name.endswith(".alpha"):
             nn.init.constant_(parameter, 0.3)
+    return model.eval()
+
+
+def lively(model: HybridModel, size: tuple[int, int]) -> HybridModel:
+    """Make the answers of random weights depend on the image, so that equal ones show something:
+    ViT's head starts as 0, and what comes out of GoogLeNet is its biases.
+
+    Args:
+        model: is changed, and left in eval mode.
+        size: height and width of the noise that its statistics are of [pixels].
+    """
+    norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
+    momenta = [each.momentum for each in norms]
+    for each in model.modules():
+        if isinstance(each, nn.Linear) and not each.weight.any():
+            nn.init.normal_(each.weight, std=0.02)
+    model.eval()
+    for each in norms:
+        each.reset_running_stats()
+        each.momentum = None  # the mean of all batches, which is one
+        each.training = True
+    with torch.no_grad():
+        model(torch.randn(4, model.num_channels, *size))
+    for each, momentum in zip(norms, momenta, strict=True):
+        each.momentum = momentum
     return model.eval()
 
 
