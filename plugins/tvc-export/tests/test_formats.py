@@ -19,6 +19,7 @@ from exported_networks import (
     LargeDiffers,
     Planted,
     SquareDiffers,
+    lively,
     opened,
     planted,
     residual,
@@ -36,6 +37,7 @@ from tvc_export import (
 )
 from tvc_export.commands import bench_command, export_command, verify_command
 from tvc_export.photos import read_photos
+from tvc_export.proving import noise
 
 from tvc_core import (
     BackboneError,
@@ -80,7 +82,8 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
     torch.manual_seed(1)
     if name in SIX:
         builder = HybridBuilder()
-        model = opened(builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9))
+        model = builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9)
+        lively(opened(model), (96, 80))
     else:
         model = small() if name == "small" else residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -93,6 +96,8 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
         images = torch.randn(shape, generator=torch.Generator().manual_seed(5))
         with torch.no_grad():
             expected = model(images).numpy()
+        if len(images) > 1:  # else equal answers would show nothing
+            assert np.ptp(expected, axis=0).max() >= 0.01 * np.abs(expected).max()
         (found,) = exported(images)
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     assert exported.precision == "float32"
@@ -110,6 +115,22 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
                 with zipfile.ZipFile(file) as archive:
                     data = b"".join(map(archive.read, archive.namelist()))
             assert word.encode() not in data, f"{file.name} tells of {word}"
+
+
+def test_a_proof_on_outputs_that_are_always_alike_is_said_to_show_little(tmp_path: Path) -> None:
+    model = small()
+    made = export_model(model, "pt2", tmp_path / "a.pt2", size=(40, 40), name="a\nb \u00fc")
+    tried = (t for t in made.trials if t.seed is not None)
+    images = [torch.from_numpy(noise(t.shape, t.seed)[1]) for t in tried]
+    rows = torch.cat([model(each) for each in (*images, torch.zeros(1, 3, 40, 40))]).detach()
+    wanted = float((rows.amax(0) - rows.amin(0)).max() / rows.abs().max())
+    assert 0.01 < made.variation == pytest.approx(wanted, rel=1e-4)
+    assert "little is shown" not in str(made)
+    assert "source: a\\nb \u00fc, sha256" in str(made)
+    nn.init.zeros_(model.head.weight)
+    made = export_model(model, "pt2", tmp_path / "b.pt2", size=(40, 40))
+    assert made.variation == 0
+    assert "little is shown" in str(made)
 
 
 @pytest.mark.parametrize("format", ["pt2", pytest.param("openvino", marks=pytest.mark.sweep)])
