@@ -35,29 +35,20 @@ def opened(model: HybridModel) -> HybridModel:
     return model.eval()
 
 
-def lively(model: HybridModel, size: tuple[int, int]) -> HybridModel:
+def lively(model: HybridModel) -> HybridModel:
     """Make the answers of random weights depend on the image, so that equal ones show something:
-    ViT's head starts as 0, and what comes out of GoogLeNet is its biases.
-
-    Args:
-        model: is changed, and left in eval mode.
-        size: height and width of the noise that its statistics are of [pixels].
+    ViT's head starts as 0, and GoogLeNet's and ShuffleNet's answers are hardly more than the biases
+    of theirs.
     """
-    norms = [each for each in model.modules() if isinstance(each, nn.modules.batchnorm._BatchNorm)]
-    momenta = [each.momentum for each in norms]
+    # Statistics of normalizations from noise would do it as well, but then torch's own answers are
+    # 1.4e-5 off those in float64 on GoogLeNet.
     for each in model.modules():
-        if isinstance(each, nn.Linear) and not each.weight.any():
-            nn.init.normal_(each.weight, std=0.02)
-    model.eval()
-    for each in norms:
-        each.reset_running_stats()
-        each.momentum = None  # the mean of all batches, which is one
-        each.training = True
-    with torch.no_grad():
-        model(torch.randn(4, model.num_channels, *size))
-    for each, momentum in zip(norms, momenta, strict=True):
-        each.momentum = momentum
-    return model.eval()
+        if isinstance(each, nn.Linear) and each.out_features == model.num_classes:
+            if not each.weight.any():
+                nn.init.normal_(each.weight, std=0.02)
+            if each.bias is not None:
+                nn.init.zeros_(each.bias)
+    return model
 
 
 def small(*, is_open: bool = True) -> HybridModel:

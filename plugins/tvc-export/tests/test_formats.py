@@ -83,7 +83,7 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
     if name in SIX:
         builder = HybridBuilder()
         model = builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9)
-        lively(opened(model), (96, 80))
+        lively(opened(model))
     else:
         model = small() if name == "small" else residual()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
