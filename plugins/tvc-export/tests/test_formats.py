@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -461,6 +463,22 @@ def photos_in(folder: Path, number: int) -> Path:
         pixels = chance.integers(0, 255, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((80, 80)).save(folder / f"{turn:04}_x.png")
     return folder
+
+
+def test_what_is_no_photo_is_told_once_and_a_bad_one_by_name(tmp_path: Path) -> None:
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    (photos / "notes.txt").write_text("x")
+    (photos / "bad \u00fc.jpg").write_bytes(b"x")
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("backbone: {name: squeezenet1_1, weights: null}\n")
+    words = ["--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--photos", str(photos)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = CliRunner().invoke(export_command, [str(recipe), *words])
+    assert re.search(r"bad \u00fc\.jpg: the photo cannot be used", str(result.exception))
+    assert len([each for each in told if "not used: notes.txt" in str(each.message)]) == 1
+    assert not (tmp_path / "m.pt2").exists()
 
 
 @pytest.mark.sweep

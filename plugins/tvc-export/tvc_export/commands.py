@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -123,9 +124,11 @@ def export_command(
         keep_names=options["keep_names"],
         force=options["force"],
     )
-    for folder in (photos, int8):
-        if folder is not None:
-            find_photos(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is no photo, which is told when they are read
+        for folder in (photos, int8):
+            if folder is not None:
+                find_photos(folder)
     certificate = export_model(
         read_model(model, given, builder),
         exporter.qualified,
