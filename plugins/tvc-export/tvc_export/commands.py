@@ -82,7 +82,7 @@ def _dynamic(text: str) -> tuple[str, ...]:
     type=click.FloatRange(min=1),
     default=120,
     show_default=True,
-    help="Seconds that torch may search for what the network asks of sizes.",
+    help="Seconds that torch may compute what the network asks of sizes.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @_set_option

@@ -126,7 +126,7 @@ def export_model(
             0 are in the file as well.
         tolerance: largest difference of an output, as part of the largest output of its input, on
             zeros ten times as much; by default the format's, which is 1e-5, and 1e-4 in litert.
-        limit: for how long torch.export may search for what the network asks of sizes [s].
+        limit: for how long torch.export may compute what the network asks of sizes [s].
         force: replace a file that is there.
         name: of the model, for the certificate.
         registry: where formats are looked up; by default what is installed.
