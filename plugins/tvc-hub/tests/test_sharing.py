@@ -141,6 +141,9 @@ def test_a_copy_is_written_where_it_is_wanted(hub: FakeHub, path: Path) -> None:
         pull("user/pets", endpoint=hub.url, out=path.parent / "no" / "x.safetensors")
     with pytest.raises(HubError, match=r"is a \.safetensors file"):
         pull("user/pets", endpoint=hub.url, out=path.parent / "x.pth")
+    if Path("/proc/self").is_dir():  # where root cannot write either
+        with pytest.raises(HubError, match=r"'/proc/self' cannot be written to"):
+            pull("user/pets", endpoint=hub.url, out="/proc/self/x.safetensors")
     assert not hub.asked
     out.write_bytes(b"old")
     pull("user/pets", endpoint=hub.url, out=out, force=True)

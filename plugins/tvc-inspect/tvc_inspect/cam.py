@@ -253,9 +253,10 @@ def _target(model: HybridModel, output: Any, target: int | str | None) -> tuple[
         head, colon, wanted = str(target).partition(":")
         wanted = wanted if colon else None
         if head not in rows:
+            what = "which class?" if target is None else f"class {target!r}:"
             raise ParameterError(
-                f"class {target!r}: the model has several heads, so a class is HEAD:CLASS, or HEAD "
-                f"for its largest logit. The heads are {join_names(rows)}"
+                f"{what} The model has several heads, so a class is HEAD:CLASS, or HEAD for its "
+                f"largest logit. The heads are {join_names(rows)}"
             )
     logits, names = rows[head][0], heads[head]
     index = _class(wanted, names, logits)
@@ -272,7 +273,7 @@ def _class(target: int | str | None, names: tuple[str, ...], logits: Tensor) -> 
     if not 0 <= number < count:
         near = did_you_mean(str(target), names) if names else ""
         raise ParameterError(
-            f"there is no class {target!r}: the model has {count} classes, 0 to {count - 1}"
+            f"there is no class {target!r}: the model has the classes 0 to {count - 1}"
             f"{', or by name' if names else ''}.{near}"
         )
     return number
