@@ -15,13 +15,16 @@ OLDEST_PYTHON ?= $(or $(shell python3.10 -c "import sys; print(sys.executable)" 
 LOWEST := .venv-lowest
 SITE := .venv-docs
 
-.PHONY: demo test test-lowest test-interop test-runtimes test-all sweep figures bench bench-builds bench-blocks docs gallery site lint format wheels release-check clean
+.PHONY: demo test test-lowest test-gpu test-interop test-runtimes test-all sweep figures bench bench-builds bench-blocks docs gallery site lint format wheels release-check clean
 
 demo: $(READY)  ## patch, prove, fine-tune, save and load a real pretrained network
 	$(BIN)/python examples/demo.py
 
 test: $(READY) lint  ## what every change must pass
-	$(TESTS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep and not interop"
+	$(TESTS) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal -m "not sweep and not interop and not gpu"
+
+test-gpu: $(READY)  ## what needs a CUDA device; a bench beside: tests/bench/gpu_training.py
+	$(BIN)/python -m pytest -q -m gpu tests/gpu
 
 test-interop: $(TOOLS)  ## hybrids in the hands of other tools: peft, accelerate, lightning, ...
 	$(TESTS) $(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m interop

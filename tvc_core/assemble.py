@@ -41,6 +41,7 @@ from .remembered import key_of
 from .surgery.anatomy import Anatomy
 from .surgery.ending import LeftOutRecord, end_early, stages_kept
 from .surgery.head import fill_empty, find_last_layer, num_classes_of
+from .surgery.home import on_the_cpu
 from .surgery.input import InputRecord, change_input
 from .surgery.measured import keep_their_maps
 from .surgery.patches import attach, rollback_on_error, set_module
@@ -78,6 +79,7 @@ def assemble(
     """
     seed, most = plan.recipe.seed, plan.recipe.max_params
     with ExitStack() as modes:
+        modes.enter_context(on_the_cpu())
         if seed is not None:
             modes.enter_context(seeded(seed))
         if most is not None:

@@ -251,9 +251,11 @@ class HybridBuilder:
     ) -> HybridModel:
         plan = make_plan(recipe, self.registry, backbone, by_code=by_code)
         from .assemble import assemble  # imports torch
+        from .surgery.home import at_home
 
         with recipe.where.before_errors(in_files_only=True):
-            return assemble(plan)
+            model = assemble(plan)
+        return model if backbone is not None else at_home(model)  # a user's own stays where it is
 
     @_OnClassToo
     def load(

@@ -46,6 +46,7 @@ from .recipe import Plan, Recipe, make_plan
 from .registry import Registry
 from .specs import OWN, BlockSpec
 from .surgery.gates import restore_gates
+from .surgery.home import at_home, on_the_cpu
 from .surgery.patches import rollback_on_error
 from .weights.comparing import compare, compare_backbone, compare_inserted, entries_of
 from .weights.content import BASE_KEY, MODULE_KEY, prepared_as, was_set
@@ -116,7 +117,8 @@ def check_header(
         RecipeError: the recipe inside is not valid.
         UnknownNameError: it needs a plugin that is not installed.
     """
-    return run_preserved(_check, Path(path), max_params, registry or Registry())
+    with on_the_cpu():
+        return run_preserved(_check, Path(path), max_params, registry or Registry())
 
 
 def _check(path: Path, most: int | None, registry: Registry) -> FileInfo:
@@ -152,7 +154,9 @@ def open_model(
         what = "load takes the path of a file that HybridModel.save wrote"
         hint = ". A state dict goes into a model by partial_load" if isinstance(path, dict) else ""
         raise WeightsError(f"{what}, not {short_repr(path)}{hint}")
-    return run_preserved(_open, Path(path), registry, module, base)
+    with on_the_cpu():
+        model: HybridModel = run_preserved(_open, Path(path), registry, module, base)
+    return at_home(model) if module is None else model
 
 
 def _open(

@@ -15,6 +15,7 @@ from ..surgery import calls
 from ..surgery.gates import gates_open
 from ..surgery.head import find_last_layer
 from ..surgery.layouts import MOST_PREFIX
+from ..surgery.noise import noise
 from ..surgery.patch import Patch, PatchHook
 from ..surgery.patches import CONTAINERS, installed_patches
 from ..surgery.probing import probing
@@ -157,7 +158,7 @@ def _head_open(network: nn.Module, head: str) -> Iterator[None]:
         return
     with torch.no_grad():
         try:
-            weight.copy_(torch.randn(weight.shape, generator=torch.Generator().manual_seed(0)))
+            weight.copy_(noise(weight.shape))
             yield
         finally:
             weight.zero_()

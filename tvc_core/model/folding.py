@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import PatchError, TvcError, count_of, describe_error, foreign, join_names
 from ..quarantine.process_state import run_preserved
 from ..surgery.marks import check_hybrid
+from ..surgery.noise import first_float, noise
 from ..surgery.patch import Patch
 from ..surgery.patches import placed_patches
 from ..surgery.positions import add
@@ -257,8 +258,8 @@ def _tied(network: nn.Module, module: nn.Module) -> list[str]:
 
 
 def _image(network: nn.Module, state: HybridState) -> Tensor:
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.randn(state.probe_shape, generator=torch.Generator().manual_seed(0))
+    like = first_float(network)
+    image = noise(state.probe_shape)
     return image.to(dtype=like.dtype, device=like.device)
 
 

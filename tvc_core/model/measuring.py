@@ -13,6 +13,7 @@ from torch import nn
 from ..errors import PatchError, foreign
 from ..surgery.anatomy import Anatomy, StageInfo
 from ..surgery.layouts import Shape, channels_of, grid_of, layout_of
+from ..surgery.noise import noise
 from ..surgery.sites import Probe, odd_stride
 from .features import MapReader, Taps
 from .state import Feature, PatchRecord
@@ -30,8 +31,7 @@ def measure(
     logits, maps = run_patched(network, anatomy, taps, records, probe)
 
     def maps_at(size: tuple[int, int]) -> list[Shape]:
-        generator = torch.Generator().manual_seed(0)
-        image = torch.randn((*probe.image.shape[:2], *size), generator=generator).to(probe.image)
+        image = noise((*probe.image.shape[:2], *size)).to(probe.image)
         seen = taps.collect(lambda x: Probe(x).run(network), image)
         return [tuple(seen[index].shape) for index in range(len(maps))]
 

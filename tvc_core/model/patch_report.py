@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ParameterError, count_of, short_repr
+from ..surgery.noise import first_float
 from ..surgery.patches import placed_patches
 from ..surgery.probing import probing
 from ..surgery.sites import first_tensor
@@ -132,7 +133,7 @@ def patch_report(
     sums = {home: _Sums() for home, _, _ in placed}
     criterion = loss or nn.functional.cross_entropy
     count, total, has_targets = 0, 0.0, True
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    like = first_float(network)
     gates = GateRecorder({home: patch for home, _, patch in placed})
     with probing(network):
         for images, targets in _batches(data, of_any_kind=loss is not None):

@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
-import torch
 from torch import nn
 
 from ..errors import HeadError, PatchError, TargetError, did_you_mean, join_names
@@ -22,6 +21,7 @@ from ..surgery import calls
 from ..surgery.head import find_classifier, find_last_layer, num_classes_of, set_dropout
 from ..surgery.head_layers import HeadMLP, Heads
 from ..surgery.marks import check_hybrid
+from ..surgery.noise import first_float, noise
 from ..surgery.patch import Patch
 from ..surgery.patches import (
     CONTAINERS,
@@ -288,8 +288,8 @@ def _is_inserted(path: str) -> bool:
 
 def _measure(network: nn.Module, state: HybridState) -> None:
     """Measure the features and the way to the head again."""
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-    image = torch.randn(state.probe_shape, generator=torch.Generator().manual_seed(0))
+    like = first_float(network)
+    image = noise(state.probe_shape)
     probe = Probe(image.to(dtype=like.dtype, device=like.device))
     with misfits_noted(network, {}):  # of a network changed by hand, patches go one by one
         measure_again(network, state, probe)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..errors import PatchError, PluginError, foreign
 from ..recipe import PatchPlan
+from .noise import noise
 from .operations import Insertion
 from .patch import Patch
 from .patches import placed_patches
@@ -57,7 +58,7 @@ def _is_neutral(patch: Patch, insertion: Insertion, probe: Probe) -> bool:
     # Random values and not zeros: at zero nearly every block is the identity, and gives zero. They
     # come from a generator of their own, so that a build draws the same numbers from torch's with
     # this look as without it.
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(probe.image)
+    x = noise(shape).to(probe.image)
     given = x.clone()  # which the block may overwrite
     with foreign(PatchError, f"the block fails on {list(shape)}"), probing(block):
         y = block(given) if patch.view is None else patch.view.run(block, given)

@@ -222,7 +222,7 @@ def set_classifier(
         _check_rows(path, old, each)
     like = next(
         (t for t in chain(old.parameters(), network.parameters()) if t.is_floating_point()),
-        torch.empty(0),
+        torch.empty(0, device="cpu"),
     )  # of a network without classifier, the first parameter
     make = old.make if isinstance(old, NoClassifier) else maker_of(old)
     new = make_classifier(layout, make, like)

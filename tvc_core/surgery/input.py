@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from ..errors import BackboneError, ParameterError, join_names
+from .noise import noise
 from .probing import probing
 from .sites import Probe
 
@@ -59,7 +60,7 @@ def mixing(policy: Policy, channels: int, before: int) -> Tensor:
         ParameterError: a rule names a channel that is not there, or an old channel is used by no
             rule.
     """
-    rows = torch.zeros(channels, before, dtype=torch.float64)
+    rows = torch.zeros(channels, before, dtype=torch.float64, device="cpu")
     if policy == "mean":
         rows += 1 / before
     elif policy == "repeat":
@@ -148,8 +149,7 @@ def change_input(
             f"from what it gave for {before}, so it does more with the channels than the "
             f"convolution {path!r}"
         )
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn((1, channels, *probe.size), generator=generator).to(probe.image)
+    image = noise((1, channels, *probe.size)).to(probe.image)
     record = InputRecord(
         path=path,
         channels=channels,

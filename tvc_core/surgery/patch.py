@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from . import calls
 from .hooks import TvcHook
 from .layouts import LayoutView
+from .noise import first_float
 from .positions import POSITIONS, Combine, Position
 from .traced import run_traced
 
@@ -63,7 +64,7 @@ class Patch(nn.Module):
 
     def regate(self) -> None:
         """Take the gate back, closed: for tensors that have one."""
-        like = next((p for p in self.block.parameters() if p.is_floating_point()), torch.empty(0))
+        like = first_float(self.block)
         self.alpha = nn.Parameter(torch.zeros(1, dtype=like.dtype, device=like.device))
 
     def ungate(self) -> None:

@@ -18,6 +18,7 @@ from ..errors import BackboneError, TargetError, TvcError, foreign, join_names, 
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 from .marks import LeftOut
+from .noise import first_float, noise
 from .probing import probing
 
 __all__ = [
@@ -443,10 +444,8 @@ class Probe:
 
 def image_of(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> torch.Tensor:
     """Return an image [1, num_channels, H, W] for a network, the same for the same size."""
-    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn((1, spec.num_channels, *size), generator=generator, dtype=torch.float32)
-    return image.to(dtype=like.dtype, device=like.device)
+    like = first_float(network)
+    return noise((1, spec.num_channels, *size)).to(dtype=like.dtype, device=like.device)
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ..errors import PatchError, describe_error, join_names
 from .gates import gates_open
 from .layouts import Shape
+from .noise import first_float, noise, noise_source
 from .operations import Insertion
 from .patch import Patch
 from .patches import set_module
@@ -136,8 +137,8 @@ def _gradients(outputs: Iterable[Tensor], of: Sequence[Tensor]) -> Gradients:
     of = [tensor for tensor in of if tensor.requires_grad]
     if not outputs or not of:
         return {}
-    generator = torch.Generator().manual_seed(0)
-    directions = [torch.randn(y.shape, generator=generator).to(y) for y in outputs]
+    source = noise_source()
+    directions = [noise(y.shape, source).to(y) for y in outputs]
     found = torch.autograd.grad(outputs, of, directions, allow_unused=True)
     return {id(tensor): gradient for tensor, gradient in zip(of, found, strict=True)}
 
@@ -369,11 +370,10 @@ def _run_alone(
     """
     module = patch.replacement if insertion is None else insertion.patch
     assert module is not None
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
+    like = first_float(module)
+    source = noise_source()
     x, written = (
-        (torch.randn((2, *shape[1:]), generator=generator) + shift).to(like).requires_grad_()
-        for shape in shapes
+        (noise((2, *shape[1:]), source) + shift).to(like).requires_grad_() for shape in shapes
     )
     maps = (x,) if insertion is None or not insertion.position.keeps_input else (x, written)
     try:

@@ -171,7 +171,7 @@ def read_tensors(file: BinaryIO, entries: Mapping[str, Entry], path: Path) -> di
     tensors: dict[str, Tensor] = {}
     for name, entry in sorted(entries.items(), key=lambda item: item[1].start):
         try:
-            tensor = torch.empty(entry.shape, dtype=entry.dtype)
+            tensor = torch.empty(entry.shape, dtype=entry.dtype, device="cpu")
         except RuntimeError as error:
             raise WeightsError(
                 f"{path}: there is no memory for {short_repr(name)}, of {entry.size:,} bytes"

@@ -87,9 +87,7 @@ def _alone(layer: nn.Module) -> nn.Module:
 def _copy(tensor: Tensor) -> Tensor:
     if is_lazy(tensor):
         return tensor
-    new = (
-        torch.zeros(tensor.shape, dtype=tensor.dtype) if tensor.is_meta else tensor.detach().clone()
-    )
+    new = torch.zeros_like(tensor, device="cpu") if tensor.is_meta else tensor.detach().clone()
     is_parameter = isinstance(tensor, nn.Parameter)
     return nn.Parameter(new, requires_grad=tensor.requires_grad) if is_parameter else new
 

@@ -364,8 +364,10 @@ def _tensors(rows: list[Any], file: BinaryIO) -> list[Tensor]:
         if isinstance(place, int):
             tensor = next(read)
         else:
-            tensor = torch.empty(shape, dtype=getattr(torch, kind))
-            bytes_of(tensor).copy_(torch.tensor(list(base64.b64decode(place)), dtype=torch.uint8))
+            tensor = torch.empty(shape, dtype=getattr(torch, kind), device="cpu")
+            bytes_of(tensor).copy_(
+                torch.tensor(list(base64.b64decode(place)), dtype=torch.uint8, device="cpu")
+            )
         found.append(nn.Parameter(tensor, learns) if is_parameter else tensor)
     return found
 

@@ -87,7 +87,7 @@ def read_at(file: BinaryIO, rows: Iterable[Row]) -> list[Tensor]:
     found = []
     spans: list[tuple[int, Any]] = []
     for kind, shape, offset in rows:
-        tensor = torch.empty(shape, dtype=getattr(torch, kind))
+        tensor = torch.empty(shape, dtype=getattr(torch, kind), device="cpu")
         found.append(tensor)
         spans.append((offset, tensor.numpy() if kind in _NUMPY else bytes_of(tensor).numpy()))
     spans.sort(key=operator.itemgetter(0))

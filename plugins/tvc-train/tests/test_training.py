@@ -284,6 +284,29 @@ def test_sgd_has_nesterovs_momentum() -> None:
     assert rates["head"] == 0.1 and rates["stage 3"] == 0.05 and optimizer.defaults["nesterov"]
 
 
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_sgd_goes_on_over_a_thaw_as_one_by_hand(momentum: float) -> None:
+    settings = OptimizerSettings(name="sgd", momentum=momentum, weight_decay=0.0)
+    schedule = PhaseSchedule([Phase(epochs=1), Phase(epochs=1, thaw=(-1,))], 1, optimizer=settings)
+    model, optimizer, kept = toy(), None, {}
+    for phase in schedule.phases:
+        optimizer = schedule.begin(model, phase, optimizer)
+        rate = optimizer.param_groups[0]["lr"]
+        for _ in range(2):
+            optimizer.zero_grad()
+            model(torch.ones(2, 3, 32, 32)).square().sum().backward()
+            wanted = {}
+            for name, each in model.named_parameters():
+                if each.grad is not None:
+                    kept[name] = momentum * kept.get(name, 0.0) + each.grad
+                    wanted[name] = each.detach() - rate * (each.grad + momentum * kept[name])
+            optimizer.step()
+            thawed = "layer4.0.conv1.weight" in wanted
+            assert "fc.weight" in wanted and thawed == (phase is schedule.phases[1])
+            for name, value in wanted.items():
+                torch.testing.assert_close(model.get_parameter(name).detach(), value)
+
+
 @pytest.mark.interop
 def test_lightnings_trainer_steps_as_a_plain_loop() -> None:
     import copy

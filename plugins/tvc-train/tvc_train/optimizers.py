@@ -62,12 +62,20 @@ def make_optimizer(
     # torch steps one tensor after the other on a CPU unless it is told otherwise, which takes six
     # times as long: for ResNet-18 as long as a backward pass of some small images
     if settings.name == "sgd":
-        momentum = settings.momentum
-        shards = any(hasattr(p, "device_mesh") for group in groups for p in group["params"])
-        return torch.optim.SGD(
-            groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=not shards
-        )
+        return _sgd(groups, rate=rate, momentum=settings.momentum)
     return torch.optim.AdamW(groups, lr=rate, fused=True)
+
+
+def _sgd(groups: list[dict[str, Any]], *, rate: float, momentum: float) -> Optimizer:
+    parameters = [each for group in groups for each in group["params"]]
+    shards = any(hasattr(each, "device_mesh") for each in parameters)
+    optimizer = torch.optim.SGD(
+        groups, lr=rate, momentum=momentum, nesterov=momentum > 0, fused=not shards
+    )
+    if momentum:  # fused steps fail where parts of a group have moved and others, thawed now, not
+        for each in parameters:
+            optimizer.state[each]["momentum_buffer"] = torch.zeros_like(each)
+    return optimizer
 
 
 def names_of(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

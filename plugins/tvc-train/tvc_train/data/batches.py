@@ -130,10 +130,9 @@ def training_batches(
     )  # fmt: skip
     totals = step_totals(samples, batch_size)[first_step:]
     mixer = _mixer(mixup, cutmix, num_classes)
-    loaded = prepared(samples, transforms, steps, workers, seed, epoch)
+    loaded = prepared(samples, transforms, steps, workers, seed, epoch, device)
     for step, (pixels, indices) in enumerate(loaded, first_step):
-        images = transforms.normalize(pixels if device is None else pixels.to(device))
-        targets = _targets(samples, indices).to(images.device)
+        images, targets = _moved(transforms, pixels, _targets(samples, indices), device)
         if mixer is not None:
             with own_generator() as generator:
                 generator.manual_seed(seed_of("mix", seed, epoch, step, rank))
@@ -169,9 +168,8 @@ def evaluation_batches(
     transforms = transforms.for_evaluation()
     mine = np.arange(rank, len(samples), world)
     steps = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
-    for pixels, indices in prepared(samples, transforms, steps, workers, 0, 0):
-        images = transforms.normalize(pixels if device is None else pixels.to(device))
-        targets = _targets(samples, indices).to(images.device)
+    for pixels, indices in prepared(samples, transforms, steps, workers, 0, 0, device):
+        images, targets = _moved(transforms, pixels, _targets(samples, indices), device)
         yield Batch(images=images, targets=targets, indices=indices, total=len(indices))
 
 
@@ -248,11 +246,20 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
         return torch.stack(images), torch.from_numpy(np.ascontiguousarray(indices))
 
 
+def _moved(
+    transforms: Transforms, pixels: Tensor, targets: Tensor, device: torch.device | str | None
+) -> tuple[Tensor, Tensor]:
+    """Return normalized images and targets on a device, without waiting for what it computes."""
+    if device is not None:
+        pixels, targets = (each.to(device, non_blocking=True) for each in (pixels, targets))
+    return transforms.normalize(pixels), targets
+
+
 def prepared(
     samples: Samples, transforms: Transforms, steps: list[np.ndarray], workers: int, seed: int,
-    epoch: int,
+    epoch: int, device: torch.device | str | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:  # fmt: skip
-    """Yield pixels and indices of each step, read by as many processes."""
+    """Yield pixels and indices of each step, read by as many processes, for a device."""
     dataset = _Steps(samples, transforms, steps, seed, epoch)
     if not workers or not steps:
         yield from (dataset[step] for step in range(len(steps)))
@@ -260,5 +267,9 @@ def prepared(
     # with a generator of its own, or it would draw from the user's
     generator = torch.Generator().manual_seed(0)
     yield from DataLoader(
-        dataset, batch_size=None, num_workers=min(workers, len(steps)), generator=generator
+        dataset,
+        batch_size=None,
+        num_workers=min(workers, len(steps)),
+        generator=generator,
+        pin_memory=device is not None and torch.device(device).type == "cuda",
     )

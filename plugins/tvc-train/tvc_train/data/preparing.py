@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Sequence
 from typing import Any, ClassVar
@@ -77,6 +78,12 @@ def _said_by(model: HybridModel) -> dict[str, Any]:
     }
 
 
+@functools.cache
+def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # once a device: a copy to a GPU waits until it has computed all that it was given before
+    return torch.tensor(values, device=device).view(-1, 1, 1)
+
+
 class Transforms:
     """Prepare images for a network.
 
@@ -143,9 +150,8 @@ class Transforms:
     def normalize(self, pixels: Tensor) -> Tensor:
         """Return normalized images, float32 [N, C, h, w], of uint8 [N, C, h, w]."""
         # the operations of the model's own transforms, whose bits come out
-        shape = (-1, 1, 1)
-        mean = torch.tensor(self.preprocessing.mean, device=pixels.device).view(shape)
-        std = torch.tensor(self.preprocessing.std, device=pixels.device).view(shape)
+        mean = _channels(self.preprocessing.mean, pixels.device)
+        std = _channels(self.preprocessing.std, pixels.device)
         return pixels.to(torch.float32).div_(255).sub_(mean).div_(std)
 
     def _fitted(self, image: Tensor) -> Tensor:
