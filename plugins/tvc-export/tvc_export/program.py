@@ -163,26 +163,33 @@ def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None
     """
     wanted = threading.current_thread() is threading.main_thread() and "hw" in dynamic
     if wanted and hasattr(signal, "setitimer") and hasattr(signal, "SIGPROF"):
+        is_over = False
 
         def stop(*_: Any) -> None:
-            raise _TimeIsUp
+            if not is_over:
+                raise _TimeIsUp
 
         handler = signal.signal(signal.SIGPROF, stop)
         start = time.process_time()
         # again each second: what is raised while Python deletes something is lost
         left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 1)
         try:
-            yield
+            try:
+                try:
+                    yield
+                finally:
+                    is_over = True
+            finally:  # the time may be up just at the end
+                is_over = True
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                signal.signal(signal.SIGPROF, handler)
+                if left:  # of another timer, such as a profiler's
+                    rest = max(left - (time.process_time() - start), 0.001)
+                    signal.setitimer(signal.ITIMER_PROF, rest, interval)
         except _TimeIsUp:
             raise BackboneError(
                 f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s of computing: it "
                 "asks too much of their sizes. Leave out hw, or give more time by --limit"
             ) from None
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.signal(signal.SIGPROF, handler)
-            if left:  # of another timer, such as a profiler's
-                rest = max(left - (time.process_time() - start), 0.001)
-                signal.setitimer(signal.ITIMER_PROF, rest, interval)
     else:
         yield
