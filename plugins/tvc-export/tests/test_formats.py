@@ -10,6 +10,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -85,9 +86,9 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
     if name in SIX:
         builder = HybridBuilder()
         model = builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9)
-        lively(opened(model))
     else:
         model = small() if name == "small" else residual()
+    lively(opened(model))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     path = tmp_path / f"model{SUFFIXES[format]}"
     made = export_model(model, format, path, dynamic=("batch", "hw"), size=(96, 80), name="m")
@@ -129,10 +130,9 @@ def test_a_proof_on_outputs_that_are_always_alike_is_said_to_show_little(tmp_pat
     assert 0.01 < made.variation == pytest.approx(wanted, rel=1e-4)
     assert "little is shown" not in str(made)
     assert "source: a\\nb \u00fc, sha256" in str(made)
-    nn.init.zeros_(model.head.weight)
-    made = export_model(model, "pt2", tmp_path / "b.pt2", size=(40, 40))
-    assert made.variation == 0
-    assert "little is shown" in str(made)
+    dead = replace(made, trials=made.trials[-1:] * 3)  # zeros, which have the same outputs
+    assert dead.variation == 0
+    assert "little is shown" in str(dead)
 
 
 @pytest.mark.parametrize("format", ["pt2", pytest.param("openvino", marks=pytest.mark.sweep)])

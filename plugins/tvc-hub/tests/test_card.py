@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 from fake_hub import FakeHub
-from hub_files import forged, taken_apart
+from hub_files import digest, forged, taken_apart
 from tvc_hub import HubError, push
 from tvc_hub.licenses import contradiction
 
@@ -196,43 +196,56 @@ def test_what_goes_with_it(hub: FakeHub, path: Path, tmp_path: Path) -> None:
     assert again.state_dict().keys() == tvc_core.load(path).state_dict().keys()
 
 
-def test_certificates_of_an_export_go_with_their_model_alone(
-    hub: FakeHub, path: Path, tmp_path: Path
-) -> None:
-    tvc_export = pytest.importorskip("tvc_export")
-    plain = tvc_export.ExporterSpec(  # whose files have no room for a certificate
-        name="acme",
-        factory="tvc_export.formats.pt2:export",
-        run="tvc_export.formats.pt2:open_file",
-        suffix=".acme",
-        summary="For tests.",
-    )
-    acme = LocalPlugin("acme-format")
-    acme.add(plain)
-    registry = Registry([acme])
-    how: dict[str, Any] = {"size": (64, 64), "registry": registry}
-    tvc_export.export_model(tvc_core.load(path), "acme", path.with_name("mine.acme"), **how)
-    said = json.loads(path.with_name("mine.acme.certificate.json").read_text())
-    said["source"]["sha256"] = said["source"]["sha256"][::-1]
-    path.with_name("other.acme.certificate.json").write_text(json.dumps(said))
-    path.with_name("bare.certificate.json").write_text("{}")
-    path.with_name("empty.certificate.json").write_text("")
+def test_certificates_of_other_models_stay_where_they_are(hub: FakeHub, path: Path) -> None:
+    _, tensors = taken_apart(path.read_bytes())
+    said = {
+        "mine": certificate(sha256="1" * 64, source={"sha256": digest({}, tensors).upper()}),
+        "other": certificate(sha256="1" * 64, source={"sha256": digest({}, tensors)[::-1]}),
+        "bare": "{}",
+        "list": "[1]",
+        "empty": "",
+    }
+    for name, text in said.items():
+        path.with_name(f"{name}.certificate.json").write_text(text)
     path.with_name("folder.certificate.json").mkdir()
     done = push(path, "user/pets", license="mit", endpoint=hub.url)
-    mine = "mine.acme.certificate.json"
+    mine = "mine.certificate.json"
     assert set(done.files) == {"model.safetensors", "recipe.yaml", "README.md", mine}
-    assert files_of(hub)[mine] == path.with_name(mine).read_bytes()
-    assert {name: why.partition(":")[0] for name, why in done.left_out.items()} == {
-        "bare.certificate.json": "is of another model",
-        "empty.certificate.json": "is no certificate",
-        "folder.certificate.json": "no regular file of at most 1,073,741,824 bytes",
-        "other.acme.certificate.json": "is of another model",
-    }
-    other = path.with_name("other.acme.certificate.json")
-    with pytest.warns(UserWarning, match=r"other\.acme.*of another model.*all the same"):
+    assert files_of(hub)[mine] == said["mine"].encode()
+    told = {name.partition(".")[0]: why for name, why in done.left_out.items()}
+    assert told.keys() == {"bare", "other", "list", "empty", "folder"}
+    assert "is of another model" in told["bare"] and "is of another model" in told["other"]
+    assert "is no certificate" in told["list"] and "is no certificate" in told["empty"]
+    assert "no regular file" in told["folder"]
+    other = path.with_name("other.certificate.json")
+    with pytest.warns(UserWarning, match=r"other\.cert.*of another model.*all the same"):
         done = push(path, "user/pets", license="mit", endpoint=hub.url, extra=[other])
     assert other.name in done.files
     assert other.name not in done.left_out
+
+
+@pytest.mark.sweep
+def test_the_certificate_of_an_export_goes_with_its_model(hub: FakeHub, path: Path) -> None:
+    tvc_export = pytest.importorskip("tvc_export")
+    acme = LocalPlugin("acme-format")
+    acme.add(
+        tvc_export.ExporterSpec(  # whose files have no room for a certificate
+            name="acme",
+            factory="tvc_export.formats.pt2:export",
+            run="tvc_export.formats.pt2:open_file",
+            suffix=".acme",
+            summary="For tests.",
+        )
+    )
+    how: dict[str, Any] = {"size": (64, 64), "registry": Registry([acme])}
+    model = tvc_core.load(path)
+    tvc_export.export_model(model, "acme", path.with_name("mine.acme"), **how)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    tvc_export.export_model(model, "acme", path.with_name("other.acme"), **how)
+    done = push(path, "user/pets", license="mit", endpoint=hub.url)
+    assert "mine.acme.certificate.json" in done.files
+    assert list(done.left_out) == ["other.acme.certificate.json"]
 
 
 def test_two_certificates_of_one_name_are_not_sent(hub: FakeHub, path: Path) -> None:
