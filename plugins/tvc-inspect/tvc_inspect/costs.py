@@ -89,8 +89,8 @@ def measure_costs(
     paths = dict.fromkeys(path for path, _ in network.named_modules())
     blocks = blocks_of(network)
     with random_state_kept():
-        flops, seen, ops = _flops(network, image)
-    with random_state_kept(timed=True):
+        flops, seen, ops, draws = _flops(network, image)
+    with random_state_kept(timed=not draws):
         times = _milliseconds(network, image, repeats)
         if blocks:
             times = _with_insides(network, times, _milliseconds(network, image, 1, inside=True))
@@ -230,6 +230,7 @@ class _Counter(ThreadMode):
         super().__init__()
         self.formulas = FlopCounterMode(display=False).flop_registry
         self.total = 0
+        self.draws = False
         self.where = [""]
         self.unknown: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
@@ -240,6 +241,7 @@ class _Counter(ThreadMode):
         if output is not NotImplemented:
             return output
         output = func(*args, **kwargs)
+        self.draws = self.draws or torch.Tag.nondeterministic_seeded in func.tags
         formula: Any = self.formulas.get(func._overloadpacket)
         if formula is not None:
             self.total += formula(*args, **kwargs, out_val=output)
@@ -250,7 +252,7 @@ class _Counter(ThreadMode):
 
 def _flops(
     network: nn.Module, image: Tensor
-) -> tuple[defaultdict[str, float], _Meter, tuple[UncountedOp, ...]]:
+) -> tuple[defaultdict[str, float], _Meter, tuple[UncountedOp, ...], bool]:
     network.eval()
     counter = _Counter()
     meter = _Meter(network, lambda: counter.total)
@@ -263,7 +265,7 @@ def _flops(
         UncountedOp(name=name, calls=sum(where.values()), where=tuple(where))
         for name, where in sorted(counter.unknown.items())
     )
-    return meter.totals(), meter, ops
+    return meter.totals(), meter, ops, counter.draws
 
 
 def _with_insides(

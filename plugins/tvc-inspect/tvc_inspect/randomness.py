@@ -19,8 +19,8 @@ def random_state_kept(*, timed: bool = False) -> Iterator[None]:
     """Draw random numbers inside that no one else misses.
 
     Args:
-        timed: what runs inside is timed, and may not be slowed down by a mode. With other threads
-            about, numbers that it draws stay used up.
+        timed: what runs inside is timed, and draws nothing that would be worth a mode, which slows
+            it down. Python's own numbers stay used up where other threads are about.
     """
     # Winding back is right if no one else has drawn in between. Otherwise two threads would get the
     # same numbers, so this thread draws from a generator of its own.
