@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import Tensor, nn
 from tvc_train import Method, MethodSpec, TrainingError, fit
 from tvc_train.checkpoints import Checkpoint, read_checkpoint, write_checkpoint
+from tvc_train.devices import Devices
 from tvc_train.faults import StoppedError
 from tvc_train.showing import Display
 
@@ -234,3 +237,27 @@ def test_a_gradient_that_is_no_number_stops_its_own_step(recipe: Make, tmp_path:
     assert newest.name == "step-000000002.safetensors"
     found = read_checkpoint(newest).below("model")
     assert all(bool(tensor.isfinite().all()) for tensor in found.values())
+
+
+def test_what_a_checkpoint_gives_an_optimizer_lies_as_its_parameters_do(tmp_path: Path) -> None:
+    """Torch's fused optimizers go through memory, and mix up what lies otherwise."""
+
+    def step(parameter: nn.Parameter, optimizer: torch.optim.Optimizer) -> Tensor:
+        parameter.grad = torch.sin(parameter.detach() * 3)
+        optimizer.step()
+        return parameter.detach().clone()
+
+    start = torch.arange(108.0).reshape(4, 3, 3, 3).to(memory_format=torch.channels_last)
+    parameter = nn.Parameter(start)
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+    middle = step(parameter, optimizer)
+    tensors = {key: each.clone() for key, each in optimizer.state[parameter].items()}
+    write_checkpoint(tmp_path / "c.safetensors", Checkpoint(content={}, tensors=tensors))
+    wanted = step(parameter, optimizer)
+    parameter = nn.Parameter(middle)
+    optimizer = torch.optim.AdamW([parameter], lr=0.1, fused=True)
+    found = read_checkpoint(tmp_path / "c.safetensors").tensors
+    assert found["exp_avg"].is_contiguous()
+    devices = Devices(accelerator="cpu")
+    optimizer.state[parameter] = {key: devices.like(found[key], parameter) for key in found}
+    assert torch.equal(step(parameter, optimizer), wanted)

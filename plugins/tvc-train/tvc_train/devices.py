@@ -104,9 +104,11 @@ class Devices:
     # -- the model ---------------------------------------------------------------------------------
 
     def place(self, model: HybridModel, *, layout: str = "contiguous") -> None:
-        """Move a model to the device, its type of numbers, and a layout in memory."""
+        """Move a model to the device, its type of numbers, and a layout in memory. Layers take
+        images of either layout, so shards of weights stay as they are.
+        """
         model.to(self.device, self.dtype)
-        if layout == "channels_last":
+        if layout == "channels_last" and self.strategy != "fsdp":  # whose shards are contiguous
             model.to(memory_format=torch.channels_last)
 
     def wait(self) -> None:
@@ -264,12 +266,17 @@ class Devices:
         }
 
     def like(self, value: Tensor, target: Tensor) -> Tensor:
-        """Return a whole tensor as another one lies: on its device, spread as it is."""
+        """Return a whole tensor as another one lies: on its device, spread as it is, and in its
+        layout in memory, by which fused optimizers go through their states.
+        """
         if hasattr(target, "device_mesh") and value.ndim:
             from torch.distributed.tensor import distribute_tensor
 
             spread: Any = target
             return distribute_tensor(value.to(self.device), spread.device_mesh, spread.placements)
+        if value.ndim and value.shape == target.shape:
+            new = torch.empty_like(target.detach(), dtype=value.dtype, device=self.device)
+            return new.copy_(value)
         return value.to(self.device if value.ndim or target.device.type != "cpu" else "cpu")
 
     def everyone(self, value: Any) -> list[Any]:
