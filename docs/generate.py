@@ -71,7 +71,7 @@ GROUPS = {
     "Weights": (
         *("partial_load", "transfer_weights", "LoadReport", "read_state_dict"),
         *("plain_state_dict", "weights_file", "diff_weights", "WeightsDiff", "TensorChange"),
-        *("describe_file", "check_header", "FileInfo"),
+        *("describe_file", "check_header", "FileInfo", "digest_of_tensors"),
     ),
     "Look at backbones": ("describe_backbone", "describe_model", "PathInfo"),
     "Plugins": (
@@ -82,6 +82,8 @@ GROUPS = {
             "build_torchvision",
             "NoClassifier",
             "is_normalization",
+            "ThreadMode",
+            "own_randomness",
             "LocalPlugin",
             "Registry",
             "Named",

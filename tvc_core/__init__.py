@@ -30,27 +30,23 @@ if TYPE_CHECKING or "torch" in sys.modules:
     from .heavy import *
 
 __all__ = [
-    # building models
-    "HybridBuilder", "Patches", "Recipe", "RecipeDocument", "Weights", "load", "load_recipe",
-    "load_yaml_recipe", "read_changes",
-    # models, and what they say about themselves
-    "FeatureExtractor", "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo",
-    "PatchEffect", "PatchRecord", "PatchReport", "PathInfo", "Preprocessing", "StageInfo",
-    "as_rgb", "describe_backbone", "describe_model", "drop_closed_patches",
-    # training and weights
-    "AuditReport", "FileInfo", "FoldReport", "FreezeReport", "LoadReport", "NormalizationReport",
-    "PartReport", "TensorChange", "WeightsDiff", "audit", "check_header", "describe_file",
-    "diff_weights", "fold_patches", "freeze_head", "param_groups", "partial_load",
-    "plain_state_dict", "transfer_weights", "weights_file",
+    # models: building, training, weights, and what they say about themselves
+    "AuditReport", "FeatureExtractor", "FileInfo", "FoldReport", "FreezeReport", "GateStatistics",
+    "HeadInfo", "HeadReport", "HybridBuilder", "HybridModel", "LevelInfo", "LoadReport",
+    "NormalizationReport", "PartReport", "PatchEffect", "PatchRecord", "PatchReport", "Patches",
+    "PathInfo", "Preprocessing", "Recipe", "RecipeDocument", "StageInfo", "TensorChange", "Weights",
+    "WeightsDiff", "as_rgb", "audit", "check_header", "describe_backbone", "describe_file",
+    "describe_model", "diff_weights", "digest_of_tensors", "drop_closed_patches", "fold_patches",
+    "freeze_head", "load", "load_recipe", "load_yaml_recipe", "param_groups", "partial_load",
+    "plain_state_dict", "read_changes", "transfer_weights", "weights_file",
     # errors
     *errors.__all__,
-    # for plugin authors: the words that errors share
-    "did_you_mean", "foreign", "join_names", "on_value", "short_repr", "what_there_is",
-    # for plugin authors: what plugins offer
-    *specs.__all__, "API_VERSION", "LocalPlugin", "hookimpl", "hookspec",
-    # for plugin authors: what there is, and what their factories use
-    "BlockMaker", "Named", "NoClassifier", "POSITIONS", "Patch", "PluginInfo", "Position",
-    "Registry", "Target", "build_torchvision", "is_normalization", "read_state_dict",
+    # for plugin authors: what plugins offer, what there is, what their factories use, and the words
+    # that errors share
+    *specs.__all__, "API_VERSION", "BlockMaker", "LocalPlugin", "Named", "NoClassifier", "Patch",
+    "POSITIONS", "PluginInfo", "Position", "Registry", "Target", "ThreadMode", "build_torchvision",
+    "did_you_mean", "foreign", "hookimpl", "hookspec", "is_normalization", "join_names", "on_value",
+    "own_randomness", "read_state_dict", "short_repr", "what_there_is",
 ]  # fmt: skip
 
 

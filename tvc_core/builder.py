@@ -254,8 +254,8 @@ class HybridBuilder:
         from .surgery.home import at_home
 
         with recipe.where.before_errors(in_files_only=True):
-            model = assemble(plan)
-        return model if backbone is not None else at_home(model)  # a user's own stays where it is
+            # a user's own network stays where it is
+            return at_home(assemble(plan)) if backbone is None else assemble(plan)
 
     @_OnClassToo
     def load(

@@ -26,8 +26,10 @@ from .surgery.operations import BlockMaker, Target
 from .surgery.patch import Patch
 from .surgery.path_info import PathInfo
 from .surgery.positions import POSITIONS, Position
+from .surgery.probing import ThreadMode, own_randomness
 from .training import AuditReport, audit, freeze_head, param_groups
 from .weights.difference import TensorChange, WeightsDiff, diff_weights
+from .weights.digest import digest_of_tensors
 from .weights.files import read_state_dict
 from .weights.located import weights_file
 from .weights.partial import LoadReport, partial_load, transfer_weights
@@ -39,8 +41,9 @@ __all__ = [
     "GateStatistics", "HeadInfo", "HeadReport", "HybridModel", "LevelInfo", "LoadReport",
     "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "Position", "Preprocessing", "StageInfo", "Target",
-    "TensorChange", "WeightsDiff", "as_rgb", "audit", "build_torchvision", "check_header",
-    "describe_backbone", "describe_file", "describe_model", "diff_weights", "drop_closed_patches",
-    "fold_patches", "freeze_head", "is_normalization", "load", "param_groups", "partial_load",
-    "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file",
+    "TensorChange", "ThreadMode", "WeightsDiff", "as_rgb", "audit", "build_torchvision",
+    "check_header", "describe_backbone", "describe_file", "describe_model", "diff_weights",
+    "digest_of_tensors", "drop_closed_patches", "fold_patches", "freeze_head", "is_normalization",
+    "load", "own_randomness", "param_groups", "partial_load", "plain_state_dict", "read_state_dict",
+    "transfer_weights", "weights_file",
 ]  # fmt: skip

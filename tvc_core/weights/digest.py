@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import WeightsError
 
-__all__ = ["check_digest", "digest_of"]
+__all__ = ["check_digest", "digest_of", "digest_of_tensors"]
 
 
 def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -25,6 +25,20 @@ def digest_of(content: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
         if tensor.numel():
             digest.update(memoryview(tensor.reshape(-1).view(torch.uint8).numpy()))  # type: ignore[arg-type]
     return digest.hexdigest()
+
+
+def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """Return the SHA-256 of tensors, such as a model's `state_dict()`: of their names, types,
+    shapes and values, wherever they are and however they lie in memory.
+
+    Args:
+        tensors: plain tensors by their names.
+    """
+    plain = {
+        name: each.detach().cpu().resolve_conj().resolve_neg().contiguous()
+        for name, each in tensors.items()
+    }
+    return digest_of({}, plain)
 
 
 def check_digest(

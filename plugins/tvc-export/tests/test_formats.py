@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from exported_networks import (
     LargeDiffers,
     Planted,
     SquareDiffers,
+    lively,
     opened,
     planted,
     residual,
@@ -36,6 +40,7 @@ from tvc_export import (
 )
 from tvc_export.commands import bench_command, export_command, verify_command
 from tvc_export.photos import read_photos
+from tvc_export.proving import noise
 
 from tvc_core import (
     BackboneError,
@@ -80,9 +85,10 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
     torch.manual_seed(1)
     if name in SIX:
         builder = HybridBuilder()
-        model = opened(builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9))
+        model = builder.from_backbone(name, weights=None, patches=SIX[name], num_classes=9)
     else:
         model = small() if name == "small" else residual()
+    lively(opened(model))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     path = tmp_path / f"model{SUFFIXES[format]}"
     made = export_model(model, format, path, dynamic=("batch", "hw"), size=(96, 80), name="m")
@@ -93,6 +99,8 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
         images = torch.randn(shape, generator=torch.Generator().manual_seed(5))
         with torch.no_grad():
             expected = model(images).numpy()
+        if len(images) > 1:  # else equal answers would show nothing
+            assert np.ptp(expected, axis=0).max() >= 0.01 * np.abs(expected).max()
         (found,) = exported(images)
         assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
     assert exported.precision == "float32"
@@ -110,6 +118,21 @@ def test_answers_are_torchs_at_sizes_that_the_export_did_not_see(
                 with zipfile.ZipFile(file) as archive:
                     data = b"".join(map(archive.read, archive.namelist()))
             assert word.encode() not in data, f"{file.name} tells of {word}"
+
+
+def test_a_proof_on_outputs_that_are_always_alike_is_said_to_show_little(tmp_path: Path) -> None:
+    model = small()
+    made = export_model(model, "pt2", tmp_path / "a.pt2", size=(40, 40), name="a\nb \u00fc")
+    tried = (t for t in made.trials if t.seed is not None)
+    images = [torch.from_numpy(noise(t.shape, t.seed)[1]) for t in tried]
+    rows = torch.cat([model(each) for each in (*images, torch.zeros(1, 3, 40, 40))]).detach()
+    wanted = float((rows.amax(0) - rows.amin(0)).max() / rows.abs().max())
+    assert 0.01 < made.variation == pytest.approx(wanted, rel=1e-4)
+    assert "little is shown" not in str(made)
+    assert "source: a\\nb \u00fc, sha256" in str(made)
+    dead = replace(made, trials=made.trials[-1:] * 3)  # zeros, which have the same outputs
+    assert dead.variation == 0
+    assert "little is shown" in str(dead)
 
 
 @pytest.mark.parametrize("format", ["pt2", pytest.param("openvino", marks=pytest.mark.sweep)])
@@ -440,6 +463,22 @@ def photos_in(folder: Path, number: int) -> Path:
         pixels = chance.integers(0, 255, (8, 8, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((80, 80)).save(folder / f"{turn:04}_x.png")
     return folder
+
+
+def test_what_is_no_photo_is_told_once_and_a_bad_one_by_name(tmp_path: Path) -> None:
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    (photos / "notes.txt").write_text("x")
+    (photos / "bad \u00fc.jpg").write_bytes(b"x")
+    recipe = tmp_path / "a.yaml"
+    recipe.write_text("backbone: {name: squeezenet1_1, weights: null}\n")
+    words = ["--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--photos", str(photos)]
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        result = CliRunner().invoke(export_command, [str(recipe), *words])
+    assert re.search(r"bad \u00fc\.jpg: the photo cannot be used", str(result.exception))
+    assert len([each for each in told if "not used: notes.txt" in str(each.message)]) == 1
+    assert not (tmp_path / "m.pt2").exists()
 
 
 @pytest.mark.sweep

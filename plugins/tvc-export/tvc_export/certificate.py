@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 from collections.abc import Mapping
@@ -9,13 +10,17 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tvc_core import Named, WeightsError, foreign
 
 from .claims import Claims
 from .kinds import ExporterSpec
 from .registry import format_of
 
-__all__ = ["Certificate", "Trial", "beside", "read_certificate", "write_certificate"]
+__all__ = [
+    "Certificate", "Trial", "beside", "in_one_line", "read_certificate", "write_certificate",
+]  # fmt: skip
 
 VERSION = 1
 
@@ -107,6 +112,22 @@ class Certificate:
         shares = (t.difference / (t.largest or 1) for t in self.trials if t.input != "zeros")
         return max(shares, default=0.0)
 
+    @property
+    def variation(self) -> float:
+        """By how much an output of torch's differs from input to input at most, as part of the
+        largest. Where this is no more than the tolerance allows, equal answers show nothing: those
+        of random weights may be biases alone.
+        """
+        heads: dict[tuple[int, int], list[Any]] = {}  # outputs, by their number in each head
+        for trial in self.trials:
+            for head, text in enumerate(trial.expected):
+                rows = np.frombuffer(base64.b64decode(text), np.float32)
+                rows = rows.reshape(trial.shape[0], -1)
+                heads.setdefault((head, rows.shape[1]), []).append(rows)
+        found = (np.concatenate(rows) for rows in heads.values())
+        shares = (np.ptp(rows, axis=0).max() / (np.abs(rows).max() or 1) for rows in found)
+        return max(map(float, shares), default=0.0)
+
     def to_json(self) -> str:
         """Return it as text."""
         data = {"certificate": VERSION, **asdict(self), "claims": self.claims.as_mapping()}
@@ -143,7 +164,9 @@ class Certificate:
 
     def __str__(self) -> str:
         lines = [f"format: {self.format}, sha256 {self.sha256[:16]}"]
-        lines.append(f"source: {self.source['name']}, sha256 {self.source['sha256'][:16]}")
+        lines.append(
+            f"source: {in_one_line(self.source['name'])}, sha256 {self.source['sha256'][:16]}"
+        )
         lines += [f"left out, since its gate is 0: {each}" for each in self.dropped]
         lines += [f"folded into the weights: {each}" for each in self.folded]
         lines.append(f"images: {self.claims}")
@@ -153,7 +176,7 @@ class Certificate:
         lines.append(f"runs in: {self.runtime}, {self.precision}")
         for each in self.trials:
             shape = "x".join(map(str, each.shape))
-            what = f"{each.input} {each.name}" if each.name else each.input
+            what = f"{each.input} {in_one_line(each.name)}" if each.name else each.input
             share = each.difference / (each.largest or 1)
             lines.append(
                 f"  {what} {shape}: largest difference {share:.2g} of the largest output, "
@@ -168,7 +191,17 @@ class Certificate:
             lines.append(
                 f"tolerance: {self.tolerance:g} of the largest output, on zeros ten times as much"
             )
+        if self.variation < 100 * self.tolerance:
+            lines.append(
+                "little is shown by that: torch's own outputs differ from input to input by "
+                f"{self.variation:.2g} of the largest, as those of weights that were never trained"
+            )
         return "\n".join(lines)
+
+
+def in_one_line(name: str) -> str:
+    """Return a name as it stands in a table: what would end its line is written as Python does."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in name)
 
 
 def beside(path: Path) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def _dynamic(text: str) -> tuple[str, ...]:
     type=click.FloatRange(min=1),
     default=120,
     show_default=True,
-    help="Seconds that torch may search for what the network asks of sizes.",
+    help="Seconds that torch may compute what the network asks of sizes.",
 )
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @_set_option
@@ -123,9 +124,11 @@ def export_command(
         keep_names=options["keep_names"],
         force=options["force"],
     )
-    for folder in (photos, int8):
-        if folder is not None:
-            find_photos(folder)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of what is no photo, which is told when they are read
+        for folder in (photos, int8):
+            if folder is not None:
+                find_photos(folder)
     certificate = export_model(
         read_model(model, given, builder),
         exporter.qualified,
@@ -175,6 +178,7 @@ def verify_command(
     if changes and model is None:
         raise click.UsageError("--set is for the recipe of --model")
     builder, given = HybridBuilder(), read_changes(changes)
+    from .certificate import in_one_line
     from .models import read_model
     from .verifying import open_exported, verify
 
@@ -196,7 +200,8 @@ def verify_command(
     click.echo(f"runs in: {exported.runtime}, {exported.precision}")
     click.echo(f"images: {exported.certificate.claims}")
     for each in tried:
-        what = f"{each.input} {each.name or ''} {'x'.join(map(str, each.shape))}"
+        name = in_one_line(each.name or "")
+        what = f"{each.input} {name} {'x'.join(map(str, each.shape))}"
         share = each.difference / (each.largest or 1)
         click.echo(
             f"  {' '.join(what.split())}: {share:.2g} of the largest output, "
@@ -232,6 +237,7 @@ def bench_command(
     sides = None if size is None else _numbers(size, 2, "--size")
     builder, given = HybridBuilder(), read_changes(changes)
     from .benching import bench
+    from .certificate import in_one_line
     from .models import read_model
     from .program import image_size
     from .verifying import ExportedModel, open_exported
@@ -262,12 +268,13 @@ def bench_command(
     if as_json:
         click.echo(json.dumps([asdict(each) for each in rows]))
         return
-    wide = max(len(each.name) for each in rows)
+    names = [in_one_line(each.name) for each in rows]
+    wide = max(map(len, names))
     click.echo(f"{'':{wide}}  {'median':>9}  {'p90':>9}  {'spread':>9}  [ms], {rounds} rounds of")
     click.echo(f"{'':{wide}}  {batch} x {channels} x {height} x {width}, one thread")
-    for each in rows:
+    for name, each in zip(names, rows, strict=True):
         figures = "  ".join(f"{value:9.3f}" for value in (each.median, each.p90, each.spread))
-        click.echo(f"{each.name:{wide}}  {figures}  {each.runtime}")
+        click.echo(f"{name:{wide}}  {figures}  {each.runtime}")
         for target, cost in each.patches.items():
             less = ", less than the spread" if abs(cost) < each.spread else ""
             click.echo(f"{'':{wide}}  {cost:+9.3f}  of it for the patch at {target}{less}")

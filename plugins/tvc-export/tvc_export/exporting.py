@@ -22,6 +22,7 @@ from tvc_core import (
     PluginInfo,
     Registry,
     WeightsError,
+    digest_of_tensors,
     foreign,
     join_names,
     what_there_is,
@@ -30,7 +31,7 @@ from tvc_core import (
 from .certificate import Certificate, Trial, beside, digest_and_text, write_certificate
 from .claims import AXES
 from .kinds import ExporterSpec
-from .models import digest_of, facts_of
+from .models import facts_of
 from .photos import Photo, find_photos, read_photos
 from .privacy import check_private, words_in
 from .program import ExportOptions, Program, make_program
@@ -125,7 +126,7 @@ def export_model(
             0 are in the file as well.
         tolerance: largest difference of an output, as part of the largest output of its input, on
             zeros ten times as much; by default the format's, which is 1e-5, and 1e-4 in litert.
-        limit: for how long torch.export may search for what the network asks of sizes [s].
+        limit: for how long torch.export may compute what the network asks of sizes [s].
         force: replace a file that is there.
         name: of the model, for the certificate.
         registry: where formats are looked up; by default what is installed.
@@ -176,7 +177,10 @@ def export_model(
             )
         certificate = Certificate(
             format=exporter.qualified,
-            source={"name": name or type(model).__name__, "sha256": digest_of(model)},
+            source={
+                "name": name or type(model).__name__,
+                "sha256": digest_of_tensors(model.state_dict()),
+            },
             sha256=digest_and_text(draft, exporter)[0],
             versions=_versions(exporter, registry),
             precision=run.precision if run else "",

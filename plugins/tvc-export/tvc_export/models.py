@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from tvc_core import (
     HybridBuilder,
@@ -23,7 +20,7 @@ from tvc_core import (
 
 from .privacy import without_folders
 
-__all__ = ["digest_of", "facts_of", "read_model"]
+__all__ = ["facts_of", "read_model"]
 
 
 def read_model(
@@ -58,16 +55,6 @@ def read_model(
     document = RecipeDocument(data={"backbone": {"name": given, "weights": "DEFAULT"}})
     document = Recipe.changed_document(document, dict(changes or {}))
     return builder.build(Recipe.from_document(document, registry=builder.registry))
-
-
-def digest_of(model: HybridModel) -> str:
-    """Return the sha256 of a model's tensors: names, types, shapes and bytes."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        plain = tensor.detach().cpu().contiguous()
-        found.update(f"{name} {plain.dtype} {tuple(plain.shape)}\n".encode())
-        found.update(plain.reshape(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()
 
 
 def facts_of(model: HybridModel) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def make_program(
         size: height and width of the example [pixels]; by default those of the preprocessing.
         keep_names: fold no patches, and leave none out.
         fold: fold patches that can be.
-        limit: for how long torch.export may search for what the network asks of sizes [s].
+        limit: for how long torch.export may compute what the network asks of sizes [s].
 
     Raises:
         BackboneError: torch.export does not take the network, or not with these dimensions.
@@ -157,31 +157,39 @@ class _TimeIsUp(BaseException):
 @contextmanager
 def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None]:
     """End what runs inside after a while. Some networks ask so much of sizes (windows that are
-    padded and shifted) that torch.export computes with symbols for hours. Where there are no such
-    signals (Windows, threads), it runs to its end.
+    padded and shifted) that torch.export computes with symbols for hours. What counts is the
+    process's own time, since a machine that has much else to do decides nothing about a network.
+    Where there are no such signals (Windows, threads), it runs to its end.
     """
     wanted = threading.current_thread() is threading.main_thread() and "hw" in dynamic
-    if wanted and hasattr(signal, "setitimer") and hasattr(signal, "SIGALRM"):
+    if wanted and hasattr(signal, "setitimer") and hasattr(signal, "SIGPROF"):
+        is_over = False
 
         def stop(*_: Any) -> None:
-            raise _TimeIsUp
+            if not is_over:
+                raise _TimeIsUp
 
-        handler = signal.signal(signal.SIGALRM, stop)
-        start = time.monotonic()
+        handler = signal.signal(signal.SIGPROF, stop)
+        start = time.process_time()
         # again each second: what is raised while Python deletes something is lost
-        left, interval = signal.setitimer(signal.ITIMER_REAL, seconds, 1)
+        left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 1)
         try:
-            yield
+            try:
+                try:
+                    yield
+                finally:
+                    is_over = True
+            finally:  # the time may be up just at the end
+                is_over = True
+                signal.setitimer(signal.ITIMER_PROF, 0)
+                signal.signal(signal.SIGPROF, handler)
+                if left:  # of another timer, such as a profiler's
+                    rest = max(left - (time.process_time() - start), 0.001)
+                    signal.setitimer(signal.ITIMER_PROF, rest, interval)
         except _TimeIsUp:
             raise BackboneError(
-                f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s: it asks too "
-                "much of their sizes. Leave out hw, or give more time by --limit"
+                f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s of computing: it "
+                "asks too much of their sizes. Leave out hw, or give more time by --limit"
             ) from None
-        finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-            signal.signal(signal.SIGALRM, handler)
-            if left:  # of another timer, such as a test's
-                rest = max(left - (time.monotonic() - start), 0.001)
-                signal.setitimer(signal.ITIMER_REAL, rest, interval)
     else:
         yield

@@ -13,12 +13,12 @@ import pytest
 import torch
 import yaml
 from fake_hub import FakeHub
-from hub_files import forged, taken_apart
+from hub_files import digest, forged, taken_apart
 from tvc_hub import HubError, push
 from tvc_hub.licenses import contradiction
 
 import tvc_core
-from tvc_core import HybridBuilder, UnknownNameError, WeightsError
+from tvc_core import HybridBuilder, LocalPlugin, Registry, UnknownNameError, WeightsError
 
 
 def card_of(hub: FakeHub, path: Path, **given: Any) -> str:
@@ -172,8 +172,14 @@ def test_text_of_others_stays_text(hub: FakeHub, tmp_path: Path) -> None:
     assert [row[0].strip() for row in rows(card, "As given")] == [r"a \| b"]
 
 
+def certificate(**said: Any) -> str:
+    return json.dumps({"tolerance": 1e-05, **said})
+
+
 def test_what_goes_with_it(hub: FakeHub, path: Path, tmp_path: Path) -> None:
-    (path.parent / "pets.onnx.certificate.json").write_text('{"tolerance": 1e-05}')
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    said = certificate(sha256="0" * 64, source={"name": "pets", "sha256": digest})
+    (path.parent / "pets.onnx.certificate.json").write_text(said)
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "pets.onnx").write_bytes(b"onnx")
@@ -188,6 +194,71 @@ def test_what_goes_with_it(hub: FakeHub, path: Path, tmp_path: Path) -> None:
         assert (int(size), sha256) == (len(content), hashlib.sha256(content).hexdigest())
     again = HybridBuilder().build(yaml.safe_load(sent["recipe.yaml"]))
     assert again.state_dict().keys() == tvc_core.load(path).state_dict().keys()
+
+
+def test_certificates_of_other_models_stay_where_they_are(hub: FakeHub, path: Path) -> None:
+    _, tensors = taken_apart(path.read_bytes())
+    said = {
+        "mine": certificate(sha256="1" * 64, source={"sha256": digest({}, tensors).upper()}),
+        "other": certificate(sha256="1" * 64, source={"sha256": digest({}, tensors)[::-1]}),
+        "bare": "{}",
+        "list": "[1]",
+        "empty": "",
+    }
+    for name, text in said.items():
+        path.with_name(f"{name}.certificate.json").write_text(text)
+    path.with_name("folder.certificate.json").mkdir()
+    done = push(path, "user/pets", license="mit", endpoint=hub.url)
+    mine = "mine.certificate.json"
+    assert set(done.files) == {"model.safetensors", "recipe.yaml", "README.md", mine}
+    assert files_of(hub)[mine] == said["mine"].encode()
+    told = {name.partition(".")[0]: why for name, why in done.left_out.items()}
+    assert told.keys() == {"bare", "other", "list", "empty", "folder"}
+    assert "is of another model" in told["bare"] and "is of another model" in told["other"]
+    assert "is no certificate" in told["list"] and "is no certificate" in told["empty"]
+    assert "no regular file" in told["folder"]
+    other = path.with_name("other.certificate.json")
+    with pytest.warns(UserWarning, match=r"other\.cert.*of another model.*all the same"):
+        done = push(path, "user/pets", license="mit", endpoint=hub.url, extra=[other])
+    assert other.name in done.files
+    assert other.name not in done.left_out
+
+
+@pytest.mark.sweep
+def test_the_certificate_of_an_export_goes_with_its_model(hub: FakeHub, path: Path) -> None:
+    tvc_export = pytest.importorskip("tvc_export")
+    acme = LocalPlugin("acme-format")
+    acme.add(
+        tvc_export.ExporterSpec(  # whose files have no room for a certificate
+            name="acme",
+            factory="tvc_export.formats.pt2:export",
+            run="tvc_export.formats.pt2:open_file",
+            suffix=".acme",
+            summary="For tests.",
+        )
+    )
+    how: dict[str, Any] = {"size": (64, 64), "registry": Registry([acme])}
+    model = tvc_core.load(path)
+    tvc_export.export_model(model, "acme", path.with_name("mine.acme"), **how)
+    with torch.no_grad():
+        next(model.parameters()).add_(1e-3)
+    tvc_export.export_model(model, "acme", path.with_name("other.acme"), **how)
+    done = push(path, "user/pets", license="mit", endpoint=hub.url)
+    assert "mine.acme.certificate.json" in done.files
+    assert list(done.left_out) == ["other.acme.certificate.json"]
+
+
+def test_two_certificates_of_one_name_are_not_sent(hub: FakeHub, path: Path) -> None:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    named = path.parent / "elsewhere" / "x.certificate.json"
+    named.parent.mkdir()
+    named.write_text(certificate(sha256=digest))
+    (path.parent / named.name).write_text(certificate(sha256=digest, more=1))
+    with pytest.raises(HubError, match="and so would another x"):
+        push(path, "user/pets", license="mit", endpoint=hub.url, extra=[named])
+    assert not hub.asked
+    (path.parent / named.name).write_text(named.read_text())
+    assert named.name in push(path, "user/pets", license="mit", endpoint=hub.url).files
 
 
 @pytest.mark.parametrize(

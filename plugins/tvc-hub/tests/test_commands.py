@@ -31,6 +31,16 @@ def test_push_and_pull(hub: FakeHub, path: Path) -> None:
     assert found.stderr == f"was here already: user/pets@{pushed['commit']}\n"
 
 
+def test_a_certificate_that_is_left_out_is_told(hub: FakeHub, path: Path) -> None:
+    path.with_name("x.certificate.json").write_text('{"sha256": "0"}')
+    given = ["push", str(path), "user/pets", "--license", "mit", "--endpoint", hub.url]
+    told = "x.certificate.json"
+    found = run(*given)
+    assert f"left out: {told}: is of another model" in found.stderr
+    assert told not in found.stdout
+    assert told in json.loads(run(*given, "--json").stdout)["left_out"]
+
+
 @pytest.mark.parametrize("metric", ["f1", "=3", ""])
 def test_a_metric_is_a_name_and_a_value(hub: FakeHub, path: Path, metric: str) -> None:
     found = run("push", str(path), "user/pets", "--license", "mit", "--metric", metric)

@@ -92,6 +92,21 @@ def test_a_commit_that_is_here_is_not_asked_for(hub: FakeHub, path: Path) -> Non
     assert not hub.asked
 
 
+def test_a_commit_is_one_in_capitals_as_well(hub: FakeHub, path: Path) -> None:
+    commit = hub.put("user/pets", {"model.safetensors": path.read_bytes()})
+    assert pull(f"user/pets@{commit.upper()}", endpoint=hub.url).commit == commit
+    hub.asked.clear()
+    assert not pull(f"user/pets@{commit.upper()}", endpoint=hub.url).fetched
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("branch", ["v1.0", "feature/x", "refs/pr/1", "0a1b2c3", "a_b-c+d"])
+def test_a_revision_is_asked_for_as_it_is_written(hub: FakeHub, path: Path, branch: str) -> None:
+    hub.tags[branch] = hub.put("user/pets", {"model.safetensors": path.read_bytes()})
+    hub.put("user/pets", {"README.md": b"newer"})
+    assert pull(f"user/pets@{branch}", endpoint=hub.url).commit == hub.tags[branch]
+
+
 def test_a_branch_that_moves_is_told(hub: FakeHub, path: Path) -> None:
     model = path.read_bytes()
     old = hub.put("user/pets", {"model.safetensors": model})
@@ -126,6 +141,9 @@ def test_a_copy_is_written_where_it_is_wanted(hub: FakeHub, path: Path) -> None:
         pull("user/pets", endpoint=hub.url, out=path.parent / "no" / "x.safetensors")
     with pytest.raises(HubError, match=r"is a \.safetensors file"):
         pull("user/pets", endpoint=hub.url, out=path.parent / "x.pth")
+    if Path("/proc/self").is_dir():  # where root cannot write either
+        with pytest.raises(HubError, match=r"'/proc/self' cannot be written to"):
+            pull("user/pets", endpoint=hub.url, out="/proc/self/x.safetensors")
     assert not hub.asked
     out.write_bytes(b"old")
     pull("user/pets", endpoint=hub.url, out=out, force=True)
@@ -169,7 +187,9 @@ def test_one_file_is_taken_from_a_repository_of_others(hub: FakeHub, path: Path)
 
 @pytest.mark.parametrize(
     "name",
-    ["pets", "a/b/c", "../x", "a/..", "a/b@", "a/b@../x y", "-a/b", "a/b--c", "a/b?x=1", "a/b#c"],
+    ["pets", "a/b/c", "../x", "a/..", "a/b@", "a/b@../x y", "-a/b", "a/b--c", "a/b?x=1", "a/b#c"]
+    + [f"a/b@{each}" for each in (".", "..", "x/..", "x/./y", "/x", "x//y", "x/", ".x", "a..b")]
+    + [f"a/b@{each}" for each in ("@", "%2e", "\u00fc", "main\n", " main", "x" * 201)],
 )
 def test_a_name_that_is_none_asks_no_one(hub: FakeHub, name: str) -> None:
     with pytest.raises(HubError, match=r"no name of a repository|no revision"):

@@ -73,7 +73,7 @@ def push_command(
     as_json: bool,
 ) -> None:
     """Put the saved model FILE on a hub, into the repository NAME, which is user/name: the model,
-    recipe.yaml, the *.certificate.json of its folder, and a card that is written from facts.
+    recipe.yaml, its *.certificate.json that lie beside it, and a card that is written from facts.
 
     The token is that of HF_TOKEN, or of a login by 'hf auth login'.
     """
@@ -96,6 +96,8 @@ def push_command(
         return
     click.echo(f"pushed {done.repository}@{done.commit}: {', '.join(done.files)}")
     click.echo(done.url)
+    for name, why in done.left_out.items():
+        click.echo(f"left out: {name}: {why}", err=True)
 
 
 @click.command("pull")

@@ -17,6 +17,10 @@ __all__ = [
 ]  # fmt: skip
 
 _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
+_REVISION = re.compile(r"(?!.*\.\.)[\w+-][\w.+-]*(?:/[\w+-][\w.+-]*)*", re.ASCII)
+"""As git names branches and tags, without characters that addresses read otherwise: a revision "."
+would be that of the main branch.
+"""
 _LOCAL = ("127.0.0.1", "localhost", "::1")
 
 _STORAGE = {"huggingface.co": (".huggingface.co", ".hf.co", ".amazonaws.com")}
@@ -123,10 +127,12 @@ def repository_of(name: str) -> tuple[str, str | None]:
             f"{short_repr(name)} is no name of a repository: that is user/name or "
             "user/name@revision, of letters, digits, '-', '_' and '.'"
         )
-    if at and not re.fullmatch(r"[\w./+-]{1,200}", revision, re.ASCII):
+    if at and not (_REVISION.fullmatch(revision) and len(revision) <= 200):
         raise HubError(
             f"{short_repr(revision)} is no revision: that is a branch, a tag or a commit"
         )
+    if re.fullmatch(r"[0-9a-fA-F]{40}", revision):
+        revision = revision.lower()  # a commit, in whichever case it was copied
     return repository, revision or None
 
 

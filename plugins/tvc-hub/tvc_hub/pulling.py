@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -190,8 +191,13 @@ def _target(out: Path, force: bool) -> Path:
         raise HubError(f"{out}: the folder {str(out.parent)!r} does not exist")
     if out.exists() and not force:
         raise HubError(f"{out} exists: --force, or force=True, puts the model in its place")
-    if not os.access(out.parent, os.W_OK):
-        raise HubError(f"{out}: the folder {str(out.parent)!r} cannot be written to")
+    try:
+        with tempfile.TemporaryFile(dir=out.parent):
+            pass
+    except OSError as error:
+        raise HubError(
+            f"{out}: the folder {str(out.parent)!r} cannot be written to: {error.strerror or error}"
+        ) from error
     return out
 
 

@@ -4,9 +4,10 @@ refused before anything is sent.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -18,6 +19,7 @@ from tvc_core import (
     WeightsError,
     check_header,
     describe_file,
+    digest_of_tensors,
     join_names,
     load,
     short_repr,
@@ -34,7 +36,7 @@ from .reading import Hub
 __all__ = ["Pushed", "push"]
 
 _CARD, _RECIPE = "README.md", "recipe.yaml"
-_CERTIFICATES = "*.certificate.json"
+_CERTIFICATE = ".certificate.json"
 _MOST_BESIDE = 1 << 30
 """Of a file beside the model [bytes]."""
 
@@ -48,12 +50,14 @@ class Pushed:
         commit: what was made, all 40 digits.
         url: where people read it.
         files: names of the files that were sent.
+        left_out: why certificates in the file's folder were not, by their names.
     """
 
     repository: str
     commit: str
     url: str
     files: tuple[str, ...]
+    left_out: Mapping[str, str]
 
 
 def push(
@@ -71,8 +75,11 @@ def push(
     hosts: tuple[str, ...] = (),
     registry: Registry | None = None,
 ) -> Pushed:
-    """Put a model on a hub: the file, its recipe, the certificates in its folder, and a card that
-    is written from facts. All become one commit, or none.
+    """Put a model on a hub: the file, its recipe, its certificates, and a card that is written from
+    facts. All become one commit, or none.
+
+    Its certificates are the `*.certificate.json` in its folder that name the SHA-256 of the file or
+    of its tensors, as that of what they are for or of what that was made from. Others are left out.
 
     Args:
         path: a file that `HybridModel.save` wrote, whole.
@@ -107,13 +114,14 @@ def push(
             f"{license}: {contradicts}. Choose another --license, or --force (force=True) if you "
             "may do it all the same"
         )
-    others = _beside(path, extra)
+    others = _named(extra)
     if license == "other" and not any("license" in each.lower() for each in others):
         raise HubError(
             "the license 'other' is one of your own, whose text has to go with the model: "
             "--with LICENSE (extra=['LICENSE'])"
         )
     model = _loaded(path, registry)
+    left_out = _add_certificates(others, path, info, model)
     card = write_card(
         model,
         info,
@@ -145,7 +153,9 @@ def push(
         )
     _look_again(Hub(address=address, token=token), repository, done.oid, files)
     url = f"{address.url}/{repository}"
-    return Pushed(repository=repository, commit=done.oid, url=url, files=tuple(files))
+    return Pushed(
+        repository=repository, commit=done.oid, url=url, files=tuple(files), left_out=left_out
+    )
 
 
 def _look_again(hub: Hub, repository: str, commit: str, files: Iterable[str]) -> None:
@@ -199,13 +209,13 @@ def _loaded(path: Path, registry: Registry | None) -> HybridModel:
     return load(path, registry=registry)
 
 
-def _beside(path: Path, extra: Iterable[str | Path]) -> dict[str, bytes]:
-    """Return names and contents of the files that go with a model."""
+def _named(extra: Iterable[str | Path]) -> dict[str, bytes]:
+    """Return names and contents of the files that the user wants to go with a model."""
     found: dict[str, bytes] = {}
-    for each in [*sorted(path.parent.glob(_CERTIFICATES)), *map(Path, extra)]:
-        name = each.name
-        if name in found and found[name] == _content(each):
-            continue  # named, and in the folder as well
+    for each in map(Path, extra):
+        name, content = each.name, _content(each)
+        if found.get(name) == content:
+            continue
         if name in (MODEL, _RECIPE, _CARD, *found):
             raise HubError(f"{each}: the repository has a {name} already; give it another name")
         if each.suffix.lower() in CODE:
@@ -213,15 +223,73 @@ def _beside(path: Path, extra: Iterable[str | Path]) -> dict[str, bytes]:
                 f"{each}: can hold code, and 'tvc pull' takes nothing from a repository with such "
                 "files"
             )
-        found[name] = _content(each)
-        if name.endswith(_CERTIFICATES[1:]):
-            try:
-                fine = isinstance(json.loads(found[name]), dict)
-            except (ValueError, RecursionError):
-                fine = False
-            if not fine:
-                raise HubError(f"{each}: is no certificate: that is a JSON object")
+        if name.endswith(_CERTIFICATE) and _hashes_in(content) is None:
+            raise HubError(f"{each}: {_NONE}")
+        found[name] = content
     return found
+
+
+_NONE = "is no certificate: that is a JSON object"
+
+
+def _add_certificates(
+    others: dict[str, bytes], path: Path, info: FileInfo, model: HybridModel
+) -> dict[str, str]:
+    """Add the certificates of a model to what goes with it; return why others in its folder do not.
+
+    Raises:
+        HubError: the user wants another file of the same name.
+    """
+    own = {
+        info.sha256,
+        hashlib.sha256(path.read_bytes()).hexdigest(),
+        digest_of_tensors(model.state_dict()),
+    }
+    left_out: dict[str, str] = {}
+    for each in sorted(path.parent.glob(f"*{_CERTIFICATE}")):
+        try:
+            content = _content(each)
+        except HubError as error:
+            left_out[each.name] = str(error).removeprefix(f"{each}: ")
+            continue
+        if others.get(each.name) == content:
+            continue  # named, and in the folder as well
+        if why := _why_not(content, own):
+            left_out[each.name] = why
+        elif each.name in others:
+            raise HubError(
+                f"{each}: goes with the model, and so would another {each.name}; give that one "
+                "another name"
+            )
+        else:
+            others[each.name] = content
+    for name, content in others.items():
+        if name.endswith(_CERTIFICATE) and (why := _why_not(content, own)):
+            warnings.warn(f"{name}: {why}; it goes with this one all the same", stacklevel=3)
+    return left_out
+
+
+def _why_not(certificate: bytes, own: Collection[str]) -> str:
+    """Return why a certificate is not of a model with these hashes; nothing where it is."""
+    hashes = _hashes_in(certificate)
+    if hashes is None:
+        return _NONE
+    return "" if hashes & {*own} else "is of another model: it does not name the hash of this one"
+
+
+def _hashes_in(certificate: bytes) -> set[str] | None:
+    """Return the hashes of what a certificate is for, and of what that was made from; None where it
+    is none.
+    """
+    try:
+        said = json.loads(certificate)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(said, dict):
+        return None
+    source = said.get("source")
+    parts = (said, source if isinstance(source, dict) else {})
+    return {str(part["sha256"]).lower() for part in parts if "sha256" in part}
 
 
 def _content(path: Path) -> bytes:

@@ -148,8 +148,8 @@ def test_several_heads_have_a_map_each() -> None:
     other = class_map(model, image, "age")
     assert other.name == "age:0" and _alike(found.values, other.values) < 0.99
     assert class_map(model, image, "breed").index == int(logits["breed"][0].argmax())
-    for target in (None, "bred:pug"):
-        with pytest.raises(ParameterError, match=r"HEAD:CLASS.*The heads are breed, age"):
+    for target, says in ((None, "which class"), ("bred:pug", "class .bred:pug.")):
+        with pytest.raises(ParameterError, match=rf"^{says}.*HEAD:CLASS.*The heads are breed, age"):
             class_map(model, image, target)
     with pytest.raises(ParameterError, match=r"'pgu'.*Did you mean 'pug'"):
         class_map(model, image, "breed:pgu")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import runpy
 import warnings
 from pathlib import Path
@@ -141,14 +140,15 @@ def test_options_that_mean_nothing_are_refused(
     assert result.exit_code == 2 and said in result.stderr
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root writes everywhere")
-def test_a_folder_that_cannot_be_written_is_an_error_before_building(folder: Path) -> None:
-    folder.chmod(0o500)
-    try:
-        result = _tvc("inspect", "recipe.yaml", "--out", "p.html")
-        assert "cannot be written to" in str(result.exception)
-    finally:
-        folder.chmod(0o700)
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="there is no /proc")
+@pytest.mark.parametrize(
+    "args", [("inspect", "gone.yaml"), ("cam", "gone.yaml", "gone.jpg")], ids=["inspect", "cam"]
+)
+def test_a_folder_that_cannot_be_written_is_an_error_before_building(
+    folder: Path, args: tuple[str, ...]
+) -> None:
+    result = _tvc(*args, "--out", "/proc/self/p.png")  # where root cannot write either
+    assert "'/proc/self' cannot be written to" in str(result.exception)
 
 
 def test_an_error_is_one_sentence_and_exit_code_1(

@@ -170,6 +170,60 @@ def test_a_moved_gate_and_class_names_are_named() -> None:
     ]
 
 
+def _heads(**head: Any) -> HybridModel:
+    torch.manual_seed(0)
+    return HybridBuilder().from_backbone("shufflenet_v2_x0_5", weights=None, **head)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "expected"),
+    [
+        (
+            {"num_classes": 5, "hidden": [16]},
+            {"num_classes": 5, "hidden": [8, 4]},
+            ("head", "fc", "5 classes after 16 hidden", "5 classes after 8, 4 hidden"),
+        ),
+        (
+            {"num_classes": 5},
+            {"num_classes": 3, "hidden": [8]},
+            ("head", "fc", "5 classes after none hidden", "3 classes after 8 hidden"),
+        ),
+        (
+            {"heads": {"kind": 3, "age": 2}},
+            {"heads": {"kind": 3, "age": {"num_classes": 2, "class_names": ["old", "new"]}}},
+            ("class names", "age", "", "old, new"),
+        ),
+        (
+            {"heads": {"kind": 3, "age": {"num_classes": 2, "hidden": [4]}}},
+            {"heads": {"kind": 3, "age": {"num_classes": 2, "hidden": [6]}}},
+            ("head", "age", "2 classes after 4 hidden", "2 classes after 6 hidden"),
+        ),
+        (
+            {"heads": {"kind": 3}},
+            {"heads": {"kind": 1}},
+            ("head", "kind", "3 classes", "1 classes"),
+        ),
+    ],
+)
+def test_a_head_of_another_form_is_one_difference(
+    first: dict[str, Any], second: dict[str, Any], expected: tuple[str, ...]
+) -> None:
+    a, b = _heads(**first), _heads(**second)
+    state, own = a.state_dict(), b.state_dict()
+    for name in [n for n in state if n not in own or own[n].shape != state[n].shape]:
+        del state[name]
+    b.load_state_dict(state, strict=False)
+    found = compare_models(a, b, _facts(a), _facts(b)).differences
+    assert [(each.kind, each.path, each.a, each.b) for each in found] == [expected]
+
+
+def test_a_module_of_another_class_is_one_difference() -> None:
+    a = _base()[0]
+    b = copy.deepcopy(a)
+    b.features[5].block[2] = torch.nn.Identity()  # in the place of a SqueezeExcitation
+    assert _kinds(_compared(a, b)) == [("path", "features.5.block.2")]
+
+
 def test_another_network_is_named_as_such() -> None:
     a = _base()[0]
     b = HybridBuilder().from_backbone("squeezenet1_1", weights=None, num_classes=6)

@@ -202,6 +202,17 @@ def test_parameters_shapes_and_strides_are_the_modules_own(
     assert sum(part.trainable for part in parts.values()) == facts.total.trainable
 
 
+def test_a_map_that_loses_its_border_has_the_stride_of_its_stage() -> None:
+    model = HybridBuilder().from_backbone("squeezenet1_1", weights=None)
+    rows = {row.path: row for row in inspect_model(model, size=224, repeats=1).paths}
+    assert rows["features.12"].shape[2:] == (13, 13)  # and 224 / 13 is 17.2
+    convolutions = [2, 4, 8, 16]
+    at = ["features.0", "features.4.squeeze", "features.6.expand1x1", "features.9.squeeze"]
+    assert [rows[path].stride for path in at] == convolutions
+    for info in model.stage_info:
+        assert rows[info.module].stride == info.stride
+
+
 def test_gated_blocks_and_their_gates_are_seen(looked_at: tuple[HybridModel, ModelFacts]) -> None:
     model, facts = looked_at
     rows = {row.path: row for row in facts.paths}

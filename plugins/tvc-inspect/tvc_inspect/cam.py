@@ -7,7 +7,6 @@ rectifier: positive where the layer speaks for the class, negative where it spea
 from __future__ import annotations
 
 import copy
-import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,6 +25,8 @@ from tvc_core import (
     did_you_mean,
     join_names,
 )
+
+from .randomness import random_state_kept
 
 __all__ = ["ClassMap", "GateMap", "class_map", "gate_maps"]
 
@@ -252,9 +253,10 @@ def _target(model: HybridModel, output: Any, target: int | str | None) -> tuple[
         head, colon, wanted = str(target).partition(":")
         wanted = wanted if colon else None
         if head not in rows:
+            what = "which class?" if target is None else f"class {target!r}:"
             raise ParameterError(
-                f"class {target!r}: the model has several heads, so a class is HEAD:CLASS, or HEAD "
-                f"for its largest logit. The heads are {join_names(rows)}"
+                f"{what} The model has several heads, so a class is HEAD:CLASS, or HEAD for its "
+                f"largest logit. The heads are {join_names(rows)}"
             )
     logits, names = rows[head][0], heads[head]
     index = _class(wanted, names, logits)
@@ -271,7 +273,7 @@ def _class(target: int | str | None, names: tuple[str, ...], logits: Tensor) -> 
     if not 0 <= number < count:
         near = did_you_mean(str(target), names) if names else ""
         raise ParameterError(
-            f"there is no class {target!r}: the model has {count} classes, 0 to {count - 1}"
+            f"there is no class {target!r}: the model has the classes 0 to {count - 1}"
             f"{', or by name' if names else ''}.{near}"
         )
     return number
@@ -279,17 +281,13 @@ def _class(target: int | str | None, names: tuple[str, ...], logits: Tensor) -> 
 
 @contextmanager
 def _copy_of(model: HybridModel) -> Iterator[HybridModel]:
-    """Yield a copy in eval mode, of which the parameters need no gradient, and give the random
-    numbers back that are drawn inside.
+    """Yield a copy in eval mode, of which the parameters need no gradient; random numbers that are
+    drawn inside are no one else's.
     """
-    before = random.getstate()
-    with torch.random.fork_rng(devices=[]):
+    with random_state_kept():
         network = copy.deepcopy(model)
         for module in network.modules():
             module.training = False
         for parameter in network.parameters():
             parameter.requires_grad = False
-        try:
-            yield network
-        finally:
-            random.setstate(before)
+        yield network

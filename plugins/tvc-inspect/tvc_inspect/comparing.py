@@ -152,17 +152,42 @@ def _heads(a: HybridModel, b: HybridModel) -> tuple[list[Difference], set[str]]:
     sides = [{info.name: info for info in model.head_info} for model in (a, b)]
     differences, covered = [], set()
     for name in dict.fromkeys((*sides[0], *sides[1])):
-        infos = [side.get(name) for side in sides]
-        words = ["" if info is None else f"{info.num_classes} classes" for info in infos]
-        modules = {info.module for info in infos if info is not None}
+        both = [
+            (model, side[name]) for model, side in zip((a, b), sides, strict=True) if name in side
+        ]
+        hidden = [_hidden(model, info.module) for model, info in both]
+        words = [f"{info.num_classes} classes" for _, info in both]
+        modules = {info.module for _, info in both}
+        if hidden[0][1] != hidden[-1][1]:
+            modules = {path for path, _ in hidden}
+            words = [
+                f"{text} after {', '.join(map(str, sizes)) or 'none'} hidden"
+                for text, (_, sizes) in zip(words, hidden, strict=True)
+            ]
+        if len(both) == 1:
+            words = [words[0] if name in side else "" for side in sides]
         if words[0] != words[1]:
             path = name or " or ".join(sorted(modules))
             differences.append(Difference(kind="head", path=path, a=words[0], b=words[1]))
             covered |= modules
-    if not differences and a.class_names != b.class_names:
-        first, second = (", ".join((model.class_names or ())[:8]) for model in (a, b))
-        differences.append(Difference(kind="class names", path="", a=first, b=second))
+            continue
+        names = [info.class_names or () for _, info in both]
+        if names[0] != names[1]:
+            first, second = (", ".join(each[:8]) for each in names)
+            differences.append(Difference(kind="class names", path=name, a=first, b=second))
     return differences, covered
+
+
+def _hidden(model: HybridModel, last: str) -> tuple[str, list[int]]:
+    """Return the path of a head with several layers, or of its only one, and the widths of those
+    before the last.
+    """
+    parent = last.rpartition(".")[0]
+    layers = model.get_submodule(parent) if parent else None
+    if not isinstance(layers, nn.Sequential):
+        return last, []
+    widths = [each.out_features for each in layers if isinstance(each, nn.Linear)]
+    return (parent, widths[:-1]) if widths[1:] else (last, [])
 
 
 def _trainable(
@@ -204,8 +229,8 @@ def _count(parameters: dict[str, nn.Parameter], names: list[str]) -> str:
 
 
 def _paths(a: HybridModel, b: HybridModel, covered: set[str]) -> tuple[list[Difference], set[str]]:
-    """Return modules that only one model has, the topmost of each, or of which the class or the
-    settings differ.
+    """Return modules that only one model has or whose class differs, the topmost of each, and those
+    whose settings differ.
     """
     sides = [{path: _settings(module) for path, module in m.named_modules()} for m in (a, b)]
     differences: list[Difference] = []
@@ -215,7 +240,7 @@ def _paths(a: HybridModel, b: HybridModel, covered: set[str]) -> tuple[list[Diff
         if first == second or not path or _is_in(path, covered) or _is_in(path, gone):
             continue
         differences.append(Difference(kind="path", path=path, a=first, b=second))
-        if not first or not second:
+        if first.partition("(")[0] != second.partition("(")[0]:  # so what is below does as well
             gone.add(path)
     return differences, gone
 

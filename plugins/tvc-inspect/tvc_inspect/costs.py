@@ -14,7 +14,6 @@ second one, with hooks there, is only for the rows inside.
 from __future__ import annotations
 
 import copy
-import random
 import statistics
 import time
 from collections import Counter, defaultdict
@@ -26,10 +25,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from tvc_core import HybridModel, Patch
+from tvc_core import HybridModel, Patch, ThreadMode
+
+from .randomness import random_state_kept
 
 __all__ = ["Cost", "UncountedOp", "measure_costs"]
 
@@ -85,14 +85,16 @@ def measure_costs(
         image: images [1, C, H, W].
         repeats: passes whose time is taken.
     """
-    with _random_state():
-        network = copy.deepcopy(model)
-        paths = dict.fromkeys(path for path, _ in network.named_modules())
-        flops, seen, ops = _flops(network, image)
+    network = copy.deepcopy(model)
+    paths = dict.fromkeys(path for path, _ in network.named_modules())
+    blocks = blocks_of(network)
+    with random_state_kept():
+        flops, seen, ops, draws = _flops(network, image)
+    with random_state_kept(timed=not draws):
         times = _milliseconds(network, image, repeats)
-        blocks = blocks_of(network)
         if blocks:
             times = _with_insides(network, times, _milliseconds(network, image, 1, inside=True))
+    with random_state_kept():
         # last, since passes in training mode change running statistics
         kept, batch = _kept(network, image)
         if blocks and batch:
@@ -216,37 +218,54 @@ class _Plain(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-class _Lister(TorchDispatchMode):
-    """Writes down the operations that a FLOP counter does not know."""
+class _Counter(ThreadMode):
+    """Counts FLOPs by the formulas of torch's counter, and writes down the operations that it has
+    none for.
 
-    def __init__(self, known: Any, meter: _Meter) -> None:
+    That counter itself is a mode that sets flags of the process, and hooks on the modules of all
+    threads.
+    """
+
+    def __init__(self) -> None:
         super().__init__()
-        self.known = known
-        self.meter = meter
-        self.found: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        self.formulas = FlopCounterMode(display=False).flop_registry
+        self.total = 0
+        self.draws = False
+        self.where = [""]
+        self.unknown: defaultdict[str, Counter[str]] = defaultdict(Counter)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func._overloadpacket not in self.known and not func.is_view:
-            self.found[str(func)][self.meter.stack[-1]] += 1
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        with self:  # some operations are made of others, which have formulas
+            output = func.decompose(*args, **kwargs)
+        if output is not NotImplemented:
+            return output
+        output = func(*args, **kwargs)
+        self.draws = self.draws or torch.Tag.nondeterministic_seeded in func.tags
+        formula: Any = self.formulas.get(func._overloadpacket)
+        if formula is not None:
+            self.total += formula(*args, **kwargs, out_val=output)
+        elif not func.is_view:
+            self.unknown[str(func)][self.where[-1]] += 1
+        return output
 
 
 def _flops(
     network: nn.Module, image: Tensor
-) -> tuple[defaultdict[str, float], _Meter, tuple[UncountedOp, ...]]:
-    counter = FlopCounterMode(display=False)
+) -> tuple[defaultdict[str, float], _Meter, tuple[UncountedOp, ...], bool]:
     network.eval()
-    meter = _Meter(network, counter.get_total_flops)
-    lister = _Lister(counter.flop_registry, meter)
-    with torch.no_grad(), _Plain(), lister, counter, meter.running():
+    counter = _Counter()
+    meter = _Meter(network, lambda: counter.total)
+    counter.where = meter.stack
+    with torch.no_grad(), _Plain(), counter, meter.running():
         output = network(image)
     if (first := _first_tensor(output)) is not None:
         meter.shapes[""] = tuple(first.shape)
     ops = tuple(
         UncountedOp(name=name, calls=sum(where.values()), where=tuple(where))
-        for name, where in sorted(lister.found.items())
+        for name, where in sorted(counter.unknown.items())
     )
-    return meter.totals(), meter, ops
+    return meter.totals(), meter, ops, counter.draws
 
 
 def _with_insides(
@@ -319,15 +338,3 @@ def _kept_of(
         output = network(images)
     del output
     return meter.totals()
-
-
-@contextmanager
-def _random_state() -> Iterator[None]:
-    """Give the random numbers back that are drawn inside."""
-    before = random.getstate()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
-    try:
-        with torch.random.fork_rng(devices=devices):
-            yield
-    finally:
-        random.setstate(before)

@@ -33,7 +33,8 @@ class PathFacts:
             holds several parts.
         shape: of what it returns for one image; None where it returns no tensor.
         layout: of that: NCHW, NHWC, NLC or NC; None where it is none of these.
-        stride: side of the image divided by that of the map, rounded; None where it is no map
+        stride: side of the image divided by that of the map, rounded; of a map of a stage's size
+            the stage's, which maps that lose a border do not round to. None where it is no map
             [pixels].
         parameters: of it and what is below [parameters].
         trainable: those that require gradients [parameters].
@@ -177,7 +178,11 @@ def inspect_model(
     seen = {info.path: info for info in describe_model(model, size=size)}
     image = probe_image(model, next(iter(seen.values())).image)
     costs, uncounted, kept_images = measure_costs(model, image, repeats=repeats)
-    strides = {info.stage: info.stride for info in model.stage_info}
+    stages = {
+        info.stage: (info.stride, _grid(seen[info.module]))
+        for info in model.stage_info
+        if info.module in seen
+    }
     recipe = model.recipe
     return ModelFacts(
         name=recipe.name or type(model).__name__,
@@ -190,7 +195,7 @@ def inspect_model(
         training=model.training,
         step0_difference=_finite(model.step0_difference),
         paths=tuple(
-            _path(path, module, seen.get(path), costs[path], strides)
+            _path(path, module, seen.get(path), costs[path], stages)
             for path, module in model.named_modules()
         ),
         patches=tuple(_patches(model)),
@@ -213,7 +218,7 @@ def probe_image(model: HybridModel, size: Sequence[int]) -> Tensor:
 
 
 def _path(
-    path: str, module: nn.Module, info: PathInfo | None, cost: Cost, strides: dict[int, int]
+    path: str, module: nn.Module, info: PathInfo | None, cost: Cost, stages: _Stages
 ) -> PathFacts:
     parameters = list(module.parameters())
     return PathFacts(
@@ -222,7 +227,7 @@ def _path(
         part=info.part if info else None,
         shape=cost.shape,
         layout=info.layout if info else None,
-        stride=_stride(info, cost, strides) if info else None,
+        stride=_stride(info, cost, stages) if info else None,
         parameters=sum(each.numel() for each in parameters),
         trainable=sum(each.numel() for each in parameters if each.requires_grad),
         flops=cost.flops,
@@ -245,14 +250,26 @@ def _note(info: PathInfo | None, cost: Cost) -> str:
     return info.problem or ""
 
 
-def _stride(info: PathInfo, cost: Cost, strides: dict[int, int]) -> int | None:
+_Stages = dict[int, tuple[int, tuple[int | None, int | None]]]
+"""Stride and size of the map of each stage."""
+
+
+def _grid(info: PathInfo) -> tuple[int | None, int | None]:
+    return info.height, info.width
+
+
+def _stride(info: PathInfo, cost: Cost, stages: _Stages) -> int | None:
     """Return the stride of a map; of tokens that of the stage, if its grid has so many of them."""
     height, width = info.image
+    number = (info.part or "").removeprefix("stage ")
+    stage = int(number) if number.isdigit() else -1
     if info.height and info.width:
+        for stride, grid in (stages[each] for each in (stage, stage - 1) if each in stages):
+            if grid == _grid(info):
+                return stride
         return round(height / info.height)
-    stage = (info.part or "").removeprefix("stage ")
-    if info.layout == "NLC" and cost.shape is not None and stage.isdigit():
-        stride = strides[int(stage)]
+    if info.layout == "NLC" and cost.shape is not None and stage in stages:
+        stride, _ = stages[stage]
         extra = cost.shape[1] - (height // stride) * (width // stride)
         return stride if 0 <= extra <= 8 else None  # the class token and registers
     return None

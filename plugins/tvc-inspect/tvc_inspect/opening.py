@@ -65,8 +65,14 @@ def check_out(path: Path, force: bool) -> None:
         raise ParameterError(f"--out: the folder {str(path.parent)!r} does not exist")
     if path.exists() and not force:
         raise ParameterError(f"--out: {str(path)!r} exists; --force puts the new file in its place")
-    if not os.access(path.parent, os.W_OK):
-        raise ParameterError(f"--out: the folder {str(path.parent)!r} cannot be written to")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ParameterError(
+            f"--out: the folder {str(path.parent)!r} cannot be written to: "
+            f"{error.strerror or error}"
+        ) from error
 
 
 @contextmanager
