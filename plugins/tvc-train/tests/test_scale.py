@@ -23,9 +23,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from tvc_train import fit
 from tvc_train.caching.feeding import CachedFeed
-from tvc_train.devices import Devices
+from tvc_train.devices import Devices, local, own
 from tvc_train.errors import TrainingError
 from tvc_train.faults import StoppedError
+from tvc_train.methods import L2StartingPoint
 from tvc_train.watching import check_gradients, first_step
 
 from tvc_core import HybridBuilder, HybridModel
@@ -307,3 +308,28 @@ def test_a_process_that_fails_alone_does_not_let_the_others_wait(
                     devices.total(1.0)
 
     several(2, lonely)
+
+
+def test_a_penalty_of_shards_has_the_gradient_of_the_whole() -> None:
+    def penalized() -> None:
+        devices = Devices(devices=2, strategy="fsdp", accelerator="cpu")
+        with devices:
+            devices.launch()
+            model = toy()
+            run = devices.wrap(model)
+            method = L2StartingPoint(alpha=0.5, beta=0.25)
+            method.start(model)
+            with torch.no_grad():
+                for each in model.parameters():
+                    local(each).add_(2)
+            run(torch.ones(2, 3, 32, 32))  # leaves the root's parameters whole
+            devices.settle(model)
+            penalty = method.penalty(model)
+            assert penalty is not None
+            penalty.backward()
+            for name, each in model.named_parameters():
+                assert each.grad is not None
+                wanted = 0.25 * own(each) if name.startswith("fc.") else torch.ones_like(own(each))
+                torch.testing.assert_close(own(each.grad), wanted)
+
+    several(2, penalized)

@@ -22,7 +22,7 @@ from tvc_core import HybridModel
 
 from .errors import TrainingError
 
-__all__ = ["Devices", "own"]
+__all__ = ["Devices", "local", "own"]
 
 _PRECISION = {"float32": "32-true", "bfloat16": "bf16-mixed", "float64": "64-true"}
 
@@ -321,10 +321,15 @@ class Devices:
             torch.distributed.destroy_process_group()
 
 
-def own(tensor: Tensor) -> Tensor:
-    """Return what this process has of a tensor: all of it, or its shard."""
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor, with its gradient: all of it, or its shard."""
     found: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return found.detach()
+    return found
+
+
+def own(tensor: Tensor) -> Tensor:
+    """Return what this process has of a tensor, without its gradient."""
+    return local(tensor).detach()
 
 
 def _hash(tensor: Tensor) -> str:

@@ -89,7 +89,11 @@ class Method:
         """Look at the model as it is before the first step. Called also when a run goes on."""
 
     def penalty(self, model: HybridModel) -> Tensor | None:
-        """Return what is added to the loss of a step."""
+        """Return what is added to the loss of a step.
+
+        With FSDP2 parameters are shards: of `parameter.to_local()`, which is this process's, a sum
+        over all of them has the right gradients.
+        """
         return None
 
     def after_epoch(self, training: Training, evaluation: Evaluation) -> None:

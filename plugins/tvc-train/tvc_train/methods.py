@@ -13,6 +13,7 @@ from torch import Tensor
 
 from tvc_core import HybridModel, ParameterError, short_repr
 
+from .devices import local
 from .evaluating import Evaluation
 from .method import Method, Training
 from .phases import Phase
@@ -123,7 +124,7 @@ class L2StartingPoint(Method):
             f"{path}." for record in model.patch_records for path in (*record.paths, *record.new)
         )
         self._begin = {
-            name: parameter.detach().clone()
+            name: local(parameter).detach().clone()
             for name, parameter in model.named_parameters()
             if not name.startswith((*heads, *new))
         }
@@ -134,12 +135,12 @@ class L2StartingPoint(Method):
         for name, parameter in model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            begin = self._begin.get(name)
+            value, begin = local(parameter), self._begin.get(name)
             if begin is None:
-                term = 0.5 * self.beta * parameter.square().sum()
+                term = 0.5 * self.beta * value.square().sum()
             else:
-                begin = begin.to(parameter.device, parameter.dtype)
-                term = 0.5 * self.alpha * (parameter - begin).square().sum()
+                begin = begin.to(value.device, value.dtype)
+                term = 0.5 * self.alpha * (value - begin).square().sum()
             total = term if total is None else total + term
         return total
 

@@ -45,13 +45,22 @@ def backward(state: TrainingState, model: Callable[[Tensor], Any], batch: Any) -
                 loss = state.loss(run(some), wanted)
             summed += loss.detach()
             total = loss * share
-            for method in state.methods.values() if last else ():
-                extra = method.penalty(state.model)
-                total = total if extra is None else total + extra
+            if last and state.methods:
+                total = _penalized(state, total)
             total.backward()
     feed.after_backward(state.learning.values())
     norms, step = _norms(state), state.position.steps + 1
     return Unseen(step=step, loss=summed, norms=norms, images=batch.total)
+
+
+def _penalized(state: TrainingState, loss: Tensor) -> Tensor:
+    """Return a loss with what the methods add to it."""
+    state.devices.settle(state.model)  # methods see shards of all parameters, or of none
+    for method in state.methods.values():
+        extra = method.penalty(state.model)
+        if extra is not None:
+            loss = loss + extra
+    return loss
 
 
 def _norms(state: TrainingState) -> Tensor:
