@@ -97,10 +97,10 @@ $(READY): pyproject.toml tests/install.py $(wildcard plugins/*/pyproject.toml) p
 	$(BIN)/python -m compileall -q tvc_core $(PLUGINS)
 	touch $(READY)
 
-# Of what nearly all tests import, the byte code; beside mypy, which leaves one core idle. Of everything
-# it would take a minute, and what is missing here is compiled when it is imported first.
+# The byte code, beside mypy, which leaves one core idle. Where Python may not write it, each of the
+# processes that tests start would compile anew what is missing.
 $(COMPILED): $(READY)
-	-$(BIN)/python -m compileall -qq $(addprefix $(VENV)/lib/python3*/site-packages/,torch torchvision sympy numpy scipy sklearn timm matplotlib onnx onnxscript)
+	-$(BIN)/python -m compileall -qq $(VENV)/lib/python3*/site-packages
 	touch $@
 
 # Python 3.10 if there is one, and of everything that we require the oldest version
