@@ -98,7 +98,7 @@ $(READY): pyproject.toml tests/install.py $(wildcard plugins/*/pyproject.toml) p
 	touch $(READY)
 
 # The byte code, beside mypy, which leaves one core idle. Where Python may not write it, each of the
-# processes that tests start would compile anew what is missing.
+# processes that tests start would compile again what is missing.
 $(COMPILED): $(READY)
 	-$(BIN)/python -m compileall -qq $(VENV)/lib/python3*/site-packages
 	touch $@
