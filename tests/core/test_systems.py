@@ -181,3 +181,34 @@ def counts(code: str) -> list[int]:
 )
 def test_the_checks_see_what_they_look_for(code: str, expected: list[int]) -> None:
     assert counts(code) == expected
+
+
+MAKERS = {
+    "arange", "empty", "eye", "full", "linspace", "normal", "ones", "rand", "randint", "randn",
+    "randperm", "tensor", "zeros",
+}  # fmt: skip
+
+
+def without_device(tree: ast.AST) -> Iterator[int]:
+    """Yield the lines that make a tensor wherever torch's default device is."""
+    for node in ast.walk(tree):
+        if (
+            isinstance(node, ast.Call)
+            and isinstance(node.func, ast.Attribute)
+            and ast.unparse(node.func.value) == "torch"
+            and node.func.attr in MAKERS
+            and not any(each.arg == "device" for each in node.keywords)
+        ):
+            yield node.lineno
+
+
+def test_the_core_says_where_its_tensors_are() -> None:
+    """A user's `torch.set_default_device("cuda")` puts elsewhere what is then mixed with others."""
+    files = [each for each in (ROOT / "tvc_core").rglob("*.py") if "testing" not in each.parts]
+    found = [
+        f"{file.relative_to(ROOT)}:{line}"
+        for file in files
+        for line in without_device(ast.parse(file.read_text("utf-8")))
+    ]
+    assert not found
+    assert list(without_device(ast.parse("x = torch.zeros(3)\ny = torch.ones(2, device=z)"))) == [1]

@@ -78,7 +78,9 @@ def opened(model: HybridModel) -> HybridModel:
 def close(found: Tensor, wanted: Tensor, tolerance: float = 1e-4) -> None:
     """Compare values, wherever they are."""
     scale = float(wanted.detach().abs().max())
-    difference = float((found.detach().float().cpu() - wanted.detach().float().cpu()).abs().max())
+    # in float64, or what differs less than float32 tells would be as far apart as its numbers
+    a, b = (each.detach().double().cpu() for each in (found, wanted))
+    difference = float((a - b).abs().max())
     assert difference <= tolerance * max(scale, 1e-6), f"{difference} of {scale}"
 
 
