@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import PatchError, TvcError, count_of, describe_error, foreign, join_names
 from ..quarantine.process_state import run_preserved
 from ..surgery.marks import check_hybrid
-from ..surgery.noise import first_float, noise
+from ..surgery.noise import image_for
 from ..surgery.patch import Patch
 from ..surgery.patches import placed_patches
 from ..surgery.positions import add
@@ -182,7 +182,7 @@ def _fold_patches(network: nn.Module, state: HybridState, target: str | None) ->
                 left[home] = found
             else:
                 places[home] = found
-    image = _image(network, state)
+    image = image_for(network, state.probe_shape)
     look, done = _look(network, image, places), _Done()
     try:
         for spot in _in_order(network, places.values()):
@@ -255,12 +255,6 @@ def _tied(network: nn.Module, module: nn.Module) -> list[str]:
         if other not in inside
         and any(id(t) in own for t in (*other._parameters.values(), *other._buffers.values()))
     ]
-
-
-def _image(network: nn.Module, state: HybridState) -> Tensor:
-    like = first_float(network)
-    image = noise(state.probe_shape)
-    return image.to(dtype=like.dtype, device=like.device)
 
 
 def _look(network: nn.Module, image: Tensor, places: Mapping[str, _Place]) -> _Look:

@@ -21,7 +21,7 @@ from ..surgery import calls
 from ..surgery.head import find_classifier, find_last_layer, num_classes_of, set_dropout
 from ..surgery.head_layers import HeadMLP, Heads
 from ..surgery.marks import check_hybrid
-from ..surgery.noise import first_float, noise
+from ..surgery.noise import image_for
 from ..surgery.patch import Patch
 from ..surgery.patches import (
     CONTAINERS,
@@ -288,8 +288,6 @@ def _is_inserted(path: str) -> bool:
 
 def _measure(network: nn.Module, state: HybridState) -> None:
     """Measure the features and the way to the head again."""
-    like = first_float(network)
-    image = noise(state.probe_shape)
-    probe = Probe(image.to(dtype=like.dtype, device=like.device))
+    probe = Probe(image_for(network, state.probe_shape))
     with misfits_noted(network, {}):  # of a network changed by hand, patches go one by one
         measure_again(network, state, probe)

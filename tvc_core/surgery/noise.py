@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-__all__ = ["first_float", "noise", "noise_source"]
+__all__ = ["first_float", "image_for", "noise", "noise_source"]
 
 
 def noise_source() -> torch.Generator:
@@ -33,3 +33,9 @@ def first_float(module: nn.Module) -> Tensor:
     """
     found = (each for each in module.parameters() if each.is_floating_point())
     return next(found, torch.empty(0, device="cpu"))
+
+
+def image_for(network: nn.Module, shape: Sequence[int]) -> Tensor:
+    """Return an image for a network, the same for the same shape, of its type and on its device."""
+    like = first_float(network)
+    return noise(shape).to(dtype=like.dtype, device=like.device)

@@ -18,7 +18,7 @@ from ..errors import BackboneError, TargetError, TvcError, foreign, join_names, 
 from ..specs import BackboneSpec
 from .layouts import Shape, channels_of, layout_of
 from .marks import LeftOut
-from .noise import first_float, noise
+from .noise import image_for
 from .probing import probing
 
 __all__ = [
@@ -444,8 +444,7 @@ class Probe:
 
 def image_of(network: nn.Module, spec: BackboneSpec, size: tuple[int, int]) -> torch.Tensor:
     """Return an image [1, num_channels, H, W] for a network, the same for the same size."""
-    like = first_float(network)
-    return noise((1, spec.num_channels, *size)).to(dtype=like.dtype, device=like.device)
+    return image_for(network, (1, spec.num_channels, *size))
 
 
 def first_tensor(output: Any) -> torch.Tensor:

@@ -252,17 +252,18 @@ class CachedFeed(Feed):
         self, samples: Samples, transforms: Transforms, halves: Halves, views: int
     ) -> Iterator[Tensor]:
         """Yield the features of all images, and of the next view. The processes take turns."""
-        rank, world = self.devices.rank, self.devices.world
+        rank, world, device = self.devices.rank, self.devices.world, self.devices.device
         ends = range(0, len(samples), _CHUNK)
         steps = [np.arange(start, min(start + _CHUNK, len(samples))) for start in ends]
         for view in range(views):
-            mine = prepared(samples, transforms, steps[rank::world], self.workers, self.seed, view)
+            own = steps[rank::world]
+            mine = prepared(samples, transforms, own, self.workers, self.seed, view, device)
             for _ in range(0, len(steps), world):
                 if not self._goes_on():
                     return
                 features = None
                 if (loaded := next(mine, None)) is not None:
-                    images = transforms.normalize(loaded[0].to(self.devices.device))
+                    images = transforms.normalize(loaded[0], device)
                     features = self._below(halves, self.ready(images))
                 yield from (each for each in self.devices.everyone(features) if each is not None)
         if not self.devices.first:
@@ -291,7 +292,7 @@ class CachedFeed(Feed):
 
     def _images(self, samples: Samples, transforms: Transforms, indices: np.ndarray) -> Tensor:
         pixels, _ = next(iter(prepared(samples, transforms, [indices], 0, self.seed, 0)))
-        return self.ready(transforms.normalize(pixels.to(self.devices.device)))
+        return self.ready(transforms.normalize(pixels, self.devices.device))
 
     def _device_name(self) -> str:
         device = self.devices.device

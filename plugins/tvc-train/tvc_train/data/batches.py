@@ -132,7 +132,8 @@ def training_batches(
     mixer = _mixer(mixup, cutmix, num_classes)
     loaded = prepared(samples, transforms, steps, workers, seed, epoch, device)
     for step, (pixels, indices) in enumerate(loaded, first_step):
-        images, targets = _moved(transforms, pixels, _targets(samples, indices), device)
+        images = transforms.normalize(pixels, device)
+        targets = _targets(samples, indices).to(images.device, non_blocking=True)
         if mixer is not None:
             with own_generator() as generator:
                 generator.manual_seed(seed_of("mix", seed, epoch, step, rank))
@@ -169,7 +170,8 @@ def evaluation_batches(
     mine = np.arange(rank, len(samples), world)
     steps = [mine[start : start + batch_size] for start in range(0, len(mine), batch_size)]
     for pixels, indices in prepared(samples, transforms, steps, workers, 0, 0, device):
-        images, targets = _moved(transforms, pixels, _targets(samples, indices), device)
+        images = transforms.normalize(pixels, device)
+        targets = _targets(samples, indices).to(images.device, non_blocking=True)
         yield Batch(images=images, targets=targets, indices=indices, total=len(indices))
 
 
@@ -244,15 +246,6 @@ class _Steps(Dataset[tuple[Tensor, Tensor]]):
             for index in indices
         ]
         return torch.stack(images), torch.from_numpy(np.ascontiguousarray(indices))
-
-
-def _moved(
-    transforms: Transforms, pixels: Tensor, targets: Tensor, device: torch.device | str | None
-) -> tuple[Tensor, Tensor]:
-    """Return normalized images and targets on a device, without waiting for what it computes."""
-    if device is not None:
-        pixels, targets = (each.to(device, non_blocking=True) for each in (pixels, targets))
-    return transforms.normalize(pixels), targets
 
 
 def prepared(

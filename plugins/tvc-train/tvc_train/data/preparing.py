@@ -147,8 +147,15 @@ class Transforms:
             found: Tensor = self._vary(image)
             return found
 
-    def normalize(self, pixels: Tensor) -> Tensor:
-        """Return normalized images, float32 [N, C, h, w], of uint8 [N, C, h, w]."""
+    def normalize(self, pixels: Tensor, device: torch.device | str | None = None) -> Tensor:
+        """Return normalized images, float32 [N, C, h, w], of uint8 [N, C, h, w].
+
+        Args:
+            pixels: the images.
+            device: where they are wanted; what it computes is not waited for.
+        """
+        if device is not None:
+            pixels = pixels.to(device, non_blocking=True)
         # the operations of the model's own transforms, whose bits come out
         mean = _channels(self.preprocessing.mean, pixels.device)
         std = _channels(self.preprocessing.std, pixels.device)
