@@ -53,11 +53,11 @@ def build_backbone(
     what = f"the backbone {name!r} cannot be built{f' with {given}' if given else ''}"
     filling: DeferredInit | None = None
     with foreign(BackboneError, what):
-        if pretrained and plan.weights_file is not None:
+        if pretrained and plan.own_weights is not None:
             with DeferredInit() as filling:
                 network = factory(spec, weights=None, **plan.options)
                 if isinstance(network, nn.Module) and not is_hybrid(network):
-                    own = fill_from_file(network, plan, plan.weights_file)
+                    own = fill_from_file(network, plan, *plan.own_weights)
                     network.tvc_weights = own  # type: ignore[assignment]
         elif pretrained and plan.weights is not None:
             with DeferredInit() as filling:

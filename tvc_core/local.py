@@ -57,9 +57,8 @@ class LocalPlugin:
 
     def __init__(self, owner: str) -> None:
         if not is_owner(owner):
-            raise PluginError(
-                f"the owner of a LocalPlugin is letters, digits and '-', not {short_repr(owner)}"
-            )
+            given = short_repr(owner)
+            raise PluginError(f"the owner of a LocalPlugin is letters, digits and '-', not {given}")
         self.TVC_OWNER = normalize(owner)
         self._specs: dict[tuple[type[Spec], str], Spec] = {}
 
@@ -125,9 +124,8 @@ class LocalPlugin:
         added = dict(self._specs)
         for spec in specs:
             if not isinstance(spec, Spec):
-                raise PluginError(
-                    f"{self!r} offers specs, such as a BlockSpec, not {short_repr(spec)}"
-                )
+                given = short_repr(spec)
+                raise PluginError(f"{self!r} offers specs, such as a BlockSpec, not {given}")
             if (type(spec), spec.name) in added and not replace:
                 what = f"{self!r} offers the {spec.kind} {spec.name!r} already"
                 raise PluginError(f"{what}: give another name=..., or replace=True to run it again")

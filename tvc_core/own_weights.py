@@ -31,7 +31,9 @@ from .weights.published import Layouts
 __all__ = ["FileFilling", "fill_from_file"]
 
 
-def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
+def fill_from_file(
+    network: nn.Module, plan: Plan, path: Path, entry: str | None = None
+) -> WeightsSpec:
     """Fill a backbone with the tensors of a file, its head included, which gets the file's number
     of classes first; return what the weights are.
 
@@ -41,13 +43,14 @@ def fill_from_file(network: nn.Module, plan: Plan, path: Path) -> WeightsSpec:
         network: the backbone, unpatched.
         plan: what is built.
         path: the file.
+        entry: what holds the tensors in there, where it is a training checkpoint.
 
     Raises:
         WeightsError: the file cannot be read, or something other than the head is missing or does
             not fit.
         HeadError: the file has no head, and the recipe asks for no new one.
     """
-    state, content = _read(network, path, plan.weights_entry)
+    state, content = _read(network, path, entry)
     head, layouts = plan.backbone.spec.head, None
     if plan.backbone.spec.migrate:
         layouts = Layouts(plan.backbone, network)

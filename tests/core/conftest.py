@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import importlib_metadata
 import pytest
 import torch
 from torch import Tensor, nn
@@ -174,11 +173,9 @@ def install(
     """Return a function that installs a distribution; what else is installed on the machine is out
     of sight.
     """
-    find = importlib_metadata.distributions
+    find = discovery._distributions
     folders: list[str] = []
-    monkeypatch.setattr(
-        discovery.importlib_metadata, "distributions", lambda **_: find(path=folders)
-    )
+    monkeypatch.setattr(discovery, "_distributions", lambda _, group: find(folders, group))
     monkeypatch.setattr(discovery, "_MENTIONED", set())
     for variable in ("TVC_DISABLE", "TVC_ONLY", "TVC_STRICT"):
         monkeypatch.delenv(variable, raising=False)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from zoo.beasts import BEASTS, owner_of, release
@@ -21,6 +24,7 @@ from tvc_core import (
     RegistryWarning,
     UnknownNameError,
 )
+from tvc_core.testing.distributions import write_distribution
 
 pytestmark = pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
 
@@ -57,6 +61,32 @@ def info_of(registry: Registry, owner: str) -> PluginInfo:
 
 LOCAL = [name for name, beast in BEASTS.items() if beast.status != "active" and not beast.slow]
 """The beasts of the zoo that can be met in this process."""
+
+
+def test_plugins_are_found_in_all_that_imports_look_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_distribution(tmp_path / "folder", "in-folder", blocks("first")).parent
+    write_distribution(folder, "in-develop", blocks("second")).rename(folder / "x.egg-info")
+    (folder / "x.egg-info" / "METADATA").rename(folder / "x.egg-info" / "PKG-INFO")
+    write_distribution(tmp_path / "zipped", "in-zip", blocks("third"))
+    archive = shutil.make_archive(str(tmp_path / "packed"), "zip", tmp_path / "zipped")
+    write_distribution(tmp_path / "odd", "in-hook", blocks("fourth"))
+
+    class Finder(importlib.metadata.DistributionFinder):
+        def find_distributions(self, context: object = None) -> Any:
+            return [importlib.metadata.Distribution.at(tmp_path / "odd/in_hook-1.0.dist-info")]
+
+    (tmp_path / "odd" / "README.txt").write_text("no plugin", encoding="utf-8")
+    closed = tmp_path / "[closed]"  # no pattern
+    write_distribution(closed, "in-brackets", blocks("fifth"))
+    added = [str(folder), archive, str(tmp_path / "absent"), str(closed)]
+    monkeypatch.setattr(sys, "path", [*sys.path, *added, str(tmp_path / "odd" / "README.txt")])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path, Finder()])
+    owners = {info.owner: info for info in Registry().plugins}
+    found = {"in-folder", "in-develop", "in-zip", "in-brackets"}
+    assert {owner for owner in found if owners[owner].status == "active"} == found
+    assert owners["in-hook"].error.startswith("ModuleNotFoundError")  # its folder is on no path
 
 
 @pytest.mark.parametrize("name", LOCAL)

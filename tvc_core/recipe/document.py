@@ -148,10 +148,8 @@ def claimed(
             with foreign(RecipeError, f"{place / name}: the section cannot be read"):
                 found[name] = offer.spec.read(data[name], place / name)
         elif isinstance(name, str) and (provider := hints.table(SECTION).get(name)):
-            state = "not active" if provider in installed else "not installed"
-            unclaimed[name] = (
-                f"It is a section of {provider}, which is {state}: pip install {provider}"
-            )
+            state = f"which is not {'active' if provider in installed else 'installed'}"
+            unclaimed[name] = f"It is a section of {provider}, {state}: pip install {provider}"
     return found, unclaimed, known
 
 

@@ -65,8 +65,8 @@ class Plan:
         weights: the pretrained set, None for random weights.
         patches: in the order in which they are applied.
         options: keyword arguments of the backbone's factory.
-        weights_file: the user's own file that the weights are read from.
-        weights_entry: what holds them in there, where it is a training checkpoint.
+        own_weights: the user's own file that the weights are read from, and what holds them in
+            there, where it is a training checkpoint.
     """
 
     recipe: Recipe
@@ -74,8 +74,7 @@ class Plan:
     weights: WeightsSpec | None
     patches: tuple[PatchPlan, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
-    weights_file: Path | None = None
-    weights_entry: str | None = None
+    own_weights: tuple[Path, str | None] | None = None
 
 
 def make_plan(
@@ -125,8 +124,7 @@ def make_plan(
         known = _with_facts(backbone, recipe.options, registry)
     with at("weights"):
         own = replace(recipe, by_code=frozenset(by_code)).own_weights
-        file, entry = own or (None, None)
-        weights = _bind_weights(recipe.weights, backbone) if file is None else _own(file, backbone)
+        weights = _own(own[0], backbone) if own else _bind_weights(recipe.weights, backbone)
     with at("image_size"):
         options = _options(recipe, backbone)
     patches = tuple(_bind_patch(each, registry, "patches" in by_code) for each in recipe.patches)
@@ -150,8 +148,7 @@ def make_plan(
         weights=weights,
         patches=patches,
         options=options,
-        weights_file=file,
-        weights_entry=entry,
+        own_weights=own,
     )
 
 
@@ -294,8 +291,7 @@ def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec 
 
 def _own(file: Path, backbone: Named[BackboneSpec]) -> WeightsSpec:
     """Return what is known of a file before it is read: images are prepared as usual."""
-    spec = backbone.spec
-    usual = spec.find_weights(spec.default_weights) or WeightsSpec(name="own")
+    usual = backbone.spec.find_weights(backbone.spec.default_weights) or WeightsSpec(name="own")
     unknown: dict[str, Any] = dict.fromkeys(("num_params", "gflops", "acc1", "num_classes"))
     unknown |= dict.fromkeys(("recipe", "license", "url", "sha256"), "")
     name = file_name(PurePath(file.name))

@@ -97,10 +97,8 @@ class Registry:
         """
         wanted: type[Any] = self._class_of(kind)
         if not isinstance(name, str):
-            raise UnknownNameError(
-                f"Unknown {wanted.kind} {short_repr(name)}: a name is a string, not "
-                f"{type(name).__name__}."
-            )
+            what = f"Unknown {wanted.kind} {short_repr(name)}"
+            raise UnknownNameError(f"{what}: a name is a string, not {type(name).__name__}.")
         # A colon divides owner and name, a slash makes it a family's member: no other name has
         # either, so the form of a name tells whom to ask. ":se" has no owner, and is looked up as
         # it is, so that the error shows what was written.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import sys
@@ -78,6 +79,7 @@ class PluginGroup(GuardedGroup):
                 f"the command {found.qualified!r} is of type {type(command).__name__}, not a click "
                 f"command. This is a fault of the distribution {found.owner!r}."
             )
+        gc.enable()
         if not isinstance(command, Command):
             ctx.with_resource(given())  # of another plugin, which prints to stdout itself
         return command
