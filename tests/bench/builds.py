@@ -18,6 +18,7 @@ import ctypes
 import gc
 import json
 import math
+import multiprocessing
 import os
 import statistics
 import subprocess
@@ -26,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -43,8 +45,8 @@ RESULTS = Path(__file__).with_suffix(".json")
 PAGE = ROOT / "docs" / "explanation" / "build-speed.md"
 PATCHES = {"stage:-1": {"wrap": "eca"}, "stage:-2": {"wrap": "eca"}}
 KINDS = ("theirs", "ours", "patched")
-FRESH = 3
-"""Pairs of fresh processes; each takes seconds to import everything."""
+FRESH = 9
+"""Pairs of fresh processes."""
 
 Row = dict[str, Any]
 Build = Callable[[], nn.Module]
@@ -93,11 +95,22 @@ def measure(name: str, runs: int) -> Row:
     return row
 
 
-def fresh(name: str, kind: str) -> Row:
-    """Return what the first build of this process takes, after imports [s]."""
-    build = builds_of(name)[kind]
+def fresh(name: str) -> Row:
+    """Return the ratio of what first builds take, each in a copy of this process, which has done
+    nothing but import.
+    """
     gc.collect()  # what imports left to Python's collector: 160 ms, in whatever allocates next
-    return {"seconds": seconds(build)[0]}
+    pairs = [[_in_copy(name, kind) for kind in KINDS[:2]] for _ in range(FRESH)]
+    return {"fresh": statistics.median(theirs / ours for theirs, ours in pairs)}
+
+
+def _in_copy(name: str, kind: str) -> float:
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as copy:
+        return copy.submit(_first, name, kind).result()
+
+
+def _first(name: str, kind: str) -> float:
+    return seconds(builds_of(name)[kind])[0]
 
 
 def peak(name: str, kind: str) -> Row:
@@ -153,11 +166,8 @@ def row_of(name: str, runs: int) -> Row:
             return in_process(environment, name, "--in", str(home), "--do", what, *more)
 
         row = ask("times", "--runs", str(runs))
-        row["fresh"] = statistics.median(
-            ask("fresh", "--kind", "theirs")["seconds"] / ask("fresh", "--kind", "ours")["seconds"]
-            for _ in range(FRESH)
-        )
         if sys.platform == "linux":
+            row |= ask("fresh")
             for kind in KINDS:
                 row[f"{kind} peak"] = ask("peak", "--kind", kind)["bytes"] / row["bytes"]
     return {
@@ -204,7 +214,7 @@ def tables(found: Row) -> dict[str, str]:
     words = {key: title for title, key in _COLUMNS.items()}
     summary = []
     for key in _RATIOS if measured else ():
-        values = [row[key] for row in measured.values()]
+        values = [row[key] for row in measured.values() if key in row]
         summary.append(
             (words[key], f"{statistics.geometric_mean(values):.3g}", f"{min(values):.3g}")
         )
@@ -246,7 +256,7 @@ def main() -> None:
             if given.do == "times":
                 found = {**measure(name, given.runs), "bytes": files[name].stat().st_size}
             else:
-                found = (fresh if given.do == "fresh" else peak)(name, given.kind)
+                found = fresh(name) if given.do == "fresh" else peak(name, given.kind)
         print(json.dumps(found))
         return
     names = given.names or HybridBuilder.list_backbones(origin="torchvision")
