@@ -11,6 +11,8 @@ import pytest
 from tvc_core import HybridBuilder
 from tvc_core.testing import official_weights
 
+pytest_plugins = ["for_all_tests"]
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 

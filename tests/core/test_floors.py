@@ -183,6 +183,17 @@ def test_the_rule_sees_a_circle_in_one_room() -> None:
 
 # -- how large it is -------------------------------------------------------------------------------
 
+TOP = {
+    "LICENSE", "Makefile", "README.md", "docs", "examples", "plugins", "pyproject.toml", "tests",
+    "tvc_core",
+}  # fmt: skip
+
+
+def test_the_top_level_holds_nothing_else() -> None:
+    made = {"build", "dist"}
+    assert {each.name for each in ROOT.iterdir() if not each.name.startswith(".")} - made == TOP
+
+
 LIGHT = ("errors", "specs", "hookspecs", "builtin", "local", "registry", "recipe", "builder")
 
 

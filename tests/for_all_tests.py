@@ -1,4 +1,6 @@
-"""What all tests use: the fixtures that tvc ships for tests of plugins, and a browser."""
+"""What all tests use, wherever they stand: the fixtures that tvc ships for tests of plugins, a
+browser, and a quick collection of garbage. The conftest.py of each folder of tests loads it.
+"""
 
 import gc
 import os
