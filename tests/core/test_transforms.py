@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import pickle
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,14 +23,19 @@ from torchvision import transforms as T
 from tests.core.conftest import TINY, Builder, build_tiny
 from tvc_core import (
     BackboneError,
+    BackboneSpec,
     HybridModel,
     ParameterError,
     Preprocessing,
+    Recipe,
+    Registry,
     WeightsError,
     WeightsSpec,
     describe_file,
 )
+from tvc_core.recipe import make_plan
 from tvc_core.weights.digest import digest_of
+from tvc_core.weights.preprocessing import transforms
 
 SMALL = WeightsSpec(
     name="V1",
@@ -393,3 +399,19 @@ def test_a_file_with_a_preprocessing_that_cannot_be_is_refused(
     path.write_bytes(safetensors.torch.save(tensors, metadata={"tvc": json.dumps(content)}))
     with pytest.raises(WeightsError, match="preprocessing inside is not valid"):
         builder.load(path)
+
+
+def test_a_network_built_without_weights_gets_images_of_its_own_size() -> None:
+    registry = Registry()
+    # ViT-H/14: its default weights were trained at 518 pixels, its builder makes it for 224
+    for offer in registry.all(BackboneSpec):
+        built = offer.spec.options.get(offer.spec.size_option)
+        for weights in (None, *(each.name for each in offer.spec.weights)):
+            plan = make_plan(Recipe(backbone=offer.qualified, weights=weights), registry)
+            if plan.weights is None and offer.spec.default_weights is None:
+                continue
+            known = plan.weights or offer.spec.find_weights(offer.spec.default_weights)
+            side = known.crop_size if plan.weights or built is None else built
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # says that default weights stand in
+                assert transforms(plan).crop_size == [side], (offer.qualified, weights)

@@ -20,10 +20,14 @@ __all__ = ["check_preprocessing", "image_size", "preprocessing_of", "transforms"
 
 
 def image_size(plan: Plan) -> tuple[int, int] | None:
-    """Return height and width of the image that a plan's options ask for; None where they ask for
-    none [pixels].
+    """Return height and width of the image that the network of a plan is built for, as far as its
+    options say; None where the size is that of its pretrained weights, or any will do [pixels].
     """
-    size = plan.options.get(plan.backbone.spec.size_option)
+    options, name = plan.options, plan.backbone.spec.size_option
+    if name not in options and (plan.weights is None or isinstance(plan.weights, OwnWeights)):
+        # the default set may be of another size: ViT-H/14's is of 518, its builder makes one of 224
+        options = plan.backbone.spec.options
+    size = options.get(name)
     sides = size if isinstance(size, (tuple, list)) else (size, size)
     return (sides[0], sides[-1]) if all(isinstance(side, int) for side in sides) else None
 
