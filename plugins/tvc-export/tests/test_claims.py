@@ -29,25 +29,25 @@ def test_a_program_equals_the_network_inside_its_claims_and_never_claims_another
     kind: type[Planted],
 ) -> None:
     model = planted(kind).eval()
-    program = make_program(model, dynamic=("batch", "hw"), size=(64, 80))
+    exported, facts = make_program(model, dynamic=("batch", "hw"), size=(64, 80))
     chance, inside, outside = random.Random(1), 0, 0
-    run = program.exported.module(check_guards=False)
+    run = exported.module(check_guards=False)
     while inside < 20 or outside < 5:
         height, width = chance.randint(8, 200), chance.randint(8, 200)
         shape = (chance.randint(1, 4), 3, height, height if outside == inside else width)
         right = RIGHT[kind](*shape[2:])
-        assert (not program.claims.why_not(shape)) == right, shape
+        assert (not facts.claims.why_not(shape)) == right, shape
         inside, outside = inside + right, outside + (not right)
         if right:
             images = torch.randn(shape)
             assert torch.allclose(run(images), model(images), atol=1e-6)
-    assert all(not program.claims.why_not(shape) for shape in program.claims.draw(6, seed=3))
+    assert all(not facts.claims.why_not(shape) for shape in facts.claims.draw(6, seed=3))
 
 
 def test_a_network_for_one_size_is_refused_with_free_sizes_and_taken_with_a_free_batch() -> None:
     with pytest.raises(BackboneError, match="leave out hw"):
         make_program(planted(OneSize), dynamic=("batch", "hw"), size=(64, 64))
-    claims = make_program(planted(OneSize), dynamic=("batch",), size=(64, 64)).claims
+    claims = make_program(planted(OneSize), dynamic=("batch",), size=(64, 64))[1].claims
     assert claims.sizes[1:] == ((3, 3), (64, 64), (64, 64))
     with pytest.raises(ParameterError, match=r"\[1, 3, 65, 64\].*h is 65.*\[n from 1, 3, 64, 64\]"):
         claims.check((1, 3, 65, 64), "the file")

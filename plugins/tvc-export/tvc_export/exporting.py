@@ -34,7 +34,7 @@ from .kinds import ExporterSpec
 from .models import facts_of
 from .photos import Photo, find_photos, read_photos
 from .privacy import check_private, words_in
-from .program import ExportOptions, Program, make_program
+from .program import ExportOptions, ProgramFacts, make_program
 from .proving import Run, inputs_for, misses, outputs_of, photo_inputs, try_input
 from .registry import check_installed, files_beside, find_format
 
@@ -151,21 +151,21 @@ def export_model(
     if (photos or int8) and not exporter.spec.run:
         raise ParameterError(f"nothing runs {exporter.spec.name!r} here, so photos prove nothing")
     judging, calibrating = _chosen(photos, int8, model)
-    reference = copy.deepcopy(model).cpu().float().eval()
-    program = make_program(
+    exported, facts = make_program(
         model, dynamic=dynamic, size=size, keep_names=keep_names, fold=int8 is None, limit=limit
     )
     options = ExportOptions(
         keep_names=keep_names,
         calibration=np.stack([each.image.numpy() for each in calibrating]) if calibrating else None,
-        outputs=program.outputs,
+        outputs=facts.outputs,
     )
     with _beside(path) as folder:
         draft = folder / path.name
         advice = "With --dynamic batch it may: sizes are numbers there" if "hw" in dynamic else ""
         what = f"{exporter.qualified} cannot write the network"
         with foreign(BackboneError, what, advice=advice):
-            exporter.load()(program.exported, draft, options)
+            exporter.load()(exported, draft, options)
+        del exported  # the model was in memory twice, and the file comes now
         run: Any = None
         trials: tuple[Trial, ...] = ()
         quantized = None
@@ -173,7 +173,7 @@ def export_model(
             with foreign(WeightsError, f"{exporter.qualified} cannot read the file that it wrote"):
                 run = exporter.load("run")(draft)
             trials, quantized = _prove(
-                run, reference, program, judging, len(calibrating), max_drop, tolerance, path
+                run, _on_cpu(model), facts, judging, len(calibrating), max_drop, tolerance, path
             )
         certificate = Certificate(
             format=exporter.qualified,
@@ -185,9 +185,9 @@ def export_model(
             versions=_versions(exporter, registry),
             precision=run.precision if run else "",
             runtime=run.runtime if run else "",
-            claims=program.claims,
-            dropped=program.dropped,
-            folded=program.folded,
+            claims=facts.claims,
+            dropped=facts.dropped,
+            folded=facts.folded,
             trials=trials,
             tolerance=tolerance,
             int8=quantized,
@@ -224,7 +224,7 @@ def _chosen(
 def _prove(
     run: Run,
     reference: HybridModel,
-    program: Program,
+    facts: ProgramFacts,
     photos: Sequence[Photo],
     calibrated: int,
     max_drop: int | None,
@@ -238,10 +238,10 @@ def _prove(
         ParameterError: a photo is outside of what is claimed.
     """
     for photo in photos:
-        program.claims.check((1, *photo.image.shape), f"the file ({photo.name})")
+        facts.claims.check((1, *photo.image.shape), f"the file ({photo.name})")
     inputs = [*photo_inputs(photos)]
     if not calibrated:
-        inputs = [*inputs_for(program.claims, seed=0), *inputs]
+        inputs = [*inputs_for(facts.claims, seed=0), *inputs]
     trials = tuple(
         try_input(trial, images, outputs_of(reference, images), run, tolerance)
         for trial, images in inputs
@@ -255,6 +255,15 @@ def _prove(
             + ". --tolerance allows more, where that is enough for you"
         )
     return trials, None
+
+
+def _on_cpu(model: HybridModel) -> HybridModel:
+    """Return the model that the file is compared with: a copy, unless it is as it should be."""
+    tensors = (*model.parameters(), *model.buffers())
+    as_it_is = all(
+        each.device.type == "cpu" and each.dtype in (torch.float32, torch.int64) for each in tensors
+    ) and not any(module.training for module in model.modules())
+    return model if as_it_is else copy.deepcopy(model).cpu().float().eval()
 
 
 def judged(

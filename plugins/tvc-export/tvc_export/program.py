@@ -21,7 +21,7 @@ from tvc_core import BackboneError, HybridModel, drop_closed_patches, fold_patch
 from .claims import AXES, Claims
 from .quieting import quiet
 
-__all__ = ["ExportOptions", "Program", "image_size", "make_program"]
+__all__ = ["ExportOptions", "ProgramFacts", "image_size", "make_program"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,18 +41,17 @@ class ExportOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Program:
-    """A program, and how it was made.
+class ProgramFacts:
+    """How a program was made, which stays when the program itself, as large as the model, is
+    written and gone.
 
     Args:
-        exported: the ExportedProgram.
         claims: for which images it holds.
         dropped: patches that were left out, since their gate is 0.
         folded: patches that are in the weights beside them.
         outputs: a name for each output.
     """
 
-    exported: Any
     claims: Claims
     dropped: tuple[str, ...]
     folded: tuple[str, ...]
@@ -82,8 +81,8 @@ def make_program(
     keep_names: bool = False,
     fold: bool = True,
     limit: float = 120,
-) -> Program:
-    """Return a model as a program.
+) -> tuple[Any, ProgramFacts]:
+    """Return a model as an ExportedProgram, and how it was made.
 
     Args:
         model: stays unchanged.
@@ -127,9 +126,8 @@ def make_program(
         outputs = _outputs(network(image))
     claims = Claims.of(exported, shape)
     _strip(exported)
-    return Program(
-        exported=exported, claims=claims, dropped=dropped, folded=folded, outputs=outputs
-    )
+    facts = ProgramFacts(claims=claims, dropped=dropped, folded=folded, outputs=outputs)
+    return exported, facts
 
 
 def _outputs(found: Any) -> tuple[str, ...]:

@@ -23,9 +23,8 @@ _ENTRY = "extra/certificate.json"
 
 def export(program: Any, path: Path, options: ExportOptions) -> None:
     """Write a program; the archive has no name that tells of its path."""
-    data = io.BytesIO()
-    torch.export.save(program, data)  # type: ignore[attr-defined]
-    path.write_bytes(data.getbuffer())
+    with path.open("wb") as file:
+        torch.export.save(program, file)  # type: ignore[attr-defined]
 
 
 class Runner:
