@@ -24,6 +24,7 @@ from tests.core.conftest import TINY, Builder, build_tiny
 from tvc_core import (
     BackboneError,
     BackboneSpec,
+    HybridBuilder,
     HybridModel,
     ParameterError,
     Preprocessing,
@@ -32,6 +33,8 @@ from tvc_core import (
     WeightsError,
     WeightsSpec,
     describe_file,
+    describe_model,
+    load,
 )
 from tvc_core.recipe import make_plan
 from tvc_core.weights.digest import digest_of
@@ -415,3 +418,16 @@ def test_a_network_built_without_weights_gets_images_of_its_own_size() -> None:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # says that default weights stand in
                 assert transforms(plan).crop_size == [side], (offer.qualified, weights)
+
+
+def test_a_file_says_how_images_are_prepared_at_the_size_of_its_model(tmp_path: Path) -> None:
+    model = HybridBuilder().from_backbone(
+        "timm/vit_tiny_patch16_224", weights=None, image_size=64, num_classes=2
+    )
+    model.save(tmp_path / "m.safetensors")
+    said = describe_file(tmp_path / "m.safetensors").preprocessing or {}
+    with pytest.warns(UserWarning, match="no pretrained weights"):
+        prepare: Any = load(tmp_path / "m.safetensors").transforms()
+    assert [said["crop_size"]] == prepare.crop_size == [64]
+    assert [said["resize_size"]] == prepare.resize_size
+    assert {each.image for each in describe_model(model)} == {(64, 64)}

@@ -17,6 +17,7 @@ from ..registry import Named
 from ..specs import FROM_MODULE
 from ..version import __version__
 from ..weights.content import FORMAT, MODULE_KEY, PREPARED
+from ..weights.preprocessing import sized
 from . import freezing
 from .current import checkpointing_of, written_head
 from .state import HybridState
@@ -79,5 +80,5 @@ def _preprocessing(state: HybridState) -> dict[str, Any] | None:
     weights = plan.weights or spec.find_weights(spec.default_weights or "")
     if weights is None:
         return None
-    found = {name: getattr(weights, name) for name in PREPARED}
+    found = {name: getattr(sized(plan, weights)[0], name) for name in PREPARED}
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from ..errors import BackboneError, ParameterError, short_repr
 from ..recipe import Plan
-from ..specs import FROM_MODULE
+from ..specs import FROM_MODULE, WeightsSpec
 from .preparing import OwnWeights, Preprocessing, as_rgb
 from .torchvision import training_transforms_of, transforms_of
 
-__all__ = ["check_preprocessing", "image_size", "preprocessing_of", "transforms"]
+__all__ = ["check_preprocessing", "image_size", "preprocessing_of", "sized", "transforms"]
 
 
 def image_size(plan: Plan) -> tuple[int, int] | None:
@@ -30,6 +30,15 @@ def image_size(plan: Plan) -> tuple[int, int] | None:
     size = options.get(name)
     sides = size if isinstance(size, (tuple, list)) else (size, size)
     return (sides[0], sides[-1]) if all(isinstance(side, int) for side in sides) else None
+
+
+def sized(plan: Plan, weights: WeightsSpec) -> tuple[WeightsSpec, tuple[int, int]]:
+    """Return a pretrained set with the sizes of the image that the network of a plan takes, and
+    that image's height and width [pixels].
+    """
+    sides = image_size(plan) or (weights.crop_size, weights.crop_size)
+    resize = round(weights.resize_size * max(sides) / weights.crop_size)
+    return replace(weights, crop_size=max(sides), resize_size=resize), sides
 
 
 def preprocessing_of(plan: Plan) -> Preprocessing | None:
@@ -119,14 +128,10 @@ def transforms(
             f"{len(weights.mean)} (mean {weights.mean}, standard deviation {weights.std}, crop "
             f"{weights.crop_size} pixels): prepare the images yourself"
         )
-    crop, resize = weights.crop_size, weights.resize_size
-    if use_test_size and weights.test_crop_size is not None:
-        crop = weights.test_crop_size
-        resize = weights.test_resize_size or crop
-    sides = image_size(plan) or (crop, crop)  # what the network was built for goes first
-    longer = max(sides)
-    sized = replace(weights, crop_size=longer, resize_size=round(resize * longer / crop))
-    prepare = (training_transforms_of if train else transforms_of)(sized, sides)
+    if use_test_size and (crop := weights.test_crop_size) is not None:
+        weights = replace(weights, crop_size=crop, resize_size=weights.test_resize_size or crop)
+    weights, sides = sized(plan, weights)
+    prepare = (training_transforms_of if train else transforms_of)(weights, sides)
     # a hook, so that what is returned stays torchvision's module, with its attributes
     prepare.register_forward_pre_hook(_Reader(channels))
     return prepare
