@@ -57,6 +57,30 @@ def test_what_yaml_reads_otherwise_has_a_hint(tmp_path: Path, text: str) -> None
         raise AssertionError(*map(str, check_recipe(path)))
 
 
+def test_what_a_search_would_put_into_the_recipe_is_looked_at(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    lines = [
+        "backbone: resnet18", "training: {phases: [{epochs: 1}]}", "tune:", "  space:",
+        "    training.weigth_decay: {loguniform: [0.001, 0.1]}",
+        "    trainng.clip: {choice: [1, 2]}",
+        "    training.ema: {choice: [0.9, 3, 0.5]}",
+        "    training.phases[0].rate: {loguniform: [0.001, 0.1]}",
+    ]  # fmt: skip
+    path.write_text("\n".join(lines))
+    said = [str(error).removeprefix(str(path)) for error in check_recipe(path)]
+    assert len(said) == 3, said
+    assert said[0].startswith(":2:1: training.weigth_decay: unknown key 'weigth_decay'. Did you")
+    assert said[1].startswith(":1:1: trainng: unknown key 'trainng' in a recipe. Did you mean 'tra")
+    assert said[2].endswith("training.ema: has to be a number above 0 and below 1 or null, not 3.")
+    path.write_text("\n".join([*lines[:4], "    training.clip: {uniform: [2, 1]}"]))
+    (error,) = check_recipe(path)
+    assert str(error).endswith(
+        "r.yaml:5:5: tune.space['training.clip']: uniform: 2 is not lower than 1"
+    )
+    path.write_text("\n".join([*lines[:4], *lines[7:]]))
+    assert check_recipe(path) == []
+
+
 def test_all_errors_come_at_once_also_of_a_file_that_is_extended(tmp_path: Path) -> None:
     (tmp_path / "base.yaml").write_text(
         "backbone: {name: resnet18, weights: V9, patches: {layer1: {wrap: sea}}}\nseed: -1\n"

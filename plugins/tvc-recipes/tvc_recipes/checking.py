@@ -19,6 +19,7 @@ from tvc_core import (
     Registry,
     TvcError,
     did_you_mean,
+    foreign,
     join_names,
     on_value,
     short_repr,
@@ -49,16 +50,35 @@ def check_recipe(
         changes: as `tvc_core.load_recipe` takes them.
         registry: where names are looked up; by default what is installed.
     """
-    # The core stops at the first error, whose place it says. So what stands there is taken out, and
-    # the rest is looked at again: every error has the core's own words, and there is no second set
-    # of rules. It ends where nothing can be taken out, such as a key that is missing.
     registry = registry or Registry()
-    found: list[TvcError] = []
     try:
         document = Recipe.changed_document(RecipeDocument.read(recipe), changes or {}, registry)
         document = document.expanded(registry)
     except RecipeError as error:
         return [error]
+    found, read = _wrong(document, registry)
+    for section, data in read.sections.items() if read is not None and not found else ():
+        offer: Any = registry.resolve("section", section)
+        place = document.place / section
+        try:
+            with place.before_errors(), foreign(RecipeError, f"{offer.qualified} fails"):
+                variants = offer.load("variants")(data) if offer.spec.variants else ()
+            for each in variants:
+                variant = Recipe.changed_document(document, each, registry)
+                found += _wrong(variant, registry)[0]
+        except TvcError as error:
+            found.append(error)
+    return list({str(error): error for error in found}.values())[:MAX_ERRORS]
+
+
+def _wrong(document: RecipeDocument, registry: Registry) -> tuple[list[TvcError], Recipe | None]:
+    """Return everything that is wrong with a recipe, and the recipe without what is, if there can
+    be one.
+    """
+    # The core stops at the first error, whose place it says. So what stands there is taken out, and
+    # the rest is looked at again: every error has the core's own words, and there is no second set
+    # of rules. It ends where nothing can be taken out, such as a key that is missing.
+    found: list[TvcError] = []
     while len(found) < MAX_ERRORS:
         try:
             read = Recipe.from_document(document, registry=registry)
@@ -68,12 +88,12 @@ def check_recipe(
                 found.append(error)
             smaller = None if not error.path else _without(document.data, error.path)
             if smaller is None or smaller == document.data:
-                return found
+                return found, None
             document = replace(document, data=smaller)
         else:
             found += _wrong_parameters(read, registry)
-            return [*found, *_wrong_names(read, registry)]
-    return found
+            return [*found, *_wrong_names(read, registry)], read
+    return found, None
 
 
 def _without(data: Any, path: tuple[Any, ...]) -> Any:

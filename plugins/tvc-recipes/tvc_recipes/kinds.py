@@ -27,12 +27,22 @@ class SectionSpec(Spec):
             editors. With {"x-tvc-kind": "method"} text is the name of something of that kind, which
             editors complete and `tvc validate` looks up.
         expands: the section stands for other text.
+        variants: "package.module:attribute" of `variants(data)`, which returns what is put in the
+            place of the recipe's own values by whoever acts on the section, such as a search: each
+            a mapping as `tvc_core.load_recipe` takes it. `tvc validate` checks the recipes that
+            come out as well. Must not import torch.
     """
 
     kind: ClassVar[str] = "section"
 
     schema: Mapping[str, Any] = field(default_factory=dict)
     expands: bool = False
+    variants: str = ""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.variants:
+            self._check_factory("variants")
 
     def read(self, data: Any, place: Any) -> Any:
         """Return what stands in the section, if it is what the schema says.

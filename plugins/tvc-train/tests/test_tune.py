@@ -51,11 +51,14 @@ def test_what_cannot_be_drawn_from_is_refused(domain: Any, said: str) -> None:
     assert "training.clip" in str(caught.value)
 
 
-def test_both_ends_of_a_space_can_be_drawn() -> None:
-    space = {"a": {"choice": [3, None]}, "b": {"randint": [1, 4]}, "c": {"quniform": [0, 1, 0.5]}}
-    known = TuneSettings(space=space)
-    assert known.example() == {"a": 3, "b": 1, "c": 0}
-    assert known.example(last=True) == {"a": None, "b": 3, "c": 1}
+def test_every_choice_and_both_ends_are_tried_before_the_first_trial() -> None:
+    space = {
+        "a": {"choice": [3, "x", None]}, "b": {"randint": [1, 4]}, "c": {"quniform": [0, 1, 0.5]},
+    }  # fmt: skip
+    assert TuneSettings(space=space).examples() == [
+        {"a": 3, "b": 1, "c": 0}, {"a": "x", "b": 3, "c": 1}, {"a": None, "b": 3, "c": 1},
+    ]  # fmt: skip
+    assert TuneSettings().examples() == []
 
 
 def test_each_way_of_drawing_is_known_to_ray_and_optuna() -> None:
@@ -73,7 +76,7 @@ def test_each_way_of_drawing_is_known_to_ray_and_optuna() -> None:
     known = TuneSettings(space={name: {name: values} for name, values in space.items()})
     drawn = {path: domain_of(domain) for path, domain in known.space.items()}
     found = OptunaSearch.convert_search_space(drawn)
-    ends = known.example(), known.example(last=True)
+    ends = known.examples()[:2]
     for name in ("randint", "lograndint", "quniform"):
         assert (found[name].low, found[name].high) == pytest.approx([e[name] for e in ends])
     assert found["choice"].choices == (None, 1, "x", True)

@@ -58,6 +58,7 @@ def tvc_recipes_sections() -> list[Any]:
         SectionSpec(
             name="tune",
             factory="tvc_train.tuning.settings:TuneSettings.from_mapping",
+            variants="tvc_train.tuning.settings:examples_of",
             schema=tune_schema.TUNE,
             summary="What tvc tune searches, and how.",
         ),

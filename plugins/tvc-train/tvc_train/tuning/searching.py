@@ -119,10 +119,10 @@ def tune(
             "there is nothing to search: say from what values are drawn, such as space: "
             "{training.weight_decay: {loguniform: [0.0001, 0.1]}}, or --space"
         )
-    # both ends of all ranges, and all that is wrong with the data, before the first process starts
+    # all that is wrong with any values and the data, before the first process starts
     by = known.by
-    for last in (False, True):
-        values = {**(changes or {}), **known.example(last=last)}
+    for each in known.examples():
+        values = {**(changes or {}), **each}
         plan = make_plan(as_recipe(recipe, values, registry), registry, data=data)
         by = by or plan.training.best
     assert by is not None

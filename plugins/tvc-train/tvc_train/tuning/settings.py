@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +11,7 @@ from tvc_core import RecipeError, join_names, short_repr, what_there_is
 
 from ..tune_schema import DOMAINS
 
-__all__ = ["TuneSettings"]
+__all__ = ["TuneSettings", "examples_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,9 @@ class TuneSettings:
     def __post_init__(self) -> None:
         for path, domain in self.space.items():
             if problem := _problem(domain):
-                raise RecipeError(f"tune.space: {path}: {problem}")
+                error = RecipeError(f"tune.space[{path!r}]: {problem}")
+                error.below = ("space", path)
+                raise error
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any]) -> TuneSettings:
@@ -51,17 +53,29 @@ class TuneSettings:
         """
         return TuneSettings(**data)
 
-    def example(self, *, last: bool = False) -> dict[str, Any]:
-        """Return values that can be drawn, such as the lowest ones, or the highest."""
-        found = {}
+    def examples(self) -> list[dict[str, Any]]:
+        """Return values that can be drawn, so that each choice and both ends of all else occur."""
+        drawn: dict[str, Sequence[Any]] = {}
         for path, domain in self.space.items():
             ((name, values),) = domain.items()
-            if name == "choice":
-                found[path] = values[-1 if last else 0]
-            else:
-                whole = name.endswith("randint")
-                found[path] = (values[1] - (1 if whole else 0)) if last else values[0]
-        return found
+            drawn[path] = values
+            if name != "choice":
+                low, high = values[:2]
+                drawn[path] = (low, high - 1 if name.endswith("randint") else high)
+        longest = max(map(len, drawn.values()), default=0)
+        return [
+            {path: values[min(turn, len(values) - 1)] for path, values in drawn.items()}
+            for turn in range(longest)
+        ]
+
+
+def examples_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return what a search may put into its recipe: `TuneSettings.examples` of its section.
+
+    Raises:
+        RecipeError: a value is drawn from nothing.
+    """
+    return TuneSettings.from_mapping(data).examples()
 
 
 def _problem(domain: Any) -> str:
