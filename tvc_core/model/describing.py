@@ -9,6 +9,7 @@ from ..errors import BackboneError, ParameterError, foreign
 from ..surgery.path_info import PathInfo, path_info
 from ..surgery.probing import probing
 from ..surgery.sites import Probe, image_of
+from ..weights.preprocessing import image_size
 from .freezing import part_of_parameter
 from .hybrid import HybridModel
 from .settling import settle
@@ -30,8 +31,9 @@ def describe_model(
 
     Args:
         model: the hybrid.
-        size: side of the image, or [height, width]; by default those of the recipe, else the crop
-            of the model's weights, else that of the backbone's default weights [pixels].
+        size: side of the image, or [height, width]; by default those of the preprocessing that was
+            set for the model, else those that it was built for, else the crop of its weights or of
+            the backbone's default ones [pixels].
 
     Raises:
         ParameterError: `size` is no size.
@@ -42,7 +44,8 @@ def describe_model(
     settle(model, state)
     spec, plan = state.plan.backbone.spec, state.plan
     weights = plan.weights or spec.find_weights(spec.default_weights)
-    given = size or plan.recipe.image_size or (weights.crop_size if weights else USUAL_SIZE)
+    own_size = state.preprocessing.size if state.preprocessing else image_size(plan)
+    given = size or own_size or (weights.crop_size if weights else USUAL_SIZE)
     sides = tuple(given) if isinstance(given, (list, tuple)) else (given, given)
     if len(sides) != 2 or any(
         isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides
