@@ -266,6 +266,13 @@ def test_what_computes_the_same_is_saved(tool: Tool, patched: HybridModel, tmp_p
     assert saved_right_or_not_at_all(changed, tmp_path / "m.safetensors") == ""
 
 
+@pytest.mark.parametrize("block", ["bam", "non_local", "srm", "triplet_attention"])
+def test_normalizations_of_blocks_may_be_synchronized(block: str, tmp_path: Path) -> None:
+    """They are of a class of their own, which computes the same in eval mode."""
+    model = ready("resnet18", {"layer3": {"wrap": block}})
+    assert saved_right_or_not_at_all(sync_torch(model), tmp_path / "m.safetensors") == ""
+
+
 @pytest.mark.parametrize("tool", [low_rank, weight_norm, with_quantizers])
 def test_what_a_recipe_cannot_make_is_named(
     tool: Tool, patched: HybridModel, tmp_path: Path

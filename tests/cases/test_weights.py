@@ -360,6 +360,11 @@ def test_f8_what_becomes_infinite_is_refused() -> None:
         ("stem.1.running_mean", lambda t: t / 0, "NaN or infinite"),
         ("stem.1.num_batches_tracked", lambda t: t - 7, "negative count"),
         ("stem.1.num_batches_tracked", lambda t: t + 0.5, "do not survive"),
+        (
+            "stem.1.num_batches_tracked",
+            lambda t: torch.tensor(2**63, dtype=torch.uint64),  # which wraps, and comes back
+            "do not survive",
+        ),
     ],
 )
 def test_r5_what_cannot_be_right_is_not_loaded(

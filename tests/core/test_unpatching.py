@@ -356,6 +356,14 @@ def test_a_copy_made_inside_is_on(tiny: Any, images: Tensor) -> None:
     assert torch.equal(copied(images), on)
 
 
+@pytest.mark.parametrize("call", [lambda m: m.unpatch("layer1"), lambda m: m.remeasure()])
+def test_what_measures_the_network_says_that_patches_are_off(tiny: Any, call: Any) -> None:
+    model = tiny(patches=PATCHES)
+    with model.without(), pytest.raises(PatchError, match=r"is switched off.*outside of without"):
+        call(model)
+    model.unpatch()
+
+
 def test_a_replacement_cannot_be_switched_off(tiny: Any) -> None:
     model = tiny({"layer2": REPLACE, "layer1": {"wrap": "gate"}})
     for target in (None, "layer2"):

@@ -31,9 +31,9 @@ def describe_model(
 
     Args:
         model: the hybrid.
-        size: side of the image, or [height, width]; by default those that the network is built
-            for, else the crop of the model's weights, else that of the backbone's default weights
-            [pixels].
+        size: side of the image, or [height, width]; by default those of the preprocessing that was
+            set for the model, else those that it was built for, else the crop of its weights or of
+            the backbone's default ones [pixels].
 
     Raises:
         ParameterError: `size` is no size.
@@ -44,7 +44,8 @@ def describe_model(
     settle(model, state)
     spec, plan = state.plan.backbone.spec, state.plan
     weights = plan.weights or spec.find_weights(spec.default_weights)
-    given = size or image_size(plan) or (weights.crop_size if weights else USUAL_SIZE)
+    own_size = state.preprocessing.size if state.preprocessing else image_size(plan)
+    given = size or own_size or (weights.crop_size if weights else USUAL_SIZE)
     sides = tuple(given) if isinstance(given, (list, tuple)) else (given, given)
     if len(sides) != 2 or any(
         isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides

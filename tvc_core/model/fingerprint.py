@@ -166,11 +166,13 @@ def _is_foreign(hook: Any) -> bool:
 def kind_of(module: nn.Module) -> str:
     """Return the name of a module's class, one name for those that compute the same.
 
-    A class of other code stands with its package, since it may have the name of another one.
+    A class of other code stands with its package, since it may have the name of another one. One
+    that computes in eval mode what another does may name that as its `tvc_computes_as`.
     """
     cls = type(module)
     if cls.__name__.startswith("FSDP") and cls.__module__.startswith("torch."):
         cls = cls.__mro__[2]  # FSDP2 makes a class of itself and the module's own
+    cls = vars(cls).get("tvc_computes_as", cls)
     name, package = cls.__name__, cls.__module__.partition(".")[0]
     if "BatchNorm" in name:  # a synchronized one does in eval mode
         package = _KNOWN[0] if name.startswith("Sync") else package

@@ -67,6 +67,11 @@ def run_patched(
         maps = taps.collect(lambda _: outputs.append(probe.run(network, hooks)), probe.image)
     for record, path in homes:
         if path not in ran:
+            if not getattr(network.get_submodule(path), "enabled", True):
+                raise PatchError(
+                    f"{record.target}: the patch {path!r} is switched off, so nothing can be "
+                    "measured; call this outside of without()"
+                )
             raise PatchError(
                 f"{record.target}: the patch {path!r} never ran in a forward pass; choose a target "
                 "that is called"

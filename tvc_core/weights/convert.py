@@ -115,9 +115,10 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Converted:
         if torch.equal(new.double(), value.double()):
             return Converted(new, cast=words)
         return Converted(new, how=f"rounded, {words}")
-    back = new.to(value.dtype)
-    if not torch.equal(back, value):
-        if new.is_floating_point() or new.is_complex():
-            return Converted(new, how=f"rounded, {words}")
+    if new.is_complex():
+        same = torch.equal(new.to(value.dtype), value)
+        return Converted(new, cast=words) if same else Converted(new, how=f"rounded, {words}")
+    # large integers wrap, and come back as they were from a type of the same width
+    if not torch.equal(new.to(value.dtype), value) or not torch.equal(new.double(), value.double()):
         raise UnfitError(f"the values do not survive: {words}")
     return Converted(new, cast=words)

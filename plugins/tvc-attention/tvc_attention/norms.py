@@ -16,6 +16,8 @@ class BatchNorm2d(nn.BatchNorm2d):
     it in every batch of one image, such as the last one of an epoch.
     """
 
+    tvc_computes_as = nn.BatchNorm2d  # so that SyncBatchNorm in its place is no other network
+
     def forward(self, input: Tensor) -> Tensor:
         """Normalize a map [N, C, H, W]."""
         if self.training and input.numel() == input.shape[1]:

@@ -260,7 +260,7 @@ def bench_command(
     if isinstance(first, ExportedModel):
         channels, *found = first.certificate.claims.example[1:]
     else:
-        channels, found = first.num_channels, list(image_size(first))
+        channels, found = first.num_channels, list(sides or image_size(first))
     height, width = sides or found
     rows = bench(
         subjects, shape=(batch, channels, height, width), rounds=rounds, without=not no_patches

@@ -16,7 +16,14 @@ from typing import Any
 
 import torch
 
-from tvc_core import BackboneError, HybridModel, drop_closed_patches, fold_patches, foreign
+from tvc_core import (
+    BackboneError,
+    HybridModel,
+    describe_model,
+    drop_closed_patches,
+    fold_patches,
+    foreign,
+)
 
 from .claims import AXES, Claims
 from .quieting import quiet
@@ -59,15 +66,16 @@ class ProgramFacts:
 
 
 def image_size(model: HybridModel) -> tuple[int, int]:
-    """Return height and width of the images that a model's preprocessing makes; 224 x 224 where it
-    has none [pixels].
+    """Return height and width of the images that a model's preprocessing makes; where that does not
+    know its channels, those at which `describe_model` looks at it [pixels].
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of random weights, whose preprocessing is not the point
         try:
             prepare: Any = model.transforms()
         except BackboneError:
-            return 224, 224
+            # height and width alone: the preprocessing may know other channels than the model takes
+            return describe_model(model)[0].image
     crop = prepare.crop_size
     sides = list(crop) if isinstance(crop, (list, tuple)) else [crop]
     return int(sides[0]), int(sides[-1])

@@ -134,6 +134,14 @@ def test_a_head_of_zeros_has_no_map(name: str) -> None:
         class_map(model, _image(), 1)
 
 
+def test_what_is_not_finite_has_no_map() -> None:
+    model = _model("shufflenet_v2_x0_5")
+    with torch.no_grad():
+        model.fc.weight.fill_(float("nan"))
+    with pytest.raises(BackboneError, match=r"logit is nan.*weights, or the image"):
+        class_map(model, _image(64))
+
+
 def test_several_heads_have_a_map_each() -> None:
     torch.manual_seed(0)
     model = HybridBuilder().from_backbone(

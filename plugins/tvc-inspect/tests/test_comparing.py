@@ -217,6 +217,26 @@ def test_a_head_of_another_form_is_one_difference(
     assert [(each.kind, each.path, each.a, each.b) for each in found] == [expected]
 
 
+def test_patches_in_another_order_are_one_difference() -> None:
+    blocks = [{"wrap": "simam"}, {"wrap": "se"}]
+    last = {"features.2": {"inject": {"type": "eca", "position": "before"}}}
+    a = _build(patches={"features.1": blocks, **last})
+    b = _build(patches={**last, "features.1": blocks[::-1]})
+    _same_tensors(a, b)
+    found = _compared(a, b).differences
+    assert [(each.kind, each.path, each.a, each.b) for each in found] == [
+        ("patch", "features.1", "simam, then se", "se, then simam")
+    ]
+
+
+def test_class_names_are_shown_from_the_first_that_differs() -> None:
+    a = _build(num_classes=12, class_names=list("abcdefghijkl"))
+    b = copy.deepcopy(a)
+    b.class_names = [*"abcdefghij", "x", "l"]
+    (found,) = _compared(a, b).differences
+    assert (found.a, found.b) == ("..., k, l", "..., x, l")
+
+
 def test_a_module_of_another_class_is_one_difference() -> None:
     a = _base()[0]
     b = copy.deepcopy(a)

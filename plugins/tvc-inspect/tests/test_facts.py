@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from tvc_export.program import image_size
 from tvc_inspect import ModelFacts, inspect_model
 from tvc_inspect.facts import probe_image
 
-from tvc_core import HybridBuilder, HybridModel, ParameterError, Patch
+from tvc_core import (
+    HybridBuilder,
+    HybridModel,
+    ParameterError,
+    Patch,
+    Preprocessing,
+    describe_model,
+)
 
 NETWORKS = {
     "resnet18": {"layer2.0.conv1": {"wrap": "eca"}, "layer3": {"wrap": "se"}},
@@ -301,3 +309,26 @@ def test_the_image_is_that_of_the_model() -> None:
     model = HybridBuilder().from_backbone("resnet18", weights=None, in_channels=1)
     assert probe_image(model, (32, 48)).shape == (1, 1, 32, 48)
     assert inspect_model(model, size=64, repeats=1).image == (1, 1, 64, 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "sides"),
+    [
+        ({"options": {"img_size": [96, 64]}}, (96, 64)),
+        ({"image_size": 96, "in_channels": 1}, (96, 96)),
+        ({"in_channels": 1}, (160, 160)),
+    ],
+)
+def test_the_default_size_is_the_one_that_a_model_was_built_for(
+    given: dict[str, Any], sides: tuple[int, int]
+) -> None:
+    """However it was asked for, and whatever channels the weights know; exports take the same."""
+    pytest.importorskip("timm")
+    model = HybridBuilder().from_backbone("timm/test_vit", weights=None, **given)
+    assert describe_model(model)[0].image == image_size(model) == sides
+
+
+def test_the_default_size_is_the_one_that_a_model_was_trained_at() -> None:
+    model = HybridBuilder().from_backbone("shufflenet_v2_x0_5", weights=None)
+    model.preprocessing = Preprocessing(size=(96, 64), resize=96)
+    assert describe_model(model)[0].image == (96, 64)

@@ -91,8 +91,8 @@ def class_map(
     Raises:
         ParameterError: no such class or head; the image is of another shape; or nothing that is a
             map is at `layer`.
-        BackboneError: the model has no classes, does not return a row of logits of each head, or no
-            module has a map with a gradient.
+        BackboneError: the model has no classes, does not return a row of logits of each head, no
+            module has a map with a gradient, or logits or map are not finite.
     """
     if image.ndim != 4 or len(image) != 1:
         raise ParameterError(f"class_map takes one image [1, C, H, W], not {list(image.shape)}")
@@ -116,6 +116,12 @@ def class_map(
             if gradient is None:
                 continue
             values, pixels = _weighed(maps[path].detach(), gradient, views[path])
+            if not (logits[index].isfinite() and values.isfinite().all()):
+                raise BackboneError(
+                    f"class {name!r} has no map: its logit is {logits[index].item()}, and what it "
+                    f"has at {path!r} is not finite. The model's weights, or the image, may hold "
+                    "NaN or infinity"
+                )
             if layer is not None or (bool(pixels.any()) and bool(values.any())):
                 return ClassMap(
                     layer=path,

@@ -124,7 +124,22 @@ def _patches(a: ModelFacts, b: ModelFacts) -> tuple[list[Difference], set[str]]:
             if first != second:
                 differences.append(Difference(kind="patch", path=target, a=first, b=second))
                 covered |= {each.path for each in (one, other) if each is not None}
-    return differences, covered
+    return [*differences, *_orders(a, b)], covered
+
+
+def _orders(a: ModelFacts, b: ModelFacts) -> Iterator[Difference]:
+    """Yield where patches that both models have run one after another in another order."""
+    both = {each.path for each in a.patches} & {each.path for each in b.patches}
+    sides: list[dict[tuple[str, str], list[str]]] = [{}, {}]
+    for side, facts in zip(sides, (a, b), strict=True):
+        for each in facts.patches:
+            node, _, leaf = each.path.rpartition(".")
+            if each.path in both and each.position is not None:
+                side.setdefault((node.partition(".")[2], each.position), []).append(leaf)
+    for place, names in sides[0].items():
+        first, second = (", then ".join(each) for each in (names, sides[1].get(place, names)))
+        if first != second and sorted(names) == sorted(sides[1][place]):
+            yield Difference(kind="patch", path=place[0], a=first, b=second)
 
 
 def _at(target: str, facts: ModelFacts) -> dict[str, PatchFacts]:
@@ -173,7 +188,10 @@ def _heads(a: HybridModel, b: HybridModel) -> tuple[list[Difference], set[str]]:
             continue
         names = [info.class_names or () for _, info in both]
         if names[0] != names[1]:
-            first, second = (", ".join(each[:8]) for each in names)
+            # from the first that differs on
+            start = next(i for i, (x, y) in enumerate(zip_longest(*names)) if x != y)
+            start = start if start > 7 else 0
+            first, second = ("..., " * bool(start) + ", ".join(n[start:][:8]) for n in names)
             differences.append(Difference(kind="class names", path=name, a=first, b=second))
     return differences, covered
 
@@ -186,7 +204,8 @@ def _hidden(model: HybridModel, last: str) -> tuple[str, list[int]]:
     layers = model.get_submodule(parent) if parent else None
     if not isinstance(layers, nn.Sequential):
         return last, []
-    widths = [each.out_features for each in layers if isinstance(each, nn.Linear)]
+    wide = [each for each in layers if isinstance(each, (nn.Linear, nn.Conv2d))]
+    widths = [e.out_features if isinstance(e, nn.Linear) else e.out_channels for e in wide]
     return (parent, widths[:-1]) if widths[1:] else (last, [])
 
 

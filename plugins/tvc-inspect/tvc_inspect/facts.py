@@ -166,8 +166,8 @@ def inspect_model(
 
     Args:
         model: the hybrid.
-        size: side of the image, or [height, width]; by default those of the recipe, else the crop
-            of the model's weights [pixels].
+        size: side of the image, or [height, width]; by default those at which `describe_model`
+            looks at the model [pixels].
         repeats: passes whose time is taken, at least 1.
 
     Raises:

@@ -48,8 +48,8 @@ def look_at(
     Args:
         model: the first.
         other: the second, or None.
-        size: side of the image, or [height, width]; by default those of the first one's recipe,
-            else the crop of its weights [pixels].
+        size: side of the image, or [height, width]; by default those at which
+            `describe_model` looks at the first [pixels].
 
     Raises:
         TvcError: a model cannot run.
@@ -89,8 +89,8 @@ def inspect_page(
         photo: a photo, on which its class activation map and gate maps are drawn.
         gates: a file that a `GateLog` wrote, which is drawn.
         target: number or name of the class of the map; None for the one with the largest logit.
-        size: side of the image that is sent through, or [height, width]; by default those of the
-            recipe, else the crop of the model's weights [pixels].
+        size: side of the image that is sent through, or [height, width]; by default those at which
+            `describe_model` looks at the model [pixels].
         source: where the model came from, such as a file's name.
         notes: what the reader is to know.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 from tvc_recipes import check_recipe, compare
 from tvc_recipes.comparing import changed
 
-from tvc_core import HybridBuilder, RecipeError, TvcError
+from tvc_core import HybridBuilder, Preprocessing, Recipe, RecipeDocument, RecipeError, TvcError
 
 HINTS = {
     "backbone: {name: resnet18, weights: None}": "1:37: .*null in YAML, without quotes",
@@ -178,3 +179,49 @@ def test_models_are_compared_by_what_is_built(tmp_path: Path) -> None:
         f"backbone.patches.{layer}[{'tvc-core:inject'!r}].position"
         for layer in ("layer3", "layer4")
     ]
+
+
+def test_defaults_that_are_spelled_out_are_no_difference() -> None:
+    def recipe(type_: str, more: str = "", head: str = "") -> Recipe:
+        block = f"{{type: {type_}{more}}}"
+        text = f"backbone: {{name: resnet18, patches: {{layer3: {{inject: {block}}}}}}}\n"
+        return Recipe.from_document(RecipeDocument.parse(f"{text}head: {{hidden: [8]{head}}}"))
+
+    full = ", position: after, init: identity, params: {reduction: 16}"
+    assert compare(recipe("se"), recipe("se", full, ", activation: relu")) == []
+    assert compare(recipe("lora"), recipe("lora", ", position: parallel")) == []
+    for other in (", init: paper", ", params: {reduction: 8}", ", position: before"):
+        assert len(compare(recipe("se"), recipe("se", other))) == 1
+    assert len(compare(recipe("lora"), recipe("lora", ", init: identity"))) == 1  # has a gate
+
+
+def test_files_and_hybrids_are_compared_as_they_are_now(tmp_path: Path) -> None:
+    names = [f"class {number}" for number in range(40)]
+    model = HybridBuilder().from_backbone("shufflenet_v2_x0_5", weights=None, class_names=names)
+    one, two = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    model.save(one)
+    assert compare(one, model) == []
+    model.class_names = [*names[:-1], "other"]
+    model.freeze_backbone(unfreeze_stages=[-1], normalization="eval")
+    model.conv1[0].weight.requires_grad_(True)
+    model.preprocessing = Preprocessing(size=(64, 64), resize=72)
+    model.save(two)
+    assert compare(two, model) == []
+    found = {each.path: str(each) for each in compare(one, two)}
+    assert [*found] == [
+        "head.class_names", "freeze_backbone", "unfreeze_stages", "preprocessing", "by_hand"
+    ]  # fmt: skip
+    assert found["head.class_names"].endswith("'class 38', 'other']")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        "backbone: {name: shufflenet_v2_x0_5, weights: null}\nhead: {num_classes: 40}\n"
+        "freeze_backbone: {normalization: eval}\nunfreeze_stages: [stage4]\n"
+    )
+    assert [each.path for each in compare(two, recipe)] == ["head.class_names"]
+
+
+def test_tensors_of_another_type_are_named(tmp_path: Path) -> None:
+    model = HybridBuilder().from_backbone("shufflenet_v2_x0_5", weights=None)
+    half = copy.deepcopy(model).half()
+    found = {each.path: (each.a, each.b) for each in compare(model, half, weights=True)}
+    assert found["fc.bias"] == ("float32 [1000]", "float16 [1000]")

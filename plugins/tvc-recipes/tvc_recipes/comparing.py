@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvc_core import HybridBuilder, Recipe, RecipeError, Registry, load_recipe
+from tvc_core import BlockSpec, HybridBuilder, Recipe, RecipeError, Registry, TvcError, load_recipe
+
+from .signatures import block_parameters
 
 __all__ = ["Difference", "compare"]
 
@@ -30,14 +32,15 @@ class Difference:
     b: Any
 
     def __str__(self) -> str:
-        return f"{self.path}: {_shown(self.a)} -> {_shown(self.b)}"
+        return f"{self.path}: {_shown(self.a, self.b)} -> {_shown(self.b, self.a)}"
 
 
 def compare(
     a: Any, b: Any, *, weights: bool = False, registry: Registry | None = None
 ) -> list[Difference]:
     """Return in what two models differ, whatever their texts look like: short and qualified names,
-    values left out and spelled out are the same.
+    values left out and spelled out are the same. Of files and hybrids, what is frozen, class names
+    and preprocessing are as they are now.
 
     Where the recipes differ in what may mean the same, such as patterns of targets, or the number
     of classes that a network has anyway, both are built, without their weights. Otherwise torch is
@@ -53,10 +56,20 @@ def compare(
         TvcError: one of them cannot be read or built.
     """
     registry = registry or Registry()
-    recipes = [_recipe(each, registry) for each in (a, b)]
-    found = [*_differences(_facts(recipes[0]), _facts(recipes[1]))]
+    states = [_state(each, registry) for each in (a, b)]
+    recipes = [
+        _recipe(each, registry) if state is None else state.recipe
+        for each, state in zip((a, b), states, strict=True)
+    ]
+    names = [_names(*each) for each in zip(recipes, states, strict=True)]
+    if None not in names:
+        recipes = [_named(recipe, each or {}) for recipe, each in zip(recipes, names, strict=True)]
+    facts = [_facts(recipe, registry) for recipe in recipes]
+    found = [*_differences(facts[0], facts[1])]
     if _may_mean_the_same(recipes, found):
         found = _as_built(a, b, recipes, found, registry)
+    if states[0] is not None and states[1] is not None:
+        found += _differences(states[0].beside(), states[1].beside())
     if weights:
         found += _of_tensors(a, b, registry)
     return found
@@ -88,20 +101,97 @@ def _may_mean_the_same(recipes: list[Recipe], found: list[Difference]) -> bool:
 
 
 def _recipe(given: Any, registry: Registry) -> Recipe:
-    """Return the recipe of one side, with every name qualified."""
-    if _is_recipe_file(given):
+    """Return a recipe with every name qualified."""
+    if not isinstance(given, Recipe):
         given = load_recipe(given, registry=registry)
-    elif isinstance(given, (str, Path)):
+    return HybridBuilder(registry=registry).resolve(given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _State:
+    """A model as it is now; a file and a hybrid keep some of that beside their recipes.
+
+    Args:
+        recipe: with what is frozen now.
+        class_names: by the name of the head; "" is a model's only one.
+        preprocessing: as it was set; empty where it is that of the weights.
+        by_hand: parameters that are frozen, or not, otherwise than the freeze state says.
+    """
+
+    recipe: Recipe
+    class_names: Mapping[str, Sequence[str]]
+    preprocessing: Mapping[str, Any]
+    by_hand: Iterable[str]
+
+    def beside(self) -> dict[str, Any]:
+        """Return what no recipe says."""
+        facts = {"preprocessing": dict(self.preprocessing), "by_hand": sorted(self.by_hand)}
+        return {name: value for name, value in facts.items() if value}
+
+
+def _state(given: Any, registry: Registry) -> _State | None:
+    """Return the state of a file or a hybrid; None for a recipe, which has none."""
+    if isinstance(given, Recipe) or _is_recipe_file(given):
+        return None
+    if isinstance(given, (str, Path)):
         from tvc_core import WeightsError, describe_file  # imports torch
 
         info = describe_file(given, registry=registry)
         if info.recipe is None:
             raise WeightsError(f"{given}: has tensors only; tvc diff compares models and recipes")
-        return info.recipe
-    if isinstance(given, Recipe):
-        return HybridBuilder(registry=registry).resolve(given)
-    recipe: Recipe = given.recipe  # a hybrid
-    return recipe
+        names = info.class_names or {}
+        return _State(
+            recipe=_frozen(info.recipe, info.freeze),
+            class_names=names if isinstance(names, Mapping) else {"": names},
+            preprocessing=info.preprocessing if "size" in info.preprocessing else {},
+            by_hand=[name for each in info.by_hand.values() for name in each],
+        )
+    return _State(
+        recipe=_frozen(given.recipe, given.freeze_state()),
+        class_names={head.name: head.class_names for head in given.head_info if head.class_names},
+        preprocessing=given.preprocessing.to_mapping() if given.preprocessing else {},
+        by_hand=[name for part in given.freeze_report().parts for name in part.unexpected],
+    )
+
+
+def _frozen(recipe: Recipe, state: Mapping[str, Any]) -> Recipe:
+    """Return a recipe that freezes what a freeze state does."""
+    said = {
+        "head": (state["head"], "all"),
+        "freeze_patches": (state["patches"], False),
+        "normalization": (state["normalization"], "frozen"),
+    }
+    settings = {key: value for key, (value, default) in said.items() if value != default}
+    is_frozen = bool(state["stem"] or state["stages"])
+    learn = tuple(i for i in range(state["num_stages"]) if i not in state["stages"])
+    return replace(
+        recipe,
+        freeze_backbone=settings or is_frozen,
+        unfreeze_stages=learn if is_frozen and learn else None,
+    )
+
+
+def _names(recipe: Recipe, state: _State | None) -> Mapping[str, Sequence[str]] | None:
+    """Return class names by head; None where they are those of the weights, which a recipe does not
+    say.
+    """
+    if state is not None:
+        return state.class_names
+    heads = {name: head.get("class_names") for name, head in (recipe.heads or {}).items()}
+    found = {name: each for name, each in {**heads, "": recipe.class_names}.items() if each}
+    return found if found or heads or recipe.num_classes is not None else None
+
+
+def _named(recipe: Recipe, names: Mapping[str, Sequence[str]]) -> Recipe:
+    """Return a recipe with these class names."""
+    heads = recipe.heads and {
+        name: {
+            **{key: value for key, value in head.items() if key != "class_names"},
+            **({"class_names": list(names[name])} if name in names else {}),
+        }
+        for name, head in recipe.heads.items()
+    }
+    return replace(recipe, heads=heads, class_names=tuple(names[""]) if "" in names else None)
 
 
 def _is_recipe_file(given: Any) -> bool:
@@ -110,12 +200,56 @@ def _is_recipe_file(given: Any) -> bool:
     return is_path and Path(given).suffix in (".yaml", ".yml", ".lock")
 
 
-def _facts(recipe: Recipe) -> dict[str, Any]:
-    """Return what a recipe says of the model, in its full form."""
+def _facts(recipe: Recipe, registry: Registry) -> dict[str, Any]:
+    """Return what a recipe says of the model, without what would be so anyway."""
     data = recipe.to_mapping()
     kept = {key: value for key, value in data.items() if key not in _OF_NO_MODEL}
     facts = {key: value for key, value in kept.items() if key not in recipe.sections}
-    return {"backbone": {}, "head": {}, **facts}
+    backbone, head = dict(facts.get("backbone", {})), dict(facts.get("head", {}))
+    if "patches" in backbone:
+        backbone["patches"] = _less(backbone["patches"], registry)
+    if head.get("activation") == "relu":
+        del head["activation"]
+    return {**facts, "backbone": backbone, "head": head}
+
+
+def _less(patches: Mapping[str, Any], registry: Registry) -> dict[str, Any]:
+    """Return patches without settings that are the defaults."""
+    found: dict[str, Any] = {}
+    for target, entries in patches.items():
+        listed = entries if isinstance(entries, list) else [entries]
+        less = [{op: _less_of(op, said, registry) for op, said in e.items()} for e in listed]
+        found[target] = less if isinstance(entries, list) else less[0]
+    return found
+
+
+def _less_of(op: str, said: Any, registry: Registry) -> Any:
+    """Return what is said of one patch, without settings that are its block's defaults."""
+    if not isinstance(said, Mapping) or not isinstance(said.get("type"), str):
+        return said
+    try:
+        block = registry.resolve(BlockSpec, said["type"]).spec
+    except TvcError:  # one of the user's own, or not installed
+        return said
+    kept = dict(said)
+    if op in ("tvc-core:wrap", "tvc-core:inject"):
+        if kept.get("position") == (*block.positions, "after")[0]:
+            del kept["position"]
+        if kept.get("init") == "tvc-core:identity" and not block.starts_as:
+            del kept["init"]
+    if block.in_place_of or block.for_target or not isinstance(kept.get("params"), Mapping):
+        return kept  # what is not given may be taken from the target
+    takes = block_parameters(block) or {}
+    params = {
+        key: value
+        for key, value in kept.pop("params").items()
+        if key not in takes or _spelled(value) != _spelled(takes[key].default)
+    }
+    return {**kept, "params": params} if params else kept
+
+
+def _spelled(value: Any) -> tuple[type, Any]:
+    return (list, [*value]) if isinstance(value, (list, tuple)) else (type(value), value)
 
 
 def _differences(a: Any, b: Any, path: str = "") -> Iterator[Difference]:
@@ -141,7 +275,8 @@ def _as_built(
     outside = [each for each in found if not each.path.startswith("backbone.patches")]
     kept = [each for each in outside if not _same_in(models, each)]
     patches = [_patches(model) for model in models]
-    return [*kept, *_differences(patches[0], patches[1], "backbone.patches")]
+    less = [_less(each, registry) for each in patches]
+    return [*kept, *_differences(less[0], less[1], "backbone.patches")]
 
 
 def _same_in(models: list[Any], difference: Difference) -> bool:
@@ -212,9 +347,18 @@ def _of_tensors(a: Any, b: Any, registry: Registry) -> list[Difference]:
     found = [Difference(path=c.key, a="", b=str(c).partition(": ")[2]) for c in diff.changed]
     found += [Difference(path=key, a="a tensor", b=None) for key in diff.only_in_a]
     found += [Difference(path=key, a=None, b="a tensor") for key in diff.only_in_b]
-    return found + [Difference(path=str(key), a="", b="of another shape") for key in diff.unlike]
+    for key, _, kinds in (text.partition(": ") for text in diff.unlike):
+        first, _, second = kinds.partition(" and ")
+        found.append(Difference(path=key, a=first, b=second))
+    return found
 
 
-def _shown(value: Any) -> str:
-    text = "nothing" if value is None else str(value)
-    return text if len(text) <= 200 else f"{text[:197]}..."
+def _shown(value: Any, other: Any) -> str:
+    """Return a value in words; a long text from near the place on where it differs from another."""
+    text, beside = ("nothing" if each is None else str(each) for each in (value, other))
+    if len(text) <= 200:
+        return text
+    same = next((i for i, (x, y) in enumerate(zip(text, beside, strict=False)) if x != y), 0)
+    start = same - 40 if same > 150 else 0
+    end = start + 194
+    return f"{'...' * bool(start)}{text[start:end]}{'...' * (end < len(text))}"
