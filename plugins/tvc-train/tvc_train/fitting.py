@@ -36,6 +36,7 @@ from .faults import Stopping
 from .feeding import Feed
 from .filling import fill
 from .loop import Loop
+from .modes import own_modes
 from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
 from .planning import Plan, make_plan
@@ -67,6 +68,7 @@ class Fitted:
     plan: Plan
 
 
+@own_modes()
 def fit(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
@@ -134,6 +136,7 @@ def fit(
         return fitting.train(run, shown, resume=resume, tensorboard=tensorboard and processes.first)
 
 
+@own_modes()
 def preview(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,

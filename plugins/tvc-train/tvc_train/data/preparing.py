@@ -81,7 +81,7 @@ def _said_by(model: HybridModel) -> dict[str, Any]:
 @functools.cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     # once a device: a copy to a GPU waits until it has computed all that it was given before
-    return torch.tensor(values, device=device).view(-1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 class Transforms:
