@@ -160,6 +160,12 @@ def test_every_preset_gives_the_networks_size(
     assert pixels.shape == (len(mean), 24, 16) and pixels.dtype == torch.uint8
 
 
+def test_another_size_keeps_the_shape_of_images() -> None:
+    wide = Transforms(PREPARED.resized((48, 64)))
+    assert wide.resized(32).preprocessing.size == (24, 32)
+    assert wide.resized(64).preprocessing == wide.preprocessing
+
+
 def test_pad_loses_nothing_and_borders_are_zero_when_normalized() -> None:
     prepared = Preprocessing(
         size=(32, 32), resize=32, fit="pad", interpolation="nearest", mean=(0.2, 0.4, 0.6),

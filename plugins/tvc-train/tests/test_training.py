@@ -150,6 +150,8 @@ def test_methods_change_phases_as_their_papers_say() -> None:
     assert tune.rate == pytest.approx(0.01)
     parts = ProgressiveSizes(smallest=0.5, parts=3).phases(phases, size=64)
     assert [(p.epochs, p.size) for p in parts] == [(3, 32), (3, 48), (3, 64)]
+    warm = (Phase(epochs=6, warmup=1),)
+    assert [p.warmup for p in ProgressiveSizes().phases(warm, size=64)] == [1, 0, 0]
 
 
 def test_a_temperature_is_the_one_with_the_least_loss() -> None:
@@ -250,6 +252,22 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ({**ONE, "training.methods": ["temperature", "wise_ft"]}, r"methods\[1\]: .*there is one"),
         ({**ONE, "training.methods": ["soup"]}, "last phase, and 'head' has one"),
         ({"training.methods": ["surgical", "lp_ft"]}, r"methods\[0\]: .*another method says it"),
+        ({"training.methods": ["temperature", "wise_ft"]}, "wise_ft would change them .*: name it"),
+        (
+            {"training.phases[1].epochs": 2, "training.methods": ["wise_ft", "soup"]},
+            r"\[1\]: .*what wise_ft has .* name it first",
+        ),
+        ({"training.methods": [{"progressive": {"parts": 2}}, "fixres"]}, r"\[1\]: .*says it: 16"),
+        (
+            {"training.methods": [{"fixres": {"share": 0.5}}, "lp_ft"]},
+            r"methods\[1\]: .*images of several sizes",
+        ),
+        ({"training.methods": ["progressive"]}, "2 epochs cannot be cut into 3 parts"),
+        ({"data.size": 8, "training.methods": ["fixres"]}, "would have 8 pixels as well"),
+        (
+            {"training.phases": [{"epochs": 6, "warmup": 3}], "training.methods": ["lp_ft"]},
+            r"methods\[0\]: .*makes 'linear probe' of 2 epochs, whose warm-up of 3 never ends",
+        ),
         (
             {"backbone.name": "inception_v3", "data.size": 75},
             "data.size: .*does not take images of 75 x 75",
