@@ -211,7 +211,7 @@ class Loop:
             state.devices.seed(state.settings.seed, where.steps, state.devices.rank)
             with nullcontext() if average is None else average.in_place(state.model):
                 state.normalization.estimate(images, lambda each: feed.runs(state.model)(each))
-            state.devices.settle(state.model)
+                state.devices.settle(state.model)  # what is put back is in shards
         state.devices.average_(tensor for _, tensor in state.normalization.statistics())
 
     def _note(self, evaluation: Evaluation) -> None:
