@@ -61,7 +61,7 @@ training:
   phases:
     - {name: head, epochs: 1, rate: 0.01, warmup: 0.5, schedule: linear}
     - {epochs: 2, thaw: [-2, features.12], rate: 1e-3, layer_decay: 0.5, stop_early: 1, size: 40}
-  methods: [temperature, {l2_sp: {alpha: 0.01}}, {wise_ft: {alpha: 0.5}}]
+  methods: [{l2_sp: {alpha: 0.01}}, {wise_ft: {alpha: 0.5}}, temperature]
 """,
     """\
 backbone: {name: mobilenet_v3_small, weights: null, patches: {features.11: {wrap: se}}}
@@ -96,7 +96,7 @@ tune:
 backbone: {name: mobilenet_v3_small, weights: null}
 data: {path: photos, size: 32, balance: sample, check: headers, views: 2, cache: true}
 training:
-  methods: [{fixres: {epochs: 2}}, soup]
+  methods: [{fixres: {epochs: 2, share: 0.75}}, soup]
   batch_size: 8
   phases:
     - {epochs: 1, thaw: all, rate: 0.001, normalization: fixed}

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -23,6 +25,23 @@ def write_photos(folder: Path, *, classes: int = 3, each: int = 8, seed: int = 0
             pixels[..., number % 3] += 120
             Image.fromarray(pixels.astype(np.uint8)).save(home / f"{index}.png")
     return folder
+
+
+@contextmanager
+def _other_modes() -> Iterator[None]:
+    """Set all that a script may have set of torch for the rest of its work."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"), torch.autocast("cpu", torch.bfloat16), torch.inference_mode():
+            yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.fixture
+def other_modes() -> Callable[[], AbstractContextManager[None]]:
+    """Return what makes a context in which a script has set torch's modes."""
+    return _other_modes
 
 
 @pytest.fixture

@@ -98,6 +98,20 @@ def test_the_users_generators_are_left_alone(digits: Samples) -> None:
     assert (np.random.get_state()[1] == states[1]).all() and random.getstate() == states[2]
 
 
+def test_what_is_drawn_does_not_depend_on_modes_of_torch(digits: Samples) -> None:
+    given: dict[str, Any] = {"batch_size": 24, "seed": 0, "epoch": 0, "mixup": 1.0, "cutmix": 1.0}
+    plain, other = (
+        training_batches(digits, Transforms(PREPARED, "strong"), num_classes=10, **given)
+        for _ in range(2)
+    )
+    first = next(plain)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert next(other).images.equal(first.images)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_rare_classes_are_drawn_as_often_as_frequent_ones(digits: Samples) -> None:
     keep = np.flatnonzero(digits.targets == 1)[:2]
     few = digits.take(np.concatenate([keep, np.flatnonzero(digits.targets == 2)]))
@@ -144,6 +158,12 @@ def test_every_preset_gives_the_networks_size(
     image = torch.randint(0, 256, (3, 11, 40), dtype=torch.uint8)
     pixels = Transforms(prepared, augment).pixels(image, seed=1, epoch=2, index=3)
     assert pixels.shape == (len(mean), 24, 16) and pixels.dtype == torch.uint8
+
+
+def test_another_size_keeps_the_shape_of_images() -> None:
+    wide = Transforms(PREPARED.resized((48, 64)))
+    assert wide.resized(32).preprocessing.size == (24, 32)
+    assert wide.resized(64).preprocessing == wide.preprocessing
 
 
 def test_pad_loses_nothing_and_borders_are_zero_when_normalized() -> None:

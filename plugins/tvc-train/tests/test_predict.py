@@ -9,6 +9,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +164,22 @@ def test_predictions_equal_evaluation_and_the_saved_file_in_a_fresh_process(
         path = next(each for each in rows if Path(each).stem == str(number))
         probability = float(by_hand(model, Path(path)).max().detach())
         assert float(rows[path]["probability"]) == pytest.approx(probability, abs=1e-6)
+
+
+def test_modes_of_the_script_around_it_change_no_prediction(
+    saved: dict[str, Path], labeled: Path, other_modes: Callable[[], Any]
+) -> None:
+    model, trained = Trained.open(saved["one"])
+    files = find_files([labeled])[0][:9]
+    plain = list(predict(model, trained, files))
+    figures = judge(saved["one"], labeled).scores.to_mapping()
+    with other_modes():
+        given = []
+        for each in predict(model, trained, files):
+            given.append(each)
+            assert torch.empty(0).is_meta  # between two of them the script has its own
+        assert judge(saved["one"], labeled).scores.to_mapping() == figures
+    assert given == plain
 
 
 def test_many_labels_have_a_threshold_each(saved: dict[str, Path], labeled: Path) -> None:

@@ -97,6 +97,23 @@ def test_sigterm_saves_and_the_run_goes_on(whole: Whole, tmp_path: Path) -> None
     assert files(tmp_path) == wanted
 
 
+@pytest.mark.parametrize("cache", [False, True])
+def test_statistics_are_estimated_alike_where_a_run_goes_on_after_an_epoch(
+    cache: bool, recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    phases = [{"epochs": 1, "thaw": [-2, -1]}]
+    given = recipe(normalization="reestimate", phases=phases)
+    given["data"] |= {"cache": cache, "augment": "none"}
+    given["backbone"]["patches"] = {"features.10": {"wrap": "drop_block"}}  # random, before a norm
+    fit(given, out=tmp_path / "whole")
+    with pytest.raises(StoppedError):
+        fit(given, out=tmp_path / "run", display=At("step", 3, signal.SIGTERM))  # the last one
+    torch.manual_seed(1)
+    fit(given, out=tmp_path / "run", resume=True)
+    assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
 def test_another_run_is_refused_with_the_difference(recipe: Make, tmp_path: Path) -> None:
     out = tmp_path / "run"
     fit(recipe(), out=out)

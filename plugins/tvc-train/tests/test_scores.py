@@ -85,6 +85,22 @@ def test_figures_of_many_labels_are_scikit_learns() -> None:
     assert found.to_mapping()["classes"][3]["average_precision"] is None
 
 
+def test_one_class_that_an_image_is_of_or_not_has_figures_as_well() -> None:
+    logits, targets = (each[:, :1] for each in drawn("many"))
+    found = scores_of(logits, targets, classes=NAMES[:1], labels="many")
+    true, said = targets[:, 0].numpy(), (logits[:, 0] >= 0).numpy()
+    wanted = {
+        "accuracy": metrics.accuracy_score(true, said),
+        "exact_match": metrics.accuracy_score(true, said),
+        "f1": metrics.f1_score(true, said),
+        "average_precision": metrics.average_precision_score(true, logits[:, 0]),
+    }
+    assert {name: found.figures[name] for name in wanted} == pytest.approx(wanted, abs=1e-6)
+    own, precision = found.classes[0], metrics.precision_score(true, said)
+    assert (own.f1, own.precision) == pytest.approx((wanted["f1"], precision), abs=1e-6)
+    assert found.confusion == (metrics.confusion_matrix(true, said).tolist(),)
+
+
 def test_thresholds_are_the_best_of_all_that_there_are() -> None:
     logits, targets = drawn("many")
     found = best_thresholds(logits, targets, temperature=0.7)

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit, phase_callback
+from tvc_train.data import Transforms
 from tvc_train.fitting import preview
 from tvc_train.losses import Loss
 from tvc_train.methods import LinearProbeFirst, ProgressiveSizes, Temperature
@@ -91,6 +92,29 @@ def test_statistics_are_estimated_again_as_the_mean_over_batches() -> None:
     assert model.bn1.momentum == 0.1
 
 
+def test_statistics_are_estimated_for_the_averaged_weights(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    # in the second phase the average below the cut is another than the weights
+    phases = [{"epochs": 1, "thaw": "all"}, {"epochs": 1, "thaw": [-1]}]
+    settings = {"normalization": "reestimate", "ema": 0.9, "keep": "last", "batch_size": 24}
+    given = recipe(phases=phases, **settings)
+    given["data"] |= {"augment": "none", "cache": True}
+    found = fit(given, out=tmp_path / "run")
+    norm = found.model.get_submodule("features.12.1")
+    kept = norm.running_mean.clone()
+    thawed = tuple(found.model.stage_info[-1].paths)
+    for path, each in found.model.named_modules():
+        if isinstance(each, nn.BatchNorm2d) and path.startswith(thawed):
+            each.train().momentum = 1
+    samples = found.plan.data.train
+    transforms = Transforms(found.model.preprocessing)
+    with torch.no_grad():
+        found.model(torch.stack([transforms(samples.read(i)) for i in range(len(samples))]))
+    torch.testing.assert_close(norm.running_mean, kept, rtol=1e-4, atol=1e-5)
+
+
 def test_the_gap_between_the_modes_is_found_and_nothing_changes() -> None:
     model = toy()
     images, before = (
@@ -126,6 +150,8 @@ def test_methods_change_phases_as_their_papers_say() -> None:
     assert tune.rate == pytest.approx(0.01)
     parts = ProgressiveSizes(smallest=0.5, parts=3).phases(phases, size=64)
     assert [(p.epochs, p.size) for p in parts] == [(3, 32), (3, 48), (3, 64)]
+    warm = (Phase(epochs=6, warmup=1),)
+    assert [p.warmup for p in ProgressiveSizes().phases(warm, size=64)] == [1, 0, 0]
 
 
 def test_a_temperature_is_the_one_with_the_least_loss() -> None:
@@ -193,6 +219,20 @@ def test_accumulated_parts_give_the_gradient_of_the_whole(recipe: Make, tmp_path
     torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
 
 
+def test_modes_of_the_script_around_it_are_no_part_of_a_training(
+    recipe: Make, other_modes: Callable[[], Any], tmp_path: Path
+) -> None:
+    given = recipe(phases=[{"epochs": 1, "thaw": [-1]}])
+    plain = fit(given, out=tmp_path / "a")
+    torch.manual_seed(5)
+    with other_modes():
+        other = fit(given, out=tmp_path / "b")
+        assert torch.get_default_dtype() == torch.float64 and torch.empty(0).is_meta
+    assert other.run.model.read_bytes() == plain.run.model.read_bytes()
+    drawn = torch.rand(3)  # what a search over rates draws between two trainings
+    assert drawn.equal(torch.rand(3, generator=torch.Generator().manual_seed(5)))
+
+
 ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
 
 
@@ -212,6 +252,22 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ({**ONE, "training.methods": ["temperature", "wise_ft"]}, r"methods\[1\]: .*there is one"),
         ({**ONE, "training.methods": ["soup"]}, "last phase, and 'head' has one"),
         ({"training.methods": ["surgical", "lp_ft"]}, r"methods\[0\]: .*another method says it"),
+        ({"training.methods": ["temperature", "wise_ft"]}, "wise_ft would change them .*: name it"),
+        (
+            {"training.phases[1].epochs": 2, "training.methods": ["wise_ft", "soup"]},
+            r"\[1\]: .*what wise_ft has .* name it first",
+        ),
+        ({"training.methods": [{"progressive": {"parts": 2}}, "fixres"]}, r"\[1\]: .*says it: 16"),
+        (
+            {"training.methods": [{"fixres": {"share": 0.5}}, "lp_ft"]},
+            r"methods\[1\]: .*images of several sizes",
+        ),
+        ({"training.methods": ["progressive"]}, "2 epochs cannot be cut into 3 parts"),
+        ({"data.size": 8, "training.methods": ["fixres"]}, "would have 8 pixels as well"),
+        (
+            {"training.phases": [{"epochs": 6, "warmup": 3}], "training.methods": ["lp_ft"]},
+            r"methods\[0\]: .*makes 'linear probe' of 2 epochs, whose warm-up of 3 never ends",
+        ),
         (
             {"backbone.name": "inception_v3", "data.size": 75},
             "data.size: .*does not take images of 75 x 75",

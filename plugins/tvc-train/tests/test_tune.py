@@ -15,11 +15,14 @@ from typing import Any
 import pytest
 import yaml
 from click.testing import CliRunner
+from PIL import Image
 from tvc_train.commands.tune import tune_command
 from tvc_train.errors import TrainingError
+from tvc_train.planning import make_plan
+from tvc_train.tuning.searching import _claim, _key
 from tvc_train.tuning.settings import TuneSettings
 
-from tvc_core import RecipeError
+from tvc_core import Recipe, RecipeError, Registry
 
 SPACE = {"training.phases[0].rate": {"loguniform": [1e-3, 1e-2]}}
 
@@ -99,6 +102,7 @@ def file(recipe: Any, tmp_path: Path) -> Path:
         (["--space", "training.weight_decay={uniform: [0, 1e9]}"], "weight_decay"),
         (["--space", "training.batch_size={choice: [8, many]}"], "batch_size"),
         (["--space", "training.clip={normal: [0, 1]}"], "There are"),
+        (["--set", "training.clip=2", "--space", "training.clip={uniform: [1, 3]}"], "leave one"),
     ],
 )
 def test_a_space_that_does_not_fit_is_refused_before_anything_starts(
@@ -126,6 +130,21 @@ def test_another_search_does_not_go_on(file: Path, tmp_path: Path) -> None:
     assert "--resume goes on" in str(done.exception)
     done = CliRunner().invoke(tune_command, [*run, "--resume"])
     assert "by: 'accuracy' instead of 'loss'" in str(done.exception)
+
+
+def test_a_search_goes_on_with_its_own_images_alone(recipe: Any, tmp_path: Path) -> None:
+    given = Recipe.from_mapping(recipe())
+
+    def key() -> dict[str, Any]:
+        plan = make_plan(given, Registry())
+        return _key(given, None, TuneSettings(space=SPACE), "accuracy", plan)
+
+    _claim(tmp_path / "out", key(), resume=False)
+    _claim(tmp_path / "out", key(), resume=True)
+    first = tmp_path / "photos" / "class0" / "0.png"
+    Image.open(first).rotate(180).save(first)
+    with pytest.raises(TrainingError, match=r"images: .* instead of"):
+        _claim(tmp_path / "out", key(), resume=True)
 
 
 def test_without_the_extra_the_error_comes_before_any_work(

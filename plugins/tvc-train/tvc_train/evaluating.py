@@ -97,10 +97,12 @@ def figures_of(logits: Tensor, targets: Tensor, *, labels: str = "one") -> dict[
     if labels == "many":
         loss = nn.functional.binary_cross_entropy_with_logits(double, targets.double())
         said, true = double.sigmoid(), targets.long()
+        args = (said, true, classes)
+        unchecked: Any = {"validate_args": False}  # which would refuse a single class
         found = {
-            "accuracy": metrics.multilabel_accuracy(said, true, classes, average="micro"),
-            "f1": metrics.multilabel_f1_score(said, true, classes),
-            "average_precision": metrics.multilabel_average_precision(said, true, classes),
+            "accuracy": metrics.multilabel_accuracy(*args, average="micro", **unchecked),
+            "f1": metrics.multilabel_f1_score(*args, **unchecked),
+            "average_precision": metrics.multilabel_average_precision(*args, **unchecked),
         }
     else:
         loss = nn.functional.cross_entropy(double, targets)

@@ -121,6 +121,10 @@ class Feed:
             device=self.devices.device,
         )
 
+    def batches_again(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch once more, for the weights that are evaluated."""
+        return self.training_batches(epoch, 0)
+
     def evaluation_batches(self) -> Iterator[Batch]:
         """Yield this process's batches of the held-out images."""
         return evaluation_batches(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ from .faults import Stopping
 from .feeding import Feed
 from .filling import fill
 from .loop import Loop
+from .methods import check_order
+from .modes import own_modes
 from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
 from .planning import Plan, make_plan
@@ -67,6 +70,7 @@ class Fitted:
     plan: Plan
 
 
+@own_modes()
 def fit(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
@@ -134,6 +138,7 @@ def fit(
         return fitting.train(run, shown, resume=resume, tensorboard=tensorboard and processes.first)
 
 
+@own_modes()
 def preview(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
@@ -208,15 +213,31 @@ class _Fitting:
         phases = tuple(  # what is not found out yet stands for any rate
             replace(phase, rate=1.0) if phase.rate == "auto" else phase for phase in training.phases
         )
-        for method in self.methods.values():
-            phases = method.phases(phases, size=size)
-        for number, (name, method) in enumerate(self.methods.items()):
-            try:
+        for name, method in self.methods.items():
+            with self._about(name):
+                phases = method.phases(phases, size=size)
+                for phase in phases:
+                    if phase.warmup > phase.epochs:
+                        raise ParameterError(
+                            f"it makes {phase.title!r} of {phase.epochs} epochs, whose warm-up of "
+                            f"{phase.warmup:g} never ends"
+                        )
+        for name, method in self.methods.items():
+            with self._about(name):
                 method.check(phases)
-            except ParameterError as error:
-                place = self.plan.given.where / "training" / "methods" / number
-                raise place.error(f"method {name!r}: {error}") from error
+        for name in self.methods:
+            with self._about(name):
+                check_order(self.methods, name)
         return phases
+
+    @contextmanager
+    def _about(self, name: str) -> Iterator[None]:
+        """Put the place of a method before what it refuses."""
+        try:
+            yield
+        except ParameterError as error:
+            place = self.plan.given.where / "training" / "methods" / [*self.methods].index(name)
+            raise place.error(f"method {name!r}: {error}") from error
 
     def describe(self) -> dict[str, Any]:
         """Return what would be trained."""

@@ -18,6 +18,7 @@ from .data.problems import Problem, listed
 from .errors import DataError
 from .evaluating import Evaluation, evaluate
 from .extras import require_extra
+from .modes import own_modes
 from .reporting.report import worst_mistakes, write_report
 from .runs import Run
 from .scores import Scores, scores_of
@@ -73,6 +74,7 @@ class Judged:
         )  # fmt: skip
 
 
+@own_modes()
 def judge(
     file: str | Path | tuple[HybridModel, Trained],
     data: str | Path,
@@ -127,6 +129,7 @@ def judge(
     return replace(judged, problems=tuple(each for each in found if each not in serious))
 
 
+@own_modes()
 def report(
     judged: Judged,
     path: Path,
@@ -171,6 +174,7 @@ def report(
     )  # fmt: skip
 
 
+@own_modes()
 def report_run(run: Run, samples: Samples) -> Path:
     """Write the report of a run that came to its end, `report.html` in its folder.
 

@@ -205,10 +205,13 @@ class Loop:
         state = self.state
         state.normalization.training()
         if state.normalization.mode == "reestimate":
-            batches = state.feed.training_batches(self.position.epochs, 0)
-            images = (state.feed.ready(batch.images) for batch in batches)
-            state.normalization.estimate(images, state.feed.runs(state.model))
-            state.devices.settle(state.model)
+            feed, average, where = state.feed, state.average, self.position
+            images = (feed.ready(batch.images) for batch in feed.batches_again(where.epochs))
+            # what is dropped at random is the same in a run that goes on here
+            state.devices.seed(state.settings.seed, where.steps, state.devices.rank)
+            with nullcontext() if average is None else average.in_place(state.model):
+                state.normalization.estimate(images, lambda each: feed.runs(state.model)(each))
+                state.devices.settle(state.model)  # what is put back is in shards
         state.devices.average_(tensor for _, tensor in state.normalization.statistics())
 
     def _note(self, evaluation: Evaluation) -> None:

@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from tvc_core import HybridModel, ParameterError, short_repr
+from tvc_core import HybridModel, ParameterError, join_names, short_repr
 
 from .devices import local
 from .evaluating import Evaluation
@@ -21,8 +21,35 @@ from .scores import best_temperature
 
 __all__ = [
     "FixRes", "GreedySoup", "L2StartingPoint", "LinearProbeFirst", "ProgressiveSizes", "Surgical",
-    "Temperature", "WiseFineTuning",
+    "Temperature", "WiseFineTuning", "check_order",
 ]  # fmt: skip
+
+
+def check_order(methods: Mapping[str, Method], name: str) -> None:
+    """Refuse a method that undoes what one before it did at the end, or that one after it undoes.
+
+    Args:
+        methods: all, in their order.
+        name: which is looked at.
+
+    Raises:
+        ParameterError: it has to have another place.
+    """
+    place = [*methods].index(name)
+    before, after = (
+        [other for other in part if methods[other].changes_weights]
+        for part in ([*methods][:place], [*methods][place + 1 :])
+    )
+    if isinstance(methods[name], Temperature) and after:
+        raise ParameterError(
+            f"it calibrates the weights that are there, and {join_names(after)} would change them "
+            "afterwards: name it last"
+        )
+    if isinstance(methods[name], GreedySoup) and before:
+        raise ParameterError(
+            f"it averages the weights of epochs, so what {join_names(before)} has made of them "
+            "would be lost: name it first"
+        )
 
 
 def _number(name: str, value: object, low: float, high: float) -> float:
@@ -49,6 +76,11 @@ class LinearProbeFirst(Method):
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return a phase for the head, and one for all."""
+        if len({phase.size for phase in phases}) > 1:
+            raise ParameterError(
+                "it makes its two phases from the first one, and the phases have images of several "
+                "sizes: name it before the methods that say them"
+            )
         whole = sum(phase.epochs for phase in phases)
         probe = self.epochs or max(1, whole // 3)
         first = phases[0]
@@ -289,8 +321,11 @@ class ProgressiveSizes(Method):
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return the phases with a size each."""
+        _check_sizes(phases)
         found: list[Phase] = []
         whole = sum(phase.epochs for phase in phases)
+        if whole < self.parts:
+            raise ParameterError(f"{whole} epochs cannot be cut into {self.parts} parts")
         done = 0
         for phase in phases:
             left = phase
@@ -301,9 +336,11 @@ class ProgressiveSizes(Method):
                 share = self.smallest + (1 - self.smallest) * part / (self.parts - 1)
                 side = max(8, round(size * share / 8) * 8) if part < self.parts - 1 else size
                 name = f"{phase.title}, {side} px"
-                found.append(replace(phase, name=name, epochs=epochs, size=side))
-                left = replace(left, epochs=left.epochs - epochs)
+                found.append(replace(left, name=name, epochs=epochs, size=side))
+                left = replace(left, epochs=left.epochs - epochs, warmup=0)
                 done += epochs
+        if found[0].size == size:
+            raise ParameterError(f"all parts would have images of {size} pixels")
         return tuple(found)
 
 
@@ -327,12 +364,24 @@ class FixRes(Method):
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return the phases on smaller images, and one more."""
+        _check_sizes(phases)
         smaller = max(8, round(size * self.share / 8) * 8)
+        if smaller == size:
+            raise ParameterError(f"the smaller images would have {size} pixels as well")
         before = (replace(phase, size=smaller) for phase in phases)
         return (
             *before,
             Phase(name="fixres", epochs=self.epochs, thaw=("head",), rate=self.rate, size=size),
         )
+
+
+def _check_sizes(phases: Sequence[Phase]) -> None:
+    for phase in phases:
+        if phase.size is not None:
+            raise ParameterError(
+                f"it says how large the images of each phase are, and for {phase.title!r} the "
+                f"recipe or another method says it: {phase.size} pixels"
+            )
 
 
 class Temperature(Method):

@@ -45,7 +45,8 @@ class Phase:
         schedule: after it: "cosine" to zero, "linear" to zero, or "constant".
         stop_early: end the phase after so many epochs without a better figure [epochs].
         normalization: what thawed normalization layers do; None as the whole training.
-        size: side of the training images; None as the data say [pixels].
+        size: side of the training images, where they are not square the longer one; None as the
+            data say [pixels].
     """
 
     epochs: int

@@ -23,6 +23,7 @@ from tvc_core import HybridModel
 from .data import Transforms, read_image
 from .data.files import is_hidden
 from .errors import DataError
+from .modes import each_in_own_modes
 from .scores import probabilities
 from .trained import Trained
 
@@ -99,7 +100,7 @@ def predict(
     workers: int = 0,
     device: torch.device | str = "cpu",
 ) -> Iterator[Prediction]:
-    """Yield what a model says about each file, in their order.
+    """Return what a model says about each file, one after another, in their order.
 
     Args:
         model: in eval mode afterwards.
@@ -110,6 +111,14 @@ def predict(
         workers: processes that read images; 0 for none but this one.
         device: where the network runs.
     """
+    given: dict[str, Any] = {"top": top, "batch_size": batch_size, "workers": workers}
+    return each_in_own_modes(_predicted(model, trained, files, device=device, **given))
+
+
+def _predicted(
+    model: HybridModel, trained: Trained, files: Sequence[Found], *, top: int, batch_size: int,
+    workers: int, device: torch.device | str,
+) -> Iterator[Prediction]:  # fmt: skip
     classes = Trained.class_names(model)
     transforms = Transforms(trained.preprocessing)
     model.to(device).eval()

@@ -172,22 +172,22 @@ def scores_of(
         true = targets.long()
         limits = torch.tensor(list(thresholds or [0.5] * count), dtype=said.dtype)
         chosen = (said >= limits).long()
-        kind: dict[str, Any] = {"num_labels": count}
+        kind: dict[str, Any] = {"num_labels": count, "validate_args": False}  # one class is enough
         table = metrics.multilabel_confusion_matrix(chosen, true, **kind)
         figures["accuracy"] = float(
-            metrics.multilabel_accuracy(chosen, true, count, average="micro")
+            metrics.multilabel_accuracy(chosen, true, average="micro", **kind)
         )
-        figures["f1"] = float(metrics.multilabel_f1_score(chosen, true, count))
-        figures["exact_match"] = float(metrics.multilabel_exact_match(chosen, true, count))
+        figures["f1"] = float(metrics.multilabel_f1_score(chosen, true, **kind))
+        figures["exact_match"] = float(metrics.multilabel_exact_match(chosen, true, **kind))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            area = metrics.multilabel_average_precision(said, true, count, average=None)
+            area = metrics.multilabel_average_precision(said, true, average=None, **kind)
         area = area.where(true.sum(0) > 0, torch.nan)
         figures["calibration_error"] = float(
             metrics.binary_calibration_error(said.flatten(), true.flatten(), _BINS)
         )
         each = [
-            metric(chosen, true, count, average=None)
+            metric(chosen, true, average=None, **kind).reshape(count)
             for metric in (
                 metrics.multilabel_precision,
                 metrics.multilabel_recall,

@@ -17,6 +17,7 @@ from tvc_core import HybridModel, join_names, load, short_repr
 from .errors import TrainingError
 from .filling import fill
 from .judging import judge
+from .modes import own_modes
 from .scores import best_temperature, best_thresholds
 from .trained import Trained
 
@@ -45,6 +46,7 @@ class Soup:
     notes: tuple[str, ...] = ()
 
 
+@own_modes()
 def average(
     files: Sequence[str | Path],
     out: str | Path,

@@ -135,6 +135,14 @@ class CachedFeed(Feed):
         for indices, total in zip(steps, totals, strict=True):
             yield self._batch("train", self.data.train, indices, start, total)
 
+    def batches_again(self, epoch: int) -> Iterator[Batch]:
+        """Yield such batches once more; of features, if these are still right."""
+        self._given = False
+        if self._holds():
+            yield from self.training_batches(epoch, 0)
+        else:
+            yield from super().training_batches(epoch, 0)
+
     def evaluation_batches(self) -> Iterator[Batch]:
         """Yield the batches of the held-out images; of features, if these are still right."""
         self._given = False

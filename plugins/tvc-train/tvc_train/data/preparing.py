@@ -81,7 +81,7 @@ def _said_by(model: HybridModel) -> dict[str, Any]:
 @functools.cache
 def _channels(values: tuple[float, ...], device: torch.device) -> Tensor:
     # once a device: a copy to a GPU waits until it has computed all that it was given before
-    return torch.tensor(values, device=device).view(-1, 1, 1)
+    return torch.tensor(values, dtype=torch.float32, device=device).view(-1, 1, 1)
 
 
 class Transforms:
@@ -129,7 +129,12 @@ class Transforms:
         return Transforms(self.preprocessing)
 
     def resized(self, size: int | Sequence[int]) -> Transforms:
-        """Return the same for another size of images, height and width or one side [pixels]."""
+        """Return the same for another size of images: height and width, or the longer one, with
+        which the other one shrinks [pixels].
+        """
+        if isinstance(size, int):
+            sides = self.preprocessing.size
+            size = [max(1, round(side * size / max(sides))) for side in sides]
         return Transforms(self.preprocessing.resized(size), self.augment, mirror=self.mirror)
 
     def __call__(self, image: Tensor) -> Tensor:

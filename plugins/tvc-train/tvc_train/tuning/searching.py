@@ -20,12 +20,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvc_core import Registry, TvcError, join_names, load_recipe, short_repr
+from tvc_core import RecipeError, Registry, TvcError, join_names, load_recipe, short_repr
 
 from ..errors import TrainingError
 from ..extras import require_extra
 from ..fitting import as_recipe, fit
-from ..planning import make_plan
+from ..planning import Plan, make_plan
+from ..running import Key
 from ..runs import Run, write_text
 from .settings import TuneSettings
 
@@ -119,6 +120,11 @@ def tune(
             "there is nothing to search: say from what values are drawn, such as space: "
             "{training.weight_decay: {loguniform: [0.0001, 0.1]}}, or --space"
         )
+    if twice := [path for path in changes or {} if path in known.space]:
+        raise RecipeError(
+            f"tune.space: {twice[0]} is searched, and a change (--set) says that it is "
+            f"{short_repr((changes or {})[twice[0]])}: leave one of them out"
+        )
     # all that is wrong with any values and the data, before the first process starts
     by = known.by
     for each in known.examples():
@@ -127,7 +133,7 @@ def tune(
         by = by or plan.training.best
     assert by is not None
     folder = Path(out).resolve()
-    _claim(folder, _key(given, data, known, by), resume=resume)
+    _claim(folder, _key(given, data, known, by, plan), resume=resume)
     import torch
 
     job = _Job(
@@ -142,10 +148,15 @@ def tune(
     return _found(folder, by)
 
 
-def _key(recipe: Any, data: str | Path | None, settings: TuneSettings, by: str) -> dict[str, Any]:
+def _key(
+    recipe: Any, data: str | Path | None, settings: TuneSettings, by: str, plan: Plan
+) -> dict[str, Any]:  # fmt: skip
     """Return what has to be equal to go on with a search: all but how much of it is done."""
     said = {k: v for k, v in recipe.to_mapping().items() if k != "tune"}
+    known = Key.of(plan, {}).values
     return {
+        "images": known["images"],
+        "weights": known["model"]["backbone"].get("weights"),
         "recipe": said,
         "data": None if data is None else str(Path(data).resolve()),
         "space": {path: dict(domain) for path, domain in settings.space.items()},
