@@ -356,7 +356,14 @@ def test_a_copy_made_inside_is_on(tiny: Any, images: Tensor) -> None:
     assert torch.equal(copied(images), on)
 
 
-@pytest.mark.parametrize("call", [lambda m: m.unpatch("layer1"), lambda m: m.remeasure()])
+MEASURING: list[Any] = [
+    lambda m: m.unpatch("layer1"),
+    lambda m: m.remeasure(),
+    lambda m: m.patch_report(torch.zeros(1, 3, 32, 32)),
+]
+
+
+@pytest.mark.parametrize("call", MEASURING)
 def test_what_measures_the_network_says_that_patches_are_off(tiny: Any, call: Any) -> None:
     model = tiny(patches=PATCHES)
     with model.without(), pytest.raises(PatchError, match=r"is switched off.*outside of without"):

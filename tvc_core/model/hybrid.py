@@ -436,6 +436,7 @@ class HybridModel(nn.Module):
 
         Raises:
             ParameterError: there is no batch, or it is of another kind.
+            PatchError: a patch is switched off, inside of `without`.
         """
         return patch_report(self, self._hybrid, batch, loss)
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import ParameterError, count_of, short_repr
+from ..errors import ParameterError, PatchError, count_of, join_names, short_repr
 from ..surgery.noise import first_float
 from ..surgery.patches import placed_patches
 from ..surgery.probing import probing
@@ -130,6 +130,11 @@ def patch_report(
     # batch of dark images, whose maps are small, counts no more than its share.
     settle(network, state)
     placed = list(placed_patches(network))
+    if off := [home for home, _, patch in placed if not patch.enabled]:
+        raise PatchError(
+            f"patch_report compares with and without each patch, and {join_names(off)} is switched "
+            "off: call it outside of without()"
+        )
     sums = {home: _Sums() for home, _, _ in placed}
     criterion = loss or nn.functional.cross_entropy
     count, total, has_targets = 0, 0.0, True

@@ -242,6 +242,11 @@ def test_shards_hold_what_the_folder_holds(photos: Path, tmp_path: Path) -> None
         assert [one.content(i) for i in range(len(one))] == [
             other.content(i) for i in range(len(one))
         ]
+    turned = open_data(settings, folder=Path(), seed=0, classes=("dog", "cat"))
+    assert turned.classes == ("dog", "cat")
+    assert (turned.val.targets == 1 - found.val.targets).all()
+    with pytest.raises(DataError, match="are cat, dog"):
+        open_data(settings, folder=Path(), seed=0, classes=("cat", "dog", "hen"))
     inside = []
     for shard in sorted((tmp_path / "s").glob("*.tar")):
         with tarfile.open(shard) as opened:
@@ -249,6 +254,20 @@ def test_shards_hold_what_the_folder_holds(photos: Path, tmp_path: Path) -> None
     assert inside == [*found.train.names, *found.val.names]
     with pytest.raises(DataError, match="exists"):
         write_shards(data.train, data.val, data.classes, tmp_path / "s")  # type: ignore[arg-type]
+
+
+def test_shards_of_many_labels_go_by_the_names_of_classes(photos: Path, tmp_path: Path) -> None:
+    files = sorted((photos / "val").rglob("*.png"))
+    labels = ["cat", "dog;hen", "hen", "cat;hen"]
+    rows = [f"{file},{label}\n" for file, label in zip(files, labels, strict=True)]
+    (tmp_path / "d.csv").write_text("path,label\n" + "".join(rows), encoding="utf-8")
+    settings = DataSettings(path=str(tmp_path / "d.csv"), labels="many", split=0.5)
+    data = open_data(settings, folder=Path(), seed=0)
+    write_shards(data.train, data.val, data.classes, tmp_path / "s")  # type: ignore[arg-type]
+    shards = DataSettings(path=str(tmp_path / "s"), labels="many")
+    turned = open_data(shards, folder=Path(), seed=0, classes=("hen", "cat", "dog"))
+    assert data.classes == ("cat", "dog", "hen")
+    assert (turned.val.targets == data.val.targets[:, [2, 0, 1]]).all()
 
 
 def test_shards_that_changed_are_refused(photos: Path, tmp_path: Path) -> None:

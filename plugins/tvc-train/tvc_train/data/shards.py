@@ -210,10 +210,11 @@ def _write_into(
 def open_shards(
     folder: Path, settings: DataSettings
 ) -> tuple[ShardSamples, ShardSamples, tuple[str, ...]]:
-    """Return the images to train on, those that are held out, and the classes.
+    """Return the images to train on, those that are held out, and the classes: those of the
+    settings in their order, or all in that of the index.
 
     Raises:
-        DataError: the index is damaged, or does not fit the shards.
+        DataError: the index is damaged, does not fit the shards, or has other classes.
     """
     file = folder / INDEX
     advice = "Write the shards again: 'tvc data RECIPE --write-shards FOLDER'."
@@ -226,8 +227,12 @@ def open_shards(
     labels = "one" if found["targets"].ndim == 1 else "many"
     if labels != settings.labels:
         raise DataError(f"{file}: its images have {labels}: write 'labels: {labels}' into data")
-    if settings.classes not in (None, classes):
-        raise DataError(f"data.classes: those of {file} are {', '.join(classes[:20])}")
+    if settings.classes is not None:
+        if sorted(settings.classes) != sorted(classes):
+            raise DataError(f"data.classes: those of {file} are {', '.join(classes[:20])}")
+        moved = np.array([settings.classes.index(name) for name in classes], np.int64)
+        targets, classes = found["targets"], settings.classes
+        found["targets"] = moved[targets] if labels == "one" else targets[:, np.argsort(moved)]
     places = np.stack([found[name] for name in ("shard", "offset", "size")], axis=1)
     whole = ShardSamples(folder, found["targets"], names, settings, places, found["digest"])
     train, val = (whole.take(np.flatnonzero(found["part"] == part)) for part in (0, 1))
