@@ -447,12 +447,13 @@ def test_hooks_in_the_documentation_are_those_of_the_code() -> None:
         "tvc_patches",
     }
     declared = {name for name in vars(hookspecs) if name.startswith("tvc_")}
-    # tvc_block is the FAQ's misspelt hook, tvc_branch and tvc_weights are attributes of blocks and
-    # networks; tvc_cli_commands and tvc_recipes_... are the hooks of plugins' kinds
+    # tvc_block is the FAQ's misspelt hook, tvc_branch, tvc_computes_as and tvc_weights are
+    # attributes of blocks and networks; tvc_cli_commands and tvc_recipes_... are the hooks of
+    # plugins' kinds
     named = (
         set(re.findall(r"\btvc_[a-z_]+", text))
         - (packages - declared)
-        - {"tvc_block", "tvc_branch", "tvc_cli_commands", "tvc_weights"}
+        - {"tvc_block", "tvc_branch", "tvc_cli_commands", "tvc_computes_as", "tvc_weights"}
         - {"tvc_export_exporters", "tvc_recipes_sections", "tvc_recipes_templates"}
         - {"tvc_train_methods"}
     )

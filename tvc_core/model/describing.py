@@ -9,7 +9,7 @@ from ..errors import BackboneError, ParameterError, foreign
 from ..surgery.path_info import PathInfo, path_info
 from ..surgery.probing import probing
 from ..surgery.sites import Probe, image_of
-from ..weights.preprocessing import image_size
+from ..weights.preprocessing import built_size
 from .freezing import part_of_parameter
 from .hybrid import HybridModel
 from .settling import settle
@@ -44,7 +44,7 @@ def describe_model(
     settle(model, state)
     spec, plan = state.plan.backbone.spec, state.plan
     weights = plan.weights or spec.find_weights(spec.default_weights)
-    own_size = state.preprocessing.size if state.preprocessing else image_size(plan)
+    own_size = state.preprocessing.size if state.preprocessing else built_size(plan)
     given = size or own_size or (weights.crop_size if weights else USUAL_SIZE)
     sides = tuple(given) if isinstance(given, (list, tuple)) else (given, given)
     if len(sides) != 2 or any(

@@ -16,18 +16,30 @@ from ..specs import FROM_MODULE, WeightsSpec
 from .preparing import OwnWeights, Preprocessing, as_rgb
 from .torchvision import training_transforms_of, transforms_of
 
-__all__ = ["check_preprocessing", "image_size", "preprocessing_of", "sized", "transforms"]
+__all__ = [
+    "built_size", "check_preprocessing", "image_size", "preprocessing_of", "sized", "transforms",
+]  # fmt: skip
 
 
 def image_size(plan: Plan) -> tuple[int, int] | None:
-    """Return height and width of the image that the network of a plan is built for, as far as its
-    options say; None where the size is that of its pretrained weights, or any will do [pixels].
+    """Return height and width of the image that a plan's options ask for; None where they ask for
+    none [pixels].
     """
-    options, name = plan.options, plan.backbone.spec.size_option
-    if name not in options and (plan.weights is None or isinstance(plan.weights, OwnWeights)):
+    return _sides(plan.options.get(plan.backbone.spec.size_option))
+
+
+def built_size(plan: Plan) -> tuple[int, int] | None:
+    """Return height and width of the image that the network of a plan is built for; None where they
+    are those of its pretrained weights, or any will do [pixels].
+    """
+    found = image_size(plan)
+    if found is None and (plan.weights is None or isinstance(plan.weights, OwnWeights)):
         # the default set may be of another size: ViT-H/14's is of 518, its builder makes one of 224
-        options = plan.backbone.spec.options
-    size = options.get(name)
+        return _sides(plan.backbone.spec.options.get(plan.backbone.spec.size_option))
+    return found
+
+
+def _sides(size: Any) -> tuple[int, int] | None:
     sides = size if isinstance(size, (tuple, list)) else (size, size)
     return (sides[0], sides[-1]) if all(isinstance(side, int) for side in sides) else None
 
@@ -36,7 +48,7 @@ def sized(plan: Plan, weights: WeightsSpec) -> tuple[WeightsSpec, tuple[int, int
     """Return a pretrained set with the sizes of the image that the network of a plan takes, and
     that image's height and width [pixels].
     """
-    sides = image_size(plan) or (weights.crop_size, weights.crop_size)
+    sides = built_size(plan) or (weights.crop_size, weights.crop_size)
     resize = round(weights.resize_size * max(sides) / weights.crop_size)
     return replace(weights, crop_size=max(sides), resize_size=resize), sides
 
@@ -49,7 +61,7 @@ def preprocessing_of(plan: Plan) -> Preprocessing | None:
     channels = plan.recipe.in_channels or plan.backbone.spec.num_channels
     if found is None or len(found.mean) != channels:
         return None
-    sides = image_size(plan)
+    sides = built_size(plan)
     return found if sides is None else found.resized(sides)
 
 

@@ -12,9 +12,9 @@ import torch
 from exported_networks import EvenDiffers, LargeDiffers, OneSize, Planted, SquareDiffers, planted
 from tvc_export import Claims
 from tvc_export.claims import _evaluate
-from tvc_export.program import make_program
+from tvc_export.program import image_size, make_program
 
-from tvc_core import BackboneError, ParameterError
+from tvc_core import BackboneError, HybridBuilder, ParameterError
 
 RIGHT: dict[type[Planted], Callable[[int, int], bool]] = {
     LargeDiffers: lambda height, _: height <= 100,
@@ -130,3 +130,13 @@ def test_a_condition_that_is_no_arithmetic_is_no_condition(text: str) -> None:
 )
 def test_conditions_are_computed_as_python_does(text: str, value: bool) -> None:
     assert _evaluate(text, {"n": 1, "h": 32, "w": 11}) is value
+
+
+@pytest.mark.parametrize(("given", "side"), [({"image_size": 96}, 96), ({}, 160)])
+def test_a_network_of_other_channels_is_exported_at_the_size_that_it_was_built_for(
+    given: dict[str, int], side: int
+) -> None:
+    pytest.importorskip("timm")
+    builder = HybridBuilder()
+    model = builder.from_backbone("timm/test_vit", weights=None, in_channels=1, **given)
+    assert image_size(model) == (side, side)
