@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import faulthandler
 import gc
 import itertools
 import os
@@ -509,6 +510,7 @@ def forked(plain: Callable[[], object], work: Callable[[], int]) -> int | None:
             plain()
             os.write(writer, b"!")
             signal.alarm(40)
+            faulthandler.dump_traceback_later(30, file=2)  # says where it hangs
             code = work()
         finally:
             os._exit(code)
