@@ -17,7 +17,6 @@ import argparse
 import ctypes
 import gc
 import json
-import math
 import multiprocessing
 import os
 import statistics
@@ -205,7 +204,7 @@ _RATIOS = ("ours wall", "ours cpu", "patched wall", "fresh")
 
 
 def _cells(row: Row) -> list[str]:
-    return [f"{row.get(key, math.nan):.3g}" for key in _COLUMNS.values()]
+    return [f"{row[key]:.3g}" if key in row else "-" for key in _COLUMNS.values()]
 
 
 def tables(found: Row) -> dict[str, str]:
@@ -229,6 +228,8 @@ def tables(found: Row) -> dict[str, str]:
             f" Peak memory is at most {max(peaks):.3g} times the file, and {max(patched):.3g} "
             "times with two patches."
         )
+    if lacking := [name for name, row in sorted(measured.items()) if "fresh" not in row]:
+        said += f" Not measured in a fresh process: {', '.join(lacking)}."
     lines = ([name, *_cells(row)] for name, row in sorted(measured.items()))
     return {
         "summary": rows.table(("torchvision's time / tvc's", "geometric mean", "least"), summary),
