@@ -80,5 +80,6 @@ def _preprocessing(state: HybridState) -> dict[str, Any] | None:
     weights = plan.weights or spec.find_weights(spec.default_weights or "")
     if weights is None:
         return None
-    found = {name: getattr(sized(plan, weights)[0], name) for name in PREPARED}
+    weights, _ = sized(plan, weights)
+    found = {name: getattr(weights, name) for name in PREPARED}
     return {name: list(each) if isinstance(each, tuple) else each for name, each in found.items()}
