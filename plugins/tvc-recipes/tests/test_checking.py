@@ -192,6 +192,17 @@ def test_defaults_that_are_spelled_out_are_no_difference() -> None:
     assert compare(recipe("lora"), recipe("lora", ", position: parallel")) == []
     for other in (", init: paper", ", params: {reduction: 8}", ", position: before"):
         assert len(compare(recipe("se"), recipe("se", other))) == 1
+
+    def with_heads(policy: str = "", activation: str = "") -> Recipe:
+        heads = f"{{dog: {{num_classes: 3, hidden: [8]{activation}}}, cat: {{num_classes: 2}}}}"
+        text = f"backbone: {{name: resnet18, in_channels: 5{policy}}}\nhead: {{heads: {heads}}}"
+        return Recipe.from_document(RecipeDocument.parse(text))
+
+    spelled = with_heads(", in_channels_policy: mean", ", activation: relu")
+    assert compare(with_heads(), spelled) == []
+    assert (
+        len(compare(with_heads(", in_channels_policy: repeat", ", activation: gelu"), spelled)) == 2
+    )
     assert len(compare(recipe("lora"), recipe("lora", ", init: identity"))) == 1  # has a gate
 
 

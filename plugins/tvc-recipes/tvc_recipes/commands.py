@@ -72,8 +72,9 @@ def init_command(backbone: str, out: Path | None, force: bool) -> None:
 def validate_command(
     ctx: click.Context, recipes: tuple[Path, ...], changes: tuple[str, ...], as_json: bool
 ) -> None:
-    """Say everything that is wrong with RECIPES: keys, values, and names of what is not installed.
-    Nothing is built, and torch is not imported; `tvc build` finds what only a build can find.
+    """Say everything that is wrong with RECIPES: keys, values, and names of what is not installed,
+    in what a search (`tune.space`) makes of them as well. Nothing is built, and torch is not
+    imported; `tvc build` finds what only a build can find.
 
     Exit code 1 where something is wrong. `tvc check` is for plugins, `tvc doctor` for the
     installation.

@@ -208,8 +208,14 @@ def _facts(recipe: Recipe, registry: Registry) -> dict[str, Any]:
     backbone, head = dict(facts.get("backbone", {})), dict(facts.get("head", {}))
     if "patches" in backbone:
         backbone["patches"] = _less(backbone["patches"], registry)
-    if head.get("activation") == "relu":
-        del head["activation"]
+    if "heads" in head:
+        head["heads"] = {name: {**each} for name, each in head["heads"].items()}
+    for each, key, default in (
+        (backbone, "in_channels_policy", "mean"),
+        *((each, "activation", "relu") for each in (head, *head.get("heads", {}).values())),
+    ):
+        if each.get(key) == default:
+            del each[key]
     return {**facts, "backbone": backbone, "head": head}
 
 
