@@ -40,7 +40,7 @@ from tvc_export import (
 )
 from tvc_export.commands import bench_command, export_command, verify_command
 from tvc_export.photos import read_photos
-from tvc_export.proving import noise
+from tvc_export.proving import misses, noise, try_input
 
 from tvc_core import (
     BackboneError,
@@ -414,6 +414,20 @@ def test_a_file_that_fails_its_proof_is_not_written_and_an_old_one_stays(tmp_pat
     with pytest.raises(WeightsError, match=r"not written.*on zeros .* differs by"):
         export_model(small(), "acme", path, size=(40, 40), force=True, registry=registry)
     assert [each.name for each in tmp_path.iterdir()] == ["m.acme"] and path.read_text() == "old"
+
+
+def test_nan_is_said_to_be_the_models_own_or_the_files(tmp_path: Path) -> None:
+    model, path = small(), tmp_path / "m.acme"
+    nothing = np.full((1, 3), np.nan, np.float32)
+    tried = try_input(
+        *noise((1, 3, 8, 8), 0), [np.ones((1, 3), np.float32)], lambda _: [nothing], 1e-5
+    )
+    assert "[1, 3, 8, 8] an output is NaN or infinite, and torch's is not" in misses(tried, 1e-5)
+    with torch.no_grad():
+        next(model.parameters())[0] = float("inf")
+    with pytest.raises(WeightsError, match="the model's own outputs are NaN or infinite in torch"):
+        export_model(model, "acme", path, size=(40, 40), registry=plugin_of(run=Wrong))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_format_that_nothing_runs_here_says_that_it_is_not_proved(tmp_path: Path) -> None:

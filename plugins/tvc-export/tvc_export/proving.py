@@ -33,6 +33,9 @@ __all__ = [
 Run = Callable[[Any], list[Any]]
 """What runs a file: an array [N, C, H, W] to its outputs."""
 
+_NOT_FINITE = float(np.finfo(np.float32).max)
+"""The difference from torch of a NaN or an infinity, as JSON, which has neither, can hold it."""
+
 
 def inputs_for(claims: Claims, seed: int) -> Iterator[tuple[Trial, Any]]:
     """Yield inputs inside the claims, as trials that are not run yet: noise in shapes that the
@@ -69,8 +72,14 @@ def try_input(trial: Trial, images: Any, expected: list[Any], run: Run, toleranc
     """Run a file on an input, and return the trial with what came out.
 
     Raises:
-        WeightsError: the runtime fails, or gives outputs of other shapes.
+        WeightsError: the runtime fails, or gives outputs of other shapes; or torch's own are NaN or
+            infinite.
     """
+    if not all(np.isfinite(each).all() for each in expected):
+        raise WeightsError(
+            f"on {_named(trial)} the model's own outputs are NaN or infinite in torch, which no "
+            "file can be compared with: export weights from before they went wrong"
+        )
     what = f"the file does not run on {trial.input} {list(trial.shape)}"
     with foreign(WeightsError, what):
         found = [np.asarray(each, np.float32) for each in run(images)]
@@ -97,8 +106,9 @@ def try_input(trial: Trial, images: Any, expected: list[Any], run: Run, toleranc
 
 def misses(trial: Trial, tolerance: float) -> str:
     """Say in what a trial is not equal; an empty string where it is."""
-    what = f"{trial.input} {trial.name or list(trial.shape)}"
-    allowed = trial.allowed(tolerance)
+    what, allowed = _named(trial), trial.allowed(tolerance)
+    if trial.difference == _NOT_FINITE:
+        return f"on {what} an output is NaN or infinite, and torch's is not"
     if not trial.difference <= allowed:
         of = trial.largest or 1
         return (
@@ -127,14 +137,18 @@ def repeat(trial: Trial, run: Run, tolerance: float, photo: Photo | None = None)
         images = _noise(trial)
     if _digest(images) != trial.sha256:
         raise WeightsError(
-            f"{trial.input} {trial.name or list(trial.shape)} is not the input of the proof: it "
-            "was changed, or prepared by another version of a library"
+            f"{_named(trial)} is not the input of the proof: it was "
+            "changed, or prepared by another version of a library"
         )
     expected = [
         np.frombuffer(base64.b64decode(each), np.float32).reshape(trial.shape[0], -1)
         for each in trial.expected
     ]
     return try_input(trial, images, expected, run, tolerance)
+
+
+def _named(trial: Trial) -> str:
+    return f"{trial.input} {trial.name or list(trial.shape)}"
 
 
 def _signed(trial: Trial, images: Any) -> tuple[Trial, Any]:
@@ -152,4 +166,4 @@ def _noise(trial: Trial) -> Any:
 
 def _largest(values: Any) -> float:
     found = float(np.abs(values).max(initial=0.0))
-    return found if np.isfinite(found) else float(np.finfo(np.float32).max)
+    return found if np.isfinite(found) else _NOT_FINITE
