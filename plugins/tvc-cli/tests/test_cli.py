@@ -800,6 +800,19 @@ def test_listing_imports_nothing_heavy(command: str) -> None:
     assert heavy_after(command) == []
 
 
+@pytest.mark.parametrize("command", ["--help", "list blocks"])
+def test_what_is_imported_at_the_start_is_not_collected_again_at_the_end(command: str) -> None:
+    code = f"""
+import atexit, gc, sys
+from tvc_cli.main import main
+frozen = lambda: (gc.isenabled(), gc.get_freeze_count() > 10_000)
+atexit.register(lambda: print(frozen(), file=sys.stderr))
+sys.argv[1:] = {command.split()}
+main()
+"""
+    assert process(code).stderr.splitlines() == ["(True, True)"]
+
+
 def test_the_test_of_lightness_can_fail(tmp_path: Path) -> None:
     # stands for the real one, which takes seconds
     (tmp_path / "torch.py").write_text("", encoding="utf-8")
