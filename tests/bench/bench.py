@@ -157,12 +157,12 @@ def main(runs: int) -> None:
         theirs_over_ours=True,
     )
     recipe = str(Path(__file__).parents[2] / "examples" / "recipes" / "hybrid_model.yaml")
-    validate = process("-m", "tvc_cli", "validate", recipe)
-    row(
-        "tvc validate / import tvc_core, fresh process",
-        pairs(validate, process("-c", IMPORT), runs),
-        "<= 3",
-    )
+    for words, promise in (["--help"], "<= 1.3"), (["validate", recipe], "<= 3"):
+        row(
+            f"tvc {words[0]} / import tvc_core, fresh process",
+            pairs(process("-m", "tvc_cli", *words), process("-c", IMPORT), runs),
+            promise,
+        )
     for name in ("resnet50", "efficientnet_b0", "swin_t"):
         torch.manual_seed(0)
         hybrid, own = (
