@@ -94,6 +94,7 @@ def whole(
         {"epochs": 2, "rate": 1e-3, "thaw": [-1], "warmup": 0.5, "layer_decay": 0.7},
     ]
     given = {
+        "name": "whole",  # a recipe without one is called after its file, where it has one
         "backbone": {"name": "mobilenet_v3_small", "weights": None},
         "data": {
             "path": str(shared_photos), "size": 32, "augment": "strong",
