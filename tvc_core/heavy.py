@@ -18,6 +18,7 @@ from .model.pyramid import LevelInfo
 from .model.reading import FeatureExtractor
 from .model.state import PatchRecord
 from .model.unpatching import drop_closed_patches
+from .model.writing import check_target, write_file
 from .opening import check_header, load
 from .surgery.anatomy import StageInfo
 from .surgery.head import HeadReport, NoClassifier
@@ -42,8 +43,8 @@ __all__ = [
     "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "Position", "Preprocessing", "StageInfo", "Target",
     "TensorChange", "ThreadMode", "WeightsDiff", "as_rgb", "audit", "build_torchvision",
-    "check_header", "describe_backbone", "describe_file", "describe_model", "diff_weights",
-    "digest_of_tensors", "drop_closed_patches", "fold_patches", "freeze_head", "is_normalization",
-    "load", "own_randomness", "param_groups", "partial_load", "plain_state_dict", "read_state_dict",
-    "transfer_weights", "weights_file",
+    "check_header", "check_target", "describe_backbone", "describe_file", "describe_model",
+    "diff_weights", "digest_of_tensors", "drop_closed_patches", "fold_patches", "freeze_head",
+    "is_normalization", "load", "own_randomness", "param_groups", "partial_load",
+    "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file", "write_file",
 ]  # fmt: skip

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import tvc_core
-from tvc_core import BlockSpec, HybridBuilder, HybridModel, UnknownNameError, WeightsError
+from tvc_core import (
+    BlockSpec,
+    HybridBuilder,
+    HybridModel,
+    ParameterError,
+    UnknownNameError,
+    WeightsError,
+    check_target,
+    write_file,
+)
 
 PATCHES = {
     "layer2": [
@@ -336,3 +346,32 @@ def test_a_load_that_fails_leaves_the_random_state(tiny: Any, lab: Any, tmp_path
     with pytest.raises(WeightsError):
         load_bytes(bytes(data), tmp_path, lab().registry)
     assert torch.equal(before, torch.get_rng_state())
+
+
+def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    check_target(path, suffix=".html")
+    assert not [*tmp_path.iterdir()]
+    path.write_bytes(b"old")
+    check_target(path, force=True)
+    places = {
+        "does not end in .csv": ({"suffix": ".csv", "force": True}, path),
+        "exists: --force": ({}, path),
+        "is a folder": ({"force": True}, tmp_path),
+        "/no' does not exist": ({}, tmp_path / "no" / "a.html"),
+        "'/proc/self' cannot be written to": ({}, "/proc/self/a.html"),  # nor by root
+    }
+    for said, (options, place) in places.items():
+        if "/proc" not in said or Path("/proc/self").is_dir():
+            with pytest.raises(ParameterError, match=re.escape(said)):
+                check_target(place, **options)  # type: ignore[arg-type]
+
+    def pieces() -> Iterator[bytes]:
+        yield b"new"
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_file(path, pieces())
+    assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
+    write_file(path, [b"ne", b"", b"w"])
+    assert path.read_bytes() == b"new" and [*tmp_path.iterdir()] == [path]

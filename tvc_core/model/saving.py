@@ -28,7 +28,7 @@ from .content import content_of
 from .fingerprint import changes, foreign_hooks
 from .settling import settle
 from .state import HybridState, state_of
-from .writing import write
+from .writing import write_file
 
 __all__ = ["how_to_load", "save"]
 
@@ -72,7 +72,7 @@ def save(
     _tell_own(state, path)
     _tell_hooks(network, state, path)
     try:
-        write(path, pieces)
+        write_file(path, pieces)
     except (OSError, ValueError) as error:  # a path with a NUL is a ValueError
         reason = getattr(error, "strerror", None) or error
         raise WeightsError(f"{path}: the model cannot be written: {reason}") from error

@@ -12,20 +12,52 @@ import os
 import re
 import secrets
 import stat
+import tempfile
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ..errors import ParameterError
 
 try:
     import fcntl
 except ImportError:  # Windows, where a file that is open cannot be removed anyway
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["write"]
+__all__ = ["check_target", "write_file"]
 
 
-def write(path: Path, pieces: Iterable[Any]) -> None:
+def check_target(path: str | Path, *, force: bool = False, suffix: str | None = None) -> None:
+    """Say before any work why a file could not be written at its end.
+
+    Args:
+        path: the file.
+        force: it may take the place of a file that exists.
+        suffix: what its name has to end in, such as ".safetensors".
+
+    Raises:
+        ParameterError: its name ends in something else; it is a folder; its folder is not there, or
+            cannot be written to; or it exists, and `force` is not set.
+    """
+    path = Path(path)
+    if suffix is not None and path.suffix != suffix:
+        raise ParameterError(f"{path}: the name does not end in {suffix}, the format of the file")
+    if path.is_dir():
+        raise ParameterError(f"{path}: is a folder; name a file in it")
+    what = f"{path}: the folder {str(path.parent)!r}"
+    if not path.parent.is_dir():
+        raise ParameterError(f"{what} does not exist")
+    if path.exists() and not force:
+        raise ParameterError(f"{path} exists: --force, or force=True, puts the new file there")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise ParameterError(f"{what} cannot be written to: {error.strerror or error}") from error
+
+
+def write_file(path: Path, pieces: Iterable[Any]) -> None:
     """Put bytes into a file.
 
     A link is followed, the permissions of a file that is replaced are kept, and what is no regular

@@ -359,10 +359,9 @@ class Recipe:
                     raise RecipeError(f"{short} is {path}, and both are given")
             elif path.isidentifier() and (near := did_you_mean(path, known)):
                 raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
-            rule = entry and entry.metadata["rule"]
             if any(isinstance(key, int) for key in keys_of(path)):
                 document = document.expanded(registry)  # the list may stand in what it extends
-            document = document.with_value(path, _value(value, rule))
+            document = document.with_value(path, _value(value, entry and entry.metadata["rule"]))
         return replace(document, by_code=frozenset(by_code))
 
     @staticmethod

@@ -607,7 +607,7 @@ def test_build_refuses_a_bad_out_before_it_builds(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path, "backbone: {name: net9, weights: null}\n")
     for out in (tmp_path / "model.pt", tmp_path / "nowhere" / "model.safetensors"):
         result = tvc("build", recipe, "--out", out)
-        assert result.exit_code == 2
+        assert result.exit_code == 1
         assert "the plugin prints this" not in result.stderr
         assert not out.exists()
 
@@ -619,7 +619,7 @@ def test_build_overwrites_a_file_only_by_force(tmp_path: Path) -> None:
     out = tmp_path / "best.safetensors"
     out.write_bytes(b"trained")
     result = tvc("build", recipe, "--out", out)
-    assert result.exit_code == 2 and "exists; --force" in result.stderr
+    assert result.exit_code == 1 and "exists: --force" in result.stderr
     assert "the plugin prints this" not in result.stderr and out.read_bytes() == b"trained"
     fine("build", recipe, "--out", out, "--force")
     assert out.stat().st_size > 1000

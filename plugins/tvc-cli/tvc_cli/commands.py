@@ -4,7 +4,6 @@ no half result.
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import sys
@@ -280,7 +279,9 @@ def build_command(
     read from stdin.
     """
     if out is not None:  # looked at first, since building may download weights and take minutes
-        _check_out(out, force)
+        from tvc_core import check_target  # imports torch
+
+        check_target(out, force=force, suffix=".safetensors")
     given: dict[str, Any] = {**read_changes(changes)}
     if seed is not None:
         if "seed" in given:
@@ -573,26 +574,6 @@ def _print_file(found: dict[str, Any]) -> None:
         say()
         rows = [(name, "x".join(map(str, shape))) for name, shape in found["tensors"].items()]
         print_table(("tensor", "shape"), rows)
-
-
-def _check_out(out: Path, force: bool) -> None:
-    if out.suffix != ".safetensors":
-        raise click.BadParameter(
-            f"{str(out)!r} does not end in .safetensors, the format of the file",
-            param_hint="'--out'",
-        )
-    if not out.parent.is_dir():
-        raise click.BadParameter(
-            f"the folder {str(out.parent)!r} does not exist", param_hint="'--out'"
-        )
-    if out.exists() and not force:
-        raise click.BadParameter(
-            f"{str(out)!r} exists; --force puts the new model in its place", param_hint="'--out'"
-        )
-    if not os.access(out.parent, os.W_OK):
-        raise click.BadParameter(
-            f"the folder {str(out.parent)!r} cannot be written to", param_hint="'--out'"
-        )
 
 
 def _kind(registry: Registry, word: str, argument: str) -> type[Any]:

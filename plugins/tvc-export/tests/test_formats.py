@@ -299,7 +299,7 @@ def test_weights_that_are_too_many_for_one_onnx_file_lie_beside_it_with_their_na
     monkeypatch.setattr("tvc_export.formats.onnx._MOST", 1000)
     path, weights = tmp_path / "m.onnx", tmp_path / "m.onnx.data"
     weights.write_text("of another file")
-    with pytest.raises(WeightsError, match=r"m\.onnx\.data: is there; --force"):
+    with pytest.raises(ParameterError, match=r"m\.onnx\.data exists: --force"):
         export_model(small(), "onnx", path, size=(40, 40))
     weights.unlink()
     model = small(is_open=False)
@@ -450,7 +450,7 @@ def test_what_is_missing_or_misspelt_is_said_before_any_work(
     told = run("--format", "onnx", "--out", str(tmp_path / "mine.onnx"), "--force")
     assert "is a folder, which tvc export did not write" in told
     assert (tmp_path / "mine.onnx" / "notes").read_text() == "kept"
-    assert "no folder" in run("--format", "onnx", "--out", str(tmp_path / "no" / "m.onnx"))
+    assert "does not exist" in run("--format", "onnx", "--out", str(tmp_path / "no" / "m.onnx"))
     assert "--int8 is for onnx" in run(
         "--format", "pt2", "--out", str(tmp_path / "m.pt2"), "--int8", str(tmp_path)
     )
@@ -459,7 +459,7 @@ def test_what_is_missing_or_misspelt_is_said_before_any_work(
     )
     assert "not both" in run("--format", "onnx", "--out", out, "--keep-names", "--int8", out)
     (tmp_path / "m.bin").write_text("weights of another tool")
-    assert "m.bin: is there" in run("--format", "openvino", "--out", str(tmp_path / "m.xml"))
+    assert "m.bin exists" in run("--format", "openvino", "--out", str(tmp_path / "m.xml"))
     assert "no photos in it" in run("--format", "onnx", "--out", out, "--int8", str(tmp_path))
     assert "no-such-model" in run("--format", "onnx", "--out", out)
     (tmp_path / "m.onnx").write_text("")

@@ -22,6 +22,7 @@ from tvc_core import (
     PluginInfo,
     Registry,
     WeightsError,
+    check_target,
     digest_of_tensors,
     foreign,
     join_names,
@@ -57,9 +58,8 @@ def check_output(
     Raises:
         PluginError: packages of the format are not installed.
         ParameterError: the suffix is another format's, or the format has no int8, or names of its
-            own for parameters.
-        WeightsError: the file or one that belongs to it is there, or a folder in its place, or its
-            folder is not or cannot be written to.
+            own for parameters; or the file cannot be written, or one that belongs to it is there.
+        WeightsError: a folder is in its place that is no export.
     """
     check_installed(exporter)
     name, suffix = exporter.spec.name, exporter.spec.suffix
@@ -77,18 +77,13 @@ def check_output(
     if path.suffix != suffix:
         right = (path.resolve() if path.name in ("", "..") else path).with_suffix(suffix).name
         raise ParameterError(f"{path}: files of the format {name!r} end in {suffix}: {right!r}")
-    if not path.parent.is_dir():
-        raise WeightsError(f"{path}: there is no folder {str(path.parent)!r}")
     if path.is_dir() and not beside(path).exists():
         raise WeightsError(f"{path}: is a folder, which tvc export did not write")
     for each in (path, *files_beside(path, exporter)):
-        if each.exists() and not force:
-            raise WeightsError(f"{each}: is there; --force puts the new file in its place")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise WeightsError(f"{path}: cannot be written: {error.strerror or error}") from error
+        if not each.is_dir():
+            check_target(each, force=force)
+        elif not force:  # of a format whose files are folders
+            raise ParameterError(f"{each} exists: --force, or force=True, puts the new one there")
 
 
 def export_model(

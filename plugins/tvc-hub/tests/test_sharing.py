@@ -12,7 +12,7 @@ from hub_files import taken_apart
 from tvc_hub import HubError, UnreachableError, pull, push
 
 import tvc_core
-from tvc_core import WeightsError
+from tvc_core import ParameterError, WeightsError
 
 
 @pytest.mark.parametrize("lfs", [True, False])
@@ -135,14 +135,14 @@ def test_a_copy_is_written_where_it_is_wanted(hub: FakeHub, path: Path) -> None:
     assert pull("user/pets", endpoint=hub.url, out=out).path == out
     assert out.read_bytes() == path.read_bytes()
     hub.asked.clear()
-    with pytest.raises(HubError, match=r"here\.safetensors exists: --force"):
+    with pytest.raises(ParameterError, match=r"here\.safetensors exists: --force"):
         pull("user/pets", endpoint=hub.url, out=out)
-    with pytest.raises(HubError, match=r"the folder .* does not exist"):
+    with pytest.raises(ParameterError, match=r"the folder .* does not exist"):
         pull("user/pets", endpoint=hub.url, out=path.parent / "no" / "x.safetensors")
-    with pytest.raises(HubError, match=r"is a \.safetensors file"):
+    with pytest.raises(ParameterError, match=r"does not end in \.safetensors"):
         pull("user/pets", endpoint=hub.url, out=path.parent / "x.pth")
     if Path("/proc/self").is_dir():  # where root cannot write either
-        with pytest.raises(HubError, match=r"'/proc/self' cannot be written to"):
+        with pytest.raises(ParameterError, match=r"'/proc/self' cannot be written to"):
             pull("user/pets", endpoint=hub.url, out="/proc/self/x.safetensors")
     assert not hub.asked
     out.write_bytes(b"old")

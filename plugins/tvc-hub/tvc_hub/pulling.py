@@ -9,7 +9,6 @@ import os
 import re
 import secrets
 import shutil
-import tempfile
 import time
 import warnings
 from collections.abc import Iterator
@@ -24,9 +23,11 @@ from tvc_core import (
     TvcError,
     WeightsError,
     check_header,
+    check_target,
     describe_file,
     join_names,
     short_repr,
+    write_file,
 )
 
 from .errors import HubError, UnreachableError
@@ -105,6 +106,7 @@ def pull(
         registry: where the names of the recipe are looked up; by default what is installed.
 
     Raises:
+        ParameterError: `out` cannot be written.
         HubError: the hub does not answer, or refuses, or the repository is refused.
         WeightsError: the file is damaged or larger than allowed, or does not fit its own recipe.
         UnknownNameError: it needs a plugin that is not installed.
@@ -112,7 +114,8 @@ def pull(
     repository, revision = repository_of(name)
     address = address_of(endpoint, hosts)
     if out is not None:
-        out = _target(Path(out), force)
+        out = Path(out)
+        check_target(out, force=force, suffix=".safetensors")
     host = quote(urlsplit(address.url).netloc + urlsplit(address.url).path, safe="")
     folder = cache_folder() / host / repository.replace("/", "--")
     wanted = revision or "main"
@@ -148,7 +151,7 @@ def pull(
         _fetch(hub, repository, listing, chosen, found, max_params, registry)
     if not is_commit(wanted):
         with _disk(known):
-            _write_text(known, listing.commit)
+            write_file(known, [listing.commit.encode()])
     return _result(found, out, repository, listing.commit, before, fetched)
 
 
@@ -183,24 +186,6 @@ def _commit_in(path: Path) -> str | None:
     return None
 
 
-def _target(out: Path, force: bool) -> Path:
-    """Return where a copy is to be, after everything was looked at that can be before it."""
-    if out.suffix != ".safetensors":
-        raise HubError(f"{out}: a model is a .safetensors file, and its name says so")
-    if not out.parent.is_dir():
-        raise HubError(f"{out}: the folder {str(out.parent)!r} does not exist")
-    if out.exists() and not force:
-        raise HubError(f"{out} exists: --force, or force=True, puts the model in its place")
-    try:
-        with tempfile.TemporaryFile(dir=out.parent):
-            pass
-    except OSError as error:
-        raise HubError(
-            f"{out}: the folder {str(out.parent)!r} cannot be written to: {error.strerror or error}"
-        ) from error
-    return out
-
-
 def _result(
     found: Path,
     out: Path | None,
@@ -211,11 +196,8 @@ def _result(
 ) -> Pulled:
     assert commit is not None
     if out is not None:
-        with _disk(out), _draft(out) as (draft, target):
-            with found.open("rb") as source:
-                shutil.copyfileobj(source, target, 1 << 20)
-            target.close()
-            draft.replace(out)
+        with _disk(out), found.open("rb") as source:
+            write_file(out, iter(lambda: source.read(1 << 20), b""))
     return Pulled(
         path=out or found, repository=repository, commit=commit, fetched=fetched, before=before
     )
@@ -374,10 +356,3 @@ def _draft(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
             yield draft, file
     finally:
         draft.unlink(missing_ok=True)
-
-
-def _write_text(path: Path, text: str) -> None:
-    with _draft(path) as (draft, file):
-        file.write(text.encode())
-        file.close()
-        draft.replace(path)

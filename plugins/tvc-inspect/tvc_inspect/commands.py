@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -62,7 +63,9 @@ def inspect_command(
     parameters, FLOPs, bytes kept for backward and time, patches with their gates, and what the
     patches change at the start. With OTHER: in what the two differ; --set changes both.
     """
-    from .opening import check_out, open_model, written_whole
+    from tvc_core import check_target
+
+    from .opening import open_model, write_out
     from .writing import look_at, page_of
 
     if out is None and not as_json:
@@ -72,7 +75,7 @@ def inspect_command(
     if target is not None and photo is None:
         raise click.UsageError("--class is for the map on a photo: give --photo")
     if out is not None:
-        check_out(out, force)
+        check_target(out, force=force)
     if photo is not None and pretrained is None:
         pretrained = True
     how: dict[str, Any] = {"pretrained": pretrained, "changes": read_changes(changes)}
@@ -92,7 +95,7 @@ def inspect_command(
             data["comparison"] = seen.comparison.as_data()
         click.echo(json.dumps(data, indent=1, allow_nan=False))
     if out is not None:
-        written_whole(out, lambda file: file.write(page.encode()))
+        write_out(out, page.encode())
         click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)", err=True)
     for text in (*notes, *seen.notes):
         click.echo(f"note: {text}", err=True)
@@ -120,18 +123,21 @@ def cam_command(
     """Draw where MODEL, a recipe, a saved file or a backbone's name, looks on PHOTO for a class:
     red speaks for the class, blue against it.
     """
-    from .opening import check_out, open_model, written_whole
+    from tvc_core import check_target
+
+    from .opening import open_model, write_out
     from .pictures import check_format, open_photo
     from .writing import cam_picture
 
     given = read_changes(changes)
-    check_out(out, force)
+    check_target(out, force=force)
     kind = check_format(out)
     open_photo(photo)  # before what takes long
     pretrained = True if pretrained is None else pretrained
     network, note = open_model(model, pretrained=pretrained, changes=given)
     picture, found = cam_picture(network, photo, target, layer=layer)
-    written_whole(out, lambda file: picture.save(file, kind))
+    picture.save(drawn := io.BytesIO(), kind)
+    write_out(out, drawn.getvalue())
     click.echo(f"{found.name}: logit {found.score:.4g}, at {found.layer}")
     click.echo(f"wrote {out}", err=True)
     if note:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-from tvc_core import HybridBuilder, HybridModel, ParameterError, Recipe, RecipeDocument, load_recipe
+from tvc_core import (
+    HybridBuilder,
+    HybridModel,
+    ParameterError,
+    Recipe,
+    RecipeDocument,
+    load_recipe,
+    write_file,
+)
 
-__all__ = ["check_out", "open_model", "written_whole"]
+__all__ = ["open_model", "write_out"]
 
 _RECIPES = (".yaml", ".yml", ".lock")
 _FILES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
@@ -53,52 +58,13 @@ def open_model(
     )
 
 
-def check_out(path: Path, force: bool) -> None:
-    """Say before any work that a file cannot be written.
-
-    Raises:
-        ParameterError: its folder is not there or cannot be written to, or the file exists.
-    """
-    if path.is_dir():
-        raise ParameterError(f"--out: {str(path)!r} is a folder; name a file in it")
-    if not path.parent.is_dir():
-        raise ParameterError(f"--out: the folder {str(path.parent)!r} does not exist")
-    if path.exists() and not force:
-        raise ParameterError(f"--out: {str(path)!r} exists; --force puts the new file in its place")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise ParameterError(
-            f"--out: the folder {str(path.parent)!r} cannot be written to: "
-            f"{error.strerror or error}"
-        ) from error
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file that takes the place of another when all is written."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(name).chmod(0o666 & ~umask)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def written_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_out(path: Path, content: bytes) -> None:
     """Write a file whole or not at all.
 
     Raises:
         ParameterError: it cannot be written; what was there before still is.
     """
     try:
-        with _beside(path) as file:
-            write(file)
+        write_file(path, [content])
     except OSError as error:
         raise ParameterError(f"{path} cannot be written: {error.strerror or error}") from error

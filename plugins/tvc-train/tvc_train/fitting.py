@@ -395,5 +395,4 @@ def _save(run: Run, model: HybridModel, trained: Trained, evaluation: Evaluation
         "targets": evaluation.targets.contiguous(),
         "indices": evaluation.indices.contiguous(),
     }
-    with write_durably(run.predictions) as file:
-        file.write(save(tensors))
+    write_durably(run.predictions, [save(tensors)])

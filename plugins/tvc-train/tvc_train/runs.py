@@ -18,13 +18,13 @@ RUN/
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from tvc_core import write_file
 
 from .errors import TrainingError
 
@@ -176,9 +176,8 @@ class Run:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text, whole or not at all, so that it is there after a loss of power."""
-    with write_durably(path) as file:
-        file.write(text.encode())
+    """Write a text as `write_durably` does."""
+    write_durably(path, [text.encode()])
 
 
 def copy_durably(file: Path, to: Path) -> None:
@@ -190,34 +189,20 @@ def copy_durably(file: Path, to: Path) -> None:
     try:
         if to.exists() and to.samefile(file):
             return
-        with file.open("rb") as source, write_durably(to) as target:
-            shutil.copyfileobj(source, target)
+        with file.open("rb") as source:
+            write_durably(to, iter(lambda: source.read(1 << 20), b""))
     except OSError as error:
         raise TrainingError(f"{file} cannot be copied: {error.strerror or error}") from error
 
 
-@contextmanager
-def write_durably(path: Path) -> Iterator[IO[bytes]]:
-    """Give a file to write to that takes the place of `path` at the end, if all went well.
+def write_durably(path: Path, pieces: Iterable[bytes]) -> None:
+    """Write a file, whole or not at all, so that it is there after a loss of power.
 
     Raises:
         TrainingError: it cannot be written (a full disk); what was there before is still there.
     """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.open("wb") as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            folder = os.open(path.parent, os.O_RDONLY)
-            try:
-                os.fsync(folder)
-            finally:
-                os.close(folder)
-        finally:
-            beside.unlink(missing_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(path, pieces)
     except OSError as error:
         raise TrainingError(f"{path} cannot be written: {error.strerror or error}") from error

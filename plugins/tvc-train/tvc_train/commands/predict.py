@@ -71,10 +71,8 @@ def predict_command(
             click.echo(line, nl=False)
         sys.stdout.flush()
     else:
-        with write_durably(out) as stream:
-            for line in lines:
-                # names of files that are no text get their own bytes back
-                stream.write(line.encode("utf-8", "surrogateescape"))
+        # names of files that are no text get their own bytes back
+        write_durably(out, (line.encode("utf-8", "surrogateescape") for line in lines))
     said = f"{len(files)} files, {errors} with an error"
     if hidden:
         said += f"; left out {len(hidden)} hidden ones, such as {hidden[0]}"
