@@ -61,8 +61,9 @@ def test_the_limit_ends_a_search_that_swallows_errors_and_leaves_other_timers_al
 
     def search(*_: object, **__: object) -> None:
         nonlocal swallowed
-        end, waited = time.monotonic() + 60, time.monotonic() + 0.4
-        while time.monotonic() < waited:  # as on a machine that has else to do
+        end, waited = time.monotonic() + 60, time.monotonic() + 1
+        # as on a machine that has else to do; a collection of garbage may compute for 0.2 s
+        while time.monotonic() < waited:
             time.sleep(0.01)
         assert not swallowed
         while time.monotonic() < end:
@@ -79,9 +80,9 @@ def test_the_limit_ends_a_search_that_swallows_errors_and_leaves_other_timers_al
     signal.setitimer(signal.ITIMER_PROF, 1000)  # as a profiler
     handler = signal.getsignal(signal.SIGPROF)
     with pytest.raises(
-        BackboneError, match=r"within 0\.2 s of computing.* Leave out hw, or give more time"
+        BackboneError, match=r"within 0\.6 s of computing.* Leave out hw, or give more time"
     ):
-        make_program(planted(OneSize), dynamic=("batch", "hw"), size=(64, 64), limit=0.2)
+        make_program(planted(OneSize), dynamic=("batch", "hw"), size=(64, 64), limit=0.6)
     assert swallowed == 1
     assert signal.getsignal(signal.SIGPROF) is handler
     left, _ = signal.setitimer(signal.ITIMER_PROF, 0)
