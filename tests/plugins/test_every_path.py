@@ -210,10 +210,10 @@ def check(model: HybridModel, path: str, ready: Ready) -> None:
     )
 
 
-def try_every_path(name: str) -> dict[str, Any]:
-    """Return what became of `se` at each path of a backbone."""
+def try_paths(name: str, step: int = 1) -> dict[str, Any]:
+    """Return what became of `se` at each path of a backbone, or at one of `step`."""
     ready = Ready(name)
-    paths = [path for path, _ in ready.network.named_modules() if path]
+    paths = [path for path, _ in ready.network.named_modules() if path][::step]
     calls: Counter[str] = Counter()
     handles = [
         module.register_forward_hook(lambda *_, path=path: calls.update([path]))
@@ -260,7 +260,7 @@ def try_every_path(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", QUICK)
 def test_se_works_at_a_path_or_the_build_says_why_not(name: str) -> None:
-    found = try_every_path(name)
+    found = try_paths(name, step=3)  # a Fire module has 7 paths: each of its layers is met
     assert found["wrong"] == []
     assert found["worked"] > found["paths"] / 3, (
         "a backbone where most paths are refused is not supported"
@@ -273,7 +273,7 @@ def test_se_works_at_a_path_or_the_build_says_why_not(name: str) -> None:
 def test_se_at_every_path_of_a_backbone(
     name: str, record_property: Callable[[str, object], None]
 ) -> None:
-    found = try_every_path(name)
+    found = try_paths(name)
     record_property(*as_row("paths", name, SWEPT, **found))
     assert found["wrong"] == []
     assert found["worked"] > found["paths"] / 3, (

@@ -1,5 +1,5 @@
-"""Every classifier of torchvision keeps the two promises. `make test` runs a small one of each
-family, `make sweep` all.
+"""Every classifier of torchvision keeps the two promises. `make test` runs a few, `make sweep`
+all.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from tvc_core import BackboneSpec, HybridBuilder, HybridModel, Registry, WeightsSpec
 
 SMALLEST = (
-    "resnet18", "efficientnet_b0", "convnext_tiny", "mobilenet_v3_small", "alexnet",
-    "squeezenet1_1", "densenet121", "googlenet", "mnasnet0_5", "shufflenet_v2_x0_5",
-    "regnet_x_400mf", "swin_t", "vit_b_32",
+    "resnet18", "mobilenet_v3_small", "squeezenet1_1", "densenet121", "googlenet",
+    "shufflenet_v2_x0_5", "swin_t",
 )  # fmt: skip
-"""Of each family that is quick; the sweep has all of them."""
+"""Of the families that differ most in what tvc does about them: their layouts, heads without a
+linear layer or beside the path, names of files, functions behind the last stage.
+"""
 
 QUICK = ("logits", "keys", "head", "stages", "features", "se", "eca", "cbam_block", "freeze")
 BLOCKS = ("se", "eca", "cbam_block")
@@ -486,7 +487,7 @@ def test_every_classifier_of_the_installed_torchvision_has_a_plugin() -> None:
 
 
 @pytest.mark.parametrize("official", SMALLEST, indirect=True)
-def test_a_small_member_of_each_family_keeps_the_promises(official: str) -> None:
+def test_a_small_member_of_a_family_keeps_the_promises(official: str) -> None:
     assert failures(Network(official), QUICK) == {}
 
 
