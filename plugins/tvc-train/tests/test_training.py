@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,7 @@ from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit, phase_callb
 from tvc_train.data import Transforms
 from tvc_train.fitting import preview
 from tvc_train.losses import Loss
-from tvc_train.methods import LinearProbeFirst, ProgressiveSizes, Temperature
+from tvc_train.methods import LinearProbeFirst, ProgressiveSizes, Temperature, WiseFineTuning
 from tvc_train.normalization import Normalization, default_normalization
 from tvc_train.optimizers import OptimizerSettings
 
@@ -233,6 +234,19 @@ def test_modes_of_the_script_around_it_are_no_part_of_a_training(
     assert drawn.equal(torch.rand(3, generator=torch.Generator().manual_seed(5)))
 
 
+def test_wise_ft_goes_out_from_the_end_of_a_phase_that_is_in_parts() -> None:
+    phases = (Phase(epochs=2), Phase(epochs=2, thaw=("all",)))
+    parts = ProgressiveSizes(parts=4).phases(phases, size=64)
+    assert len(parts) == 4
+    method = WiseFineTuning()
+    method.check(parts)
+    for number in range(4):
+        weights = {"w": torch.tensor(float(number))}
+        position = SimpleNamespace(phase=number)
+        method.after_phase(SimpleNamespace(position=position, weights=lambda w=weights: w))  # type: ignore[arg-type]
+    assert method.tensors == {"w": torch.tensor(1.0)}
+
+
 ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
 
 
@@ -250,6 +264,10 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ),
         ({**ONE, "training.methods": ["surgical"]}, r"methods\[0\]: .*no phase thaws any"),
         ({**ONE, "training.methods": ["temperature", "wise_ft"]}, r"methods\[1\]: .*there is one"),
+        (
+            {"training.phases": [{"epochs": 3}], "training.methods": ["progressive", "wise_ft"]},
+            r"methods\[1\]: .*there is one",
+        ),
         ({**ONE, "training.methods": ["soup"]}, "last phase, and 'head' has one"),
         ({"training.methods": ["surgical", "lp_ft"]}, r"methods\[0\]: .*another method says it"),
         ({"training.methods": ["temperature", "wise_ft"]}, "wise_ft would change them .*: name it"),

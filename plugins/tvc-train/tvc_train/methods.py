@@ -4,6 +4,7 @@ changes the weights at the end.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -193,10 +194,14 @@ class WiseFineTuning(Method):
     def __init__(self, *, alpha: float | None = 0.5) -> None:
         super().__init__()
         self.alpha = None if alpha is None else _number("alpha", alpha, 0, 1)
+        self._last = 0  # part of the first phase
 
     def check(self, phases: tuple[Phase, ...]) -> None:
-        """Refuse a single phase."""
-        if len(phases) < 2:
+        """Refuse a single phase, also one in parts."""
+        # parts of one, as `progressive` makes them, differ in the size of their images
+        first = [replace(each, name="", epochs=1, warmup=0, size=None) for each in phases]
+        self._last = sum(1 for _ in itertools.takewhile(lambda each: each == first[0], first)) - 1
+        if self._last == len(phases) - 1:
             raise ParameterError(
                 "it interpolates between the ends of the first phase and of the last, and there "
                 "is one: write two, or add lp_ft"
@@ -204,7 +209,7 @@ class WiseFineTuning(Method):
 
     def after_phase(self, training: Training) -> None:
         """Keep the weights of the first phase."""
-        if training.position.phase == 0:
+        if training.position.phase == self._last:
             self.tensors = training.weights()
 
     def finish(self, training: Training) -> None:
