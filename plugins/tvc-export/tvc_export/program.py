@@ -9,10 +9,9 @@ import signal
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -29,6 +28,8 @@ from .claims import AXES, Claims
 from .quieting import quiet
 
 __all__ = ["ExportOptions", "ProgramFacts", "image_size", "make_program"]
+
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,16 +123,16 @@ def make_program(
         if free
         else "The network has to be changed for it"
     )
-    with (
-        torch.no_grad(),
-        foreign(BackboneError, what, advice=advice),
-        _limited(limit, what, dynamic),
-        quiet(),
-    ):
-        exported = torch.export.export(
-            network, (image,), dynamic_shapes=(free,) if free else None, strict=False
-        )
-        outputs = _outputs(network(image))
+
+    def compute() -> tuple[Any, tuple[str, ...]]:
+        with torch.no_grad(), quiet():
+            exported = torch.export.export(
+                network, (image,), dynamic_shapes=(free,) if free else None, strict=False
+            )
+            return exported, _outputs(network(image))
+
+    with foreign(BackboneError, what, advice=advice):
+        exported, outputs = _within(limit, what, dynamic, compute)
     claims = Claims.of(exported, shape)
     _strip(exported)
     facts = ProgramFacts(claims=claims, dropped=dropped, folded=folded, outputs=outputs)
@@ -160,42 +161,48 @@ class _TimeIsUp(BaseException):
     """Ends a search; no Exception, since torch and sympy go on after those in many places."""
 
 
-@contextmanager
-def _limited(seconds: float, what: str, dynamic: Sequence[str]) -> Iterator[None]:
-    """End what runs inside after a while. Some networks ask so much of sizes (windows that are
+def _within(
+    seconds: float, what: str, dynamic: Sequence[str], compute: Callable[[], _Result]
+) -> _Result:
+    """Compute, and end that after a while. Some networks ask so much of sizes (windows that are
     padded and shifted) that torch.export computes with symbols for hours. What counts is the
     process's own time, since a machine that has much else to do decides nothing about a network.
     Where there are no such signals (Windows, threads), it runs to its end.
     """
-    wanted = threading.current_thread() is threading.main_thread() and "hw" in dynamic
-    if wanted and hasattr(signal, "setitimer") and hasattr(signal, "SIGPROF"):
-        is_over = False
+    if threading.current_thread() is not threading.main_thread() or "hw" not in dynamic:
+        return compute()
+    if not hasattr(signal, "setitimer") or not hasattr(signal, "SIGPROF"):
+        return compute()
+    is_over = False
 
-        def stop(*_: Any) -> None:
-            if not is_over:
-                raise _TimeIsUp
+    def stop(*_: Any) -> None:
+        if not is_over:
+            raise _TimeIsUp
 
-        handler = signal.signal(signal.SIGPROF, stop)
-        start = time.process_time()
-        # again each second: what is raised while Python deletes something is lost
-        left, interval = signal.setitimer(signal.ITIMER_PROF, seconds, 1)
+    # A function, since a context manager has a moment in which it is left and does not know it yet.
+    left, interval = signal.getitimer(signal.ITIMER_PROF)  # of another timer, such as a profiler's
+    handler = signal.signal(signal.SIGPROF, stop)
+    start = time.process_time()
+    try:
         try:
             try:
-                try:
-                    yield
-                finally:
-                    is_over = True
-            finally:  # the time may be up just at the end
+                # again each second: what is raised while Python deletes something is lost
+                signal.setitimer(signal.ITIMER_PROF, seconds, 1)
+                return compute()
+            finally:
                 is_over = True
-                signal.setitimer(signal.ITIMER_PROF, 0)
-                signal.signal(signal.SIGPROF, handler)
-                if left:  # of another timer, such as a profiler's
-                    rest = max(left - (time.process_time() - start), 0.001)
-                    signal.setitimer(signal.ITIMER_PROF, rest, interval)
-        except _TimeIsUp:
-            raise BackboneError(
-                f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s of computing: it "
-                "asks too much of their sizes. Leave out hw, or give more time by --limit"
-            ) from None
-    else:
-        yield
+        finally:  # the time may be up just at the end
+            is_over = True
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            # A signal may still wait for another thread, which the old handler would meet: by
+            # default the end of the process. To ignore it drops it.
+            signal.signal(signal.SIGPROF, signal.SIG_IGN)
+            signal.signal(signal.SIGPROF, handler)
+            if left:
+                rest = max(left - (time.process_time() - start), 0.001)
+                signal.setitimer(signal.ITIMER_PROF, rest, interval)
+    except _TimeIsUp:
+        raise BackboneError(
+            f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s of computing: it "
+            "asks too much of their sizes. Leave out hw, or give more time by --limit"
+        ) from None
