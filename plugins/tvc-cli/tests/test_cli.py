@@ -1025,23 +1025,25 @@ def test_a_plugins_command_prints_to_stdout_and_what_loading_prints_does_not(
 
 
 def test_the_help_takes_little_longer_than_importing_the_core() -> None:
-    """With six plugins that offer commands it is 1.4 times on an idle machine, where 1.3 is the
-    goal; with the processor's time, and some more on a busy one.
+    """With six plugins that offer commands it is 1.25 times on an idle machine, where 1.3 is the
+    goal; of the processor's time, and some more on a busy one.
     """
     import statistics
 
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("TVC_")}
+
     def spent(*command: str) -> float:
         before = os.times()
-        subprocess.run([sys.executable, *command], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [sys.executable, *command], check=True, stdout=subprocess.DEVNULL, env=environment
+        )
         after = os.times()
         return (after.children_user + after.children_system) - (
             before.children_user + before.children_system
         )
 
-    environment = {key: value for key, value in os.environ.items() if key.startswith("TVC_")}
-    assert not environment, "measured as a user has it"
     pairs = [(spent("-c", "import tvc_core"), spent("-m", "tvc_cli", "--help")) for _ in range(5)]
-    assert statistics.median(command / bare for bare, command in pairs) < 1.8
+    assert statistics.median(command / bare for bare, command in pairs) < 1.6
 
 
 NOISY = """
