@@ -239,12 +239,6 @@ def _about_classes(train: Samples, val: Samples, data: Data) -> list[Problem]:
         elif not held and len(val):
             what = "no image of it is held out, so nothing says how well it is told"
             found.append(Problem(where=f"class {name!r}", what=what, kind="note"))
-    lower: dict[str, str] = {}
-    for name in data.classes:
-        other = lower.setdefault(name.casefold().strip(), name)
-        if other != name:
-            what = f"differs from the class {other!r} by case or spaces alone"
-            found.append(Problem(where=f"class {name!r}", what=what))
     return found
 
 
