@@ -237,6 +237,19 @@ def test_whatever_a_file_is_it_has_a_row_and_workers_change_nothing(
     )
     assert done.exit_code == 0 and "1 hidden" in done.stderr
     assert b"odd\xff.png" in out.read_bytes()
+    done = CliRunner().invoke(predict_command, [str(saved["one"]), str(folder)])
+    assert done.stdout_bytes == out.read_bytes()
+
+
+def test_an_error_does_not_say_again_which_file_it_is_about(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    model, about = Trained.open(saved["one"])
+    for name in (b"odd\xff.png", "\N{RIGHT-TO-LEFT OVERRIDE}.png".encode(), b"tab\t.png"):
+        file = tmp_path / os.fsdecode(name)
+        file.touch()
+        (row,) = predict(model, about, find_files([file])[0])
+        assert (row.path, row.error) == (str(file), "the file is empty")
 
 
 @pytest.mark.parametrize(

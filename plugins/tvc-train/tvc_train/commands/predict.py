@@ -68,14 +68,22 @@ def predict_command(
     lines = as_json_lines(found) if as_json else as_csv(found, top=top)
     if out is None:
         for line in lines:
-            click.echo(line, nl=False)
+            click.echo(line if _is_text(line) else _encoded(line), nl=False)
         sys.stdout.flush()
     else:
         with write_durably(out) as stream:
             for line in lines:
-                # names of files that are no text get their own bytes back
-                stream.write(line.encode("utf-8", "surrogateescape"))
+                stream.write(_encoded(line))
     said = f"{len(files)} files, {errors} with an error"
     if hidden:
         said += f"; left out {len(hidden)} hidden ones, such as {hidden[0]}"
     click.echo(said, err=True)
+
+
+def _is_text(line: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in line)
+
+
+def _encoded(line: str) -> bytes:
+    """Return a line as bytes, in which names of files that are no text have their own again."""
+    return line.encode("utf-8", "surrogateescape")

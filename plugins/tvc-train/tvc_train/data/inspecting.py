@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tvc_core import join_names
 
-from ..errors import DataError
+from ..errors import DataError, without_place
 from .opening import Data
 from .problems import Problem, listed
 from .samples import Samples
@@ -153,7 +153,7 @@ def _looked_at(samples: Samples, full: bool, workers: int) -> tuple[np.ndarray, 
                 samples.learn(start + row, *known)
             else:
                 where = samples.where(start + row)
-                what = error.removeprefix(f"{where}: ")
+                what = without_place(error, where)
                 place = samples.names[start + row]
                 if what == error and place in error:  # the list and its line, before the file
                     where, what = where.rpartition(": ")[0] or where, error
