@@ -419,14 +419,17 @@ def test_names_of_a_data_set_that_two_classes_have_are_told_apart() -> None:
     assert _classes_of(SimpleNamespace(), 2) == ("0", "1")
 
 
-def test_classes_that_differ_by_case_are_a_mistake_unless_they_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pair", [("a", "A"), ("hot dog", "Hot  dog"), ("é", "e\u0301")])
+def test_classes_that_look_alike_are_a_mistake_unless_they_are_named(
+    tmp_path: Path, pair: tuple[str, str]
+) -> None:
     rows = ["path,label"]
     for index in range(8):
         Image.new("L", (8, 8), index * 30).save(tmp_path / f"{index}.png")
-        rows.append(f"{index}.png,{'aA'[index % 2]}")
-    (tmp_path / "letters.csv").write_text("\n".join(rows))
+        rows.append(f"{index}.png,{pair[index % 2]}")
+    (tmp_path / "letters.csv").write_text("\n".join(rows), encoding="utf-8")
     settings = DataSettings(path="letters.csv", split=0.5)
-    for known, fine in ((settings, False), (replace(settings, classes=("a", "A")), True)):
+    for known, fine in ((settings, False), (replace(settings, classes=pair), True)):
         report = inspect_data(open_data(known, folder=tmp_path, seed=0), known)
         assert report.is_fine == fine
         assert fine or "name them all in data.classes" in str(report.problems[0])

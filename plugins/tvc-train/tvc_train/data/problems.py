@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -50,11 +51,12 @@ def similar_classes(classes: Sequence[str]) -> list[Problem]:
     """
     found, lower = [], dict[str, str]()
     for name in classes:
-        other = lower.setdefault(name.casefold().strip(), name)
+        same = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+        other = lower.setdefault(same, name)
         if other != name:
             what = (
-                f"differs from the class {other!r} by case or spaces alone: give them one name, or "
-                "name them all in data.classes"
+                f"differs from the class {other!r} by case, spaces or the way in which its accents "
+                "are written alone: give them one name, or name them all in data.classes"
             )
             found.append(Problem(where=f"class {name!r}", what=what))
     return found
