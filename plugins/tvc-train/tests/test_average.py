@@ -82,6 +82,7 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(tmp_path: Path) -> None:
     assert about.figures == soup.figures
     # with these logits, the likeliest temperature gives 3 of 4 a probability of 3 / 4
     assert 1.5 / about.temperature == pytest.approx(np.log(3), rel=1e-6)
+    assert soup.figures["calibration_error"] == pytest.approx(0, abs=1e-6)
     with pytest.raises(TrainingError, match="there are loss, accuracy"):
         average([bad, good], out, greedy=True, data=tmp_path / "data", by="acuracy")
 

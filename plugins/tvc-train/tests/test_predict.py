@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import CliRunner
 from PIL import Image
+from tvc_train import fit
 from tvc_train.commands.evaluate import evaluate_command
 from tvc_train.commands.predict import predict_command
 from tvc_train.errors import DataError
@@ -237,6 +239,19 @@ def test_whatever_a_file_is_it_has_a_row_and_workers_change_nothing(
     )
     assert done.exit_code == 0 and "1 hidden" in done.stderr
     assert b"odd\xff.png" in out.read_bytes()
+    done = CliRunner().invoke(predict_command, [str(saved["one"]), str(folder)])
+    assert done.stdout_bytes == out.read_bytes()
+
+
+def test_an_error_does_not_say_again_which_file_it_is_about(
+    saved: dict[str, Path], tmp_path: Path
+) -> None:
+    model, about = Trained.open(saved["one"])
+    for name in (b"odd\xff.png", "\N{RIGHT-TO-LEFT OVERRIDE}.png".encode(), b"tab\t.png"):
+        file = tmp_path / os.fsdecode(name)
+        file.touch()
+        (row,) = predict(model, about, find_files([file])[0])
+        assert (row.path, row.error) == (str(file), "the file is empty")
 
 
 @pytest.mark.parametrize(
@@ -338,3 +353,21 @@ def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
     shutil.copytree(photos / "class0", photos / "class3")
     with pytest.raises(DataError, match="a class 'class3' that the model does not know"):
         judge(file, path)
+
+
+@pytest.mark.parametrize("labels", ["one", "many"])
+def test_figures_of_a_run_and_in_its_file_are_those_that_evaluation_finds(
+    recipe: Callable[..., dict[str, Any]], tmp_path: Path, labels: str
+) -> None:
+    """With its temperature, and with the thresholds of several labels."""
+    given = recipe(methods=["temperature"])
+    if labels == "many":
+        rows = [f"photos/class{n % 3}/{n // 3}.png,{'a;b' if n % 2 else 'b'}" for n in range(24)]
+        (tmp_path / "many.csv").write_text("\n".join(["path,label", *rows]))
+        given["data"] |= {"labels": "many", "path": str(tmp_path / "many.csv")}
+    found = fit(given, out=tmp_path / "run")
+    _, about = Trained.open(found.run.model)
+    assert about.temperature != 1.0
+    (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given))
+    wanted = judge(found.run.model, tmp_path / "toy.yaml").scores.figures
+    assert found.evaluation.figures == about.figures == pytest.approx(wanted, abs=1e-5)

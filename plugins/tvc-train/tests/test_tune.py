@@ -9,11 +9,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
+from click import Abort
 from click.testing import CliRunner
 from PIL import Image
 from tvc_train.commands.tune import tune_command
@@ -155,6 +159,57 @@ def test_without_the_extra_the_error_comes_before_any_work(
     monkeypatch.setitem(extras.EXTRAS, "tune", ("not_there_at_all",))
     done = CliRunner().invoke(tune_command, [str(tmp_path / "no.yaml")])
     assert "pip install 'tvc-train[tune]'" in str(done.exception)
+
+
+@pytest.fixture
+def unheard() -> Iterator[Callable[..., None]]:
+    """Return what fails where nobody else listens to SIGTERM."""
+
+    def fail(*given: object) -> None:
+        pytest.fail("nobody listens")
+
+    before = signal.signal(signal.SIGTERM, fail)
+    yield fail
+    signal.signal(signal.SIGTERM, before)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize("starts", [True, False])
+def test_a_search_that_is_asked_to_end_says_how_it_goes_on(
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    unheard: Callable[..., None],
+    number: int,
+    code: int,
+    starts: bool,
+) -> None:
+    ray_tune = pytest.importorskip("ray.tune")
+    pytest.importorskip("optuna")
+    from tvc_train.tuning import searching
+
+    @contextmanager
+    def ray(concurrent: int) -> Iterator[tuple[Path, dict[str, float]]]:
+        if starts:
+            os.kill(os.getpid(), number)
+        signal.signal(signal.SIGTERM, lambda *_: pytest.fail("Ray dumps its stack"))
+        yield tmp_path, {}
+
+    def go(tuner: Any) -> Any:  # what Ray's loop does with an interrupt
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        return SimpleNamespace(errors=[])
+
+    monkeypatch.setattr(searching, "_ray", ray)
+    monkeypatch.setattr(ray_tune.Tuner, "fit", go)
+    run = [str(file), "--out", str(tmp_path / "out")]
+    if starts and number == signal.SIGINT:  # the command line says it, as of all commands
+        with pytest.raises(Abort):
+            tune_command.main(run, standalone_mode=False)
+    else:
+        done = CliRunner().invoke(tune_command, run)
+        assert done.exit_code == code and "--resume goes on" in done.stderr, done.stderr
+    assert signal.getsignal(signal.SIGTERM) is unheard
 
 
 HOOK = """

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tvc_core import TvcError
 
-__all__ = ["DataError", "TrainingError"]
+__all__ = ["DataError", "TrainingError", "without_place"]
 
 
 class DataError(TvcError, ValueError):
@@ -13,3 +13,10 @@ class DataError(TvcError, ValueError):
 
 class TrainingError(TvcError, RuntimeError):
     """Training cannot start, go on or be written; what was saved before is whole."""
+
+
+def without_place(error: object, place: str) -> str:
+    """Return the text of an error without the place that it begins with, which stands in it as
+    errors write names that cannot be printed.
+    """
+    return str(error).removeprefix(str(DataError(f"{place}: ")))

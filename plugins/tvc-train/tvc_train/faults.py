@@ -18,14 +18,28 @@ __all__ = ["StoppedError", "Stopping", "check_finite", "culprit", "not_finite"]
 
 
 class StoppedError(TrainingError):
-    """A signal asked the training to end; its state is saved."""
+    """A signal asked the training to end; its state is saved.
+
+    Args:
+        message: what was stopped, and how it goes on.
+        code: with which the process ends: 143 after SIGTERM, 130 after Ctrl-C.
+    """
+
+    def __init__(self, message: str = "", *, code: int = 143) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class Stopping:
-    """Whether SIGTERM was received, as a scheduler sends it before it takes the machine away."""
+    """Whether SIGTERM was received, as a scheduler sends it before it takes the machine away.
 
-    def __init__(self) -> None:
-        self.asked = False
+    Args:
+        interrupts: whatever runs then is ended in the way that Ctrl-C ends it, in the place of
+            looking at `asked` itself.
+    """
+
+    def __init__(self, *, interrupts: bool = False) -> None:
+        self.asked, self._interrupts = False, interrupts
 
     @contextmanager
     def listening(self) -> Iterator[Stopping]:
@@ -41,6 +55,8 @@ class Stopping:
 
     def _note(self, number: int, frame: object) -> None:
         self.asked = True
+        if self._interrupts:
+            signal.raise_signal(signal.SIGINT)
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], when: str) -> None:

@@ -44,7 +44,7 @@ from .phases import Phase, PhaseSchedule
 from .planning import Plan, make_plan
 from .running import Key, check_key, run_folder
 from .runs import Run, copy_durably, write_durably, write_text
-from .scores import best_thresholds
+from .scores import best_thresholds, scores_of
 from .settings import TrainingSettings
 from .showing import Display, Displays, TensorBoard
 from .state import TrainingState
@@ -60,7 +60,8 @@ class Fitted:
     Args:
         run: its folder.
         model: in eval mode, on the CPU.
-        evaluation: of the model on the held-out images.
+        evaluation: of the model on the held-out images: bare logits, and the figures of its
+            calibrated probabilities.
         plan: what was trained.
     """
 
@@ -335,9 +336,19 @@ class _Fitting:
         fill(model, weights)
         facts = self.methods["temperature"].facts if "temperature" in self.methods else {}
         temperature, thresholds = facts.get("temperature", 1.0), None
+        logits, targets = evaluation.logits, evaluation.targets
         if plan.data.labels == "many":
-            logits, targets = evaluation.logits, evaluation.targets
             thresholds = tuple(best_thresholds(logits, targets, temperature=temperature))
+        scores = scores_of(
+            logits,
+            targets,
+            classes=plan.data.classes,
+            labels=plan.data.labels,
+            temperature=temperature,
+            thresholds=thresholds,
+        )
+        # those of the file, as `tvc evaluate` finds them; epochs are compared by bare logits
+        evaluation = replace(evaluation, figures=scores.figures)
         trained = Trained(
             preprocessing=self.transforms.preprocessing,
             labels=plan.data.labels,

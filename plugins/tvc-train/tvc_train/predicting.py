@@ -22,7 +22,7 @@ from tvc_core import HybridModel
 
 from .data import Transforms, read_image
 from .data.files import is_hidden
-from .errors import DataError
+from .errors import DataError, without_place
 from .modes import each_in_own_modes
 from .scores import probabilities
 from .trained import Trained
@@ -212,7 +212,7 @@ class _Pixels(Dataset[Any]):
         try:
             return self._transforms.pixels(read_image(found.path))
         except Exception as error:  # a decoder may raise anything, and the next file is to be seen
-            said = str(error).removeprefix(f"{found.path}: ") or type(error).__name__
+            said = without_place(error, str(found.path)) or type(error).__name__
             return " ".join(said.split())
 
 

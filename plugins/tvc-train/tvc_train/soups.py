@@ -16,7 +16,7 @@ from tvc_core import HybridModel, join_names, load, short_repr
 
 from .errors import TrainingError
 from .filling import fill
-from .judging import judge
+from .judging import Judged, judge
 from .modes import own_modes
 from .scores import best_temperature, best_thresholds
 from .trained import Trained
@@ -111,7 +111,8 @@ def average(
         if about.labels == "many":
             limits = best_thresholds(logits, targets, temperature=about.temperature)
             about = replace(about, thresholds=tuple(limits))
-        about = replace(about, figures=found.evaluation.figures)
+        calibrated = Judged.of(model, about, found.samples, found.evaluation)
+        about = replace(about, figures=calibrated.scores.figures)
     about.save(model.to("cpu"), out, average_of=[path.name for path in taken])
     return Soup(
         taken=tuple(taken), left_out=tuple(left), figures=dict(about.figures), notes=tuple(notes)
@@ -199,10 +200,11 @@ def _greedy(
 ) -> tuple[list[Path], list[Path]]:
     """Put the greedy soup into the model; return what is in it and what is not."""
     sign = -1 if by in _LOWER_IS_BETTER else 1
+    about = replace(about, temperature=1.0, thresholds=None)  # of the first model alone
 
     def figure(states: Sequence[Mapping[str, Tensor]]) -> float:
         fill(model, _mean(states))
-        found = judge((model, about), data, **known).evaluation.figures
+        found = judge((model, about), data, **known).scores.figures
         if by not in found:
             raise TrainingError(f"there is no figure {by!r}; there are {join_names(found)}")
         return sign * found[by]

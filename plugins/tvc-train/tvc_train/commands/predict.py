@@ -68,12 +68,20 @@ def predict_command(
     lines = as_json_lines(found) if as_json else as_csv(found, top=top)
     if out is None:
         for line in lines:
-            click.echo(line, nl=False)
+            click.echo(line if _is_text(line) else _encoded(line), nl=False)
         sys.stdout.flush()
     else:
-        # names of files that are no text get their own bytes back
-        write_durably(out, (line.encode("utf-8", "surrogateescape") for line in lines))
+        write_durably(out, map(_encoded, lines))
     said = f"{len(files)} files, {errors} with an error"
     if hidden:
         said += f"; left out {len(hidden)} hidden ones, such as {hidden[0]}"
     click.echo(said, err=True)
+
+
+def _is_text(line: str) -> bool:
+    return not any("\ud800" <= character <= "\udfff" for character in line)
+
+
+def _encoded(line: str) -> bytes:
+    """Return a line as bytes, in which names of files that are no text have their own again."""
+    return line.encode("utf-8", "surrogateescape")

@@ -120,7 +120,7 @@ def train_command(
         )
     except StoppedError as error:
         click.echo(str(error), err=True)
-        ctx.exit(143)
+        ctx.exit(error.code)
     if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) != "0":
         return  # the first process prints
     figures = ", ".join(f"{name} {value:.4g}" for name, value in found.evaluation.figures.items())

@@ -38,7 +38,9 @@ __all__ = ["tune_command"]
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. Default: runs/RECIPE-tune.")
 @click.option("--resume", is_flag=True, help="Go on with the search, or start where there is none.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
 def tune_command(
+    ctx: click.Context,
     recipe: Path,
     data: Path | None,
     space: tuple[str, ...],
@@ -55,10 +57,13 @@ def tune_command(
 
     Each trial is a run of tvc train with its values. One that is killed goes on from its last
     checkpoint, and a search that is killed goes on with --resume.
+
+    Exit code 143 where SIGTERM was received, 130 for Ctrl-C.
     """
     from ..extras import require_extra
 
     require_extra("tune", "tvc tune")
+    from ..faults import StoppedError
     from ..runs import Run
     from ..tuning.searching import Trial, tune
     from ..tuning.settings import TuneSettings
@@ -77,10 +82,14 @@ def tune_command(
         said = f"failed: {trial.error}" if trial.error else _pairs(trial.figures)
         click.echo(f"trial {done} of {settings.trials}: {_pairs(trial.values)}: {said}", err=True)
 
-    found = tune(
-        recipe, data=data, out=folder, changes=given, settings=settings, resume=resume,
-        on_trial=tell,
-    )  # fmt: skip
+    try:
+        found = tune(
+            recipe, data=data, out=folder, changes=given, settings=settings, resume=resume,
+            on_trial=tell,
+        )  # fmt: skip
+    except StoppedError as error:
+        click.echo(str(error), err=True)
+        ctx.exit(error.code)
     best = found.best
     command = ["tvc", "train", str(recipe), *([str(data)] if data else [])]
     for path, value in {**given, **best.values}.items():

@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from tvc_core import join_names
 
-from ..errors import DataError
+from ..errors import DataError, without_place
 from .opening import Data
 from .problems import Problem, listed
 from .samples import Samples
@@ -153,7 +153,7 @@ def _looked_at(samples: Samples, full: bool, workers: int) -> tuple[np.ndarray, 
                 samples.learn(start + row, *known)
             else:
                 where = samples.where(start + row)
-                what = error.removeprefix(f"{where}: ")
+                what = without_place(error, where)
                 place = samples.names[start + row]
                 if what == error and place in error:  # the list and its line, before the file
                     where, what = where.rpartition(": ")[0] or where, error
@@ -239,12 +239,6 @@ def _about_classes(train: Samples, val: Samples, data: Data) -> list[Problem]:
         elif not held and len(val):
             what = "no image of it is held out, so nothing says how well it is told"
             found.append(Problem(where=f"class {name!r}", what=what, kind="note"))
-    lower: dict[str, str] = {}
-    for name in data.classes:
-        other = lower.setdefault(name.casefold().strip(), name)
-        if other != name:
-            what = f"differs from the class {other!r} by case or spaces alone"
-            found.append(Problem(where=f"class {name!r}", what=what))
     return found
 
 

@@ -15,7 +15,7 @@ from tvc_core import did_you_mean, join_names
 from ..errors import DataError
 from .files import FileSamples, walk
 from .folders import find_parts, list_classes, list_folder
-from .problems import Problem
+from .problems import Problem, similar_classes
 from .samples import ArraySamples, Samples
 from .settings import DataSettings
 from .shards import INDEX, open_shards
@@ -200,7 +200,7 @@ def _folder(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data
     top, held, notes = find_parts(path)
     there = list_classes(top)
     classes = settings.classes or tuple(there)
-    problems = list(notes)
+    problems = [*notes, *([] if settings.classes else similar_classes(classes))]
     for name in classes:
         if name not in there:
             what = f"there is no folder for the class {name!r}.{did_you_mean(name, there)}"
@@ -220,6 +220,7 @@ def _folder(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data
 def _table(settings: DataSettings, path: Path, seed: int, lacking: str) -> Data:
     samples, parts, classes, problems = read_table(path, settings, lacking=lacking)
     labels = cast('Literal["one", "many"]', settings.labels)
+    problems += [] if settings.classes else similar_classes(classes)
     data = Data(
         train=samples, val=samples, classes=classes, labels=labels, problems=tuple(problems)
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from tvc_core import did_you_mean, what_there_is
 
-__all__ = ["Problem", "listed", "unknown_class"]
+__all__ = ["Problem", "listed", "similar_classes", "unknown_class"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,23 @@ def unknown_class(where: str, name: str, classes: Sequence[str], *, lacking: str
     """
     near = did_you_mean(name, classes) or what_there_is(name, classes, "There are")
     return Problem(where=where, what=f"a class {name!r} that {lacking}.{near}")
+
+
+def similar_classes(classes: Sequence[str]) -> list[Problem]:
+    """Return the problems of classes that were found in data, and not named by anyone, and may be
+    one class that was written in two ways.
+    """
+    found, lower = [], dict[str, str]()
+    for name in classes:
+        same = " ".join(unicodedata.normalize("NFC", name).casefold().split())
+        other = lower.setdefault(same, name)
+        if other != name:
+            what = (
+                f"differs from the class {other!r} by case, spaces or the way in which its accents "
+                "are written alone: give them one name, or name them all in data.classes"
+            )
+            found.append(Problem(where=f"class {name!r}", what=what))
+    return found
 
 
 def listed(problems: list[Problem], most: int = 20) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from tvc_core import foreign, what_there_is
+from tvc_core import as_rgb, foreign, what_there_is
 
 from ..errors import DataError
 from .names import Names
@@ -59,7 +60,7 @@ class TorchvisionSamples(Samples):
             DataError: it cannot be read.
         """
         with foreign(DataError, f"{self.names[index]}: the image cannot be read"):
-            picture = self.dataset[int(self.indices[index])][0].convert("RGB")
+            picture = as_rgb(self.dataset[int(self.indices[index])][0])
             return torch.from_numpy(np.array(picture)).movedim(-1, 0)
 
     def content(self, index: int) -> bytes:
@@ -113,9 +114,7 @@ def open_torchvision(
             found.append(made(**options))
     first = found[0]
     targets = [_targets_of(each) for each in found if each is not None]
-    highest = max(int(each.max(initial=0)) for each in targets)
-    classes = getattr(first, "classes", None) or getattr(first, "categories", None)
-    classes = tuple(map(str, classes or range(highest + 1)))
+    classes = _classes_of(first, 1 + max(int(each.max(initial=0)) for each in targets))
     if settings.classes not in (None, classes):
         raise DataError(f"data.classes: those of {settings.name} are {', '.join(classes[:20])}")
     parts = [
@@ -130,10 +129,24 @@ def open_torchvision(
     return parts[0], parts[1] if len(parts) == 2 else None, classes
 
 
+def _classes_of(dataset: Any, num: int) -> tuple[str, ...]:
+    """Return a name for each class, all different: numbers where the data set has none."""
+    given = getattr(dataset, "classes", None) or getattr(dataset, "categories", None) or range(num)
+    # ImageNet's have several words each, and two are "crane"
+    names = [", ".join(each) if isinstance(each, tuple) else str(each) for each in given]
+    keys = getattr(dataset, "wnids", range(len(names)))
+    count = Counter(names)
+    return tuple(
+        name if count[name] == 1 else f"{name} ({key})"
+        for name, key in zip(names, keys, strict=True)
+    )
+
+
 def _targets_of(dataset: Any) -> np.ndarray:
     """Return the class of each image, int64 [N]."""
     for name in ("targets", "labels", "_labels", "y"):
-        if (found := getattr(dataset, name, None)) is not None:
-            return np.asarray(found, np.int64)
+        found = np.asarray(getattr(dataset, name, ()))
+        if found.shape == (len(dataset),):  # QMNIST's are rows of numbers, the class one of them
+            return found.astype(np.int64)
     with foreign(DataError, f"the labels of {type(dataset).__name__} cannot be read"):
         return np.array([int(dataset[index][1]) for index in range(len(dataset))], np.int64)

@@ -24,6 +24,7 @@ from tvc_core import RecipeError, Registry, TvcError, join_names, load_recipe, s
 
 from ..errors import TrainingError
 from ..extras import require_extra
+from ..faults import StoppedError, Stopping
 from ..fitting import as_recipe, fit
 from ..planning import Plan, make_plan
 from ..running import Key
@@ -108,6 +109,7 @@ def tune(
     Raises:
         RecipeError: the recipe is wrong, or has no values to search.
         DataError: its data are.
+        StoppedError: SIGTERM or Ctrl-C was received; what the trials have saved is whole.
         TrainingError: the extra `tune` is not installed, `out` holds another search, or no trial
             came to its end.
     """
@@ -227,7 +229,13 @@ def _search(
         metric=job.by, mode=mode, storage=storage, study_name="tvc",
         sampler=samplers[settings.search](seed=seed), points_to_evaluate=again or None,
     )  # fmt: skip
-    with _ray(settings.concurrent) as (scratch, resources):
+    stopping = Stopping(interrupts=True)
+    with (
+        _ended_by(stopping),
+        stopping.listening(),
+        _ray(settings.concurrent) as (scratch, resources),
+        stopping.listening(),  # again: Ray answers SIGTERM with a dump of its stack
+    ):
         trainable = ray_tune.with_resources(
             ray_tune.with_parameters(_train, job=asdict(job)), resources
         )
@@ -255,9 +263,21 @@ def _search(
             )
     ended = sum(each.state == states.COMPLETE for each in study.trials)
     if ended < settings.trials:  # Ray takes Ctrl-C for the end, and says so only in a log
-        raise TrainingError(
-            f"the search was stopped after {ended} of {settings.trials} trials: --resume goes on"
+        raise StoppedError(
+            f"the search was stopped after {ended} of {settings.trials} trials: --resume goes on",
+            code=143 if stopping.asked else 130,
         )
+
+
+@contextmanager
+def _ended_by(stopping: Stopping) -> Iterator[None]:
+    """Say that SIGTERM ended what it interrupts."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not stopping.asked:
+            raise
+        raise StoppedError("the search was stopped while it started: --resume goes on") from error
 
 
 def domain_of(domain: Mapping[str, Any]) -> Any:
