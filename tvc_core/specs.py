@@ -28,6 +28,9 @@ _MEMBER = re.compile(r"[a-z][a-z0-9_]*/[A-Za-z0-9][A-Za-z0-9_.-]*")
 _FACTORY = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _URL = re.compile(r"(https?|file)://\S*[^\s/]|hf://[^\s/]+/[^\s/]+(/[^\s/]+)+")
 _URLS = "a file's address: https://..., http://..., file://... or hf://OWNER/NAME/FILE"
+_SIZES = re.compile("(test_)?(crop|resize)_size|min_size|num_channels")
+"""Fields of specs that are 1 or more; other numbers are 0 or more."""
+
 LAYOUTS = ("NCHW", "NHWC", "NLC", "NC")
 """All that a block can take; one that takes all of them works on any shape, entry by entry."""
 
@@ -74,6 +77,9 @@ class _Frozen:
             value, wanted = getattr(self, entry.name), _types(core)[entry.name]
             if value is not entry.default:
                 self._require(_fits(value, wanted), entry.name, f"of type {entry.type}", TypeError)
+                least = bool(_SIZES.fullmatch(entry.name))
+                counts = not isinstance(value, (int, float)) or value >= least
+                self._require(counts, entry.name, f"{least:d} or more")
                 object.__setattr__(self, entry.name, _frozen(value))
 
     def _require(
@@ -94,10 +100,8 @@ class _Frozen:
     def __reduce__(self) -> tuple[Any, ...]:
         # By its fields, so that a spec which comes out of a pickle has passed the same checks as
         # one that was written, and its mappings are read-only again.
-        plain = {
-            k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()
-        }
-        return functools.partial(type(self), **plain), ()
+        own = {k: dict(v) if isinstance(v, MappingProxyType) else v for k, v in vars(self).items()}
+        return functools.partial(type(self), **own), ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,6 +207,9 @@ class WeightsSpec(_Frozen):
         self._check_options()
         known = self.interpolation in ("bilinear", "bicubic")
         self._require(known, "interpolation", "'bilinear' or 'bicubic'")
+        # a sum that is not a number is not below anything
+        scaled = 0 < len(self.mean) == len(self.std) and abs(sum(self.mean)) < min(self.std) * 1e6
+        self._require(scaled, "std", f"a number above 0 for each of mean {self.mean}")
         counted = not self.class_names or len(self.class_names) == self.num_classes
         self._require(counted, "class_names", f"one name for each of {self.num_classes} outputs")
         self._require(not self.url or _URL.fullmatch(self.url), "url", _URLS)
@@ -288,8 +295,7 @@ class BackboneSpec(Spec):
         known = self.channels_option in ("", *self.options)
         self._require(known, "channels_option", f"one of its options {list(self.options)}")
         dotted = all("." in name for name in self.branches)
-        wanted = "a mapping of classes, 'package.module.Class', to paths"
-        self._require(dotted, "branches", wanted, TypeError)
+        self._require(dotted, "branches", "a mapping of 'package.module.Class' to paths", TypeError)
         if self.migrate:
             self._check_factory("migrate")
         there = all(stage in range(len(self.stages)) for stage in self.auxiliary.values())
@@ -387,9 +393,8 @@ class BlockSpec(Spec):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for entry in ("in_place_of", "for_target"):
-            if getattr(self, entry):
-                self._check_factory(entry)
+        for entry in filter(vars(self).get, ("in_place_of", "for_target")):
+            self._check_factory(entry)
         known = self.starts_as in ("", "identity", "zero")
         self._require(known, "starts_as", "'', 'identity' or 'zero'")
         fits = bool(self.layouts) and set(self.layouts) <= set(LAYOUTS)
@@ -499,9 +504,7 @@ def _fits(value: Any, wanted: Any) -> bool:
     if origin is tuple:
         return isinstance(value, (tuple, list)) and all(_fits(item, parts[0]) for item in value)
     if origin is Mapping:
-        return isinstance(value, Mapping) and all(
-            _fits(key, parts[0]) and _fits(item, parts[1]) for key, item in value.items()
-        )
+        return isinstance(value, Mapping) and all(all(map(_fits, p, parts)) for p in value.items())
     if isinstance(value, bool):  # which is an int of Python's
         return wanted in (bool, Any)
     return wanted is Any or isinstance(value, (int, float) if wanted is float else origin or wanted)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -15,11 +16,14 @@ from torch import Tensor, nn
 from .errors import FreezeError, ParameterError, did_you_mean, join_names, short_repr
 from .model import freezing
 from .model.freezing import held_modules, part_of_parameter
-from .model.state import state_of
+from .model.reading import read_features
+from .model.state import HybridState, state_of
 from .surgery.anatomy import HEAD, STEM, Anatomy
 from .surgery.initializers import is_normalization
 from .surgery.marks import check_hybrid
+from .surgery.noise import image_for
 from .surgery.patches import placed_patches
+from .surgery.probing import probing
 
 __all__ = ["AuditReport", "audit", "freeze_head", "param_groups"]
 
@@ -235,20 +239,55 @@ def _some(names: tuple[str, ...]) -> str:
     return f"{len(names)} ({join_names(names, most=6)})" if names else "none"
 
 
-def freeze_head(model: nn.Module) -> None:
+def freeze_head(model: nn.Module, stages: Sequence[int | str] | int | str | None = None) -> None:
     """Freeze the classifier of a hybrid, whose output is not used, and change nothing else.
 
     Without gradients, its parameters would stop DistributedDataParallel.
 
     Args:
         model: a hybrid.
+        stages: whose maps are read, as `get_stage_outputs` names them: patches that do not run for
+            these are named in a warning.
 
     Raises:
         ParameterError: `model` is not a hybrid.
+        StageError: a stage that is not there.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
     check_hybrid(model, "freeze_head")
-    freezing.freeze_head(model, state_of(model))
+    state = state_of(model)
+    idle = [] if stages is None else _idle_patches(model, state, stages)
+    freezing.freeze_head(model, state)
+    if idle:
+        warnings.warn(
+            f"patches that will have no effect: {join_names(idle)}. What is used ends before they "
+            "run, so they learn nothing. Choose targets in stages whose maps are used",
+            UserWarning,
+            stacklevel=3,
+        )
+
+
+def _idle_patches(
+    network: nn.Module, state: HybridState, stages: Sequence[int | str] | int | str
+) -> list[str]:
+    """Return the targets of patches that do not run where only the maps of some stages are read."""
+    homes = [(home, each.record.target) for each in state.patches for home in each.record.paths]
+    ran: set[str] = set()
+
+    def watch(path: str) -> Any:
+        return network.get_submodule(path).register_forward_pre_hook(lambda *_: ran.add(path))
+
+    if not homes:
+        return []
+    hooks = [watch(home) for home, _ in homes]
+    try:
+        with probing(network):
+            image = image_for(network, state.probe_shape)
+            read_features(network, state, image, state.anatomy.feature_indices(stages))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(dict.fromkeys(target for home, target in homes if home not in ran))
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -178,6 +179,32 @@ def test_two_weights_of_one_name_are_refused() -> None:
 def test_an_interpolation_that_torchvision_presets_do_not_use_is_refused() -> None:
     with pytest.raises(ValueError, match="nearest"):
         WeightsSpec(name="V1", interpolation="nearest")
+
+
+@pytest.mark.parametrize(
+    ("kind", "field", "value", "wanted"),
+    [
+        (WeightsSpec, "crop_size", 0, "1 or more"),
+        (WeightsSpec, "test_resize_size", -1, "1 or more"),
+        (WeightsSpec, "num_classes", -1, "0 or more"),
+        (WeightsSpec, "gflops", float("nan"), "0 or more"),
+        (WeightsSpec, "std", (0.2, 0.0, 0.2), "a number above 0 for each of mean"),
+        (WeightsSpec, "std", (0.2,), "a number above 0 for each of mean"),
+        (WeightsSpec, "std", (), "a number above 0 for each of mean"),
+        (WeightsSpec, "std", (float("nan"),) * 3, "a number above 0 for each of mean"),
+        (BackboneSpec, "num_channels", -1, "1 or more"),
+        (BackboneSpec, "min_size", 0, "1 or more"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused(kind: Any, field: str, value: Any, wanted: str) -> None:
+    """A size of 0 divides by it later, and a deviation of 0 makes images that are infinite."""
+    given = {} if kind is WeightsSpec else {"factory": "a:b"}
+    said = re.escape(f"{kind.__name__} 'thing': {field} {value!r} is not {wanted}")
+    with pytest.raises(ValueError, match=said):
+        kind(name="thing", **given, **{field: value})
+    assert kind(name="thing", **given)
+    with pytest.raises(ValueError, match="std"):
+        WeightsSpec(name="thing", mean=(float("nan"), 0.0, 0.0))
 
 
 def test_normalized_names_agree_with_the_packaging_library() -> None:

@@ -179,6 +179,8 @@ def on_name(given: str, names: list[str]) -> str:
     """
     if Path(given).suffix in _SUFFIXES:
         return f" {_FILES[_SUFFIXES[Path(given).suffix]].format(repr(given))}."
+    if there := on_path(given):
+        return there
     weights = re.fullmatch(r"(?:.*\.)?(\w+)_Weights(?:\.(\w+))?", given)
     lowered = {name.lower(): name for name in names}
     if weights and weights[1].lower() in lowered:
@@ -248,6 +250,16 @@ def on_file(path: Path, content: bytes, wanted: str) -> str:
     elif re.search(rb"^[^\w\n]{0,20}backbone\W{0,3}:", content[:100_000], re.MULTILINE):
         kind = "recipe"
     return f" {_FILES[kind].format(repr(str(path)))}." if kind not in ("", wanted) else ""
+
+
+def on_path(given: str) -> str:
+    """Say that a name is that of a file, or the path of a folder, that is there."""
+    with suppress(OSError, ValueError):  # such as of a name that is too long
+        is_folder = bool(re.search(r"[/\\]", given)) and Path(given).is_dir()
+        if is_folder or Path(given).is_file():
+            what = f"There is a {'folder' if is_folder else 'file'} {given!r}"
+            return f" {what}; saved models end in .safetensors, recipes in .yaml."
+    return ""
 
 
 def on_missing(path: Path, suffixes: tuple[str, ...]) -> str:

@@ -28,7 +28,9 @@ class Checkpoint:
         extra: what modules keep beside their tensors (`get_extra_state`), by name.
         metadata: versions of the modules that wrote it, by their paths, as torch keeps them; None
             where the file has none.
-        class_names: of the outputs, by the name of the head; "" is a model's only one.
+        class_names: of the outputs, by the name of the head, which is a part of its tensors' names;
+            "" is a model's only one.
+        are_names_given: the user says so, not the file.
         name: what errors call it.
     """
 
@@ -36,6 +38,7 @@ class Checkpoint:
     extra: dict[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] | None = None
     class_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    are_names_given: bool = False
     name: str = "the checkpoint"
 
     @staticmethod
@@ -54,6 +57,18 @@ class Checkpoint:
             class_names=_by_head(class_names),
             name=name,
         )
+
+    def names_of(self, key: str | None, head: str) -> tuple[str, ...] | None:
+        """Return the class names of the head that a tensor belongs to.
+
+        Args:
+            key: the checkpoint's name of the tensor; None where a migration made it.
+            head: where in the model it goes to.
+        """
+        if key is None:
+            return self.class_names.get(head)
+        inside = (part for part in reversed(key.split(".")[:-1]) if part in self.class_names)
+        return self.class_names.get(next(inside, ""))
 
 
 def _by_head(names: Any) -> dict[str, tuple[str, ...]]:

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from ..errors import WeightsError, join_names
 from ..surgery.head import find_heads, find_last_layer, rows_by_name
 from ..surgery.input import mixing
+from ..written.rules import check_class_names
 from .draft import Place
+from .entries import Checkpoint
 
 __all__ = ["Policy", "class_names_of", "fit_channels", "head_rows", "named_layers", "squeezed"]
 
@@ -78,6 +80,61 @@ def class_names_of(model: nn.Module) -> Names:
     """Return the names of a hybrid's classes; nothing of other modules."""
     hybrid: Any = model.__dict__.get("_hybrid")
     return {} if hybrid is None else dict(hybrid.class_names)
+
+
+def given_names(names: Any, model: nn.Module) -> Names:
+    """Return class names that the user gives for a checkpoint, by head.
+
+    Raises:
+        WeightsError: they are no such names, or the model has none that they could be matched with.
+    """
+    by_head = names if isinstance(names, Mapping) else {"": names}
+    if not all(isinstance(each, (list, tuple)) for each in by_head.values()):
+        by_head = {"": names}  # a mapping of names to numbers, say
+    found = {head: check_class_names(each, None, WeightsError) for head, each in by_head.items()}
+    if not class_names_of(model):
+        raise WeightsError(
+            "class_names would have no effect, since the model has none to match them with: set "
+            "model.class_names first, or leave them out"
+        )
+    return found
+
+
+def check_given_names(
+    arrived: Mapping[str, tuple[Tensor, Any]],
+    heads: Mapping[str, str],
+    sources: Mapping[str, str],
+    checkpoint: Checkpoint,
+) -> None:
+    """Refuse class names that cannot be those of the checkpoint's outputs.
+
+    Args:
+        arrived: what the checkpoint has, by the model's keys.
+        heads: for those keys that belong to a head of the model, its name.
+        sources: the checkpoint's names, by the model's keys.
+        checkpoint: it has the class names.
+
+    Raises:
+        WeightsError: they are another number, of a head that the checkpoint does not have, or of
+            one of several heads.
+    """
+    names = checkpoint.class_names
+    parts = {part for key in checkpoint.tensors for part in key.split(".")[:-1]}
+    for head in names.keys() - {""} - parts:
+        raise WeightsError(f"class_names: no tensor of {checkpoint.name} has {head!r} in its name")
+    if "" in names and len(several := sorted(set(heads.values()))) > 1:
+        raise WeightsError(
+            f"class_names is one list, and {checkpoint.name} fills the heads "
+            f"{join_names(several)}: give a mapping of heads to their names"
+        )
+    for key, head in heads.items():
+        source, shape = sources.get(key), tuple(arrived[key][0].shape)
+        each = checkpoint.names_of(source, head)
+        if each and shape and shape[0] != len(each):
+            raise WeightsError(
+                f"class_names has {len(each)} entries, and {source or key!r} of {checkpoint.name} "
+                f"has {shape[0]} outputs"
+            )
 
 
 def head_rows(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,7 @@ from torch.nn.parameter import is_lazy
 from ..errors import WeightsError
 from .draft import Draft, Place, make_draft, versions
 from .entries import Checkpoint
-from .fitting import Policy
+from .fitting import Policy, squeezed
 from .order import by_order, fits_by_order
 from .patterns import Pattern, Rename, renamed
 from .prefixes import Names, solve
@@ -45,6 +46,8 @@ class Named:
     Args:
         tensors: by these names.
         keys: the checkpoint's names of those that it has.
+        extra: the same for what modules keep beside their tensors.
+        meant: names that the user gave.
         reshaped: names of those that have another shape than there, and what was done.
         made: names of those that a backbone's migration has computed.
         consumed: the checkpoint's names of tensors that this migration took.
@@ -55,6 +58,8 @@ class Named:
 
     tensors: dict[str, Tensor]
     keys: dict[str, str]
+    extra: dict[str, str] = field(default_factory=dict)
+    meant: set[str] = field(default_factory=set)
     reshaped: dict[str, str] = field(default_factory=dict)
     made: set[str] = field(default_factory=set)
     consumed: set[str] = field(default_factory=set)
@@ -121,20 +126,24 @@ def equal(a: Tensor, b: Tensor) -> bool:
 
 def _start(checkpoint: Checkpoint, wishes: Wishes) -> Named:
     """Rename, and take the prefix off."""
-    new, unmatched = renamed(checkpoint.tensors, wishes.rename)
+    new, meant, unmatched = renamed([*checkpoint.tensors, *checkpoint.extra], wishes.rename)
     prefix = wishes.prefix or ""
     if not isinstance(prefix, str):
         raise WeightsError(f"prefix is a string such as 'module.', not {prefix!r}")
     if prefix:
         new = {k: n[len(prefix) :] for k, n in new.items() if n.startswith(prefix)}
-        if not new:
+        meant = {name[len(prefix) :] for name in meant if name.startswith(prefix)}
+        if not new.keys() & checkpoint.tensors.keys():
             raise WeightsError(
                 f"{checkpoint.name}: no key begins with the prefix {prefix!r}; the first keys are "
                 f"{', '.join(list(checkpoint.tensors)[:3])}"
             )
-    keys = {name: key for key, name in new.items()}
+    keys = {name: key for key, name in new.items() if key in checkpoint.tensors}
+    extra = {name: key for key, name in new.items() if key in checkpoint.extra}
     tensors = {name: checkpoint.tensors[key] for name, key in keys.items()}
-    return Named(tensors=tensors, keys=keys, unmatched=unmatched, prefix=prefix)
+    return Named(
+        tensors=tensors, keys=keys, extra=extra, meant=meant, unmatched=unmatched, prefix=prefix
+    )
 
 
 def _names(
@@ -153,12 +162,14 @@ def _names(
         key: shapes.get(key, (-1,)) if is_lazy(place.tensor) else tuple(place.tensor.shape)
         for key, place in own.items()
     }
+    held = _held(named, own)
+    wanted |= dict.fromkeys(held & own.keys(), (-1,))  # nothing else is to get there
     rules = []
     if named.layout:
         below = f" below {named.front!r}" if named.front else ""
         rules.append(f"as {named.layout} was published{below} ({len(tensors)} tensors)")
     try:
-        for found in solve(shapes, wanted, lambda a, b: equal(tensors[a], tensors[b])):
+        for found in solve(shapes, wanted, lambda a, b: equal(tensors[a], tensors[b]), held):
             old = found.names
             yield replace(
                 named,
@@ -177,20 +188,37 @@ def _names(
         raise
 
 
+def _held(named: Named, own: Mapping[str, Place]) -> set[str]:
+    """Return names that the user gave and that say where in the model a tensor goes: they stand,
+    whether or not it fits.
+    """
+    layers = {key[: match.start()] for key in own for match in re.finditer(r"\.", key)}
+    meant = named.meant & named.tensors.keys()
+    return {name for name in meant if name in own or name.rpartition(".")[0] in layers}
+
+
 def _name_by_order(named: Named, own: Mapping[str, Place], excluded: set[str]) -> Named:
     shapes = {name: tuple(value.shape) for name, value in named.tensors.items()}
     wanted = {
-        key: tuple(place.tensor.shape)
-        for key, place in own.items()
-        if key not in excluded and not is_lazy(place.tensor)
+        key: tuple(place.tensor.shape) for key, place in own.items() if not is_lazy(place.tensor)
     }
-    found = by_order(shapes, wanted)
+    # what the user has put somewhere is there, whatever the order says of the others
+    put = {name: name for name in shapes if name in named.meant and name in wanted}
+    given = {name: shape for name, shape in shapes.items() if name not in put}
+    free = {key: shape for key, shape in wanted.items() if key not in put}
+    try:
+        found = put | by_order(given, free)
+    except WeightsError:
+        if excluded.isdisjoint(free):
+            raise  # else the model may have what is excluded where the checkpoint has nothing
+        found = put | by_order(given, {k: s for k, s in free.items() if k not in excluded})
     tensors = {}
     for key, name in found.items():
         value, shape = named.tensors[name], wanted[key]
-        if tuple(value.shape) != shape:
+        if tuple(value.shape) != shape and squeezed(value.shape) == squeezed(shape):
             named.reshaped[key] = f"reshaped from {list(value.shape)} to {list(shape)}"
-        tensors[key] = value.reshape(shape)
+            value = value.reshape(shape)
+        tensors[key] = value
     named.keys = {key: named.keys[name] for key, name in found.items()}
     named.by_order = True
     named.tensors, named.rules = tensors, [f"by order and shape ({len(found)} tensors)"]

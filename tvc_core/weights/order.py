@@ -48,11 +48,16 @@ def by_order(given: Mapping[str, Shape], own: Mapping[str, Shape]) -> dict[str, 
     found = {name: matched[s] for name, s in sides[1] if s in once}
     for (theirs, a), (ours, b) in zip(*rest, strict=False):
         if a != b:
-            raise _ambiguous(rest, theirs, ours, b)
+            raise _ambiguous(
+                rest, f"from {theirs!r} of the checkpoint and {ours!r} of the model on", b
+            )
         found[ours] = theirs
     if len(rest[0]) != len(rest[1]):
-        name, signature = (rest[0] if len(rest[0]) > len(rest[1]) else rest[1])[min(map(len, rest))]
-        raise _ambiguous(rest, name, name, signature)
+        longer = max((0, 1), key=lambda side: len(rest[side]))
+        name, signature = rest[longer][min(map(len, rest))]
+        named = ("the checkpoint", "the model")
+        goes_on = f"where {named[longer]} goes on with {name!r} and {named[1 - longer]} ends"
+        raise _ambiguous(rest, goes_on, signature)
     return {name: found[name] for name in own if name in found}
 
 
@@ -71,7 +76,7 @@ def _signature(name: str, shape: Shape) -> Signature:
 
 
 def _ambiguous(
-    rest: Sequence[Sequence[tuple[str, Signature]]], theirs: str, ours: str, signature: Signature
+    rest: Sequence[Sequence[tuple[str, Signature]]], where: str, signature: Signature
 ) -> WeightsError:
     by_side: list[dict[Signature, list[str]]] = []
     for side in rest:
@@ -82,9 +87,9 @@ def _ambiguous(
     candidates, wanted = by_side[0][signature], by_side[1][signature]
     role, shape = signature
     return WeightsError(
-        "the match by order and shape is ambiguous, and nothing was loaded: the order differs from "
-        f"{theirs!r} of the checkpoint and {ours!r} of the model on. For the model's "
-        f"{len(wanted)} tensors of the kind {role} {list(shape)} ({join_names(wanted, most=4)}) "
-        f"the candidates are {len(candidates)}: {join_names(candidates, most=4)}. Say which belong "
-        "together by rename or layer_mapping, or exclude them."
+        f"the match by order and shape is ambiguous, and nothing was loaded: the order differs "
+        f"{where}. For the model's {len(wanted)} tensors of the kind {role} {list(shape)} "
+        f"({join_names(wanted, most=4)}) the candidates are {len(candidates)}: "
+        f"{join_names(candidates, most=4)}. Say which belong together by rename or layer_mapping, "
+        "or exclude them."
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,13 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ..errors import ParameterError, WeightsError, foreign, join_names, near_names
 from ..registry import Named, Registry
 from ..specs import InitializerSpec
-from ..written.rules import CHANNEL_POLICY, check_class_names
+from ..written.rules import CHANNEL_POLICY
 from .checks import check_plan
 from .commit import Transaction
 from .entries import Checkpoint, pick_entry
 from .files import open_checkpoint
 from .fill import new_values
-from .fitting import Policy, class_names_of
+from .fitting import Policy, class_names_of, given_names
 from .naming import MATCHES, Wishes
 from .patterns import Pattern, Rename
 from .planning import LoadPlan, plan_load
@@ -56,7 +57,7 @@ def partial_load(
     rename: Rename | None = None,
     match: str = "name",
     in_channels_policy: Policy | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
     min_loaded: float = 0.4,
     registry: Registry | None = None,
 ) -> LoadReport:
@@ -89,19 +90,20 @@ def partial_load(
             torchvision's: by order and shape.
         in_channels_policy: weights for a first convolution of another number of channels, as for
             the builder.
-        class_names: of the checkpoint's outputs, where the file does not have them. Where the
-            model has other ones, rows of the head are matched by name.
+        class_names: of the checkpoint's outputs, where the file does not have them; of several
+            heads, a mapping by head. Where the model has other ones, rows are matched by name.
         min_loaded: share of the model's tensors, and of their bytes, below which it is an error, 0
             to 1; what is excluded, and patches that the checkpoint lacks, do not count.
         registry: where `init_new_layers` is looked up; by default what is installed.
 
     Raises:
         WeightsError: something does not fit and `ignore_mismatch` is false, less than `min_loaded`
-            would be loaded, names fit in two ways, or the file is faulty.
+            would be loaded, names fit in two ways, class names are not those of the outputs, or
+            the file is faulty.
         ParameterError: the policy does not fit, or the initializer fails.
         UnknownNameError: no such initializer.
     """
-    given = None if class_names is None else check_class_names(class_names, None, WeightsError)
+    given = None if class_names is None else given_names(class_names, model)
     if isinstance(state_dict, (str, Path)):
         checkpoint = open_checkpoint(model, state_dict, entry)
     else:
@@ -116,14 +118,10 @@ def partial_load(
         channels=in_channels_policy,
         layouts=layouts_of(model),
     )
-    names = checkpoint.class_names if given is None else {"": given}
+    if given is not None:
+        checkpoint = replace(checkpoint, class_names=given, are_names_given=True)
     return load_checkpoint(
-        model,
-        Checkpoint(**{**vars(checkpoint), "class_names": names}),
-        wishes,
-        _resolved(init_new_layers, registry),
-        ignore_mismatch,
-        min_loaded,
+        model, checkpoint, wishes, _resolved(init_new_layers, registry), ignore_mismatch, min_loaded
     )
 
 
@@ -146,8 +144,8 @@ def transfer_weights(
     Args:
         source: the model to read; its class names are compared with the target's.
         target: the model to fill in place.
-        layer_mapping: paths of layers or tensors of the source, and where they go in the target;
-            the others go by their names.
+        layer_mapping: paths of layers or tensors of the source, and where they go in the target,
+            to which nothing else goes then; the others go by their names.
         exclude_patterns, ignore_mismatch, init_new_layers, include_patterns, match,
             in_channels_policy, min_loaded, registry: as for `partial_load`.
 
@@ -181,7 +179,7 @@ def _resolved(name: str | None, registry: Registry | None) -> Named[InitializerS
 def _mapped(
     mapping: Mapping[str, str], state: Mapping[str, Any], source: nn.Module, target: nn.Module
 ) -> Rename:
-    """Return a mapping of layers as a function that renames; what it puts somewhere displaces what
+    """Return new names of tensors for a mapping of layers; what it puts somewhere displaces what
     the source has there itself.
     """
     if not isinstance(mapping, Mapping):
@@ -194,20 +192,35 @@ def _mapped(
     ):
         known = {".".join(k.split(".")[:i]) for k in keys for i in range(1, k.count(".") + 2)}
         for path in paths:
-            if path not in known:
+            if not isinstance(path, str) or path not in known:
                 near = join_names(near_names(str(path), known, most=3))
                 raise WeightsError(
                     f"layer_mapping: {path!r} is no layer with tensors of the {side}; near are "
                     f"{near}"
                 )
-    new: dict[str, str] = {}
+    for old, new in mapping.items():
+        if (old in state) != (new in there):
+            tensor, layer = (old, new) if old in state else (new, old)
+            raise WeightsError(
+                f"layer_mapping: {old!r} cannot go to {new!r}, since {tensor!r} is a tensor and "
+                f"{layer!r} is a layer: map layers to layers, or tensors to tensors"
+            )
+    names: dict[str, str | None] = {}
     for key in state:
-        for old in sorted(mapping, key=len, reverse=True):
-            if key == old or key.startswith(f"{old}."):
-                new[key] = mapping[old] + key[len(old) :]
-                break
-    taken = set(new.values())
-    return lambda key: new.get(key, None if key in taken else key)
+        inside = [path for path in mapping if key == path or key.startswith(f"{path}.")]
+        if inside:
+            old = max(inside, key=len)
+            names[key] = mapping[old] + key[len(old) :]
+    by_name: dict[str | None, str] = {}
+    for key, name in names.items():
+        if by_name.setdefault(name, key) != key:
+            raise WeightsError(
+                f"layer_mapping puts two tensors, {by_name[name]!r} and {key!r}, to {name!r}"
+            )
+    for key in state:
+        if key not in names and any(f"{key}.".startswith(f"{new}.") for new in mapping.values()):
+            names[key] = None
+    return names
 
 
 def load_checkpoint(

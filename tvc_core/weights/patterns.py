@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from ..errors import WeightsError, describe_error
@@ -59,8 +59,9 @@ def _expression(text: str, pattern: str) -> re.Pattern[str]:
 def _glob(pattern: str) -> str:
     """Return an expression for a glob.
 
-    Each part becomes itself and what ends it: a dot or the end of the key. So an expression that
-    has matched ends where a segment ends, and what follows is inside the module that it means.
+    Each part becomes itself, which is not empty, and what ends it: a dot or the end of the key. So
+    an expression that has matched ends where a segment ends, and what follows is inside the module
+    that it means.
     """
     parts = []
     for part in pattern.split("."):
@@ -75,13 +76,15 @@ def _glob(pattern: str) -> str:
                 text += "[^" + piece[2:] if piece[1] == "!" else piece
             else:
                 text += re.escape(piece)
-        parts.append(rf"{text}(?:\.|$)")
+        parts.append(rf"(?=[^.]){text}(?:\.|$)")
     return "^" + "".join(parts)
 
 
-def renamed(keys: Iterable[str], rename: Rename | None) -> tuple[dict[str, str], list[str]]:
-    """Return the new name of each key, and the rules that met no key. A key whose new name is None
-    is left out.
+def renamed(
+    keys: Iterable[str], rename: Rename | None
+) -> tuple[dict[str, str], set[str], list[str]]:
+    """Return the new name of each key, the new names that a rule gave, and the rules that met no
+    key. A key whose new name is None is left out.
 
     Args:
         keys: the checkpoint's.
@@ -95,17 +98,20 @@ def renamed(keys: Iterable[str], rename: Rename | None) -> tuple[dict[str, str],
     """
     listed = list(keys)
     if rename is None:
-        return {key: key for key in listed}, []
+        return {key: key for key in listed}, set(), []
     used: set[Any] = set()
     if not callable(rename) and not isinstance(rename, Mapping):
         raise WeightsError(
             f"rename is a mapping of old to new names, or a function, not {rename!r}"
         )
+    given: dict[str, str | None]
     if callable(rename):
         new = {key: _called(rename, key) for key in listed}
+        given = {key: name for key, name in new.items() if name != key}
     else:
         rules = _rules(rename)
-        new = {key: _by_rules(key, rename, rules, used) for key in listed}
+        given = dict(_by_rules(listed, rename, rules, used))
+        new = {key: given.get(key, key) for key in listed}
     by_name: dict[str, str] = {}
     for key, name in new.items():
         if name is None:
@@ -116,7 +122,8 @@ def renamed(keys: Iterable[str], rename: Rename | None) -> tuple[dict[str, str],
             raise WeightsError(f"rename gives one name, {name!r}, to {by_name[name]!r} and {key!r}")
         by_name[name] = key
     unused = [] if callable(rename) else [str(rule) for rule in rename if rule not in used]
-    return {key: name for name, key in by_name.items()}, unused
+    names = {key: name for name, key in by_name.items()}
+    return names, {names[key] for key in given if key in names}, unused
 
 
 def _called(rename: Callable[[str], str | None], key: str) -> str | None:
@@ -143,24 +150,28 @@ def _checked(old: Any, new: Any) -> str | None:
 
 
 def _by_rules(
-    key: str,
+    keys: Iterable[str],
     rename: Mapping[Any, str | None],
     rules: list[tuple[Any, re.Pattern[str]]],
     used: set[Any],
-) -> str | None:
-    parts = key.split(".")
-    for length in range(len(parts), 0, -1):
-        old = ".".join(parts[:length])
-        if old in rename:
+) -> Iterator[tuple[str, str | None]]:
+    """Yield the keys that a rule is for, with their new names."""
+    for key in keys:
+        parts = key.split(".")
+        whole = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
+        if (old := next((each for each in whole if each in rename), None)) is not None:
             used.add(old)
-            new = _checked(old, rename[old])
-            return None if new is None else ".".join([*new.split("."), *parts[length:]]).strip(".")
-    for old, expression in rules:
-        if expression.search(key):
-            used.add(old)
-            new = _checked(old, rename[old])
-            try:
-                return None if new is None else expression.sub(new, key)
-            except (re.error, IndexError) as error:
-                raise WeightsError(f"rename: {new!r} cannot replace {old!r}: {error}") from error
-    return key
+            new, rest = _checked(old, rename[old]), key[len(old) :]
+            yield key, None if new is None else f"{new}{rest}".strip(".")
+            continue
+        for old, expression in rules:
+            if expression.search(key):
+                used.add(old)
+                new = _checked(old, rename[old])
+                try:
+                    yield key, None if new is None else expression.sub(new, key)
+                except (re.error, IndexError) as error:
+                    raise WeightsError(
+                        f"rename: {new!r} cannot replace {old!r}: {error}"
+                    ) from error
+                break

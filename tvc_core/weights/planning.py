@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from .convert import UnfitError, convert
 from .draft import Draft, Place, places
 from .entries import Checkpoint
-from .fitting import class_names_of, fit_channels, head_rows, named_layers
+from .fitting import check_given_names, class_names_of, fit_channels, head_rows, named_layers
 from .naming import Named, Wishes, equal, name_and_draft
 from .patterns import matcher
 from .report import Mismatch, Remark
@@ -83,18 +83,19 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
     own = places(model)
     exclude = matcher(wishes.exclude)
     include = None if wishes.include is None else matcher(wishes.include)
-    excluded = {
-        key
-        for key in own
-        if any(expression.search(key) for _, expression in exclude)
-        or not (include is None or any(expression.search(key) for _, expression in include))
-    }
+
+    def is_left_out(key: str) -> bool:
+        if any(expression.search(key) for _, expression in exclude):
+            return True
+        return include is not None and not any(e.search(key) for _, e in include)
+
+    excluded = set(filter(is_left_out, own))
     if excluded:  # a tensor is left alone under all of its names
         alone = {memory(own[key].tensor) for key in excluded}
         excluded = {key for key, place in own.items() if memory(place.tensor) in alone}
     named, draft = name_and_draft(model, checkpoint, own, excluded, wishes)
     plan = LoadPlan(own=own, draft=draft, rules=named.rules)
-    seen = [*own, *checkpoint.tensors, *named.tensors]
+    seen = [*own, *checkpoint.tensors, *named.tensors, *checkpoint.extra, *named.extra]
     plan.unmatched = named.unmatched + [
         text
         for text, expression in (*exclude, *(include or ()))
@@ -104,7 +105,9 @@ def plan_load(model: nn.Module, checkpoint: Checkpoint, wishes: Wishes) -> LoadP
     _fit(model, plan, checkpoint, wishes, arrived)
     _leave_biases(plan)
     _follow_aliases(plan)
-    _account(model, plan, checkpoint, named)
+    _account(plan, checkpoint, named)
+    _keep_extra(model, plan, checkpoint, named, is_left_out)
+    plan.unexpected.sort()
     return plan
 
 
@@ -157,13 +160,16 @@ def _fit(
         arrived[key] = (weight, [note])
         del misshaped[key]
     layers, names = named_layers(model), class_names_of(model)
+    if checkpoint.are_names_given:
+        heads = {key: layers[own[key].path] for key in arrived if own[key].path in layers}
+        check_given_names(arrived, heads, plan.sources, checkpoint)
     for key in own:
         if key not in arrived:
             continue
         tensor, notes = arrived[key]
         place, rows = own[key], None
         if (head := layers.get(place.path)) is not None:
-            theirs = checkpoint.class_names.get(head)
+            theirs = checkpoint.names_of(plan.sources.get(key), head)
             rows = head_rows(tensor, place.tensor, names.get(head), theirs)
         if rows is None and key in misshaped:
             plan.mismatched.append(Mismatch(key, tuple(tensor.shape), tuple(place.tensor.shape)))
@@ -234,7 +240,7 @@ def memory(tensor: Tensor) -> Any:
     return (tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.shape, tensor.stride())
 
 
-def _account(model: nn.Module, plan: LoadPlan, checkpoint: Checkpoint, named: Named) -> None:
+def _account(plan: LoadPlan, checkpoint: Checkpoint, named: Named) -> None:
     """Account for what is left of the checkpoint."""
     # Each key of the checkpoint gets exactly one place in the report. Used: it is a source. Not
     # used, and no module asked for it: unexpected. Not used although a module took it: a migration
@@ -251,16 +257,26 @@ def _account(model: nn.Module, plan: LoadPlan, checkpoint: Checkpoint, named: Na
         if key not in used:
             is_unknown = key in missed or key not in known
             (plan.unexpected if is_unknown else plan.migrated).append(key)
+
+
+def _keep_extra(
+    model: nn.Module,
+    plan: LoadPlan,
+    checkpoint: Checkpoint,
+    named: Named,
+    is_left_out: Callable[[str], bool],
+) -> None:
+    """Sort what the checkpoint's modules keep beside their tensors."""
     modules = dict(model.named_modules())
-    for key, value in checkpoint.extra.items():
-        name = key[len(named.prefix) :] if key.startswith(named.prefix) else key
+    plan.unexpected += checkpoint.extra.keys() - named.extra.values()
+    for name, key in named.extra.items():
         path = name.rpartition(".")[0]
-        path = named.names.module_path(path) if named.names else path
-        owner = modules.get(path)
-        takes = owner is not None and type(owner).set_extra_state is not nn.Module.set_extra_state
-        if takes:
-            plan.extra[path] = value
-            plan.sources[f"{path}._extra_state" if path else "_extra_state"] = key
-        else:
+        if named.names and name not in named.meant:
+            path = named.names.module_path(path)
+        owner, new = modules.get(path), f"{path}._extra_state".lstrip(".")
+        if owner is None or type(owner).set_extra_state is nn.Module.set_extra_state:
             plan.unexpected.append(key)
-    plan.unexpected.sort()
+            continue
+        plan.sources[new] = key
+        if not is_left_out(new):
+            plan.extra[path] = checkpoint.extra[key]

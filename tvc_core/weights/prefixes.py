@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from bisect import insort
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from itertools import chain
 
@@ -107,7 +107,9 @@ def _where(places: list[str]) -> str:
     return f" in {join_names(inside, most=3)}" if any(places) else ""
 
 
-def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> Iterator[Names]:
+def solve(
+    given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same, held: Set[str] = frozenset()
+) -> Iterator[Names]:
     """Yield the names of a checkpoint as they are, and then nearer and nearer to the model's, as
     far as the data say. A migration may know what to do with names before the last step.
 
@@ -115,6 +117,7 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> I
         given: shapes by the checkpoint's names.
         own: shapes by the model's names.
         same: tells whether two tensors of the checkpoint have equal values.
+        held: names of the checkpoint that stay as they are.
 
     Raises:
         WeightsError: two prefixes fit as many tensors of the model, with different values.
@@ -123,6 +126,7 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> I
     targets = {name: name for name in own}  # the model's names, without what was entered
     fits: dict[str, str] = {}  # of the model's names to the checkpoint's
     rejected: set[_Step] = set()
+    been = {(frozenset(found.names.items()), frozenset(targets.items()))}
     yield found
     while True:
         for name, key in found.names.items():
@@ -134,7 +138,7 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> I
         if not free or len(done) == len(given):
             break
         votes = _votes(
-            {n: given[k] for n, k in found.names.items() if k not in done},
+            {n: given[k] for n, k in found.names.items() if k not in done and k not in held},
             {n: own[t] for n, t in targets.items()},
             found.names,
         )
@@ -153,7 +157,18 @@ def solve(given: Mapping[str, Shape], own: Mapping[str, Shape], same: Same) -> I
         if aside := [step for step in taken if step.kind != "enter"]:
             found.steps.append(aside)
             fitting = {key for step in aside for key in reached[step].values()}
-            found.names = _applied(aside, found.names, fitting)
+            # what fits as it is stays, where the steps would lead it to nothing
+            stays = {
+                key
+                for name, key in found.names.items()
+                if fits.get(targets.get(name, "")) == key
+                and own.get(targets.get(_first_applied(aside, name), "")) != given[key]
+            }
+            found.names = _applied(aside, found.names, fitting, held | stays)
+        state = frozenset(found.names.items()), frozenset(targets.items())
+        if state in been:
+            break  # names that stand in each other's way would take turns without end
+        been.add(state)
         yield replace(
             found,
             names={targets.get(n) or _undone(n, found): k for n, k in found.names.items()},
@@ -172,13 +187,18 @@ def _first_applied(steps: Sequence[_Step], name: str) -> str:
     return next((new for step in steps if (new := step.apply(name)) != name), name)
 
 
-def _applied(steps: Sequence[_Step], names: Mapping[str, str], fitting: set[str]) -> dict[str, str]:
-    """Apply steps to all names at once.
+def _applied(
+    steps: Sequence[_Step],
+    names: Mapping[str, str],
+    fitting: Set[str],
+    held: Set[str] = frozenset(),
+) -> dict[str, str]:
+    """Apply steps to all names at once, but those of `held` keys.
 
     Where the new name is another tensor's, the one that fits by its shape has it, and the other
     one keeps its name, or loses it: it is found nowhere then, and is unexpected.
     """
-    after = {name: _first_applied(steps, name) for name in names}
+    after = {n: n if key in held else _first_applied(steps, n) for n, key in names.items()}
     new = {name: key for name, key in names.items() if after[name] == name}
     for name, key in names.items():
         if after[name] != name:

@@ -181,3 +181,18 @@ def test_a_member_of_a_family_is_no_file() -> None:
     pytest.importorskip("timm")
     done = tvc("show", "timm/test_resnet", "--weights")
     assert done.exit_code == 0 and "timm/test_resnet" in done.stdout
+
+
+def test_a_file_of_no_kind_that_is_known_is_said_to_be_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights.txt").write_text("x")
+    (tmp_path / "resnet").mkdir()
+    with pytest.raises(tvc_core.UnknownNameError, match=r"There is a file 'weights\.txt'; saved"):
+        HybridBuilder().from_backbone("weights.txt", None)
+    with pytest.raises(tvc_core.UnknownNameError, match=r"There is a folder '\./resnet'; saved"):
+        HybridBuilder().from_backbone("./resnet", None)
+    with pytest.raises(tvc_core.UnknownNameError, match="Did you mean 'resnet"):
+        HybridBuilder().from_backbone("resnet", None)
+    assert "There is a file 'weights.txt'" in tvc("show", "weights.txt").stderr

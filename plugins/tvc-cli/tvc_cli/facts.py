@@ -549,6 +549,7 @@ def _most_helpful(name: str, errors: list[UnknownNameError]) -> UnknownNameError
         "is installed but",
         "does not offer it",
         "The family has",
+        "There is a ",
         "Did you mean",
     ):
         for error in errors:

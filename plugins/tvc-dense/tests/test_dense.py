@@ -9,6 +9,7 @@ import math
 import pickle
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -22,7 +23,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.segmentation import FCN, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
-from tvc_dense import as_detection_backbone, as_segmentation_backbone
+from tvc_dense import as_detection_backbone, as_segmentation_backbone, as_smp_encoder, unet
 
 from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError, StageError
 
@@ -307,6 +308,11 @@ def test_a_single_scale_is_named_for_a_pyramid_and_enough_to_segment() -> None:
         ({"strides": [4]}, "at least two"),
         ({"strides": [4, 4]}, "different"),
         ({"strides": []}, "at least two"),
+        ({"strides": 8}, r"at least two different ones of 4, 8, 16, 32, not \[8\]"),
+        ({"strides": [8.0, 16.0]}, r"not \[8.0, 16.0\]"),
+        ({"strides": [[8], [16]]}, r"not \[\[8\], \[16\]\]"),
+        ({"norm_layer": "bn"}, "norm_layer is a class or a function .* None; not 'bn'"),
+        ({"norm_layer": nn.BatchNorm2d(8)}, "norm_layer is a class or a function"),
     ],
 )
 def test_a_wrong_argument_is_named_and_nothing_has_changed(
@@ -317,6 +323,38 @@ def test_a_wrong_argument_is_named_and_nothing_has_changed(
     with pytest.raises(ParameterError, match=message):
         as_detection_backbone(model, **arguments)
     assert model.freeze_state() == state
+
+
+@pytest.mark.parametrize(
+    ("adapt", "idle"),
+    [
+        (lambda model: as_detection_backbone(model, 8), "avgpool, fc"),
+        (lambda model: as_detection_backbone(model, 8, strides=[4, 8]), "layer4, avgpool, fc"),
+        (as_segmentation_backbone, "avgpool, fc"),
+        (lambda model: unet(model, 2), "avgpool, fc"),
+        (lambda model: as_smp_encoder(model, 4), "layer4, avgpool, fc"),
+    ],
+)
+def test_patches_that_will_not_run_are_named(
+    adapt: Callable[[HybridModel], nn.Module], idle: str
+) -> None:
+    """What is used ends before them: they would have no effect, and no gradient."""
+    patches = {
+        "layer1": {"wrap": "se"},
+        "layer2.1.conv2": {"inject": "lora"},
+        "layer4": {"wrap": "se"},
+        "avgpool": {"replace": "gem"},
+        "fc": {"inject": "lora"},
+    }
+    model = HybridBuilder().from_torchvision("resnet18", None, patches=patches).train()
+    with pytest.warns(UserWarning, match=f"no effect: {idle}. What is used ends before"):
+        adapt(model)
+    assert model.layer2.training
+    model.unpatch("fc")
+    model.unpatch("avgpool")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        as_segmentation_backbone(model)
 
 
 @pytest.mark.parametrize("aux", [4, -5, True, "stem"])

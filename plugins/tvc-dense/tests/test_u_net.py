@@ -332,6 +332,8 @@ def test_a_classifier_that_is_there_is_frozen() -> None:
         ({"num_classes": True}, "not True"),
         ({"decoder_channels": [64, 32]}, r"the 5 steps of this one are to the strides 16, 8, 4, 2"),
         ({"decoder_channels": [64, 32, 16, 8, 0]}, "each of decoder_channels is a whole number"),
+        ({"decoder_channels": 64.5}, "decoder_channels is a list of one number for each step"),
+        ({"norm_layer": "bn"}, "norm_layer is a class or a function"),
     ],
 )
 def test_a_wrong_argument_is_named_and_nothing_has_changed(

@@ -7,7 +7,7 @@ its keys are the same after the prefix. Only its classifier has nothing to do, a
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
@@ -128,6 +128,7 @@ def as_detection_backbone(
     check_count("out_channels", out_channels)
     if extra is not None and extra not in ("pool", "p6p7"):
         raise ParameterError(f"extra is 'pool', 'p6p7' or None, not {extra!r}")
+    check_norm_layer(norm_layer)
     levels = _levels(model, extra, strides)
     blocks: dict[str | None, Callable[[], ExtraFPNBlock | None]] = {
         "pool": LastLevelMaxPool,
@@ -138,7 +139,7 @@ def as_detection_backbone(
     fpn = FeaturePyramidNetwork(
         channels, out_channels, extra_blocks=blocks[extra](), norm_layer=norm_layer
     )
-    freeze_head(model)  # parameters without gradients would stop DistributedDataParallel
+    freeze_head(model, [stage_of(level) for level in levels])
     return DetectionBackbone(model, levels, fpn, out_channels)
 
 
@@ -185,7 +186,7 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
         chosen, channels = stages[aux].stage, stages[aux].channels
     elif finer:
         chosen, channels = stage_of(finer[-1]), finer[-1].channels
-    freeze_head(model)  # parameters without gradients would stop DistributedDataParallel
+    freeze_head(model, -1)
     return SegmentationBackbone(model, last.channels, chosen, channels)
 
 
@@ -202,6 +203,20 @@ def check_count(name: str, value: object) -> None:
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ParameterError(f"{name} is a whole number of at least 1, not {value!r}")
+
+
+def check_norm_layer(norm_layer: object) -> None:
+    """Check that an argument makes normalizations.
+
+    Raises:
+        ParameterError: it does not.
+    """
+    if norm_layer is None or (callable(norm_layer) and not isinstance(norm_layer, nn.Module)):
+        return
+    raise ParameterError(
+        "norm_layer is a class or a function that makes a normalization for a number of channels, "
+        f"such as torch.nn.BatchNorm2d, or None; not {norm_layer!r}"
+    )
 
 
 def check_hybrid(model: object) -> None:
@@ -232,9 +247,11 @@ def _levels(
         [stride for stride in known if stride >= FINEST[extra]]
         if strides is None
         else list(strides)
+        if isinstance(strides, Iterable)
+        else [strides]
     )
-    wrong = [stride for stride in given if stride not in known]
-    if wrong or len(set(given)) < max(2, len(given)):
+    is_wrong = any(type(stride) is not int or stride not in known for stride in given)
+    if is_wrong or len(set(given)) < max(2, len(given)):
         raise ParameterError(
             f"strides are at least two different ones of {', '.join(map(str, known))}, not {given}"
         )

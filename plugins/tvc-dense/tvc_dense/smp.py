@@ -52,10 +52,14 @@ class SmpEncoder(nn.Module):
         self.out_channels = list(out_channels)
         self.output_stride = output_stride
 
+    @property
+    def used(self) -> list[int | str]:
+        """The stages whose maps it reads."""
+        return [stage for stage in self.stages if stage is not None]
+
     def forward(self, x: Tensor) -> list[Tensor]:
         """Return the images and the maps."""
-        wanted = [stage for stage in self.stages if stage is not None]
-        maps = iter(self.body.get_stage_outputs(x, wanted))
+        maps = iter(self.body.get_stage_outputs(x, self.used))
         found = [x]
         for power, stage in enumerate(self.stages, start=1):
             size = grid(x, min(2**power, self.output_stride))
@@ -111,7 +115,7 @@ def as_smp_encoder(model: HybridModel, depth: int = 5) -> SmpEncoder:
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
     encoder = _encoder(model, depth)
-    freeze_head(model)  # parameters without gradients would stop DistributedDataParallel
+    freeze_head(model, encoder.used)
     return encoder
 
 
@@ -163,7 +167,8 @@ def smp_model(model: HybridModel, architecture: Callable[..., M], **arguments: A
         found = architecture(name, encoder_weights=None, **{**channels, **arguments})
     finally:
         del encoders[name]
-    freeze_head(model)
+    encoder: Any = found.encoder
+    freeze_head(model, encoder.used)
     return found
 
 

@@ -4,7 +4,7 @@ every map of the pyramid.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, cast
 
 import torch
@@ -14,7 +14,7 @@ from torchvision.ops import Conv2dNormActivation
 
 from tvc_core import BackboneError, HybridModel, ParameterError, freeze_head
 
-from .backbones import check_count, check_hybrid
+from .backbones import check_count, check_hybrid, check_norm_layer, stage_of
 
 __all__ = ["UNet", "unet"]
 
@@ -124,6 +124,7 @@ def unet(
     """
     check_hybrid(model)
     check_count("num_classes", num_classes)
+    check_norm_layer(norm_layer)
     levels = {level.stride: level.channels for level in model.pyramid_info}
     if not levels:
         raise BackboneError(
@@ -132,7 +133,7 @@ def unet(
     strides = _steps(list(levels))
     widths = [min(256, 16 * stride) for stride in strides]
     if decoder_channels is not None:
-        if isinstance(decoder_channels, (int, str)):
+        if isinstance(decoder_channels, str) or not isinstance(decoder_channels, Iterable):
             raise ParameterError(
                 f"decoder_channels is a list of one number for each step of the decoder, such as "
                 f"{widths}, not {decoder_channels!r}"
@@ -151,7 +152,7 @@ def unet(
         DecoderBlock(given, levels.get(stride, 0), width, stride, norm_layer)
         for stride, given, width in zip(strides, inputs, widths, strict=False)
     ]
-    freeze_head(model)  # parameters without gradients would stop DistributedDataParallel
+    freeze_head(model, [stage_of(level) for level in model.pyramid_info])
     return UNet(model, list(levels), decoder, nn.Conv2d(inputs[-1], num_classes, 3, padding=1))
 
 

@@ -5,9 +5,12 @@ PyYAML, ruamel.yaml lays out YAML 1.2.
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from tvc_recipes import format_recipe
+from tvc_recipes.commands import fmt_command
 
 from tvc_core import RecipeDocument, RecipeError
 
@@ -112,3 +115,20 @@ def test_windows_line_ends_become_plain_ones() -> None:
 def test_what_is_no_recipe_is_refused(text: str) -> None:
     with pytest.raises(RecipeError):
         format_recipe(text)
+
+
+@pytest.mark.parametrize("text", ["hello", "- a\n- b\n", "3"])
+def test_yaml_that_is_no_recipe_stays_as_it_is(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.yaml"
+    path.write_text(text)
+    found = CliRunner().invoke(fmt_command, [str(path)])
+    assert "a recipe is a mapping of keys to values" in str(found.exception)
+    assert path.read_text() == text
+
+
+def test_the_file_of_a_model_is_known_for_what_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    header = b'{"__metadata__": {"tvc": "{}"}, "tvc": {}}'
+    path.write_bytes(len(header).to_bytes(8, "little") + header + b"\xc0\xff")
+    found = CliRunner().invoke(fmt_command, [str(path)])
+    assert "not a recipe. It is a saved model" in str(found.exception)

@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from tvc_core import RecipeError, read_changes
+from tvc_core import RecipeDocument, RecipeError, read_changes
 
 __all__ = [
     "diff_command", "fmt_command", "init_command", "lock_command", "schema_command",
@@ -132,6 +132,8 @@ def fmt_command(ctx: click.Context, recipes: tuple[Path, ...], check: bool) -> N
 
 
 def _text(path: Path) -> str:
+    if str(path) != "-":
+        RecipeDocument.read(path)  # it says what else a file is
     try:
         if str(path) == "-":
             return sys.stdin.buffer.read().decode("utf-8")

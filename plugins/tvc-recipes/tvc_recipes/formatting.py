@@ -38,10 +38,12 @@ def format_recipe(text: str, name: str = "recipe") -> str:
         name: what errors call it.
 
     Raises:
-        RecipeError: it is no YAML that recipes may have, or cannot be laid out without changing
-            what it says.
+        RecipeError: it is no YAML that recipes may have, is no mapping, or cannot be laid out
+            without changing what it says.
     """
     wanted = RecipeDocument.parse(text, name).data
+    if not isinstance(wanted, dict):
+        raise RecipeError(f"{name}: a recipe is a mapping of keys to values, not {wanted!r:.60}")
     lines = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
     # an alias may not come before its anchor, so that a text with them may have to keep its order
     for candidate in (_ordered(lines, name), lines):
