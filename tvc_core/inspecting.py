@@ -16,6 +16,7 @@ from .specs import FROM_MODULE, BackboneSpec, BlockSpec, InitializerSpec, PatchO
 from .weights.container import is_own
 from .weights.content import BASE_KEY, MODULE_KEY
 from .weights.files import read_state_dict
+from .weights.looking import path_of
 from .weights.ownfile import OwnFile, open_own
 
 __all__ = ["FileInfo", "describe_file", "info_of"]
@@ -80,7 +81,7 @@ def describe_file(path: str | Path, *, registry: Registry | None = None) -> File
         WeightsError: it cannot be read, is damaged, or is none of these.
         RecipeError: the recipe inside is not valid.
     """
-    path = Path(path)
+    path = path_of(path, "describe_file")
     if is_own(path):
         with open_own(path) as file:
             file.read()  # compares the hash

@@ -52,6 +52,7 @@ from .weights.comparing import compare, compare_backbone, compare_inserted, entr
 from .weights.content import BASE_KEY, MODULE_KEY, prepared_as, was_set
 from .weights.digest import digest_of
 from .weights.limits import limit_tensors
+from .weights.looking import path_of
 from .weights.ownfile import OwnFile, open_own
 
 __all__ = ["check_header", "load", "open_model"]
@@ -118,7 +119,8 @@ def check_header(
         UnknownNameError: it needs a plugin that is not installed.
     """
     with on_the_cpu():
-        return run_preserved(_check, Path(path), max_params, registry or Registry())
+        file = path_of(path, "check_header")
+        return run_preserved(_check, file, max_params, registry or Registry())
 
 
 def _check(path: Path, most: int | None, registry: Registry) -> FileInfo:

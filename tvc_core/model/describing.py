@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from ..errors import BackboneError, ParameterError, foreign
+from ..surgery.marks import check_hybrid
 from ..surgery.path_info import PathInfo, path_info
 from ..surgery.probing import probing
 from ..surgery.sites import Probe, image_of
@@ -36,10 +37,11 @@ def describe_model(
             the backbone's default ones [pixels].
 
     Raises:
-        ParameterError: `size` is no size.
+        ParameterError: `model` is not a hybrid, or `size` is no size.
         BackboneError: the model does not accept the image.
         PatchError: a patch has lost its place.
     """
+    check_hybrid(model, "describe_model")
     state = model._hybrid
     settle(model, state)
     spec, plan = state.plan.backbone.spec, state.plan

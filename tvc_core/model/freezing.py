@@ -70,12 +70,13 @@ def from_data(data: Mapping[str, Any], state: HybridState) -> FreezeState:
     """
     fields = FreezeState.__dataclass_fields__
     about = {"backbone": state.plan.backbone.qualified, "num_stages": len(state.anatomy.stages)}
+    given = data
     if isinstance(data, Mapping):
         data = {"normalization": "frozen", **about, **data}
     if not isinstance(data, Mapping) or set(data) != {*fields, *about}:
         raise FreezeError(
             f"a freeze state is a mapping with the keys {join_names((*fields, *about))}, "
-            f"not {short_repr(data)}"
+            f"not {short_repr(given)}"
         )
     if not isinstance(data["stem"], bool) or not isinstance(data["patches"], bool):
         raise FreezeError(

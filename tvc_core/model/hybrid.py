@@ -13,11 +13,12 @@ from typing import Any, cast, overload
 
 from torch import Tensor, nn
 
-from ..errors import BackboneError, FreezeError
+from ..errors import BackboneError, FreezeError, ParameterError
 from ..quarantine.process_state import run_preserved
 from ..recipe import Recipe
 from ..surgery.anatomy import HEAD, StageInfo, stage_name
 from ..surgery.head import HeadReport, last_layer
+from ..weights.looking import path_of
 from ..weights.preparing import Preprocessing
 from ..weights.preprocessing import check_preprocessing, transforms
 from ..written.rules import FREEZE
@@ -307,8 +308,11 @@ class HybridModel(nn.Module):
                 others stay as they are. None: stem and all stages.
 
         Raises:
+            ParameterError: `enable` is neither true nor false.
             StageError: a stage that is not there; nothing has changed.
         """
+        if not isinstance(enable, bool):
+            raise ParameterError(f"enable is True or False, not {enable!r}")
         anatomy = self._hybrid.anatomy
         every = [part for part in anatomy.parts if part != HEAD]
         parts = every if stages is None else [*map(stage_name, anatomy.stage_indices(stages))]
@@ -537,4 +541,4 @@ class HybridModel(nn.Module):
                 hold; or `base` cannot be read.
             PatchError: a patch has lost its place.
         """
-        save(self, self._hybrid, Path(path), metadata, base)
+        save(self, self._hybrid, path_of(path, "save"), metadata, base)

@@ -171,6 +171,8 @@ def chosen_patches(network: nn.Module, state: HybridState, target: str | None) -
     """Return the patches at a target, which may be a pattern; all where it is None."""
     if target is None:
         return list(state.patches)
+    if not isinstance(target, str):
+        raise TargetError(f"a target is the path of a module, or a pattern, not {target!r}")
     paths = {target}
     with suppress(TargetError):  # what is said below says more: it lists the targets
         paths.update(expand(network, target, state.anatomy, state.plan.backbone.qualified))

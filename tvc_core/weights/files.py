@@ -26,6 +26,7 @@ from .looking import (
     foreign_kind,
     has_safetensors_header,
     open_file,
+    path_of,
     reading,
     records_in,
     why_not_opened,
@@ -72,7 +73,7 @@ def read_state_dict(
             raise WeightsError(f"WeightsSpec {path.name!r} has no url, so nothing says which file")
         sha256 = sha256 or path.sha256
         path = cached_file(path.url, path.sha256)
-    return _state_dict(Path(path), sha256, entry, None)
+    return _state_dict(path_of(path, "read_state_dict"), sha256, entry, None)
 
 
 def state_dict_for(model: nn.Module, path: Path, entry: str | None) -> dict[str, Tensor]:

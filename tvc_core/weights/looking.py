@@ -6,11 +6,12 @@ import re
 import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from os import PathLike
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from ..advice.words import on_file, on_missing
-from ..errors import WeightsError, join_names
+from ..errors import WeightsError, join_names, short_repr
 from .shards import refuse_distributed
 
 __all__ = [
@@ -22,6 +23,17 @@ _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")
 
 HEAD = 100_000
 """How much of a file is looked at [bytes]."""
+
+
+def path_of(given: Any, what: str) -> Path:
+    """Return a path that a user gives, as such.
+
+    Raises:
+        WeightsError: it is none; `what` says what takes one.
+    """
+    if isinstance(given, (str, PathLike)):
+        return Path(given)
+    raise WeightsError(f"{what} takes the path of a file, not {short_repr(given)}")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from ..errors import ParameterError, WeightsError, foreign, join_names, near_names
+from ..errors import ParameterError, WeightsError, foreign, join_names, near_names, short_repr
 from ..registry import Named, Registry
 from ..specs import InitializerSpec
 from ..written.rules import CHANNEL_POLICY
@@ -103,6 +103,7 @@ def partial_load(
         ParameterError: the policy does not fit, or the initializer fails.
         UnknownNameError: no such initializer.
     """
+    _check_module(model, "what partial_load fills")
     given = None if class_names is None else given_names(class_names, model)
     if isinstance(state_dict, (str, Path)):
         checkpoint = open_checkpoint(model, state_dict, entry)
@@ -152,6 +153,8 @@ def transfer_weights(
     Raises:
         WeightsError: as for `partial_load`; or a path of `layer_mapping` is not there.
     """
+    for model, side in ((source, "source"), (target, "target")):
+        _check_module(model, f"the {side} of transfer_weights")
     with foreign(WeightsError, "the source's state_dict() fails"):
         state = source.state_dict()
     checkpoint = Checkpoint.of(state, "the source", class_names_of(source))
@@ -165,6 +168,13 @@ def transfer_weights(
     )
     initializer = _resolved(init_new_layers, registry)
     return load_checkpoint(target, checkpoint, wishes, initializer, ignore_mismatch, min_loaded)
+
+
+def _check_module(model: object, what: str) -> None:
+    if not isinstance(model, nn.Module):
+        hint = ". A state dict goes into a model by partial_load(model, state_dict)"
+        is_state = isinstance(model, Mapping)
+        raise WeightsError(f"{what} is a model, not {short_repr(model)}{hint if is_state else ''}")
 
 
 def _listed(patterns: Iterable[Pattern] | Pattern) -> list[Pattern]:

@@ -76,6 +76,8 @@ def read_yaml(file: str | Path | IO[bytes]) -> tuple[Any, Place]:
     Raises:
         RecipeError: the file cannot be read, is not YAML, or exceeds a limit.
     """
+    if not isinstance(file, (str, Path)) and not hasattr(file, "read"):
+        raise RecipeError(f"a recipe is read from the path of a YAML file, not {file!r:.60}")
     path = Path(file if isinstance(file, (str, Path)) else str(getattr(file, "name", "<recipe>")))
     try:
         with path.open("rb") if isinstance(file, (str, Path)) else nullcontext(file) as opened:

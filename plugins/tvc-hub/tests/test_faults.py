@@ -135,6 +135,18 @@ def test_what_an_earlier_push_left_is_told(
         push(path, "user/pets", license="mit", endpoint=hub.url)
 
 
+@pytest.mark.parametrize("name", ["what?.txt", "a|b.md", "a:b.txt", "~notes.txt"])
+def test_a_name_that_no_pull_would_take_is_not_pushed(hub: FakeHub, path: Path, name: str) -> None:
+    other = path.with_name(name)
+    other.write_text("notes")
+    with pytest.raises(HubError, match=r"'tvc pull' takes nothing from .* such a name"):
+        push(path, "user/pets", license="mit", endpoint=hub.url, extra=[other])
+    assert not hub.asked
+    other.rename(path.with_name("what # now é.txt"))
+    push(path, "user/pets", license="mit", endpoint=hub.url, extra=path.parent.glob("what*"))
+    assert pull("user/pets", endpoint=hub.url).path.read_bytes() == path.read_bytes()
+
+
 @pytest.mark.parametrize("action", ["upload", "verify"])
 def test_an_upload_goes_to_no_strange_address(hub: FakeHub, path: Path, action: str) -> None:
     with running() as other:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from urllib.parse import urlsplit
 
 from tvc_core import foreign, short_repr
@@ -13,7 +13,8 @@ from tvc_core import foreign, short_repr
 from .errors import HubError
 
 __all__ = [
-    "Address", "address_of", "cache_folder", "is_commit", "origin_of", "repository_of", "token_for",
+    "Address", "address_of", "cache_folder", "is_commit", "is_plain", "origin_of", "repository_of",
+    "token_for",
 ]  # fmt: skip
 
 _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9])?")
@@ -125,7 +126,8 @@ def repository_of(name: str) -> tuple[str, str | None]:
     if not fine or "--" in repository or ".." in repository:
         raise HubError(
             f"{short_repr(name)} is no name of a repository: that is user/name or "
-            "user/name@revision, of letters, digits, '-', '_' and '.'"
+            "user/name@revision, of letters, digits, and between them '-', '_' and '.', but no "
+            "'--' and no '..'"
         )
     if at and not (_REVISION.fullmatch(revision) and len(revision) <= 200):
         raise HubError(
@@ -134,6 +136,13 @@ def repository_of(name: str) -> tuple[str, str | None]:
     if re.fullmatch(r"[0-9a-fA-F]{40}", revision):
         revision = revision.lower()  # a commit, in whichever case it was copied
     return repository, revision or None
+
+
+def is_plain(name: str) -> bool:
+    """Return whether a name is that of a file inside a folder, on any system."""
+    parts = PurePosixPath(name).parts
+    inside = bool(parts) and name == "/".join(parts) and not {"..", "."} & {*parts}
+    return inside and name.isprintable() and not re.search(r'[\\:*?"<>|]|^[~/]', name)
 
 
 def is_commit(revision: str | None) -> bool:

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import secrets
 import shutil
 import time
@@ -31,7 +30,7 @@ from tvc_core import (
 )
 
 from .errors import HubError, UnreachableError
-from .naming import address_of, cache_folder, is_commit, repository_of, token_for
+from .naming import address_of, cache_folder, is_commit, is_plain, repository_of, token_for
 from .reading import CutError, Hub, Listing, Stated
 
 __all__ = ["CODE", "MODEL", "Pulled", "pull"]
@@ -210,8 +209,7 @@ def _chosen(listing: Listing, repository: str, file: str | None) -> str:
     """Return the name of the model's file, after all names were looked at."""
     what = f"{repository}@{listing.commit}"
     for name in listing.files:
-        parts = PurePosixPath(name).parts
-        if name != "/".join(parts) or {"..", "."} & {*parts} or not _is_plain(name):
+        if not is_plain(name):
             raise HubError(f"{what}: lists {short_repr(name)}, which is no name inside a folder")
     models = [name for name in listing.files if name.endswith(".safetensors")]
     if file is not None:
@@ -236,10 +234,6 @@ def _chosen(listing: Listing, repository: str, file: str | None) -> str:
             + ("" if models else f"; it has {_names(listing)}")
         )
     return models[0]
-
-
-def _is_plain(name: str) -> bool:
-    return bool(name) and name.isprintable() and not re.search(r'[\\:*?"<>|]|^[~/]', name)
 
 
 def _names(listing: Listing) -> str:

@@ -29,7 +29,7 @@ from .card import write_card
 from .client import client
 from .errors import HubError
 from .licenses import contradiction, license_of
-from .naming import address_of, repository_of, token_for
+from .naming import address_of, is_plain, repository_of, token_for
 from .pulling import CODE, MODEL
 from .reading import Hub
 
@@ -138,6 +138,12 @@ def push(
         _CARD: card.encode(),
         **others,
     }
+    for each in files:
+        if not is_plain(each):
+            raise HubError(
+                f"{short_repr(each)}: 'tvc pull' takes nothing from a repository with such a name, "
+                "which is none of a file on every system: give it another one"
+            )
     address = address_of(endpoint, hosts)
     token = token_for(address, token)  # without one, the hub says that it wants one
     from huggingface_hub import CommitOperationAdd
