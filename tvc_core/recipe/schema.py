@@ -341,8 +341,8 @@ class Recipe:
     def changed_document(
         document: RecipeDocument, changes: Mapping[str, Any], registry: Registry | None = None
     ) -> RecipeDocument:
-        """Return a document with values in the place of its own; see `load_recipe`. Where one
-        belongs to an item of a list, sections that stand for other text have put that in first.
+        """Return a document with values in the place of its own; see `load_recipe`. Those of items
+        of lists come last, after sections that stand for other text have put that in.
 
         Raises:
             RecipeError: there is no such path or argument.
@@ -350,8 +350,8 @@ class Recipe:
         known = {each.name: each for each in _keys(Recipe) if each.name not in SECTIONS[""]}
         known |= {".".join(each.metadata["path"]): each for each in _keys(Recipe)}
         by_code = {*document.by_code}
-        for path, value in changes.items():
-            entry = known.get(path)
+        for in_list, path in sorted((int in map(type, keys_of(key)), key) for key in changes):
+            value, entry = changes[path], known.get(path)
             if entry is not None:
                 by_code.add(entry.name)
                 short, path = path, ".".join(entry.metadata["path"])
@@ -359,7 +359,7 @@ class Recipe:
                     raise RecipeError(f"{short} is {path}, and both are given")
             elif path.isidentifier() and (near := did_you_mean(path, known)):
                 raise RecipeError(f"unknown key {short_repr(path)} among the changes.{near}")
-            if any(isinstance(key, int) for key in keys_of(path)):
+            if in_list:
                 document = document.expanded(registry)  # the list may stand in what it extends
             document = document.with_value(path, _value(value, entry and entry.metadata["rule"]))
         return replace(document, by_code=frozenset(by_code))

@@ -47,6 +47,9 @@ HINTS = {
     ),
     "backbone: resnet18\ntraining: {methods: [{l2_ps: {}}]}": "2:23: .*Did you mean 'l2_sp'",
     "backbone: resnet18\ntraining: {batch_size: atuo}": "2:24: .*Did you mean 'auto'",
+    "backbone: resnet18\ntraining: {seed: 1.0}": "2:18: .*Write 1: .*is not a whole one",
+    "backbone: resnet18\ntraining: {phases: [{epochs: 1e+1}]}": "2:30: .*Write 10: ",
+    "backbone: resnet18\ntraining: {phases: [{epochs: 1, thaw: [-1.0]}]}": "2:40: .*Write -1: ",
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 from collections.abc import Callable
@@ -71,6 +72,20 @@ def test_a_file_of_weights_is_beside_the_recipe_that_names_it(write: Write) -> N
         recipe="extends: sub/base.yaml", sub__base="backbone: {name: resnet18, weights: own.pth}"
     )
     assert load_recipe(path).weights == "sub/own.pth"
+
+
+def test_the_order_of_changes_decides_nothing(write: Write) -> None:
+    """Also where one of them goes into a list, for which macros have to be in their places."""
+    path = write(
+        recipe="extends: base.yaml\nmacros: {p: 0.1}\nhead: {num_classes: 3, hidden: [8, 16]}",
+        base="backbone: {name: resnet18, weights: null, patches: {layer1: {wrap: se}}}",
+    )
+    changes = {
+        "head.hidden[0]": 4, "head.dropout": "@p", "macros.p": 0.5, "backbone.patches.layer1": None,
+    }  # fmt: skip
+    for order in itertools.permutations(changes.items()):
+        recipe = load_recipe(path, changes=dict(order))
+        assert (list(recipe.hidden or ()), recipe.dropout, recipe.patches) == ([4, 16], 0.5, ())
 
 
 def test_an_error_is_where_the_value_stands_in_whichever_file(write: Write) -> None:

@@ -231,14 +231,20 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
 def _validator() -> Any:
     from jsonschema import Draft202012Validator, validators  # takes longer than all the rest
 
-    # to JSON Schema .nan and .inf are numbers, which no bound refuses
+    # to JSON Schema .nan and .inf are numbers, which no bound refuses, and 1.0 is a whole one, with
+    # which nothing can be counted
     types = Draft202012Validator.TYPE_CHECKER.redefine("number", _is_number)
+    types = types.redefine("integer", _is_whole)
     return validators.extend(Draft202012Validator, type_checker=types)
 
 
 def _is_number(_: Any, value: Any) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_whole(_: Any, value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -281,6 +287,7 @@ def _said(error: Any) -> str:
         least = "at least" if what.startswith("min") else "at most"
         return f"has to have {least} {value} {of}, not {len(error.instance)}: {shown}"
     near = did_you_mean(str(error.instance), list(_choices(error.schema)))
+    near = near or on_value(error.instance, _validator()(error.schema).is_valid)
     return f"has to be {wanted_by(error.schema)}, not {shown}.{near}"
 
 

@@ -12,7 +12,7 @@ import torch
 from click.testing import CliRunner
 from PIL import Image
 from tvc_train.commands.average import average_command
-from tvc_train.errors import TrainingError
+from tvc_train.errors import DataError, TrainingError
 from tvc_train.soups import average
 from tvc_train.trained import Trained
 
@@ -83,6 +83,12 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(tmp_path: Path) -> None:
     # with these logits, the likeliest temperature gives 3 of 4 a probability of 3 / 4
     assert 1.5 / about.temperature == pytest.approx(np.log(3), rel=1e-6)
     assert soup.figures["calibration_error"] == pytest.approx(0, abs=1e-6)
+    (tmp_path / "data" / "dark" / "cut.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"(?s)cut.png.*--max-bad 1"):
+        average([bad, good], out, data=tmp_path / "data")
+    soup = average([bad, good], out, data=tmp_path / "data", max_bad=1)
+    assert "cut.png" in soup.notes[0]
+    (tmp_path / "data" / "dark" / "cut.png").unlink()
     with pytest.raises(TrainingError, match="there are loss, accuracy"):
         average([bad, good], out, greedy=True, data=tmp_path / "data", by="acuracy")
 

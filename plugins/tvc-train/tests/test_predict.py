@@ -324,6 +324,15 @@ def test_bad_data_are_named_and_left_out_only_where_that_is_asked_for(
         judge(saved["one"], tmp_path)
     judged = judge(saved["one"], tmp_path, max_bad=1)
     assert judged.scores.num_images == 3 and len(judged.problems) == 1
+    for name, size in (("dog/c.png", 60), ("cat/d.png", 0)):  # which only decoding finds
+        (tmp_path / name).write_bytes((tmp_path / "dog" / "a.png").read_bytes()[:size])
+    with pytest.raises(DataError, match=r"(?s)b.txt.*d.png.*c.png.*--max-bad 3"):
+        judge(saved["one"], tmp_path, max_bad=2)
+    (tmp_path / "cat" / "b.txt").unlink()
+    with pytest.raises(DataError, match=r"(?s)d.png.*c.png.*--max-bad 2"):
+        judge(saved["one"], tmp_path)
+    judged = judge(saved["one"], tmp_path, max_bad=2)
+    assert judged.scores.num_images == 3 and len(judged.problems) == 2
     (tmp_path / "bird").mkdir()
     picture(0)[0].save(tmp_path / "bird" / "a.png")
     with pytest.raises(DataError, match="bird: a class 'bird' that the model does not know"):

@@ -68,6 +68,21 @@ def test_every_choice_and_both_ends_are_tried_before_the_first_trial() -> None:
     assert TuneSettings().examples() == []
 
 
+def test_whole_numbers_are_drawn_where_three_are_named_and_no_others_pass_for_them() -> None:
+    """Of 8 and 32 a batch size may be, and of what is drawn between 8.0 and 32.0 not."""
+    for domain, whole in (("quniform", True), ("uniform", False), ("loguniform", False)):
+        values = [8, 32, 8] if whole else [8, 32]
+        examples = TuneSettings(space={"training.batch_size": {domain: values}}).examples()
+        drawn = [each["training.batch_size"] for each in examples]
+        assert drawn == [8, 32] and {type(each) for each in drawn} == {int if whole else float}
+    ray_tune = pytest.importorskip("ray.tune")
+    from tvc_train.tuning.searching import domain_of
+
+    stepped = domain_of({"quniform": [8, 32, 8]})
+    assert isinstance(stepped, ray_tune.search.sample.Integer)
+    assert {stepped.sample(random_state=n) for n in range(50)} == {8, 16, 24, 32}
+
+
 def test_each_way_of_drawing_is_known_to_ray_and_optuna() -> None:
     pytest.importorskip("ray")
     pytest.importorskip("optuna")
@@ -105,6 +120,7 @@ def file(recipe: Any, tmp_path: Path) -> Path:
         (["--space", "training.phases[9].rate={uniform: [0.1, 1]}"], "phases"),
         (["--space", "training.weight_decay={uniform: [0, 1e9]}"], "weight_decay"),
         (["--space", "training.batch_size={choice: [8, many]}"], "batch_size"),
+        (["--space", "training.batch_size={uniform: [8, 32]}"], "a whole number"),
         (["--space", "training.clip={normal: [0, 1]}"], "There are"),
         (["--set", "training.clip=2", "--space", "training.clip={uniform: [1, 3]}"], "leave one"),
     ],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tvc_core import HybridModel, PatchReport, RecipeError, load_recipe
 
 from .data import DataSettings, Samples, Transforms, evaluation_batches, open_data, open_labeled
+from .data.inspecting import usable
 from .data.problems import Problem, listed
 from .errors import DataError
 from .evaluating import Evaluation, evaluate
@@ -105,28 +106,43 @@ def judge(
     """
     model, trained = file if isinstance(file, tuple) else Trained.open(file)
     samples, found = _opened(Path(data), Trained.class_names(model), trained.labels, changes or {})
-    problems = tuple(each for each in found if each.kind != "note")
-    serious = [each for each in problems if each.kind != "image"]
-    if serious or len(problems) > max_bad:
-        advice = (
-            "" if serious else f"\n--max-bad {len(problems)} (in Python max_bad) leaves them out"
-        )
-        raise DataError(f"{data}: wrong with it are\n{listed(list(problems))}{advice}")
+    if max_bad:
+        samples, broken = usable(samples, workers=workers)
+        found = [*found, *broken]
+    _refuse(data, found, max_bad)
     if not len(samples):
         raise DataError(f"{data}: there are no images")
     model.to(device).eval()
     dtype = next(model.parameters()).dtype
-    evaluation = evaluate(
-        model,
-        evaluation_batches(
-            samples, Transforms(trained.preprocessing), batch_size=batch_size, workers=workers
-        ),
-        labels=trained.labels,
-        device=device,
-        forward=lambda images: model(images.to(dtype)),
-    )
+    try:
+        evaluation = evaluate(
+            model,
+            evaluation_batches(
+                samples, Transforms(trained.preprocessing), batch_size=batch_size, workers=workers
+            ),
+            labels=trained.labels,
+            device=device,
+            forward=lambda images: model(images.to(dtype)),
+        )
+    except DataError:  # of the first image that cannot be read
+        _refuse(data, [*found, *usable(samples, workers=workers)[1]], max_bad)
+        raise
     judged = Judged.of(model, trained, samples, evaluation)
-    return replace(judged, problems=tuple(each for each in found if each not in serious))
+    return replace(judged, problems=tuple(found))
+
+
+def _refuse(data: str | Path, found: Sequence[Problem], max_bad: int) -> None:
+    """Refuse images of which more is wrong than may be left out.
+
+    Raises:
+        DataError: the message lists what.
+    """
+    problems = [each for each in found if each.kind != "note"]
+    serious = any(each.kind != "image" for each in problems)
+    if serious or len(problems) > max_bad:
+        advice = f"\n--max-bad {len(problems)} (in Python max_bad) leaves them out"
+        said = f"{data}: wrong with it are\n{listed(problems)}"
+        raise DataError(said if serious else said + advice)
 
 
 @own_modes()

@@ -57,6 +57,7 @@ def average(
     batch_size: int = 32,
     workers: int = 0,
     device: torch.device | str = "cpu",
+    max_bad: int = 0,
     changes: Mapping[str, Any] | None = None,
 ) -> Soup:
     """Write a model whose weights are the mean of those of several saved models.
@@ -76,6 +77,7 @@ def average(
         batch_size: images that go through the network together.
         workers: processes that read images; 0 for none but this one.
         device: where the network runs.
+        max_bad: as many images of the data may be left out because something is wrong with them.
         changes: of the recipe that `data` is, as `tvc_core.load_recipe` takes them.
 
     Raises:
@@ -93,7 +95,7 @@ def average(
         raise TrainingError("a greedy soup is tried out on held-out images: give it data")
     model, about = _first(paths)
     known: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
-    known["changes"] = changes
+    known |= {"max_bad": max_bad, "changes": changes}
     if not greedy:
         taken, left = paths, list[Path]()
         fill(model, _mean([_tensors(path) for path in taken]))
@@ -106,6 +108,7 @@ def average(
         notes.append("without data the average is neither evaluated nor calibrated")
     else:
         found = judge((model, about), Path(data), **known)
+        notes += map(str, found.problems)
         logits, targets = found.evaluation.logits, found.evaluation.targets
         about = replace(about, temperature=best_temperature(logits, targets, labels=about.labels))
         if about.labels == "many":

@@ -31,6 +31,13 @@ __all__ = ["average_command"]
     show_default=True,
     help="The figure by which --greedy compares, as tvc evaluate shows it.",
 )
+@click.option(
+    "--max-bad",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Leave out up to so many images of --data that cannot be used.",
+)
 @set_option(", where --data is one: data.path=photos")
 @running_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -41,6 +48,7 @@ def average_command(
     greedy: bool,
     data: Path | None,
     by: str,
+    max_bad: int,
     changes: tuple[str, ...],
     batch_size: int,
     workers: int,
@@ -65,7 +73,7 @@ def average_command(
 
     soup = average(
         files, out, greedy=greedy, data=data, by=by, batch_size=batch_size, workers=workers,
-        device=where, changes=given,
+        device=where, max_bad=max_bad, changes=given,
     )  # fmt: skip
     if as_json:
         found = {

@@ -18,7 +18,7 @@ from .problems import Problem, listed
 from .samples import Samples
 from .settings import DataSettings
 
-__all__ = ["DataReport", "inspect_data"]
+__all__ = ["DataReport", "inspect_data", "usable"]
 
 _CHUNK = 64  # images that a worker looks at before it answers
 
@@ -87,11 +87,10 @@ def inspect_data(data: Data, settings: DataSettings, *, workers: int = 0) -> Dat
     prints: list[np.ndarray] = []
     full = settings.check == "full"
     for samples in (data.train, data.val):
-        fingerprints, found = _looked_at(samples, full, workers)
+        good, fingerprints, found = _usable(samples, full, workers)
         problems += found
-        good = np.flatnonzero(fingerprints.any(1))
-        kept.append(samples if len(good) == len(samples) else samples.take(good))
-        prints.append(fingerprints[good])
+        kept.append(good)
+        prints.append(fingerprints)
     train, val = kept
     # two sets of the world's benchmarks share images; their authors' split is not ours to mend
     ours = settings.source != "torchvision"
@@ -111,6 +110,22 @@ def inspect_data(data: Data, settings: DataSettings, *, workers: int = 0) -> Dat
         notes=tuple(each for each in problems if each.kind == "note"),
         max_bad=settings.max_bad,
     )
+
+
+def usable(samples: Samples, *, workers: int = 0) -> tuple[Samples, list[Problem]]:
+    """Decode every image; return those that can be, and what is wrong with the others."""
+    good, _, found = _usable(samples, True, workers)
+    return good, found
+
+
+def _usable(
+    samples: Samples, full: bool, workers: int
+) -> tuple[Samples, np.ndarray, list[Problem]]:
+    """Return the images that can be used, the fingerprint of each, and what is wrong elsewhere."""
+    prints, found = _looked_at(samples, full, workers)
+    good = np.flatnonzero(prints.any(1))
+    kept = samples if len(good) == len(samples) else samples.take(good)
+    return kept, prints[good], found
 
 
 class _Looks(Dataset[tuple[torch.Tensor, torch.Tensor, list[str]]]):

@@ -29,7 +29,7 @@ from ..fitting import as_recipe, fit
 from ..planning import Plan, make_plan
 from ..running import Key
 from ..runs import Run, write_text
-from .settings import TuneSettings
+from .settings import TuneSettings, is_whole
 
 __all__ = ["Trial", "Tuned", "tune"]
 
@@ -285,6 +285,8 @@ def domain_of(domain: Mapping[str, Any]) -> Any:
     from ray import tune as ray_tune
 
     ((name, values),) = domain.items()
+    if name == "quniform" and is_whole(values):
+        name = "qrandint"  # the other one draws 16.0
     draw: Callable[..., Any] = getattr(ray_tune, name)  # one of DOMAINS, which was checked
     return draw(list(values)) if name == "choice" else draw(*values)
 

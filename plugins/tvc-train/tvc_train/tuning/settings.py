@@ -11,7 +11,7 @@ from tvc_core import RecipeError, join_names, short_repr, what_there_is
 
 from ..tune_schema import DOMAINS
 
-__all__ = ["TuneSettings", "examples_of"]
+__all__ = ["TuneSettings", "examples_of", "is_whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +21,9 @@ class TuneSettings:
     Args:
         space: for each path of the recipe, as `--set` has it, what its value is drawn from: one of
             {"choice": [values]}, {"uniform": [low, high]}, {"loguniform": [low, high]},
-            {"quniform": [low, high, step]}, and, of whole numbers, {"randint": [low, high]} and
-            {"lograndint": [low, high]}, without the high one, as in Ray Tune.
+            {"quniform": [low, high, step]} (whole numbers, if these three are), and, of whole
+            numbers, {"randint": [low, high]} and {"lograndint": [low, high]}, without the high one,
+            as in Ray Tune.
         trials: how many values are tried.
         by: the figure on the held-out images that decides; None for `training.best`.
         search: "tpe" learns from the trials before (Bergstra et al. 2011), "random" does not.
@@ -62,11 +63,18 @@ class TuneSettings:
             if name != "choice":
                 low, high = values[:2]
                 drawn[path] = (low, high - 1 if name.endswith("randint") else high)
+            if name.endswith("uniform") and not (name == "quniform" and is_whole(values)):
+                drawn[path] = (float(low), float(high))  # as all in between are
         longest = max(map(len, drawn.values()), default=0)
         return [
             {path: values[min(turn, len(values) - 1)] for path, values in drawn.items()}
             for turn in range(longest)
         ]
+
+
+def is_whole(values: Sequence[Any]) -> bool:
+    """Return whether all of these numbers are whole ones, and so are multiples of the last."""
+    return all(isinstance(each, int) for each in values)
 
 
 def examples_of(data: Mapping[str, Any]) -> list[dict[str, Any]]:
