@@ -169,9 +169,8 @@ def _within(
     process's own time, since a machine that has much else to do decides nothing about a network.
     Where there are no such signals (Windows, threads), it runs to its end.
     """
-    if threading.current_thread() is not threading.main_thread() or "hw" not in dynamic:
-        return compute()
-    if not hasattr(signal, "setitimer") or not hasattr(signal, "SIGPROF"):
+    wanted = threading.current_thread() is threading.main_thread() and "hw" in dynamic
+    if not wanted or not hasattr(signal, "SIGPROF"):
         return compute()
     is_over = False
 
@@ -180,29 +179,35 @@ def _within(
             raise _TimeIsUp
 
     # A function, since a context manager has a moment in which it is left and does not know it yet.
-    left, interval = signal.getitimer(signal.ITIMER_PROF)  # of another timer, such as a profiler's
+    left, interval = _set_timer(0)  # of another timer, such as a profiler's
     handler = signal.signal(signal.SIGPROF, stop)
     start = time.process_time()
     try:
         try:
             try:
                 # again each second: what is raised while Python deletes something is lost
-                signal.setitimer(signal.ITIMER_PROF, seconds, 1)
+                _set_timer(seconds, 1)
                 return compute()
             finally:
                 is_over = True
         finally:  # the time may be up just at the end
             is_over = True
-            signal.setitimer(signal.ITIMER_PROF, 0)
+            _set_timer(0)
             # A signal may still wait for another thread, which the old handler would meet: by
             # default the end of the process. To ignore it drops it.
             signal.signal(signal.SIGPROF, signal.SIG_IGN)
             signal.signal(signal.SIGPROF, handler)
             if left:
-                rest = max(left - (time.process_time() - start), 0.001)
-                signal.setitimer(signal.ITIMER_PROF, rest, interval)
+                _set_timer(max(left - (time.process_time() - start), 0.001), interval)
     except _TimeIsUp:
         raise BackboneError(
             f"{what} and dynamic {' and '.join(dynamic)} within {seconds:g} s of computing: it "
             "asks too much of their sizes. Leave out hw, or give more time by --limit"
         ) from None
+
+
+def _set_timer(seconds: float, interval: float = 0) -> tuple[float, float]:
+    """Set the timer of the process's own time, and return what was left of it, and its interval."""
+    if hasattr(signal, "setitimer"):
+        return signal.setitimer(signal.ITIMER_PROF, seconds, interval)
+    return 0.0, 0.0
