@@ -15,7 +15,10 @@ from ..written.rules import check_class_names
 from .draft import Place
 from .entries import Checkpoint
 
-__all__ = ["Policy", "class_names_of", "fit_channels", "head_rows", "named_layers", "squeezed"]
+__all__ = [
+    "Policy", "check_given_names", "class_names_of", "fit_channels", "given_names", "head_rows",
+    "named_layers", "squeezed",
+]  # fmt: skip
 
 Policy = str | Sequence[str | int]
 

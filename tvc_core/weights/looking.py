@@ -15,8 +15,8 @@ from ..errors import WeightsError, join_names, short_repr
 from .shards import refuse_distributed
 
 __all__ = [
-    "HEAD", "foreign_kind", "has_safetensors_header", "open_file", "reading", "records_in",
-    "why_not_opened",
+    "HEAD", "foreign_kind", "has_safetensors_header", "open_file", "path_of", "reading",
+    "records_in", "why_not_opened",
 ]  # fmt: skip
 
 _SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt", ".bin")

@@ -192,8 +192,10 @@ def _held(named: Named, own: Mapping[str, Place]) -> set[str]:
     """Return names that the user gave and that say where in the model a tensor goes: they stand,
     whether or not it fits.
     """
-    layers = {key[: match.start()] for key in own for match in re.finditer(r"\.", key)}
     meant = named.meant & named.tensors.keys()
+    if not meant:
+        return set()
+    layers = {key[: match.start()] for key in own for match in re.finditer(r"\.", key)}
     return {name for name in meant if name in own or name.rpartition(".")[0] in layers}
 
 

@@ -137,8 +137,8 @@ def repeat(trial: Trial, run: Run, tolerance: float, photo: Photo | None = None)
         images = _noise(trial)
     if _digest(images) != trial.sha256:
         raise WeightsError(
-            f"{_named(trial)} is not the input of the proof: it was "
-            "changed, or prepared by another version of a library"
+            f"{_named(trial)} is not the input of the proof: it was changed, or prepared by "
+            "another version of a library"
         )
     expected = [
         np.frombuffer(base64.b64decode(each), np.float32).reshape(trial.shape[0], -1)

@@ -238,10 +238,8 @@ def _validator() -> Any:
     return validators.extend(Draft202012Validator, type_checker=types)
 
 
-def _is_number(_: Any, value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool)
+def _is_number(checker: Any, value: Any) -> bool:
+    return math.isfinite(value) if isinstance(value, float) else _is_whole(checker, value)
 
 
 def _is_whole(_: Any, value: Any) -> bool:

@@ -10,7 +10,7 @@ import click
 from tvc_core import read_changes
 
 from ..errors import TrainingError
-from .options import device_of, running_options, set_option
+from .options import device_of, max_bad_option, running_options, set_option
 
 __all__ = ["average_command"]
 
@@ -31,13 +31,7 @@ __all__ = ["average_command"]
     show_default=True,
     help="The figure by which --greedy compares, as tvc evaluate shows it.",
 )
-@click.option(
-    "--max-bad",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Leave out up to so many images of --data that cannot be used.",
-)
+@max_bad_option
 @set_option(", where --data is one: data.path=photos")
 @running_options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

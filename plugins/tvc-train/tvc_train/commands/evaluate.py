@@ -10,7 +10,7 @@ import click
 
 from tvc_core import read_changes
 
-from .options import as_table, device_of, running_options, set_option
+from .options import as_table, device_of, max_bad_option, running_options, set_option
 
 __all__ = ["evaluate_command"]
 
@@ -27,13 +27,7 @@ _MOST_CLASSES = 12
     type=click.Path(path_type=Path),
     help="Also write this HTML file, with pictures of the worst mistakes.",
 )
-@click.option(
-    "--max-bad",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="So many images may be left out because something is wrong with them.",
-)
+@max_bad_option
 @set_option(", where DATA is one: data.path=photos")
 @running_options
 def evaluate_command(

@@ -9,7 +9,15 @@ import click
 
 from ..errors import TrainingError
 
-__all__ = ["as_table", "device_of", "running_options", "set_option"]
+__all__ = ["as_table", "device_of", "max_bad_option", "running_options", "set_option"]
+
+max_bad_option = click.option(
+    "--max-bad",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="So many images may be left out because something is wrong with them.",
+)
 
 
 def set_option(help: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
