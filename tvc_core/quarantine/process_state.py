@@ -125,6 +125,18 @@ def _write_torch_state(module: Any, before: Any) -> None:
         module.cuda.manual_seed_all(module.initial_seed())
 
 
+def _fresh_number_of_threads(module: Any) -> Any:
+    """Return the most threads that torch takes by itself, if there are more now.
+
+    What it takes by itself depends on how it was compiled; so fewer may be the fresh value, too.
+    """
+    cores = os.cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):
+        cores = len(os.sched_getaffinity(0))
+    most = min(int(os.environ.get("OMP_NUM_THREADS") or cores), cores)
+    return most if module.get_num_threads() > most else _UNKNOWN
+
+
 _CUDNN = ("enabled", "benchmark", "deterministic")
 _ATTENTION = ("flash", "mem_efficient", "math", "cudnn")
 """Kernels of torch's attention, as torch.backends.cuda names them."""
@@ -188,7 +200,8 @@ _SETTINGS = (
              lambda _: sys.float_info.min / 2 == 0.0, lambda m, v: m.set_flush_denormal(v),
              lambda _: False),
     _Setting("number of threads of torch", "torch", "thread",
-             lambda m: m.get_num_threads(), lambda m, v: m.set_num_threads(v)),
+             lambda m: m.get_num_threads(), lambda m, v: m.set_num_threads(v),
+             _fresh_number_of_threads),
     _Setting("gradient mode of torch", "torch", "thread",
              lambda m: m.is_grad_enabled(), lambda m, v: m.set_grad_enabled(v), lambda _: True),
     _Setting("default device of torch", "torch", "thread",
