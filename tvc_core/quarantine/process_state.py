@@ -128,7 +128,7 @@ def _write_torch_state(module: Any, before: Any) -> None:
 def _fresh_number_of_threads(module: Any) -> Any:
     """Return the most threads that torch takes by itself, if there are more now.
 
-    What it takes by itself depends on how it was compiled; so fewer may be the fresh value, too.
+    What it takes by itself depends on how it was compiled; so fewer may also be the fresh value.
     """
     cores = os.cpu_count() or 1
     if hasattr(os, "sched_getaffinity"):

@@ -256,6 +256,12 @@ def test_a_bad_table_is_told_by_its_line(kind: str, tmp_path: Path) -> None:
     refused(file, wanted, tmp_path / "run")
 
 
+def test_one_column_is_not_two_things(tmp_path: Path) -> None:
+    file = table(tmp_path / "photos")
+    with pytest.raises(DataError, match=r"list.csv:1: the column 'split' would be the label and"):
+        looked_at(file, columns={"label": "split"})
+
+
 @pytest.mark.parametrize(
     ("content", "wanted"),
     [

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit, phase_callback
+from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit
 from tvc_train.data import Transforms
 from tvc_train.fitting import preview
 from tvc_train.losses import Loss
@@ -278,7 +278,11 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ({"training.methods": [{"progressive": {"parts": 2}}, "fixres"]}, r"\[1\]: .*says it: 16"),
         (
             {"training.methods": [{"fixres": {"share": 0.5}}, "lp_ft"]},
-            r"methods\[1\]: .*images of several sizes",
+            r"methods\[1\]: .*the phases differ in size",
+        ),
+        (
+            {"training.phases[1].normalization": "train", "training.methods": ["lp_ft"]},
+            r"methods\[0\]: .*the phases differ in normalization",
         ),
         ({"training.methods": ["progressive"]}, "2 epochs cannot be cut into 3 parts"),
         ({"data.size": 8, "training.methods": ["fixres"]}, "would have 8 pixels as well"),
@@ -379,48 +383,6 @@ def test_sgd_goes_on_over_a_thaw_as_one_by_hand(momentum: float) -> None:
             assert "fc.weight" in wanted and thawed == (phase is schedule.phases[1])
             for name, value in wanted.items():
                 torch.testing.assert_close(model.get_parameter(name).detach(), value)
-
-
-@pytest.mark.interop
-def test_lightnings_trainer_steps_as_a_plain_loop() -> None:
-    import copy
-
-    lightning = pytest.importorskip("lightning.pytorch")
-    batches = [(torch.randn(4, 3, 32, 32), torch.tensor([0, 1, 0, 1])) for _ in range(2)]
-    phases = [Phase(epochs=1, rate=1e-2), Phase(epochs=1, thaw=(-1,), rate=1e-3)]
-
-    class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = toy()
-
-        def training_step(self, batch: Any, number: int) -> Any:
-            return nn.functional.cross_entropy(self.model(batch[0]), batch[1])
-
-        def configure_optimizers(self) -> Any:
-            return torch.optim.SGD(self.parameters(), lr=1.0)
-
-    module = Module()
-    plain = copy.deepcopy(module.model).train()
-    trainer = lightning.Trainer(
-        max_epochs=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        callbacks=[phase_callback(PhaseSchedule(phases, 2))],
-    )
-    trainer.fit(module, torch.utils.data.DataLoader(batches, batch_size=None))
-    schedule, optimizer = PhaseSchedule(phases, 2), None
-    for phase in phases:
-        optimizer = schedule.begin(plain, phase, optimizer)
-        for step, (images, targets) in enumerate(batches):
-            schedule.set_rates(optimizer, phase, step)
-            optimizer.zero_grad()
-            nn.functional.cross_entropy(plain(images), targets).backward()
-            optimizer.step()
-    pairs = zip(module.model.state_dict().values(), plain.state_dict().values(), strict=True)
-    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 @pytest.mark.parametrize(

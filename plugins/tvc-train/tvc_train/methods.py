@@ -77,10 +77,12 @@ class LinearProbeFirst(Method):
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return a phase for the head, and one for all."""
-        if len({phase.size for phase in phases}) > 1:
+        taken = ("layer_decay", "schedule", "stop_early", "normalization", "size")
+        lost = [name for name in taken if len({getattr(each, name) for each in phases}) > 1]
+        if lost:
             raise ParameterError(
-                "it makes its two phases from the first one, and the phases have images of several "
-                "sizes: name it before the methods that say them"
+                f"it makes its two phases from the first one, and the phases differ in "
+                f"{join_names(lost)}: write one phase, and name methods that say it afterwards"
             )
         whole = sum(phase.epochs for phase in phases)
         probe = self.epochs or max(1, whole // 3)

@@ -23,6 +23,7 @@ from torch.optim import Optimizer
 
 from tvc_core import HybridModel, StageError, join_names, short_repr
 
+from .errors import TrainingError
 from .optimizers import OptimizerSettings, kept_state, load_kept, make_optimizer
 
 __all__ = ["Phase", "PhaseSchedule", "thaw"]
@@ -106,7 +107,9 @@ class PhaseSchedule:
     """Begin phases of a hybrid's training, and set rates.
 
     The state of the optimizer (momenta) goes along by the names of parameters, also of a part that
-    is frozen in between.
+    is frozen in between. When a phase ends early, the size of its images and what its normalization
+    layers do are up to the loop: a schedule looks at none of `stop_early`, `size` and
+    `normalization`.
 
     Args:
         phases: in order.
@@ -154,12 +157,14 @@ class PhaseSchedule:
         Args:
             model: the hybrid itself, unwrapped.
             phase: that begins.
-            optimizer: of the phase before, whose state goes along.
+            optimizer: of the phase before, whose state goes along; None starts without any.
 
         Raises:
             StageError: a stage that is not there.
             FreezeError: the model is wrapped in DistributedDataParallel.
         """
+        if optimizer is None:
+            self.kept = {}
         self.keep(model, optimizer)
         self.freeze(model, phase)
         return self.make(model, phase)
@@ -170,7 +175,16 @@ class PhaseSchedule:
             self.kept.update(kept_state(optimizer, model))
 
     def make(self, model: HybridModel, phase: Phase) -> Optimizer:
-        """Return an optimizer for what learns, with the state that is kept."""
+        """Return an optimizer for what learns, with the state that is kept.
+
+        Raises:
+            TrainingError: the phase has no number for a rate.
+        """
+        if isinstance(phase.rate, str):
+            raise TrainingError(
+                f"phase {phase.title!r} has the rate {phase.rate!r}, which only a run of tvc train "
+                "finds out: give a number"
+            )
         optimizer = make_optimizer(
             model, self.optimizer, rate=float(phase.rate), layer_decay=phase.layer_decay
         )

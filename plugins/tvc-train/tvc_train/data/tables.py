@@ -118,6 +118,13 @@ def _columns(
     twice = [name for name in header if header.count(name) > 1]
     if twice:
         raise DataError(f"{file}:1: there are two columns {twice[0]!r}")
+    for name in said.values():
+        shared = [other for other in said if said[other] == name and name in header]
+        if len(shared) > 1:
+            raise DataError(
+                f"{file}:1: the column {name!r} would be the {' and '.join(shared)} of each image: "
+                "data.columns has to name another for one of them"
+            )
     needed = ["path", "label", *(["split"] if "split" in (settings.columns or {}) else [])]
     for role in needed:
         if said[role] not in header:
