@@ -265,6 +265,25 @@ def test_saving_twice_gives_equal_bytes_that_others_read(
         }
 
 
+@pytest.mark.parametrize(
+    ("head", "change"),
+    [
+        ({}, lambda model: model.set_grad_checkpointing(True)),
+        ({}, lambda model: model.reset_classifier(5, dropout=0.3)),
+        ({"hidden": [4], "activation": "gelu"}, lambda model: model.reset_classifier(5)),
+    ],
+)
+def test_what_was_changed_is_saved_again_in_equal_bytes(
+    tiny: Any, lab: Any, tmp_path: Path, head: dict[str, Any], change: Any
+) -> None:
+    model = tiny({}, num_classes=3, **head)
+    change(model)
+    first, second = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    model.save(first)
+    lab().load(first).save(second)
+    assert first.read_bytes() == second.read_bytes()
+
+
 def test_every_type_is_written_as_others_read_it() -> None:
     floats = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
     small = (torch.float8_e4m3fn, torch.float8_e5m2, torch.int8, torch.uint8, torch.bool)

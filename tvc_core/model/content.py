@@ -12,7 +12,7 @@ import torchvision
 from torch import nn
 
 from ..from_module import described
-from ..recipe import Plan
+from ..recipe import Plan, Recipe
 from ..registry import Named
 from ..specs import FROM_MODULE
 from ..version import __version__
@@ -32,6 +32,8 @@ def content_of(
     plan, anatomy = state.plan, state.anatomy
     recipe = replace(plan.recipe, grad_checkpointing=checkpointing_of(state)).to_mapping()
     recipe["head"] = written_head(network, anatomy.head, recipe.get("head", {}))
+    # in the order in which a loaded model would write it again
+    recipe = Recipe.from_mapping(recipe).to_mapping()
     names = {name: list(each) for name, each in state.class_names.items()}
     content: dict[str, Any] = {
         "format": FORMAT,
