@@ -30,6 +30,8 @@ _MOST_HERE = 500
 
 _BEGAN = time.time_ns()
 _HERE: dict[tuple[str, str], Any] = {}
+_SEEN: dict[str, tuple[Any, list[Any]]] = {}
+"""Of Python's modules: the `__spec__` that they were loaded by, and the state of their file."""
 
 
 def folder() -> Path:
@@ -63,17 +65,24 @@ def code_states(names: Iterable[str]) -> list[list[Any]] | None:
     # Size and times of change stand for a file's content: to read and hash the sources of all
     # classes would cost about as much as what is to be saved, and a file that was touched without a
     # change only costs that once. A file that has changed since this process began may no longer be
-    # the code that was imported.
+    # the code that was imported. What a file was at its first look goes on to be what runs, also if
+    # it changes later (an installer that shares files between environments touches those of a
+    # process that runs), until the module is loaded again, which gives it another `__spec__`.
     found: list[list[Any]] = []
     for name in sorted(set(names)):
-        file = getattr(sys.modules.get(name), "__file__", None)
-        try:
-            stat = Path(file or "/nowhere").stat()
-        except OSError:
-            return None
-        if max(stat.st_mtime_ns, stat.st_ctime_ns) > _BEGAN:
-            return None
-        found.append([name, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns])
+        module = sys.modules.get(name)
+        spec, state = _SEEN.get(name, (None, []))
+        if spec is None or spec is not getattr(module, "__spec__", None):
+            file = getattr(module, "__file__", None)
+            try:
+                stat = Path(file or "/nowhere").stat()
+            except OSError:
+                return None
+            if max(stat.st_mtime_ns, stat.st_ctime_ns) > _BEGAN:
+                return None
+            state = [name, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+            _SEEN[name] = getattr(module, "__spec__", None), state
+        found.append([*state])
     return found
 
 

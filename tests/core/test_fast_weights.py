@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -386,6 +388,7 @@ def test_no_survey_is_kept_where_the_code_may_be_other_code(
         return sum(kind == "surveys" for kind, _ in remembered._HERE)
 
     began = remembered._BEGAN
+    monkeypatch.setattr(remembered, "_SEEN", {})
     monkeypatch.setattr(remembered, "_BEGAN", 0)  # as if every file had changed since
     assert surveys_after_a_build() == 0
     monkeypatch.setattr(remembered, "_BEGAN", began)
@@ -400,7 +403,32 @@ def test_no_survey_is_kept_where_the_code_may_be_other_code(
         return SimpleNamespace(st_size=stat.st_size, **times)
 
     monkeypatch.setattr(Path, "stat", changed)
+    assert surveys_after_a_build() == 1, "what runs in this process has not changed"
+    monkeypatch.setattr(remembered, "_SEEN", {})  # as in the next process
     assert surveys_after_a_build() == 2, "the time of the change can be set back"
+
+
+def test_code_that_is_loaded_again_is_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "edited_in_a_notebook.py"
+    file.write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = importlib.import_module(file.stem)
+    time.sleep(0.05)
+    monkeypatch.setattr(remembered, "_BEGAN", time.time_ns())
+    before = remembered.code_states([file.stem])
+    assert before is not None
+    time.sleep(0.05)
+    file.write_text("a = 1")
+    assert remembered.code_states([file.stem]) == before
+    importlib.invalidate_caches()
+    importlib.reload(module)
+    assert remembered.code_states([file.stem]) is None
+    time.sleep(0.05)
+    monkeypatch.setattr(remembered, "_BEGAN", time.time_ns())
+    assert remembered.code_states([file.stem]) not in (None, before)
+    del sys.modules[file.stem]
 
 
 # -- memory that other code holds ------------------------------------------------------------------
