@@ -97,7 +97,8 @@ def _made(asked: str) -> tuple[HybridModel, Tensor]:
     name, patches, arguments = json.loads(asked)
     torch.manual_seed(0)
     model = HybridBuilder().from_backbone(name, None, patches=patches, **arguments)
-    return open_gates(calibrate(model)), torch.get_rng_state()
+    model = calibrate(model, arguments.get("image_size", 40))
+    return open_gates(model), torch.get_rng_state()
 
 
 def gates(model: nn.Module) -> dict[str, nn.Parameter]:
