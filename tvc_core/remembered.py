@@ -71,8 +71,9 @@ def code_states(names: Iterable[str]) -> list[list[Any]] | None:
     found: list[list[Any]] = []
     for name in sorted(set(names)):
         module = sys.modules.get(name)
-        spec, state = _SEEN.get(name, (None, []))
-        if spec is None or spec is not getattr(module, "__spec__", None):
+        spec = getattr(module, "__spec__", None)
+        known, state = _SEEN.get(name, (None, []))
+        if spec is None or spec is not known:
             file = getattr(module, "__file__", None)
             try:
                 stat = Path(file or "/nowhere").stat()
@@ -81,7 +82,7 @@ def code_states(names: Iterable[str]) -> list[list[Any]] | None:
             if max(stat.st_mtime_ns, stat.st_ctime_ns) > _BEGAN:
                 return None
             state = [name, str(file), stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
-            _SEEN[name] = getattr(module, "__spec__", None), state
+            _SEEN[name] = spec, state
         found.append([*state])
     return found
 

@@ -26,6 +26,11 @@ PHASES = [
 EPOCHS = sum(phase.epochs for phase in PHASES)
 
 
+@pytest.fixture(autouse=True)
+def _needs_lightning() -> None:
+    pytest.importorskip("lightning.pytorch")
+
+
 def toy() -> HybridModel:
     return HybridBuilder().from_backbone("resnet18", weights=None, num_classes=3)
 
@@ -43,7 +48,7 @@ def schedule(phases: list[Phase] = PHASES, steps: int = STEPS) -> PhaseSchedule:
 
 
 def make_module(model: nn.Module, configured: Any = None) -> Any:
-    lightning = pytest.importorskip("lightning.pytorch")
+    import lightning.pytorch as lightning
 
     class Module(lightning.LightningModule):  # type: ignore[name-defined,misc]
         def __init__(self) -> None:
@@ -61,7 +66,8 @@ def make_module(model: nn.Module, configured: Any = None) -> Any:
 
 
 def make_trainer(callback: Any, epochs: int = EPOCHS, **options: Any) -> Any:
-    lightning = pytest.importorskip("lightning.pytorch")
+    import lightning.pytorch as lightning
+
     fixed = {"accelerator": "cpu", "logger": False, "enable_progress_bar": False}
     options = {"enable_checkpointing": False, **fixed, **options}
     return lightning.Trainer(max_epochs=epochs, callbacks=[callback], **options)

@@ -104,9 +104,9 @@ def phase_callback(schedule: PhaseSchedule, *, model: str = "model") -> Any:
                     f"the checkpoint is of phase {saved['phase']}, and the schedule has "
                     f"{len(phases)}: go on with the schedule that it was saved with"
                 )
-            schedule.kept = saved["kept"]
-            schedule.freeze(hybrid, phases[saved["phase"]])
-            self.put(trainer, saved["phase"], schedule.make(hybrid, phases[saved["phase"]]))
+            schedule.kept, phase = saved["kept"], phases[saved["phase"]]
+            schedule.freeze(hybrid, phase)
+            self.put(trainer, saved["phase"], schedule.make(hybrid, phase))
 
         def on_train_start(self, trainer: Any, module: Any) -> None:
             """Say where the Trainer's epochs and steps are others than the schedule's."""
