@@ -17,6 +17,7 @@ cannot be imported, its columns stay empty.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import math
 import platform
@@ -263,9 +264,24 @@ def geometric(values: list[float]) -> float:
     return math.exp(statistics.fmean(math.log(value) for value in values))
 
 
+def keep_freed_memory() -> None:
+    """Have glibc keep what is freed for the next tensor, on both sides.
+
+    By default it gives the last of the maps back to the system, which hands it out again page by
+    page, zeroed. That takes as long as the block and falls on one operation or another, by how maps
+    of this size happen to lie: one block took 1.3 times its floor at one shape, 2.8 at the next.
+    """
+    if platform.libc_ver()[0] == "glibc":
+        libc = ctypes.CDLL(None)
+        trim_threshold, mmap_threshold = -1, -3  # of malloc.h
+        libc.mallopt(trim_threshold, 1 << 29)
+        libc.mallopt(mmap_threshold, 1 << 25)  # the most that it takes
+
+
 def measured(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Measure all rows that are asked for; return the versions and them."""
     cuda = options.device == "cuda"
+    keep_freed_memory()
     torch.set_num_threads(options.threads)
     dtypes = (torch.float32, torch.bfloat16) if cuda else (torch.float32,)
     shapes = list(SHAPES)[: options.shapes]
