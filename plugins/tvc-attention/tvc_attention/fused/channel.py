@@ -56,10 +56,12 @@ class Means(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, maxima: bool, shared: Shared) -> tuple[Tensor, ...]:
         ctx.set_materialize_grads(False)
         ctx.shared, ctx.shape = shared, x.shape
-        pooled = x.mean((2, 3), keepdim=True)
         if not maxima:
-            return x.view_as(x), pooled
-        largest = x.amax((2, 3), keepdim=True)
+            return x.view_as(x), x.mean((2, 3), keepdim=True)
+        pooled, largest = (x.new_empty(*x.shape[:2], 1, 1) for _ in range(2))
+        for part, _, _ in pieces(x, 0):
+            pooled[part] = x[part].mean((2, 3), keepdim=True)
+            largest[part] = x[part].amax((2, 3), keepdim=True)
         ctx.save_for_backward(x, largest)
         return x.view_as(x), pooled, largest
 

@@ -112,7 +112,7 @@ class Pixels(torch.autograd.Function):
             if channel is None and dx is not None:
                 dscaled = dx[part]
             # the gradient of the map times `channel`
-            torch.addcmul(grad_mean[part], gradient, pixel[part], out=dscaled)
+            torch.mul(gradient, pixel[part], out=dscaled).add_(grad_mean[part])
             dscaled.addcmul_(marks, share)
             if channel is None or dchannel is None:
                 continue
