@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-import random
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from tvc_core import BlockSpec, HybridBuilder, PatchError, PluginError, TvcError
+from tvc_core import BlockSpec, HybridBuilder, PatchError, PluginError
 
 
 class Refuses(nn.Module):
@@ -263,70 +261,3 @@ def test_a_block_for_the_old_width_of_the_head_is_named(builder: HybridBuilder) 
         ).num_classes
         == 3
     )
-
-
-# -- any patch -------------------------------------------------------------------------------------
-
-NETWORKS = (
-    "alexnet", "convnext_tiny", "densenet121", "efficientnet_b0", "efficientnet_v2_s", "googlenet",
-    "mnasnet0_5", "mobilenet_v2", "mobilenet_v3_small", "regnet_x_400mf", "regnet_y_400mf",
-    "resnet18", "resnet50", "resnext50_32x4d", "shufflenet_v2_x0_5", "squeezenet1_1", "swin_t",
-    "vgg11_bn", "vit_b_16", "maxvit_t",
-)  # fmt: skip
-
-
-@functools.cache
-def paths_of(name: str) -> list[str]:
-    """Return the paths of all modules of a backbone."""
-    model = HybridBuilder().from_backbone(name, None)
-    return [path for path, _ in model.named_modules() if path]
-
-
-def random_patch(name: str, builder: HybridBuilder, draw: random.Random) -> Any:
-    block: dict[str, Any] = {"type": draw.choice(builder.list_blocks())}
-    if draw.random() < 0.4:
-        block["init"] = draw.choice(["paper", "kaiming", "xavier", "zero", "identity"])
-    op = draw.choice(["wrap", "inject", "inject", "replace"])
-    if op == "inject":
-        block["position"] = draw.choice(["after", "before", "parallel", "branch"])
-    elif op == "wrap" and draw.random() < 0.4:
-        block["position"] = "branch"
-    return {draw.choice(paths_of(name)): {op: block}}
-
-
-def trains(builder: HybridBuilder, name: str, seed: int) -> str:
-    """Build with one random patch; what builds does two steps."""
-    draw = random.Random(seed)
-    patches = random_patch(name, builder, draw)
-    torch.manual_seed(seed)
-    classes = draw.choice([None, 3])
-    try:
-        model = builder.from_backbone(name, weights=None, patches=patches, num_classes=classes)
-    except TvcError:
-        return "refused"
-    side = 224 if name in ("vit_b_16", "maxvit_t") else 64
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3)
-    model.train()
-    for _ in range(2):
-        output = model(torch.randn(2, 3, side, side))
-        output = output if isinstance(output, Tensor) else output[0]
-        optimizer.zero_grad()
-        output.square().mean().backward()
-        optimizer.step()
-    return "trained"
-
-
-@pytest.mark.parametrize(
-    "seed", [*range(20), *(pytest.param(seed, marks=pytest.mark.sweep) for seed in range(20, 40))]
-)
-def test_a_random_patch_that_builds_also_trains(builder: HybridBuilder, seed: int) -> None:
-    heavy = ("vit_b_16", "maxvit_t", "swin_t", "vgg11_bn")
-    light = [name for name in NETWORKS if name not in heavy]
-    trains(builder, light[seed % len(light)], seed)
-
-
-@pytest.mark.sweep
-@pytest.mark.parametrize("name", NETWORKS)
-def test_a_hundred_random_patches_that_build_also_train(builder: HybridBuilder, name: str) -> None:
-    found = [trains(builder, name, seed) for seed in range(1000, 1100)]
-    assert found.count("trained") >= 15
