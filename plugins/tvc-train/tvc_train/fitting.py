@@ -130,7 +130,8 @@ def fit(
     with processes, stopping.listening():
         processes.launch()
         fitting = _Fitting(plan, processes, registry, stopping)
-        images = plan.data_settings.path
+        settings = plan.data_settings  # torchvision looks into folders of its own in `path`
+        images = None if settings.source == "torchvision" else settings.path
         where = processes.together(
             lambda: run_folder(out, plan.name, resume=resume, force=force, data=images)
         )
