@@ -27,6 +27,7 @@ from tvc_core import (
     load_recipe,
 )
 
+from .caching.checking import check_cuts
 from .caching.feeding import CachedFeed
 from .checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from .choosing import choose
@@ -208,6 +209,11 @@ class _Fitting:
         for phase in phases:
             plan.check_phase(self.model, phase)
         plan.check_images(self.model, self.transforms, phases)
+        if plan.data_settings.cache:
+            schedule = PhaseSchedule(phases, 1, **plan.freezing)
+            where = plan.given.where / "data" / "cache"
+            with where.before_errors(in_files_only=True):
+                check_cuts(self.model, schedule, self.transforms, compiled=plan.training.compile)
 
     def phases(self, training: TrainingSettings) -> tuple[Phase, ...]:
         """Return the phases, as the methods want them."""
