@@ -27,6 +27,7 @@ from tvc_train.devices import Devices
 from tvc_train.errors import TrainingError
 from tvc_train.faults import StoppedError, Stopping
 from tvc_train.feeding import Feed
+from tvc_train.fitting import preview
 from tvc_train.phases import Phase
 
 from tvc_core import HybridBuilder, HybridModel, Preprocessing
@@ -203,6 +204,21 @@ def test_where_it_would_be_wrong_it_is_refused_with_the_reason(case: Case) -> No
     assert "caches nothing" in case.notes[-1] and "learns" in case.notes[-1]
     assert next(iter(feed.training_batches(0, 0))).images.shape[1:] == (3, 16, 16)
     assert feed.runs(case.model) is case.model
+
+
+def test_what_a_later_phase_cannot_cache_is_refused_before_the_first(
+    recipe: Callable[..., dict[str, Any]],
+) -> None:
+    given = recipe(phases=[{"epochs": 1, "thaw": "all"}, {"epochs": 1}])
+    given["data"] |= {"cache": True, "augment": "none"}
+    preview(given)
+    with pytest.raises(TrainingError, match=r"data\.cache: a compiled model cannot be cut"):
+        preview(given, changes={"training.compile": True})
+    given["backbone"]["patches"] = {  # what comes before the second is drawn anew each time
+        "features.10": {"wrap": "drop_block"}, "features.12": {"wrap": "eca"},
+    }  # fmt: skip
+    with pytest.raises(TrainingError, match=r"data\.cache: phase 'head': .*other features each"):
+        preview(given)
 
 
 class Noisy(nn.Module):

@@ -8,7 +8,6 @@ import tarfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -31,7 +30,6 @@ from tvc_train.data import (
 )
 from tvc_train.data.batches import training_indices
 from tvc_train.data.names import Names
-from tvc_train.data.torchvision_sets import _classes_of
 from tvc_train.errors import DataError
 
 from tvc_core import HybridBuilder, Preprocessing, RecipeError
@@ -351,72 +349,6 @@ def test_a_wrong_section_is_told_by_its_key(section: Any, wanted: str) -> None:
     with pytest.raises(RecipeError, match=r"^data") as raised:
         DataSettings.from_mapping(section)
     assert wanted in str(raised.value)
-
-
-def test_torchvisions_data_sets_go_by_name(tmp_path: Path) -> None:
-    settings = DataSettings(source="torchvision", name="EuroSAT", path=".", split=0.5)
-    with pytest.raises(DataError, match=r"EuroSAT .*download: true"):
-        open_data(settings, folder=tmp_path, seed=0)
-    for name in ("Forest", "River"):
-        folder = tmp_path / "eurosat" / "2750" / name
-        folder.mkdir(parents=True)
-        for index in range(4):
-            Image.new("RGB", (8, 8), (index * 60, len(name), 0)).save(folder / f"{index}.png")
-    data = open_data(settings, folder=tmp_path, seed=0)
-    assert data.classes == ("Forest", "River") and len(data.train) == len(data.val) == 4
-    assert inspect_data(data, settings).is_fine and data.train.read(0).shape == (3, 8, 8)
-    with pytest.raises(DataError, match="Did you mean 'CIFAR10'"):
-        open_data(DataSettings(source="torchvision", name="CIFAR-10"), folder=tmp_path, seed=0)
-
-
-@pytest.mark.parametrize(
-    ("name", "prefix", "kind", "classes"),
-    [
-        ("QMNIST", "qmnist-{}", "idx2-int", 10),  # whose labels are rows of eight numbers
-        ("EMNIST", "emnist-balanced-{}", "idx1-ubyte", 47),  # which has an A and an a
-    ],
-)
-def test_data_sets_of_letters_and_digits_can_be_trained_on(
-    tmp_path: Path, name: str, prefix: str, kind: str, classes: int
-) -> None:
-    raw = tmp_path / name / "raw"
-    raw.mkdir(parents=True)
-    labels = np.arange(classes)
-    for part in ("train", "test"):
-        images = np.random.default_rng(len(part)).integers(0, 256, (classes, 28, 28), np.uint8)
-        rows = labels.astype(np.uint8)
-        if kind == "idx2-int":
-            rows = np.stack([labels, *[labels + 900] * 7], 1).astype(">i4")
-        for what, array, code in (("images-idx3-ubyte", images, 8), (f"labels-{kind}", rows, 12)):
-            code = 8 if array.dtype == np.uint8 else code
-            sizes = np.array(array.shape, ">i4").tobytes()
-            header = bytes((0, 0, code, array.ndim)) + sizes
-            (raw / f"{prefix.format(part)}-{what}").write_bytes(header + array.tobytes())
-    settings = DataSettings(source="torchvision", name=name, path=".")
-    data = open_data(settings, folder=tmp_path, seed=0)
-    assert inspect_data(data, settings).is_fine and len(data.classes) == classes
-    assert data.train.targets.tolist() == data.val.targets.tolist() == labels.tolist()
-
-
-def test_images_of_a_data_set_are_upright_and_its_classes_have_names(tmp_path: Path) -> None:
-    upright = Image.Exif()
-    upright[0x112] = 6
-    for part in ("train", "val"):
-        for wnid, shade in (("n01440764", 0), ("n02102040", 200)):
-            folder = tmp_path / "imagenette2" / part / wnid
-            folder.mkdir(parents=True)
-            picture = Image.new("RGB", (8, 16), (shade, len(part), 0))
-            picture.save(folder / "0.JPEG", exif=upright)
-    settings = DataSettings(source="torchvision", name="Imagenette", path=".")
-    data = open_data(settings, folder=tmp_path, seed=0)
-    assert data.classes == ("tench, Tinca tinca", "English springer, English springer spaniel")
-    assert data.train.read(0).shape == (3, 8, 16)
-
-
-def test_names_of_a_data_set_that_two_classes_have_are_told_apart() -> None:
-    given = SimpleNamespace(classes=[("crane",), ("tench",), ("crane",)], wnids=["n1", "n2", "n3"])
-    assert _classes_of(given, 3) == ("crane (n1)", "tench", "crane (n3)")
-    assert _classes_of(SimpleNamespace(), 2) == ("0", "1")
 
 
 @pytest.mark.parametrize("pair", [("a", "A"), ("hot dog", "Hot  dog"), ("é", "e\u0301")])

@@ -126,6 +126,9 @@ FOLDERS: dict[str, tuple[Callable[[Path], object], str]] = {
     "svg": (lambda r: (r / "train/cat/a.svg").write_text("<svg/>"), "a.svg"),
     "archive": (lambda r: (r / "train/cat/a.zip").write_bytes(b"PK\3\4"), "a.zip"),
     "too many pixels": (lambda r: bomb(r / "train/cat/b.png", 12_000), "12000 x 12000 pixels"),
+    "a line": (
+        lambda r: photo(r / "train/cat/l.png", 9, (1, 1001)), "l.png: 1001 x 1 pixels, one side",
+    ),
     "a bomb": (lambda r: bomb(r / "train/cat/b.png", 60_000), "train/cat/b.png: too large"),
     "pipe": (lambda r: os.mkfifo(r / "train/cat/pipe.png"), "pipe.png: is not a file"),
     "socket": (lambda r: a_socket(r / "train/cat/s.png"), "s.png: is not a file"),
@@ -260,6 +263,15 @@ def test_one_column_is_not_two_things(tmp_path: Path) -> None:
     file = table(tmp_path / "photos")
     with pytest.raises(DataError, match=r"list.csv:1: the column 'split' would be the label and"):
         looked_at(file, columns={"label": "split"})
+
+
+def test_a_table_without_any_label_has_no_class(tmp_path: Path) -> None:
+    for index in range(6):
+        photo(tmp_path / f"{index}.png", index)
+    file = tmp_path / "list.csv"
+    file.write_text("path,label\n" + "".join(f"{index}.png,\n" for index in range(6)))
+    with pytest.raises(DataError, match="there is no class: no image has a label"):
+        looked_at(file, labels="many")
 
 
 @pytest.mark.parametrize(

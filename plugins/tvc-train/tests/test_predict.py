@@ -364,12 +364,14 @@ def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
         judge(file, path)
 
 
-@pytest.mark.parametrize("labels", ["one", "many"])
+@pytest.mark.parametrize(
+    ("labels", "precision"), [("one", "float32"), ("many", "float32"), ("one", "bfloat16")]
+)
 def test_figures_of_a_run_and_in_its_file_are_those_that_evaluation_finds(
-    recipe: Callable[..., dict[str, Any]], tmp_path: Path, labels: str
+    recipe: Callable[..., dict[str, Any]], tmp_path: Path, labels: str, precision: str
 ) -> None:
-    """With its temperature, and with the thresholds of several labels."""
-    given = recipe(methods=["temperature"])
+    """With its temperature and its own numbers, and with the thresholds of several labels."""
+    given = recipe(methods=["temperature"], precision=precision)
     if labels == "many":
         rows = [f"photos/class{n % 3}/{n // 3}.png,{'a;b' if n % 2 else 'b'}" for n in range(24)]
         (tmp_path / "many.csv").write_text("\n".join(["path,label", *rows]))
@@ -378,5 +380,7 @@ def test_figures_of_a_run_and_in_its_file_are_those_that_evaluation_finds(
     _, about = Trained.open(found.run.model)
     assert about.temperature != 1.0
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given))
-    wanted = judge(found.run.model, tmp_path / "toy.yaml").scores.figures
+    judged = judge(found.run.model, tmp_path / "toy.yaml")
+    wanted = judged.scores.figures
+    assert torch.allclose(found.evaluation.logits, judged.evaluation.logits, atol=1e-5)
     assert found.evaluation.figures == about.figures == pytest.approx(wanted, abs=1e-5)

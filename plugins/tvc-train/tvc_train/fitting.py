@@ -27,12 +27,13 @@ from tvc_core import (
     load_recipe,
 )
 
+from .caching.checking import check_cuts
 from .caching.feeding import CachedFeed
 from .checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from .choosing import choose
 from .devices import Devices
 from .errors import TrainingError
-from .evaluating import Evaluation
+from .evaluating import Evaluation, evaluate
 from .faults import Stopping
 from .feeding import Feed
 from .filling import fill
@@ -44,7 +45,7 @@ from .phases import Phase, PhaseSchedule
 from .planning import Plan, make_plan
 from .running import Key, check_key, run_folder
 from .runs import Run, copy_durably, write_durably, write_text
-from .scores import best_thresholds, scores_of
+from .scores import best_temperature, best_thresholds, scores_of
 from .settings import TrainingSettings
 from .showing import Display, Displays, TensorBoard
 from .state import TrainingState
@@ -130,7 +131,8 @@ def fit(
     with processes, stopping.listening():
         processes.launch()
         fitting = _Fitting(plan, processes, registry, stopping)
-        images = plan.data_settings.path
+        settings = plan.data_settings  # torchvision looks into folders of its own in `path`
+        images = None if settings.source == "torchvision" else settings.path
         where = processes.together(
             lambda: run_folder(out, plan.name, resume=resume, force=force, data=images)
         )
@@ -207,6 +209,11 @@ class _Fitting:
         for phase in phases:
             plan.check_phase(self.model, phase)
         plan.check_images(self.model, self.transforms, phases)
+        if plan.data_settings.cache:
+            schedule = PhaseSchedule(phases, 1, **plan.freezing)
+            where = plan.given.where / "data" / "cache"
+            with where.before_errors(in_files_only=True):
+                check_cuts(self.model, schedule, self.transforms, compiled=plan.training.compile)
 
     def phases(self, training: TrainingSettings) -> tuple[Phase, ...]:
         """Return the phases, as the methods want them."""
@@ -326,9 +333,11 @@ class _Fitting:
             ) from error
         finally:
             display.close()
-        return self._saved(run, loop.weights(), evaluation)
+        return self._saved(run, loop.weights(), evaluation, feed)
 
-    def _saved(self, run: Run, weights: Mapping[str, Tensor], evaluation: Evaluation) -> Fitted:
+    def _saved(
+        self, run: Run, weights: Mapping[str, Tensor], evaluation: Evaluation, feed: Feed
+    ) -> Fitted:
         plan, model = self.plan, self.model
         if self.devices.strategy == "fsdp":  # what is in shards cannot be saved
             model = HybridBuilder(registry=self.registry).build(plan.recipe)
@@ -336,6 +345,12 @@ class _Fitting:
         fill(model, weights)
         facts = self.methods["temperature"].facts if "temperature" in self.methods else {}
         temperature, thresholds = facts.get("temperature", 1.0), None
+        if plan.training.precision != "float32":  # in which the file computes
+            evaluation = self._evaluated(model, feed)
+            if facts:
+                temperature = best_temperature(
+                    evaluation.logits, evaluation.targets, labels=plan.data.labels
+                )
         logits, targets = evaluation.logits, evaluation.targets
         if plan.data.labels == "many":
             thresholds = tuple(best_thresholds(logits, targets, temperature=temperature))
@@ -358,6 +373,20 @@ class _Fitting:
         )
         self.devices.together(lambda: _save(run, model, trained, evaluation))
         return Fitted(run=run, model=model.eval(), evaluation=evaluation, plan=plan)
+
+    def _evaluated(self, model: HybridModel, feed: Feed) -> Evaluation:
+        """Evaluate a model on images, with the numbers that it has."""
+        devices = self.devices
+        try:
+            return evaluate(
+                model.to(devices.device),
+                Feed.evaluation_batches(feed),  # not features, which another precision computed
+                labels=feed.labels,
+                device=devices.device,
+                gather=devices.gather,
+            )
+        finally:
+            model.to("cpu")
 
 
 def _newest(run: Run, devices: Devices) -> Checkpoint | None:

@@ -215,12 +215,14 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
     folder = Path(where.source).parent if where.marks is not None else Path()
     said = dict(recipe.sections.get("data") or {})
     if data is not None:
-        said = {key: v for key, v in said.items() if key != "source"}
+        said = {k: v for k, v in said.items() if k not in ("source", "name", "download")}
         said["path"] = str(Path(data).resolve())
+        recipe = replace(recipe, sections={**recipe.sections, "data": said})
     with (where / "data").before_errors():
         data_settings = DataSettings.from_mapping(said)
-        if data_settings.path is not None:
-            whole = str((folder / Path(data_settings.path).expanduser()).resolve())
+        path = data_settings.path or ("." if data_settings.source == "torchvision" else None)
+        if path is not None:
+            whole = str((folder / Path(path).expanduser()).resolve())
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
         training = TrainingSettings.of(recipe)

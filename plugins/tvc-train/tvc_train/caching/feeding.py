@@ -18,6 +18,7 @@ from ..errors import TrainingError
 from ..faults import StoppedError, Stopping
 from ..feeding import Feed
 from ..phases import Phase
+from .checking import COMPILED, refused
 from .cutting import CutError, Halves, cut
 from .keys import content_digest, facts_of, key_of, weights_digest
 from .storing import FeatureStore, default_folder
@@ -93,10 +94,7 @@ class CachedFeed(Feed):
             self._tables["val"] = self._table(self.data.val, held, halves, 1)
         except CutError as error:
             if not error.all_learns:
-                raise TrainingError(
-                    f"data.cache: phase {phase.title!r}: {error}. Leave the cache out, or freeze "
-                    "what stands there"
-                ) from error
+                raise refused(phase, error) from error
             self.note(f"phase {phase.title!r} caches nothing: {error}")
             return
         finally:
@@ -166,7 +164,7 @@ class CachedFeed(Feed):
         if isinstance(model, nn.parallel.DistributedDataParallel):
             model = model.module
         if model is not own or own is None:
-            raise TrainingError("data.cache: a compiled model cannot be cut; leave one of them out")
+            raise TrainingError(COMPILED)
         return halves.above[own.training]
 
     def after_backward(self, learning: Iterable[nn.Parameter]) -> None:

@@ -31,6 +31,11 @@ SUFFIXES = {
 
 MAX_PIXELS = 100_000_000
 
+MAX_RATIO = 1000
+"""Of the sides of an image. Resized by its short side it would take as many times more memory than
+what is cut out of it: a line of one pixel, of a few bytes in a file, tens of GiB.
+"""
+
 _BEGINNINGS = {
     b"%PDF": "a PDF", b"<svg": "an SVG", b"<?xm": "an XML file", b"<!DO": "an HTML page",
     b"<htm": "an HTML page", b"PK\x03\x04": "a ZIP archive", b"\x1f\x8b": "a gzip archive",
@@ -127,6 +132,10 @@ def _open(content: bytes, where: str, max_pixels: int, formats: Sequence[str]) -
     if width * height > max_pixels:
         raise DataError(
             f"{where}: {width} x {height} pixels, more than {max_pixels:,} (data.max_pixels)"
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise DataError(
+            f"{where}: {width} x {height} pixels, one side more than {MAX_RATIO:,} times the other"
         )
     return picture
 

@@ -235,9 +235,10 @@ def _contradictions(
 def _about_classes(train: Samples, val: Samples, data: Data) -> list[Problem]:
     """Say what is wrong with the classes, and how many images each has."""
     found: list[Problem] = []
-    if len(data.classes) < 2 and data.labels == "one":
+    if len(data.classes) < (2 if data.labels == "one" else 1):
         what = f"there is one class, {join_names(data.classes)}, so there is nothing to learn"
-        found.append(Problem(where="data", what=what if data.classes else "there is no class"))
+        what = what if data.classes else "there is no class: no image has a label"
+        found.append(Problem(where="data", what=what))
     if not len(train):
         found.append(Problem(where="data", what="there is no image to train on"))
         return found

@@ -26,6 +26,7 @@ from .torchvision_sets import open_torchvision
 __all__ = ["Data", "open_data", "open_files", "open_labeled", "source_of"]
 
 _NOT_KNOWN = "the model does not know"
+_NO_FOLDER = "train/ does not have"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ def open_data(
     Raises:
         DataError: there is nothing to train on, or it is not what the section says.
     """
-    lacking = "data.classes does not name" if settings.classes else "train/ does not have"
+    lacking = "data.classes does not name" if settings.classes else _NO_FOLDER
     if classes is not None:
         settings, lacking = replace(settings, classes=classes), _NOT_KNOWN
     source = source_of(settings, folder)
@@ -71,8 +72,7 @@ def open_data(
     if source == "digits":
         return _digits(settings, seed)
     if source == "torchvision":
-        train, val, classes = open_torchvision(settings, folder)
-        return _split(Data(train=train, val=val or train, classes=classes), settings, seed, val)
+        return _torchvision(settings, folder, seed, lacking)
     path = _path(settings, folder)
     if source == "shards":
         train, held, classes = open_shards(path, settings)
@@ -242,6 +242,20 @@ def _split(data: Data, settings: DataSettings, seed: int, val: Samples | None) -
     groups = copies(whole) if isinstance(whole, FileSamples) else None
     train, held = split_indices(whole.targets, part=settings.split, seed=seed, groups=groups)
     return replace(data, train=whole.take(train), val=whole.take(held))
+
+
+def _torchvision(settings: DataSettings, folder: Path, seed: int, lacking: str) -> Data:
+    root = folder / Path(settings.path or ".").expanduser()
+    if not root.exists() and not settings.download and settings.name != "FakeData":
+        raise _missing(root)
+    if lacking == _NO_FOLDER:
+        lacking = "what is trained on does not have"
+    train, val, classes, problems = open_torchvision(
+        settings, root, settings.classes, lacking=lacking
+    )
+    held = train if val is None else val
+    data = Data(train=train, val=held, classes=classes, problems=tuple(problems))
+    return _split(data, settings, seed, val)
 
 
 def _digits(settings: DataSettings, seed: int) -> Data:

@@ -10,7 +10,10 @@ from tvc_core import RecipeError, did_you_mean, join_names, short_repr, what_the
 
 from ..data_schema import FORMATS, RULES
 
-__all__ = ["DataSettings"]
+__all__ = ["NOT_DOWNLOADED", "DataSettings"]
+
+NOT_DOWNLOADED = ("FakeData", "ImageNet", "StanfordCars")
+"""Data sets of torchvision's that it does not download."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +152,8 @@ class DataSettings:
         for key in ("name", "download"):
             if getattr(self, key) and source != "torchvision":
                 found.append((key, "only 'source: torchvision' takes it"))
+        if self.download and self.name in NOT_DOWNLOADED:
+            found.append(("download", f"torchvision does not download {self.name}"))
         if self.columns is not None and source not in ("csv", None):
             found.append(("columns", "only 'source: csv' takes it"))
         if self.separator != ";" and self.labels == "one":

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections import Counter
+from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,11 @@ from torch import Tensor
 from tvc_core import as_rgb, foreign, what_there_is
 
 from ..errors import DataError
+from .files import FileSamples
 from .names import Names
+from .problems import Problem, unknown_class
 from .samples import Samples
-from .settings import DataSettings
+from .settings import NOT_DOWNLOADED, DataSettings
 
 __all__ = ["TorchvisionSamples", "open_torchvision"]
 
@@ -36,9 +41,12 @@ _SETS: dict[str, tuple[dict[str, Any], dict[str, Any] | None]] = {
 }  # fmt: skip
 """What is asked for to train on, and to hold out; None where torchvision does not say."""
 
+_NEEDS = {"SVHN": "scipy", "Flowers102": "scipy", "StanfordCars": "scipy", "PCAM": "h5py"}
+"""A package that torchvision reads a data set with, and does not install."""
+
 
 class TorchvisionSamples(Samples):
-    """Images of a torchvision data set.
+    """Images of a torchvision data set that keeps them in arrays.
 
     Args:
         dataset: the data set, of Pillow's images.
@@ -80,53 +88,118 @@ class TorchvisionSamples(Samples):
 
 
 def open_torchvision(
-    settings: DataSettings, folder: Path
-) -> tuple[Samples, Samples | None, tuple[str, ...]]:
-    """Return what to train on, what to hold out (None where torchvision does not say), and classes.
+    settings: DataSettings, root: Path, classes: Sequence[str] | None = None, *, lacking: str
+) -> tuple[Samples, Samples | None, tuple[str, ...], list[Problem]]:
+    """Open one of torchvision's data sets. Images that it keeps in files are read as any others.
+
+    Args:
+        settings: of the data.
+        root: the folder in which torchvision keeps it.
+        classes: those that there may be, in the order of the outputs; by default those of what is
+            trained on.
+        lacking: what does not have a class that is none of them, as `unknown_class` says it.
+
+    Returns:
+        What to train on, what to hold out (None where torchvision does not say), the classes, and
+        what is wrong.
 
     Raises:
         DataError: there is no such data set, or it cannot be opened.
     """
+    name = settings.name
+    assert name is not None
+    if name not in _SETS:
+        raise DataError(
+            f"data.name: {name!r} is none of the data sets of torchvision that can be trained on."
+            + what_there_is(name, list(_SETS), "There are")
+        )
+    found = {
+        part: _made(settings, root, part, given)
+        for part, given in zip(("train", "val"), _SETS[name], strict=True)
+        if given is not None
+    }
+    targets = {part: _targets_of(each, f"{name} ({part})") for part, each in found.items()}
+    most = 1 + max(int(each.max(initial=0)) for each in targets.values())
+    named = {part: _classes_of(each, most) for part, each in found.items()}
+    names = named["train"] if classes is None else tuple(classes)
+    kept, problems = [], list[Problem]()
+    for part, dataset in found.items():
+        # each part numbers the classes that it has, so only their names are the same in both
+        there = named[part]
+        target, where = targets[part], f"{name} ({part})"
+        if len(target) and not 0 <= int(target.min()) <= int(target.max()) < len(there):
+            raise DataError(
+                f"{where} in {root}: its labels are {target.min()} to {target.max()}, and it has "
+                f"names of {len(there)} classes: it is damaged, or a part of it is missing"
+            )
+        places = {each: place for place, each in enumerate(names)}
+        target = np.array([places.get(each, -1) for each in there], np.int64)[target]
+        for at in np.unique(targets[part][target < 0]).tolist():
+            problems.append(unknown_class(where, there[at], names, lacking=lacking))
+        kept.append(_samples_of(dataset, target, settings, root, part))
+    return kept[0], kept[1] if len(kept) == 2 else None, names, problems
+
+
+def _made(settings: DataSettings, root: Path, part: str, given: dict[str, Any]) -> Any:
+    """Return the data set of one part."""
     from torchvision import datasets
 
-    assert settings.name is not None
-    if settings.name not in _SETS:
-        there = what_there_is(settings.name, list(_SETS), "There are")
+    name = str(settings.name)
+    package = _NEEDS.get(name)
+    if package is not None and find_spec(package) is None:
         raise DataError(
-            f"data.name: {settings.name!r} is none of torchvision's data sets of images with one "
-            f"label each.{there}"
+            f"data.name: torchvision reads {name} with {package}, which is not installed: "
+            f"pip install {package}"
         )
-    train, val = _SETS[settings.name]
-    made, root = getattr(datasets, settings.name), str(folder / (settings.path or "."))
-    found: list[Any] = []
-    for part, given in (("train", train), ("val", val)):
-        if given is None:
-            found.append(None)
-            continue
-        options = {**given, "root": root}
-        if settings.name not in ("FakeData", "ImageNet", "StanfordCars"):
-            options["download"] = settings.download
-        if settings.name == "FakeData":  # which keeps nothing anywhere
-            options.pop("root")
-        advice = "Is it there? 'download: true' lets torchvision download it."
-        what = f"torchvision's {settings.name} ({part}) in {root} cannot be opened"
-        with foreign(DataError, what, advice="" if settings.download else advice):
-            found.append(made(**options))
-    first = found[0]
-    targets = [_targets_of(each) for each in found if each is not None]
-    classes = _classes_of(first, 1 + max(int(each.max(initial=0)) for each in targets))
-    if settings.classes not in (None, classes):
-        raise DataError(f"data.classes: those of {settings.name} are {', '.join(classes[:20])}")
-    parts = [
-        TorchvisionSamples(
-            dataset,
-            target,
-            Names(f"{settings.name}/{part}/{index}" for index in range(len(target))),
-            np.arange(len(target)),
-        )
-        for part, dataset, target in zip(("train", "val"), filter(None, found), targets)  # noqa: B905
-    ]
-    return parts[0], parts[1] if len(parts) == 2 else None, classes
+    options = {**given, "root": str(root)}
+    if name not in NOT_DOWNLOADED:
+        options["download"] = settings.download
+    if name == "FakeData":  # which keeps nothing anywhere
+        options.pop("root")
+    advice = "Is it there? 'download: true' lets torchvision download it."
+    if name in NOT_DOWNLOADED:
+        advice = "Is it there? torchvision does not download it."
+    what = f"torchvision's {name} ({part}) in {root} cannot be opened"
+    own = root / name.lower()
+    if name.startswith("Caltech") and not settings.download and not own.is_dir():
+        raise DataError(f"{what}: there is no folder {own}. {advice}")  # torchvision would make it
+    with foreign(DataError, what, advice="" if settings.download else advice):
+        return getattr(datasets, name)(**options)
+
+
+def _samples_of(
+    dataset: Any, targets: np.ndarray, settings: DataSettings, root: Path, part: str
+) -> Samples:
+    """Return the images of a data set whose targets are not negative."""
+    good = targets >= 0
+    files = _files_of(dataset)
+    if files is None:
+        names = Names(f"{settings.name}/{part}/{index}" for index in range(len(targets)))
+        whole = TorchvisionSamples(dataset, targets, names, np.arange(len(targets)))
+        return whole if good.all() else whole.take(np.flatnonzero(good))
+    # by their names, since SUN397 lists them in the order of the file system
+    order = [index for index in sorted(range(len(files)), key=files.__getitem__) if good[index]]
+    paths = [os.path.relpath(files[index], root) for index in order]
+    return FileSamples(root, targets[order], paths, settings)
+
+
+def _files_of(dataset: Any) -> list[str] | None:
+    """Return the file of each image; None where there is none."""
+    kind = type(dataset).__name__
+    if kind.startswith("Caltech"):  # which names the files only where it opens one
+        top = Path(dataset.root, f"{kind[-3:]}_ObjectCategories")
+        return [
+            str(
+                top / dataset.categories[y]
+                / (f"image_{n:04d}.jpg" if kind == "Caltech101" else f"{y + 1:03d}_{n:04d}.jpg")
+            )
+            for y, n in zip(dataset.y, dataset.index, strict=True)
+        ]  # fmt: skip
+    for name in ("_image_files", "_images", "_samples", "samples"):
+        found = getattr(dataset, name, None)
+        if found is not None:
+            return [str(each[0] if isinstance(each, tuple) else each) for each in found]
+    return None
 
 
 def _classes_of(dataset: Any, num: int) -> tuple[str, ...]:
@@ -142,11 +215,16 @@ def _classes_of(dataset: Any, num: int) -> tuple[str, ...]:
     )
 
 
-def _targets_of(dataset: Any) -> np.ndarray:
+def _targets_of(dataset: Any, where: str) -> np.ndarray:
     """Return the class of each image, int64 [N]."""
     for name in ("targets", "labels", "_labels", "y"):
         found = np.asarray(getattr(dataset, name, ()))
-        if found.shape == (len(dataset),):  # QMNIST's are rows of numbers, the class one of them
+        if found.ndim == 1 and found.size:  # QMNIST's are rows of numbers, the class one of them
+            if len(found) != len(dataset):
+                raise DataError(f"{where}: has {len(dataset)} images and {len(found)} labels")
             return found.astype(np.int64)
-    with foreign(DataError, f"the labels of {type(dataset).__name__} cannot be read"):
+    pairs = getattr(dataset, "_samples", None)
+    if pairs is not None:
+        return np.array([int(target) for _, target in pairs], np.int64)
+    with foreign(DataError, f"the labels of {where} cannot be read"):
         return np.array([int(dataset[index][1]) for index in range(len(dataset))], np.int64)

@@ -1,0 +1,67 @@
+"""Look, before a training begins, whether what is frozen in each phase can be computed once."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+
+from tvc_core import HybridModel
+
+from ..data import Transforms
+from ..errors import TrainingError
+from ..phases import Phase, PhaseSchedule
+from .cutting import CutError, cut
+
+__all__ = ["COMPILED", "check_cuts", "refused"]
+
+COMPILED = "data.cache: a compiled model cannot be cut; leave one of them out"
+
+
+def refused(phase: Phase, error: CutError) -> TrainingError:
+    """Return the error of a phase in which features would be wrong."""
+    return TrainingError(
+        f"data.cache: phase {phase.title!r}: {error}. Leave the cache out, or freeze what stands "
+        "there"
+    )
+
+
+def check_cuts(
+    model: HybridModel, schedule: PhaseSchedule, transforms: Transforms, *, compiled: bool
+) -> None:
+    """Refuse phases in which cached features would be wrong, also those that come after others. The
+    model is as before afterwards.
+
+    Args:
+        model: the hybrid.
+        schedule: of all phases.
+        transforms: of images to train on.
+        compiled: the model is to be compiled.
+
+    Raises:
+        TrainingError: something is frozen, and yet its features would be wrong.
+    """
+    state = model.freeze_state()
+    modes = {module: module.training for module in model.modules()}
+    channels = len(transforms.preprocessing.mean)
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for phase in schedule.phases:
+            schedule.freeze(model, phase)
+            sized = transforms if phase.size is None else transforms.resized(phase.size)
+            shape = (2, channels, *sized.preprocessing.size)
+            pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+            model.train()
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    cut(model, sized.normalize(pixels), nullcontext)
+            except CutError as error:
+                if not error.all_learns:
+                    raise refused(phase, error) from error
+            else:
+                if compiled:
+                    raise TrainingError(COMPILED)
+    finally:
+        model.load_freeze_state(state)
+        for module, training in modes.items():
+            module.training = training
