@@ -458,6 +458,14 @@ class Encoder(nn.Module):
         )
 
 
+def test_a_network_of_one_size_is_described_at_that_size(builder: HybridBuilder) -> None:
+    make, about = NETWORKS["swin"]
+    model = builder.from_module(make(), **about)
+    assert {info.image for info in tvc_core.describe_model(model)} == {(64, 64)}
+    with pytest.raises(BackboneError, match="does not accept images of 224x224 pixels"):
+        tvc_core.describe_model(model, size=224)
+
+
 def test_torchs_fused_encoder_layers_can_be_patched(builder: HybridBuilder) -> None:
     for seed in range(4):  # the difference in rounding is not seen for each
         torch.manual_seed(seed)
