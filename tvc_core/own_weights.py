@@ -59,7 +59,14 @@ def fill_from_file(
     for other in others:  # one that the file lacks is trained on the same classes
         _fit_head(network, other, state, layouts, otherwise=rows)
     checkpoint = Checkpoint.of(state, str(path))
-    report = load_checkpoint(network, checkpoint, Wishes(layouts=layouts), None, False, 0.4)
+    try:
+        report = load_checkpoint(network, checkpoint, Wishes(layouts=layouts), None, False, 0.4)
+    except WeightsError as error:  # what it says to do is said to partial_load
+        raise WeightsError(
+            f"{path}: {str(error).rstrip('.')}. That is for partial_load: build the network with "
+            "weights=None, with in_channels, stages and the like of the file's network, then "
+            "tvc_core.partial_load(model, path)"
+        ) from error
     in_head = _inside(report.missing, [head])
     in_others = _inside(report.missing, others)
     missing = [key for key in report.missing if key not in {*in_head, *in_others}]

@@ -101,6 +101,25 @@ def test_tokens_are_shown_to_gates_as_the_block_sees_them() -> None:
     assert found.response == pytest.approx(float(gate.std(0, correction=0).mean()), rel=1e-3)
 
 
+def test_factors_for_each_channel_are_seen_in_every_layout_and_may_be_the_same_for_all() -> None:
+    patches = {"layer2": {"wrap": "layer_scale"}, "fc": {"wrap": "layer_scale"}}
+    model = HybridBuilder().from_torchvision("resnet18", weights=None, patches=patches).eval()
+    factors: list[Any] = [
+        model.get_submodule(f"patches.{path}.layer_scale").block.gamma.detach()  # type: ignore[union-attr]
+        for path in patches
+    ]
+    for gamma in factors:
+        torch.nn.init.uniform_(gamma, 0.5, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = model.patch_report(IMAGES)
+    for gamma, effect in zip(factors, report.patches, strict=True):
+        found: Any = effect.gate_values
+        assert found.mean == pytest.approx(float(gamma.mean()), rel=1e-5)
+        assert found.spread == pytest.approx(float(gamma.std(correction=0)), rel=1e-4)
+        assert found.response == pytest.approx(0, abs=1e-6) and found.dead == ""
+
+
 # -- closed patches --------------------------------------------------------------------------------
 
 

@@ -394,6 +394,32 @@ def test_an_auxiliary_head_gets_its_classes_and_belongs_to_its_stage(
     assert torch.equal(again.eval()(x), model.eval()(x))
 
 
+def test_an_auxiliary_head_learns_nothing_where_the_head_learns_nothing(
+    builder: HybridBuilder, tmp_path: Path
+) -> None:
+    model = builder.from_module(WithAuxiliary(), **AUXILIARY, num_classes=3)
+    for unfreeze_stages in (None, [0, 1]):
+        model.freeze_backbone(unfreeze_stages, head="none")
+        model.train()
+        assert not any(p.requires_grad for p in (*model.aux.parameters(), *model.fc.parameters()))
+        assert not any(module.training for module in (*model.aux.modules(), model.fc))
+        assert model.one.weight.requires_grad is model.one.training is (unfreeze_stages is not None)
+    model.reset_classifier(4)
+    assert not any(p.requires_grad for p in (*model.aux.parameters(), *model.fc.parameters()))
+    model.save(tmp_path / "aux.safetensors")
+    again = tvc_core.load(tmp_path / "aux.safetensors", module=WithAuxiliary())
+    assert again.count_parameters(True) == model.count_parameters(True) > 0
+    model.unfreeze_all()
+    assert model.count_parameters(True) == model.count_parameters() and model.aux.training
+
+
+def test_an_auxiliary_head_is_frozen_with_a_head_that_is_not_used(builder: HybridBuilder) -> None:
+    model = builder.from_module(WithAuxiliary(), **AUXILIARY).train()
+    tvc_core.freeze_head(model)
+    sum(map(torch.sum, model.get_stage_outputs(torch.randn(2, 3, 64, 64)))).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
 @pytest.mark.parametrize(
     ("auxiliary", "said"),
     [
@@ -430,6 +456,14 @@ class Encoder(nn.Module):
         return self.fc(
             self.layers(self.embed(x).flatten(2).transpose(1, 2) + self.positions).mean(1)
         )
+
+
+def test_a_network_of_one_size_is_described_at_that_size(builder: HybridBuilder) -> None:
+    make, about = NETWORKS["swin"]
+    model = builder.from_module(make(), **about)
+    assert {info.image for info in tvc_core.describe_model(model)} == {(64, 64)}
+    with pytest.raises(BackboneError, match="does not accept images of 224x224 pixels"):
+        tvc_core.describe_model(model, size=224)
 
 
 def test_torchs_fused_encoder_layers_can_be_patched(builder: HybridBuilder) -> None:

@@ -76,6 +76,10 @@ def test_what_does_not_fit_is_an_error(tmp_path: Path) -> None:
     assert torch.equal(model.conv1.weight, state["conv1.weight"])
     with pytest.raises(WeightsError):
         B.from_backbone("resnet50", tmp_path / "own.pth")
+    B.from_backbone("resnet18", None, stages=1, num_classes=2).save(tmp_path / "short.safetensors")
+    said = r"short.*: Shape mismatch.*fc.*weights=None, with in_channels, stages.*partial_load"
+    with pytest.raises(WeightsError, match=said):
+        B.from_backbone("resnet18", tmp_path / "short.safetensors", stages=1)
     with pytest.raises(WeightsError, match=r"absent\.pth"):
         B.from_backbone("resnet18", tmp_path / "absent.pth")
 

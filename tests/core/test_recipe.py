@@ -280,7 +280,7 @@ def test_unfreeze_stages_needs_a_frozen_backbone(stages: Any, more: dict[str, An
 
 
 @pytest.mark.parametrize(
-    "value", [3, "cat", ["cat", 3], ["cat", "cat"], {"cat": 1}, [None]], ids=str
+    "value", [3, "cat", ["cat", 3], ["cat", "cat"], {"cat": 1}, [None], []], ids=str
 )
 def test_class_names_are_different_names(value: Any) -> None:
     assert "class_names is a list of different names" in wrong(class_names=value)

@@ -18,7 +18,9 @@ from .settling import settle
 __all__ = ["describe_model"]
 
 USUAL_SIZE = 224
-"""Side of the image for a backbone without pretrained weights, which would say theirs [pixels]."""
+"""Side of the image for a backbone without pretrained weights, which would say theirs, if it takes
+that [pixels].
+"""
 
 
 def describe_model(
@@ -34,7 +36,8 @@ def describe_model(
         model: the hybrid.
         size: side of the image, or [height, width]; by default those of the preprocessing that was
             set for the model, else those that it was built for, else the crop of its weights or of
-            the backbone's default ones [pixels].
+            the backbone's default ones; of a backbone without any 224, or, where it does not accept
+            that, those that it was measured with [pixels].
 
     Raises:
         ParameterError: `model` is not a hybrid, or `size` is no size.
@@ -58,8 +61,13 @@ def describe_model(
     own = replace(spec, num_channels=model.num_channels)
     image = image_of(model, own, (sides[0], sides[1]))
     what = f"{spec.name} does not accept images of {sides[0]}x{sides[1]} pixels"
-    with foreign(BackboneError, what), probing(model):
-        model(image)
+    try:
+        with foreign(BackboneError, what), probing(model):
+            model(image)
+    except BackboneError:
+        if size or own_size or weights:
+            raise
+        image = image_of(model, own, (state.probe_shape[2], state.probe_shape[3]))
     paths = [path for path, _ in model.named_modules() if path]
     sites, _ = Probe(image).sites(model, paths)
     anatomy = state.anatomy

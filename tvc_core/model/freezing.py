@@ -162,7 +162,7 @@ def adopt(network: nn.Module, state: HybridState, paths: Collection[str]) -> Non
     """Freeze or thaw the modules at some paths, which are new in the network, as the state says."""
     flags = wanted_grads(network, state)
     for name, parameter in network.named_parameters():
-        if any(f"{name}.".startswith(f"{path}.") for path in paths):
+        if _is_below(name, paths):
             parameter.requires_grad_(flags[name])
     hold(network, state, paths)
 
@@ -177,7 +177,7 @@ def freeze_head(network: nn.Module, state: HybridState) -> None:
     trainable = [
         name
         for name, parameter in network.named_parameters()
-        if parameter.requires_grad and any(f"{name}.".startswith(f"{path}.") for path in paths)
+        if parameter.requires_grad and _is_below(name, paths)
     ]
     if trainable:
         refuse_under_ddp(network, trainable)
@@ -196,6 +196,8 @@ def wanted_grads(
     flags: dict[str, bool] = {}
     for name, _ in network.named_parameters():
         part, inserted = part_of_parameter(name, anatomy)
+        if HEAD in frozen and not inserted and _is_below(name, anatomy.heads):
+            part = HEAD  # an auxiliary head, which is of no use without the head
         owner = name.rpartition(".")[0]
         inserted = inserted or (part != HEAD and owner in new)
         trainable = part not in frozen or (inserted and not wanted.patches)
@@ -215,6 +217,22 @@ def frozen_parts(freeze: FreezeState) -> set[str]:
     return parts | ({STEM} if freeze.stem else set()) | ({HEAD} if freeze.head == "none" else set())
 
 
+def _frozen_roots(
+    network: nn.Module, anatomy: Anatomy, frozen: set[str]
+) -> Iterator[tuple[str, str, nn.Module]]:
+    """Yield (part, path, module) of what is frozen as a whole: auxiliary heads with their stage, or
+    with the head.
+    """
+    for found, path in anatomy.items():
+        part = HEAD if HEAD in frozen and path in anatomy.heads else found
+        if part in frozen and (module := find_module(network, path)) is not None:
+            yield part, path, module
+
+
+def _is_below(name: str, paths: Iterable[str]) -> bool:
+    return any(f"{name}.".startswith(f"{path}.") for path in paths)
+
+
 def hold(network: nn.Module, state: HybridState, within: Collection[str] | None = None) -> None:
     """Put frozen modules in eval mode, and keep their statistics. Nothing else is written.
 
@@ -230,7 +248,7 @@ def hold(network: nn.Module, state: HybridState, within: Collection[str] | None 
     held = list(held_modules(network, state))
     if network.training:
         for path, module in held:
-            if within is None or any(f"{path}.".startswith(f"{each}.") for each in within):
+            if within is None or _is_below(path, within):
                 module.training = False
         _tell_half_thawed(state, held)
     norms = {path: module for path, module in held if is_normalization(module)}
@@ -253,19 +271,18 @@ def held_modules(network: nn.Module, state: HybridState) -> Iterator[tuple[str, 
     # has put into a frozen part (`new`) are held only if patches are frozen as well.
     freeze, anatomy, new = state.freeze, state.anatomy, state.new_modules
     frozen = frozen_parts(freeze)
-    for part in sorted(frozen):
-        for root_path, root in anatomy.modules(network, part):
-            foreign = "-"
-            for path, module in root.named_modules(prefix=root_path):
-                if _is_wrapped(path, module, state):
-                    foreign = path
-                if f"{path}.".startswith(f"{foreign}.") and not _learns_nothing(module):
-                    continue
-                norm = part != HEAD and path not in new and is_normalization(module)
-                if norm and freeze.normalization == "train":
-                    continue
-                if path not in new or freeze.patches or part == HEAD:
-                    yield path, module
+    for part, root_path, root in _frozen_roots(network, anatomy, frozen):
+        foreign = "-"
+        for path, module in root.named_modules(prefix=root_path):
+            if _is_wrapped(path, module, state):
+                foreign = path
+            if _is_below(path, [foreign]) and not _learns_nothing(module):
+                continue
+            norm = part != HEAD and path not in new and is_normalization(module)
+            if norm and freeze.normalization == "train":
+                continue
+            if path not in new or freeze.patches or part == HEAD:
+                yield path, module
     if freeze.head == "last" and (last := find_classifier(network, anatomy.head)):
         root = network.get_submodule(anatomy.head)
         for path, module in root.named_modules(prefix=anatomy.head):

@@ -33,7 +33,8 @@ class GateStatistics:
         response: standard deviation of each channel's entries over images and pixels, their mean
             over channels: how much the gate depends on what it sees. None for a single image.
         saturation: share of entries within 0.01 of 0, or of 1 where none is above 1.
-        dead: why the gate does nothing of use, as a sentence; "" where it does.
+        dead: why the gate does nothing of use, as a sentence; "" where it does, or is
+            made to be the same for every image.
     """
 
     mean: float
@@ -48,16 +49,20 @@ class GateSums:
 
     def __init__(self) -> None:
         self.count = 0
-        self.num_images = 0
+        self.is_constant = False
         self.sums: Any = 0
         self.squares: Any = 0
         self.num_zero = 0
         self.num_one = 0
         self.above_one = False
 
-    def add(self, gate: Tensor, axis: int) -> None:
-        """Add the gate of one batch, whose channels are along an axis."""
-        self.num_images += gate.shape[0]
+    def add(self, gate: Tensor, axis: int, ndim: int) -> None:
+        """Add the gate of one batch, a map of so many axes, whose channels are along one of them.
+
+        A gate with fewer axes is the same for every image by intent, as factors for each channel.
+        """
+        self.is_constant = gate.ndim < ndim
+        gate = gate[(None,) * (ndim - gate.ndim)]
         values = gate.detach().double().movedim(axis, 0).flatten(1)
         self.count += values.shape[1]
         self.sums = self.sums + values.sum(1)
@@ -78,7 +83,9 @@ class GateSums:
         mean = float(means.mean())
         spread = float((within + (means - mean).square()).mean().sqrt())
         dead = ""
-        if saturation >= MOST_SATURATED:
+        if self.is_constant:
+            dead = ""
+        elif saturation >= MOST_SATURATED:
             dead = f"{saturation:.0%} of its entries are saturated, so it hardly learns"
         elif response is not None and response < LEAST_RESPONSE:
             dead = f"it is the same for every input, {mean:.3g} on average"
@@ -110,10 +117,11 @@ class GateRecorder:
                 handle.remove()
 
     def _record(self, home: str, patch: Patch, args: tuple[Any, ...]) -> None:
-        axis = 1 if patch.view is None or patch.view.block == "NCHW" else -1
+        channels_last = patch.view is not None and patch.view.block == "NHWC"
 
         def look(x: Tensor) -> Tensor:
-            self.sums[home].add(patch.block.gate(x), axis)  # type: ignore[operator]
+            axis = -1 if channels_last or x.ndim < 4 else 1  # tokens as they are: [N, tokens, C]
+            self.sums[home].add(patch.block.gate(x), axis, x.ndim)  # type: ignore[operator]
             return x
 
         with torch.no_grad():

@@ -202,7 +202,7 @@ class HybridModel(nn.Module):
             unfreeze_stages: stages that stay trainable, one or several, by number (stage i is
                 feature i + 1, negative ones count from the end) or path, such as "layer4".
             head: what of the head is trainable: "all", "last" (only its last layer, with the hidden
-                layers and heads that were built in its place) or "none".
+                layers and heads that were built in its place) or "none", auxiliary heads included.
             freeze_patches: also freeze the blocks inserted in frozen parts; otherwise they learn.
             normalization: what the backbone's normalization layers in frozen parts do: "frozen"
                 (nothing moves), "eval" (scale and shift learn, running statistics are fixed) or

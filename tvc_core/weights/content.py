@@ -142,7 +142,7 @@ def _check_names(names: Any, head: Any) -> None:
         heads = head.get("heads")
         for name, each in names.items():
             _check_names(each, heads.get(name) if isinstance(heads, dict) else None)
-    elif names is not None:
+    elif names not in (None, []):  # once there were empty names, of a head without outputs
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise TypeError("the class names are no list of texts")
         count = head.get("num_classes")

@@ -146,7 +146,7 @@ def _is_probability(value: Any) -> bool:
 
 def _are_different_texts(value: Any) -> bool:
     texts = isinstance(value, (list, tuple)) and all(isinstance(item, str) for item in value)
-    return texts and len(set(value)) == len(value)
+    return texts and 0 < len(set(value)) == len(value)
 
 
 def _is_channel_policy(value: Any) -> bool:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 from tvc_dense import as_detection_backbone, as_segmentation_backbone
 
-from tvc_core import HybridBuilder
+from tvc_core import HybridBuilder, ParameterError
 
 BUILDER = HybridBuilder()
 
@@ -22,6 +23,13 @@ def test_a_pyramid_of_a_network_that_ends_early_has_its_scales_only() -> None:
     sum(found.sum() for found in maps.values()).backward()  # type: ignore[union-attr]
     assert all(p.grad is not None for p in backbone.parameters() if p.requires_grad)
     assert as_segmentation_backbone(model).out_channels == 160
+
+
+def test_scales_of_which_too_few_are_coarse_are_to_be_named() -> None:
+    model: Any = BUILDER.from_torchvision("mobilenet_v3_small", None, stages=1)
+    with pytest.raises(ParameterError, match=r"strides 2, 4 only \[4\] .* as in strides=\[2, 4\]"):
+        as_detection_backbone(model)
+    assert [level.stride for level in as_detection_backbone(model, strides=[2, 4]).levels] == [2, 4]
 
 
 def test_the_widths_of_a_pyramid_follow_surgery_by_hand() -> None:

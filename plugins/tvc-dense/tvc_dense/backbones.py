@@ -250,6 +250,12 @@ def _levels(
         if isinstance(strides, Iterable)
         else [strides]
     )
+    if strides is None and len(given) < 2:
+        raise ParameterError(
+            f"a feature pyramid network needs at least two scales, and of the hybrid's strides "
+            f"{', '.join(map(str, known))} only {given} are at least {FINEST[extra]}, where this "
+            f"one starts: say which to use, as in strides={list(known)[-2:]}"
+        )
     is_wrong = any(type(stride) is not int or stride not in known for stride in given)
     if is_wrong or len(set(given)) < max(2, len(given)):
         raise ParameterError(

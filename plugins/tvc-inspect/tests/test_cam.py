@@ -209,6 +209,13 @@ def test_gate_maps_are_the_gates_of_the_blocks() -> None:
             assert float((found.values - expected)[known].abs().max()) < tolerance
 
 
+def test_factors_for_each_channel_are_seen_whole() -> None:
+    patches = {"layer1": {"wrap": "layer_scale"}, "fc": {"wrap": "layer_scale"}}
+    model = HybridBuilder().from_backbone("resnet18", weights=None, patches=patches)
+    for each in gate_maps(model, _image(64)):
+        assert torch.equal(each.values, model.get_submodule(each.path).block.gamma)  # type: ignore[union-attr]
+
+
 def test_gates_of_tokens_are_those_of_the_image() -> None:
     patches = {"blocks.5": {"wrap": "cbam_block"}}
     model = _model("timm/vit_tiny_patch16_224", patches=patches, image_size=[64, 96])

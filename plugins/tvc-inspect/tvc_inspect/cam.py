@@ -162,6 +162,7 @@ def gate_maps(model: HybridModel, image: Tensor) -> tuple[GateMap, ...]:
     def record(path: str, patch: Any, args: tuple[Any, ...]) -> None:
         def look(x: Tensor) -> Tensor:
             gate = patch.block.gate(x)
+            gate = gate[(None,) * (x.ndim - gate.ndim)]  # factors for each channel have no batch
             channels_last = patch.view is not None and patch.view.block == "NHWC"
             gates[path].append(gate.movedim(-1, 1) if channels_last else gate)
             return x

@@ -12,7 +12,15 @@ import pytest
 from tvc_recipes import check_recipe, compare
 from tvc_recipes.comparing import changed
 
-from tvc_core import HybridBuilder, Preprocessing, Recipe, RecipeDocument, RecipeError, TvcError
+from tvc_core import (
+    HybridBuilder,
+    Preprocessing,
+    Recipe,
+    RecipeDocument,
+    RecipeError,
+    TvcError,
+    freeze_head,
+)
 
 HINTS = {
     "backbone: {name: resnet18, weights: None}": "1:37: .*null in YAML, without quotes",
@@ -207,6 +215,34 @@ def test_defaults_that_are_spelled_out_are_no_difference() -> None:
         len(compare(with_heads(", in_channels_policy: repeat", ", activation: gelu"), spelled)) == 2
     )
     assert len(compare(recipe("lora"), recipe("lora", ", init: identity"))) == 1  # has a gate
+
+    def frozen(says: str, dropout: str = "") -> Recipe:
+        heads = f"{{dog: {{num_classes: 3, hidden: [8]{dropout}}}}}"
+        text = f"backbone: resnet18\nhead: {{heads: {heads}}}\nfreeze_backbone: {says}"
+        return Recipe.from_document(RecipeDocument.parse(text))
+
+    full = "{head: all, freeze_patches: false, normalization: frozen}"
+    assert compare(frozen("true"), frozen(full, ", dropout: 0")) == []
+    last = frozen("{head: last}"), frozen(full.replace("all", "last"))
+    assert compare(*last) == []
+    assert len(compare(frozen("{head: none}"), frozen(full, ", dropout: 0.1"))) == 2
+
+
+def test_a_file_is_no_other_model_than_its_recipe(tmp_path: Path) -> None:
+    recipe, path = tmp_path / "recipe.yaml", tmp_path / "model.safetensors"
+    recipe.write_text(
+        "backbone: {name: shufflenet_v2_x0_5, weights: null}\n"
+        "head: {heads: {dog: {num_classes: 3, hidden: [8]}, cat: 2}}\n"
+        "freeze_backbone: {head: last, freeze_patches: false, normalization: frozen}\n"
+    )
+    model = HybridBuilder().build(recipe)
+    model.save(path)
+    assert compare(recipe, path) == []
+    model.freeze_backbone(head="none")
+    head = HybridBuilder().load(path)
+    head.unfreeze_all()
+    freeze_head(head)
+    assert [each.path for each in compare(model, head)] == ["unfreeze_stages"]
 
 
 def test_files_and_hybrids_are_compared_as_they_are_now(tmp_path: Path) -> None:

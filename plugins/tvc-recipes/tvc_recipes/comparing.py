@@ -17,6 +17,9 @@ __all__ = ["Difference", "compare"]
 _OF_NO_MODEL = ("version", "name", "description", "requires", "seed", "max_params")
 """Keys of a recipe that change nothing in what is built."""
 
+_FREEZE = {"head": "all", "freeze_patches": False, "normalization": "frozen"}
+"""What `freeze_backbone: true` says."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Difference:
@@ -156,18 +159,13 @@ def _state(given: Any, registry: Registry) -> _State | None:
 
 def _frozen(recipe: Recipe, state: Mapping[str, Any]) -> Recipe:
     """Return a recipe that freezes what a freeze state does."""
-    said = {
-        "head": (state["head"], "all"),
-        "freeze_patches": (state["patches"], False),
-        "normalization": (state["normalization"], "frozen"),
-    }
-    settings = {key: value for key, (value, default) in said.items() if value != default}
-    is_frozen = bool(state["stem"] or state["stages"])
+    names = {"freeze_patches": "patches"}
+    said = {key: state[names.get(key, key)] for key in _FREEZE}
+    settings = {key: value for key, value in said.items() if value != _FREEZE[key]}
+    frozen = settings or bool(state["stem"] or state["stages"])
     learn = tuple(i for i in range(state["num_stages"]) if i not in state["stages"])
     return replace(
-        recipe,
-        freeze_backbone=settings or is_frozen,
-        unfreeze_stages=learn if is_frozen and learn else None,
+        recipe, freeze_backbone=frozen, unfreeze_stages=learn if frozen and learn else None
     )
 
 
@@ -210,9 +208,15 @@ def _facts(recipe: Recipe, registry: Registry) -> dict[str, Any]:
         backbone["patches"] = _less(backbone["patches"], registry)
     if "heads" in head:
         head["heads"] = {name: {**each} for name, each in head["heads"].items()}
+    heads = (head, *head.get("heads", {}).values())
+    frozen = facts.get("freeze_backbone")
+    if isinstance(frozen, Mapping):
+        said = {key: value for key, value in frozen.items() if value != _FREEZE.get(key)}
+        facts["freeze_backbone"] = said or True
     for each, key, default in (
         (backbone, "in_channels_policy", "mean"),
-        *((each, "activation", "relu") for each in (head, *head.get("heads", {}).values())),
+        *((each, "activation", "relu") for each in heads),
+        *((each, "dropout", 0) for each in heads if each.get("hidden")),
     ):
         if each.get(key) == default:
             del each[key]

@@ -153,7 +153,7 @@ def _of_rule(rule: Any, type_: str = "") -> dict[str, Any]:
         if part.get("type") == "integer":
             part.update(bounds)
         if part.get("type") == "array" and "different" in says:
-            part["uniqueItems"] = True
+            part |= {"uniqueItems": True, "minItems": 1}
     return {"anyOf": [*schema.pop("anyOf", [schema]), _MACRO], "description": says}
 
 
@@ -162,7 +162,7 @@ def _heads() -> dict[str, Any]:
     types = {key: _type_of(entry) for key, entry in fields_of("head").items()}
     one = _object({key: _of_rule(rule, types[key]) for key, rule in _keys_of("heads").items()})
     number = {"type": "integer", "minimum": 1}
-    names = {"type": "array", "items": {"type": "string"}}
+    names = {"type": "array", "items": {"type": "string"}, "minItems": 1}
     head = {"anyOf": [number, names, one, _MACRO]}
     return {"type": "object", "additionalProperties": head, "minProperties": 1}
 
