@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import math
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -163,8 +164,9 @@ def steps(
     classes: int = 10,
     rate: float = 0.05,
     batch: int = 4,
+    clip: float = math.inf,
 ) -> list[float]:
-    """Do steps of SGD in training mode, and return the losses."""
+    """Do steps of SGD in training mode, gradients clipped to a norm, and return the losses."""
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(batch, 3, size, size, generator=generator)
     y = torch.arange(batch) % classes
@@ -175,6 +177,8 @@ def steps(
         loss = nn.functional.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
+        if clip < math.inf:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         losses.append(float(loss.detach()))
     return losses

@@ -600,7 +600,8 @@ def random_patches(name: str, number: int, seed: int, side: int) -> tuple[int, l
             continue
         built += 1
         try:
-            losses = steps(model, 3, side, 3, rate=1e-3, batch=2)
+            # clipped: a pooling in the place of a normalization makes gradients of 1e11
+            losses = steps(model, 3, side, 3, rate=1e-3, batch=2, clip=1.0)
             if not all(torch.tensor(losses).isfinite()):
                 wrong.append(f"{name} {target} {patch}: {losses}")
         except Exception as error:
@@ -615,6 +616,7 @@ def test_a_few_random_patches_that_build_also_train(name: str) -> None:
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize("name", NETWORKS)
 def test_100_random_patches_that_build_also_train(name: str) -> None:
     built, wrong = random_patches(name, 100, seed=1, side=SIDES.get(name, 96))
