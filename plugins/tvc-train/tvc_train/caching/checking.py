@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 
 import torch
 
@@ -11,7 +11,7 @@ from tvc_core import HybridModel
 from ..data import Transforms
 from ..errors import TrainingError
 from ..phases import Phase, PhaseSchedule
-from .cutting import CutError, cut
+from .cutting import CutError, cut, modes_kept
 
 __all__ = ["COMPILED", "check_cuts", "refused"]
 
@@ -42,10 +42,10 @@ def check_cuts(
         TrainingError: something is frozen, and yet its features would be wrong.
     """
     state = model.freeze_state()
-    modes = {module: module.training for module in model.modules()}
     channels = len(transforms.preprocessing.mean)
     generator = torch.Generator().manual_seed(0)
-    try:
+    with modes_kept(model), ExitStack() as stack:
+        stack.callback(model.load_freeze_state, state)
         for phase in schedule.phases:
             schedule.freeze(model, phase)
             sized = transforms if phase.size is None else transforms.resized(phase.size)
@@ -61,7 +61,3 @@ def check_cuts(
             else:
                 if compiled:
                     raise TrainingError(COMPILED)
-    finally:
-        model.load_freeze_state(state)
-        for module, training in modes.items():
-            module.training = training

@@ -10,6 +10,7 @@ need, and both halves are compared with the whole before they are used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from tvc_core import short_repr
 
 from ..errors import TrainingError
 
-__all__ = ["CutError", "Halves", "cut"]
+__all__ = ["CutError", "Halves", "cut", "modes_kept"]
 
 _RANDOM = ("dropout", "stochastic_depth", "rand", "bernoulli", "multinomial", "normal", "rrelu")
 """What functions that draw random numbers have in their names."""
@@ -68,9 +69,8 @@ def cut(model: nn.Module, images: Tensor, context: Callable[[], Any]) -> Halves:
         CutError: nothing is settled, or it cannot be told; the message says what is in the way.
     """
     images = images[:_FEW]
-    modes = {module: module.training for module in model.modules()}
     graphs: dict[bool, fx.Graph] = {}
-    try:
+    with modes_kept(model):
         graphs[True] = _traced(model)
         place, nodes = _place(model, graphs[True])
         below = fx.GraphModule(model, _below(graphs[True], nodes[place]))
@@ -84,16 +84,24 @@ def cut(model: nn.Module, images: Tensor, context: Callable[[], Any]) -> Halves:
         with torch.no_grad(), context():
             wanted = model(images)
             found = above[False](below(images))
-        _restore(modes)
-        if not _equal(wanted, found):
-            raise CutError("its halves compute something other than the whole, as it runs code "
-                           "that depends on values")  # fmt: skip
-        features = _settled_features(model, below, images, context)
-    finally:
-        _restore(modes)
+    if not _equal(wanted, found):
+        raise CutError("its halves compute something other than the whole, as it runs code that "
+                       "depends on values")  # fmt: skip
+    features = _settled_features(model, below, images, context)
     where = _named(nodes[place])
     shape = tuple(features.shape[1:])
     return Halves(below=below, where=where, shape=shape, dtype=features.dtype, above=above)
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in the mode, training or evaluation, in which it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 class _Tracer(fx.Tracer):
@@ -115,11 +123,6 @@ def _traced(model: nn.Module) -> fx.Graph:
         return _Tracer().trace(model)
     except Exception as error:  # whatever the network's own code raises when it is traced
         raise CutError(f"its forward pass cannot be traced: {short_repr(str(error))}") from error
-
-
-def _restore(modes: dict[nn.Module, bool]) -> None:
-    for module, training in modes.items():
-        module.training = training
 
 
 # -- where -----------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ..faults import StoppedError, Stopping
 from ..feeding import Feed
 from ..phases import Phase
 from .checking import COMPILED, refused
-from .cutting import CutError, Halves, cut
+from .cutting import CutError, Halves, cut, modes_kept
 from .keys import content_digest, facts_of, key_of, weights_digest
 from .storing import FeatureStore, default_folder
 
@@ -85,21 +85,18 @@ class CachedFeed(Feed):
         super().begin(model, phase)
         self._halves, self._tables, self._given = None, {}, False
         example = self._images(self.data.train, self._sized, np.arange(min(2, self.num_images)))
-        modes = {module: module.training for module in model.modules()}
-        model.train()
         try:
-            halves = cut(model, example, self.devices.autocast)
-            self._tables["train"] = self._table(self.data.train, self._sized, halves, self.views)
-            held = self.transforms.for_evaluation()
-            self._tables["val"] = self._table(self.data.val, held, halves, 1)
+            with modes_kept(model):
+                model.train()
+                halves = cut(model, example, self.devices.autocast)
+                drawn = self._table(self.data.train, self._sized, halves, self.views)
+                held = self.transforms.for_evaluation()
+                self._tables = {"train": drawn, "val": self._table(self.data.val, held, halves, 1)}
         except CutError as error:
             if not error.all_learns:
                 raise refused(phase, error) from error
             self.note(f"phase {phase.title!r} caches nothing: {error}")
             return
-        finally:
-            for module, training in modes.items():
-                module.training = training
         self._halves = halves
         self._state, self._weights = _state_of(halves.below), weights_digest(halves.below)
         size = sum(table.nbytes for table in self._tables.values())

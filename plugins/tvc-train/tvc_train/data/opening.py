@@ -26,7 +26,6 @@ from .torchvision_sets import open_torchvision
 __all__ = ["Data", "open_data", "open_files", "open_labeled", "source_of"]
 
 _NOT_KNOWN = "the model does not know"
-_NO_FOLDER = "train/ does not have"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +61,11 @@ def open_data(
     Raises:
         DataError: there is nothing to train on, or it is not what the section says.
     """
-    lacking = "data.classes does not name" if settings.classes else _NO_FOLDER
+    source = source_of(settings, folder)
+    trained_on = "what is trained on" if source == "torchvision" else "train/"
+    lacking = "data.classes does not name" if settings.classes else f"{trained_on} does not have"
     if classes is not None:
         settings, lacking = replace(settings, classes=classes), _NOT_KNOWN
-    source = source_of(settings, folder)
     for key in ("columns", "separator"):
         if source != "csv" and getattr(settings, key) != getattr(DataSettings, key):
             raise DataError(f"data.{key}: only a CSV file has that, and these data are {source}")
@@ -248,8 +248,6 @@ def _torchvision(settings: DataSettings, folder: Path, seed: int, lacking: str) 
     root = folder / Path(settings.path or ".").expanduser()
     if not root.exists() and not settings.download and settings.name != "FakeData":
         raise _missing(root)
-    if lacking == _NO_FOLDER:
-        lacking = "what is trained on does not have"
     train, val, classes, problems = open_torchvision(
         settings, root, settings.classes, lacking=lacking
     )
