@@ -174,7 +174,9 @@ def steps(
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=rate)
     losses = []
     for _ in range(number):
-        loss = nn.functional.cross_entropy(model(x), y)
+        output = model(x)  # in training some networks have auxiliary outputs beside it
+        logits = output if isinstance(output, Tensor) else output[0]
+        loss = nn.functional.cross_entropy(logits, y)
         optimizer.zero_grad()
         loss.backward()
         if clip < math.inf:
