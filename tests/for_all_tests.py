@@ -5,6 +5,7 @@ browser, and a quick collection of garbage. The conftest.py of each folder of te
 import gc
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,6 +18,11 @@ gc.disable()  # until all tests are known: they and what they import stay
 if hasattr(os, "register_at_fork"):
     # a collection in a child would copy the pages of all that the tests before have left
     os.register_at_fork(after_in_child=gc.freeze)
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # a shell starts what runs in the background so, and tests of Ctrl-C would wait for ever; their
+    # processes inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:
