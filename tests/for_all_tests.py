@@ -20,8 +20,8 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    # a shell starts what runs in the background so, and tests of Ctrl-C would wait for ever; their
-    # processes inherit it
+    # A script's shell starts what runs in the background so, all that the tests start inherits it,
+    # and no Ctrl-C would reach them.
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
