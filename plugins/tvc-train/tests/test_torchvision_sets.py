@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -98,6 +99,40 @@ def test_data_sets_of_letters_and_digits_can_be_trained_on(
     data = open_data(settings, folder=tmp_path, seed=0)
     assert inspect_data(data, settings).is_fine and len(data.classes) == classes
     assert data.train.targets.tolist() == data.val.targets.tolist() == labels.tolist()
+
+
+def test_pcams_labels_are_read_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {}
+    for part, count in (("train", 5), ("valid", 3)):
+        rng = np.random.default_rng(count)
+        x = rng.integers(0, 256, (count, 96, 96, 3), np.uint8)
+        y = rng.integers(0, 2, (count, 1, 1, 1), np.uint8)
+        files[part] = x, y.reshape(-1)
+        for what, array in (("x", x), ("y", y)):
+            path = tmp_path / "pcam" / f"camelyonpatch_level_2_split_{part}_{what}.h5"
+            path.parent.mkdir(exist_ok=True)
+            with h5py.File(path, "w") as file:
+                file[what] = array
+
+    data = opened(tmp_path, "PCAM")
+    assert data.val is not None and data.classes == ("0", "1")
+    for samples, part in ((data.train, "train"), (data.val, "valid")):
+        x, y = files[part]
+        assert samples.targets.tolist() == y.tolist()
+        assert all(np.array_equal(samples.read(i).movedim(0, -1), x[i]) for i in range(len(x)))
+
+    def refuse(self: Any, index: int) -> Any:
+        raise AssertionError("an image was read for its label")
+
+    monkeypatch.setattr(datasets.PCAM, "__getitem__", refuse)
+    opened(tmp_path, "PCAM")
+    with h5py.File(tmp_path / "pcam" / "camelyonpatch_level_2_split_train_y.h5", "w") as file:
+        file["y"] = np.zeros((4, 1, 1, 1), np.uint8)
+    with pytest.raises(DataError, match=r"PCAM \(train\): has 5 images and 4 labels"):
+        opened(tmp_path, "PCAM")
+    (tmp_path / "pcam" / "camelyonpatch_level_2_split_train_y.h5").write_bytes(b"no HDF5")
+    with pytest.raises(DataError, match=r"the labels of PCAM \(train\) cannot be read"):
+        opened(tmp_path, "PCAM")
 
 
 def test_images_of_a_data_set_are_upright_and_its_classes_have_names(tmp_path: Path) -> None:

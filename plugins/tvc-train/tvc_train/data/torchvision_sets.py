@@ -217,14 +217,27 @@ def _classes_of(dataset: Any, num: int) -> tuple[str, ...]:
 
 def _targets_of(dataset: Any, where: str) -> np.ndarray:
     """Return the class of each image, int64 [N]."""
+    with foreign(DataError, f"the labels of {where} cannot be read"):
+        found = _targets_kept(dataset)
+        if found is None:
+            found = np.array([int(dataset[index][1]) for index in range(len(dataset))], np.int64)
+        count = len(dataset)
+    if len(found) != count:
+        raise DataError(f"{where}: has {count} images and {len(found)} labels")
+    return found.astype(np.int64)
+
+
+def _targets_kept(dataset: Any) -> np.ndarray | None:
+    """Return the class of each image where a data set keeps them apart from the images."""
     for name in ("targets", "labels", "_labels", "y"):
         found = np.asarray(getattr(dataset, name, ()))
         if found.ndim == 1 and found.size:  # QMNIST's are rows of numbers, the class one of them
-            if len(found) != len(dataset):
-                raise DataError(f"{where}: has {len(dataset)} images and {len(found)} labels")
-            return found.astype(np.int64)
+            return found
     pairs = getattr(dataset, "_samples", None)
     if pairs is not None:
         return np.array([int(target) for _, target in pairs], np.int64)
-    with foreign(DataError, f"the labels of {where} cannot be read"):
-        return np.array([int(dataset[index][1]) for index in range(len(dataset))], np.int64)
+    if type(dataset).__name__ == "PCAM":  # image by image it opens two files each: 5 minutes
+        file = dataset._base_folder / dataset._FILES[dataset._split]["targets"][0]
+        with dataset.h5py.File(file) as opened:
+            return np.asarray(opened["y"]).reshape(-1)
+    return None
