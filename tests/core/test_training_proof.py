@@ -65,7 +65,19 @@ class Counts(nn.Module):
         return self.weight * torch.dropout(x, 0.5, self.training)
 
 
+class Root(nn.Module):
+    """Its derivative at 0 is infinite, in its input or in its parameter alone."""
+
+    def __init__(self, in_channels: int, inside: bool = False) -> None:
+        super().__init__()
+        self.scale, self.inside = nn.Parameter(torch.zeros(in_channels, 1, 1)), inside
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.scale.abs().sqrt() if self.inside else x + self.scale + x.abs().sqrt()
+
+
 BLOCKS = (
+    BlockSpec(name="root", factory=Root),
     BlockSpec(name="refuses", factory=Refuses),
     BlockSpec(name="overwrites", factory=Overwrites),
     BlockSpec(name="adapter", factory=Adapter, starts_as="zero"),
@@ -101,6 +113,21 @@ def test_what_only_the_backward_pass_shows_is_found_among_others(tiny: Any) -> N
         PatchError, match=r"layer2\.wrap \(lab:overwrites\).*inplace.*in place what"
     ):
         tiny(patches, *BLOCKS)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_block_whose_gradient_is_not_finite_is_named_among_others(
+    tiny: Any, inside: bool
+) -> None:
+    patches = {
+        "layer1": {"wrap": "gate"},
+        "layer2": {"wrap": {"type": "root", "params": {"inside": inside}}},
+        "layer3": {"wrap": "gate"},
+    }
+    said = r"layer2\.wrap \(lab:root\): .*ArithmeticError: a gradient is no finite number\. Try"
+    with pytest.raises(PatchError, match=said) as caught:
+        tiny(patches, *BLOCKS)
+    assert "gate" not in str(caught.value)
 
 
 def test_an_in_place_neighbor_of_a_replacement_is_found(tiny: Any) -> None:

@@ -2,13 +2,14 @@
 
 Every other check of a patch runs in eval mode without gradients. Only a training step shows a block
 that draws random numbers for maps it does not accept, a module that overwrites in place what a
-backward pass needs, and parameters that no gradient can reach.
+backward pass needs, a gradient that is infinite, and parameters that none can reach.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -73,7 +74,7 @@ def prove_trains(
         with _without(network, prepared, originals):
             alone_too = _fails(lambda: _step(network, (), probe, ()))
         if not alone_too:
-            culprits = running[-1:] or _culprits(network, prepared, originals, probe)
+            culprits = running[-1:] or _culprits(network, prepared, originals, probe, new)
             raise _failure(network, culprits, probe, error) from error
         for patch in prepared:
             for insertion, shapes in _places(patch):
@@ -121,7 +122,11 @@ def _step(
     def run(image: Tensor) -> Gradients:
         with _training(patches, network):
             leaf = image.clone().requires_grad_()
-            return _gradients(_tensors(network(leaf.clone())), [leaf, *parameters])
+            found = _gradients(_tensors(network(leaf.clone())), [leaf, *parameters])
+        # half precision overflows in networks that train well once their loss is scaled
+        if leaf.dtype != torch.float16 and not all(map(_is_finite, found.values())):
+            raise ArithmeticError("a gradient is no finite number")
+        return found
 
     try:
         return run(probe.image)
@@ -141,6 +146,10 @@ def _gradients(outputs: Iterable[Tensor], of: Sequence[Tensor]) -> Gradients:
     directions = [noise(y.shape, source).to(y) for y in outputs]
     found = torch.autograd.grad(outputs, of, directions, allow_unused=True)
     return {id(tensor): gradient for tensor, gradient in zip(of, found, strict=True)}
+
+
+def _is_finite(gradient: Tensor | None) -> bool:
+    return gradient is None or bool(gradient.isfinite().all())
 
 
 def _tensors(output: Any) -> Iterator[Tensor]:
@@ -211,12 +220,13 @@ def _culprits(
     prepared: Sequence[Prepared],
     originals: Mapping[str, nn.Module],
     probe: Probe,
+    new: Mapping[int, Sequence[nn.Parameter]],
 ) -> list[Prepared]:
     """Return the patches with each of which alone the step fails; all, if it needs several."""
     found = []
     for patch in prepared:
         with _without(network, [other for other in prepared if other is not patch], originals):
-            if _fails(lambda: _step(network, (), probe, ())):
+            if _fails(partial(_step, network, [patch], probe, new[id(patch)])):
                 found.append(patch)
     return found or list(prepared)
 
