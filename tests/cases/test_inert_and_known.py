@@ -560,7 +560,7 @@ SMALL = [
     "mnasnet0_5",
     "regnet_x_400mf",
 ]
-SIDES = {"vit_b_16": 224, "maxvit_t": 224}
+SIDES = {"vit_b_16": 64, "maxvit_t": 224}  # ViT is built for its size
 
 
 def random_patch(rng: random.Random, paths: list[str], blocks: list[str]) -> tuple[str, Any]:
@@ -579,6 +579,7 @@ def random_patches(name: str, number: int, seed: int, side: int) -> tuple[int, l
     """Return how many random patches build, and what is wrong with those that do."""
     rng = random.Random(f"{name} {seed}")
     builder = HybridBuilder()
+    options: dict[str, Any] = {"image_size": side} if name == "vit_b_16" else {}
     paths = [path for path, _ in builder.from_backbone(name, None).named_modules() if path]
     built, wrong = 0, []
     for index in range(number):
@@ -586,8 +587,9 @@ def random_patches(name: str, number: int, seed: int, side: int) -> tuple[int, l
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
+                classes = None if index % 2 else 3
                 model = builder.from_backbone(
-                    name, None, patches={target: patch}, num_classes=None if index % 2 else 3
+                    name, None, patches={target: patch}, num_classes=classes, **options
                 )
         except TvcError as error:
             if len(str(error)) > 4000:
