@@ -25,8 +25,7 @@ from .sites import find_module
 
 __all__ = [
     "CONTAINERS", "add_child", "attach", "detach", "free_name", "hang", "installed_patches",
-    "placed_patches",
-    "restore_module", "rollback_on_error", "set_module",
+    "moving_hooks", "placed_patches", "restore_module", "rollback_on_error", "set_module",
 ]  # fmt: skip
 
 CONTAINERS = ("patches", "tvc_patches")
@@ -128,8 +127,47 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
     # module, at which the patch would run for both. The order of the hooks follows the order of the
     # tree, so a patch that is hung again runs where it ran before.
     leaves = _all_leaves(network)
+    misplaced, lost = _misplaced(network, leaves)
+    if not misplaced:
+        return lost
+    with moving_hooks():
+        misplaced, lost = _misplaced(network, leaves)
+        if misplaced:
+            _unregister(network, {home for home, _, _, _ in misplaced})
+        order = {id(patch): number for number, (_, _, patch, _) in enumerate(leaves)}
+        for _, target, patch, module in misplaced:
+            _register(target, patch, module)
+            _sort(target._forward_pre_hooks, order)
+            _sort(target._forward_hooks, order)
+    return lost
+
+
+@contextmanager
+def moving_hooks() -> Iterator[None]:
+    """Let one thread at a time move hooks.
+
+    Whoever waited here has to look again what is to be moved: the thread before may have done it,
+    and be in a pass that needs these hooks.
+    """
+    # an interrupt may come between the lock and its release: no thread waits for that for long
+    _HANGING.acquire(timeout=5)
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):
+            _HANGING.release()
+
+
+Leaf = tuple[str, str, Patch, nn.Module]
+"""Where a patch lives, the path of its target, the patch, and what is to be called for it."""
+
+
+def _misplaced(
+    network: nn.Module, leaves: list[Leaf]
+) -> tuple[list[tuple[str, nn.Module, Patch, nn.Module]], list[tuple[str, str]]]:
+    """Return the patches that do not hang at their targets, with these, and those without one."""
+    found: list[tuple[str, nn.Module, Patch, nn.Module]] = []
     lost: list[tuple[str, str]] = []
-    misplaced: list[tuple[str, nn.Module, Patch, nn.Module]] = []
     first: dict[int, str] = {}
     for home, path, patch, module in leaves:
         target = find_module(network, path)
@@ -138,26 +176,8 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
         elif (other := first.setdefault(id(target), path)) != path:  # it would run at both paths
             lost.append((home, f"{path!r} is {other!r} now"))
         elif not _hangs(target, patch, module):
-            misplaced.append((home, target, patch, module))
-    if not misplaced:
-        return lost
-    # an interrupt may come between the lock and its release: no thread waits for that for long
-    _HANGING.acquire(timeout=5)
-    try:
-        _unregister(network, {home for home, _, _, _ in misplaced})
-        order = {id(patch): number for number, (_, _, patch, _) in enumerate(leaves)}
-        for _, target, patch, module in misplaced:
-            _register(target, patch, module)
-            _sort(target._forward_pre_hooks, order)
-            _sort(target._forward_hooks, order)
-    finally:
-        with suppress(RuntimeError):
-            _HANGING.release()
-    return lost
-
-
-Leaf = tuple[str, str, Patch, nn.Module]
-"""Where a patch lives, the path of its target, the patch, and what is to be called for it."""
+            found.append((home, target, patch, module))
+    return found, lost
 
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:
@@ -210,14 +230,16 @@ def _hangs(target: nn.Module, patch: Patch, module: nn.Module) -> bool:
             for hook in hooks.values()
             if isinstance(hook, PatchHook) and hook.patch.home == patch.home
         ]
-        if any(hook.patch is not patch or hook.module is not module for hook in found):
-            return False  # a tool has copied the module, with its hooks
+        # a tool may have copied the module, with its hooks, or moved these to another module
+        for hook in found:
+            if hook.patch is not patch or hook.module is not module or not hook.is_on(target):
+                return False
         counts.append(len(found))
     return tuple(counts) == _wanted(patch)
 
 
 def _register(target: nn.Module, patch: Patch, module: nn.Module) -> None:
-    hook = PatchHook(patch, module)
+    hook = PatchHook(patch, module, target)
     before, after = _wanted(patch)
     if before:
         target.register_forward_pre_hook(hook)
