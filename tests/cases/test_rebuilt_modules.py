@@ -596,6 +596,42 @@ def test_threads_that_call_a_rebuilt_model_first_move_its_hooks_once(
     assert moves == ["moved"]
 
 
+# -- graphs ----------------------------------------------------------------------------------------
+
+
+def recorded(kind: str, module: nn.Module, x: Tensor) -> Any:
+    """Return a graph of a module, in which the patches that it runs stand."""
+    if kind == "traced":
+        return torch.jit.trace(module, x, check_trace=False)
+    return torch.export.export(module, (x,)).module()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:.*TracerWarning", "ignore:.*outside of"
+)
+@pytest.mark.parametrize("path", ["layer2", "layer2.0"])
+@pytest.mark.parametrize("kind", ["traced", "exported"])
+def test_a_graph_in_the_place_of_a_patched_layer_is_refused(
+    kind: str, path: str, tmp_path: Path
+) -> None:
+    """It has the patch inside, as it was, and would run it twice or never learn."""
+    model = tiny({path: {"wrap": "se"}}).requires_grad_(False)
+    model.layer2 = recorded(kind, model.layer2, model.get_stage_outputs(X)[1])
+    with pytest.raises(PatchError, match=rf"'{path}' is (only a name in )?a recorded graph"):
+        model(X)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_traced_layer_beside_the_patches_runs_and_is_named(tmp_path: Path) -> None:
+    model = tiny({"layer2": {"wrap": "se"}})
+    right = model(X)
+    model.layer1 = recorded("traced", model.layer1, model.get_stage_outputs(X)[0].detach())
+    assert difference(model(X), right) < 1e-6
+    assert "layer2" in model.eval().explain()
+    with pytest.raises(WeightsError, match=r"layer1 was Sequential\(\) and is .*Traced"):
+        model.save(tmp_path / "m.safetensors")
+
+
 # -- a path that is gone ---------------------------------------------------------------------------
 
 

@@ -18,6 +18,7 @@ from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import nn
 
 from .patch import Patch, PatchHook, PatchTree
@@ -175,9 +176,27 @@ def _misplaced(
             lost.append((home, f"there is no module {path!r}"))
         elif (other := first.setdefault(id(target), path)) != path:  # it would run at both paths
             lost.append((home, f"{path!r} is {other!r} now"))
+        elif reason := _cannot_run(target):
+            lost.append((home, f"{path!r} {reason}"))
         elif not _hangs(target, patch, module):
             found.append((home, target, patch, module))
     return found, lost
+
+
+def _cannot_run(target: nn.Module) -> str:
+    """Return why a module cannot run a patch: it is part of a graph that a tool has recorded, or
+    such a graph, in which the patch may stand already.
+    """
+    kind = type(target)
+    if kind is nn.Module:
+        return "is only a name in a recorded graph"
+    if not issubclass(kind, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return ""
+    # what torch.fx records itself calls layers, and has no patch of the one that it began with
+    of_fx = all(
+        not cls.__module__.startswith(("torch.export", "torch.jit")) for cls in kind.__mro__
+    )
+    return "" if of_fx else "is a recorded graph, of which the patch may be a part"
 
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:
