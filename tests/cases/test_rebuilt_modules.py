@@ -632,6 +632,26 @@ def test_a_traced_layer_beside_the_patches_runs_and_is_named(tmp_path: Path) -> 
         model.save(tmp_path / "m.safetensors")
 
 
+@pytest.mark.parametrize("tool", [copy.deepcopy, pickled])
+def test_a_copy_runs_hooks_in_the_order_of_the_original(tool: Tool) -> None:
+    """Part of the network that was handed over was a hook, which runs before the patch."""
+    network = Tiny()
+    network.layer1.register_forward_hook(shifted)
+    model = HybridBuilder().from_module(
+        network,
+        stem="stem",
+        stages=["layer1", "layer2"],
+        head="fc",
+        patches={"layer1": {"wrap": "se"}},
+    )
+    open_gates(model).eval()
+    assert torch.equal(tool(model)(X), model(X))
+
+
+def shifted(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output - 3
+
+
 # -- a path that is gone ---------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -134,6 +135,7 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
     with moving_hooks():
         misplaced, lost = _misplaced(network, leaves)
         if misplaced:
+            misplaced = _not_copied(network, misplaced)
             _unregister(network, {home for home, _, _, _ in misplaced})
         order = {id(patch): number for number, (_, _, patch, _) in enumerate(leaves)}
         for _, target, patch, module in misplaced:
@@ -163,11 +165,15 @@ Leaf = tuple[str, str, Patch, nn.Module]
 """Where a patch lives, the path of its target, the patch, and what is to be called for it."""
 
 
+Hanging = tuple[str, nn.Module, Patch, nn.Module]
+"""Where a patch lives, its target, the patch, and what is to be called for it."""
+
+
 def _misplaced(
     network: nn.Module, leaves: list[Leaf]
-) -> tuple[list[tuple[str, nn.Module, Patch, nn.Module]], list[tuple[str, str]]]:
+) -> tuple[list[Hanging], list[tuple[str, str]]]:
     """Return the patches that do not hang at their targets, with these, and those without one."""
-    found: list[tuple[str, nn.Module, Patch, nn.Module]] = []
+    found: list[Hanging] = []
     lost: list[tuple[str, str]] = []
     first: dict[int, str] = {}
     for home, path, patch, module in leaves:
@@ -240,8 +246,20 @@ def _wanted(patch: Patch) -> tuple[int, int]:
     return int(patch.position.runs_before), int(patch.position.runs_after)
 
 
-def _hangs(target: nn.Module, patch: Patch, module: nn.Module) -> bool:
-    """Return whether a module runs a patch, once, and no copy of it."""
+def _hooks_of(module: nn.Module) -> Iterator[PatchHook]:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        yield from (hook for hook in hooks.values() if isinstance(hook, PatchHook))
+
+
+def _hangs(target: nn.Module, patch: Patch, module: nn.Module, copied: bool = False) -> bool:
+    """Return whether a module runs a patch, once, and no copy of it.
+
+    Args:
+        target: the module.
+        patch: the patch.
+        module: what is to be called for it.
+        copied: take hooks for right that were not put there by tvc.
+    """
     counts = []
     for hooks in (target._forward_pre_hooks, target._forward_hooks):
         found = [
@@ -251,10 +269,31 @@ def _hangs(target: nn.Module, patch: Patch, module: nn.Module) -> bool:
         ]
         # a tool may have copied the module, with its hooks, or moved these to another module
         for hook in found:
-            if hook.patch is not patch or hook.module is not module or not hook.is_on(target):
+            if hook.patch is not patch or hook.module is not module:
+                return False
+            if not copied and not hook.is_on(target):
                 return False
         counts.append(len(found))
     return tuple(counts) == _wanted(patch)
+
+
+def _not_copied(network: nn.Module, misplaced: list[Hanging]) -> list[Hanging]:
+    """Return the patches that have to be moved: not those of a copy of the whole network, which
+    hang as in the original, among the hooks of others in the same order.
+    """
+    hosts: dict[str, set[int]] = {}
+    for each in network.modules():
+        for hook in _hooks_of(each):
+            hosts.setdefault(hook.patch.home, set()).add(id(each))
+    moved: list[Hanging] = []
+    for home, target, patch, module in misplaced:
+        if hosts.get(home) == {id(target)} and _hangs(target, patch, module, copied=True):
+            for hook in _hooks_of(target):
+                if hook.patch is patch:
+                    hook.host = weakref.ref(target)
+        else:
+            moved.append((home, target, patch, module))
+    return moved
 
 
 def _register(target: nn.Module, patch: Patch, module: nn.Module) -> None:
