@@ -474,14 +474,13 @@ class Kind:
             raise TypeError(f"Kind: spec is {self.spec!r}, not a class derived from Spec")
         if "__dataclass_fields__" not in vars(self.spec) or self.spec is Spec:
             raise TypeError(f"Kind: {self.spec.__name__} is not decorated as a frozen dataclass")
-        if not _KIND.fullmatch(self.name) or self.name == Spec.kind:
-            kind = f"{self.spec.__name__}.kind {self.name!r}"
-            raise ValueError(f"Kind: {kind} is not lower-case words")
+        if not _KIND.fullmatch(f"{self.name}") or self.name in (Spec.kind, Kind.kind):
+            raise ValueError(f"{self.spec.__name__}.kind is {self.name!r}, not lower-case words")
         if not (callable(self.hook) and hasattr(self.hook, "tvc_spec")):
             wanted = "not a function decorated with hookspec"
             raise TypeError(f"Kind {self.name!r}: hook is {self.hook!r}, {wanted}")
         plural = self.plural or f"{self.name.rpartition(' ')[2]}s"
-        if not _NAME.fullmatch(plural):
+        if not _NAME.fullmatch(f"{plural}"):
             raise ValueError(f"Kind {self.name!r}: plural is {plural!r}, not a lower-case word")
         object.__setattr__(self, "plural", plural)
 

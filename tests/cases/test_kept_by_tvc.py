@@ -304,6 +304,22 @@ def test_statistics_that_the_user_loads_are_the_new_ones() -> None:
     assert difference(model.layer1[0].bn1.running_mean, other.layer1[0].bn1.running_mean) > 0.1
 
 
+def test_what_a_frozen_layer_computes_stays_under_a_parametrization() -> None:
+    """Spectral normalization estimates the norm of a weight anew in each pass in training mode."""
+    from torch.nn.utils.parametrizations import spectral_norm
+
+    model = ready("resnet18", {"layer1.0.conv1": {"wrap": "se"}})
+    for path in ("conv1", "layer1.0.conv1", "layer4.1.conv2"):
+        spectral_norm(model.get_submodule(path))
+    model.freeze_backbone(unfreeze_stages=[-1])
+    held, learns = model.layer1[0].conv1, model.layer4[1].conv2
+    with torch.no_grad():
+        before = held.eval().weight.clone(), learns.eval().weight.clone()
+        model.train()(torch.randn(2, 3, 40, 40))
+        assert torch.equal(held.weight, before[0])
+        assert not torch.equal(learns.weight, before[1])
+
+
 def test_thawed_statistics_move_again() -> None:
     model = ready("resnet18", {"layer4": {"wrap": "se"}})
     model.freeze_backbone()

@@ -157,6 +157,54 @@ def test_a_class_of_the_same_name_is_another_one(
     assert not any(tmp_path.iterdir())
 
 
+def test_a_method_that_was_assigned_is_not_in_a_file(tmp_path: Path) -> None:
+    """ResNet's forward calls `_forward_impl`, and a network of timm its `forward_features`."""
+    model = resnet18()
+    model._forward_impl = lambda x: 2 * torchvision.models.ResNet._forward_impl(model, x)
+    with pytest.raises(WeightsError, match=r"the model's _forward_impl was that of its class"):
+        model.save(tmp_path / "assigned.safetensors")
+    del model._forward_impl
+    model.mine = model.layer1[0].mine = print  # which no code of the network calls
+    model.save(tmp_path / "plain.safetensors")
+
+
+def test_settings_that_are_attributes_are_compared(tmp_path: Path) -> None:
+    pytest.importorskip("timm")
+    model = HybridBuilder().from_backbone("timm/test_vit", None, image_size=32, num_classes=3)
+    model.blocks[1].attn.num_heads, before = 1, model.blocks[1].attn.num_heads
+    with pytest.raises(WeightsError, match=r"blocks\.1\.attn\.num_heads was 2 and is 1"):
+        model.save(tmp_path / "heads.safetensors")
+    model.blocks[1].attn.num_heads = before
+    model.global_pool = "avg"
+    with pytest.raises(WeightsError, match=r"the model's global_pool was 'token' and is 'avg'"):
+        model.save(tmp_path / "pool.safetensors")
+    model.global_pool = "token"
+    model.set_grad_checkpointing()
+    model.blocks[0].attn.fused_attn = not model.blocks[0].attn.fused_attn  # the same function
+    model.save(tmp_path / "same.safetensors")
+    tvc_core.load(tmp_path / "same.safetensors").reset_classifier(5)
+
+
+class Counting(nn.ReLU6):
+    """Counts its calls, which changes nothing."""
+
+    calls = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_a_module_that_counts_its_calls_can_be_saved(tmp_path: Path) -> None:
+    network = Tiny()
+    network.stem[2] = Counting()
+    model = HybridBuilder().from_module(
+        network, stem="stem", stages=["layer1", "layer2"], head="fc"
+    )
+    model(X)
+    model.save(tmp_path / "counted.safetensors")
+
+
 def test_hooks_of_other_code_stay_behind_and_are_named(tmp_path: Path) -> None:
     model = resnet18()
     with warnings.catch_warnings():

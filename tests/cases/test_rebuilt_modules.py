@@ -9,7 +9,9 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 import torchvision
 from case_tools import (
     EVERY_POSITION,
+    Tiny,
     calibrate,
     difference,
     gates,
@@ -30,7 +33,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import tvc_core
-from tvc_core import HybridBuilder, HybridModel, TvcError, WeightsError
+from tvc_core import HybridBuilder, HybridModel, PatchError, TvcError, WeightsError
+from tvc_core.surgery import patches as hooks
 
 X = torch.randn(2, 3, 40, 40, generator=torch.Generator().manual_seed(5))
 
@@ -501,6 +505,151 @@ def test_a_patch_between_what_is_fused_is_kept_or_refused(tool: Tool, position: 
             assert re.search(names, str(error))
             return
         assert difference(found, right) < 1e-5
+
+
+def tiny(patches: Any) -> HybridModel:
+    """Return a small patched network whose convolutions have biases, as VGG's."""
+    model = HybridBuilder().from_module(
+        Tiny(), stem="stem", stages=["layer1", "layer2"], head="fc", patches=patches
+    )
+    return open_gates(calibrate(model))
+
+
+@pytest.mark.parametrize("layers", [[0, 1], [0, 1, 2]])
+@pytest.mark.parametrize("position", ["after", "before", "parallel"])
+@pytest.mark.parametrize("at", [0, 1, 2])
+def test_a_patch_at_any_layer_of_what_is_fused(at: int, position: str, layers: list[int]) -> None:
+    """What runs before the first or after the last one is kept, and runs once."""
+    from torch.ao.quantization import fuse_modules
+
+    block = {"type": "conv_bn_act", "params": {"channels": 16, "stride": 2}}
+    block = block if (at, position) == (0, "parallel") else {"type": "se"}
+    model = tiny({f"layer2.{at}": {"inject": {**block, "position": position}}})
+    fused = fuse_modules(model, [[f"layer2.{i}" for i in layers]])
+    kept = at not in layers or (at == layers[0] and position == "before")
+    kept = kept or (at == layers[-1] and position == "after")
+    with torch.no_grad():
+        if kept:
+            assert difference(fused(X), model(X)) < 1e-5
+        else:
+            with pytest.raises(PatchError, match=rf"layer2\.{at}\..* was folded into"):
+                fused(X)
+
+
+@pytest.mark.parametrize("position", ["after", "before"])
+def test_a_patch_between_a_convolution_and_its_activation(position: str) -> None:
+    from torch.ao.quantization import fuse_modules
+
+    network = Tiny()
+    del network.layer2[1]
+    at = 0 if position == "after" else 1
+    model = HybridBuilder().from_module(
+        network,
+        stem="stem",
+        stages=["layer1", "layer2"],
+        head="fc",
+        patches={f"layer2.{at}": {"inject": {"type": "se", "position": position}}},
+    )
+    fused = fuse_modules(open_gates(model).eval(), [["layer2.0", "layer2.1"]])
+    with pytest.raises(PatchError, match=r"'layer2\.1' was folded into"):
+        fused(X)
+
+
+def test_what_is_taken_out_is_not_taken_for_fused() -> None:
+    """An activation, or a norm whose convolution has no bias, became an identity by hand."""
+    model = tiny({"layer2.1": {"wrap": "se"}})
+    model.layer2[2] = nn.Identity()
+    assert model(X).isfinite().all()
+    model = ready("resnet18", {"layer1.0.conv1": {"wrap": "se"}})
+    model.layer1[0].bn1 = nn.Identity()
+    assert model(X).isfinite().all()
+
+
+def test_threads_that_call_a_rebuilt_model_first_move_its_hooks_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The second one to come must not take away what the first one runs by now."""
+    model = sync_torch(tiny({"layer1.1": {"wrap": "se"}}))
+    for module in model.modules():
+        module.training = False
+    both_wait, lock = threading.Barrier(2), threading.Lock()
+
+    class Lock:
+        def acquire(self, timeout: float) -> bool:
+            with suppress(threading.BrokenBarrierError):
+                both_wait.wait(5)
+            return lock.acquire(timeout=timeout)
+
+        release = lock.release
+
+    moves: list[str] = []
+    unregister = hooks._unregister
+    monkeypatch.setattr(hooks, "_HANGING", Lock())
+    monkeypatch.setattr(
+        hooks, "_unregister", lambda *args: (moves.append("moved"), unregister(*args))
+    )
+    workers = [threading.Thread(target=hooks.hang, args=(model,)) for _ in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert moves == ["moved"]
+
+
+# -- graphs ----------------------------------------------------------------------------------------
+
+
+def recorded(kind: str, module: nn.Module, x: Tensor) -> Any:
+    """Return a graph of a module, in which the patches that it runs stand."""
+    if kind == "traced":
+        return torch.jit.trace(module, x, check_trace=False)
+    return torch.export.export(module, (x,)).module()
+
+
+@pytest.mark.filterwarnings(
+    "ignore::FutureWarning", "ignore:.*TracerWarning", "ignore:.*outside of"
+)
+@pytest.mark.parametrize("path", ["layer2", "layer2.0"])
+@pytest.mark.parametrize("kind", ["traced", "exported"])
+def test_a_graph_in_the_place_of_a_patched_layer_is_refused(
+    kind: str, path: str, tmp_path: Path
+) -> None:
+    """It has the patch inside, as it was, and would run it twice or never learn."""
+    model = tiny({path: {"wrap": "se"}}).requires_grad_(False)
+    model.layer2 = recorded(kind, model.layer2, model.get_stage_outputs(X)[1])
+    with pytest.raises(PatchError, match=rf"'{path}' is (only a name in )?a recorded graph"):
+        model(X)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_traced_layer_beside_the_patches_runs_and_is_named(tmp_path: Path) -> None:
+    model = tiny({"layer2": {"wrap": "se"}})
+    right = model(X)
+    model.layer1 = recorded("traced", model.layer1, model.get_stage_outputs(X)[0].detach())
+    assert difference(model(X), right) < 1e-6
+    assert "layer2" in model.eval().explain()
+    with pytest.raises(WeightsError, match=r"layer1 was Sequential\(\) and is .*Traced"):
+        model.save(tmp_path / "m.safetensors")
+
+
+@pytest.mark.parametrize("tool", [copy.deepcopy, pickled])
+def test_a_copy_runs_hooks_in_the_order_of_the_original(tool: Tool) -> None:
+    """Part of the network that was handed over was a hook, which runs before the patch."""
+    network = Tiny()
+    network.layer1.register_forward_hook(shifted)
+    model = HybridBuilder().from_module(
+        network,
+        stem="stem",
+        stages=["layer1", "layer2"],
+        head="fc",
+        patches={"layer1": {"wrap": "se"}},
+    )
+    open_gates(model).eval()
+    assert torch.equal(tool(model)(X), model(X))
+
+
+def shifted(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output - 3
 
 
 # -- a path that is gone ---------------------------------------------------------------------------

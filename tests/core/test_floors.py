@@ -35,9 +35,9 @@ FLOORS = (
 
 MODEL = (
     "pyramid", "strides", "features", "bridge", "state", "measuring", "checkpointing",
-    "fingerprint", "survey", "freezing", "freeze_report", "settling", "heads", "remeasuring",
-    "explain", "current", "content", "writing", "saving", "plain", "unpatching", "folding",
-    "gate_statistics", "patch_report", "reading", "running", "hybrid", "classes",
+    "fingerprint", "survey", "freezing", "freeze_report", "fused", "settling", "heads",
+    "remeasuring", "explain", "current", "content", "writing", "saving", "plain", "unpatching",
+    "folding", "gate_statistics", "patch_report", "reading", "running", "hybrid", "classes",
     "describing",
 )  # fmt: skip
 """The same inside `model`: what a hybrid knows, the verbs, the class that names them."""

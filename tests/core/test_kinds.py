@@ -26,6 +26,7 @@ from tvc_core import (
     hookimpl,
     hookspec,
 )
+from tvc_core.hookspecs import tvc_blocks
 from tvc_core.testing import ConformanceError, check_plugin
 
 pytestmark = pytest.mark.filterwarnings("ignore:The plugin :tvc_core.RegistryWarning")
@@ -221,6 +222,39 @@ def test_an_unknown_kind_says_what_to_do(install: Install, given: str, advice: s
     install("acme", defines())
     with pytest.raises(UnknownNameError, match=advice):
         Registry().names(given)
+
+
+@pytest.mark.parametrize("given", [3, None, int])
+def test_what_is_no_kind_is_an_error(given: Any) -> None:
+    for ask in (Registry().names, Registry().all, lambda kind: Registry().resolve(kind, "se")):
+        with pytest.raises(UnknownNameError, match=r"Unknown kind .*: a name is a string, not "):
+            ask(given)
+
+
+def test_two_kinds_of_one_plugin_share_no_word(install: Install) -> None:
+    """Both of these would be "metrics" in the plural."""
+    two = defines().replace('"loss"', '"train metric"').replace(', plural="losses"', "")
+    second = two[two.index("@dataclass") : two.index("TVC_KINDS")].replace("train", "late")
+    second = second.replace("LossSpec", "LateSpec").replace("acme_losses", "acme_late")
+    two = two.replace(
+        "TVC_KINDS = (", f"{second}\nTVC_KINDS = (Kind(spec=LateSpec, hook=acme_late), "
+    )
+    install("acme", two)
+    (error,) = {info.error for info in Registry().plugins if info.owner == "acme"}
+    assert error == (
+        "defines the kind 'train metric', which is also, or in the plural, its kind 'late metric'; "
+        "choose another"
+    )
+
+
+@pytest.mark.parametrize("name", ["kind", "spec", "Loss", None, 3])
+def test_a_kind_has_a_name_of_its_own(name: Any) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class OddSpec(Spec):
+        kind: ClassVar[str] = name
+
+    with pytest.raises(ValueError, match=r"OddSpec\.kind is .*, not lower-case words"):
+        Kind(spec=OddSpec, hook=tvc_blocks)
 
 
 def test_two_modules_of_one_distribution_may_not_define_one_kind(install: Install) -> None:

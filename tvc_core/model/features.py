@@ -18,6 +18,7 @@ from ..errors import BackboneError
 from ..surgery import calls
 from ..surgery.hooks import TvcHook
 from ..surgery.patch import PatchHook
+from ..surgery.patches import moving_hooks
 from ..surgery.sites import find_module
 
 __all__ = ["PRE_LOGITS", "MapReader", "Taps"]
@@ -73,15 +74,21 @@ class Taps:
         # another path would hand over its map under the old index.
         places = [(find_module(network, path), index) for index, path in enumerate(self.paths)]
         places.append((None if layer is None else find_module(network, layer), PRE_LOGITS))
-        if all(module is None or self._reads(module, index) for module, index in places):
+        if self._all_read(places):
             return
-        for module in network.modules():
-            for number, hook in list(module._forward_hooks.items()):
-                if isinstance(hook, _Tap) and hook.taps is self:
-                    del module._forward_hooks[number]
-        for place, index in places:
-            if place is not None:
-                place.register_forward_hook(_Tap(self, index))
+        with moving_hooks():
+            if self._all_read(places):
+                return
+            for module in network.modules():
+                for number, hook in list(module._forward_hooks.items()):
+                    if isinstance(hook, _Tap) and hook.taps is self:
+                        del module._forward_hooks[number]
+            for place, index in places:
+                if place is not None:
+                    place.register_forward_hook(_Tap(self, index))
+
+    def _all_read(self, places: list[tuple[nn.Module | None, int]]) -> bool:
+        return all(module is None or self._reads(module, index) for module, index in places)
 
     def _reads(self, module: nn.Module, index: int) -> bool:
         hooks = (hook for hook in module._forward_hooks.values() if isinstance(hook, _Tap))

@@ -14,7 +14,7 @@ from torch import nn
 
 from ..remembered import recall, remember
 from ..surgery.hooks import TvcHook
-from ..surgery.sites import plain_name, wrapped_module
+from ..surgery.sites import find_module, plain_name, wrapped_module
 from .checkpointing import Checkpointed, CheckpointedRuns
 
 __all__ = ["changes", "fingerprint", "foreign_hooks", "kind_of", "known_lines", "new_lines"]
@@ -24,14 +24,22 @@ _TRAINING_ONLY = re.compile(r",? *(momentum|inplace|process_group)=[^,)]*")
 _OUTPUTS = re.compile(r"out_features=\d+|(?<=\d), \d+(?=, kernel_size)")
 _DROPOUTS = (nn.modules.dropout._DropoutNd,)
 _KNOWN = ("torch", "torchvision", "timm", "tvc_core")
-"""Packages whose classes are known by their names alone."""
+"""Packages whose classes are known by their names alone, and whose modules no pass changes."""
+_OF_EVERY_MODULE = frozenset(dir(nn.Module())) | {"forward"}
+_WHERE = " where "
+_NOT_COMPUTED = re.compile(
+    r"drop|checkpoint|^(training|p|stddev|inplace|momentum|memory_efficient|fused_attn|"
+    r"aux_logits|distilled_training|num_classes)$"
+)
+"""Attributes that change nothing in eval mode, or that follow what is told elsewhere."""
 
 
 def fingerprint(
     network: nn.Module, within: str | None = None, known: Mapping[int, str] | None = None
 ) -> dict[str, str]:
     """Return class, settings and tensors of every module below the root, by path, and under "" the
-    root's own tensors. What torch wraps around a module (`torch.compile`) is not there.
+    root's own tensors and settings. What torch wraps around a module (`torch.compile`) is not
+    there.
 
     Args:
         network: the root.
@@ -46,7 +54,7 @@ def fingerprint(
         and (within is None or f"{path}.".startswith(f"{within}."))
         and wrapped_module(module) is None
     }
-    return lines if within is not None else {"": _tensors(network), **lines}
+    return lines if within is not None else {"": _tensors(network) + _where(network), **lines}
 
 
 def known_lines(network: nn.Module, made: str) -> dict[int, str]:
@@ -59,10 +67,10 @@ def known_lines(network: nn.Module, made: str) -> dict[int, str]:
     if not made:
         return {}
     modules = list(network.modules())
-    lines = recall("module-lines", made)
+    lines = recall("module-settings", made)
     if not isinstance(lines, list) or len(lines) != len(modules):
         lines = [_line(module) for module in modules]
-        remember("module-lines", made, lines)
+        remember("module-settings", made, lines)
     return {id(module): line for module, line in zip(modules, lines, strict=True)}
 
 
@@ -112,6 +120,11 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
         before, after = built.get(path), now.get(path)
         if before == after or any(path.startswith(f"{other}.") for other in told):
             continue
+        if before is not None and after is not None:
+            (before, _, was), (after, _, has) = before.partition(_WHERE), after.partition(_WHERE)
+            if before == after:
+                yield from _settings_changed(find_module(network, path) or network, path, was, has)
+                continue
         if path:
             told.append(path)
         if not path:
@@ -126,6 +139,18 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
         forward = module.__dict__.get("forward") if wrapped_module(module) is None else None
         if forward is not None and not _runs_its_own(module, forward):
             yield f"{path or 'the model'} has a forward that was assigned to it"
+
+
+def _settings_changed(module: nn.Module, path: str, was: str, has: str) -> Iterator[str]:
+    """Yield which attributes have changed. Those that are new are of no use to the class's code,
+    unless they hide something of the class.
+    """
+    old, new = (dict(each.partition("=")[::2] for each in text.split("; ")) for text in (was, has))
+    for name in dict.fromkeys((*old, *new)):
+        if old.get(name) != new.get(name) and (name in old or hasattr(type(module), name)):
+            where = f"{path}.{name}" if path else f"the model's {name}"
+            before, after = old.get(name, "that of its class"), new.get(name, "gone")
+            yield f"{where} was {before} and is {after}"
 
 
 def _runs_its_own(module: nn.Module, forward: Any) -> bool:
@@ -184,7 +209,33 @@ def _line(module: nn.Module) -> str:
     settings = "" if isinstance(module, _DROPOUTS) else module.extra_repr()
     text = f"{kind_of(module)}({_TRAINING_ONLY.sub('', settings)})"
     shapes = _tensors(module)
-    return f"{text} with {shapes}" if shapes else text
+    return (f"{text} with {shapes}" if shapes else text) + _where(module)
+
+
+def _where(module: nn.Module) -> str:
+    """Return the settings that a module says nothing of by itself, and methods assigned to it."""
+    # Code that is not known may count its calls in an attribute, or note that it has run, so only
+    # what is computed by methods is compared there.
+    cls = getattr(type(module), "_hybrid_base", type(module))
+    quiet = cls.extra_repr is nn.Module.extra_repr and cls.__module__.partition(".")[0] in _KNOWN
+    found = {}
+    for name, value in module.__dict__.items():
+        if name in _OF_EVERY_MODULE:
+            continue
+        is_setting = quiet and not name.startswith("_")
+        if callable(value):
+            if is_setting or callable(getattr(cls, name, None)):
+                found[name] = getattr(value, "__qualname__", type(value).__qualname__)
+        elif is_setting and not _NOT_COMPUTED.search(name) and _is_plain(value):
+            found[name] = repr(value)
+    text = "; ".join(f"{name}={value}" for name, value in sorted(found.items()))
+    return f"{_WHERE}{text}" if text else ""
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, (tuple, list)):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str))
 
 
 def _tensors(module: nn.Module) -> str:

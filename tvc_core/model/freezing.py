@@ -264,7 +264,7 @@ def held_modules(network: nn.Module, state: HybridState) -> Iterator[tuple[str, 
     """Yield (path, module) of the modules that `train()` leaves in eval mode.
 
     Where another tool has wrapped a module and trains something of its own there (LoRA), only what
-    learns nothing is held.
+    learns nothing is held; where nothing there learns, all is (spectral normalization, say).
     """
     # `foreign` is the path of the wrapped module that the walk is inside of, as named_modules
     # visits a module before what is in it; "-" is a path that no module has. Modules that a patch
@@ -274,7 +274,7 @@ def held_modules(network: nn.Module, state: HybridState) -> Iterator[tuple[str, 
     for part, root_path, root in _frozen_roots(network, anatomy, frozen):
         foreign = "-"
         for path, module in root.named_modules(prefix=root_path):
-            if _is_wrapped(path, module, state):
+            if _is_wrapped(path, module, state) and not _learns_nothing(module):
                 foreign = path
             if _is_below(path, [foreign]) and not _learns_nothing(module):
                 continue

@@ -11,9 +11,9 @@ from torch import nn
 
 from ..errors import PatchError, join_names
 from ..surgery.head import find_last_layer
-from ..surgery.patches import hang, placed_patches
-from ..surgery.sites import find_module
+from ..surgery.patches import hang
 from .freezing import keep_statistics
+from .fused import fused_across
 from .state import HybridState
 
 __all__ = ["place", "settle"]
@@ -44,43 +44,4 @@ def place(network: nn.Module, state: HybridState) -> list[str]:
     state.taps.place(network, last[0] if last else None)
     if state.statistics and network.training:
         keep_statistics(network, state)
-    return lost + _folded(network, state)
-
-
-def _folded(network: nn.Module, state: HybridState) -> list[str]:
-    """Return the patches across which a normalization was folded into a convolution.
-
-    Fusing takes conv -> norm for one linear function. A patch between the two is not linear, and
-    runs after both then.
-    """
-    found: list[str] = []
-    for home, path, patch in placed_patches(network):
-        parent = path.rpartition(".")[0]
-        built = state.modules.get(path, "")
-        after, before = patch.position.runs_after, patch.position.runs_before
-        if after and "bias=False" in built and _has_bias(network, path):
-            norm = next((n for n in _norms(network, state, parent) if n != path), None)
-            if norm is not None:
-                found.append(f"{home} ({norm!r} was folded into {path!r}, on whose output it runs)")
-        if before and "BatchNorm" in built and _is_identity(network, path):
-            found.append(f"{home} ({path!r} was folded into a layer before it)")
-    return found
-
-
-def _has_bias(network: nn.Module, path: str) -> bool:
-    module = find_module(network, path)
-    modules = [] if module is None else list(module.modules())
-    return any(getattr(each, "bias", None) is not None for each in modules)
-
-
-def _norms(network: nn.Module, state: HybridState, parent: str) -> list[str]:
-    """Return the normalizations beside a module that are an identity now."""
-    return [
-        path
-        for path, line in state.modules.items()
-        if path.rpartition(".")[0] == parent and "BatchNorm" in line and _is_identity(network, path)
-    ]
-
-
-def _is_identity(network: nn.Module, path: str) -> bool:
-    return isinstance(find_module(network, path), nn.Identity)
+    return lost + fused_across(network, state)

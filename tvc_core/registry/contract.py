@@ -100,12 +100,13 @@ def _kinds_of(plugin: Any, owner: str, api: tuple[int, int] | None) -> tuple[Kin
     # A hook of a plugin's own kind is a name that other distributions implement. So it begins with
     # the name of the distribution that defines it: two that define a kind of the same name cannot
     # be mixed up, and a misspelt hook of the core's cannot pass for one of another kind.
-    taken = {word for kind in KINDS for word in (kind.name, kind.plural)}
+    taken = {word: "tvc-core's own" for kind in KINDS for word in (kind.name, kind.plural)}
     prefix, core = owner.replace("-", "_"), tuple(kind.spec for kind in KINDS)
     for kind in kinds:
-        hook, words = kind.hook.__name__, {kind.name, kind.plural}
-        if words & taken or issubclass(kind.spec, core):
-            raise Fault(f"defines the kind {kind.name!r}, which is tvc-core's own; choose another")
+        hook, words = kind.hook.__name__, [kind.name, kind.plural]
+        bases = [spec.kind for spec in core if issubclass(kind.spec, spec)]
+        if whose := next((taken[word] for word in words + bases if word in taken), ""):
+            raise Fault(f"defines the kind {kind.name!r}, which is {whose}; choose another")
         whole = hook == prefix and not hook.startswith("tvc_")
         if not whole and (prefix == "tvc" or not hook.startswith(f"{prefix}_")):
             raise Fault(
@@ -113,7 +114,7 @@ def _kinds_of(plugin: Any, owner: str, api: tuple[int, int] | None) -> tuple[Kin
                 f"distribution that defines it: '{prefix}_{kind.plural}'"
             )
         _check_takes_nothing(f"the hook {hook!r} of its kind {kind.name!r}", kind.hook)
-        taken |= words
+        taken |= dict.fromkeys(words, f"also, or in the plural, its kind {kind.name!r}")
     return tuple(kinds)
 
 

@@ -199,7 +199,7 @@ class Registry:
     # -- parts -------------------------------------------------------------------------------------
 
     def _class_of(self, kind: type[Any] | str) -> type[Any]:
-        return self.resolve(Kind, kind).spec.spec if isinstance(kind, str) else kind
+        return kind if hasattr(kind, "kind") else self.resolve(Kind, kind).spec.spec  # type: ignore
 
     def _choose(
         self, kind: type[Any], owner: str, short: str, what: str, ending: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -179,11 +180,23 @@ class PatchHook(TvcHook):
     Args:
         patch: the patch.
         module: what is called: the patch, or what another tool has wrapped around it.
+        target: the module that it is put on.
     """
 
-    def __init__(self, patch: Patch, module: nn.Module | None = None) -> None:
+    host: weakref.ref[nn.Module] | None = None
+    """The module that it was put on; None of a copy, which another one may run by now."""
+
+    def __init__(self, patch: Patch, module: nn.Module, target: nn.Module) -> None:
         self.patch = patch
-        self.module = patch if module is None else module
+        self.module = module
+        self.host = weakref.ref(target)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "host"}
+
+    def is_on(self, target: nn.Module) -> bool:
+        """Return whether it was put on a module by tvc, and not moved there by another tool."""
+        return self.host is not None and self.host() is target
 
     def __call__(self, target: nn.Module, args: Any, *output: Any) -> Any:
         # Called up to twice in a call of the target. As a pre-hook (`output` is empty) it returns

@@ -14,10 +14,12 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+import torch
 from torch import nn
 
 from .patch import Patch, PatchHook, PatchTree
@@ -25,8 +27,7 @@ from .sites import find_module
 
 __all__ = [
     "CONTAINERS", "add_child", "attach", "detach", "free_name", "hang", "installed_patches",
-    "placed_patches",
-    "restore_module", "rollback_on_error", "set_module",
+    "moving_hooks", "placed_patches", "restore_module", "rollback_on_error", "set_module",
 ]  # fmt: skip
 
 CONTAINERS = ("patches", "tvc_patches")
@@ -128,8 +129,52 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
     # module, at which the patch would run for both. The order of the hooks follows the order of the
     # tree, so a patch that is hung again runs where it ran before.
     leaves = _all_leaves(network)
+    misplaced, lost = _misplaced(network, leaves)
+    if not misplaced:
+        return lost
+    with moving_hooks():
+        misplaced, lost = _misplaced(network, leaves)
+        if misplaced:
+            misplaced = _not_copied(network, misplaced)
+            _unregister(network, {home for home, _, _, _ in misplaced})
+        order = {id(patch): number for number, (_, _, patch, _) in enumerate(leaves)}
+        for _, target, patch, module in misplaced:
+            _register(target, patch, module)
+            _sort(target._forward_pre_hooks, order)
+            _sort(target._forward_hooks, order)
+    return lost
+
+
+@contextmanager
+def moving_hooks() -> Iterator[None]:
+    """Let one thread at a time move hooks.
+
+    Whoever waited here has to look again what is to be moved: the thread before may have done it,
+    and be in a pass that needs these hooks.
+    """
+    # an interrupt may come between the lock and its release: no thread waits for that for long
+    _HANGING.acquire(timeout=5)
+    try:
+        yield
+    finally:
+        with suppress(RuntimeError):
+            _HANGING.release()
+
+
+Leaf = tuple[str, str, Patch, nn.Module]
+"""Where a patch lives, the path of its target, the patch, and what is to be called for it."""
+
+
+Hanging = tuple[str, nn.Module, Patch, nn.Module]
+"""Where a patch lives, its target, the patch, and what is to be called for it."""
+
+
+def _misplaced(
+    network: nn.Module, leaves: list[Leaf]
+) -> tuple[list[Hanging], list[tuple[str, str]]]:
+    """Return the patches that do not hang at their targets, with these, and those without one."""
+    found: list[Hanging] = []
     lost: list[tuple[str, str]] = []
-    misplaced: list[tuple[str, nn.Module, Patch, nn.Module]] = []
     first: dict[int, str] = {}
     for home, path, patch, module in leaves:
         target = find_module(network, path)
@@ -137,27 +182,27 @@ def hang(network: nn.Module) -> list[tuple[str, str]]:
             lost.append((home, f"there is no module {path!r}"))
         elif (other := first.setdefault(id(target), path)) != path:  # it would run at both paths
             lost.append((home, f"{path!r} is {other!r} now"))
+        elif reason := _cannot_run(target):
+            lost.append((home, f"{path!r} {reason}"))
         elif not _hangs(target, patch, module):
-            misplaced.append((home, target, patch, module))
-    if not misplaced:
-        return lost
-    # an interrupt may come between the lock and its release: no thread waits for that for long
-    _HANGING.acquire(timeout=5)
-    try:
-        _unregister(network, {home for home, _, _, _ in misplaced})
-        order = {id(patch): number for number, (_, _, patch, _) in enumerate(leaves)}
-        for _, target, patch, module in misplaced:
-            _register(target, patch, module)
-            _sort(target._forward_pre_hooks, order)
-            _sort(target._forward_hooks, order)
-    finally:
-        with suppress(RuntimeError):
-            _HANGING.release()
-    return lost
+            found.append((home, target, patch, module))
+    return found, lost
 
 
-Leaf = tuple[str, str, Patch, nn.Module]
-"""Where a patch lives, the path of its target, the patch, and what is to be called for it."""
+def _cannot_run(target: nn.Module) -> str:
+    """Return why a module cannot run a patch: it is part of a graph that a tool has recorded, or
+    such a graph, in which the patch may stand already.
+    """
+    kind = type(target)
+    if kind is nn.Module:
+        return "is only a name in a recorded graph"
+    if not issubclass(kind, (torch.jit.ScriptModule, torch.fx.GraphModule)):
+        return ""
+    # what torch.fx records itself calls layers, and has no patch of the one that it began with
+    of_fx = all(
+        not cls.__module__.startswith(("torch.export", "torch.jit")) for cls in kind.__mro__
+    )
+    return "" if of_fx else "is a recorded graph, of which the patch may be a part"
 
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:
@@ -201,8 +246,20 @@ def _wanted(patch: Patch) -> tuple[int, int]:
     return int(patch.position.runs_before), int(patch.position.runs_after)
 
 
-def _hangs(target: nn.Module, patch: Patch, module: nn.Module) -> bool:
-    """Return whether a module runs a patch, once, and no copy of it."""
+def _hooks_of(module: nn.Module) -> Iterator[PatchHook]:
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        yield from (hook for hook in hooks.values() if isinstance(hook, PatchHook))
+
+
+def _hangs(target: nn.Module, patch: Patch, module: nn.Module, copied: bool = False) -> bool:
+    """Return whether a module runs a patch, once, and no copy of it.
+
+    Args:
+        target: the module.
+        patch: the patch.
+        module: what is to be called for it.
+        copied: take hooks for right that were not put there by tvc.
+    """
     counts = []
     for hooks in (target._forward_pre_hooks, target._forward_hooks):
         found = [
@@ -210,14 +267,37 @@ def _hangs(target: nn.Module, patch: Patch, module: nn.Module) -> bool:
             for hook in hooks.values()
             if isinstance(hook, PatchHook) and hook.patch.home == patch.home
         ]
-        if any(hook.patch is not patch or hook.module is not module for hook in found):
-            return False  # a tool has copied the module, with its hooks
+        # a tool may have copied the module, with its hooks, or moved these to another module
+        for hook in found:
+            if hook.patch is not patch or hook.module is not module:
+                return False
+            if not copied and not hook.is_on(target):
+                return False
         counts.append(len(found))
     return tuple(counts) == _wanted(patch)
 
 
+def _not_copied(network: nn.Module, misplaced: list[Hanging]) -> list[Hanging]:
+    """Return the patches that have to be moved: not those of a copy of the whole network, which
+    hang as in the original, among the hooks of others in the same order.
+    """
+    hosts: dict[str, set[int]] = {}
+    for each in network.modules():
+        for hook in _hooks_of(each):
+            hosts.setdefault(hook.patch.home, set()).add(id(each))
+    moved: list[Hanging] = []
+    for home, target, patch, module in misplaced:
+        if hosts.get(home) == {id(target)} and _hangs(target, patch, module, copied=True):
+            for hook in _hooks_of(target):
+                if hook.patch is patch:
+                    hook.host = weakref.ref(target)
+        else:
+            moved.append((home, target, patch, module))
+    return moved
+
+
 def _register(target: nn.Module, patch: Patch, module: nn.Module) -> None:
-    hook = PatchHook(patch, module)
+    hook = PatchHook(patch, module, target)
     before, after = _wanted(patch)
     if before:
         target.register_forward_pre_hook(hook)

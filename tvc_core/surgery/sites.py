@@ -212,7 +212,9 @@ def find_module(network: nn.Module, path: str) -> nn.Module | None:
     for part in path.split("."):
         if module is None:
             break
-        child = module._modules.get(part)
+        children = module._modules
+        # of a traced module, this has no `get`
+        child = children[part] if part in children else None  # noqa: SIM401
         if child is None and (inside := wrapped_module(module)) is not None:
             child = find_module(inside, part)
         module = child
@@ -224,7 +226,8 @@ def wrapped_module(module: nn.Module) -> nn.Module | None:
     other module.
     """
     children = module._modules
-    return next((children[name] for name in _WRAPPERS if children.get(name) is not None), None)
+    found = (children[name] for name in _WRAPPERS if name in children)
+    return next((child for child in found if child is not None), None)
 
 
 def plain_name(name: str) -> str:
