@@ -135,10 +135,6 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
             yield f"{path} ({after}) is new"
         else:
             yield f"{path} was {before} and is {after}"
-    for path, module in network.named_modules():
-        forward = module.__dict__.get("forward") if wrapped_module(module) is None else None
-        if forward is not None and not _runs_its_own(module, forward):
-            yield f"{path or 'the model'} has a forward that was assigned to it"
 
 
 def _settings_changed(module: nn.Module, path: str, was: str, has: str) -> Iterator[str]:
@@ -147,7 +143,9 @@ def _settings_changed(module: nn.Module, path: str, was: str, has: str) -> Itera
     """
     old, new = (dict(each.partition("=")[::2] for each in text.split("; ")) for text in (was, has))
     for name in dict.fromkeys((*old, *new)):
-        if old.get(name) != new.get(name) and (name in old or hasattr(type(module), name)):
+        if name == "forward" and old.get(name) != new.get(name):
+            yield f"{path or 'the model'} has a forward that was assigned to it"
+        elif old.get(name) != new.get(name) and (name in old or hasattr(type(module), name)):
             where = f"{path}.{name}" if path else f"the model's {name}"
             before, after = old.get(name, "that of its class"), new.get(name, "gone")
             yield f"{where} was {before} and is {after}"
@@ -220,7 +218,7 @@ def _where(module: nn.Module) -> str:
     quiet = cls.extra_repr is nn.Module.extra_repr and cls.__module__.partition(".")[0] in _KNOWN
     found = {}
     for name, value in module.__dict__.items():
-        if name in _OF_EVERY_MODULE:
+        if name in _OF_EVERY_MODULE and (name != "forward" or _runs_its_own(module, value)):
             continue
         is_setting = quiet and not name.startswith("_")
         if callable(value):

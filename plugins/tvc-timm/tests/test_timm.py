@@ -704,6 +704,28 @@ def test_another_number_of_classes_gives_both_heads_of_a_distilled_model_a_new_l
     assert model(torch.randn(1, 3, 224, 224)).shape == (1, 4)
 
 
+def test_both_heads_are_found_where_timms_configuration_names_one(builder: HybridBuilder) -> None:
+    model: Any = builder.from_backbone("timm/levit_384_s8", None, num_classes=4).eval()
+    assert (model.head.linear.out_features, model.head_dist.linear.out_features) == (4, 4)
+    model.freeze_backbone(head="none")
+    assert not any(p.requires_grad for p in model.head_dist.parameters())
+    assert model(torch.randn(1, 3, 224, 224)).shape == (1, 4)
+
+
+def test_a_network_that_assigns_forwards_itself_is_saved(
+    builder: HybridBuilder, tmp_path: Path
+) -> None:
+    model: Any = builder.from_backbone("timm/fasternet_t0", None, num_classes=4).eval()
+    model.save(tmp_path / "m.safetensors")
+    loaded: Any = load(tmp_path / "m.safetensors")
+    x = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(x), model(x))
+    mixing = model.stages[0].blocks[0].spatial_mixing
+    mixing.forward = lambda x: x  # timm's own forward was assigned as well
+    with pytest.raises(WeightsError, match="spatial_mixing has a forward that was assigned to it"):
+        model.save(tmp_path / "n.safetensors")
+
+
 def test_a_last_layer_of_zeros_hides_no_wrong_way_to_the_head(builder: HybridBuilder) -> None:
     model: Any = builder.from_backbone("timm/mixer_s32_224", None).eval()
     assert not model.head.weight.any(), "timm starts it so"

@@ -40,7 +40,9 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
     else:
         network = _pretrained(arch, weights, options)
     _check_size(network, options.get("img_size"))
-    for path in _classifiers(arch, tag):
+    config = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
+    assert config is not None  # it was there when the model was described
+    for path in classifiers_of(config.to_dict(), network):
         _mark(network, path)
     declare_branches(network)
     return network
@@ -131,12 +133,6 @@ def _of_overlay(
         acc1=None,
         license="",
     )
-
-
-def _classifiers(arch: str, tag: str | None) -> tuple[str, ...]:
-    config = get_pretrained_cfg(f"{arch}.{tag}" if tag else arch)
-    assert config is not None  # it was there when the model was described
-    return classifiers_of(config.to_dict())
 
 
 def _mark(network: nn.Module, path: str) -> None:

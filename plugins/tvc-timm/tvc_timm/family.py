@@ -131,7 +131,7 @@ def _describe(
     if not runs(network, image):
         raise Refused("its forward pass cannot be watched without computing it")
     paths, strides = [info["module"] for info in features], [info["reduction"] for info in features]
-    parts = find_parts(network, classifiers_of(config), paths, strides, image)
+    parts = find_parts(network, classifiers_of(config, network), paths, strides, image)
     min_size = _min_size(network, channels, height)
     # a block sees tokens as a map of the size that it was made for, also where timm's model would
     # take other sizes
@@ -171,12 +171,21 @@ def _describe(
     )
 
 
-def classifiers_of(config: Mapping[str, Any]) -> tuple[str, ...]:
+def classifiers_of(config: Mapping[str, Any], network: Any) -> tuple[str, ...]:
     """Return the paths of the layers that give logits: the main one, then those of
     auxiliary heads.
     """
-    found = config["classifier"]
-    return (found,) if isinstance(found, str) else tuple(found)
+    named = config["classifier"]
+    found = (named,) if isinstance(named, str) else tuple(named)
+    heads = network.get_classifier() if hasattr(network, "get_classifier") else None
+    if not isinstance(heads, tuple):
+        return found
+    # the configurations of some distilled networks name the layer in the first of two heads alone
+    paths = {id(module): path for path, module in network.named_modules()}
+    first, *others = (paths[id(head)] for head in heads)
+    inside = found[0].removeprefix(first)
+    more = (f"{other}{inside}" for other in others if found[0].startswith(first))
+    return (*found, *(path for path in more if path not in found))
 
 
 def _config(arch: str, tag: str) -> dict[str, Any]:
