@@ -297,7 +297,7 @@ def test_the_facts_are_json_and_frozen() -> None:
         facts.name = "x"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("size", [-3, True, (64,), "64"])
+@pytest.mark.parametrize("size", [-3, 0, True, False, (64,), (), "64"])
 def test_a_size_that_is_none_is_refused(size: Any) -> None:
     model = HybridBuilder().from_backbone("mobilenet_v3_small", weights=None)
     with pytest.raises(ParameterError, match="size is a whole number"):
