@@ -14,6 +14,7 @@ import pytest
 pytest_plugins = ["tvc_core.testing.fixtures"]
 
 
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # ONNX Runtime would report each test
 gc.disable()  # until all tests are known: they and what they import stay
 if hasattr(os, "register_at_fork"):
     # a collection in a child would copy the pages of all that the tests before have left

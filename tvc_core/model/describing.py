@@ -50,7 +50,7 @@ def describe_model(
     spec, plan = state.plan.backbone.spec, state.plan
     weights = plan.weights or spec.find_weights(spec.default_weights)
     own_size = state.preprocessing.size if state.preprocessing else built_size(plan)
-    given = size or own_size or (weights.crop_size if weights else USUAL_SIZE)
+    given = own_size or (weights.crop_size if weights else USUAL_SIZE) if size is None else size
     sides = tuple(given) if isinstance(given, (list, tuple)) else (given, given)
     if len(sides) != 2 or any(
         isinstance(side, bool) or not isinstance(side, int) or side < 1 for side in sides
@@ -65,7 +65,7 @@ def describe_model(
         with foreign(BackboneError, what), probing(model):
             model(image)
     except BackboneError:
-        if size or own_size or weights:
+        if size is not None or own_size or weights:
             raise
         image = image_of(model, own, (state.probe_shape[2], state.probe_shape[3]))
     paths = [path for path, _ in model.named_modules() if path]

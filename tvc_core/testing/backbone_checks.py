@@ -744,6 +744,8 @@ def backbone_exports(backbone: Subject) -> None:
 
 
 def _onnxruntime() -> Any:
+    # since 1.29 it reports each session to its makers, unless this is said before its first import
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     for name in ("onnx", "onnxruntime"):
         try:
             module = importlib.import_module(name)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvc_core import HybridModel, ParameterError
+from tvc_core import BackboneError, HybridModel, ParameterError, foreign
 
 from .verifying import ExportedModel
 
@@ -61,6 +61,7 @@ def bench(
 
     Raises:
         ParameterError: too few rounds, or a shape that an exported file was not proved for.
+        BackboneError: a model does not take such images; the message names both.
     """
     if rounds < 10:
         raise ParameterError(f"rounds={rounds}: at least 10 are needed for a spread")
@@ -74,12 +75,16 @@ def bench(
             if isinstance(subject, ExportedModel):
                 runs[name, ""] = lambda run=subject: run(images)  # type: ignore[misc]
                 continue
-            was = subject.training
-            stack.callback(subject.train, was)
+            for module in subject.modules():  # not all of a model need be in the same mode
+                stack.callback(setattr, module, "training", module.training)
             subject.eval()
             runs[name, ""] = _runner(subject, images)
             for target in _targets(subject) if without else ():
                 runs[name, target] = _runner(subject, images, target)
+        for (name, target), run in runs.items():
+            without_it = f" without the patch at {target}" if target else ""
+            with foreign(BackboneError, f"{name}{without_it} does not take images {list(shape)}"):
+                run()
         times = _measure(runs, rounds)
     found = []
     for name, subject in subjects.items():

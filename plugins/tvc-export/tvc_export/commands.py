@@ -43,6 +43,8 @@ def _dynamic(text: str) -> tuple[str, ...]:
     words = tuple(word.strip() for word in text.split(",") if word.strip())
     if words == ("none",):
         return ()
+    if not words or "none" in words:
+        raise click.UsageError(f"--dynamic: {text!r} is one of batch, hw, batch,hw, or none alone")
     for word in words:
         if word not in _AXES:
             there = what_there_is(word, [*_AXES, "none"])
@@ -134,7 +136,7 @@ def export_command(
         exporter.qualified,
         out,
         dynamic=axes,
-        size=sides,  # type: ignore[arg-type]
+        size=sides,
         photos=photos,
         int8=int8,
         max_drop=max_drop,
@@ -192,11 +194,18 @@ def verify_command(
         for each in exported.certificate.trials
         if each.name is not None and each.name not in {one.name for one in tried}
     ]
+    # of a file in int8 only all photos of its proof say how right it is
+    is_judged = exported.certificate.int8 is None or not photos_left
     if as_json:
         rows = [{**asdict(each), "expected": None} for each in tried]
-        click.echo(json.dumps({"file": str(file), "equal": True, "trials": rows}))
+        equal = True if is_judged else None
+        click.echo(json.dumps({"file": str(file), "equal": equal, "trials": rows}))
         return
-    click.echo(f"{file}: is the file that was proved, and gives the same answers")
+    said = "and gives the same answers"
+    if exported.certificate.int8 is not None:
+        lost = f"of its photos no more are lost than the {exported.certificate.int8['max_drop']}"
+        said = f"and {lost} that were allowed" if is_judged else "but how right it is was not tried"
+    click.echo(f"{file}: is the file that was proved, {said}")
     click.echo(f"runs in: {exported.runtime}, {exported.precision}")
     click.echo(f"images: {exported.certificate.claims}")
     for each in tried:

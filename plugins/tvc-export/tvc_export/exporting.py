@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import platform
 import shutil
 import tempfile
@@ -26,6 +27,7 @@ from tvc_core import (
     digest_of_tensors,
     foreign,
     join_names,
+    short_repr,
     what_there_is,
 )
 
@@ -33,7 +35,7 @@ from .certificate import Certificate, Trial, beside, digest_and_text, write_cert
 from .claims import AXES
 from .kinds import ExporterSpec
 from .models import facts_of
-from .photos import Photo, find_photos, read_photos
+from .photos import Photo, check_photos, find_photos, read_photos
 from .privacy import check_private, words_in
 from .program import ExportOptions, ProgramFacts, make_program
 from .proving import Run, inputs_for, misses, outputs_of, photo_inputs, try_input
@@ -92,7 +94,7 @@ def export_model(
     path: str | Path,
     *,
     dynamic: Sequence[str] = ("batch",),
-    size: tuple[int, int] | None = None,
+    size: int | Sequence[int] | None = None,
     photos: str | Path | None = None,
     int8: str | Path | None = None,
     max_drop: int | None = None,
@@ -111,7 +113,8 @@ def export_model(
         format: name of an exporter.
         path: the file.
         dynamic: what of the images may vary: "batch", "hw" (height and width).
-        size: height and width that the export sees [pixels]; by default the preprocessing's.
+        size: side of the images that the export sees, or height and width [pixels]; by default the
+            preprocessing's.
         photos: a folder of photos to try as well.
         int8: a folder of photos: up to 32 of them say the ranges of activations, and the others
             judge the result.
@@ -132,14 +135,13 @@ def export_model(
     Raises:
         UnknownNameError: no plugin offers the format.
         PluginError: packages of the format are not installed.
-        ParameterError: an argument that does not fit, or a photo that cannot be read.
+        ParameterError: an argument that does not fit, or a photo that cannot be read or is prepared
+            in a size that the export is not for.
         BackboneError: the format does not take the network, or not with these sizes.
         WeightsError: the file cannot be written, or its answers are others than torch's.
     """
     path, registry = Path(path), registry or Registry()
-    for each in dynamic:
-        if each not in AXES:
-            raise ParameterError(f"dynamic: {each!r} is unknown.{what_there_is(each, AXES)}")
+    sides = check_numbers(dynamic, size, tolerance, max_drop, limit)
     exporter = find_format(format, registry)
     tolerance = exporter.spec.tolerance if tolerance is None else tolerance
     check_output(path, exporter, int8=int8 is not None, keep_names=keep_names, force=force)
@@ -147,8 +149,9 @@ def export_model(
         raise ParameterError(f"nothing runs {exporter.spec.name!r} here, so photos prove nothing")
     judging, calibrating = _chosen(photos, int8, model)
     exported, facts = make_program(
-        model, dynamic=dynamic, size=size, keep_names=keep_names, fold=int8 is None, limit=limit
+        model, dynamic=dynamic, size=sides, keep_names=keep_names, fold=int8 is None, limit=limit
     )
+    check_photos((*judging, *calibrating), facts.claims, "the export is for")
     options = ExportOptions(
         keep_names=keep_names,
         calibration=np.stack([each.image.numpy() for each in calibrating]) if calibrating else None,
@@ -196,6 +199,44 @@ def export_model(
     return certificate
 
 
+def check_numbers(
+    dynamic: Sequence[str],
+    size: int | Sequence[int] | None,
+    tolerance: float | None,
+    max_drop: int | None,
+    limit: float,
+) -> tuple[int, int] | None:
+    """Return height and width, after all of these were looked at.
+
+    Raises:
+        ParameterError: one is no such thing; the message names it.
+    """
+    if isinstance(dynamic, str) or not isinstance(dynamic, Sequence):
+        raise ParameterError(f"dynamic is a list of {join_names(AXES)}, not {short_repr(dynamic)}")
+    for each in dynamic:
+        if each not in AXES:
+            raise ParameterError(f"dynamic: {each!r} is unknown.{what_there_is(each, AXES)}")
+    for name, value in (("tolerance", tolerance), ("limit", limit)):
+        fine = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if value is not None and not (fine and 0 < value < math.inf):
+            raise ParameterError(f"{name} is a positive number, not {short_repr(value)}")
+    if max_drop is not None and not _is_whole(max_drop, 0):
+        raise ParameterError(f"max_drop is a whole number of photos, not {short_repr(max_drop)}")
+    if size is None:
+        return None
+    sides = tuple(size) if isinstance(size, (list, tuple)) else (size, size)
+    if len(sides) != 2 or not all(_is_whole(side, 1) for side in sides):
+        raise ParameterError(
+            "size is a whole number of pixels, or height and width, each at least 1, not "
+            f"{short_repr(size)}"
+        )
+    return sides
+
+
+def _is_whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
 def _chosen(
     photos: str | Path | None, int8: str | Path | None, model: HybridModel
 ) -> tuple[list[Photo], list[Photo]]:
@@ -230,10 +271,7 @@ def _prove(
 
     Raises:
         WeightsError: an answer is another one.
-        ParameterError: a photo is outside of what is claimed.
     """
-    for photo in photos:
-        facts.claims.check((1, *photo.image.shape), f"the file ({photo.name})")
     inputs = [*photo_inputs(photos)]
     if not calibrated:
         inputs = [*inputs_for(facts.claims, seed=0), *inputs]
@@ -274,12 +312,15 @@ def judged(
     Raises:
         WeightsError: too few.
     """
-    labeled = all(photo.label is not None for photo in photos)
+    labels = [photo.label for photo in photos]
+    before = sum(
+        expected_answer(trial) == label for trial, label in zip(trials, labels, strict=True)
+    )
+    # names that torch is right on none of say something else, such as a camera's numbers
+    labeled = None not in labels and before > 0
     if labeled:
-        before = after = 0
-        for trial, photo in zip(trials, photos, strict=True):
-            before += expected_answer(trial) == photo.label
-            after += int(run(photo.image[None].numpy())[0].argmax()) == photo.label
+        answers = [int(run(photo.image[None].numpy())[0].argmax()) for photo in photos]
+        after = sum(answer == label for answer, label in zip(answers, labels, strict=True))
     else:
         before, after = len(photos), sum(trial.equal for trial in trials)
     allowed = len(photos) // 20 if max_drop is None else max_drop

@@ -53,7 +53,7 @@ def read_model(
         recipe = load_recipe(path, changes=dict(changes or {}), registry=builder.registry)
         return builder.build(recipe)
     document = RecipeDocument(data={"backbone": {"name": given, "weights": "DEFAULT"}})
-    document = Recipe.changed_document(document, dict(changes or {}))
+    document = Recipe.changed_document(document, dict(changes or {}), builder.registry)
     return builder.build(Recipe.from_document(document, registry=builder.registry))
 
 

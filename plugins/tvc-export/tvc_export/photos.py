@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from torch import Tensor
 
 from tvc_core import HybridModel, ParameterError, foreign, join_names
 
-__all__ = ["Photo", "find_photos", "read_photos"]
+from .claims import Claims
+
+__all__ = ["Photo", "check_photos", "find_photos", "read_photos"]
 
 _SUFFIXES = (
     ".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp",
@@ -70,7 +72,8 @@ def read_photos(folder: Path, model: HybridModel) -> list[Photo]:
     """Return the photos in a folder, prepared for a model.
 
     A photo's class is the folder that it lies in, by the class's name or number, or else the number
-    that its name begins with, as in 0105_koala.jpg. It counts where all photos say theirs.
+    that its name begins with, as in 0105_koala.jpg. It counts where all photos say theirs, and the
+    model has one head: of several, nothing says which head's class that is.
 
     Raises:
         ParameterError: there are none, or one cannot be read; the message names it and says why.
@@ -79,12 +82,33 @@ def read_photos(folder: Path, model: HybridModel) -> list[Photo]:
     prepare = model.transforms()
     files = find_photos(folder)
     labels = list(_labels(files, folder, model))
-    known = None not in labels
+    known = None not in labels and len(model.head_info) == 1
     images = [_read(each, prepare) for each in files]
     return [
         Photo(name=file.relative_to(folder).as_posix(), image=image, label=label if known else None)
         for file, image, label in zip(files, images, labels, strict=True)
     ]
+
+
+def check_photos(photos: Iterable[Photo], claims: Claims, what: str) -> None:
+    """Refuse photos that are prepared in a size outside of what is claimed.
+
+    Args:
+        photos: prepared.
+        claims: of the file.
+        what: has them, such as "the export is for".
+
+    Raises:
+        ParameterError: one is; the message names it, its size and the claims.
+    """
+    for photo in photos:
+        shape = (1, *photo.image.shape)
+        if why := claims.why_not(shape):
+            raise ParameterError(
+                f"{photo.name}: is prepared for the model as {list(shape)}, and {what} {claims}: "
+                f"{why}. By default an export is for the size of the model's preprocessing; --size "
+                "says another one, and --dynamic batch,hw lets sizes vary"
+            )
 
 
 def _labels(files: Sequence[Path], folder: Path, model: HybridModel) -> Iterator[int | None]:

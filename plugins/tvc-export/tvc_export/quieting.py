@@ -1,14 +1,29 @@
-"""Keep what converters print and log from the user."""
+"""Keep what converters print and log from the user, and what runtimes report from their makers."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
-__all__ = ["quiet"]
+__all__ = ["onnxruntime", "quiet"]
+
+
+def onnxruntime() -> Any:
+    """Return ONNX Runtime, which since 1.29 gives the machine a number and reports each session,
+    with the name of its file, to its makers. It reads a variable when it is first imported; what a
+    user says there counts. Where it was imported before, it is asked to stop.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    if os.environ["ORT_DISABLE_TELEMETRY"] == "1":
+        onnxruntime.disable_telemetry_events()
+    return onnxruntime
 
 
 @contextlib.contextmanager

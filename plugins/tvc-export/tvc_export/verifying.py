@@ -14,7 +14,7 @@ from tvc_core import HybridModel, ParameterError, Registry, WeightsError, digest
 
 from .certificate import Certificate, Trial, read_certificate
 from .exporting import judged
-from .photos import Photo, read_photos
+from .photos import Photo, check_photos, read_photos
 from .proving import inputs_for, misses, noise, outputs_of, photo_inputs, repeat, try_input
 from .registry import check_installed, format_of
 
@@ -46,11 +46,12 @@ class ExportedModel:
         Raises:
             ParameterError: another shape or type than the file takes; the message names both.
         """
-        images = images.numpy() if isinstance(images, torch.Tensor) else np.asarray(images)
-        if images.dtype != np.float32:
-            raise ParameterError(
-                f"{self.path}: images of {images.dtype} were given, and it takes float32"
-            )
+        if not isinstance(images, torch.Tensor):
+            images = np.asarray(images)
+        if (kind := str(images.dtype).removeprefix("torch.")) != "float32":
+            raise ParameterError(f"{self.path}: images of {kind} were given, and it takes float32")
+        if isinstance(images, torch.Tensor):
+            images = images.detach().cpu().numpy()
         self.certificate.claims.check(images.shape, str(self.path))
         with foreign(WeightsError, f"{self.path}: fails on images {list(images.shape)}"):
             found: list[Any] = self._run(np.ascontiguousarray(images))
@@ -103,8 +104,8 @@ def verify(
 
     Raises:
         WeightsError: the file is another one than the one that was proved, or an answer is.
-        ParameterError: a shape outside of what the file was proved for, or photos or shapes without
-            a model to compare with.
+        ParameterError: a shape or photo outside of what the file was proved for; photos or shapes
+            without a model to compare with; or shapes of noise for a quantized file.
     """
     exported = open_exported(path, registry=registry)
     certificate, run = exported.certificate, exported._run
@@ -123,9 +124,15 @@ def verify(
         raise ParameterError(
             f"{path}: which outputs are right {what}, only the model can say: --model MODEL"
         )
+    if certificate.int8 is not None and shapes:
+        raise ParameterError(
+            f"{path}: is in int8, whose answers on noise are not torch's: shapes of noise show "
+            "nothing of it, and --photos does"
+        )
     given: dict[str, Photo] = {}
     if model is not None and photos is not None:
         given = {each.name: each for each in read_photos(Path(photos), model)}
+        check_photos(given.values(), certificate.claims, f"{path} was proved for")
     known = {each.name for each in certificate.trials}
     tolerance = certificate.tolerance
     with foreign(WeightsError, f"{path}: the proof in its certificate cannot be repeated"):
@@ -157,7 +164,8 @@ def _judge(
 ) -> None:
     """Count again on the photos of a quantized file's proof, where all of them are given."""
     assert certificate.int8 is not None
-    own = [each for each in tried if each.name in given]
+    proved = {each.name for each in certificate.trials}
+    own = [each for each in tried if each.name in proved]  # photos that are new judge nothing
     if len(own) == certificate.int8["judged"]:
         photos = [given[each.name] for each in own]
         calibrated, most = certificate.int8["calibrated"], certificate.int8["max_drop"]

@@ -18,7 +18,14 @@ from tvc_hub import HubError, push
 from tvc_hub.licenses import contradiction
 
 import tvc_core
-from tvc_core import HybridBuilder, LocalPlugin, Registry, UnknownNameError, WeightsError
+from tvc_core import (
+    HybridBuilder,
+    LocalPlugin,
+    Preprocessing,
+    Registry,
+    UnknownNameError,
+    WeightsError,
+)
 
 
 def card_of(hub: FakeHub, path: Path, **given: Any) -> str:
@@ -121,6 +128,19 @@ def test_numbers(hub: FakeHub, tmp_path: Path, name: str) -> None:
 def words(card: str) -> Iterator[str]:
     yield from re.findall(r"(?i)\b(?:todo|tbd|more information needed|n/a|none|nan|null)\b", card)
     yield from re.findall(r"\{\{|\}\}|<!--|\[\.\.\.\]|\?\?", card)
+
+
+@pytest.mark.parametrize("fit", ["crop", "squash", "pad"])
+def test_a_side_before_a_crop_is_told_where_one_is_done(
+    hub: FakeHub, tmp_path: Path, fit: str
+) -> None:
+    model = HybridBuilder().from_backbone("squeezenet1_1", weights=None, num_classes=2)
+    model.preprocessing = Preprocessing(size=(96, 64), resize=100, fit=fit)
+    path = tmp_path / "model.safetensors"
+    model.save(path)
+    images = table(card_of(hub, path), "Images")
+    assert (images["size [pixels]"], images["fit"]) == (["96, 64"], [fit])
+    assert images.get("resize to [pixels]") == (["100"] if fit == "crop" else None)
 
 
 def test_no_placeholders(hub: FakeHub, path: Path, tmp_path: Path) -> None:

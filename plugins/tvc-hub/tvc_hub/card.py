@@ -177,7 +177,10 @@ def _of_which(model: HybridModel, info: FileInfo) -> str:
 
 
 def _images(model: HybridModel, info: FileInfo) -> Iterator[tuple[str, Any]]:
+    crops = info.preprocessing.get("fit", "crop") == "crop"
     for key, called in _PREPARED.items():
+        if key == "resize" and not crops:
+            continue  # the side before a crop, which is not done
         if (value := info.preprocessing.get(key)) not in (None, False):
             plain = "yes" if value is True else value
             yield called, ", ".join(map(str, plain)) if isinstance(plain, (list, tuple)) else plain

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tvc_inspect import Comparison, Difference, ModelFacts, compare_models, inspect_model
 
-from tvc_core import HybridBuilder, HybridModel
+from tvc_core import HybridBuilder, HybridModel, Preprocessing
 
 BACKBONE = "mobilenet_v3_small"
 TARGETS = [f"features.{index}" for index in range(2, 12)]
@@ -263,3 +263,34 @@ def test_frozen_statistics_alone_are_named() -> None:
     b = copy.deepcopy(a)
     b.freeze_backbone(normalization="train")
     assert _kinds(_compared(a, b)) == [("freezing", "normalization")]
+
+
+def test_settings_that_modules_do_not_show_are_named() -> None:
+    a = _base()[0]
+    b = copy.deepcopy(a)
+    b.get_submodule("features.3").use_res_connect = False
+    assert [(d.kind, d.path, d.a, d.b) for d in _compared(a, b).differences] == [
+        ("path", "features.3", *(f"InvertedResidual(use_res_connect={on})" for on in (True, False)))
+    ]
+    c = copy.deepcopy(a)
+    c.transform_input = True  # as GoogLeNet has it, which then changes its images
+    assert _kinds(_compared(a, c)) == [("path", "")]
+
+
+def test_settings_of_a_whole_model_and_the_order_of_heads_are_named() -> None:
+    a = _base()[0]
+    b, c = copy.deepcopy(a), copy.deepcopy(a)
+    b.set_grad_checkpointing()
+    c.preprocessing = Preprocessing(size=(96, 64), resize=96)
+    assert [(d.kind, d.a, d.b) for d in _compared(a, b).differences] == [
+        ("checkpointing", "none", "all stages")
+    ]
+    (found,) = _compared(a, c).differences
+    assert (found.kind, found.a) == ("preprocessing", "none") and "(96, 64)" in found.b
+    first, second = (
+        HybridBuilder().from_backbone("squeezenet1_1", weights=None, seed=0, heads=heads)
+        for heads in ({"x": 2, "y": 3}, {"y": 3, "x": 2})
+    )
+    second.load_state_dict(first.state_dict())
+    (found,) = _compared(first, second).differences
+    assert (found.kind, found.a, found.b) == ("head", "x, then y", "y, then x")

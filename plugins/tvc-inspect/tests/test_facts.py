@@ -216,6 +216,7 @@ def test_a_map_that_loses_its_border_has_the_stride_of_its_stage() -> None:
     convolutions = [2, 4, 8, 16]
     at = ["features.0", "features.4.squeeze", "features.6.expand1x1", "features.9.squeeze"]
     assert [rows[path].stride for path in at] == convolutions
+    assert [rows[path].stride for path in ("features", "classifier.1")] == [16, 16]
     for info in model.stage_info:
         assert rows[info.module].stride == info.stride
 
@@ -297,7 +298,7 @@ def test_the_facts_are_json_and_frozen() -> None:
         facts.name = "x"  # type: ignore[misc]
 
 
-@pytest.mark.parametrize("size", [-3, True, (64,), "64"])
+@pytest.mark.parametrize("size", [-3, 0, True, False, (64,), (), "64"])
 def test_a_size_that_is_none_is_refused(size: Any) -> None:
     model = HybridBuilder().from_backbone("mobilenet_v3_small", weights=None)
     with pytest.raises(ParameterError, match="size is a whole number"):

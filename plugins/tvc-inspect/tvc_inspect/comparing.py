@@ -1,4 +1,5 @@
-"""Say in what two models differ: patches, head, what is trainable, paths, shapes, tensors, costs.
+"""Say in what two models differ: patches, head, what is trainable, settings, paths, shapes,
+tensors, costs.
 
 What follows from a difference that is named already is not named again: the tensors of a patch that
 only one model has, or those of a head with other classes.
@@ -26,8 +27,8 @@ class Difference:
     """Something in which two models differ.
 
     Args:
-        kind: "backbone", "patch", "head", "class names", "trainable", "freezing", "path", "shape"
-            or "tensor".
+        kind: "backbone", "patch", "head", "class names", "trainable", "freezing", "checkpointing",
+            "preprocessing", "path", "shape" or "tensor".
         path: of the module, part or tensor.
         a: what the first model has there, in words; "" where it has nothing.
         b: what the second one has.
@@ -87,7 +88,8 @@ def compare_models(
     patches, covered = _patches(facts_a, facts_b)
     heads, of_heads = _heads(a, b)
     covered |= of_heads
-    after_head = {row.path for row in facts_a.paths if row.part == "head"} if of_heads else set()
+    changed = any(each.kind == "head" for each in heads)
+    after_head = {row.path for row in facts_a.paths if row.part == "head"} if changed else set()
     paths, gone = _paths(a, b, covered)
     covered |= gone
     return Comparison(
@@ -97,6 +99,7 @@ def compare_models(
             *patches,
             *heads,
             *_trainable(a, b, facts_a, covered),
+            *_wholes(a, b),
             *paths,
             *_shapes(facts_a, facts_b, covered, after_head),
             *_tensors(a, b, covered),
@@ -193,6 +196,11 @@ def _heads(a: HybridModel, b: HybridModel) -> tuple[list[Difference], set[str]]:
             start = start if start > 7 else 0
             first, second = ("..., " * bool(start) + ", ".join(n[start:][:8]) for n in names)
             differences.append(Difference(kind="class names", path=name, a=first, b=second))
+    # several heads answer in their order, which exports keep
+    orders = [[name for name in side if name in sides[0] and name in sides[1]] for side in sides]
+    if orders[0] != orders[1]:
+        first, second = (", then ".join(each) for each in orders)
+        differences.append(Difference(kind="head", path="", a=first, b=second))
     return differences, covered
 
 
@@ -251,21 +259,61 @@ def _paths(a: HybridModel, b: HybridModel, covered: set[str]) -> tuple[list[Diff
     """Return modules that only one model has or whose class differs, the topmost of each, and those
     whose settings differ.
     """
-    sides = [{path: _settings(module) for path, module in m.named_modules()} for m in (a, b)]
+    sides = [dict(m.named_modules()) for m in (a, b)]
     differences: list[Difference] = []
     gone: set[str] = set()
     for path in dict.fromkeys((*sides[0], *sides[1])):
-        first, second = (side.get(path, "") for side in sides)
-        if first == second or not path or _is_in(path, covered) or _is_in(path, gone):
+        both = [side.get(path) for side in sides]
+        if _is_in(path, covered) or _is_in(path, gone):
+            continue
+        first, second = _settings(*both)
+        if first == second:
             continue
         differences.append(Difference(kind="path", path=path, a=first, b=second))
-        if first.partition("(")[0] != second.partition("(")[0]:  # so what is below does as well
+        if type(both[0]) is not type(both[1]) and path:  # so what is below does as well
             gone.add(path)
     return differences, gone
 
 
-def _settings(module: nn.Module) -> str:
-    return f"{type(module).__name__}({module.extra_repr()})"
+def _settings(a: nn.Module | None, b: nn.Module | None) -> tuple[str, str]:
+    """Return two modules in words that differ where the modules do; "" for none."""
+    words = ["" if m is None else f"{type(m).__name__}({m.extra_repr()})" for m in (a, b)]
+    if words[0] != words[1] or a is None or b is None:
+        return words[0], words[1]
+    # many modules do not show all of their settings: the dropout of an attention, for example
+    first, second = _plain_settings(a), _plain_settings(b)
+    names = [name for name in {**first, **second} if first.get(name) != second.get(name)]
+    texts = (", ".join(f"{n}={side[n]!r}" for n in names if n in side) for side in (first, second))
+    one, other = (f"{type(a).__name__}({text})" for text in texts)
+    return one, other
+
+
+def _plain_settings(module: nn.Module) -> dict[str, Any]:
+    """Return a module's attributes that are plain values, without its mode and what follows from
+    the head: `num_classes`, and the `names` of several heads.
+    """
+    return {
+        name: value
+        for name, value in vars(module).items()
+        if not name.startswith("_")
+        and name not in ("training", "num_classes", "names")
+        and all(
+            each is None or isinstance(each, (bool, int, float, str))
+            for each in (value if isinstance(value, (list, tuple)) else (value,))
+        )
+    }
+
+
+def _wholes(a: HybridModel, b: HybridModel) -> Iterator[Difference]:
+    """Yield settings of a whole model."""
+    stages = [model.recipe.grad_checkpointing for model in (a, b)]
+    recomputed = ["all stages" if each is True else each for each in stages]
+    for kind, (one, other) in (
+        ("checkpointing", recomputed),
+        ("preprocessing", (a.preprocessing, b.preprocessing)),
+    ):
+        if one != other:
+            yield Difference(kind=kind, path="", a=str(one or "none"), b=str(other or "none"))
 
 
 def _shapes(

@@ -264,7 +264,10 @@ def _stride(info: PathInfo, cost: Cost, stages: _Stages) -> int | None:
     number = (info.part or "").removeprefix("stage ")
     stage = int(number) if number.isdigit() else -1
     if info.height and info.width:
-        for stride, grid in (stages[each] for each in (stage, stage - 1) if each in stages):
+        near = [each for each in (stage, stage - 1) if each in stages]
+        if stage < 0:  # the stem, or what comes after the stages or holds them
+            near = sorted(stages, reverse=info.part != "stem")
+        for stride, grid in (stages[each] for each in near):
             if grid == _grid(info):
                 return stride
         return round(height / info.height)

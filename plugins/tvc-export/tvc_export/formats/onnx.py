@@ -12,7 +12,7 @@ import torch
 from tvc_core import WeightsError
 
 from ..program import ExportOptions
-from ..quieting import quiet
+from ..quieting import onnxruntime, quiet
 
 __all__ = ["Store", "export", "open_file"]
 
@@ -59,6 +59,7 @@ def _save(model: Any, path: Path) -> None:
 
 def _quantize(model: Any, path: Path, photos: Any) -> None:
     """Write a model in int8, by ranges of its activations on photos."""
+    onnxruntime()
     from onnxruntime import quantization as q
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -91,16 +92,15 @@ class Runner:
     """Runs an `.onnx` file in ONNX Runtime, on the CPU and one thread."""
 
     def __init__(self, path: Path) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
+        runtime = onnxruntime()
+        options = runtime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        self._session = onnxruntime.InferenceSession(
+        self._session = runtime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
         self._input = self._session.get_inputs()[0]
-        self.runtime = f"onnxruntime {onnxruntime.__version__}"
+        self.runtime = f"onnxruntime {runtime.__version__}"
         self.precision = _precision(path, self._input.type)
 
     def __call__(self, images: Any) -> list[Any]:
