@@ -123,7 +123,8 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
         if before is not None and after is not None:
             (before, _, was), (after, _, has) = before.partition(_WHERE), after.partition(_WHERE)
             if before == after:
-                yield from _settings_changed(find_module(network, path) or network, path, was, has)
+                module = find_module(network, path) if path else network
+                yield from _settings_changed(type(module), path, was, has)
                 continue
         if path:
             told.append(path)
@@ -137,7 +138,7 @@ def _changes(network: nn.Module, built: Mapping[str, str]) -> Iterator[str]:
             yield f"{path} was {before} and is {after}"
 
 
-def _settings_changed(module: nn.Module, path: str, was: str, has: str) -> Iterator[str]:
+def _settings_changed(cls: type, path: str, was: str, has: str) -> Iterator[str]:
     """Yield which attributes have changed. Those that are new are of no use to the class's code,
     unless they hide something of the class.
     """
@@ -145,7 +146,7 @@ def _settings_changed(module: nn.Module, path: str, was: str, has: str) -> Itera
     for name in dict.fromkeys((*old, *new)):
         if name == "forward" and old.get(name) != new.get(name):
             yield f"{path or 'the model'} has a forward that was assigned to it"
-        elif old.get(name) != new.get(name) and (name in old or hasattr(type(module), name)):
+        elif old.get(name) != new.get(name) and (name in old or hasattr(cls, name)):
             where = f"{path}.{name}" if path else f"the model's {name}"
             before, after = old.get(name, "that of its class"), new.get(name, "gone")
             yield f"{where} was {before} and is {after}"

@@ -113,8 +113,7 @@ def placed_patches(network: nn.Module) -> Iterator[tuple[str, str, Patch]]:
 def installed_patches(network: nn.Module) -> Iterator[tuple[str, Patch]]:
     """Yield (target's path, patch) for every patch that a module within `network` runs."""
     for path, module in network.named_modules():
-        hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
-        for patch in dict.fromkeys(hook.patch for hook in hooks if isinstance(hook, PatchHook)):
+        for patch in dict.fromkeys(hook.patch for hook in _hooks_of(module)):
             yield path, patch
 
 
@@ -199,10 +198,9 @@ def _cannot_run(target: nn.Module) -> str:
     if not issubclass(kind, (torch.jit.ScriptModule, torch.fx.GraphModule)):
         return ""
     # what torch.fx records itself calls layers, and has no patch of the one that it began with
-    of_fx = all(
-        not cls.__module__.startswith(("torch.export", "torch.jit")) for cls in kind.__mro__
-    )
-    return "" if of_fx else "is a recorded graph, of which the patch may be a part"
+    if any(cls.__module__.startswith(("torch.export", "torch.jit")) for cls in kind.__mro__):
+        return "is a recorded graph, of which the patch may be a part"
+    return ""
 
 
 def _sort(hooks: Any, order: dict[int, int]) -> None:

@@ -141,7 +141,7 @@ def export_model(
         WeightsError: the file cannot be written, or its answers are others than torch's.
     """
     path, registry = Path(path), registry or Registry()
-    sides = check_numbers(dynamic, size, tolerance, max_drop, limit)
+    sides = _check_arguments(dynamic, size, tolerance, max_drop, limit)
     exporter = find_format(format, registry)
     tolerance = exporter.spec.tolerance if tolerance is None else tolerance
     check_output(path, exporter, int8=int8 is not None, keep_names=keep_names, force=force)
@@ -199,14 +199,14 @@ def export_model(
     return certificate
 
 
-def check_numbers(
+def _check_arguments(
     dynamic: Sequence[str],
     size: int | Sequence[int] | None,
     tolerance: float | None,
     max_drop: int | None,
     limit: float,
 ) -> tuple[int, int] | None:
-    """Return height and width, after all of these were looked at.
+    """Refuse what is no such argument of an export, and return height and width of `size`.
 
     Raises:
         ParameterError: one is no such thing; the message names it.
