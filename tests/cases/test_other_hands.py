@@ -346,6 +346,28 @@ def test_a_tensor_that_was_put_into_the_root_is_seen(tmp_path: Path) -> None:
         model.save(tmp_path / "more.safetensors")
 
 
+def test_a_tensor_that_was_put_into_a_node_of_the_patches_is_seen(tmp_path: Path) -> None:
+    """Tools that count operations leave their sums in modules, which they reach by `apply`."""
+    model = resnet18()
+    names = dict(model.named_modules())
+    model.patches.apply(
+        lambda m: None if m in names.values() else m.register_buffer("total", torch.zeros(1))
+    )
+    model.patches.layer3.weight = nn.Parameter(torch.ones(1))
+    assert "patches.layer3.weight" in dict(model.named_parameters())
+    assert set(model.state_dict()) == {
+        k for k, _ in (*model.named_parameters(), *model.named_buffers())
+    }
+    with pytest.raises(WeightsError, match=r"patches \(PatchTree\(\) with total 1\) is new"):
+        model.save(tmp_path / "counted.safetensors")
+    assert not any(tmp_path.iterdir())
+    for module in (model.patches, model.patches.layer3):
+        del module.total
+    del model.patches.layer3.weight
+    assert dict(model.named_modules()) == names
+    model.save(tmp_path / "plain.safetensors")
+
+
 def test_a_network_that_is_half_on_meta_is_refused() -> None:
     network = Tiny()
     network.layer1[0].to("meta")  # as accelerate's init_empty_weights leaves the buffers

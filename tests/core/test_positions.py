@@ -654,6 +654,25 @@ def test_every_position_computes_its_formula(tiny: Any, name: str, value: float)
     torch.testing.assert_close(model.layer1.relu(x.clone()), expected_at(name, x, value))
 
 
+@pytest.mark.parametrize("name", ["before", "after", "parallel", "around"])
+def test_backward_hooks_see_the_patched_target(tiny: Any, name: str) -> None:
+    """torch makes the arguments of a module with such hooks anew, as their type says."""
+    block = {"type": "scale", "params": {"factor": 3.0, "shift": 1.0}}
+    patch = {"around": block} if name == "around" else {"inject": {**block, "position": name}}
+    model = tiny({"layer1.conv": patch}, SCALE, AROUND_OP).eval()
+    set_gates(model, 0.25)
+    layer = model.layer1.conv
+    x = torch.randn(1, 8, 5, 5, requires_grad=True)
+    expected = torch.autograd.grad(layer(x).square().sum(), x)[0]
+    seen: list[tuple[Tensor, ...]] = []
+    layer.register_full_backward_hook(lambda module, below, above: seen.append((*below, *above)))
+    y = layer(x)
+    found = torch.autograd.grad(y.square().sum(), x)[0]
+    torch.testing.assert_close(found, expected)
+    inner = expected / 1.5 if name == "before" else expected  # d(x + 0.25 (3x + 1 - x)) = 1.5 dx
+    torch.testing.assert_close(seen, [(inner, 2 * y)])
+
+
 @pytest.mark.parametrize("name", [*POSITIONS, "around"])
 def test_every_position_is_explained_copied_saved_and_taken_out(
     lab: Any, images: Tensor, name: str, tmp_path: Any

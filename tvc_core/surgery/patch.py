@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -146,8 +146,15 @@ class PatchTree(nn.Module):
     def named_modules(
         self, memo: set[nn.Module] | None = None, prefix: str = "", remove_duplicate: bool = True
     ) -> Iterator[tuple[str, nn.Module]]:
-        """Yield what is inserted, not the nodes: tools take modules by the end of their names."""
+        """Yield what is inserted, not the nodes: tools take modules by the end of their names.
+
+        A node where a tool has registered tensors is told: they are in the state dict.
+        """
         memo = set() if memo is None else memo
+        if (self._parameters or self._buffers) and self not in memo:
+            if remove_duplicate:
+                memo.add(self)
+            yield prefix, self
         for name, child in self._modules.items():
             if child is not None:
                 path = f"{prefix}.{name}" if prefix else name
@@ -161,12 +168,16 @@ class _Kept(tuple[Any, ...]):
     to the call, and any number of calls may be under way.
     """
 
-    copies: dict[str, Tensor]
+    copies: Mapping[str, Tensor] = {}
+
+    def __new__(cls, *args: Any) -> _Kept:
+        """Take arguments one by one: so torch makes them anew for a target with backward hooks."""
+        return super().__new__(cls, args)
 
 
 def _keep(args: tuple[Any, ...], like: Any, copies: dict[str, Tensor] | None = None) -> _Kept:
     """Return arguments with the copies that `like` has, and more."""
-    kept = _Kept(args)
+    kept = _Kept(*args)
     kept.copies = {**(like.copies if isinstance(like, _Kept) else {}), **(copies or {})}
     return kept
 
