@@ -245,12 +245,13 @@ class Places(nn.Module):
         self.same = nn.ReLU()
         self.widths = nn.ReLU()
         self.sizes = nn.ReLU()
+        self.named = nn.ReLU()
         self.wide = nn.Conv2d(8, 16, 1)
         self.body = nn.Identity()
         self.head = nn.Linear(16, 3)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.same(self.same(self.stem(x)))
+        x = self.named(input=self.same(self.same(self.stem(x))))
         x, _ = self.pair([x, x])
         x = self.sizes(nn.functional.max_pool2d(self.sizes(x), 2))
         x = self.widths(self.wide(self.widths(x)))
@@ -265,7 +266,7 @@ class Pair(nn.Module):
 PLACES = BackboneSpec(
     name="places",
     factory=lambda spec, weights: Places(),
-    stem=("stem", "never", "pair", "same", "widths", "sizes", "wide"),
+    stem=("stem", "never", "pair", "same", "widths", "sizes", "named", "wide"),
     stages=("body",),
     head="head",
 )
@@ -278,6 +279,7 @@ PLACES = BackboneSpec(
         ({"never": {"replace": "conv"}}, "never called in a forward pass"),
         ({"pair": {"wrap": "gate"}}, "its output is a tuple"),
         ({"pair": {"inject": {"type": "gate", "position": "before"}}}, "its input is a list"),
+        ({"named": {"inject": {"type": "gate", "position": "before"}}}, "is a keyword argument"),
         (
             {"widths": {"wrap": "gate"}},
             r"2 times with different output shapes \[1, 8, 16, 24\], \[1, 16, 16, 24\]",

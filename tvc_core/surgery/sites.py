@@ -412,7 +412,7 @@ class Probe:
 
         def watch(path: str, module: nn.Module) -> list[Callable[[], Any]]:
             def before(_: nn.Module, args: Any) -> None:
-                inputs[path].append(_look_at(args[0] if args else None))
+                inputs[path].append(_look_at(args[0]) if args else _BY_KEYWORD)
 
             def after(_: nn.Module, args: Any, output: Any) -> None:
                 shape, kind, peak = _look_at(output)
@@ -458,6 +458,9 @@ def first_tensor(output: Any) -> torch.Tensor:
         return output
     items = list(output.values()) if isinstance(output, Mapping) else list(output)
     return first_tensor(items[0])
+
+
+_BY_KEYWORD = (None, "keyword argument (a patch reads the first positional one)", math.nan)
 
 
 def _look_at(value: Any) -> tuple[Shape | None, str, float]:
