@@ -82,6 +82,7 @@ GROUPS = {
             "build_torchvision",
             "NoClassifier",
             "is_normalization",
+            "is_watched",
             "ThreadMode",
             "own_randomness",
             "LocalPlugin",

@@ -46,8 +46,8 @@ __all__ = [
     *specs.__all__, "API_VERSION", "BlockMaker", "LocalPlugin", "Named", "NoClassifier", "Patch",
     "POSITIONS", "PluginInfo", "Position", "Registry", "Target", "ThreadMode", "build_torchvision",
     "check_target", "did_you_mean", "foreign", "hookimpl", "hookspec", "is_normalization",
-    "join_names", "on_value", "own_randomness", "read_state_dict", "short_repr", "what_there_is",
-    "write_file",
+    "is_watched", "join_names", "on_value", "own_randomness", "read_state_dict", "short_repr",
+    "what_there_is", "write_file",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ from .model.writing import check_target, write_file
 from .opening import check_header, load
 from .surgery.anatomy import StageInfo
 from .surgery.head import HeadReport, NoClassifier
+from .surgery.hooks import is_watched
 from .surgery.initializers import is_normalization
 from .surgery.operations import BlockMaker, Target
 from .surgery.patch import Patch
@@ -45,6 +46,6 @@ __all__ = [
     "TensorChange", "ThreadMode", "WeightsDiff", "as_rgb", "audit", "build_torchvision",
     "check_header", "check_target", "describe_backbone", "describe_file", "describe_model",
     "diff_weights", "digest_of_tensors", "drop_closed_patches", "fold_patches", "freeze_head",
-    "is_normalization", "load", "own_randomness", "param_groups", "partial_load",
+    "is_normalization", "is_watched", "load", "own_randomness", "param_groups", "partial_load",
     "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file", "write_file",
 ]  # fmt: skip

@@ -77,11 +77,19 @@ def test_accelerate(precision: str, name: str, tmp_path: Path) -> None:
     assert difference(plain.get_stage_outputs(X), loaded.get_stage_outputs(X)) < 1e-6
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm/test_resnet"])
-def test_accelerate_offloads(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "patches"),
+    [
+        ("resnet18", EVERY_POSITION),
+        ("timm/test_resnet", {"stage:-1": {"wrap": "se"}}),
+        ("mobilenet_v3_small", {"features.4": {"wrap": "srm"}, "features.5": {"wrap": "ela"}}),
+        ("mobilenet_v3_small", {"features.4.block.1.0": {"inject": "lora"}}),
+        ("mobilenet_v3_small", {"features.4": {"inject": "deform_conv"}}),
+    ],
+)
+def test_accelerate_offloads(name: str, patches: Any) -> None:
     """Offloading hooks put weights in before each module's forward, and take them out after it."""
     accelerate = pytest.importorskip("accelerate")
-    patches = EVERY_POSITION if name == "resnet18" else {"stage:-1": {"wrap": "se"}}
     model = ready(name, patches, num_classes=4)
     with torch.no_grad():
         right = model(X)

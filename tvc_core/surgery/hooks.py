@@ -1,10 +1,16 @@
-"""Which hooks on a network's modules are tvc's own, and how they move to another module."""
+"""Which hooks on a network's modules are tvc's own, how they move to another module, and whether
+anyone waits for a module to be called.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+from torch.nn.modules import module as _module
 
-__all__ = ["TvcHook", "carry_hooks"]
+__all__ = ["TvcHook", "carry_hooks", "is_watched"]
+
+_HOOKS = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
 
 
 class TvcHook:
@@ -23,3 +29,20 @@ def carry_hooks(old: nn.Module, new: nn.Module) -> None:
     for post in old._forward_hooks.values():
         if isinstance(post, TvcHook):
             new.register_forward_hook(post)
+
+
+def is_watched(module: nn.Module) -> bool:
+    """Return whether calling a module does more than its methods do: it has hooks, or a tool has
+    assigned its forward (offloading) or compiled it.
+
+    torch.compile traces what runs without it.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        "forward" in module.__dict__
+        or getattr(module, "_compiled_call_impl", None) is not None
+        or any(
+            getattr(module, f"_{name}") or getattr(_module, f"_global_{name}") for name in _HOOKS
+        )
+    )

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import calls
-from .hooks import TvcHook
+from .hooks import TvcHook, is_watched
 from .layouts import LayoutView
 from .noise import first_float
 from .positions import POSITIONS, Combine, Position
@@ -32,7 +32,8 @@ class Patch(nn.Module):
     Args:
         block: the inserted module.
         gated: the block has a method `gate(x)` with block(x) == x * gate(x). It may also have
-            `mix(x, alpha)`, which computes the first formula at once, without a map between.
+            `mix(x, alpha)`, which computes the first formula at once, without a map between. A
+            block that has hooks is called itself, by the second formula.
         view: shows the block the map in another layout; None where it takes the map as it is.
         position: what the block reads, and what becomes of its result.
     """
@@ -95,11 +96,12 @@ class Patch(nn.Module):
     def _mix(self, x: Tensor) -> Tensor:
         if self.alpha is None:
             return self.block(x)
-        if self.gated and (mix := getattr(self.block, "mix", None)) is not None:
+        gated = self.gated and not is_watched(self.block)
+        if gated and (mix := getattr(self.block, "mix", None)) is not None:
             mixed: Tensor = mix(x, self.alpha)
             return mixed
         a = self.alpha.to(x.dtype)  # uncast, a float32 gate turns a bfloat16 map into float32
-        if self.gated:
+        if gated:
             gate: Tensor = self.block.gate(x)  # type: ignore[operator]
             return x * (1 + a * (gate.to(x.dtype) - 1))
         # a * y - a * x, not a * (y - x): in float16 the difference of two finite maps can overflow,
@@ -171,7 +173,7 @@ class _Kept(tuple[Any, ...]):
     copies: Mapping[str, Tensor] = {}
 
     def __new__(cls, *args: Any) -> _Kept:
-        """Take arguments one by one: so torch makes them anew for a target with backward hooks."""
+        """Take arguments one by one: so torch makes them again for a target with backward hooks."""
         return super().__new__(cls, args)
 
 

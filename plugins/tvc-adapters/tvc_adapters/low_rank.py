@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tvc_core import Target
+from tvc_core import Target, is_watched
 
 from .layers import add_, check_layer, conv_like
 
@@ -142,11 +142,16 @@ class LowRankConv2d(_LowRank):
         if self.up.groups == 1:
             y = self.down(x)
             y = self.up(y if self.scale == 1 else y * self.scale)
-        elif type(self.down).forward is nn.Conv2d.forward:
+        elif self._is_plain():
             y = self._convolve(x)
         else:
             y = self._by_groups(x)
         return y.permute(0, 2, 3, 1)
+
+    def _is_plain(self) -> bool:
+        """Return whether no one waits for the two convolutions to be called."""
+        plain = type(self.down).forward is nn.Conv2d.forward
+        return plain and not is_watched(self.down) and not is_watched(self.up)
 
     # Groups share `down`, so of each group `rank` maps would have to be kept, of a depthwise
     # convolution `rank` times its input. The kernel is small, so it is multiplied out instead.
@@ -160,8 +165,9 @@ class LowRankConv2d(_LowRank):
             x, padding = F.pad(x, around, mode=down.padding_mode), 0
         return F.conv2d(x, kernel, None, down.stride, padding, down.dilation, self.up.groups)
 
-    # A class that pads by itself does so in its forward, which knows its own weight alone: so it
-    # runs on the groups as if they were images.
+    # A class that pads by itself does so in its forward, which knows its own weight alone, and a
+    # tool that offloads weights brings them back for a call: so it runs on the groups as if they
+    # were images.
     def _by_groups(self, x: Tensor) -> Tensor:
         groups, count = self.up.groups, x.shape[0]
         y = self.down(x.reshape(count * groups, x.shape[1] // groups, *x.shape[2:]))

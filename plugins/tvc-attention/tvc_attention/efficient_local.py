@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from math import gcd
 
-import torch
 from torch import Tensor, nn
 
 from .checks import divisor_of, odd_size
+from .norms import GroupNorm
 
 __all__ = ["EfficientLocalAttention"]
 
@@ -59,7 +59,7 @@ class EfficientLocalAttention(nn.Module):
             groups=groups,
             bias=False,
         )
-        self.gn = nn.GroupNorm(divisor_of(in_channels, "num_groups", num_groups), in_channels)
+        self.gn = GroupNorm(divisor_of(in_channels, "num_groups", num_groups), in_channels)
 
     def gate(self, x: Tensor) -> Tensor:
         """Return the gate [N, C, H, W], each entry in (0, 1)."""
@@ -71,8 +71,5 @@ class EfficientLocalAttention(nn.Module):
 
     def _weigh(self, strip: Tensor) -> Tensor:
         """Return the gate of strips [N, C, L]."""
-        # by its function, since the module refuses strips of one value, where it returns its bias
-        gn = self.gn
-        return torch.group_norm(
-            self.conv(strip), gn.num_groups, gn.weight, gn.bias, gn.eps
-        ).sigmoid()
+        weights: Tensor = self.gn(self.conv(strip)).sigmoid()
+        return weights

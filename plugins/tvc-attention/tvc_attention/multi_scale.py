@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import divisor_of
+from .norms import GroupNorm
 
 __all__ = ["EfficientMultiScaleAttention"]
 
@@ -42,7 +43,7 @@ class EfficientMultiScaleAttention(nn.Module):
             factor = max(n for n in range(1, min(in_channels, 32) + 1) if in_channels % n == 0)
         self.groups = divisor_of(in_channels, "factor", factor)
         width = in_channels // factor
-        self.gn = nn.GroupNorm(width, width)
+        self.gn = GroupNorm(width, width)
         self.conv1x1 = nn.Conv2d(width, width, 1)
         self.conv3x3 = nn.Conv2d(width, width, 3, padding=1)
 
@@ -55,10 +56,7 @@ class EfficientMultiScaleAttention(nn.Module):
         u = x.reshape(n * self.groups, channels, height, width)
         strips = torch.cat([u.mean(3), u.mean(2)], 2).unsqueeze(3)  # rows, then columns
         rows, columns = self.conv1x1(strips).sigmoid().split([height, width], 2)
-        # by its function, since the module refuses maps of one pixel, where it returns its bias
-        a = torch.group_norm(
-            u * rows * columns.transpose(2, 3), channels, self.gn.weight, self.gn.bias, self.gn.eps
-        )
+        a = self.gn(u * rows * columns.transpose(2, 3))
         b = self.conv3x3(u)
         weights_of_b, weights_of_a = (y.mean((2, 3), keepdim=True).softmax(1) for y in (a, b))
         gate = (weights_of_b * b + weights_of_a * a).sum(1, keepdim=True).sigmoid()

@@ -1,11 +1,12 @@
-"""A batch normalization that also takes a single value."""
+"""Normalizations that also take a single value."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["BatchNorm2d"]
+__all__ = ["BatchNorm2d", "GroupNorm"]
 
 
 class BatchNorm2d(nn.BatchNorm2d):
@@ -25,3 +26,15 @@ class BatchNorm2d(nn.BatchNorm2d):
                 input, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps
             )
         return super().forward(input)
+
+
+class GroupNorm(nn.GroupNorm):
+    """Group normalization which takes groups of one value, and returns its bias for them. torch's
+    refuses them.
+    """
+
+    tvc_computes_as = nn.GroupNorm
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalize a map [N, C, ...]."""
+        return torch.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)

@@ -131,7 +131,7 @@ class DeformConv(nn.Module):
         nn.init.zeros_(self.offset.weight)
         if self.offset.bias is not None:
             nn.init.zeros_(self.offset.bias)
-        self.conv = ops.DeformConv2d(
+        self.conv = _DeformConv2d(
             in_channels, out_channels, kernel_size, stride, padding, dilation, groups
         )
         self.points = points
@@ -139,27 +139,29 @@ class DeformConv(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Compute offsets and modulation, then sample."""
         offset, mask = self.offset(x).split([2 * self.points, self.points], dim=1)
-        conv = self.conv
+        y: Tensor = self.conv(x, offset, mask.sigmoid())
+        return y
+
+
+class _DeformConv2d(ops.DeformConv2d):  # type: ignore[misc]
+    """torchvision's for all dtypes and orders of memory."""
+
+    tvc_computes_as = ops.DeformConv2d
+
+    def forward(self, input: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
         # torchvision has no kernel for bfloat16
-        dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-        tensors = [x, offset, conv.weight, conv.bias]
-        x32, offset, weight, bias = (
-            None if tensor is None else tensor.to(dtype) for tensor in tensors
+        dtype = torch.float64 if input.dtype is torch.float64 else torch.float32
+        x, shifts, weight, bias, factors = (
+            None if each is None else each.to(dtype)
+            for each in (input, offset, self.weight, self.bias, mask)
         )
         y = ops.deform_conv2d(
-            x32,
-            offset,
-            weight,
-            bias,
-            conv.stride,
-            conv.padding,
-            conv.dilation,
-            mask.sigmoid().to(dtype),
+            x, shifts, weight, bias, self.stride, self.padding, self.dilation, factors
         )
         # torchvision's operator loses the order of memory
-        last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-        order = torch.channels_last if last else torch.preserve_format
-        return y.to(x.dtype, memory_format=order)
+        last = torch.channels_last
+        is_last = input.is_contiguous(memory_format=last) and not input.is_contiguous()
+        return y.to(input.dtype, memory_format=last if is_last else torch.preserve_format)
 
 
 def squeeze_excitation(

@@ -175,8 +175,8 @@ def _within(
     is_over = False
 
     def stop(_: int, frame: Any) -> None:
-        # Only where sympy computes: torch may be about to exchange its modes, or Python to import
-        # a module, and both would stay as they were left there.
+        # Only where sympy computes: elsewhere torch may be about to exchange its modes, or Python
+        # to import a module, which would be left half done.
         if not is_over and frame.f_globals.get("__name__", "").startswith("sympy."):
             raise _TimeIsUp
 

@@ -131,6 +131,16 @@ class _Meter:
             for path, module in network.named_modules()
             if path and not path.startswith(blocks)
         }
+        # A patch runs `gate` or `mix` of a gated block, and the block itself only where it has
+        # hooks: so these methods are watched in the place of the block.
+        self.gated = [
+            path
+            for path, each in network.named_modules()
+            if isinstance(each, Patch)
+            and each.gated
+            and each.alpha is not None
+            and each.position.combine is None
+        ]
         self.read = read
         self.stack = [""]
         self.own: defaultdict[str, float] = defaultdict(float)
@@ -159,15 +169,15 @@ class _Meter:
         return found
 
     def _watch(self, path: str, module: nn.Module, stack: ExitStack) -> None:
+        if path.rpartition(".")[0] in self.gated:
+            for name in ("gate", "mix"):
+                if hasattr(module, name):
+                    stack.callback(self._wrap(path, module, name))
+            return
         begin = module.register_forward_pre_hook(lambda *_: self._begin(path))
         end = module.register_forward_hook(lambda *seen: self._end(path, seen[-1]))
         stack.callback(begin.remove)
         stack.callback(end.remove)
-        if isinstance(module, Patch):
-            # A gated block is not called: the patch runs its `gate` or `mix`, which no hook sees.
-            for name in ("gate", "mix"):
-                if hasattr(module.block, name):
-                    stack.callback(self._wrap(f"{path}.block", module.block, name))
 
     def _wrap(self, path: str, block: Any, name: str) -> Callable[[], Any]:
         method = getattr(block, name)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.modules import module as _module
+
+from tvc_core import is_watched
 
 from .passes import is_plain
 
@@ -59,17 +60,5 @@ def is_untouched(layer: nn.Module, kernel_size: tuple[int, ...] = (1, 1)) -> boo
         and layer.stride == layer.dilation == (1, 1)
         and layer.groups == 1
         and layer.padding_mode == "zeros"
-        and "forward" not in layer.__dict__
-        and not any(
-            (
-                layer._forward_hooks,
-                layer._forward_pre_hooks,
-                layer._backward_hooks,
-                layer._backward_pre_hooks,
-                _module._global_forward_hooks,
-                _module._global_forward_pre_hooks,
-                _module._global_backward_hooks,
-                _module._global_backward_pre_hooks,
-            )
-        )
+        and not is_watched(layer)
     )
