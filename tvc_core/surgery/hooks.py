@@ -10,8 +10,6 @@ from torch.nn.modules import module as _module
 
 __all__ = ["TvcHook", "carry_hooks", "is_watched"]
 
-_HOOKS = ("forward_pre_hooks", "forward_hooks", "backward_pre_hooks", "backward_hooks")
-
 
 class TvcHook:
     """Base of the hooks that tvc puts on a network's modules: they belong to a place in the
@@ -41,8 +39,15 @@ def is_watched(module: nn.Module) -> bool:
         return False
     return (
         "forward" in module.__dict__
-        or getattr(module, "_compiled_call_impl", None) is not None
-        or any(
-            getattr(module, f"_{name}") or getattr(_module, f"_global_{name}") for name in _HOOKS
+        or module.__dict__.get("_compiled_call_impl") is not None
+        or bool(
+            module._forward_pre_hooks
+            or module._forward_hooks
+            or module._backward_pre_hooks
+            or module._backward_hooks
+            or _module._global_forward_pre_hooks
+            or _module._global_forward_hooks
+            or _module._global_backward_pre_hooks
+            or _module._global_backward_hooks
         )
     )
