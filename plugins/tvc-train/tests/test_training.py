@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit
+from tvc_train.averaging import MovingAverage
 from tvc_train.data import Transforms
 from tvc_train.fitting import preview
 from tvc_train.losses import Loss
@@ -114,6 +116,45 @@ def test_statistics_are_estimated_for_the_averaged_weights(
     with torch.no_grad():
         found.model(torch.stack([transforms(samples.read(i)) for i in range(len(samples))]))
     torch.testing.assert_close(norm.running_mean, kept, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_with_the_normalization_that_it_began_with(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvc_train import choosing
+
+    given = recipe(phases=[{"epochs": 2, "thaw": "all"}], keep="last")
+    whole = fit(given, out=tmp_path / "run").run
+    assert yaml.safe_load(whole.recipe.read_text())["training"]["normalization"] == "train"
+    wanted = whole.model.read_bytes()
+    whole.model.unlink()
+    max(whole.checkpoints.glob("step-*")).unlink()
+    # as other processes, each with fewer images of a step, would have it
+    monkeypatch.setattr(choosing, "default_normalization", lambda *args: "fixed")
+    for source in (given, whole.recipe):
+        assert fit(source, out=whole.folder, resume=True).run.model.read_bytes() == wanted
+
+
+def test_the_average_of_what_is_frozen_again_goes_on_to_where_it_stays() -> None:
+    phases = [Phase(epochs=1, thaw=("all",)), Phase(epochs=1)]
+    model, schedule, average = toy(), PhaseSchedule(phases, 3), MovingAverage(0.5)
+    wanted = {name: p.detach().clone() for name, p in model.named_parameters()}
+    steps = 0
+    for phase in phases:
+        optimizer = schedule.begin(model, phase)
+        average.begin(model)
+        for _ in range(3):
+            model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            steps += 1
+            average.update(model, steps)
+            share = 1 - min(0.5, (1 + steps) / (10 + steps))
+            for name, p in model.named_parameters():
+                wanted[name].lerp_(p.detach(), share)
+    assert not wanted["conv1.weight"].equal(model.conv1.weight)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(average.tensors[name], tensor)
 
 
 def test_the_gap_between_the_modes_is_found_and_nothing_changes() -> None:
@@ -414,7 +455,8 @@ def test_the_layout_is_the_one_with_which_the_phases_take_less_time(
     transforms, devices = plan.transforms(model), Devices(accelerator="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(choosing, "_speed", speed)
-        assert choosing.choose(plan, model, transforms, devices) == {"layout": chosen}
+        found = choosing.choose(plan, model, transforms, devices)
+    assert found == {"layout": chosen, "normalization": "train"}
     assert len(asked) == (4 if sum(epochs) > 100 else 0)
     assert choosing.choose(plan, model, transforms, devices)["layout"] in (
         "contiguous",
