@@ -335,6 +335,10 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
             {"backbone.name": "inception_v3", "data.size": 75},
             "data.size: .*does not take images of 75 x 75",
         ),
+        (
+            {"backbone.name": "squeezenet1_1", "training.methods": [{"fixres": {"share": 0.25}}]},
+            "training.methods: .*does not take images of 8 x 8",
+        ),
         ({"data.mean": [0, 0, 0], "data.std": [1, 1, 1e-300]}, "no finite number: look at mean"),
         ({"training.phases[0].rate": math.nan}, "rate: has to be a number above 0 .* not nan"),
         ({"training.epochs": 5}, "unknown key 'epochs'. It is a key of phases. The keys are seed"),

@@ -123,6 +123,7 @@ def file(recipe: Any, tmp_path: Path) -> Path:
         (["--space", "training.batch_size={uniform: [8, 32]}"], "a whole number"),
         (["--space", "training.clip={normal: [0, 1]}"], "There are"),
         (["--set", "training.clip=2", "--space", "training.clip={uniform: [1, 3]}"], "leave one"),
+        (["--by", "average_precision"], "tune.by: average_precision is no figure with labels: one"),
     ],
 )
 def test_a_space_that_does_not_fit_is_refused_before_anything_starts(

@@ -26,7 +26,7 @@ from ..errors import TrainingError
 from ..extras import require_extra
 from ..faults import StoppedError, Stopping
 from ..fitting import as_recipe, fit
-from ..planning import Plan, make_plan
+from ..planning import Plan, check_figure, make_plan
 from ..running import Key
 from ..runs import Run, write_text
 from .settings import TuneSettings, is_whole
@@ -133,6 +133,7 @@ def tune(
         values = {**(changes or {}), **each}
         plan = make_plan(as_recipe(recipe, values, registry), registry, data=data)
         by = by or plan.training.best
+        check_figure(by, plan.data, given, "tune", "by")
     assert by is not None
     folder = Path(out).resolve()
     _claim(folder, _key(given, data, known, by, plan), resume=resume)
