@@ -24,7 +24,15 @@ from tvc_train.methods import LinearProbeFirst, ProgressiveSizes, Temperature, W
 from tvc_train.normalization import Normalization, default_normalization
 from tvc_train.optimizers import OptimizerSettings
 
-from tvc_core import HybridBuilder, HybridModel, LocalPlugin, RecipeError, Registry, StageError
+from tvc_core import (
+    HybridBuilder,
+    HybridModel,
+    LocalPlugin,
+    ParameterError,
+    RecipeError,
+    Registry,
+    StageError,
+)
 
 Make = Callable[..., dict[str, Any]]
 
@@ -41,6 +49,19 @@ def test_a_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert phase.factor(39, 4) == pytest.approx(0.5 * (1 + math.cos(math.pi * 35 / 36)))
     assert Phase(epochs=1, schedule="linear").factor(3, 4) == 0.25
     assert Phase(epochs=1, schedule="constant").factor(3, 4) == 1.0
+    # of more steps than a schedule was told of, none goes uphill
+    assert [Phase(epochs=1, schedule=s).factor(6, 4) for s in ("linear", "cosine")] == [0, 0]
+
+
+def test_what_a_program_misspells_is_no_other_schedule_or_optimizer() -> None:
+    with pytest.raises(ParameterError, match=r"no schedule 'cosin'. Did you mean 'cosine'\?"):
+        Phase(epochs=1, schedule="cosin")
+    with pytest.raises(ParameterError, match=r"no optimizer 'adam'. Did you mean 'adamw'\?"):
+        OptimizerSettings(name="adam")
+    model, schedule = toy(), PhaseSchedule([], 1)
+    for thaw in ("all", ["all"], ("all",)):
+        schedule.freeze(model, Phase(epochs=1, thaw=thaw))  # type: ignore[arg-type]
+        assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_an_optimizers_state_goes_along_by_name_through_a_refreeze() -> None:
