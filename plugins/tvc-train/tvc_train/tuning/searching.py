@@ -20,7 +20,15 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvc_core import RecipeError, Registry, TvcError, join_names, load_recipe, short_repr
+from tvc_core import (
+    HybridBuilder,
+    RecipeError,
+    Registry,
+    TvcError,
+    join_names,
+    load_recipe,
+    short_repr,
+)
 
 from ..errors import TrainingError
 from ..extras import require_extra
@@ -134,6 +142,8 @@ def tune(
         plan = make_plan(as_recipe(recipe, values, registry), registry, data=data)
         by = by or plan.training.best
         check_figure(by, plan.data, given, "tune", "by")
+        HybridBuilder(registry=registry).resolve(plan.recipe)  # its names
+        plan.methods(registry)
     assert by is not None
     folder = Path(out).resolve()
     _claim(folder, _key(given, data, known, by, plan), resume=resume)
