@@ -277,6 +277,20 @@ def test_a_step_that_is_not_settled_is_found(module: nn.Module, reason: str) -> 
         cut(model, torch.randn(2, 3, 6, 6), contextlib.nullcontext)
 
 
+class Unit(nn.Module):
+    """Scales the channels of each pixel to a length of one."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.normalize(x)
+
+
+def test_a_normalized_map_is_no_random_one() -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), Unit(), nn.Conv2d(4, 4, 3), nn.Flatten())
+    layers.requires_grad_(False)
+    model = nn.Sequential(layers, nn.Linear(4 * 16, 2))
+    assert cut(model, torch.randn(2, 3, 8, 8), contextlib.nullcontext).where == "0.3"
+
+
 def test_more_than_may_be_kept_is_refused_and_old_entries_make_room(
     case: Case, tmp_path: Path
 ) -> None:

@@ -255,6 +255,9 @@ def test_shards_hold_what_the_folder_holds(photos: Path, tmp_path: Path) -> None
     assert inside == [*found.train.names, *found.val.names]
     with pytest.raises(DataError, match="exists"):
         write_shards(data.train, data.val, data.classes, tmp_path / "s")  # type: ignore[arg-type]
+    inside = Path(data.train.folder) / "s"  # type: ignore[attr-defined]
+    with pytest.raises(DataError, match="among the images"):
+        write_shards(data.train, data.val, data.classes, inside)  # type: ignore[arg-type]
 
 
 def test_shards_of_many_labels_go_by_the_names_of_classes(photos: Path, tmp_path: Path) -> None:

@@ -358,6 +358,19 @@ def test_one_folder_is_split_by_seed_and_class_and_copies_stay_together(tmp_path
     assert {*open_data(settings, folder=Path(), seed=1).val.names} != held
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_class_of_copies_is_not_held_out_as_a_whole(tmp_path: Path, seed: int) -> None:
+    root = tmp_path / "photos"
+    for index in range(4):
+        photo(root / "dog" / f"{index}.png", index)
+    for index in range(4):  # two pictures, each of them twice
+        photo(root / "cat" / f"{index}.png", 10 + index // 2)
+    settings = DataSettings(path=str(root), split=0.5)
+    data = open_data(settings, folder=Path(), seed=seed)
+    cats = [sum(name.startswith("cat") for name in part.names) for part in (data.train, data.val)]
+    assert cats == [2, 2]
+
+
 def hash_of(name: str, index: int) -> int:
     return 1000 * len(name) + 7 * ord(name[0]) + index
 

@@ -359,6 +359,11 @@ def test_what_a_recipe_holds_out_is_evaluated_whichever_seed_it_has(
     assert tuple(changed.samples.names) == held[1]
     with pytest.raises(RecipeError, match="--set changes recipes"):
         judge(file, photos, changes={"training.seed": "5"})
+    (photos / "class0" / "notes.txt").touch()
+    with pytest.raises(DataError, match=r"notes.txt.*(?s:.*)--max-bad 1"):
+        judge(file, path)
+    found = judge(file, path, changes={"data.max_bad": "1"})  # as it was trained
+    assert tuple(found.samples.names) == held[2] and len(found.problems) == 1
     shutil.copytree(photos / "class0", photos / "class3")
     with pytest.raises(DataError, match="a class 'class3' that the model does not know"):
         judge(file, path)

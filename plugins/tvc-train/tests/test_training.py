@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import nn
 from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit
+from tvc_train.averaging import MovingAverage
 from tvc_train.data import Transforms
 from tvc_train.fitting import preview
 from tvc_train.losses import Loss
@@ -22,7 +24,15 @@ from tvc_train.methods import LinearProbeFirst, ProgressiveSizes, Temperature, W
 from tvc_train.normalization import Normalization, default_normalization
 from tvc_train.optimizers import OptimizerSettings
 
-from tvc_core import HybridBuilder, HybridModel, LocalPlugin, RecipeError, Registry, StageError
+from tvc_core import (
+    HybridBuilder,
+    HybridModel,
+    LocalPlugin,
+    ParameterError,
+    RecipeError,
+    Registry,
+    StageError,
+)
 
 Make = Callable[..., dict[str, Any]]
 
@@ -39,6 +49,19 @@ def test_a_rate_warms_up_and_falls_as_a_cosine() -> None:
     assert phase.factor(39, 4) == pytest.approx(0.5 * (1 + math.cos(math.pi * 35 / 36)))
     assert Phase(epochs=1, schedule="linear").factor(3, 4) == 0.25
     assert Phase(epochs=1, schedule="constant").factor(3, 4) == 1.0
+    # of more steps than a schedule was told of, none goes uphill
+    assert [Phase(epochs=1, schedule=s).factor(6, 4) for s in ("linear", "cosine")] == [0, 0]
+
+
+def test_what_a_program_misspells_is_no_other_schedule_or_optimizer() -> None:
+    with pytest.raises(ParameterError, match=r"no schedule 'cosin'. Did you mean 'cosine'\?"):
+        Phase(epochs=1, schedule="cosin")
+    with pytest.raises(ParameterError, match=r"no optimizer 'adam'. Did you mean 'adamw'\?"):
+        OptimizerSettings(name="adam")
+    model, schedule = toy(), PhaseSchedule([], 1)
+    for thaw in ("all", ["all"], ("all",)):
+        schedule.freeze(model, Phase(epochs=1, thaw=thaw))  # type: ignore[arg-type]
+        assert all(parameter.requires_grad for parameter in model.parameters())
 
 
 def test_an_optimizers_state_goes_along_by_name_through_a_refreeze() -> None:
@@ -114,6 +137,45 @@ def test_statistics_are_estimated_for_the_averaged_weights(
     with torch.no_grad():
         found.model(torch.stack([transforms(samples.read(i)) for i in range(len(samples))]))
     torch.testing.assert_close(norm.running_mean, kept, rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_goes_on_with_the_normalization_that_it_began_with(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvc_train import choosing
+
+    given = recipe(phases=[{"epochs": 2, "thaw": "all"}], keep="last")
+    whole = fit(given, out=tmp_path / "run").run
+    assert yaml.safe_load(whole.recipe.read_text())["training"]["normalization"] == "train"
+    wanted = whole.model.read_bytes()
+    whole.model.unlink()
+    max(whole.checkpoints.glob("step-*")).unlink()
+    # as other processes, each with fewer images of a step, would have it
+    monkeypatch.setattr(choosing, "default_normalization", lambda *args: "fixed")
+    for source in (given, whole.recipe):
+        assert fit(source, out=whole.folder, resume=True).run.model.read_bytes() == wanted
+
+
+def test_the_average_of_what_is_frozen_again_goes_on_to_where_it_stays() -> None:
+    phases = [Phase(epochs=1, thaw=("all",)), Phase(epochs=1)]
+    model, schedule, average = toy(), PhaseSchedule(phases, 3), MovingAverage(0.5)
+    wanted = {name: p.detach().clone() for name, p in model.named_parameters()}
+    steps = 0
+    for phase in phases:
+        optimizer = schedule.begin(model, phase)
+        average.begin(model)
+        for _ in range(3):
+            model(torch.randn(2, 3, 32, 32)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            steps += 1
+            average.update(model, steps)
+            share = 1 - min(0.5, (1 + steps) / (10 + steps))
+            for name, p in model.named_parameters():
+                wanted[name].lerp_(p.detach(), share)
+    assert not wanted["conv1.weight"].equal(model.conv1.weight)
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(average.tensors[name], tensor)
 
 
 def test_the_gap_between_the_modes_is_found_and_nothing_changes() -> None:
@@ -294,6 +356,10 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
             {"backbone.name": "inception_v3", "data.size": 75},
             "data.size: .*does not take images of 75 x 75",
         ),
+        (
+            {"backbone.name": "squeezenet1_1", "training.methods": [{"fixres": {"share": 0.25}}]},
+            "training.methods: .*does not take images of 8 x 8",
+        ),
         ({"data.mean": [0, 0, 0], "data.std": [1, 1, 1e-300]}, "no finite number: look at mean"),
         ({"training.phases[0].rate": math.nan}, "rate: has to be a number above 0 .* not nan"),
         ({"training.epochs": 5}, "unknown key 'epochs'. It is a key of phases. The keys are seed"),
@@ -414,7 +480,8 @@ def test_the_layout_is_the_one_with_which_the_phases_take_less_time(
     transforms, devices = plan.transforms(model), Devices(accelerator="cpu")
     with monkeypatch.context() as patch:
         patch.setattr(choosing, "_speed", speed)
-        assert choosing.choose(plan, model, transforms, devices) == {"layout": chosen}
+        found = choosing.choose(plan, model, transforms, devices)
+    assert found == {"layout": chosen, "normalization": "train"}
     assert len(asked) == (4 if sum(epochs) > 100 else 0)
     assert choosing.choose(plan, model, transforms, devices)["layout"] in (
         "contiguous",

@@ -26,7 +26,7 @@ from tvc_train.planning import make_plan
 from tvc_train.tuning.searching import _claim, _key
 from tvc_train.tuning.settings import TuneSettings
 
-from tvc_core import Recipe, RecipeError, Registry
+from tvc_core import Recipe, RecipeError, Registry, TvcError
 
 SPACE = {"training.phases[0].rate": {"loguniform": [1e-3, 1e-2]}}
 
@@ -123,6 +123,20 @@ def file(recipe: Any, tmp_path: Path) -> Path:
         (["--space", "training.batch_size={uniform: [8, 32]}"], "a whole number"),
         (["--space", "training.clip={normal: [0, 1]}"], "There are"),
         (["--set", "training.clip=2", "--space", "training.clip={uniform: [1, 3]}"], "leave one"),
+        (
+            ["--space", "backbone.name={choice: [resnet18, resnet81]}"],
+            "Unknown backbone 'resnet81'",
+        ),
+        (
+            [
+                "--set",
+                "training.methods=[l2_sp]",
+                "--space",
+                "training.methods[0]={choice: [l2_sp, l3_sp]}",
+            ],
+            "Unknown method 'l3_sp'",
+        ),
+        (["--by", "average_precision"], "tune.by: average_precision is no figure with labels: one"),
     ],
 )
 def test_a_space_that_does_not_fit_is_refused_before_anything_starts(
@@ -133,7 +147,7 @@ def test_a_space_that_does_not_fit_is_refused_before_anything_starts(
     out = tmp_path / "out"
     done = CliRunner().invoke(tune_command, [str(file), "--out", str(out), *arguments])
     assert done.exit_code == 1 and said in str(done.exception)
-    assert isinstance(done.exception, RecipeError) and not out.exists()
+    assert isinstance(done.exception, TvcError) and not out.exists()
 
 
 def test_another_search_does_not_go_on(file: Path, tmp_path: Path) -> None:

@@ -10,6 +10,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from .devices import own
+
 __all__ = ["MovingAverage"]
 
 
@@ -23,12 +25,17 @@ class MovingAverage:
     def __init__(self, decay: float) -> None:
         self.decay = decay
         self.tensors: dict[str, Tensor] = {}
+        self._moving: list[str] = []
 
     def begin(self, model: nn.Module) -> None:
-        """Start with the parameters as they are, where there is no average yet."""
+        """Begin a phase: start with the parameters as they are, where there is no average yet."""
+        self._moving = []
         for name, parameter in model.named_parameters():
             if name not in self.tensors:
                 self.tensors[name] = parameter.detach().clone()
+            # what is frozen again is still on its way to where its parameter stays
+            if parameter.requires_grad or not own(self.tensors[name]).equal(own(parameter)):
+                self._moving.append(name)
 
     @torch.no_grad()
     def update(self, model: nn.Module, steps: int) -> None:
@@ -39,9 +46,11 @@ class MovingAverage:
             steps: that were done, this one included.
         """
         share = 1 - min(self.decay, (1 + steps) / (10 + steps))
-        learning = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        known = dict(model.named_parameters())
         torch._foreach_lerp_(  # type: ignore[attr-defined]
-            [self.tensors[name] for name in learning], list(learning.values()), share
+            [self.tensors[name] for name in self._moving],
+            [known[name] for name in self._moving],
+            share,
         )
 
     @contextmanager

@@ -1,5 +1,5 @@
-"""Choose what a recipe leaves to the machine: batch size and layout of images in memory. Each is
-timed in whole steps.
+"""Choose what a recipe leaves to the machine: batch size and layout of images in memory, which are
+timed in whole steps, rates, and what normalizations do with batches of that size.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .data.order import epoch_order
 from .devices import Devices
 from .filling import fill
 from .losses import Loss, every_head
+from .normalization import default_normalization
 from .phases import PhaseSchedule
 from .planning import Plan
 
@@ -43,7 +44,8 @@ _WORTH = 1.1
 def choose(
     plan: Plan, model: HybridModel, transforms: Transforms, devices: Devices
 ) -> dict[str, Any]:
-    """Return the values of `batch_size`, `layout` and the rates of phases that were left open.
+    """Return the values of `batch_size`, `layout`, `normalization` and the rates of phases where
+    they were left open.
 
     Args:
         plan: what is trained.
@@ -61,6 +63,10 @@ def choose(
     try:
         if size == "auto":
             size = found["batch_size"] = _batch_size(plan, model, shape, devices)
+        if plan.training.normalization is None:
+            each = int(size) // (devices.world * plan.training.accumulate)
+            pretrained = plan.recipe.weights is not None
+            found["normalization"] = default_normalization(pretrained, each)
         if plan.training.layout == "auto":
             found["layout"] = _layout(plan, model, shape, devices, int(size))
         if any(phase.rate == "auto" for phase in plan.training.phases):

@@ -40,7 +40,6 @@ from .filling import fill
 from .loop import Loop
 from .methods import check_order
 from .modes import own_modes
-from .normalization import default_normalization
 from .phases import Phase, PhaseSchedule
 from .planning import Plan, make_plan
 from .running import Key, check_key, run_folder
@@ -279,10 +278,6 @@ class _Fitting:
             key = Key.of(plan, chosen)
         settings = plan.training.with_chosen(chosen)
         devices.place(model, layout=settings.layout)
-        if settings.normalization is None:
-            each = int(settings.batch_size) // (devices.world * settings.accumulate)
-            mode = default_normalization(plan.recipe.weights is not None, each)
-            settings = replace(settings, normalization=mode)
         feed_of = (
             partial(CachedFeed, stopping=self.stopping, note=display.note)
             if plan.data_settings.cache

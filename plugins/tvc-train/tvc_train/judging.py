@@ -96,7 +96,8 @@ def judge(
         batch_size: images that go through the network together.
         workers: processes that read images; 0 for none but this one.
         device: where the network runs.
-        max_bad: as many images may be left out because something is wrong with them.
+        max_bad: as many images may be left out because something is wrong with them; where `data`
+            is a recipe, at least as many as it says itself.
         changes: of the recipe, as `tvc_core.load_recipe` takes them.
 
     Raises:
@@ -105,8 +106,10 @@ def judge(
         DataError: there are no images, or more is wrong with them than `max_bad` allows.
     """
     model, trained = file if isinstance(file, tuple) else Trained.open(file)
-    samples, found = _opened(Path(data), Trained.class_names(model), trained.labels, changes or {})
-    if max_bad:
+    samples, found, budget = _opened(
+        Path(data), Trained.class_names(model), trained.labels, changes or {}
+    )
+    if max_bad := max(max_bad, budget):
         samples, broken = usable(samples, workers=workers)
         found = [*found, *broken]
     _refuse(data, found, max_bad)
@@ -217,11 +220,12 @@ def report_run(run: Run, samples: Samples) -> Path:
 
 def _opened(
     data: Path, classes: tuple[str, ...], labels: str, changes: Mapping[str, Any]
-) -> tuple[Samples, Sequence[Problem]]:
+) -> tuple[Samples, Sequence[Problem], int]:
+    """Return images with labels, what is wrong with them, and how many the data let be left out."""
     if data.suffix.lower() not in RECIPES:
         if changes:
             raise RecipeError(f"--set changes recipes (.yaml), and {data} is none")
-        return open_labeled(data, DataSettings(labels=labels), classes)
+        return *open_labeled(data, DataSettings(labels=labels), classes), 0
     recipe = load_recipe(data, changes=changes)
     settings = DataSettings.from_mapping(recipe.sections.get("data"))
     seed = TrainingSettings.of(recipe).seed  # which decides what is held out
@@ -230,7 +234,7 @@ def _opened(
         raise DataError(
             f"{data}: has 'labels: {opened.labels}', and the model is one for 'labels: {labels}'"
         )
-    return opened.val, opened.problems
+    return opened.val, opened.problems, settings.max_bad
 
 
 def _patches(judged: Judged) -> PatchReport | None:

@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from tvc_core import HybridModel, param_groups
+from tvc_core import HybridModel, ParameterError, param_groups, short_repr, what_there_is
 
 __all__ = ["OptimizerSettings", "kept_state", "load_kept", "make_optimizer", "names_of"]
+
+_NAMES = ("adamw", "sgd")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,11 +28,19 @@ class OptimizerSettings:
             momentum.
         weight_decay: of weights of layers; normalizations, biases and gates have none.
         momentum: of "sgd".
+
+    Raises:
+        ParameterError: there is no such optimizer.
     """
 
     name: str = "adamw"
     weight_decay: float = 0.01
     momentum: float = 0.9
+
+    def __post_init__(self) -> None:
+        if self.name not in _NAMES:
+            there = what_there_is(str(self.name), _NAMES, "There are")
+            raise ParameterError(f"there is no optimizer {short_repr(self.name)}.{there}")
 
 
 def make_optimizer(

@@ -21,12 +21,14 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from tvc_core import HybridModel, StageError, join_names, short_repr
+from tvc_core import HybridModel, ParameterError, StageError, join_names, short_repr, what_there_is
 
 from .errors import TrainingError
 from .optimizers import OptimizerSettings, kept_state, load_kept, make_optimizer
 
 __all__ = ["Phase", "PhaseSchedule", "thaw"]
+
+_SCHEDULES = ("cosine", "linear", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,9 @@ class Phase:
         normalization: what thawed normalization layers do; None as the whole training.
         size: side of the training images, where they are not square the longer one; None as the
             data say [pixels].
+
+    Raises:
+        ParameterError: there is no such schedule.
     """
 
     epochs: int
@@ -61,14 +66,18 @@ class Phase:
     normalization: str | None = None
     size: int | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.thaw, (int, str)):
+            object.__setattr__(self, "thaw", (self.thaw,))
+        object.__setattr__(self, "thaw", tuple(self.thaw))
+        if self.schedule not in _SCHEDULES:
+            there = what_there_is(str(self.schedule), _SCHEDULES, "There are")
+            raise ParameterError(f"there is no schedule {short_repr(self.schedule)}.{there}")
+
     @staticmethod
     def from_mapping(data: Mapping[str, Any]) -> Phase:
         """Return the phase that an entry of `training.phases` describes."""
-        found = dict(data)
-        if "thaw" in found:
-            thawed = found["thaw"]
-            found["thaw"] = tuple(thawed) if isinstance(thawed, list) else (thawed,)
-        return Phase(**found)
+        return Phase(**data)
 
     def to_mapping(self) -> dict[str, Any]:
         """Return plain data that `from_mapping` reads back as an equal phase."""
@@ -88,7 +97,8 @@ class Phase:
         return f"stages {join_names(map(str, self.thaw))}"
 
     def factor(self, step: int, steps: int) -> float:
-        """Return the share of its rate that a step of the phase has.
+        """Return the share of its rate that a step of the phase has; after its last one, that with
+        which it ends.
 
         Args:
             step: of the phase, from 0.
@@ -97,7 +107,7 @@ class Phase:
         warm, total = round(self.warmup * steps), self.epochs * steps
         if step < warm:
             return (step + 1) / (warm + 1)
-        done = (step - warm) / max(total - warm, 1)
+        done = min((step - warm) / max(total - warm, 1), 1.0)
         if self.schedule == "cosine":  # Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5
             return 0.5 * (1 + math.cos(math.pi * done))
         return 1 - done if self.schedule == "linear" else 1.0

@@ -34,12 +34,18 @@ from .phases import Phase, thaw
 from .runs import WEIGHTS
 from .settings import TrainingSettings
 
-__all__ = ["Plan", "make_plan"]
+__all__ = ["Plan", "check_figure", "make_plan"]
 
 _FREEZING = ("head", "freeze_patches")
 """What a phase takes of the recipe's `freeze_backbone`."""
 
 _OWN = ("data", "training", "tune")
+
+_FIGURES = {
+    "one": ("accuracy", "balanced_accuracy", "f1", "loss"),
+    "many": ("accuracy", "f1", "average_precision", "loss"),
+}
+"""By which epochs and trials are compared, by how many labels an image has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,9 +115,11 @@ class Plan:
             RecipeError: it fails with white images, or its outputs are no finite numbers.
         """
         sizes = {transforms.preprocessing.size: self.given.where / "data" / "size"}
+        training = self.given.where / "training"
+        by_methods = all(phase.size is None for phase in self.training.phases)
         for number, phase in enumerate(phases):
             if phase.size is not None:
-                at = self.given.where / "training" / "phases" / number / "size"
+                at = training / "methods" if by_methods else training / "phases" / number / "size"
                 sizes.setdefault(transforms.resized(phase.size).preprocessing.size, at)
         channels = len(transforms.preprocessing.mean)
         for (height, width), place in sizes.items():
@@ -235,7 +243,7 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
     opened = report.ensure_fine()
     if not recipe.name:  # its file's may be another where it is trained again
         recipe = replace(recipe, name=_name_of(recipe))
-    _check_best(recipe, training, opened)
+    check_figure(training.best, opened, recipe, "training", "best")
     _check_amounts(recipe, training)
     others = {key: each for key, each in recipe.sections.items() if key not in _OWN}
     freeze = recipe.freeze_backbone
@@ -307,15 +315,23 @@ def _on_digits(settings: DataSettings) -> tuple[str, ...]:
     return ("data has no path, so the images are scikit-learn's digits",)
 
 
-def _check_best(recipe: Recipe, training: TrainingSettings, data: Data) -> None:
-    one, many = ("accuracy", "balanced_accuracy", "f1", "loss"), (
-        "accuracy", "f1", "average_precision", "loss",
-    )  # fmt: skip
-    names = many if data.labels == "many" else one
-    if training.best not in names:
-        raise (recipe.where / "training" / "best").error(
-            f"{training.best} is no figure with labels: {data.labels}. These are: "
-            f"{join_names(names)}"
+def check_figure(name: str, data: Data, recipe: Recipe, section: str, key: str) -> None:
+    """Refuse a figure that an evaluation of such data does not find.
+
+    Args:
+        name: of the figure.
+        data: what is evaluated.
+        recipe: that names it.
+        section: where it stands.
+        key: in the section.
+
+    Raises:
+        RecipeError: there is no such figure; the message lists those that there are.
+    """
+    names = _FIGURES[data.labels]
+    if name not in names:
+        raise (recipe.where / section / key).error(
+            f"{name} is no figure with labels: {data.labels}. These are: {join_names(names)}"
         )
 
 

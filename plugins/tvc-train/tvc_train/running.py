@@ -100,13 +100,13 @@ def check_key(known: Mapping[str, Any], plan: Plan, run: Run) -> Key:
 
 
 def _decided(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the section `training` with what was chosen in the place of "auto": the recipe that is
-    written into a run goes on with it, as does the one that it began with.
+    """Return the section `training` with what was chosen for what it leaves open: the recipe that
+    is written into a run goes on with it, as does the one that it began with.
     """
     said = plan.given.sections.get("training") or {}
     found = {key: value for key, value in said.items() if value is not None}
-    for key in ("batch_size", "layout"):
-        if found.get(key) == "auto":
+    for key in ("batch_size", "layout", "normalization"):
+        if found.get(key, "auto" if key == "normalization" else None) == "auto":
             found[key] = chosen.get(key, "auto")
     found["phases"] = [each.to_mapping() for each in plan.training.phases]
     for phase, other in zip(found["phases"], chosen.get("phases", ()), strict=False):

@@ -183,7 +183,8 @@ def _unsettled(model: nn.Module, node: fx.Node) -> str:
         flag = node.kwargs.get("training")
         if flag is None and name in ("stochastic_depth", "dropout", "feature_dropout"):
             flag = next((arg for arg in reversed(node.args) if isinstance(arg, bool)), True)
-        if any(word in name for word in _RANDOM) and flag is not False:
+        words = name.replace("normalize", "")
+        if any(word in words for word in _RANDOM) and flag is not False:
             return f"the step {node.name} draws random numbers"
         if "batch_norm" in name and flag:
             return f"the step {node.name} uses the statistics of each batch"

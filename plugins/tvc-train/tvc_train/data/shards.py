@@ -138,13 +138,20 @@ def write_shards(
         The folder.
 
     Raises:
-        DataError: the folder exists, or an image cannot be read.
+        DataError: the folder exists or would lie among the images, or an image cannot be read.
     """
     import shutil
     import tempfile
 
     if folder.exists():
         raise DataError(f"{folder} exists: shards are written into a folder of their own")
+    for part in (train, val):
+        images = Path(part.folder).resolve()
+        if part.lines is None and folder.resolve().is_relative_to(images):
+            raise DataError(
+                f"{folder} would be in {images}, among the images, and be taken for some of them: "
+                "name another folder"
+            )
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))

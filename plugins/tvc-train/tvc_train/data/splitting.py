@@ -17,7 +17,8 @@ def split_indices(
     """Return which images to train on and which to hold out, as int64 indices in their order.
 
     Of each class the same part is held out, at least one image where it has two; of images with
-    many labels, of each set of labels.
+    many labels, of each set of labels. Of a group the first image decides, and counts as one: so no
+    class is held out as a whole.
 
     Args:
         targets: int64 [N] or float32 [N, K].
@@ -25,18 +26,19 @@ def split_indices(
         seed: of the choice.
         groups: int64 [N]; images of one group, such as copies of one file, stay together.
     """
+    whole = np.arange(len(targets)) if groups is None else groups
+    _, first, inverse = np.unique(whole, return_index=True, return_inverse=True)
+    targets = targets[first]
     strata = targets if targets.ndim == 1 else np.unique(targets, axis=0, return_inverse=True)[1]
-    raw = np.random.Philox(seed_of("split", seed)).random_raw(len(targets))
-    held = np.zeros(len(targets), bool)
+    raw = np.random.Philox(seed_of("split", seed)).random_raw(len(whole))[first]
+    held = np.zeros(len(first), bool)
     # by stratum, and within it by a random number
     order = np.lexsort((raw, strata.reshape(-1)))
     bounds = np.flatnonzero(np.diff(strata.reshape(-1)[order])) + 1
     for members in np.split(order, bounds):
         count = min(max(round(part * len(members)), 1), len(members) - 1)
         held[members[:count]] = True
-    if groups is not None:  # each follows its first member
-        _, first, inverse = np.unique(groups, return_index=True, return_inverse=True)
-        held = held[first][inverse.reshape(-1)]
+    held = held[inverse.reshape(-1)]
     return np.flatnonzero(~held), np.flatnonzero(held)
 
 

@@ -20,13 +20,21 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tvc_core import RecipeError, Registry, TvcError, join_names, load_recipe, short_repr
+from tvc_core import (
+    HybridBuilder,
+    RecipeError,
+    Registry,
+    TvcError,
+    join_names,
+    load_recipe,
+    short_repr,
+)
 
 from ..errors import TrainingError
 from ..extras import require_extra
 from ..faults import StoppedError, Stopping
 from ..fitting import as_recipe, fit
-from ..planning import Plan, make_plan
+from ..planning import Plan, check_figure, make_plan
 from ..running import Key
 from ..runs import Run, write_text
 from .settings import TuneSettings, is_whole
@@ -133,6 +141,9 @@ def tune(
         values = {**(changes or {}), **each}
         plan = make_plan(as_recipe(recipe, values, registry), registry, data=data)
         by = by or plan.training.best
+        check_figure(by, plan.data, given, "tune", "by")
+        HybridBuilder(registry=registry).resolve(plan.recipe)  # its names
+        plan.methods(registry)
     assert by is not None
     folder = Path(out).resolve()
     _claim(folder, _key(given, data, known, by, plan), resume=resume)
