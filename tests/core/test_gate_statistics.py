@@ -73,6 +73,29 @@ def test_dead_gates_are_warned_of_and_live_ones_are_not(model: Any) -> None:
     assert len(dead) == 2 and all(line in str(report) for line in dead)
 
 
+def test_a_gate_that_starts_at_one_is_not_dead_there() -> None:
+    """GCT's gate is 1 + tanh(gamma * norm + beta), and gamma and beta start at 0, where the slope
+    of tanh is largest: the block is the identity, and learns from the first step.
+    """
+    torch.manual_seed(0)
+    patches = {"layer2": {"wrap": "gct"}, "layer3": {"wrap": {"type": "gct", "init": "paper"}}}
+    model = HybridBuilder().from_torchvision("resnet18", weights=None, patches=patches).eval()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found: Any = model.patch_report(IMAGES).patches[0].gate_values
+    assert (found.mean, found.spread, found.saturation, found.dead) == (1, 0, 0, "")
+    block: Any = model.get_submodule("patches.layer2.gct").block
+    with torch.no_grad():
+        block.gamma.fill_(-0.005)  # every entry is within 0.01 of 1, and below it
+    found = model.patch_report(IMAGES).patches[0].gate_values
+    assert found.saturation == 0 and found.dead == "" and 0.99 < found.mean < 1
+    with torch.no_grad():
+        block.gamma.zero_()
+        block.beta.fill_(-9)  # 1 + tanh(-9) is 3e-8
+    with pytest.warns(UserWarning, match=r"layer2.gct is dead: 100% of its entries are saturated"):
+        model.patch_report(IMAGES)
+
+
 def test_one_image_does_not_tell_whether_a_gate_responds(model: Any) -> None:
     with torch.no_grad():
         model.get_submodule("patches.layer2.se").block.fc2.weight.zero_()

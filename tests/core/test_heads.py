@@ -23,6 +23,7 @@ from tvc_core import (
     Recipe,
     RecipeError,
     audit,
+    fold_patches,
     load,
     param_groups,
     partial_load,
@@ -176,6 +177,35 @@ def test_pruned_rows_are_kept_as_they_compute(tiny: Any, images: Tensor) -> None
     model.reset_classifier([*NAMES, "yak"])
     torch.testing.assert_close(outputs(model, images)[:, :7], before)
     assert type(model.fc) is nn.Linear
+
+
+@pytest.mark.parametrize("classes", [NAMES[::-1], [*NAMES[:6], "yak"]])
+@pytest.mark.parametrize("block", ["lora", "ssf"])
+def test_classes_do_not_move_under_a_patch_that_learned_for_them(
+    builder: HybridBuilder, block: str, classes: list[str], images: Tensor
+) -> None:
+    """A block after the last layer, or beside it, has weights for each output, in their order."""
+    model = builder.from_module(
+        Tiny(num_classes=7),
+        patches={"fc": {"inject": block}},
+        stem="stem",
+        stages=["layer1", "layer2", "layer3"],
+        head="fc",
+        class_names=NAMES,
+    )
+    with torch.no_grad():
+        for parameter in model.get_submodule("patches").parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    layer, before = model.fc, outputs(model, images)
+    with pytest.raises(HeadError, match=r"'fc' has learned for the classes as they are now.*fold"):
+        model.reset_classifier(classes)
+    assert model.fc is layer and model.class_names == tuple(NAMES)
+    assert model.reset_classifier(NAMES).kept == tuple(NAMES)
+    fold_patches(model)
+    model.reset_classifier(classes)
+    kept = [name for name in classes if name in NAMES]
+    now = outputs(model, images)[:, [classes.index(name) for name in kept]]
+    torch.testing.assert_close(now, before[:, [NAMES.index(name) for name in kept]])
 
 
 @pytest.mark.parametrize("wrong", [["a", "a"], ["a", 1], [], "ab", {"a": 1}, {}, -1])
@@ -364,7 +394,7 @@ def test_auxiliary_heads_give_a_dict_each(builder: HybridBuilder) -> None:
 def test_several_heads_survive(
     tiny: Any, lab: Any, images: Tensor, how: str, tmp_path: Path
 ) -> None:
-    model = tiny({"layer3": {"wrap": "gate"}}, heads=HEADS, hidden=[16], dropout=0.1).eval()
+    model = tiny({"layer3": {"wrap": "own"}}, heads=HEADS, hidden=[16], dropout=0.1).eval()
     right = outputs(model, images)
     if how == "copied":
         model = copy.deepcopy(model)

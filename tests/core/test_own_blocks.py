@@ -102,7 +102,7 @@ def test_a_module_may_replace(tiny: Any, plain: Any, images: Tensor) -> None:
         assert model.layer2.norm is norm and torch.equal(model(images), network.eval()(images))
 
 
-@pytest.mark.parametrize("way", ["pattern", "two", "in the network"])
+@pytest.mark.parametrize("way", ["pattern", "two", "one target", "inside", "in the network"])
 def test_a_module_has_one_place(tiny: Any, lab: Any, plain: Any, way: str) -> None:
     mine, network = MyScale(16), plain()
     with pytest.raises(PatchError, match=r"stands at .* already, and a module has one place"):
@@ -110,11 +110,27 @@ def test_a_module_has_one_place(tiny: Any, lab: Any, plain: Any, way: str) -> No
             tiny({"layer3.*": {"wrap": mine}})
         elif way == "two":
             tiny({"layer2": {"wrap": mine}, "layer3.0": {"wrap": mine}})
+        elif way == "one target":
+            tiny({"layer2": [{"wrap": mine}, {"wrap": mine}]})
+        elif way == "inside":
+            tiny({"layer2": [{"wrap": mine}, {"wrap": nn.Sequential(mine, nn.ReLU())}]})
         else:
             lab().from_module(
                 network, "stem", ["layer1", "layer2", "layer3"], "fc",
                 patches={"layer2": {"wrap": network.layer2.norm}},
             )  # fmt: skip
+
+
+def test_a_module_may_hold_what_it_replaces(lab: Any, plain: Any, images: Tensor) -> None:
+    network, same = plain(), plain()
+    around = nn.Sequential(nn.Tanh(), network.layer2.norm)
+    same.layer2.norm = nn.Sequential(nn.Tanh(), same.layer2.norm)
+    model = lab().from_module(
+        network, "stem", ["layer1", "layer2", "layer3"], "fc",
+        patches={"layer2.norm": {"replace": around}},
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        assert torch.equal(model(images), same.eval()(images))
 
 
 def test_a_saved_model_says_what_it_needs(lab: Any, images: Tensor, tmp_path: Path) -> None:

@@ -43,6 +43,23 @@ def set_gates(model: HybridModel, value: float) -> None:
 BESIDE = {"type": "conv", "position": "parallel", "params": {"channels": 16, "stride": 2}}
 
 
+def test_a_block_that_rounds_a_size_in_another_way_says_so() -> None:
+    """A patch embedding leaves an odd image's last pixels out, and a padded convolution does not:
+    at the even size of the build both give the same map.
+    """
+    network = nn.Sequential()
+    network.stem = nn.Conv2d(3, 8, 1)
+    network.stage = nn.Sequential(nn.Conv2d(8, 8, 2, stride=2))
+    network.pool, network.flatten = nn.AdaptiveAvgPool2d(1), nn.Flatten()
+    network.fc = nn.Linear(8, 4)
+    model = HybridBuilder().from_module(
+        network, "stem", ["stage"], "fc", patches={"stage": {"inject": "conv_adapter"}}
+    )
+    assert model(torch.randn(1, 3, 32, 34)).shape == (1, 4)
+    with pytest.raises(PatchError, match=r"stage.conv_adapter gives \[1, 8, 17, 16\]"):
+        model(torch.randn(1, 3, 33, 32))
+
+
 @pytest.mark.parametrize("value", [0.0, 0.3])
 def test_a_block_beside_a_target_is_added(
     tiny: Any, plain: Any, images: Tensor, value: float

@@ -32,9 +32,10 @@ class GateStatistics:
         spread: standard deviation of all entries.
         response: standard deviation of each channel's entries over images and pixels, their mean
             over channels: how much the gate depends on what it sees. None for a single image.
-        saturation: share of entries within 0.01 of 0, or of 1 where none is above 1.
-        dead: why the gate does nothing of use, as a sentence; "" where it does, or is
-            made to be the same for every image.
+        saturation: share of entries within 0.01 of 0, or of 1 where none is above 1 and the gate
+            does not start there.
+        dead: why the gate does nothing of use, as a sentence; "" where it does, is made to be the
+            same for every image, or is still the 1 that it starts at.
     """
 
     mean: float
@@ -45,9 +46,15 @@ class GateStatistics:
 
 
 class GateSums:
-    """Sums over batches, of each channel of one gate."""
+    """Sums over batches, of each channel of one gate.
 
-    def __init__(self) -> None:
+    Args:
+        starts_at_one: the block is the identity at its start by a gate of 1, which is no bound of
+            the gate then, but where it learns best.
+    """
+
+    def __init__(self, starts_at_one: bool) -> None:
+        self.starts_at_one = starts_at_one
         self.count = 0
         self.is_constant = False
         self.sums: Any = 0
@@ -78,12 +85,13 @@ class GateSums:
         means = self.sums / self.count
         within = (self.squares / self.count - means.square()).clamp(min=0)
         response = float(within.sqrt().mean()) if num_images > 1 else None
-        num_saturated = self.num_zero + (0 if self.above_one else self.num_one)
+        bounded = not (self.above_one or self.starts_at_one)
+        num_saturated = self.num_zero + (self.num_one if bounded else 0)
         saturation = num_saturated / (self.count * len(means))
         mean = float(means.mean())
         spread = float((within + (means - mean).square()).mean().sqrt())
         dead = ""
-        if self.is_constant:
+        if self.is_constant or (self.starts_at_one and mean == 1 and spread == 0):
             dead = ""
         elif saturation >= MOST_SATURATED:
             dead = f"{saturation:.0%} of its entries are saturated, so it hardly learns"
@@ -101,7 +109,7 @@ class GateRecorder:
 
     def __init__(self, patches: Mapping[str, Patch]) -> None:
         self.patches = {home: patch for home, patch in patches.items() if patch.gated}
-        self.sums = {home: GateSums() for home in self.patches}
+        self.sums = {home: GateSums(patch.neutral) for home, patch in self.patches.items()}
 
     @contextmanager
     def recording(self) -> Iterator[None]:

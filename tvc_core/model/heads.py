@@ -18,6 +18,7 @@ from ..surgery.head import (
     Layout,
     check_classes,
     check_known,
+    check_moves,
     exchange_heads,
     find_heads,
     find_last_layer,
@@ -197,6 +198,9 @@ def reset_classifier(
     # as what `save` may expect (but nothing that was put there by hand), and `adopt` freezes them
     # where the head is frozen.
     wanted = {name: check_classes(each, least) for name, each in given.items()}
+    for name, (number, names) in wanted.items():
+        rows = rows_by_name(state.class_names.get(name), names)
+        check_moves(network, state.anatomy, number, rows, name)
     freezing.refuse_under_ddp(network, [last_layer(network, head)[0]])
     before = {path: fingerprint(network, path) for path in state.anatomy.heads}
     reports = {

@@ -352,8 +352,8 @@ class HybridModel(nn.Module):
             nothing, and the class names are forgotten.
 
         Raises:
-            HeadError: `num_classes` or `dropout` is not right, or the weights to keep cannot be
-                read; nothing has changed.
+            HeadError: `num_classes` or `dropout` is not right, the weights to keep cannot be read,
+                or a patch at the last layer has learned for these classes; nothing has changed.
             FreezeError: the model is wrapped in DistributedDataParallel; nothing has changed.
         """
         return reset_classifier(self, self._hybrid, num_classes, dropout)

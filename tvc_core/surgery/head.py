@@ -30,7 +30,7 @@ from .patches import add_child, installed_patches, set_module
 
 __all__ = [
     "HeadDropout", "HeadReport", "Layout", "NoClassifier", "check_classes", "check_known",
-    "dropout_of", "exchange_heads", "fill_empty", "find_classifier", "find_heads",
+    "check_moves", "dropout_of", "exchange_heads", "fill_empty", "find_classifier", "find_heads",
     "find_last_layer", "last_layer", "num_classes_of", "report_of", "rows_by_name", "set_dropout",
     "set_num_classes",
 ]  # fmt: skip
@@ -202,16 +202,12 @@ def set_classifier(
             a block inserted after that layer has its width.
     """
     path, old = last_layer(network, head)
-    for target, patch in installed_patches(network):
-        if (
-            patch.position.runs_after
-            and f"{path}.".startswith(f"{target}.")
-            and layout.num_outputs != num_classes_of(old)
-        ):
+    if layout.num_outputs != num_classes_of(old):
+        for block in _after(network, path):
             raise HeadError(
-                f"the block {patch.position.label} {target!r} was made for {num_classes_of(old)} "
-                f"outputs, so the head cannot change to {layout.num_outputs}; insert it before the "
-                "last layer, or keep the number of classes"
+                f"{block} was made for {num_classes_of(old)} outputs, so the head cannot change to "
+                f"{layout.num_outputs}; insert it before the last layer, or keep the number of "
+                "classes"
             )
     # The order matters: everything is checked, the new layers are made with the old one's device
     # and dtype, kept rows are copied, and only then does the new module take the place. A patch
@@ -268,6 +264,39 @@ def _keep_rows(old: nn.Module, new: nn.Module, rows: Rows) -> None:
             before, now = getattr(old, name), getattr(new, name)
             if now is not None:
                 now[list(rows)] = before[list(rows.values())].to(now.dtype)
+
+
+def check_moves(network: nn.Module, anatomy: Anatomy, number: int, rows: Rows, name: str) -> None:
+    """Refuse to take classes over by name where a patch has learned for the outputs as they are.
+
+    Args:
+        network: the root.
+        anatomy: says where the heads are.
+        number: outputs that a head is to have.
+        rows: which of them are kept: new index to old index.
+        name: which of several heads is meant.
+
+    Raises:
+        HeadError: a block after the last layer, or beside it, would meet other classes at an output
+            than those that it was trained with.
+    """
+    if not rows or rows == {index: index for index in range(number)}:
+        return
+    for head in anatomy.heads:
+        path, _ = last_layer(network, find_heads(network, head)[name] if name else head)
+        for block in _after(network, path):
+            raise HeadError(
+                f"{block} has learned for the classes as they are now, and does not move with "
+                "their weights: fold it first (fold_patches) or take it out (unpatch), or give the "
+                "number of classes alone for a new layer"
+            )
+
+
+def _after(network: nn.Module, path: str) -> Iterator[str]:
+    """Yield what errors call each patch that gets the outputs of a layer or adds to them."""
+    for target, patch in installed_patches(network):
+        if patch.position.runs_after and f"{path}.".startswith(f"{target}."):
+            yield f"the block {patch.position.label} {target!r}"
 
 
 def exchange_heads(

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..errors import PatchError
 from . import calls
 from .hooks import TvcHook, is_watched
 from .layouts import LayoutView
@@ -111,7 +112,18 @@ class Patch(nn.Module):
     def _combine(self, combine: Combine, x: Tensor, map: Tensor) -> Tensor:
         y = self.block(x) if self.view is None else self.view.run(self.block, x)
         gate = None if self.alpha is None else self.alpha.to(map.dtype)
-        return combine(map, y.to(map.dtype), gate)
+        if torch.compiler.is_compiling():
+            return combine(map, y.to(map.dtype), gate)
+        try:
+            return combine(map, y.to(map.dtype), gate)
+        except RuntimeError as error:
+            if y.shape == map.shape:
+                raise
+            raise PatchError(
+                f"{self.home} gives {list(y.shape)} of this image, and what it is added to is "
+                f"{list(map.shape)}: one rounds up where its stride does not divide a side, the "
+                "other down. Give the model images whose sides its strides divide"
+            ) from error
 
     def __getstate__(self) -> dict[str, Any]:
         # nothing would switch a copy on again

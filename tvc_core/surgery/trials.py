@@ -35,17 +35,24 @@ def check_modules(network: nn.Module, patches: Iterable[PatchPlan]) -> None:
     One module has one set of weights and one path in the model. Copying it silently would
     leave the user with a module that is not in the model; sharing it, a file could not say.
     """
-    places = {id(module): path or "the network" for path, module in network.named_modules()}
+    network_places = {id(module): path or "the network" for path, module in network.named_modules()}
+    places: dict[int, str] = {}
     for patch in patches:
         made = patch.block.spec.factory if patch.block else None
-        if isinstance(made, nn.Module):
-            place = places.setdefault(id(made), patch.entry.target)
-            if place is not patch.entry.target:
+        if not isinstance(made, nn.Module):
+            continue
+        kind = type(made).__name__
+        # Only the module itself must not be the network's: it may hold the one that it replaces.
+        taken = {id(made): network_places[id(made)]} if id(made) in network_places else places
+        for each in made.modules():
+            if id(each) in taken:
+                what = kind if each is made else f"{kind} has a {type(each).__name__} that"
                 raise PatchError(
-                    f"{patch.entry.where}: this {type(made).__name__} stands at {place} already, "
-                    f"and a module has one place: give the class {type(made).__name__}, which is "
-                    "made for each target, or a copy (copy.deepcopy) for each"
+                    f"{patch.entry.where}: this {what} stands at {taken[id(each)]} already, and a "
+                    f"module has one place: give the class {kind}, which is made for each target, "
+                    "or a copy (copy.deepcopy) for each"
                 )
+        places |= {id(each): patch.entry.target for each in made.modules()}
 
 
 def try_insertion(patch: PatchPlan, insertion: Insertion, probe: Probe) -> None:
