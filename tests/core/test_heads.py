@@ -394,7 +394,7 @@ def test_auxiliary_heads_give_a_dict_each(builder: HybridBuilder) -> None:
 def test_several_heads_survive(
     tiny: Any, lab: Any, images: Tensor, how: str, tmp_path: Path
 ) -> None:
-    model = tiny({"layer3": {"wrap": "own"}}, heads=HEADS, hidden=[16], dropout=0.1).eval()
+    model = tiny({"layer3": {"wrap": "gate"}}, heads=HEADS, hidden=[16], dropout=0.1).eval()
     right = outputs(model, images)
     if how == "copied":
         model = copy.deepcopy(model)
