@@ -358,6 +358,33 @@ def test_openvino_reports_to_no_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "open" in seen and not asked & set(seen)
 
 
+TWO_RUNNERS = """
+import faulthandler, signal, sys
+from tvc_export import open_exported
+
+faulthandler.enable()
+first, second = open_exported(sys.argv[1]), open_exported(sys.argv[1])
+del first, second
+try:
+    signal.raise_signal(signal.SIGINT)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_an_interrupt_after_two_files_were_run_in_openvino(tmp_path: Path) -> None:
+    """Each of its cores puts a stack for signals back when it goes, be it there or not."""
+    pytest.importorskip("openvino")
+    export_model(small(), "openvino", tmp_path / "m.xml", size=(40, 40))
+    found = subprocess.run(
+        [sys.executable, "-c", TWO_RUNNERS, tmp_path / "m.xml"],
+        capture_output=True,
+        encoding="utf-8",
+        check=False,
+    )
+    assert (found.returncode, found.stdout) == (0, "interrupted\n"), found.stderr
+
+
 class Wrong:
     """A format that gives other answers than torch on zeros only."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import re
 from collections.abc import Iterator
@@ -43,6 +44,18 @@ def export(program: Any, path: Path, options: ExportOptions) -> None:
         ov.save_model(model, path, compress_to_fp16=False)
 
 
+@functools.cache
+def _core() -> Any:
+    """Return OpenVINO's core, one for the process.
+
+    Each sets a stack for signals and puts the one before back when it goes, whichever goes first:
+    after two of them the next signal, such as Ctrl-C, would end the process on memory that is gone.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 class Runner:
     """Runs an .xml file in OpenVINO, on the CPU and one thread.
 
@@ -53,7 +66,7 @@ class Runner:
         import openvino as ov
 
         settings = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": 1}
-        self._model = ov.Core().compile_model(path, "CPU", settings)
+        self._model = _core().compile_model(path, "CPU", settings)
         hint = self._model.get_property("INFERENCE_PRECISION_HINT")
         self.precision = hint.to_string() if hasattr(hint, "to_string") else str(hint)
         self.precision = {"f32": "float32"}.get(self.precision, self.precision)
