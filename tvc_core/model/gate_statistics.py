@@ -91,12 +91,11 @@ class GateSums:
         mean = float(means.mean())
         spread = float((within + (means - mean).square()).mean().sqrt())
         dead = ""
-        if self.is_constant or (self.starts_at_one and mean == 1 and spread == 0):
-            dead = ""
-        elif saturation >= MOST_SATURATED:
-            dead = f"{saturation:.0%} of its entries are saturated, so it hardly learns"
-        elif response is not None and response < LEAST_RESPONSE:
-            dead = f"it is the same for every input, {mean:.3g} on average"
+        if not (self.is_constant or (self.starts_at_one and mean == 1 and spread == 0)):
+            if saturation >= MOST_SATURATED:
+                dead = f"{saturation:.0%} of its entries are saturated, so it hardly learns"
+            elif response is not None and response < LEAST_RESPONSE:
+                dead = f"it is the same for every input, {mean:.3g} on average"
         return GateStatistics(
             mean=mean, spread=spread, response=response, saturation=saturation, dead=dead
         )

@@ -112,12 +112,10 @@ class Patch(nn.Module):
     def _combine(self, combine: Combine, x: Tensor, map: Tensor) -> Tensor:
         y = self.block(x) if self.view is None else self.view.run(self.block, x)
         gate = None if self.alpha is None else self.alpha.to(map.dtype)
-        if torch.compiler.is_compiling():
-            return combine(map, y.to(map.dtype), gate)
         try:
             return combine(map, y.to(map.dtype), gate)
         except RuntimeError as error:
-            if y.shape == map.shape:
+            if torch.compiler.is_compiling() or y.shape == map.shape:
                 raise
             raise PatchError(
                 f"{self.home} gives {list(y.shape)} of this image, and what it is added to is "

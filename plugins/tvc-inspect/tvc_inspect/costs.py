@@ -133,14 +133,14 @@ class _Meter:
         }
         # A patch runs `gate` or `mix` of a gated block, and the block itself only where it has
         # hooks: so these methods are watched in the place of the block.
-        self.gated = [
-            path
+        self.by_method = {
+            f"{path}.block"
             for path, each in network.named_modules()
             if isinstance(each, Patch)
             and each.gated
             and each.alpha is not None
             and each.position.combine is None
-        ]
+        }
         self.read = read
         self.stack = [""]
         self.own: defaultdict[str, float] = defaultdict(float)
@@ -169,7 +169,7 @@ class _Meter:
         return found
 
     def _watch(self, path: str, module: nn.Module, stack: ExitStack) -> None:
-        if path.rpartition(".")[0] in self.gated:
+        if path in self.by_method:
             for name in ("gate", "mix"):
                 if hasattr(module, name):
                     stack.callback(self._wrap(path, module, name))

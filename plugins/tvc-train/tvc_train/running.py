@@ -105,8 +105,9 @@ def _decided(plan: Plan, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """
     said = plan.given.sections.get("training") or {}
     found = {key: value for key, value in said.items() if value is not None}
+    found.setdefault("normalization", "auto")
     for key in ("batch_size", "layout", "normalization"):
-        if found.get(key, "auto" if key == "normalization" else None) == "auto":
+        if found.get(key) == "auto":
             found[key] = chosen.get(key, "auto")
     found["phases"] = [each.to_mapping() for each in plan.training.phases]
     for phase, other in zip(found["phases"], chosen.get("phases", ()), strict=False):
