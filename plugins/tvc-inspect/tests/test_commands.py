@@ -106,6 +106,9 @@ def test_a_preprocessing_of_a_training_is_told(folder: Path) -> None:
         (("inspect", "recipe.yaml", "--out", "p.html", "--photo", "text.jpg"), "text.jpg: is no"),
         (("inspect", "recipe.yaml", "--out", "p.html", "--photo", "cut.jpg"), "cut.jpg: the photo"),
         (("inspect", "recipe.yaml", "--out", "p.html", "--gates", "text.jpg"), "holds no line"),
+        # before the model, which may take long
+        (("inspect", "nix.yaml", "--out", "p.html", "--photo", "cut.jpg"), "cut.jpg: the photo"),
+        (("inspect", "nix.yaml", "--out", "p.html", "--gates", "text.jpg"), "holds no line"),
         (("cam", "recipe.yaml", "photo.jpg", "--out", "m.gif2"), "suffix of a picture: .png"),
         (("cam", "recipe.yaml", "photo.jpg", "--out", "m.png", "--class", "9"), "0 to 3"),
         (("cam", "recipe.yaml", "photo.jpg", "--out", "m.png", "--layer", "nix"), "no map"),

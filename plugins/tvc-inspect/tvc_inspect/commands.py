@@ -65,7 +65,9 @@ def inspect_command(
     """
     from tvc_core import check_target
 
+    from .gate_log import read_gate_log
     from .opening import open_model, write_out
+    from .pictures import open_photo
     from .writing import look_at, page_of
 
     if out is None and not as_json:
@@ -76,9 +78,13 @@ def inspect_command(
         raise click.UsageError("--class is for the map on a photo: give --photo")
     if out is not None:
         check_target(out, force=force)
-    if photo is not None and pretrained is None:
-        pretrained = True
-    how: dict[str, Any] = {"pretrained": pretrained, "changes": read_changes(changes)}
+    given = read_changes(changes)
+    if photo is not None:  # as the log, before what takes long
+        open_photo(photo)
+        pretrained = True if pretrained is None else pretrained
+    if gates is not None:
+        read_gate_log(gates)
+    how: dict[str, Any] = {"pretrained": pretrained, "changes": given}
     first, note = open_model(model, **how)
     second, other_note = (None, "") if other is None else open_model(other, **how)
     notes = [f"{name}: {text}" for name, text in ((model, note), (other, other_note)) if text]

@@ -207,10 +207,11 @@ def test_parts_of_a_batch_add_up_to_its_loss() -> None:
 
 
 def test_methods_change_phases_as_their_papers_say() -> None:
-    phases = (Phase(epochs=3, rate=0.1), Phase(epochs=6, thaw=(-1,)))
+    phases = (Phase(epochs=3, rate=0.1), Phase(epochs=6, thaw=(-1,), warmup=0.5))
     probe, tune = LinearProbeFirst(factor=0.1).phases(phases, size=64)
     assert (probe.thaw, probe.epochs, tune.thaw, tune.epochs) == (("head",), 3, ("all",), 6)
     assert tune.rate == pytest.approx(0.01)
+    assert (probe.warmup, tune.warmup) == (0, 0.5)
     parts = ProgressiveSizes(smallest=0.5, parts=3).phases(phases, size=64)
     assert [(p.epochs, p.size) for p in parts] == [(3, 32), (3, 48), (3, 64)]
     warm = (Phase(epochs=6, warmup=1),)
@@ -346,6 +347,8 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
             {"training.phases[1].normalization": "train", "training.methods": ["lp_ft"]},
             r"methods\[0\]: .*the phases differ in normalization",
         ),
+        ({"training.methods": [{"wise_ft": {"alpha": 1}}]}, "as without it"),
+        ({"training.methods": [{"l2_sp": {"alpha": 0, "beta": 0}}]}, "pulls nothing"),
         ({"training.methods": ["progressive"]}, "2 epochs cannot be cut into 3 parts"),
         ({"data.size": 8, "training.methods": ["fixres"]}, "would have 8 pixels as well"),
         (

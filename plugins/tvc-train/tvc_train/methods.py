@@ -76,7 +76,7 @@ class LinearProbeFirst(Method):
         self.factor = _number("factor", factor, 1e-9, 1.0)
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
-        """Return a phase for the head, and one for all."""
+        """Return a phase for the head, like the first, and one for all, with the last's warm-up."""
         taken = ("layer_decay", "schedule", "stop_early", "normalization", "size")
         lost = [name for name in taken if len({getattr(each, name) for each in phases}) > 1]
         if lost:
@@ -95,6 +95,7 @@ class LinearProbeFirst(Method):
                 epochs=max(1, whole - probe),
                 thaw=("all",),
                 rate=float(first.rate) * self.factor,
+                warmup=phases[-1].warmup,
             ),
         )
 
@@ -150,6 +151,8 @@ class L2StartingPoint(Method):
         super().__init__()
         self.alpha = _number("alpha", alpha, 0, 1e6)
         self.beta = _number("beta", beta, 0, 1e6)
+        if not (self.alpha or self.beta):
+            raise ParameterError("alpha and beta are both 0, with which it pulls nothing")
         self._begin: dict[str, Tensor] = {}
 
     def start(self, model: HybridModel) -> None:
@@ -196,6 +199,10 @@ class WiseFineTuning(Method):
     def __init__(self, *, alpha: float | None = 0.5) -> None:
         super().__init__()
         self.alpha = None if alpha is None else _number("alpha", alpha, 0, 1)
+        if self.alpha == 1:
+            raise ParameterError(
+                "with alpha: 1 the weights are those at the end, as without it: give less, or none"
+            )
         self._last = 0  # part of the first phase
 
     def check(self, phases: tuple[Phase, ...]) -> None:

@@ -48,7 +48,7 @@ class TrainingSettings:
         layout: of images in memory: "contiguous", "channels_last", or "auto", which is timed.
         workers: processes that load images; 0 for none.
         best: the figure by which the best epoch is chosen.
-        keep: what is saved at the end: the "best" epoch or the "last".
+        keep: what is saved at the end, unless a method chooses it: the "best" epoch or the "last".
         save_every: steps between checkpoints within an epoch; None for none.
     """
 
