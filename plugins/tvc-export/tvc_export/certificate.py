@@ -121,7 +121,7 @@ class Certificate:
         heads: dict[tuple[int, int], list[Any]] = {}  # outputs, by their number in each head
         for trial in self.trials:
             for head, text in enumerate(trial.expected):
-                rows = np.frombuffer(base64.b64decode(text), np.float32)
+                rows: np.ndarray = np.frombuffer(base64.b64decode(text), np.float32)
                 rows = rows.reshape(trial.shape[0], -1)
                 heads.setdefault((head, rows.shape[1]), []).append(rows)
         found = (np.concatenate(rows) for rows in heads.values())
