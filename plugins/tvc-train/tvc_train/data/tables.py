@@ -56,7 +56,7 @@ def read_table(
         else:
             kept.append(row)
     if settings.labels == "many":
-        targets = np.zeros((len(kept), len(names)), np.float32)
+        targets: np.ndarray = np.zeros((len(kept), len(names)), np.float32)
         for index, (_, _, labels, _) in enumerate(kept):
             targets[index, [places[label] for label in labels]] = 1
     else:
