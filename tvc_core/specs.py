@@ -152,8 +152,8 @@ class WeightsSpec(_Frozen):
         name: as the origin names it, such as "IMAGENET1K_V2".
         crop_size: side of the center crop that the network sees [pixels].
         resize_size: short side before the crop [pixels].
-        squash: both sides get `resize_size`, whatever the image's were; otherwise the short one
-            does.
+        squash: both sides get `resize_size`, whatever the image's were (for images of a height and
+            a width, the longer one, and the other its share); otherwise the short one does.
         interpolation: "bilinear" or "bicubic".
         mean: per input channel, for images scaled to [0, 1].
         std: per input channel, for images scaled to [0, 1].

@@ -212,6 +212,10 @@ def half_transparent() -> Image.Image:
         (torch.zeros(50, 60, 3), r"channels are last: image\.movedim\(-1, -3\)"),
         (torch.zeros(50, 60), r"\[50, 60\] is not an image"),
         (torch.zeros(3, 50, 60, dtype=torch.int64), "torch.int64 says no range.*torch.uint8"),
+        (torch.full((2, 3, 50, 60), 255.0), "from 255 to 255: divide by 255"),
+        (torch.full((3, 50, 60), -1.5, dtype=torch.float16), "normalized already"),
+        (torch.zeros(3, 0, 60), r"\[3, 0, 60\] has no pixels"),
+        (Image.new("RGB", (0, 5)), "'RGB' has no pixels"),
     ],
     ids=lambda value: None if isinstance(value, str) else type(value).__name__,
 )
@@ -221,6 +225,15 @@ def test_what_would_be_a_guess_is_refused_by_name(
 ) -> None:
     with pytest.raises(ParameterError, match=text):
         model().transforms(train=train)(picture)
+
+
+def test_bands_that_are_no_colors_are_refused_for_other_numbers_of_channels(lab: Builder) -> None:
+    hybrid = lab().from_backbone("tiny", weights=None, in_channels=4)
+    hybrid.preprocessing = dataclasses.replace(OWN, mean=(0.5,) * 4, std=(0.5,) * 4)
+    assert hybrid.transforms()(OPAQUE).shape[0] == 4
+    for picture in (OPAQUE.convert("RGBa"), COLORS.convert("P").convert("PA")):
+        with pytest.raises(ParameterError, match=f"'{picture.mode}' has .*: convert it first"):
+            hybrid.transforms()(picture)
 
 
 def test_a_network_for_grey_images_takes_them_as_they_are(lab: Builder) -> None:
@@ -330,6 +343,7 @@ def test_pictures_are_then_read_as_a_model_is_trained_on_them(
     white = COLORS.copy()
     white.putalpha(0)
     assert prepare(white).equal(prepare(Image.new("RGB", COLORS.size, "white")))
+    assert prepare(OPAQUE.convert("LA").convert("La")).equal(prepare(COLORS.convert("L")))
     with pytest.raises(ParameterError, match="32 bits"):
         prepare(Image.new("F", (40, 40)))
 

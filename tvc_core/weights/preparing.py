@@ -157,6 +157,8 @@ def as_rgb(picture: Any) -> Any:
     if picture.getexif().get(_ORIENTATION, 1) != 1:
         picture = ImageOps.exif_transpose(picture)
     picture = _eight_bits(picture)
+    if picture.mode == "La":  # which PIL converts to nothing else
+        picture = picture.convert("LA")
     if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))

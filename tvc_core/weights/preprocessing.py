@@ -162,6 +162,13 @@ def _as_set(preprocessing: Preprocessing, train: bool) -> nn.Module:
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+_INDIRECT_MODES = {
+    "PA": "numbers of a palette in the place of colors",
+    "La": "grey that was multiplied by its transparency",
+    "RGBa": "colors that were multiplied by their transparency",
+}
+_LEAST, _MOST = -1.0, 2.0
+"""Of floats from 0 to 1, noise and resampling with overshoot included."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +195,8 @@ class _Reader:
 
         image, *others = args
         if isinstance(image, Image.Image):
+            if not all(image.size):
+                raise self._refusal(image.mode, f"no pixels: its size is {image.size}")
             return (self._fitted(self._picture(image)), *others)
         if isinstance(image, Tensor):
             self._check_tensor(image)
@@ -217,6 +226,8 @@ class _Reader:
                 mode, "more than 8 bits a pixel, which PIL would clip at 255: scale it to 8 bits"
             )
         if self.channels not in (1, 3):
+            if mode in _INDIRECT_MODES:
+                raise self._refusal(mode, f"{_INDIRECT_MODES[mode]}: convert it first")
             if len(picture.getbands()) != self.channels:
                 raise self._refusal(
                     mode, f"{len(picture.getbands())} channels, and the model takes {self.channels}"
@@ -255,4 +266,16 @@ class _Reader:
             raise ParameterError(
                 f"a tensor of {image.dtype} says no range: give torch.uint8 from 0 to 255, or "
                 "floats from 0 to 1"
+            )
+        if not all(shape[-2:]):
+            raise ParameterError(f"a tensor {shape} has no pixels")
+        has_values = image.numel() and not image.is_meta and not torch.compiler.is_compiling()
+        if image.dtype == torch.uint8 or not has_values:
+            return
+        least, most = (each.item() for each in image.aminmax())
+        if least < _LEAST or most > _MOST:
+            raise ParameterError(
+                f"a tensor of {image.dtype} has floats from 0 to 1, and this one goes from "
+                f"{least:.3g} to {most:.3g}: divide by 255, or give torch.uint8; what was "
+                "normalized already needs no transforms"
             )

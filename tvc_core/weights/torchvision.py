@@ -174,8 +174,9 @@ def transforms_of(
     Args:
         said: which preprocessing; what a `Preprocessing` fits otherwise than by a crop, it fits
             itself.
-        sides: height and width to cut out of an image that covers a square of the longer side; by
-            default the set's own [pixels].
+        sides: height and width to cut out of an image that covers a square of the longer side, or,
+            of a set that squashes images, that is squashed to their shape; by default the set's own
+            [pixels].
     """
     from torchvision.transforms import InterpolationMode
     from torchvision.transforms._presets import ImageClassification
@@ -191,10 +192,11 @@ def transforms_of(
         std=said.std,
         interpolation=InterpolationMode(said.interpolation),
     )
-    if squash:
-        preset.resize_size *= 2  # a height and a width, not one number for the short side
-    if sides is not None and sides[0] != sides[1]:
-        preset.crop_size = list(sides)
+    height, width = sides or (crop, crop)
+    if squash:  # a height and a width, not one number for the short side
+        preset.resize_size = [round(resize * side / crop) for side in (height, width)]
+    if height != width:
+        preset.crop_size = [height, width]
     return preset
 
 

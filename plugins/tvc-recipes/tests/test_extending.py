@@ -67,11 +67,19 @@ def test_a_diamond_is_read_once(write: Write) -> None:
     assert (recipe.backbone, recipe.seed, recipe.num_classes) == ("resnet18", 5, 3)
 
 
-def test_a_file_of_weights_is_beside_the_recipe_that_names_it(write: Write) -> None:
-    path = write(
-        recipe="extends: sub/base.yaml", sub__base="backbone: {name: resnet18, weights: own.pth}"
-    )
-    assert load_recipe(path).weights == "sub/own.pth"
+@pytest.mark.parametrize("named", ["own.pth", "own.pth#model_ema", "./own#model_ema", "o#n.pth"])
+def test_a_file_of_weights_is_beside_the_recipe_that_names_it(write: Write, named: str) -> None:
+    base = f"backbone: {{name: resnet18, weights: '{named}'}}"
+    path = write(recipe="extends: sub/base.yaml", sub__base=base)
+    assert load_recipe(path).weights == f"sub/{named.removeprefix('./')}"
+
+
+def test_a_patch_that_is_not_inherited_cannot_be_taken_away(write: Write) -> None:
+    base = "backbone: {name: resnet18, weights: null, patches: {layer2: {wrap: se}}}"
+    path = write(recipe="extends: base.yaml\nbackbone:\n  patches:\n    layer22: null\n", base=base)
+    said = refused(path)
+    assert said.startswith("recipe.yaml:4:14: backbone.patches.layer22: null takes"), said
+    assert "none is inherited there. Did you mean 'layer2'?" in said
 
 
 def test_the_order_of_changes_decides_nothing(write: Write) -> None:

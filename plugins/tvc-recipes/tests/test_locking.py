@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
+from click.testing import CliRunner
 from tvc_recipes import lock_recipe
+from tvc_recipes.commands import lock_command
 
-from tvc_core import HybridBuilder, RecipeError
+from tvc_core import HybridBuilder, RecipeError, WeightsError
 
 RECIPE = """\
 backbone:
@@ -76,17 +78,32 @@ def test_an_upgraded_plugin_and_changed_weights_are_both_named_and_nothing_is_bu
     assert weights.name in said
 
 
-def test_weights_of_ones_own_are_locked_by_their_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize("entry", ["", "#model_ema"])
+def test_weights_of_ones_own_are_locked_by_their_path(tmp_path: Path, entry: str) -> None:
     own = tmp_path / "sub" / "own.pth"
     own.parent.mkdir()
-    torch.save(torchvision.models.resnet18().state_dict(), own)
-    (tmp_path / "recipe.yaml").write_text("backbone: {name: resnet18, weights: sub/own.pth}")
-    locked = tmp_path / "lock.yaml"
-    locked.write_text(lock_recipe(tmp_path / "recipe.yaml").to_yaml())
-    assert HybridBuilder.build(locked).num_classes == 1000
+    state = torchvision.models.resnet18().state_dict()
+    torch.save({entry[1:]: state, "model": state} if entry else state, own)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(f"backbone: {{name: resnet18, weights: 'sub/own.pth{entry}'}}")
+    for folder, path in ((None, tmp_path), (own.parent, own.parent)):
+        locked = path / "lock.yaml"
+        locked.write_text(lock_recipe(recipe, folder=folder).to_yaml())
+        assert HybridBuilder.build(locked).num_classes == 1000
     own.write_bytes(own.read_bytes() + b"x")
     with pytest.raises(RecipeError, match=r"the weights .*own\.pth"):
         HybridBuilder.build(locked)
+    with pytest.raises(RecipeError, match=r"is not in that of the lock, .*elsewhere: put it"):
+        lock_recipe(recipe, folder=tmp_path / "elsewhere")
+    own.unlink()
+    with pytest.raises(WeightsError, match=r"own\.pth: cannot be read: No such file"):
+        lock_recipe(recipe)
+
+
+@pytest.mark.parametrize("name", [".", "", "/"])
+def test_what_is_no_file_cannot_be_locked(name: str) -> None:
+    error = CliRunner().invoke(lock_command, [name]).exception
+    assert isinstance(error, RecipeError) and "Is a directory" in str(error)
 
 
 @pytest.mark.parametrize(

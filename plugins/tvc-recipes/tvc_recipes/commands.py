@@ -189,8 +189,10 @@ def lock_command(recipe: Path, out: Path | None, force: bool, changes: tuple[str
     """
     from .locking import lock_recipe
 
-    target = out or recipe.with_suffix(".lock.yaml")
-    _new_file(target, lock_recipe(recipe, changes=read_changes(changes)).to_yaml(), force)
+    folder = out.parent if out else None
+    locked = lock_recipe(recipe, changes=read_changes(changes), folder=folder).to_yaml()
+    target = out or recipe.with_suffix(".lock.yaml")  # only now: what is no file was refused
+    _new_file(target, locked, force)
     click.echo(f"wrote {target}", err=True)
 
 

@@ -25,6 +25,7 @@ from tvc_core import (
     foreign,
     join_names,
     short_repr,
+    what_there_is,
 )
 
 __all__ = ["extend"]
@@ -86,6 +87,8 @@ class _Extending:
             base = self.base(name, at, folder, chain)
             data, marks = _merged(data, marks, base.data, dict(base.place.marks or {}))
         own = {key: value for key, value in document.data.items() if key != "extends"}
+        if len(chain) == 1:  # what others extend may take away what they inherit elsewhere
+            _check_removals(own, data, document.place)
         data, marks = _merged(data, marks, own, dict(document.place.marks or {}))
         if _size(data) > MAX_VALUES:
             raise place.error(f"with what it extends it has more than {MAX_VALUES:,} values")
@@ -192,11 +195,31 @@ def _relocated(document: RecipeDocument, folder: Path, root: Path) -> RecipeDocu
     weights = backbone.get("weights") if isinstance(backbone, Mapping) else None
     if not isinstance(weights, str) or "://" in weights:
         return document
-    if "/" not in weights and PurePosixPath(weights).suffix not in _WEIGHTS:
+    path, mark, entry = weights.partition("#")
+    suffixes = {PurePosixPath(each).suffix for each in (path, weights)}
+    if "/" not in path and suffixes.isdisjoint(_WEIGHTS):
         return document
-    from_root = os.path.relpath(folder / weights, root)
-    moved = {**backbone, "weights": from_root if "/" in from_root else f"./{from_root}"}
+    from_root = os.path.relpath(folder / path, root)
+    from_root = from_root if "/" in from_root else f"./{from_root}"
+    moved = {**backbone, "weights": f"{from_root}{mark}{entry}"}
     return replace(document, data={**document.data, "backbone": moved})
+
+
+def _check_removals(own: Mapping[str, Any], inherited: Mapping[str, Any], place: Any) -> None:
+    """Refuse to take away a patch that is not inherited."""
+    patches, known = (
+        found.get("patches") if isinstance(found := each.get("backbone"), Mapping) else None
+        for each in (own, inherited)
+    )
+    if not isinstance(patches, Mapping):
+        return
+    known = known if isinstance(known, Mapping) else {}
+    for target, value in patches.items():
+        if value is None and target not in known:
+            there = what_there_is(str(target), [str(each) for each in known], "Inherited are:")
+            raise (place / "backbone" / "patches" / target).error(
+                f"null takes an inherited patch away, and none is inherited there.{there}"
+            )
 
 
 def _merged(

@@ -16,7 +16,15 @@ from importlib import metadata
 from pathlib import Path, PurePath
 from typing import Any
 
-from tvc_core import HybridBuilder, Recipe, RecipeDocument, Registry, load_recipe, short_repr
+from tvc_core import (
+    HybridBuilder,
+    Recipe,
+    RecipeDocument,
+    Registry,
+    WeightsError,
+    load_recipe,
+    short_repr,
+)
 
 from .checking import check_data
 from .keys import LOCK
@@ -25,7 +33,11 @@ __all__ = ["check", "lock_recipe"]
 
 
 def lock_recipe(
-    path: str | Path, *, changes: Mapping[str, Any] | None = None, registry: Registry | None = None
+    path: str | Path,
+    *,
+    changes: Mapping[str, Any] | None = None,
+    registry: Registry | None = None,
+    folder: str | Path | None = None,
 ) -> Recipe:
     """Return a recipe with every name qualified and a section `lock`: the versions of all
     distributions that have a part in the model, and of what these require, and the hash of the
@@ -35,20 +47,26 @@ def lock_recipe(
         path: the file.
         changes: as `tvc_core.load_recipe` takes them.
         registry: where names are looked up; by default what is installed.
+        folder: where the lock will be written; by default beside the recipe. A file of weights is
+            named from there.
 
     Raises:
-        TvcError: the recipe is wrong, its weights are not available, or only its plugin knows where
-            they are.
+        TvcError: the recipe is wrong, its weights are not available or not under `folder`, or only
+            its plugin knows where they are.
     """
     registry = registry or Registry()
     recipe = load_recipe(path, changes=changes, registry=registry)
     resolved = HybridBuilder(registry=registry).resolve(recipe)
     lock: dict[str, Any] = {"plugins": dict(sorted(_versions(_owners(resolved))))}
     if resolved.weights is not None:
-        file = _weights_file(recipe, resolved, Path(path).parent, registry)
-        lock["weights"] = {"file": file.name, "sha256": _sha256(file)}
-        if (Path(path).parent / str(recipe.weights)) == file:
-            resolved = replace(resolved, weights=recipe.weights)  # with its folder
+        if own := recipe.own_weights:
+            file, entry = own
+            named = _named_from(Path(path).parent if folder is None else Path(folder), file, recipe)
+            resolved = replace(resolved, weights=named if entry is None else f"{named}#{entry}")
+        else:
+            file = _weights_file(recipe, resolved, registry)
+        with recipe.place("weights").before_errors():
+            lock["weights"] = {"file": file.name, "sha256": _sha256(file)}
     return replace(resolved, sections={**resolved.sections, "lock": lock})
 
 
@@ -116,10 +134,18 @@ def _versions(names: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield name, metadata.version(name)
 
 
-def _weights_file(recipe: Recipe, resolved: Recipe, folder: Path, registry: Registry) -> Path:
-    own = folder / str(recipe.weights)
-    if own.is_file():
-        return own
+def _named_from(folder: Path, file: Path, recipe: Recipe) -> str:
+    """Return a file of weights as a recipe in a folder names it."""
+    name = PurePath(os.path.relpath(file.resolve(), folder.resolve())).as_posix()
+    if PurePath(name).parts[0] == "..":
+        raise recipe.place("weights").error(
+            f"a recipe names files in its own folder, and {file} is not in that of the lock, "
+            f"{folder}: put it there, or write the lock where it is"
+        )
+    return name if "/" in name else f"./{name}"
+
+
+def _weights_file(recipe: Recipe, resolved: Recipe, registry: Registry) -> Path:
     from tvc_core import weights_file  # imports torch
 
     file = weights_file(resolved.backbone, str(resolved.weights), registry=registry)
@@ -137,7 +163,8 @@ def _places(name: str, document: RecipeDocument) -> Iterator[Path]:
     name, folder = PurePath(name).name, Path(document.place.source).parent
     backbone = document.data.get("backbone")
     own = str(backbone.get("weights")) if isinstance(backbone, Mapping) else ""
-    folders = [(folder / own).parent] if PurePath(own).name == name else []
+    paths = (own, own.partition("#")[0])  # of FILE#ENTRY the file
+    folders = [(folder / path).parent for path in paths if PurePath(path).name == name][:1]
     shared = os.environ.get("TVC_WEIGHTS_PATH", "").split(os.pathsep)
     for entry in filter(None, shared):
         folders += [Path(entry).expanduser(), Path(entry).expanduser() / "hub" / "checkpoints"]
@@ -149,7 +176,10 @@ def _places(name: str, document: RecipeDocument) -> Iterator[Path]:
 
 def _sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise WeightsError(f"{path}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()

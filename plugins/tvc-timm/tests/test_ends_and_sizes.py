@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 import timm
 import torch
+from PIL import Image
+from timm.data import create_transform, resolve_data_config
 from torch import Tensor, nn
 
 from tvc_core import BackboneError, HybridBuilder, ParameterError, PatchError
@@ -292,3 +294,16 @@ def test_a_vit_that_was_set_to_another_size_is_measured_at_it() -> None:
     hand, block = by_hand(model, "test_vit", "blocks.1", 1, img_size=(64, 96))
     block.grid = (4, 6)
     assert torch.allclose(model(x), hand(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("share", [0.75, 1.0])
+def test_images_are_squashed_to_the_shape_of_the_network(tmp_path: Path, share: float) -> None:
+    torch.save(timm.create_model("test_vit").state_dict(), tmp_path / "net.pth")
+    said = {"crop_mode": "squash", "crop_pct": share}
+    overlay = {"file": str(tmp_path / "net.pth"), **said}
+    options = {"pretrained_cfg_overlay": overlay}
+    model: Any = BUILDER.from_backbone("timm/test_vit", options=options, image_size=[96, 160])
+    config = resolve_data_config({"input_size": (3, 96, 160), **said}, model=model)
+    picture = Image.radial_gradient("L").resize((421, 300)).convert("RGB")
+    theirs: Any = create_transform(**config, is_training=False)
+    torch.testing.assert_close(model.transforms()(picture), theirs(picture), rtol=0, atol=1e-5)

@@ -10,7 +10,7 @@ import timm
 import torch
 
 import tvc_core
-from tvc_core import HybridBuilder, HybridModel, WeightsError
+from tvc_core import HybridBuilder, HybridModel, ParameterError, WeightsError
 
 B = HybridBuilder()
 
@@ -75,3 +75,15 @@ def test_a_missing_file_and_another_head_are_named(tmp_path: Path) -> None:
     options = {"pretrained_cfg_overlay": {"file": str(tmp_path / "seven.pth")}}
     with pytest.raises(WeightsError, match=r"'num_classes': 10"):
         B.from_backbone("timm/test_resnet", options=options)
+
+
+@pytest.mark.parametrize("overlay", [{"file": "own.pth"}, {"mean": (0.1, 0.2, 0.3)}])
+@pytest.mark.parametrize("weights", [None, "own.pth"])
+def test_an_overlay_is_refused_where_timm_loads_no_weights(
+    tmp_path: Path, weights: str | None, overlay: dict[str, Any]
+) -> None:
+    torch.save(timm.create_model("test_resnet").state_dict(), tmp_path / "own.pth")
+    options = {"pretrained_cfg_overlay": overlay}
+    own = weights and str(tmp_path / weights)
+    with pytest.raises(ParameterError, match=rf"overlay \({next(iter(overlay))}\) is about"):
+        B.from_backbone("timm/test_resnet", own, options=options)

@@ -31,11 +31,14 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
 
     Raises:
         WeightsError: the file is not available, or does not fit.
+        ParameterError: an overlay of the weights' configuration beside random weights, or a size
+            that timm would cut off.
     """
     arch = spec.name.partition("/")[2].partition(".")[0]
     tag = weights.name if weights is not None else spec.default_weights
     options = {name: value for name, value in options.items() if value is not None}
     if weights is None:
+        _check_overlay(options.get("pretrained_cfg_overlay"))
         network = timm.create_model(arch, pretrained_cfg=tag, **options)
     else:
         network = _pretrained(arch, weights, options)
@@ -46,6 +49,17 @@ def build(spec: BackboneSpec, *, weights: WeightsSpec | None, **options: Any) ->
         _mark(network, path)
     declare_branches(network)
     return network
+
+
+def _check_overlay(overlay: Mapping[str, Any] | None) -> None:
+    """Refuse what changes timm's configuration of weights where timm loads none."""
+    if overlay:
+        raise ParameterError(
+            f"pretrained_cfg_overlay ({', '.join(overlay)}) is about weights that timm loads, and "
+            "with weights=None, or a file of your own in weights, it loads none. Leave weights out "
+            "to load what the overlay says; or leave out the overlay, give num_classes and "
+            "image_size themselves, and say by model.preprocessing how images are prepared"
+        )
 
 
 def _check_size(network: nn.Module, size: Any) -> None:

@@ -70,7 +70,7 @@ def _said_by(model: HybridModel) -> dict[str, Any]:
     crop, resize = list(found.crop_size), list(found.resize_size)
     return {
         "size": (crop[0], crop[-1]),
-        "resize": resize[0],
+        "resize": max(resize),
         "fit": "squash" if len(resize) == 2 else "crop",
         "interpolation": found.interpolation.value,
         "mean": tuple(found.mean),
