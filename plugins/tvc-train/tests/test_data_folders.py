@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -385,6 +386,18 @@ def test_the_command_says_it_and_ends_with_1(tmp_path: Path) -> None:
     assert "Traceback" not in run.output
     run = CliRunner().invoke(data_command, [str(root), "--set", "data.max_bad=1"])
     assert run.exit_code == 0 and "1 of at most 1 images" in run.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_class_whose_name_does_not_print_is_a_line_of_the_table(tmp_path: Path) -> None:
+    root = good(tmp_path / "photos")
+    for part in ("train", "val"):
+        (root / part / "cat").rename(root / part / "a\nb\x1b[2J\udcff")
+    run = CliRunner().invoke(data_command, [str(root)], catch_exceptions=False)
+    assert run.exit_code == 0
+    assert [line.split()[0] for line in run.stdout.splitlines()] == [
+        "class", "a\\nb\\x1b[2J\\udcff", "dog", "images", "fine"
+    ]  # fmt: skip
 
 
 def test_a_recipe_in_another_folder_names_data_beside_it(tmp_path: Path) -> None:
