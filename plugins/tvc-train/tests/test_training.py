@@ -69,10 +69,47 @@ def test_what_a_program_misspells_is_no_other_schedule_or_optimizer() -> None:
         Phase(epochs=1, schedule="cosin")
     with pytest.raises(ParameterError, match=r"no optimizer 'adam'. Did you mean 'adamw'\?"):
         OptimizerSettings(name="adam")
+    with pytest.raises(ParameterError, match=r"momentum of an optimizer is .* below 1, not 1.5"):
+        OptimizerSettings(name="sgd", momentum=1.5)
     model, schedule = toy(), PhaseSchedule([], 1)
     for thaw in ("all", ["all"], ("all",)):
         schedule.freeze(model, Phase(epochs=1, thaw=thaw))  # type: ignore[arg-type]
         assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"epochs": 0}, {"epochs": 1.5}, {"rate": -1}, {"rate": math.nan}, {"rate": "0.1"},
+        {"thaw": None}, {"thaw": ()}, {"warmup": -1}, {"layer_decay": 2}, {"stop_early": 0},
+        {"normalization": "tarin"}, {"size": 0},
+    ],
+)  # fmt: skip
+def test_a_phase_of_a_program_takes_what_one_of_a_recipe_takes(given: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match=f"{next(iter(given))} of a phase is .*, not "):
+        Phase(**{"epochs": 1, **given})
+
+
+def test_what_no_schedule_can_follow_is_refused() -> None:
+    one: Any = Phase(epochs=1)
+    for phases, more, said in (
+        ([{"epochs": 1}], {}, "is a Phase, not {'epochs': 1}"),
+        ([Phase(epochs=1, warmup=2)], {}, "a warm-up of 2 epochs never ends in phase 'head' of 1"),
+        ([one], {"steps": 0}, "the steps of an epoch are a whole number of at least 1, not 0"),
+        ([one], {"optimizer": "sgd"}, r"such as OptimizerSettings\(name='sgd'\), not 'sgd'"),
+    ):
+        with pytest.raises(ParameterError, match=said):
+            PhaseSchedule(phases, **{"steps": 1, **more})
+    model, schedule = toy(), PhaseSchedule([one], steps=1)
+    plain: Any = nn.Linear(2, 2)
+    with pytest.raises(TrainingError, match="for a hybrid of tvc itself, not for a Linear"):
+        schedule.begin(plain, one)
+    optimizer = schedule.begin(model, one)
+    optimizer.add_param_group({"params": plain.parameters()})
+    with pytest.raises(TrainingError, match="group 2 of the optimizer is none of a phase"):
+        schedule.set_rates(optimizer, one, 0)
+    with pytest.raises(TrainingError, match=r"2 of the 4 parameters .* are not of this model"):
+        schedule.begin(model, one, optimizer)
 
 
 def test_an_optimizers_state_goes_along_by_name_through_a_refreeze() -> None:
