@@ -343,8 +343,7 @@ class ProgressiveSizes(Method):
                 share = self.smallest + (1 - self.smallest) * part / (self.parts - 1)
                 side = max(8, round(size * share / 8) * 8) if part < self.parts - 1 else size
                 name = f"{phase.title}, {side} px"
-                part_of = {"name": name, "epochs": epochs, "size": side, "warmup": warmup}
-                found.append(replace(phase, **part_of))
+                found.append(replace(phase, name=name, epochs=epochs, size=side, warmup=warmup))
                 left, warmup = left - epochs, 0
                 done += epochs
         if found[0].size == size:
