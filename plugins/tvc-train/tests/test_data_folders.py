@@ -372,6 +372,22 @@ def test_a_class_of_copies_is_not_held_out_as_a_whole(tmp_path: Path, seed: int)
     assert cats == [2, 2]
 
 
+def test_labels_of_which_few_images_share_a_set_say_why_little_is_held_out(tmp_path: Path) -> None:
+    rows = []
+    for number in range(9):
+        photo(tmp_path / f"{number}.png", number)
+        labels = [name for place, name in enumerate("abcd") if number >> place & 1]
+        rows.append(f"{number}.png,{';'.join(labels)}")
+    file = tmp_path / "list.csv"
+    file.write_text("\n".join(["path,label", *rows]) + "\n")
+    settings = DataSettings(path=str(file), labels="many")
+    report = inspect_data(open_data(settings, folder=Path(), seed=0), settings)
+    assert [str(each) for each in report.problems] == [
+        "data: no image is held out; add some to each class, or to val where the data name parts"
+    ]
+    assert "0 of 9 images are held out, since a set of labels" in str(report.notes[0])
+
+
 def hash_of(name: str, index: int) -> int:
     return 1000 * len(name) + 7 * ord(name[0]) + index
 
