@@ -109,6 +109,13 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # or what writes into one would do so while it is traced
 
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Also a library's own normalization, where its statistics move: a phase may fix them, or
+        estimate them again, and a trace would keep the mode and momentum that it was made with.
+        """
+        moves = isinstance(m, nn.modules.batchnorm._BatchNorm) and m.training
+        return moves or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a module; one that no name leads to, such as a node of patches, is gone into."""
         try:
