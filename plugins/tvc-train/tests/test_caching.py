@@ -594,6 +594,7 @@ def test_a_librarys_normalization_above_the_cut_does_what_its_mode_says_then() -
         norm.momentum = momentum
         norm.reset_running_stats()
         wanted = model(images), norm.running_mean.clone()
-        norm.reset_running_stats()
-        assert halves.above[True](halves.below(images)).equal(wanted[0])
-        assert norm.running_mean.equal(wanted[1]), (mode, momentum)
+        for above in halves.above.values():  # that of evaluation as well, which a gap is found with
+            norm.reset_running_stats()
+            assert above(halves.below(images)).equal(wanted[0])
+            assert norm.running_mean.equal(wanted[1]), (mode, momentum)
