@@ -85,7 +85,7 @@ def test_ranks_share_the_steps_of_one_process(world: int, digits: Samples) -> No
         for rank in range(world)
     ]  # fmt: skip
     assert sorted(torch.cat(held).tolist()) == list(range(101))
-    with pytest.raises(DataError, match="fewer images than ranks"):
+    with pytest.raises(DataError, match="fewer images than processes"):
         training_indices(digits, batch_size=1, seed=0, epoch=0, world=world)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import struct
+import sys
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -371,6 +372,22 @@ def test_a_class_of_copies_is_not_held_out_as_a_whole(tmp_path: Path, seed: int)
     assert cats == [2, 2]
 
 
+def test_labels_of_which_few_images_share_a_set_say_why_little_is_held_out(tmp_path: Path) -> None:
+    rows = []
+    for number in range(9):
+        photo(tmp_path / f"{number}.png", number)
+        labels = [name for place, name in enumerate("abcd") if number >> place & 1]
+        rows.append(f"{number}.png,{';'.join(labels)}")
+    file = tmp_path / "list.csv"
+    file.write_text("\n".join(["path,label", *rows]) + "\n")
+    settings = DataSettings(path=str(file), labels="many")
+    report = inspect_data(open_data(settings, folder=Path(), seed=0), settings)
+    assert [str(each) for each in report.problems] == [
+        "data: no image is held out; add some to each class, or to val where the data name parts"
+    ]
+    assert "0 of 9 images are held out, since a set of labels" in str(report.notes[0])
+
+
 def hash_of(name: str, index: int) -> int:
     return 1000 * len(name) + 7 * ord(name[0]) + index
 
@@ -385,6 +402,18 @@ def test_the_command_says_it_and_ends_with_1(tmp_path: Path) -> None:
     assert "Traceback" not in run.output
     run = CliRunner().invoke(data_command, [str(root), "--set", "data.max_bad=1"])
     assert run.exit_code == 0 and "1 of at most 1 images" in run.stdout
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_a_class_whose_name_does_not_print_is_a_line_of_the_table(tmp_path: Path) -> None:
+    root = good(tmp_path / "photos")
+    for part in ("train", "val"):
+        (root / part / "cat").rename(root / part / "a\nb\x1b[2J\udcff")
+    run = CliRunner().invoke(data_command, [str(root)], catch_exceptions=False)
+    assert run.exit_code == 0
+    assert [line.split()[0] for line in run.stdout.splitlines()] == [
+        "class", "a\\nb\\x1b[2J\\udcff", "dog", "images", "fine"
+    ]  # fmt: skip
 
 
 def test_a_recipe_in_another_folder_names_data_beside_it(tmp_path: Path) -> None:

@@ -15,14 +15,25 @@ import pytest
 import torch
 import yaml
 from torch import nn
-from tvc_train import Method, MethodSpec, Phase, PhaseSchedule, fit
+from tvc_train import (
+    DataError,
+    Method,
+    MethodSpec,
+    Phase,
+    PhaseSchedule,
+    TrainingError,
+    choosing,
+    fit,
+)
 from tvc_train.averaging import MovingAverage
 from tvc_train.data import Transforms
-from tvc_train.fitting import preview
+from tvc_train.devices import Devices
+from tvc_train.fitting import as_recipe, preview
 from tvc_train.losses import Loss
 from tvc_train.methods import LinearProbeFirst, ProgressiveSizes, Temperature, WiseFineTuning
 from tvc_train.normalization import Normalization, default_normalization
 from tvc_train.optimizers import OptimizerSettings
+from tvc_train.planning import make_plan
 
 from tvc_core import (
     HybridBuilder,
@@ -58,10 +69,47 @@ def test_what_a_program_misspells_is_no_other_schedule_or_optimizer() -> None:
         Phase(epochs=1, schedule="cosin")
     with pytest.raises(ParameterError, match=r"no optimizer 'adam'. Did you mean 'adamw'\?"):
         OptimizerSettings(name="adam")
+    with pytest.raises(ParameterError, match=r"momentum of an optimizer is .* below 1, not 1.5"):
+        OptimizerSettings(name="sgd", momentum=1.5)
     model, schedule = toy(), PhaseSchedule([], 1)
     for thaw in ("all", ["all"], ("all",)):
         schedule.freeze(model, Phase(epochs=1, thaw=thaw))  # type: ignore[arg-type]
         assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"epochs": 0}, {"epochs": 1.5}, {"rate": -1}, {"rate": math.nan}, {"rate": "0.1"},
+        {"thaw": None}, {"thaw": ()}, {"warmup": -1}, {"layer_decay": 2}, {"stop_early": 0},
+        {"normalization": "tarin"}, {"size": 0},
+    ],
+)  # fmt: skip
+def test_a_phase_of_a_program_takes_what_one_of_a_recipe_takes(given: dict[str, Any]) -> None:
+    with pytest.raises(ParameterError, match=f"{next(iter(given))} of a phase is .*, not "):
+        Phase(**{"epochs": 1, **given})
+
+
+def test_what_no_schedule_can_follow_is_refused() -> None:
+    one: Any = Phase(epochs=1)
+    for phases, more, said in (
+        ([{"epochs": 1}], {}, "is a Phase, not {'epochs': 1}"),
+        ([Phase(epochs=1, warmup=2)], {}, "a warm-up of 2 epochs never ends in phase 'head' of 1"),
+        ([one], {"steps": 0}, "the steps of an epoch are a whole number of at least 1, not 0"),
+        ([one], {"optimizer": "sgd"}, r"such as OptimizerSettings\(name='sgd'\), not 'sgd'"),
+    ):
+        with pytest.raises(ParameterError, match=said):
+            PhaseSchedule(phases, **{"steps": 1, **more})
+    model, schedule = toy(), PhaseSchedule([one], steps=1)
+    plain: Any = nn.Linear(2, 2)
+    with pytest.raises(TrainingError, match="for a hybrid of tvc itself, not for a Linear"):
+        schedule.begin(plain, one)
+    optimizer = schedule.begin(model, one)
+    optimizer.add_param_group({"params": plain.parameters()})
+    with pytest.raises(TrainingError, match="group 2 of the optimizer is none of a phase"):
+        schedule.set_rates(optimizer, one, 0)
+    with pytest.raises(TrainingError, match=r"2 of the 4 parameters .* are not of this model"):
+        schedule.begin(model, one, optimizer)
 
 
 def test_an_optimizers_state_goes_along_by_name_through_a_refreeze() -> None:
@@ -409,6 +457,45 @@ def test_what_has_no_effect_is_said(recipe: Make) -> None:
     assert all(re.match(*pair) for pair in zip(said, notes, strict=True)), notes
     fine = {"optimizer": "sgd", "momentum": 0.5, "phases": [{"epochs": 3, "stop_early": 2}]}
     assert "notes" not in preview({**recipe(**fine), "freeze_backbone": {"head": "last"}})
+
+
+def test_what_methods_and_few_images_leave_without_effect_is_said(recipe: Make) -> None:
+    phases = [{"epochs": 6, "stop_early": 2}]
+    given = recipe(batch_size=8, accumulate=7, methods=["progressive"], phases=phases)
+    notes = preview(given)["notes"].split("; ")
+    assert [note.split(":")[0] for note in notes] == [
+        "stop_early of phase 'head, 16 px' has no effect",
+        "stop_early of phase 'head, 24 px' has no effect",
+        "stop_early of phase 'head, 32 px' has no effect",
+        "training.accumulate is 7, and a process has 6 images of a step, which it runs in 6 parts",
+    ]
+    last = preview({**given, "training": {**given["training"], "methods": []}}, devices=3)["notes"]
+    assert last.endswith("a process has 2 images of a step, which it runs in 2 parts")
+
+
+def test_processes_that_cannot_share_a_step_are_refused_before_the_first(recipe: Make) -> None:
+    preview(recipe(), devices=6)
+    for act in (preview, fit):
+        with pytest.raises(DataError, match="18 images in batches of 8 on 7 processes"):
+            act(recipe(), devices=7)
+    with pytest.raises(DataError, match="on 19 processes"):
+        preview(recipe(batch_size="auto"), devices=19)
+    given = recipe()
+    given["data"] |= {"augment": "none", "cache": True}
+    with pytest.raises(TrainingError, match="with the strategy fsdp"):
+        preview(given, devices=2, strategy="fsdp")
+
+
+def test_the_normalization_goes_by_the_images_that_a_step_has(
+    recipe: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = []
+    monkeypatch.setattr(choosing, "default_normalization", lambda _, each: counts.append(each))
+    for training in ({"batch_size": 64}, {"batch_size": 16}, {"batch_size": 16, "accumulate": 2}):
+        plan = make_plan(as_recipe(recipe(**training), None, Registry()), Registry())
+        model = HybridBuilder().build(plan.recipe)
+        choosing.choose(plan, model, plan.transforms(model), Devices(accelerator="cpu"))
+    assert counts == [18, 9, 4]
 
 
 def test_the_help_imports_no_torch() -> None:

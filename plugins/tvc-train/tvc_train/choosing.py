@@ -64,7 +64,8 @@ def choose(
         if size == "auto":
             size = found["batch_size"] = _batch_size(plan, model, shape, devices)
         if plan.training.normalization is None:
-            each = int(size) // (devices.world * plan.training.accumulate)
+            images = plan.images_of_step(int(size)) // devices.world
+            each = images // min(plan.training.accumulate, max(images, 1))
             pretrained = plan.recipe.weights is not None
             found["normalization"] = default_normalization(pretrained, each)
         if plan.training.layout == "auto":

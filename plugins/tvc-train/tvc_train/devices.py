@@ -40,6 +40,12 @@ class Devices:
         strategy: "ddp" or "fsdp", for several processes.
         precision: "float32", "bfloat16" or "float64".
         accelerator: Fabric's name of what to compute on: "auto", "cpu", "cuda", "mps".
+
+    Attributes:
+        asked: how many processes there will be when all are launched.
+        nodes: machines.
+        strategy: "ddp", "fsdp", or "one" for a single process.
+        dtype: of the model.
     """
 
     def __init__(
@@ -57,7 +63,8 @@ class Devices:
         local = int(os.environ.get("LOCAL_WORLD_SIZE", devices))  # torchrun has decided
         whole = int(os.environ.get("WORLD_SIZE", local * nodes))
         nodes = max(nodes, whole // local)
-        several, self.nodes = local * nodes > 1, nodes
+        self.asked, self.nodes = local * nodes, nodes
+        several = self.asked > 1
         self.strategy = strategy if several else "one"
         self.dtype = torch.float64 if precision == "float64" else torch.float32
         with _quiet():

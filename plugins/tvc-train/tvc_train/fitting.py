@@ -27,10 +27,11 @@ from tvc_core import (
     load_recipe,
 )
 
-from .caching.checking import check_cuts
+from .caching.checking import check_cuts, check_devices
 from .caching.feeding import CachedFeed
 from .checkpoints import Checkpoint, Checkpoints, read_checkpoint
 from .choosing import choose
+from .data import check_shares
 from .devices import Devices
 from .errors import TrainingError
 from .evaluating import Evaluation, evaluate
@@ -126,6 +127,7 @@ def fit(
             precision=plan.training.precision,
             accelerator=accelerator,
         )
+    _check_processes(plan, processes)
     stopping = Stopping()
     with processes, stopping.listening():
         processes.launch()
@@ -146,6 +148,9 @@ def preview(
     *,
     data: str | Path | None = None,
     changes: Mapping[str, Any] | None = None,
+    devices: int = 1,
+    nodes: int = 1,
+    strategy: str = "ddp",
     registry: Registry | None = None,
 ) -> dict[str, Any]:
     """Check everything that `fit` checks before its first step, and return what would be trained.
@@ -154,6 +159,9 @@ def preview(
         recipe: as for `fit`.
         data: likewise.
         changes: likewise.
+        devices: likewise; one process looks at what so many would train.
+        nodes: likewise.
+        strategy: likewise.
         registry: likewise.
 
     Raises:
@@ -161,8 +169,23 @@ def preview(
     """
     registry = registry or Registry()
     plan = make_plan(as_recipe(recipe, changes, registry), registry, data=data)
-    devices = Devices(precision=plan.training.precision, accelerator="cpu")
-    return _Fitting(plan, devices, registry, Stopping()).describe()
+    processes = Devices(
+        devices=devices,
+        nodes=nodes,
+        strategy=strategy,
+        precision=plan.training.precision,
+        accelerator="cpu",
+    )
+    _check_processes(plan, processes)
+    return _Fitting(plan, processes, registry, Stopping()).describe()
+
+
+def _check_processes(plan: Plan, devices: Devices) -> None:
+    """Refuse processes that could not share the steps of a training, or its cached features."""
+    size, there = plan.training.batch_size, len(plan.data.train)
+    check_shares(there, there if size == "auto" else int(size), devices.asked)
+    if plan.data_settings.cache:
+        check_devices(devices)
 
 
 def as_recipe(
@@ -250,6 +273,8 @@ class _Fitting:
         """Return what would be trained."""
         plan, size = self.plan, self.plan.training.batch_size
         is_open = any(phase.rate == "auto" for phase in plan.training.phases)
+        phases = self.phases(plan.training)
+        notes = (*plan.notes, *plan.about(phases, plan.training, self.devices.asked))
         facts = {
             "backbone": plan.recipe.backbone,
             "classes": join_names(plan.data.classes),
@@ -259,9 +284,9 @@ class _Fitting:
             **{
                 f"phase {number}": f"{phase.title}: {phase.epochs} epochs, rate "
                 + ("auto" if is_open else f"{phase.rate}")
-                for number, phase in enumerate(self.phases(plan.training), 1)
+                for number, phase in enumerate(phases, 1)
             },
-            "notes": "; ".join(plan.notes),
+            "notes": "; ".join(notes),
             "methods": join_names(self.methods) if self.methods else "",
         }
         return {name: said for name, said in facts.items() if said}
@@ -277,6 +302,7 @@ class _Fitting:
             chosen = devices.agree(choose(plan, model, self.transforms, devices))
             key = Key.of(plan, chosen)
         settings = plan.training.with_chosen(chosen)
+        check_shares(len(plan.data.train), int(settings.batch_size), devices.world)
         devices.place(model, layout=settings.layout)
         feed_of = (
             partial(CachedFeed, stopping=self.stopping, note=display.note)
@@ -314,7 +340,7 @@ class _Fitting:
             stopping=self.stopping,
         )
         loop = Loop(state)
-        for note in plan.notes:
+        for note in (*plan.notes, *plan.about(schedule.phases, settings, devices.world)):
             display.note(note)
         try:
             evaluation = loop.go(start)

@@ -342,16 +342,16 @@ class ProgressiveSizes(Method):
             raise ParameterError(f"{whole} epochs cannot be cut into {self.parts} parts")
         done = 0
         for phase in phases:
-            left = phase
-            while left.epochs:
+            left, warmup = phase.epochs, phase.warmup
+            while left:
                 part = min(done * self.parts // whole, self.parts - 1)
                 end = math.ceil((part + 1) * whole / self.parts)
-                epochs = min(left.epochs, max(1, end - done))
+                epochs = min(left, max(1, end - done))
                 share = self.smallest + (1 - self.smallest) * part / (self.parts - 1)
                 side = max(8, round(size * share / 8) * 8) if part < self.parts - 1 else size
                 name = f"{phase.title}, {side} px"
-                found.append(replace(left, name=name, epochs=epochs, size=side))
-                left = replace(left, epochs=left.epochs - epochs, warmup=0)
+                found.append(replace(phase, name=name, epochs=epochs, size=side, warmup=warmup))
+                left, warmup = left - epochs, 0
                 done += epochs
         if found[0].size == size:
             raise ParameterError(f"all parts would have images of {size} pixels")

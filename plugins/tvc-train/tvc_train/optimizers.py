@@ -14,6 +14,10 @@ from torch.optim import Optimizer
 
 from tvc_core import HybridModel, ParameterError, param_groups, short_repr, what_there_is
 
+from .errors import TrainingError
+from .rules import misfit
+from .training_schema import TRAINING
+
 __all__ = ["OptimizerSettings", "kept_state", "load_kept", "make_optimizer", "names_of"]
 
 _NAMES = ("adamw", "sgd")
@@ -30,7 +34,7 @@ class OptimizerSettings:
         momentum: of "sgd".
 
     Raises:
-        ParameterError: there is no such optimizer.
+        ParameterError: there is no such optimizer, or it does not take such a number.
     """
 
     name: str = "adamw"
@@ -41,6 +45,9 @@ class OptimizerSettings:
         if self.name not in _NAMES:
             there = what_there_is(str(self.name), _NAMES, "There are")
             raise ParameterError(f"there is no optimizer {short_repr(self.name)}.{there}")
+        for key in ("weight_decay", "momentum"):
+            if problem := misfit(getattr(self, key), TRAINING["properties"][key]):
+                raise ParameterError(f"{key} of an optimizer is {problem}")
 
 
 def make_optimizer(
@@ -97,7 +104,19 @@ def names_of(optimizer: Optimizer, model: nn.Module) -> Iterator[tuple[str, nn.P
 
 
 def kept_state(optimizer: Optimizer, model: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """Return the state of each parameter by its name."""
+    """Return the state of each parameter by its name.
+
+    Raises:
+        TrainingError: it has parameters that are not of the model.
+    """
+    own = {id(parameter) for parameter in model.parameters()}
+    there = [each for group in optimizer.param_groups for each in group["params"]]
+    if others := sum(id(each) not in own for each in there):
+        raise TrainingError(
+            f"{others} of the {len(there)} parameters of the optimizer are not of this model, and "
+            "would be lost: give the one of the phase before, and step what is not of the model "
+            "with another"
+        )
     found = {}
     for name, parameter in names_of(optimizer, model):
         state = optimizer.state.get(parameter, {})

@@ -13,7 +13,7 @@ for phase in schedule.phases:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -25,6 +25,8 @@ from tvc_core import HybridModel, ParameterError, StageError, join_names, short_
 
 from .errors import TrainingError
 from .optimizers import OptimizerSettings, kept_state, load_kept, make_optimizer
+from .rules import misfit
+from .training_schema import PHASE
 
 __all__ = ["Phase", "PhaseSchedule", "thaw"]
 
@@ -52,7 +54,7 @@ class Phase:
             data say [pixels].
 
     Raises:
-        ParameterError: there is no such schedule.
+        ParameterError: a value is none that a recipe could have.
     """
 
     epochs: int
@@ -69,10 +71,14 @@ class Phase:
     def __post_init__(self) -> None:
         if isinstance(self.thaw, (int, str)):
             object.__setattr__(self, "thaw", (self.thaw,))
-        object.__setattr__(self, "thaw", tuple(self.thaw))
+        if isinstance(self.thaw, Iterable):
+            object.__setattr__(self, "thaw", tuple(self.thaw))
         if self.schedule not in _SCHEDULES:
             there = what_there_is(str(self.schedule), _SCHEDULES, "There are")
             raise ParameterError(f"there is no schedule {short_repr(self.schedule)}.{there}")
+        for key, rule in PHASE["properties"].items():  # names that methods make may be longer
+            if key != "name" and (problem := misfit(getattr(self, key), rule)):
+                raise ParameterError(f"{key} of a phase is {problem}")
 
     @staticmethod
     def from_mapping(data: Mapping[str, Any]) -> Phase:
@@ -127,6 +133,9 @@ class PhaseSchedule:
         optimizer: what optimizer is made.
         head: what of the head learns: "all" or "last".
         freeze_patches: freeze the blocks inserted in frozen parts.
+
+    Raises:
+        ParameterError: the warm-up of a phase never ends, or an argument is something else.
     """
 
     def __init__(
@@ -138,8 +147,10 @@ class PhaseSchedule:
         head: str = "all",
         freeze_patches: bool = False,
     ) -> None:
-        self.phases, self.steps = tuple(phases), steps
-        self.optimizer = optimizer or OptimizerSettings()
+        self.phases = tuple(phases) if isinstance(phases, Iterable) else (phases,)
+        self.steps = steps
+        self.optimizer = OptimizerSettings() if optimizer is None else optimizer
+        _check(self.phases, steps, self.optimizer)
         self.head, self.freeze_patches = head, freeze_patches
         self.kept: dict[str, dict[str, Any]] = {}
 
@@ -149,7 +160,13 @@ class PhaseSchedule:
         Raises:
             StageError: a stage that is not there.
             FreezeError: the model is wrapped in DistributedDataParallel.
+            TrainingError: it is no hybrid.
         """
+        if not isinstance(model, HybridModel):
+            raise TrainingError(
+                f"a phase begins for a hybrid of tvc itself, not for a {type(model).__name__}: "
+                "wrap or compile it afterwards"
+            )
         if phase.thaw == ("all",):
             model.unfreeze_all()
         else:
@@ -172,6 +189,7 @@ class PhaseSchedule:
         Raises:
             StageError: a stage that is not there.
             FreezeError: the model is wrapped in DistributedDataParallel.
+            TrainingError: it is no hybrid, or the optimizer is not of its parameters alone.
         """
         if optimizer is None:
             self.kept = {}
@@ -207,11 +225,41 @@ class PhaseSchedule:
         return float(phase.rate) * phase.factor(step, self.steps)
 
     def set_rates(self, optimizer: Optimizer, phase: Phase, step: int) -> float:
-        """Set the rate of each group for a step of the phase, and return that of the head."""
+        """Set the rate of each group for a step of the phase, and return that of the head.
+
+        Raises:
+            TrainingError: the optimizer has a group that a phase did not make.
+        """
         factor = phase.factor(step, self.steps)
+        for number, group in enumerate(optimizer.param_groups):
+            if "full_rate" not in group:
+                raise TrainingError(
+                    f"group {number} of the optimizer is none of a phase, and has no rate in it: "
+                    "set the rates of the optimizer that begin() returned, and step what is not of "
+                    "the model with another"
+                )
         for group in optimizer.param_groups:
             group["lr"] = group["full_rate"] * factor
         return self.rate(phase, step)
+
+
+def _check(phases: Sequence[Any], steps: Any, optimizer: Any) -> None:
+    """Refuse what a schedule could not follow."""
+    for phase in phases:
+        if not isinstance(phase, Phase):
+            raise ParameterError(f"a phase of a schedule is a Phase, not {short_repr(phase)}")
+        if phase.warmup > phase.epochs:
+            raise ParameterError(
+                f"a warm-up of {phase.warmup:g} epochs never ends in phase {phase.title!r} of "
+                f"{phase.epochs}"
+            )
+    if problem := misfit(steps, {"type": "integer", "minimum": 1}):
+        raise ParameterError(f"the steps of an epoch are {problem}")
+    if not isinstance(optimizer, OptimizerSettings):
+        raise ParameterError(
+            "optimizer is a tvc_train.optimizers.OptimizerSettings, such as "
+            f"OptimizerSettings(name='sgd'), not {short_repr(optimizer)}"
+        )
 
 
 def thaw(model: HybridModel, wanted: Sequence[int | str]) -> list[int]:

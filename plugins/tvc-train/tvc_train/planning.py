@@ -27,7 +27,15 @@ from tvc_core import (
     what_there_is,
 )
 
-from .data import Data, DataSettings, Transforms, inspect_data, open_data, preprocessing_for
+from .data import (
+    Data,
+    DataSettings,
+    Transforms,
+    inspect_data,
+    open_data,
+    preprocessing_for,
+    steps_in_epoch,
+)
 from .errors import DataError
 from .method import Method
 from .phases import Phase, thaw
@@ -176,6 +184,36 @@ class Plan:
                 )
             found[short] = made
         return found
+
+    def about(
+        self, phases: Iterable[Phase], training: TrainingSettings, world: int
+    ) -> Iterator[str]:
+        """Say what has less effect than the recipe has it.
+
+        Args:
+            phases: as the methods have made them.
+            training: with what was found out.
+            world: number of processes.
+        """
+        for phase in phases:
+            if phase.stop_early is not None and phase.stop_early >= phase.epochs:
+                yield (
+                    f"stop_early of phase {phase.title!r} has no effect: it waits for "
+                    f"{phase.stop_early} epochs, and there are {phase.epochs}"
+                )
+        if training.batch_size == "auto":
+            return
+        least = self.images_of_step(int(training.batch_size)) // world
+        if training.accumulate > least:
+            yield (
+                f"training.accumulate is {training.accumulate}, and a process has {least} images "
+                f"of a step, which it runs in {least} parts"
+            )
+
+    def images_of_step(self, batch_size: int) -> int:
+        """Return how many images the smallest step has: batches of an epoch are made equal."""
+        there = len(self.data.train)
+        return there // steps_in_epoch(there, batch_size)
 
     def written(self, chosen: Mapping[str, Any]) -> Recipe:
         """Return the recipe with which the same model is trained again, from any folder that has
@@ -364,12 +402,6 @@ def _not_used(recipe: Recipe, training: TrainingSettings, data: Data) -> Iterato
     size, there = training.batch_size, len(data.train)
     if size != "auto" and int(size) > there:
         yield f"training.batch_size is {size}, and there are {there} images, so a step takes all"
-    for phase in training.phases:
-        if phase.stop_early is not None and phase.stop_early >= phase.epochs:
-            yield (
-                f"stop_early of phase {phase.title!r} has no effect: it waits for "
-                f"{phase.stop_early} epochs, and there are {phase.epochs}"
-            )
 
 
 def _with_classes(recipe: Recipe, data: Data, training: TrainingSettings) -> Recipe:

@@ -9,11 +9,12 @@ import torch
 from tvc_core import HybridModel
 
 from ..data import Transforms
+from ..devices import Devices
 from ..errors import TrainingError
 from ..phases import Phase, PhaseSchedule
 from .cutting import CutError, cut, modes_kept
 
-__all__ = ["COMPILED", "check_cuts", "refused"]
+__all__ = ["COMPILED", "check_cuts", "check_devices", "refused"]
 
 COMPILED = "data.cache: a compiled model cannot be cut; leave one of them out"
 
@@ -24,6 +25,25 @@ def refused(phase: Phase, error: CutError) -> TrainingError:
         f"data.cache: phase {phase.title!r}: {error}. Leave the cache out, or freeze what stands "
         "there"
     )
+
+
+def check_devices(devices: Devices) -> None:
+    """Refuse processes that cannot have cached features.
+
+    Raises:
+        TrainingError: there are several machines, or the model is in shards.
+    """
+    if devices.nodes > 1:
+        raise TrainingError(
+            f"data.cache: features are kept on one machine, and there are {devices.nodes}. Leave "
+            "the cache out, or train on one machine: without what is frozen, little is left to "
+            "compute"
+        )
+    if devices.strategy == "fsdp":
+        raise TrainingError(
+            "data.cache: with the strategy fsdp, layers are whole only while all of the model "
+            "runs, so no part of it can run alone. Use ddp, or leave the cache out"
+        )
 
 
 def check_cuts(

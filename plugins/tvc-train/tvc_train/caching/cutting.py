@@ -27,6 +27,7 @@ _RANDOM = ("dropout", "stochastic_depth", "rand", "bernoulli", "multinomial", "n
 """What functions that draw random numbers have in their names."""
 
 _LEARNS = " learns"
+_BatchNorm = nn.modules.batchnorm._BatchNorm
 
 _FEW = 2  # images with which the halves are compared
 
@@ -71,11 +72,13 @@ def cut(model: nn.Module, images: Tensor, context: Callable[[], Any]) -> Halves:
     images = images[:_FEW]
     graphs: dict[bool, fx.Graph] = {}
     with modes_kept(model):
-        graphs[True] = _traced(model)
+        norms = (each for each in model.modules() if isinstance(each, _BatchNorm))
+        moving: set[nn.Module] = {each for each in norms if each.training}
+        graphs[True] = _traced(model, moving)
         place, nodes = _place(model, graphs[True])
         below = fx.GraphModule(model, _below(graphs[True], nodes[place]))
         model.eval()
-        graphs[False] = _traced(model)
+        graphs[False] = _traced(model, moving)
         twin = _twin(graphs[True], graphs[False], nodes[place])
         above = {
             True: fx.GraphModule(model, _above(graphs[True], nodes[place])),
@@ -109,6 +112,16 @@ class _Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True  # or what writes into one would do so while it is traced
 
+    def __init__(self, moving: set[nn.Module]) -> None:
+        super().__init__()
+        self._moving = moving
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Also a library's own normalization, where its statistics move: a phase may fix them, or
+        estimate them again, and a trace would keep the mode and momentum that it was made with.
+        """
+        return m in self._moving or super().is_leaf_module(m, module_qualified_name)
+
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Record a module; one that no name leads to, such as a node of patches, is gone into."""
         try:
@@ -118,9 +131,9 @@ class _Tracer(fx.Tracer):
         return super().call_module(m, forward, args, kwargs)
 
 
-def _traced(model: nn.Module) -> fx.Graph:
+def _traced(model: nn.Module, moving: set[nn.Module]) -> fx.Graph:
     try:
-        return _Tracer().trace(model)
+        return _Tracer(moving).trace(model)
     except Exception as error:  # whatever the network's own code raises when it is traced
         raise CutError(f"its forward pass cannot be traced: {short_repr(str(error))}") from error
 
@@ -200,10 +213,8 @@ def _restless(path: str, module: nn.Module) -> Iterator[str]:
         if not each.training:
             continue
         kind = type(each).__name__
-        if isinstance(
-            each, (nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm)
-        ):
-            if each.track_running_stats or isinstance(each, nn.modules.batchnorm._BatchNorm):
+        if isinstance(each, (_BatchNorm, nn.modules.instancenorm._InstanceNorm)):
+            if each.track_running_stats or isinstance(each, _BatchNorm):
                 yield f"{name} ({kind}) uses the statistics of each batch"
         elif isinstance(each, nn.modules.dropout._DropoutNd):
             if each.p > 0:

@@ -18,7 +18,7 @@ from ..errors import TrainingError
 from ..faults import StoppedError, Stopping
 from ..feeding import Feed
 from ..phases import Phase
-from .checking import COMPILED, refused
+from .checking import COMPILED, check_devices, refused
 from .cutting import CutError, Halves, cut, modes_kept
 from .keys import content_digest, facts_of, key_of, weights_digest
 from .storing import FeatureStore, default_folder
@@ -53,17 +53,7 @@ class CachedFeed(Feed):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if self.devices.nodes > 1:
-            raise TrainingError(
-                f"data.cache: features are kept on one machine, and there are "
-                f"{self.devices.nodes}. Leave the cache out, or train on one machine: without what "
-                "is frozen, little is left to compute"
-            )
-        if self.devices.strategy == "fsdp":
-            raise TrainingError(
-                "data.cache: with the strategy fsdp, layers are whole only while all of the model "
-                "runs, so no part of it can run alone. Use ddp, or leave the cache out"
-            )
+        check_devices(self.devices)
         most = int(self.settings.max_cache * (1 << 30))
         self.store = FeatureStore(folder or default_folder(), most=most)
         self.stopping, self.note = stopping or Stopping(), note

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from ..data.problems import visible
 from ..errors import TrainingError
 
 __all__ = ["as_table", "device_of", "max_bad_option", "running_options", "set_option"]
@@ -76,6 +77,7 @@ def device_of(name: str) -> Any:
 
 def as_table(columns: list[str], rows: list[list[str]]) -> list[str]:
     """Return the lines of a table, the first column to the left and numbers to the right."""
+    columns, *rows = [[*map(visible, row)] for row in [columns, *rows]]
     widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
     return [
         "  ".join(

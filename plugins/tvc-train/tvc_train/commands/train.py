@@ -10,6 +10,7 @@ import click
 
 from tvc_core import read_changes
 
+from ..data.problems import visible
 from .options import set_option
 
 __all__ = ["train_command"]
@@ -98,10 +99,12 @@ def train_command(
     elif backbone is not None or patches:
         raise click.UsageError("--backbone and --patch are for images without a recipe")
     if dry_run:
-        facts = preview(source, data=data, changes=given)
+        facts = preview(
+            source, data=data, changes=given, devices=devices, nodes=nodes, strategy=strategy
+        )
         width = max(map(len, facts))
         for name, said in facts.items():
-            click.echo(f"{name:<{width}}  {said}".rstrip())
+            click.echo(visible(f"{name:<{width}}  {said}".rstrip()))
         return
     try:
         found = fit(

@@ -8,7 +8,14 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .batches import Batch, class_weights, evaluation_batches, steps_in_epoch, training_batches
+    from .batches import (
+        Batch,
+        check_shares,
+        class_weights,
+        evaluation_batches,
+        steps_in_epoch,
+        training_batches,
+    )
     from .images import read_image
     from .inspecting import DataReport, inspect_data
     from .opening import Data, open_data, open_files, open_labeled
@@ -20,15 +27,16 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch", "Data", "DataReport", "DataSettings", "Problem", "Samples", "Transforms",
-    "class_weights", "evaluation_batches", "inspect_data", "open_data", "open_files",
-    "open_labeled", "preprocessing_for", "read_image", "steps_in_epoch",
+    "check_shares", "class_weights", "evaluation_batches", "inspect_data", "open_data",
+    "open_files", "open_labeled", "preprocessing_for", "read_image", "steps_in_epoch",
     "training_batches", "write_shards",
 ]  # fmt: skip
 
 _HOMES = {
     "Batch": "batches", "Data": "opening", "DataReport": "inspecting", "DataSettings": "settings",
     "Problem": "problems", "Samples": "samples", "preprocessing_for": "preparing",
-    "Transforms": "preparing", "class_weights": "batches", "evaluation_batches": "batches",
+    "Transforms": "preparing", "check_shares": "batches", "class_weights": "batches",
+    "evaluation_batches": "batches",
     "inspect_data": "inspecting", "open_data": "opening", "open_files": "opening",
     "open_labeled": "opening", "read_image": "images", "steps_in_epoch": "batches",
     "training_batches": "batches", "write_shards": "shards",

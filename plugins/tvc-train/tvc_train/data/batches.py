@@ -18,8 +18,8 @@ from .preparing import Transforms
 from .samples import Samples
 
 __all__ = [
-    "Batch", "class_weights", "evaluation_batches", "prepared", "step_totals", "steps_in_epoch",
-    "training_batches", "training_indices",
+    "Batch", "check_shares", "class_weights", "evaluation_batches", "prepared", "step_totals",
+    "steps_in_epoch", "training_batches", "training_indices",
 ]  # fmt: skip
 
 
@@ -50,6 +50,24 @@ def steps_in_epoch(num: int, batch_size: int) -> int:
     return -(-num // batch_size)
 
 
+def check_shares(num: int, batch_size: int, world: int) -> None:
+    """Refuse steps of fewer images than there are processes.
+
+    Args:
+        num: images of an epoch.
+        batch_size: images of a step, on all ranks together, at most.
+        world: number of processes.
+
+    Raises:
+        DataError: a process would have no image in some step.
+    """
+    if num and num // steps_in_epoch(num, batch_size) < world:
+        raise DataError(
+            f"{num} images in batches of {batch_size} on {world} processes: a step would have "
+            "fewer images than processes; use larger batches, or fewer processes"
+        )
+
+
 def training_indices(
     samples: Samples,
     *,
@@ -72,12 +90,8 @@ def training_indices(
     """
     weights = _draws(samples) if balance == "sample" else None
     order = epoch_order(len(samples), seed=seed, epoch=epoch, weights=weights)
+    check_shares(len(samples), batch_size, world)
     parts = shares(len(samples), steps_in_epoch(len(samples), batch_size))
-    if parts and parts[-1][1] - parts[-1][0] < world:
-        raise DataError(
-            f"{len(samples)} images in batches of {batch_size} on {world} ranks: a step would have "
-            "fewer images than ranks; use larger batches, or fewer ranks"
-        )
     return [order[start:end][rank::world] for start, end in parts[first_step:]]
 
 

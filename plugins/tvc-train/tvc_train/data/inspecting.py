@@ -243,7 +243,7 @@ def _about_classes(train: Samples, val: Samples, data: Data) -> list[Problem]:
         found.append(Problem(where="data", what="there is no image to train on"))
         return found
     if not len(val):
-        what = "no image is held out; add some to each class, or hold out more (data.split)"
+        what = "no image is held out; add some to each class, or to val where the data name parts"
         found.append(Problem(where="data", what=what))
     counts = [_counts(samples, len(data.classes)) for samples in (train, val)]
     for name, num, held in zip(data.classes, *counts, strict=True):

@@ -241,7 +241,14 @@ def _split(data: Data, settings: DataSettings, seed: int, val: Samples | None) -
     whole = data.train
     groups = copies(whole) if isinstance(whole, FileSamples) else None
     train, held = split_indices(whole.targets, part=settings.split, seed=seed, groups=groups)
-    return replace(data, train=whole.take(train), val=whole.take(held))
+    problems = data.problems
+    if data.labels == "many" and len(held) < settings.split * len(whole) / 2:
+        what = (
+            f"is {settings.split}, and {len(held)} of {len(whole)} images are held out, since a "
+            "set of labels that one image alone has is trained on: a column split says which are"
+        )
+        problems = (*problems, Problem(where="data.split", what=what, kind="note"))
+    return replace(data, train=whole.take(train), val=whole.take(held), problems=problems)
 
 
 def _torchvision(settings: DataSettings, folder: Path, seed: int, lacking: str) -> Data:

@@ -9,7 +9,7 @@ from typing import Literal
 
 from tvc_core import did_you_mean, what_there_is
 
-__all__ = ["Problem", "listed", "similar_classes", "unknown_class"]
+__all__ = ["Problem", "listed", "similar_classes", "unknown_class", "visible"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,14 @@ class Problem:
     kind: Literal["image", "data", "note"] = "data"
 
     def __str__(self) -> str:
-        text = f"{self.where}: {self.what}"
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+        return visible(f"{self.where}: {self.what}")
+
+
+def visible(text: str) -> str:
+    """Return a text with what does not print escaped: half a surrogate has no bytes in UTF-8, a new
+    line would break a table, and marks of direction would turn the rest of the line around.
+    """
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
 
 
 def unknown_class(where: str, name: str, classes: Sequence[str], *, lacking: str) -> Problem:

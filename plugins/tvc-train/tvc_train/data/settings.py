@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
-from tvc_core import RecipeError, did_you_mean, join_names, short_repr, what_there_is
+from tvc_core import RecipeError, short_repr, what_there_is
 
 from ..data_schema import FORMATS, RULES
+from ..rules import misfit, wanted
 
 __all__ = ["NOT_DOWNLOADED", "DataSettings"]
 
@@ -123,7 +124,7 @@ class DataSettings:
                 keys = what_there_is(str(key), list(RULES), "The keys are")
                 raise _wrong(str(key), f"unknown key {short_repr(key)}.{keys}", named=False)
             if data[key] is None and key in _NEEDED:
-                raise _wrong(key, f"{_wanted(RULES[key])}, not null")
+                raise _wrong(key, f"{wanted(RULES[key])}, not null")
         return DataSettings(**data)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -192,10 +193,6 @@ class DataSettings:
 
 
 _NEEDED = {each.name for each in fields(DataSettings) if each.default is not None}
-_KINDS: dict[str, Any] = {
-    "string": str, "boolean": bool, "integer": int, "number": (int, float), "object": Mapping,
-    "array": (list, tuple),
-}  # fmt: skip
 
 
 def _wrong(key: str, problem: str, *, named: bool = True) -> RecipeError:
@@ -206,70 +203,5 @@ def _wrong(key: str, problem: str, *, named: bool = True) -> RecipeError:
 
 def _check(key: str, value: Any) -> None:
     rule = RULES[key]
-    if problem := _misfit(value, rule):
+    if problem := misfit(value, rule):
         raise _wrong(key, problem)
-
-
-def _misfit(value: Any, rule: Mapping[str, Any]) -> str:
-    """Say why a value does not fit a rule, which is one of the few forms that stand above."""
-    # The section's schema holds recipes to the same rules, by jsonschema, which knows their places
-    # in a file; here they hold settings that a program makes.
-    if "anyOf" in rule:
-        whys = [_misfit(value, each) for each in rule["anyOf"]]
-        shown = short_repr(list(value) if isinstance(value, tuple) else value)
-        return "" if "" in whys else f"{_wanted(rule)}, not {shown}"
-    if "enum" in rule:
-        if isinstance(value, str) and value in rule["enum"]:
-            return ""
-        near = did_you_mean(str(value), rule["enum"])
-        return f"one of {join_names(rule['enum'])}, not {short_repr(value)}.{near}"
-    kind = rule["type"]
-    fits = isinstance(value, _KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool))
-    fits = fits and rule.get("minimum", value) <= value <= rule.get("maximum", value) if fits and (
-        kind in ("integer", "number")
-    ) else fits  # fmt: skip
-    if fits and kind in ("integer", "number"):
-        fits = "exclusiveMinimum" not in rule or value > rule["exclusiveMinimum"]
-        fits = fits and ("exclusiveMaximum" not in rule or value < rule["exclusiveMaximum"])
-        fits = fits and abs(value) != float("inf")  # NaN has failed above
-    if fits and kind in ("string", "array"):
-        count = len(value)
-        least = rule.get("minLength", rule.get("minItems", 0))
-        fits = least <= count <= rule.get("maxItems", count)
-    if not fits:
-        return f"{_wanted(rule)}, not {short_repr(value)}"
-    if kind == "array":
-        whys = [why for item in value if (why := _misfit(item, rule["items"]))]
-        twice = next((item for i, item in enumerate(value) if item in value[:i]), None)
-        if not whys and rule.get("uniqueItems") and twice is not None:
-            whys = [f"{short_repr(twice)} is there twice"]
-        return whys[0] if whys else ""
-    if kind == "object":
-        for name, item in value.items():
-            if name not in rule["properties"]:
-                keys = what_there_is(str(name), list(rule["properties"]), "The keys are")
-                return f"unknown key {short_repr(name)}.{keys}"
-            if why := _misfit(item, rule["properties"][name]):
-                return f"{name}: {why}"
-    return ""
-
-
-def _wanted(rule: Mapping[str, Any]) -> str:
-    if "anyOf" in rule:
-        return " or ".join(_wanted(each) for each in rule["anyOf"])
-    if "enum" in rule:
-        return f"one of {join_names(rule['enum'])}"
-    names = {"string": "text", "boolean": "true or false", "object": "keys and values"}
-    names |= {"integer": "a whole number", "number": "a number"}
-    if rule["type"] == "array":
-        least, most = rule.get("minItems", 0), rule.get("maxItems")
-        count = f"{least} " if least == most else f"at most {most} " if most else ""
-        items = _wanted(rule["items"]).replace("a whole number", "whole numbers")
-        items = items.replace("a number", "numbers")
-        return f"a list of {count}{items}"
-    said = names[rule["type"]]
-    bounds = {"minimum": "of at least", "exclusiveMinimum": "above"}
-    bounds |= {"maximum": "at most", "exclusiveMaximum": "below"}
-    return f"{said} " + " and ".join(
-        f"{word} {rule[name]}" for name, word in bounds.items() if name in rule
-    ) if any(name in rule for name in bounds) else said  # fmt: skip

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.problems import visible
 from ..extras import require_extra
 from ..runs import write_text
 from ..scores import Scores, probabilities
@@ -147,14 +148,14 @@ def write_report(
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; base-uri 'none'; "
         "form-action 'none'"
     )
-    many, names = scores.labels == "many", [_visible(each.name) for each in scores.classes]
+    many, names = scores.labels == "many", [visible(each.name) for each in scores.classes]
     small = len(names) <= _MOST_CLASSES
     columns, class_rows = _class_table(scores)
     text = environment.get_template("page.html.jinja").render(
         policy=policy,
         style=style,
-        title=_visible(title),
-        facts={_visible(str(k)): _visible(_shown(v)) for k, v in (facts or {}).items()},
+        title=visible(title),
+        facts={visible(str(k)): visible(_shown(v)) for k, v in (facts or {}).items()},
         figures={name.replace("_", " "): _shown(v) for name, v in scores.figures.items()},
         curves=_curves(rows),
         reliability=_svg(reliability_chart(scores)),
@@ -163,15 +164,15 @@ def write_report(
         names=names,
         matrix=None if many or not small else _shaded(scores.confusion),
         confusion=None if many or small else _svg(confusion_chart(scores)),
-        confused=[(_visible(a), _visible(b), count) for a, b, count in scores.confused()],
+        confused=[(visible(a), visible(b), count) for a, b, count in scores.confused()],
         mistakes=[
             {
-                "name": _visible(each.name),
-                "true": _visible(each.true),
-                "said": _visible(each.said),
+                "name": visible(each.name),
+                "true": visible(each.true),
+                "said": visible(each.said),
                 "confidence": f"{each.confidence:.1%}",
                 "picture": each.picture and _data(each.picture, "image/png"),
-                "problem": _visible(each.problem),
+                "problem": visible(each.problem),
             }
             for each in mistakes
         ],
@@ -209,7 +210,7 @@ def _class_table(scores: Scores) -> tuple[list[str], list[list[str]]]:
         columns += ["average_precision", "threshold"]
     keys = ["name", *columns[1:]]
     rows = [
-        [_visible(_shown(getattr(each, key))) for key in keys] for each in scores.classes
+        [visible(_shown(getattr(each, key))) for key in keys] for each in scores.classes
     ]  # fmt: skip
     return [column.replace("_", " ") for column in columns], rows
 
@@ -258,12 +259,3 @@ def _shown(value: Any) -> str:
     if value is None or value != value:
         return "-"
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _visible(text: str) -> str:
-    """Return a text with what does not print escaped: half a surrogate has no bytes in UTF-8, and
-    marks of direction would turn the rest of the line around.
-    """
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
