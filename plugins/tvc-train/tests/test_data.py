@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image, ImageOps
@@ -200,6 +201,8 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
     else:
         image = {"LA": gray, "P": gray.quantize(4)}.get(mode, gray.convert("RGB")).convert(mode)
     name = tmp_path / ("a.tif" if mode in ("CMYK", "YCbCr") else "a.png")
+    if mode == "YCbCr" and int(PIL.__version__.partition(".")[0]) < 13:
+        pytest.skip("Pillow before 13 cannot read such a TIFF that it wrote itself")
     image.save(name)
     found = read_image(name)
     assert found.shape == (3, 4, 6) and found.dtype == torch.uint8
