@@ -37,11 +37,9 @@ def misfit(value: Any, rule: Mapping[str, Any]) -> str:
         return f"one of {join_names(rule['enum'])}, not {short_repr(value)}.{near}"
     kind = rule["type"]
     fits = isinstance(value, _KINDS[kind]) and (kind == "boolean" or not isinstance(value, bool))
-    fits = fits and rule.get("minimum", value) <= value <= rule.get("maximum", value) if fits and (
-        kind in ("integer", "number")
-    ) else fits  # fmt: skip
     if fits and kind in ("integer", "number"):
-        fits = "exclusiveMinimum" not in rule or value > rule["exclusiveMinimum"]
+        fits = rule.get("minimum", value) <= value <= rule.get("maximum", value)
+        fits = fits and ("exclusiveMinimum" not in rule or value > rule["exclusiveMinimum"])
         fits = fits and ("exclusiveMaximum" not in rule or value < rule["exclusiveMaximum"])
         fits = fits and abs(value) != float("inf")  # NaN has failed above
     if fits and kind in ("string", "array"):
