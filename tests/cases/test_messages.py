@@ -198,6 +198,10 @@ PYTHON: dict[str, list[Row]] = {
         ('tiny(patches={"layer2": {"op": "wrap", "block": "se"}})', "such as {'wrap': 'se'}", None),
         ('tiny(patches={"layer2": {"type": "se"}})', "such as {'wrap': 'se'}", None),
     ],
+    "types of modules": [
+        ('tiny(patches={"type:nn.ReLU": {"wrap": "se"}})', "'type:ReLU'", 'tiny(patches={"type:ReLU": {"wrap": "se"}})'),
+        ('tiny(patches={"layer2.type:torch.nn.ReLU": {"wrap": "se"}})', "'type:ReLU'", None),
+    ],
     "positions as operations": [
         ('tiny(patches={"layer2": {"before": "se"}})', "{'inject': {'type': 'se', 'position': 'before'}}", "tiny(patches={'layer2': {'inject': {'type': 'se', 'position': 'before'}}})"),
         ('tiny(patches={"layer2": {"parallel": "se"}})', "'position': 'parallel'", None),
@@ -309,6 +313,11 @@ PYTHON: dict[str, list[Row]] = {
         ('partial_load(tiny(), "checkpoint.pt")', "checkpoint['model']", 'partial_load(tiny(), torch.load("checkpoint.pt")["model"])'),
         ("partial_load(tiny(), network)", "Pass its state_dict()", "partial_load(tiny(), network.state_dict())"),
         ('partial_load(tiny(num_classes=3), "state.pth")', "ignore_mismatch=True", 'partial_load(tiny(num_classes=3), "state.pth", ignore_mismatch=True)'),
+    ],
+    "true and false in calls": [
+        ('partial_load(tiny(num_classes=3), "state.pth", ignore_mismatch=["fc"])', "exclude_patterns leaves out tensors by name", 'partial_load(tiny(num_classes=3), "state.pth", exclude_patterns=["fc"])'),
+        ('tiny().transforms(train="false")', "train is True or False", None),
+        ('tiny().set_grad_checkpointing("off")', "enable is True or False", None),
     ],
     "names of saved files": [
         ('tiny().save("model.pt")', "'model.safetensors'", None),

@@ -203,9 +203,14 @@ def _nothing(
                 for module in list(base.modules())[1:]
             }
         )
+        # 'type:nn.Conv2d' asks for a child Conv2d of a module whose type is nn
+        last = target.rpartition(".")[2]
+        hint = did_you_mean(wanted, types)
+        if not hint and last in types:
+            hint = f" A type is written without where it is from: 'type:{last}'."
         reason = (
-            f"no module in {where} is a {wanted}.{did_you_mean(wanted, types)} The types "
-            f"there are {join_names(types, most=30)}."
+            f"no module in {where} is a {wanted}.{hint} The types there are "
+            f"{join_names(types, most=30)}."
         )
     else:
         children = dict.fromkeys(child for base in start.values() for child in _children(base))

@@ -104,8 +104,11 @@ def transforms(
     Raises:
         BackboneError: nothing says how: the network is a module of the user's, has no pretrained
             weights, or takes another number of channels than they do.
-        ParameterError: `train` and `use_test_size` are both true.
+        ParameterError: `train` and `use_test_size` are both true, or one is no truth value.
     """
+    for name, flag in (("train", train), ("use_test_size", use_test_size)):
+        if not isinstance(flag, bool):
+            raise ParameterError(f"transforms: {name} is True or False, not {flag!r}")
     if train and use_test_size:
         raise ParameterError(
             "transforms: train=True and use_test_size=True contradict each other, since the test "
