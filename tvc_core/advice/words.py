@@ -36,7 +36,6 @@ ARGUMENTS = {
     "device": "Move the model afterwards: model.to(device).",
     "dtype": "Convert the model afterwards: model.to(dtype).",
     "transforms": "The model says its preprocessing: model.transforms().",
-    "train": "Call model.train() or model.eval() afterwards.",
     "attention": "Attention is a patch: patches={'layer3': {'wrap': 'se'}}.",
 }
 """Arguments of other libraries' builders that have no near name here, or another value."""
@@ -76,7 +75,7 @@ def on_value(value: Any, fits: Callable[[Any], bool]) -> str:
         return f" Write {int(value)}: a number with a point or an exponent is not a whole one."
     if isinstance(value, (bool, int, float)) and (fits("a") or isinstance(value, bool)):
         reads = "yes, no, on and off as true and false" if isinstance(value, bool) else "a number"
-        return f" YAML reads {reads} here: text needs quotes."
+        return f" YAML reads {reads} here" + (": text needs quotes." if fits("a") else ".")
     if not isinstance(value, str):
         return ""
     word = value.strip().lower()

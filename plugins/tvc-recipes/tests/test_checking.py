@@ -26,7 +26,7 @@ HINTS = {
     "backbone: {name: resnet18, weights: None}": "1:37: .*null in YAML, without quotes",
     "backbone: resnet18\nhead: {num_classes: 1e1}": "2:21: .*not 10.0. Write 10:",
     "backbone: resnet18\nhead: {num_classes: '10'}": "2:21: .*Write 10, without quotes",
-    "backbone: resnet18\nhead: {num_classes: yes}": "2:21: .*YAML reads yes",
+    "backbone: resnet18\nhead: {num_classes: yes}": "2:21: .*as true and false here[.]$",
     "backbone: resnet18\nname: 2024-01-01": "2:7: .*put it in quotes",
     "backbone: resnet18\nname: on": "2:7: .*text needs quotes",
     "backbone: resnet18\nname: 50": "2:7: .*a number here: text needs quotes",

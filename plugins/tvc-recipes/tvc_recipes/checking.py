@@ -28,12 +28,15 @@ from tvc_core import (
 
 from .signatures import Parameter, block_parameters, parameters_of
 
-__all__ = ["OF_KIND", "check_data", "check_recipe"]
+__all__ = ["OF_KIND", "OTHER_NAMES", "check_data", "check_recipe"]
 
 MAX_ERRORS = 50
 
 OF_KIND = "x-tvc-kind"
 """In the schema of a section: the value is the name of something of this kind."""
+
+OTHER_NAMES = "x-tvc-other-names"
+"""In the schema of keys with values: what others call such a key, and what that is here."""
 
 
 def check_recipe(
@@ -220,10 +223,9 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
             name = next((key for key in error.instance if key not in known), "")
             keys = what_there_is(str(name), known, "The keys are")
-            below = sorted({path for key, path in _keys_below(schema) if key == name and path})
-            if below:
-                keys = f" It is a key of {' or '.join(below)}.{keys}"
-            raise (at / name).key.error(f"unknown key {short_repr(name)}.{keys}")
+            here = ".".join(str(key) for key in error.absolute_path if not isinstance(key, int))
+            hint = _elsewhere(name, here, schema, str(place.path[-1]))
+            raise (at / name).key.error(f"unknown key {short_repr(name)}.{hint}{keys}")
         raise at.error(_said(error))
 
 
@@ -246,24 +248,39 @@ def _is_whole(_: Any, value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _keys_below(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the keys that a schema knows, each with the path of what it stands in."""
+def _elsewhere(name: Any, here: str, schema: Mapping[str, Any], section: str) -> str:
+    """Say where an unknown key belongs, and what it is called here where others call it so."""
+    found = sorted({(meant, path) for key, path, meant in _keys(schema) if key == name})
+    if any(meant for meant, _ in found):
+        meant, path = next(each for each in found if each[0])
+        return f" Here that is {meant}{'' if path == here else f', a key of {path or section}'}."
+    parts = [path or section for _, path in found]
+    return f" It is a key of {' or '.join(parts)}." if parts else ""
+
+
+def _keys(schema: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield the keys that a schema knows, or knows by other names, each with the path of what it
+    stands in, and of another name what it means.
+    """
+    for other, meant in schema.get(OTHER_NAMES, {}).items():
+        yield other, path, meant
     for key, each in schema.get("properties", {}).items():
-        yield key, path
-        yield from _keys_below(each, f"{path}.{key}" if path else key)
-    if isinstance(items := schema.get("items"), Mapping):
-        yield from _keys_below(items, path)
+        yield key, path, ""
+        yield from _keys(each, f"{path}.{key}" if path else key)
+    for form in (schema.get("items"), *schema.get("anyOf", ())):
+        if isinstance(form, Mapping):
+            yield from _keys(form, path)
 
 
 def _inside(error: Any) -> Any:
-    """Return what is wrong inside of a value, or with how many it is, where it is of one of several
-    forms in all else.
+    """Return what is wrong inside of a value, with its keys, or with how many it is, where it is of
+    one of several forms in all else.
     """
     if error.validator not in ("oneOf", "anyOf"):
         return error
     here = len(error.absolute_path)
     inner = map(_inside, error.context)
-    found = [e for e in inner if len(e.absolute_path) > here or e.validator in _COUNTS]
+    found = [e for e in inner if len(e.absolute_path) > here or e.validator in (*_COUNTS, *_KEYS)]
     return max(found, key=lambda each: len(each.absolute_path), default=error)
 
 
@@ -271,6 +288,7 @@ _COUNTS = (
     "minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength",
     "uniqueItems",
 )  # fmt: skip
+_KEYS = ("additionalProperties", "required")
 
 
 def _said(error: Any) -> str:

@@ -20,7 +20,7 @@ from tvc_core import (
     UnknownNameError,
 )
 
-from .checking import OF_KIND
+from .checking import OF_KIND, OTHER_NAMES
 from .keys import fields_of, recipe_keys
 from .signatures import MISSING, Parameter, block_parameters, parameters_of
 
@@ -89,7 +89,8 @@ def _with_names(schema: Any, registry: Registry) -> Any:
         return [_with_names(each, registry) for each in schema]
     if not isinstance(schema, Mapping):
         return schema
-    found = {k: _with_names(each, registry) for k, each in schema.items() if k != OF_KIND}
+    ours = (OF_KIND, OTHER_NAMES)
+    found = {k: _with_names(each, registry) for k, each in schema.items() if k not in ours}
     if isinstance(kind := schema.get(OF_KIND), str):
         offers: list[Any] = registry.all(kind)
         names = {*registry.names(kind), *(offer.qualified for offer in offers)}

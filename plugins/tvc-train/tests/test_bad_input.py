@@ -7,6 +7,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -81,3 +82,14 @@ def test_what_may_be_left_open_may_be_null(schema: dict[str, Any], settings: typ
     }
     optional = {each.name for each in dataclasses.fields(settings) if each.default is None}
     assert nullable == optional
+
+
+def test_what_a_key_of_others_is_said_to_be_there_is() -> None:
+    phase, training, data = (set(each["properties"]) for each in (PHASE, TRAINING, DATA))
+    there = {*phase, *training, *data, "std", "the"}
+    for schema in (PHASE, TRAINING, DATA):
+        for other, meant in schema["x-tvc-other-names"].items():
+            assert other not in schema["properties"], other
+            section, dot, key = meant.rpartition(".")
+            assert not dot or key in (training if section == "training" else data), meant
+            assert dot or re.split(r"\W", meant)[0] in there, meant

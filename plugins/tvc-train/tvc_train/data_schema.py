@@ -66,4 +66,16 @@ DATA: dict[str, Any] = {
         "mean", "std", "views",
     ),
     "additionalProperties": False,
+    "x-tvc-other-names": {
+        **dict.fromkeys(("root", "dir", "directory", "folder", "file"), "path"),
+        **dict.fromkeys(("train", "val"), "split, or path to a folder with train/ and val/"),
+        **dict.fromkeys(("val_split", "validation_split", "test_size"), "split"),
+        **dict.fromkeys(("image_size", "img_size", "crop_size", "resize"), "size"),
+        **dict.fromkeys(("augmentation", "transform", "transforms"), "augment"),
+        **dict.fromkeys(("hflip", "horizontal_flip"), "mirror"),
+        "normalize": "mean and std",
+        "class_weights": "balance",
+        "batch_size": "training.batch_size",
+        **dict.fromkeys(("workers", "num_workers"), "training.workers"),
+    },
 }  # fmt: skip

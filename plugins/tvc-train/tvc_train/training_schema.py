@@ -37,6 +37,16 @@ PHASE: dict[str, Any] = {
     ),
     "required": ["epochs"],
     "additionalProperties": False,
+    "x-tvc-other-names": {
+        **dict.fromkeys(("lr", "learning_rate", "base_lr", "max_lr"), "rate"),
+        **dict.fromkeys(("scheduler", "lr_scheduler"), "schedule"),
+        **dict.fromkeys(("unfreeze", "unfreeze_stages", "trainable"), "thaw"),
+        "freeze": "thaw, which says what is trained",
+        **dict.fromkeys(("early_stopping", "patience"), "stop_early"),
+        "warmup_epochs": "warmup",
+        **dict.fromkeys(("layer_lr_decay", "llrd"), "layer_decay"),
+        **dict.fromkeys(("image_size", "img_size"), "size"),
+    },
 }
 
 METHODS: dict[str, Any] = {
@@ -85,4 +95,14 @@ TRAINING: dict[str, Any] = {
         "save_every",
     ),
     "additionalProperties": False,
+    "x-tvc-other-names": {
+        **dict.fromkeys(("amp", "mixed_precision", "fp16", "bf16"), "precision: bfloat16"),
+        **dict.fromkeys(("gradient_clipping", "gradient_clip_val", "max_grad_norm"), "clip"),
+        **dict.fromkeys(("grad_accum", "gradient_accumulation_steps"), "accumulate"),
+        **dict.fromkeys(("device", "accelerator"), "the option --accelerator of tvc train"),
+        **dict.fromkeys(("devices", "gpus"), "the option --devices of tvc train"),
+        "monitor": "best",
+        **{key: f"data.{key}" for key in ("augment", "balance", "cutmix", "mixup", "split")},
+        **dict.fromkeys(("val_split", "validation_split"), "data.split"),
+    },
 }
