@@ -248,8 +248,8 @@ def load_checkpoint(
         raise WeightsError(f"match is 'name' or 'order', not {wishes.match!r}")
     if not isinstance(ignore_mismatch, bool):
         raise WeightsError(
-            f"ignore_mismatch is True or False, not {ignore_mismatch!r}; exclude_patterns leaves out "
-            "tensors by name"
+            f"ignore_mismatch is True or False, not {ignore_mismatch!r}; exclude_patterns leaves "
+            "out tensors by name"
         )
     if isinstance(min_loaded, bool) or not isinstance(min_loaded, (int, float)):
         raise WeightsError(f"min_loaded is a number from 0 to 1, not {min_loaded!r}")
