@@ -482,6 +482,10 @@ SHELL: dict[str, list[Command]] = {
         ("check ./folder", "The folder has no pyproject.toml", None),
         ("check nowhere/", "Give the folder that has its pyproject.toml", None),
     ],
+    "values of a recipe as options": [
+        ("build resnet.yaml --num-classes 3", "changed by --set PATH=VALUE", "build resnet.yaml --set head.num_classes=3"),
+        ("train resnet.yaml --epochs 3", "changed by --set PATH=VALUE", None),
+    ],
     "one argument too many": [
         ("show resnet18 layer4", "--target 'layer4.*'", "show resnet18 --target 'layer4.*'"),
         ("doctor tvc-attention", "'tvc check NAME' at one", None),

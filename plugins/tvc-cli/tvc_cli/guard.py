@@ -93,6 +93,13 @@ class GuardedGroup(click.Group):
             show_warnings(ctx)
             try:
                 return super().invoke(ctx)
+            except click.NoSuchOption as error:
+                options = error.ctx.command.params if error.ctx else ()
+                if not any("--set" in option.opts for option in options):
+                    raise
+                text = f"{error.message} A value of the recipe is changed by --set PATH=VALUE."
+                near = error.possibilities
+                raise click.NoSuchOption(error.option_name, text, near, error.ctx) from error
             except (click.exceptions.Exit, click.ClickException, BrokenPipeError):
                 # click has its own ways with these: usage, and a reader such as `head` that has
                 # seen enough
