@@ -23,7 +23,13 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.segmentation import FCN, DeepLabV3
 from torchvision.models.segmentation.deeplabv3 import DeepLabHead
 from torchvision.models.segmentation.fcn import FCNHead
-from tvc_dense import as_detection_backbone, as_segmentation_backbone, as_smp_encoder, unet
+from tvc_dense import (
+    as_detection_backbone,
+    as_segmentation_backbone,
+    as_smp_encoder,
+    smp_model,
+    unet,
+)
 
 from tvc_core import BackboneError, HybridBuilder, HybridModel, ParameterError, StageError
 
@@ -371,6 +377,11 @@ def test_a_plain_network_is_refused() -> None:
             ParameterError, match="a hybrid is needed, as HybridBuilder makes them, not ResNet"
         ):
             adapt(torchvision.models.resnet18())  # type: ignore[arg-type]
+
+
+def test_the_name_of_an_architecture_is_told_to_be_a_class_without_smp_too() -> None:
+    with pytest.raises(ParameterError, match=r"segmentation_models_pytorch\.Unet, not 'Unet'"):
+        smp_model(hybrid("resnet18"), "Unet")  # type: ignore[arg-type]
 
 
 def test_the_classifier_is_frozen_and_everything_else_as_it_was() -> None:

@@ -133,14 +133,14 @@ def smp_model(model: HybridModel, architecture: Callable[..., M], **arguments: A
         ParameterError: not a hybrid, or an argument that the class does not have.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
-    from segmentation_models_pytorch.encoders import encoders
-
     check_hybrid(model)
     if not callable(architecture):
         raise ParameterError(
             "architecture is a class of segmentation-models-pytorch, such as "
             f"segmentation_models_pytorch.Unet, not {architecture!r}"
         )
+    from segmentation_models_pytorch.encoders import encoders
+
     # smp ignores arguments that it does not know
     made_by: Any = vars(architecture).get("__init__", architecture)
     known = [

@@ -19,7 +19,7 @@ import torch
 import yaml
 from click.testing import CliRunner
 from PIL import Image
-from tvc_train import fit
+from tvc_train import evaluate, fit
 from tvc_train.commands.evaluate import evaluate_command
 from tvc_train.commands.predict import predict_command
 from tvc_train.errors import DataError
@@ -31,6 +31,7 @@ from tvc_train.trained import KEY, Trained
 from tvc_core import (
     HybridBuilder,
     HybridModel,
+    ParameterError,
     Preprocessing,
     Recipe,
     RecipeError,
@@ -389,3 +390,11 @@ def test_figures_of_a_run_and_in_its_file_are_those_that_evaluation_finds(
     wanted = judged.scores.figures
     assert torch.allclose(found.evaluation.logits, judged.evaluation.logits, atol=1e-5)
     assert found.evaluation.figures == about.figures == pytest.approx(wanted, abs=1e-5)
+
+
+def test_what_evaluates_tensors_says_so_of_files_and_of_other_batches() -> None:
+    with pytest.raises(ParameterError, match=r"not 'm\.safetensors'; tvc_train\.judge takes its"):
+        evaluate("m.safetensors", "images")  # type: ignore[arg-type]
+    pair = torch.zeros(1, 3, 8, 8), torch.zeros(1)  # of any other library's loader
+    with pytest.raises(ParameterError, match=r"a batch has images, targets .* of type tuple"):
+        evaluate(torch.nn.Identity(), [pair])

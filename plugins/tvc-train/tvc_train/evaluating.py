@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tvc_core import ParameterError, short_repr
+
 __all__ = ["Evaluation", "evaluate", "figures_of"]
 
 _BINS = 15
@@ -57,7 +59,15 @@ def evaluate(
         gather: return the rows of all processes for those of this one.
         before_batch: called before each batch; what it raises ends the evaluation.
         forward: what runs in the place of the model, such as the same compiled.
+
+    Raises:
+        ParameterError: no model, or a batch that has not all three.
     """
+    if not isinstance(model, nn.Module):
+        raise ParameterError(
+            f"evaluate runs a model, not {short_repr(model)}; tvc_train.judge takes its file and "
+            "a folder of images"
+        )
     run = forward or model
     logits, targets, indices = [], [], []
     before = model.training
@@ -66,6 +76,11 @@ def evaluate(
         for batch in batches:
             if before_batch is not None:
                 before_batch()
+            if not all(hasattr(batch, part) for part in ("images", "targets", "indices")):
+                raise ParameterError(
+                    "a batch has images, targets and indices, as tvc_train.data.evaluation_batches "
+                    f"yields them; this is of type {type(batch).__name__}"
+                )
             found = run(batch.images.to(device))
             logits.append(found.detach().to("cpu", torch.promote_types(found.dtype, torch.float32)))
             targets.append(batch.targets.cpu())
