@@ -222,9 +222,9 @@ def check_data(data: Any, schema: Mapping[str, Any], place: Any) -> None:
         known = list(error.schema.get("properties", {})) if isinstance(error.schema, dict) else []
         if error.validator == "additionalProperties" and isinstance(error.instance, Mapping):
             name = next((key for key in error.instance if key not in known), "")
-            keys = what_there_is(str(name), known, "The keys are")
             here = ".".join(str(key) for key in error.absolute_path if not isinstance(key, int))
             hint = _elsewhere(name, here, schema, str(place.path[-1]))
+            keys = what_there_is("" if hint else str(name), known, "The keys are")
             raise (at / name).key.error(f"unknown key {short_repr(name)}.{hint}{keys}")
         raise at.error(_said(error))
 

@@ -424,7 +424,7 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ({"data.size": [32, 32, 3]}, "data.size: has to have at most 2 items, not 3"),
         ({"training.batchsize": 8}, "unknown key 'batchsize'. Did you mean 'batch_size'"),
         ({"training.lr": 0.1}, "unknown key 'lr'. Here that is rate, a key of phases. The keys"),
-        ({"training.phases": [{"epochs": 1, "lr": 0.1}]}, "'lr'. Here that is rate. The keys"),
+        ({"training.phases": [{"epochs": 1, "scheduler": "cosine"}]}, "is schedule. The keys are"),
         ({"training.phases": [{"epochs": 1, "batch_size": 8}]}, "It is a key of training. The"),
         ({"training.mixup": 0.2}, "unknown key 'mixup'. Here that is data.mixup. The keys"),
         ({"data.transforms": []}, "unknown key 'transforms'. Here that is augment. The keys"),
