@@ -253,6 +253,13 @@ def test_unfreeze_stages_is_a_list_of_stages_or_one(value: Any) -> None:
     )
 
 
+@pytest.mark.parametrize("value", [1, 0, "layer2", [True], [1.5]], ids=str)  # 1 is no true
+def test_grad_checkpointing_is_true_or_false_or_a_list_of_stages(value: Any) -> None:
+    assert wrong(grad_checkpointing=value).startswith(
+        "arguments: grad_checkpointing is true or false, or a list of stages"
+    )
+
+
 @pytest.mark.parametrize("value", [True, 2.5, [], "", [None], {"a": 1}], ids=str)
 def test_stages_is_a_number_a_path_or_a_list(value: Any) -> None:
     assert wrong(stages=value).startswith("arguments: stages is how many stages there are to be")

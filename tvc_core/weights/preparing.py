@@ -175,7 +175,10 @@ def _eight_bits(picture: Any) -> Any:
     # before Pillow 11.3 a PNG of 16 bits is opened as 32 bits
     if mode.startswith("I;16") or (mode == "I" and picture.format in ("PNG", "PPM")):
         deep = np.asarray(picture).astype(np.int64)
-        return Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
+        grey = Image.fromarray((deep.clip(0, 65535) >> 8).astype(np.uint8))
+        if (hidden := picture.info.get("transparency")) is not None:  # a grey of 16 bits
+            grey.putalpha(Image.fromarray((deep != hidden).astype(np.uint8) * 255))
+        return grey
     if mode in ("I", "F"):
         raise ParameterError(
             f"{mode} pixels of 32 bits, whose range is not known: convert it to 8 bits"

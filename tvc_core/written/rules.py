@@ -250,7 +250,7 @@ STAGES = Rule(
 )
 CHECKPOINTING = Rule(
     "is true or false, or a list of stages, by number or path",
-    lambda value: isinstance(value, bool) or (not isinstance(value, str) and STAGES.fits(value)),
+    lambda v: isinstance(v, bool) or (not isinstance(v, (str, int)) and STAGES.fits(v)),
     lambda value: value if isinstance(value, bool) else _listed(value),
 )
 STAGES_KEPT = Rule(

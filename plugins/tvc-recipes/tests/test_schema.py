@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from recipe_mutants import VALID
 from recipe_typos import COMMON, FIRST, SECOND, typos
 from tvc_recipes import TemplateSpec, recipe_schema
 
-from tvc_core import LocalPlugin, Registry
+from tvc_core import LocalPlugin, Recipe, RecipeError, Registry
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,31 @@ def test_the_command_check_jsonschema_agrees(tmp_path: Path) -> None:
 
     assert check("valid*.yaml") == []
     assert len(set(check("typo*.yaml"))) > 0.8 * len(texts["typo"])
+
+
+def test_null_is_right_where_the_loader_takes_it_and_wrong_elsewhere(validator: Any) -> None:
+    first: dict[str, Any] = yaml.safe_load(FIRST)
+    first["head"]["heads"] = {"age": {"num_classes": 1, "hidden": [8], "activation": "gelu"}}
+    keys = [
+        *((key,) for key in first),
+        *(("head", key) for key in first["head"]),
+        *(("freeze_backbone", key) for key in first["freeze_backbone"]),
+        *(("head", "heads", "age", key) for key in first["head"]["heads"]["age"]),
+    ]
+    for path in keys:
+        data = {"backbone": copy.deepcopy(first["backbone"]), "head": {"hidden": [8]}}
+        above: Any = data
+        for key in path[:-1]:
+            above = above.setdefault(key, {"num_classes": 1} if key == "age" else {})
+        above[path[-1]] = None
+        if "activation" in path:
+            above["hidden"] = [8]
+        try:
+            Recipe.from_mapping(data)
+            takes = True
+        except RecipeError:
+            takes = False
+        assert validator.is_valid(data) == takes, (path, takes)
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def recipe_schema(registry: Registry | None = None) -> dict[str, Any]:
     keys = recipe_keys()
     top = {key: _of_key(entry) for key, entry in fields_of("").items()}
     top["requires"]["anyOf"].append({"type": "string"})
-    top["version"] = {"const": 1, "description": top["version"]["description"]}
+    top["version"]["anyOf"][0] = {"const": 1}
     freeze = _object({key: _of_rule(rule) for key, rule in _keys_of("freeze_backbone").items()})
     top["freeze_backbone"]["anyOf"] = [{"type": "boolean"}, freeze, _MACRO]
     head = {key: _of_key(entry) for key, entry in fields_of("head").items()}
@@ -132,7 +132,8 @@ def _type_of(entry: Any) -> str:
     """Return the type that may be given: an argument's, which takes one stage for a list of them,
     say, or else what a recipe keeps.
     """
-    given = _ARGUMENTS[entry.name].annotation if entry.name in _ARGUMENTS else entry.type
+    named = entry.name in _ARGUMENTS and entry.name != "name"  # which is the backbone's there
+    given = _ARGUMENTS[entry.name].annotation if named else entry.type
     return str(getattr(given, "__forward_arg__", given))
 
 
@@ -144,7 +145,8 @@ def _of_rule(rule: Any, type_: str = "") -> dict[str, Any]:
         type_: of the value, where the rule has no choices.
     """
     choices, says = list(getattr(rule, "choices", ())), getattr(rule, "says", "")
-    schema: dict[str, Any] = {"enum": [*choices, None]} if choices else _of_type(type_)
+    none = [None] if "None" in type_ else []
+    schema: dict[str, Any] = {"enum": [*choices, *none]} if choices else _of_type(type_)
     ends = {
         "minimum": re.search(r"(?:from|of at least) (\d[\d,]*)", says),
         "maximum": re.search(r" to (\d[\d,]*)$", says),
@@ -160,7 +162,7 @@ def _of_rule(rule: Any, type_: str = "") -> dict[str, Any]:
 
 def _heads() -> dict[str, Any]:
     """Return the schema of several heads, each of which has keys of its own."""
-    types = {key: _type_of(entry) for key, entry in fields_of("head").items()}
+    types = {k: _type_of(each).removesuffix(" | None") for k, each in fields_of("head").items()}
     one = _object({key: _of_rule(rule, types[key]) for key, rule in _keys_of("heads").items()})
     number = {"type": "integer", "minimum": 1}
     names = {"type": "array", "items": {"type": "string"}, "minItems": 1}

@@ -6,6 +6,7 @@ import pickle
 import random
 import tarfile
 import warnings
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,16 @@ def test_every_mode_becomes_rgb(mode: str, tmp_path: Path) -> None:
 def test_transparent_pixels_show_white(tmp_path: Path) -> None:
     Image.new("RGBA", (3, 3), (255, 0, 0, 0)).save(tmp_path / "a.png")
     assert (read_image(tmp_path / "a.png") == 255).all()
+
+
+def test_a_gray_of_16_bits_that_is_transparent_shows_white(tmp_path: Path) -> None:
+    grays = np.array([[700, 701], [30_000, 700]], np.uint16)  # of which 8 bits of two are equal
+    Image.fromarray(grays).save(tmp_path / "a.png")
+    content = (tmp_path / "a.png").read_bytes()
+    named = b"tRNS" + (700).to_bytes(2, "big")  # which Pillow does not write for 16 bits
+    chunk = b"\0\0\0\2" + named + zlib.crc32(named).to_bytes(4, "big")
+    (tmp_path / "a.png").write_bytes(content[:33] + chunk + content[33:])
+    assert read_image(tmp_path / "a.png")[0].tolist() == [[255, 2], [117, 255]]
 
 
 # -- shards, names, settings -----------------------------------------------------------------------

@@ -385,6 +385,8 @@ def test_figures_of_a_run_and_in_its_file_are_those_that_evaluation_finds(
     found = fit(given, out=tmp_path / "run")
     _, about = Trained.open(found.run.model)
     assert about.temperature != 1.0
+    found.model.save(tmp_path / "again.safetensors")  # after a fold, say
+    assert Trained.open(tmp_path / "again.safetensors")[1] == about
     (tmp_path / "toy.yaml").write_text(yaml.safe_dump(given))
     judged = judge(found.run.model, tmp_path / "toy.yaml")
     wanted = judged.scores.figures

@@ -398,6 +398,7 @@ ONE = {"training.phases": [{"epochs": 1, "rate": 0.01}]}
         ({"training.methods": [{"wise_ft": {"alpha": 1}}]}, "as without it"),
         ({"training.methods": [{"l2_sp": {"alpha": 0, "beta": 0}}]}, "pulls nothing"),
         ({"training.methods": ["progressive"]}, "2 epochs cannot be cut into 3 parts"),
+        ({"training.methods": [{"lp_ft": {"epochs": 1.9}}]}, "a whole number from 1 to .*not 1.9"),
         ({"data.size": 8, "training.methods": ["fixres"]}, "would have 8 pixels as well"),
         (
             {"training.phases": [{"epochs": 6, "warmup": 3}], "training.methods": ["lp_ft"]},

@@ -53,11 +53,15 @@ def check_order(methods: Mapping[str, Method], name: str) -> None:
         )
 
 
-def _number(name: str, value: object, low: float, high: float) -> float:
-    fits = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not fits or not low <= value <= high:  # type: ignore[operator]
-        raise ParameterError(f"{name} is a number from {low} to {high}, not {short_repr(value)}")
+def _number(name: str, value: object, low: float, high: float, kind: str = "number") -> float:
+    fits = isinstance(value, int if kind == "whole number" else (int, float))
+    if not fits or isinstance(value, bool) or not low <= value <= high:  # type: ignore[operator]
+        raise ParameterError(f"{name} is a {kind} from {low} to {high}, not {short_repr(value)}")
     return float(value)  # type: ignore[arg-type]
+
+
+def _whole(name: str, value: object, low: int, high: int) -> int:
+    return int(_number(name, value, low, high, "whole number"))
 
 
 class LinearProbeFirst(Method):
@@ -72,7 +76,7 @@ class LinearProbeFirst(Method):
 
     def __init__(self, *, epochs: int | None = None, factor: float = 0.1) -> None:
         super().__init__()
-        self.epochs = None if epochs is None else int(_number("epochs", epochs, 1, 1e6))
+        self.epochs = None if epochs is None else _whole("epochs", epochs, 1, 1_000_000)
         self.factor = _number("factor", factor, 1e-9, 1.0)
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
@@ -261,7 +265,7 @@ class GreedySoup(Method):
 
     def __init__(self, *, most: int = 5) -> None:
         super().__init__()
-        self.most = int(_number("most", most, 1, 100))
+        self.most = _whole("most", most, 1, 100)
 
     def check(self, phases: tuple[Phase, ...]) -> None:
         """Refuse a last phase of one epoch."""
@@ -331,7 +335,7 @@ class ProgressiveSizes(Method):
     def __init__(self, *, smallest: float = 0.5, parts: int = 3) -> None:
         super().__init__()
         self.smallest = _number("smallest", smallest, 0.1, 1)
-        self.parts = int(_number("parts", parts, 2, 100))
+        self.parts = _whole("parts", parts, 2, 100)
 
     def phases(self, phases: tuple[Phase, ...], *, size: int) -> tuple[Phase, ...]:
         """Return the phases with a size each."""
@@ -372,7 +376,7 @@ class FixRes(Method):
 
     def __init__(self, *, epochs: int = 1, share: float = 0.875, rate: float = 1e-3) -> None:
         super().__init__()
-        self.epochs = int(_number("epochs", epochs, 1, 1e6))
+        self.epochs = _whole("epochs", epochs, 1, 1_000_000)
         self.share = _number("share", share, 0.1, 1)
         self.rate = _number("rate", rate, 1e-9, 1e6)
 

@@ -44,13 +44,15 @@ class Trained:
     figures: Mapping[str, float] = field(default_factory=dict)
 
     def save(self, model: HybridModel, path: str | Path, **metadata: Any) -> None:
-        """Save a model together with it, and with more metadata.
+        """Save a model together with it, and with more metadata. The model knows it from then on,
+        so that it can be folded, say, and saved again.
 
         Raises:
             WeightsError: the file cannot be written.
         """
         model.preprocessing = self.preprocessing
-        model.save(path, metadata={**self._to_metadata(), **metadata})
+        model.metadata.update({**self._to_metadata(), **metadata})
+        model.save(path)
 
     def _to_metadata(self) -> dict[str, Any]:
         return {
