@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from tvc_core import BackboneError
+from tvc_core.model.strides import strides_of
 
 
 @pytest.mark.parametrize(
@@ -52,6 +53,17 @@ def test_a_network_of_one_size_keeps_the_best_guess(lab: Any) -> None:
 
     model = lab().from_module(Fixed(), "stem", ["stage"], "head", min_size=122, fixed_size=True)
     assert [stage.stride for stage in model.stage_info] == [6]
+
+
+def test_a_map_that_was_rounded_up_at_the_one_size_of_a_network_keeps_its_stride() -> None:
+    def refuse(size: tuple[int, int]) -> Any:
+        raise ValueError(size)
+
+    # LeViT's, of which timm's feature_info says 16, 32 and 64
+    shapes = [(1, 8, side, side) for side in (14, 7, 4)]
+    assert strides_of(shapes, (224, 224), refuse) == [16, 32, 64]
+    assert strides_of(shapes[::-1], (224, 224), refuse) == [56, 32, 16]
+    assert strides_of([(1, 8, 500, 500), shapes[0]], (224, 224), refuse) == [0, 16]
 
 
 class Patchify(nn.Module):

@@ -50,7 +50,10 @@ def strides_of(
     layouts = [layout_of(shape, image) for shape in shapes]
     grids = [_grid(shape, layout, image) for shape, layout in zip(shapes, layouts, strict=True)]
     strides = [_guess(grid, image) for grid in grids]
-    exact = all(
+    # What was rounded up may look exact: 224 pixels are 4 cells of 56, and of 64 with padding.
+    pairs = zip([1, *strides[:-1]], strides, strict=True)
+    multiples = [_multiple(stride, before, image) for before, stride in pairs]
+    exact = multiples == strides and all(
         (rows * stride, columns * stride) == image
         for (rows, columns), stride in zip(grids, strides, strict=True)
     )
@@ -68,7 +71,7 @@ def strides_of(
 
     more = MORE * max(strides)
     if not look(larger := (image[0] + more, image[1] + more)):
-        return strides
+        return multiples
     for index, layout in enumerate(layouts):
         grown = sum(seen[larger][index]) - sum(grids[index])
         if layout is not None and grown > 0:
@@ -111,6 +114,15 @@ def _fitting(seen: Mapping[Size, Sequence[Size]], near: Sequence[int]) -> list[l
         multiples = [each for each in fit if len(before) == 1 and each % before[0] == 0]
         found.append(multiples if len(multiples) == 1 else fit or [guess])
     return found
+
+
+def _multiple(stride: int, before: int, image: Size) -> int:
+    """Return the multiple of the stride before that gives an image as many cells as a guess does;
+    the guess itself where none does.
+    """
+    near = before and round(stride / before) * before
+    same = near and all(-(-side // near) == -(-side // stride) for side in image)
+    return near if same else stride
 
 
 def _grid(shape: Shape, layout: str | None, image: Size) -> Size:

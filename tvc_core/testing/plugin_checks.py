@@ -7,8 +7,10 @@ from __future__ import annotations
 import ast
 import json
 import os
+import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from unittest import SkipTest
 
@@ -221,17 +223,25 @@ def plugin_factories(plugin: PluginSubject) -> None:
     assert plugin.registry is not None
     faults = []
     for spec in _own(plugin.registry, plugin.owner):
-        try:
-            if not callable(Named(plugin.owner, spec).load()):
-                faults.append(f"{spec.factory!r} of the {spec.kind} {spec.name!r} cannot be called")
-        except PluginError as error:
-            faults.append(str(error).partition(". This is a fault")[0])
+        # also further entries, such as an exporter's `run`: whatever field has text of that form
+        others = [each.name for each in fields(spec) if each.name not in _NO_ENTRIES]
+        entries = [name for name in others if _ENTRY.fullmatch(str(getattr(spec, name)))]
+        for entry in ("factory", *entries):
+            try:
+                if not callable(given := Named(plugin.owner, spec).load(entry)):
+                    faults.append(f"{given!r} of the {spec.kind} {spec.name!r} cannot be called")
+            except PluginError as error:
+                faults.append(str(error).partition(". This is a fault")[0])
     if faults:
         raise Fault(
             "that every factory loads",
             "; ".join(faults),
             "correct the factory strings 'package.module:attribute'",
         )
+
+
+_NO_ENTRIES = ("factory", "name", "summary", "source")
+_ENTRY = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 
 def _own(registry: Registry, owner: str) -> tuple[Spec, ...]:

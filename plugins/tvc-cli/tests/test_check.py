@@ -136,3 +136,9 @@ def test_a_folder_says_what_its_plugin_is(tmp_path: Path, metadata: str, said: s
 
 def test_a_folder_without_metadata_is_no_plugin(tmp_path: Path) -> None:
     assert "no pyproject.toml" in check(str(tmp_path)).stderr
+
+
+def test_metadata_of_another_encoding_is_named(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_bytes("# café".encode("latin-1"))
+    result = check(str(tmp_path))
+    assert result.exit_code == 1 and "pyproject.toml is not in UTF-8" in result.stderr

@@ -273,7 +273,7 @@ def tvc_backbones():
              WeightsSpec(name="V2", num_params=2_100_000, gflops=0.9, acc1=80.25,
                          license="CC-BY-NC-4.0", test_crop_size=288)),
         _net("bare"),
-        _net("silent", WeightsSpec(name="V1", license="MIT")),
+        _net("silent", WeightsSpec(name="V1", license="MIT", squash=True)),
     ]
 """
 
@@ -337,7 +337,12 @@ def test_show_gives_weights_without_building_the_network(
     assert first[:7] == ["V1", "1000", "2.0M", "0.90", "60.00", "not", "stated"]
     assert last[:6] == ["V2", "1000", "2.1M", "0.90", "80.25", "CC-BY-NC-4.0"]
     assert "default, not for commercial use, evaluated at 288 pixels" in lines[-1]
-    assert "commercial" not in fine("show", "silent", "--weights").stdout
+    silent = fine("show", "silent", "--weights").stdout
+    assert "commercial" not in silent and "resized without keeping the proportions" in silent
+    squashed = [
+        data("show", name, "--weights")["weights"][0]["squash"] for name in ("silent", "a9")
+    ]
+    assert squashed == [True, False]
     assert data("show", "a10", "--weights")["weights"][1]["license"] == "CC-BY-NC-4.0"
     assert "paths" not in data("show", "a10", "--weights")
 

@@ -286,6 +286,8 @@ def test_with_a_name_nothing_has_to_be_renamed(
         (("--class", "Gate"), "--class needs --name"),
         (("--name", "triplet", "--class", "triplet"), "such as 'Triplet'"),
         (("--name", "triplet", "--class", "Tensor"), "such as 'Triplet'"),
+        (("--name", "residual", "--kind", "backbone"), "such as 'MyResidual', or taken"),
+        (("--name", "none"), "such as 'MyNone', or taken"),
         (("--name", "both", "--class", "Both", "--kind", "op"), "is for blocks and backbones"),
         (("--name", "a" * 27), "at most 26 characters"),
         (("--name", "a" * 20, "--class", "B" * 60), "at most 75"),

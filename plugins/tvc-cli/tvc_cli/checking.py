@@ -66,7 +66,10 @@ def _module_in(folder: Path) -> str:
     Read by patterns, since Python 3.10 has no reader for TOML.
     """
     file = folder / "pyproject.toml"
-    section = _SECTION.search(file.read_text(encoding="utf-8"))
+    try:
+        section = _SECTION.search(file.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UnknownNameError(f"{file} is not in UTF-8, as TOML is: {error}") from error
     entries = _ENTRY.findall(section[2]) if section else []
     if len(entries) != 1:
         number = f"{len(entries)} plugins: {', '.join(entries)}" if entries else "no plugin"

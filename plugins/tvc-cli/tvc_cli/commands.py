@@ -501,6 +501,8 @@ def _weights_row(weights: dict[str, Any], default: str | None) -> list[Any]:
     notes = ["default"] if weights["name"] == default else []
     if re.search(r"\bnc\b|non-?commercial", weights["license"] or "", re.IGNORECASE):
         notes.append("not for commercial use")
+    if weights["squash"]:
+        notes.append("resized without keeping the proportions")
     if weights["test_crop_size"] is not None:
         notes.append(f"evaluated at {weights['test_crop_size']} pixels")
     notes += [weights[key] for key in ("recipe", "url") if weights[key]]

@@ -487,6 +487,7 @@ def _weights_facts(weights: WeightsSpec) -> dict[str, Any]:
         "license": weights.license or None,
         "crop_size": weights.crop_size,
         "resize_size": weights.resize_size,
+        "squash": weights.squash,
         "test_crop_size": weights.test_crop_size,
         "test_resize_size": weights.test_resize_size,
         "interpolation": weights.interpolation,

@@ -46,6 +46,7 @@ _CLASS = re.compile(r"([A-Z][A-Za-z0-9]*)")
 # what the templates use, and what one line can hold
 _USED = {"plugin", "target", "block", "sides", "nn", "torch", "math", "layer", "module"}
 _USED |= {"Tensor", "Residual", "BackboneSpec", "WeightsSpec", "BlockMaker", "Target"}
+_USED |= {"ValueError", "isinstance"}
 _LONGEST_PIECE, _LONGEST_FACTORY = 26, 75
 _TEMPLATES = Path(__file__).parent / "templates"
 _KIND_WORDS = {"op": "patch operation"}
@@ -128,8 +129,10 @@ def _check_piece(piece: str, class_name: str | None, package: str, kind: str) ->
         raise ValueError(f"--class is for blocks and backbones; of {kind} {piece!r} is a function")
     camel = "".join(word.capitalize() for word in piece.split("_"))
     made = class_name or (camel if kind in ("block", "backbone") else piece)
-    if class_name is not None and (not _CLASS.fullmatch(class_name) or class_name in _USED):
-        raise ValueError(f"--class {class_name!r} is no name of a class such as {camel!r}")
+    is_name = class_name is None or _CLASS.fullmatch(class_name)
+    if not is_name or made in _USED or keyword.iskeyword(made):
+        other = f"My{camel}" if made == camel else camel
+        raise ValueError(f"--class {made!r} is no name of a class such as {other!r}, or taken")
     if len(piece) > _LONGEST_PIECE or len(package + piece + made) > _LONGEST_FACTORY:
         raise ValueError(
             f"--name has at most {_LONGEST_PIECE} characters, and with --class and the package's "

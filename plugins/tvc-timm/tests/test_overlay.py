@@ -87,3 +87,28 @@ def test_an_overlay_is_refused_where_timm_loads_no_weights(
     own = weights and str(tmp_path / weights)
     with pytest.raises(ParameterError, match=rf"overlay \({next(iter(overlay))}\) is about"):
         B.from_backbone("timm/test_resnet", own, options=options)
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "expected"),
+    [
+        ("test_vit", {"input_size": (3, 128, 128)}, r"image_size=\[128, 128\]"),
+        ("test_resnet", {"input_size": (3, 96, 160)}, "not 96x160"),
+        ("test_resnet", {"crop_mode": "border"}, "crop_mode 'border'"),
+        ("test_resnet", {"crop_mode": "squahs"}, "crop_mode 'squahs'"),
+    ],
+)
+def test_images_of_which_a_file_would_say_nothing_are_refused(
+    tmp_path: Path, name: str, said: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ParameterError, match=expected):
+        built(name, {"num_classes": 1000, **said}, tmp_path)
+
+
+def test_an_image_size_beside_that_of_an_overlay_is_kept(tmp_path: Path) -> None:
+    overlay = {"num_classes": 1000, "input_size": (3, 96, 160)}
+    model: Any = built("test_vit", overlay, tmp_path, image_size=[96, 160])
+    model.save(tmp_path / "m.safetensors")
+    again: Any = tvc_core.load(tmp_path / "m.safetensors")
+    assert again.patch_embed.img_size == (96, 160)
+    assert again.transforms().crop_size == model.transforms().crop_size == [96, 160]

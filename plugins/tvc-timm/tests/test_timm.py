@@ -293,7 +293,14 @@ def test_an_unknown_model_or_tag_says_what_is_near(
 
 
 @pytest.mark.parametrize(
-    "name", ["hrnet_w18_small", "crossvit_9_240", "coat_tiny", "deepseek_vit_412m_enc"]
+    "name",
+    [
+        "hrnet_w18_small",
+        "crossvit_9_240",
+        "coat_tiny",
+        "deepseek_vit_412m",
+        "deepseek_vit_412m_enc",
+    ],
 )
 def test_a_model_without_stages_or_classifier_is_refused_with_the_reason(
     name: str, builder: HybridBuilder

@@ -15,7 +15,7 @@ from torch import nn
 from tvc_core import BackboneSpec, NoClassifier, ParameterError, WeightsError, WeightsSpec
 
 from .branches import declare_branches
-from .family import classifiers_of, preparation
+from .family import CROP_MODES, classifiers_of, preparation
 
 __all__ = ["build"]
 
@@ -60,6 +60,25 @@ def _check_overlay(overlay: Mapping[str, Any] | None) -> None:
             "to load what the overlay says; or leave out the overlay, give num_classes and "
             "image_size themselves, and say by model.preprocessing how images are prepared"
         )
+
+
+def _check_images(
+    weights: WeightsSpec, config: Mapping[str, Any], options: Mapping[str, Any]
+) -> None:
+    """Refuse images of an overlay that neither a saved model nor its preprocessing would know."""
+    size, mode = tuple(config["input_size"][1:]), config.get("crop_mode")
+    shape, square = "x".join(map(str, size)), (weights.crop_size, weights.crop_size)
+    if config.get("fixed_input_size") and size != square and "img_size" not in options:
+        raise ParameterError(
+            f"the overlay's input_size would build the network for images of {shape} pixels, and a "
+            f"saved model would not know it: give image_size={list(size)} as well"
+        )
+    if mode in CROP_MODES and (size[0] == size[1] or "img_size" in options):
+        return
+    raise ParameterError(
+        f"an overlay says square images that are cropped or squashed, not {shape} with crop_mode "
+        f"{mode!r}: leave that out, and say by model.preprocessing how images are prepared"
+    )
 
 
 def _check_size(network: nn.Module, size: Any) -> None:
@@ -117,6 +136,7 @@ def _pretrained(arch: str, weights: WeightsSpec, options: dict[str, Any]) -> Any
             f"{hint if head and place else ''}"
         ) from error
     if overlay:
+        _check_images(weights, network.pretrained_cfg, options)
         network.tvc_weights = _of_overlay(weights, network.pretrained_cfg, place)
     if num_classes is not None and num_classes != network.num_classes:
         network.reset_classifier(num_classes, **({} if pool is None else {"global_pool": pool}))

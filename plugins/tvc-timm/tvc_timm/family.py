@@ -21,7 +21,7 @@ from .branches import BRANCHES
 from .names import names
 from .parts import Refused, find_parts, runs
 
-__all__ = ["classifiers_of", "describe", "preparation"]
+__all__ = ["CROP_MODES", "classifiers_of", "describe", "preparation"]
 
 SIDES = (32, 48, 64, 96, 128, 160, 192, 224, 256, 288, 320, 384, 448, 512)
 """Sides of images that are tried for the smallest one that a model accepts [pixels]."""
@@ -67,6 +67,9 @@ OPTIONS = (
 """Keyword arguments of timm's models that leave them what they are; others (`depth`, `layers`) make
 another architecture.
 """
+
+CROP_MODES = ("center", "squash")
+"""How timm brings images to their size, as far as a `WeightsSpec` can say it."""
 
 LOADING = ("pretrained_cfg_overlay", "cache_dir")
 """Keyword arguments of `timm.create_model` that say where weights are: they open addresses and
@@ -124,6 +127,8 @@ def _describe(
         raise Refused(f"its images have {height} x {width} pixels, and tvc knows square ones only")
     if not config.get("classifier"):
         raise Refused("it is no classifier: timm's configuration names no layer that gives logits")
+    if (mode := config.get("crop_mode")) not in CROP_MODES:
+        raise Refused(f"its images get a border (crop_mode {mode!r}), and tvc crops or squashes")
     network = _on_meta(arch, chosen)
     num_params = sum(parameter.numel() for parameter in network.parameters())
     features = _features(network)

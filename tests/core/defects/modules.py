@@ -142,6 +142,13 @@ DEFECTS = {
         "plugin_factories",
         "onez_",
     ),
+    "another entry that is not there": (
+        changed(_HOOK, "@hookimpl\ndef tvc_backbones():\n    return _family()\n\n\n" + _HOOK)
+        + "\n\ndef _family():\n    from tvc_core import BackboneFamilySpec as Family\n"
+        "    return [Family(name='nets', factory='builtins:dict', members='builtins:mebmers')]\n",
+        "plugin_factories",
+        "mebmers",
+    ),
     "a factory in a module that is not there": (
         changed("torch.nn.init:", "torch.nn.inti:"),
         "plugin_factories",
