@@ -251,9 +251,10 @@ def _is_whole(_: Any, value: Any) -> bool:
 def _elsewhere(name: Any, here: str, schema: Mapping[str, Any], section: str) -> str:
     """Say where an unknown key belongs, and what it is called here where others call it so."""
     found = sorted({(meant, path) for key, path, meant in _keys(schema) if key == name})
-    if any(meant for meant, _ in found):
-        meant, path = next(each for each in found if each[0])
-        return f" Here that is {meant}{'' if path == here else f', a key of {path or section}'}."
+    for meant, path in found:
+        if meant:
+            where = "" if path == here else f", a key of {path or section}"
+            return f" Here that is {meant}{where}."
     parts = [path or section for _, path in found]
     return f" It is a key of {' or '.join(parts)}." if parts else ""
 
@@ -280,7 +281,7 @@ def _inside(error: Any) -> Any:
         return error
     here = len(error.absolute_path)
     inner = map(_inside, error.context)
-    found = [e for e in inner if len(e.absolute_path) > here or e.validator in (*_COUNTS, *_KEYS)]
+    found = [e for e in inner if len(e.absolute_path) > here or e.validator in _ON_ITSELF]
     return max(found, key=lambda each: len(each.absolute_path), default=error)
 
 
@@ -288,7 +289,8 @@ _COUNTS = (
     "minItems", "maxItems", "minProperties", "maxProperties", "minLength", "maxLength",
     "uniqueItems",
 )  # fmt: skip
-_KEYS = ("additionalProperties", "required")
+_ON_ITSELF = (*_COUNTS, "additionalProperties", "required")
+"""What a schema says of a value itself, not of its kind: how many it holds, and its keys."""
 
 
 def _said(error: Any) -> str:
