@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from tvc_attention.fused import compiled as loops
 
 from tvc_core import HybridBuilder
 
@@ -42,6 +43,10 @@ try:
     from timm.layers.gather_excite import GatherExcite
 except ImportError:
     timm = None
+try:
+    import numba
+except ImportError:
+    numba = None
 
 SHAPES = {
     (32, 256, 28, 28): "a bottleneck's end in ResNet-50's layer1, 112 pixels",
@@ -283,6 +288,8 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
     cuda = options.device == "cuda"
     keep_freed_memory()
     torch.set_num_threads(options.threads)
+    if options.without_numba:
+        loops.LEAST = 1 << 62
     dtypes = (torch.float32, torch.bfloat16) if cuda else (torch.float32,)
     shapes = list(SHAPES)[: options.shapes]
     # the layer alone is run, not its model
@@ -309,6 +316,7 @@ def measured(options: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str
         "python": platform.python_version(),
         "torch": torch.__version__,
         "timm": timm.__version__ if timm else None,
+        "numba": numba.__version__ if numba and not options.without_numba else None,
         "machine": machine,
     }
     return versions, rows
@@ -355,6 +363,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--modes", default="eager", help="eager, compiled, or both with a comma")
+    parser.add_argument("--without-numba", action="store_true", help="run no compiled loops")
     parser.add_argument("--graphs", action="store_true", help="time CUDA graphs")
     parser.add_argument("--shapes", type=int, default=len(SHAPES), help="how many of the shapes")
     parser.add_argument("--blocks", default="", help="names with commas between; all by default")

@@ -6,8 +6,16 @@ from __future__ import annotations
 
 import copy
 import gc
+import os
 import random
+import re
+import signal
+import sys
+import time
+import types
+import warnings
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -17,7 +25,7 @@ from timm.layers.cbam import CbamModule, ChannelAttn
 from timm.layers.gather_excite import GatherExcite
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tvc_attention.fused import channel, context, passes, product, spatial
+from tvc_attention.fused import both, channel, compiled, context, passes, product, spatial, strips
 
 from tvc_core import HybridBuilder
 
@@ -25,6 +33,7 @@ NAMES = (
     "se", "ese", "eca", "channel_attention", "spatial_attention", "cbam_block", "coord_attention",
     "gather_excite", "global_context",
 )  # fmt: skip
+COMPILED = ("cbam_block", "coord_attention")
 LAST = torch.channels_last
 
 
@@ -48,7 +57,21 @@ def gradients(y: Tensor, of: list[Tensor], grad: Tensor) -> list[Tensor]:
 
 
 def is_fused(y: Tensor) -> bool:
-    return type(y.grad_fn).__name__ in ("ScalingBackward", "ProductBackward")
+    return type(y.grad_fn).__name__ in ("ScalingBackward", "ProductBackward") or is_compiled(y)
+
+
+def is_compiled(y: Tensor) -> bool:
+    made_by: Any = y.grad_fn
+    if type(made_by).__name__ == "ProductBackward":
+        return bool(made_by.shared.compiled)
+    return type(made_by).__name__ == "BothBackward"
+
+
+@pytest.fixture
+def loops(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have compiled loops take small maps as well."""
+    pytest.importorskip("numba", reason="the loops need numba")
+    monkeypatch.setattr(compiled, "LEAST", 1)
 
 
 # -- fused and plain agree -------------------------------------------------------------------------
@@ -74,10 +97,32 @@ def a_map(draw: random.Random, dtype: torch.dtype) -> Tensor:
 
 @pytest.mark.parametrize("count", [100, pytest.param(300, marks=pytest.mark.sweep)])
 def test_fused_and_plain_agree_on_random_maps(count: int) -> None:
+    dtypes = [torch.float64, torch.float64, torch.float32, torch.bfloat16]
+    assert count / 3 < num_fused(count, NAMES, dtypes) < count
+
+
+@pytest.mark.parametrize(
+    ("count", "dtype"),
+    [
+        (150, torch.float32),
+        pytest.param(600, torch.float32, marks=pytest.mark.sweep),
+        pytest.param(600, torch.float64, marks=pytest.mark.sweep),  # for it, they compile once more
+    ],
+)
+def test_compiled_loops_and_plain_agree_on_random_maps(
+    count: int, dtype: torch.dtype, loops: None
+) -> None:
+    assert count / 3 < num_fused(count, COMPILED, [dtype], is_compiled) < count
+
+
+def num_fused(
+    count: int, names: Sequence[str], dtypes: list[torch.dtype], is_fused: Any = is_fused
+) -> int:
+    """Compare blocks with plain code on random maps; return how many were fused."""
     draw, num_fused = random.Random(0), 0
     for number in range(count):
-        name = NAMES[number % len(NAMES)]
-        dtype = draw.choice([torch.float64, torch.float64, torch.float32, torch.bfloat16])
+        name = names[number % len(names)]
+        dtype = draw.choice(dtypes)
         x = a_map(draw, dtype)
         block = make(name, x.shape[1]).to(dtype).eval()
         alpha = torch.tensor([draw.uniform(-1, 2)], dtype=dtype).requires_grad_()
@@ -105,7 +150,7 @@ def test_fused_and_plain_agree_on_random_maps(count: int) -> None:
                 x.shape,
             )
             assert one.dtype == dtype
-    assert count / 3 < num_fused < count
+    return num_fused
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -153,6 +198,15 @@ class _Mixing(nn.Module):
 
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         return self.block.mix(x, alpha)
+
+
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_compiled_gradients_are_those_of_finite_differences_twice(
+    name: str, memory_format: torch.memory_format, loops: None
+) -> None:
+    test_gradients_are_those_of_finite_differences_twice(name, memory_format)
 
 
 @pytest.mark.parametrize("broken", ["shift", "dots", "marks"])
@@ -296,6 +350,134 @@ def coordinate_attention(channels: int) -> nn.Module:
     return made
 
 
+# -- compiled loops --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_a_broken_loop_is_seen(name: str, loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(loop: Any, count: int, *arguments: Any) -> None:
+        compiled.run(loop, count, *arguments)
+        if loop.__name__ in ("backward", "dots", "dots_last"):
+            arguments[-1][:] *= 1.01  # the gradient of alpha
+
+    for module in (both, strips):
+        monkeypatch.setattr(module, "run", run)
+    with pytest.raises(AssertionError):
+        num_fused(40, (name,), [torch.float32])
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_threads_change_no_bit(memory_format: torch.memory_format, loops: None) -> None:
+    block = make("cbam_block", 20)  # all of which the loops compute
+    x = torch.randn(7, 20, 6, 5).contiguous(memory_format=memory_format).requires_grad_()
+    wanted, grad = [x, *block.parameters()], torch.randn_like(x)
+    before, results = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 5, 16):
+            torch.set_num_threads(threads)
+            y = block.mix(x, None)
+            assert is_compiled(y)
+            results.append(gradients(y, wanted, grad))
+    finally:
+        torch.set_num_threads(before)
+    for other in results[1:]:
+        assert all(torch.equal(*pair) for pair in zip(results[0], other, strict=True))
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_frozen_maps_checkpoints_and_second_derivatives_of_loops(name: str, loops: None) -> None:
+    block, alpha = make(name, 9).eval(), torch.tensor([0.7], requires_grad=True)
+    x = torch.randn(3, 9, 6, 5).requires_grad_()
+    learned = [*block.parameters(), alpha]
+
+    def everything(mix: Any) -> list[Tensor]:
+        frozen = torch.autograd.grad(mix(x.detach(), alpha).sum(), learned)
+        again = checkpoint(lambda x: mix(x, alpha), x, use_reentrant=False)
+        first = torch.autograd.grad(mix(x, alpha).square().sum(), x, create_graph=True)[0]
+        second = torch.autograd.grad(first.square().sum(), [x, *learned])
+        return [*frozen, *torch.autograd.grad(again.sum(), x), first, *second]
+
+    assert is_compiled(block.mix(x, alpha)) and is_compiled(block.mix(x.detach(), alpha))
+    expected = everything(lambda x, alpha: plain(block, x, alpha))
+    torch.testing.assert_close(everything(block.mix), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_loops_leave_changed_layers_and_other_numbers_alone(loops: None) -> None:
+    x = torch.randn(2, 8, 4, 4, requires_grad=True)
+    assert is_compiled(make("cbam_block", 8).mix(x, None))
+    for path, layer in (
+        ("channel.relu", nn.SiLU()),
+        ("spatial.sigmoid", nn.Hardsigmoid()),
+        ("channel.fc1", nn.Conv2d(8, 1, 1)),  # with a bias
+        ("spatial.conv", nn.Sequential(nn.Conv2d(2, 1, 7, padding=3), nn.Tanh())),
+    ):
+        block = make("cbam_block", 8)
+        block.set_submodule(path, layer)
+        y = block.mix(x, None)
+        assert not is_compiled(y)
+        torch.testing.assert_close(y, plain(block, x, None))
+    block = make("cbam_block", 8)
+    block.channel.fc1 = nn.Conv2d(8, 3, 1, bias=False)  # wider than what comes after it
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        block.mix(x, None)
+    for path in ("channel.fc2", "channel.sigmoid", "spatial.conv"):
+        block, seen = make("cbam_block", 8), []
+        block.get_submodule(path).register_forward_hook(lambda *args, seen=seen: seen.append(args))
+        assert not is_compiled(block.mix(x, None)) and seen
+    block = make("cbam_block", 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not is_compiled(block.mix(x, None))
+    assert not is_compiled(block.bfloat16().mix(x.bfloat16(), None))
+
+
+def test_a_forked_process_has_threads_of_its_own(loops: None) -> None:
+    block, x = make("cbam_block", 8), torch.randn(4, 8, 4, 4, requires_grad=True)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        expected = block.mix(x, None)
+        child = os.fork()
+        if not child:
+            os._exit(0 if torch.equal(block.mix(x, None), expected) else 1)
+        for _ in range(600):
+            found, status = os.waitpid(child, os.WNOHANG)
+            if found:
+                break
+            time.sleep(0.1)
+        else:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            pytest.fail("the child waits for a thread that it does not have")
+    finally:
+        torch.set_num_threads(before)
+    assert status == 0
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("kind", ["missing", "broken"])
+def test_without_a_numba_that_works_operators_run(
+    name: str, kind: str, loops: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("jit", "cbam", "strips"):
+        monkeypatch.delitem(sys.modules, f"tvc_attention.fused.loops.{module}", raising=False)
+        monkeypatch.delattr(f"tvc_attention.fused.loops.{module}", raising=False)
+    broken = types.ModuleType("numba")  # it has nothing
+    monkeypatch.setitem(sys.modules, "numba", None if kind == "missing" else broken)
+    compiled._works.cache_clear()
+    block, x = make(name, 8), torch.randn(2, 8, 4, 4, requires_grad=True)
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            ys = [block.mix(x, None) for _ in range(2)]
+    finally:
+        compiled._works.cache_clear()
+    assert not any(map(is_compiled, ys))
+    messages = [str(warning.message) for warning in caught]
+    expected = r"numba is installed and cannot be used: .*njit.*; install a version that fits"
+    assert len(messages) == (kind == "broken")
+    assert all(re.match(expected, message) for message in messages)
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 THEIRS = {
@@ -322,6 +504,14 @@ def kept(run: Any, x: Tensor) -> int:
         y = run(x)
     del y
     return sum(storage.nbytes() for storage in storages.values())
+
+
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_loops_keep_no_more_for_backward_than_timm(
+    name: str, memory_format: torch.memory_format, loops: None
+) -> None:
+    test_no_more_is_kept_for_backward_than_by_timm(name, memory_format)
 
 
 @pytest.mark.parametrize("name", THEIRS)

@@ -12,7 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .fused import pixel_scores, pointwise, scale_both, scale_channels, scale_pixels
+from .fused import (
+    cbam,
+    pixel_scores,
+    pointwise,
+    scale_both,
+    scale_channels,
+    scale_pixels,
+    takes_cbam,
+)
 from .widths import hidden_width
 
 __all__ = ["CBAM", "ChannelAttention", "SpatialAttention"]
@@ -152,7 +160,12 @@ class CBAM(nn.Module):
 
     def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
         """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
-        return scale_both(x, self.channel.excite, self.spatial.excite, alpha)
+        channel, spatial = self.channel, self.spatial
+        layers = [channel.fc1, channel.fc2, spatial.conv]
+        activations = [channel.relu, channel.sigmoid, spatial.sigmoid]
+        if takes_cbam(x, layers, activations):
+            return cbam(x, [layer.weight for layer in layers], alpha)
+        return scale_both(x, channel.excite, spatial.excite, alpha)
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply both attentions, one after the other."""

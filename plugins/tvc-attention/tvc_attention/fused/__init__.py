@@ -19,8 +19,12 @@ backward is ordinary code, and all gradients go that way.
 Under torch.compile, torch.export, torch.fx, tracing, torch.func and forward-mode derivatives, for
 tensors of other classes, other layouts and without a backward pass to come, plain code runs, which
 computes the same (`passes.fuses` decides). Compilers fuse it by themselves.
+
+On a CPU and where numba is installed, two blocks run in loops that it compiles (`loops`, `compiled`
+decides): all of CBAM (`both`), and the passes of gates of rows and columns (`strips`).
 """
 
+from .both import cbam, takes_cbam
 from .channel import scale_channels
 from .context import scale_by_context
 from .layers import pixel_scores, pointwise
@@ -30,6 +34,7 @@ from .spatial import scale_both, scale_pixels
 
 __all__ = [
     "blend",
+    "cbam",
     "pixel_scores",
     "pointwise",
     "scale_both",
@@ -38,4 +43,5 @@ __all__ = [
     "scale_channels",
     "scale_pixels",
     "strip_means",
+    "takes_cbam",
 ]

@@ -47,6 +47,8 @@ class Shared:
     """The same where it is a product: first, second and rest of `Product`."""
     sends_first = False
     """Another function sends the first factor its gradient."""
+    compiled = False
+    """Compiled loops take the map."""
 
 
 class Means(torch.autograd.Function):

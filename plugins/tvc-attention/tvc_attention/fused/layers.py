@@ -36,10 +36,10 @@ def pixel_scores(layer: nn.Conv2d, x: Tensor) -> Tensor:
         is_plain(x)
         and x.device.type == "cpu"
         and x.numel() > 0
+        and is_untouched(layer, is_pointwise=False)
         and layer.bias is None
         and x.dtype == layer.weight.dtype == torch.float32
         and not torch.is_autocast_enabled("cpu")
-        and is_untouched(layer, layer.kernel_size)
     ):
         y: Tensor = layer(x)
         return y
@@ -49,14 +49,15 @@ def pixel_scores(layer: nn.Conv2d, x: Tensor) -> Tensor:
     return each.view(N, C, H, W).sum(1, keepdim=True)
 
 
-def is_untouched(layer: nn.Module, kernel_size: tuple[int, ...] = (1, 1)) -> bool:
+def is_untouched(layer: nn.Module, is_pointwise: bool = True) -> bool:
     """Return whether calling a layer is nothing but a convolution with its weight and bias that
-    keeps the size of the map.
+    keeps the size of the map, pointwise or with an odd square kernel.
     """
     return (
         type(layer) is nn.Conv2d
-        and layer.kernel_size == kernel_size
-        and layer.padding == tuple(side // 2 for side in kernel_size)
+        and layer.kernel_size[0] == layer.kernel_size[1]
+        and (layer.kernel_size == (1, 1) if is_pointwise else layer.kernel_size[0] % 2 == 1)
+        and layer.padding == tuple(side // 2 for side in layer.kernel_size)
         and layer.stride == layer.dilation == (1, 1)
         and layer.groups == 1
         and layer.padding_mode == "zeros"

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from . import strips
 from .channel import Shared
 from .passes import as_stored, fuses, is_dense, pieces, summed, weighted_sum
 
@@ -28,6 +29,7 @@ def scale_by_strips(
     if not fuses(x):
         return plain_product(x, *gates_of(*strip_means(x)), alpha)
     shared = Shared()
+    shared.compiled = strips.takes_strips(x)
     handed_on, rows, columns = Strips.apply(x, shared)
     rows, columns = (gate.to(x.dtype) for gate in gates_of(rows, columns))
     rest = None
@@ -66,7 +68,7 @@ class Strips(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, shared: Shared) -> tuple[Tensor, Tensor, Tensor]:
         ctx.shared, ctx.shape = shared, x.shape
-        return x.view_as(x), *strip_means(x)
+        return x.view_as(x), *(strips.means(x) if shared.compiled else strip_means(x))
 
     @staticmethod
     def backward(
@@ -76,7 +78,9 @@ class Strips(torch.autograd.Function):
         grad_rows, grad_columns = grad_rows / W, grad_columns / H
         if torch.is_grad_enabled():
             return grad_rows + grad_columns, None
-        first, second, rest = ctx.shared.factors
+        first, second, rest = factors = ctx.shared.factors
+        if ctx.shared.compiled:
+            return strips.scaled_gradient(grad, factors, grad_rows, grad_columns), None
         dx = torch.empty_like(grad)
         for part, factor, shift in pieces(grad, 2):
             _factor(first, second, rest, part, factor)
@@ -105,6 +109,8 @@ class Product(torch.autograd.Function):
         )
         if first is None:
             return x * second
+        if shared.compiled:
+            return strips.scaled(x, first, second, rest)
         y = torch.empty_like(x)
         for part, buffer, _ in pieces(x):
             torch.mul(x[part], _factor(first, second, rest, part, buffer), out=y[part])
@@ -120,6 +126,9 @@ class Product(torch.autograd.Function):
         if first is None:
             dsecond = weighted_sum(grad, x, (1,)) if needs_second else None
             return None, grad, None, dsecond, None, None
+        if ctx.shared.compiled:
+            *dfactors, drest = strips.scaled_gradients(x, grad, first, second)
+            return None, grad, *dfactors, drest.view_as(rest) if needs_rest else None, None
         dfirst = torch.empty_like(first) if needs_first and not ctx.shared.sends_first else None
         dsecond = torch.empty_like(second) if needs_second else None
         drest = x.new_zeros((), dtype=torch.promote_types(x.dtype, torch.float32))
