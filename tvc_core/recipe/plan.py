@@ -254,20 +254,20 @@ def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) ->
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     """Return the keyword arguments of the factory: the recipe's options, and its image size under
-    that name.
+    that name. What both say has to be the same.
     """
     options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
-    if size is None:
-        return options
-    name = spec.size_option
-    if name in spec.options:
-        if IMAGE_SIZE.check(name, options.setdefault(name, size), ParameterError) != size:
-            both = f"image_size is {size}, and the option {name} is {options[name]}"
-            raise ParameterError(f"{both}: give one of them")
-        return options
-    if size in advice.sizes_of(spec):  # for which it is built
-        return options
-    raise ParameterError(advice.no_image_size(backbone.qualified, spec, size))
+    if size is not None and spec.size_option in spec.options:
+        options.setdefault(spec.size_option, size)
+    elif size is not None and size not in advice.sizes_of(spec):  # for which it is built
+        raise ParameterError(advice.no_image_size(backbone.qualified, spec, size))
+    sizes = "image_size", size, spec.size_option, IMAGE_SIZE
+    channels = "in_channels", recipe.in_channels, spec.channels_option, SIZE
+    for keyword, given, name, rule in (sizes, channels):
+        value = options.get(name)
+        if None not in (given, value) and rule.check(name, value, ParameterError) != given:
+            raise ParameterError(f"{keyword} is {given} and {name} is {value}: give one of them")
+    return options
 
 
 def _bind_weights(given: Weights, backbone: Named[BackboneSpec]) -> WeightsSpec | None:

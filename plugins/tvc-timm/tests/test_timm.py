@@ -640,6 +640,14 @@ def test_options_are_timms(builder: HybridBuilder) -> None:
     assert rates[0] == rates[1] and any(rates[0])
 
 
+def test_channels_that_are_given_twice_have_to_agree(builder: HybridBuilder) -> None:
+    arguments: Any = {"weights": None, "options": {"in_chans": 1}}
+    with pytest.raises(ParameterError, match=r"in_channels is 4 and in_chans is 1: give one"):
+        builder.from_backbone("timm/test_convnext", in_channels=4, **arguments)
+    model = builder.from_backbone("timm/test_convnext", in_channels=1, **arguments)
+    assert model(torch.randn(2, 1, 64, 64)).shape == (2, 1000)
+
+
 @pytest.mark.parametrize("options", [{"num_classes": 0}, {"num_classes": 0, "global_pool": ""}])
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "mobilenetv3_small_050", "levit_128s"])
 def test_no_classes_gives_timms_features(
