@@ -402,6 +402,18 @@ def test_frozen_maps_checkpoints_and_second_derivatives_of_loops(name: str, loop
     torch.testing.assert_close(everything(block.mix), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", COMPILED)
+def test_loops_are_tried_outside_of_what_surrounds_their_first_call(name: str, loops: None) -> None:
+    block, x = make(name, 8).eval(), torch.randn(2, 8, 4, 4, requires_grad=True)
+    compiled._works.cache_clear()
+    with torch.device("meta"):
+        assert is_compiled(block.mix(x, None))
+    compiled._works.cache_clear()
+    y = checkpoint(lambda x: block.mix(x, None), x, use_reentrant=False)
+    y.sum().backward()
+    assert is_compiled(block.mix(x, None))
+
+
 def test_loops_leave_changed_layers_and_other_numbers_alone(loops: None) -> None:
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
     assert is_compiled(make("cbam_block", 8).mix(x, None))

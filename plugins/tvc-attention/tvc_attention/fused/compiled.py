@@ -38,7 +38,8 @@ def compiles(x: Tensor, trial: Callable[[torch.dtype], object]) -> bool:
 @functools.cache
 def _works(trial: Callable[[torch.dtype], object], dtype: torch.dtype) -> bool:
     try:
-        trial(dtype)
+        with ThreadPoolExecutor(1) as pool:  # modes, hooks and devices of the caller stay outside
+            pool.submit(trial, dtype).result()
     except ModuleNotFoundError as error:
         if error.name != "numba":
             raise
