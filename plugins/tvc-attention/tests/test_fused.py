@@ -432,6 +432,20 @@ def test_loops_leave_changed_layers_and_other_numbers_alone(loops: None) -> None
     block.channel.fc1 = nn.Conv2d(8, 3, 1, bias=False)  # wider than what comes after it
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         block.mix(x, None)
+    block = make("cbam_block", 8)
+    block.channel.fc1.weight = nn.Parameter(torch.randn(3, 8, 1, 1))  # so is its weight alone
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        block.mix(x, None)
+    block = make("cbam_block", 8)
+    block.spatial.conv = nn.Conv2d(3, 1, 7, padding=3, bias=False)
+    with pytest.raises(RuntimeError, match="Given groups"):
+        block.mix(x, None)
+    for part in ("channel", "spatial"):
+        block = make("cbam_block", 8)
+        block.set_submodule(part, _Halved(block.get_submodule(part)))
+        y = block.mix(x, None)
+        assert not is_compiled(y)
+        torch.testing.assert_close(y, plain(block, x, None))
     for path in ("channel.fc2", "channel.sigmoid", "spatial.conv"):
         block, seen = make("cbam_block", 8), []
         block.get_submodule(path).register_forward_hook(lambda *args, seen=seen: seen.append(args))
@@ -440,6 +454,20 @@ def test_loops_leave_changed_layers_and_other_numbers_alone(loops: None) -> None
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_compiled(block.mix(x, None))
     assert not is_compiled(block.bfloat16().mix(x.bfloat16(), None))
+
+
+class _Halved(nn.Module):
+    """A part of CBAM by another formula."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def gate(self, x: Tensor) -> Tensor:
+        return self.part.gate(x) / 2
+
+    def excite(self, *pooled: Tensor) -> Tensor:
+        return self.part.excite(*pooled) / 2
 
 
 def test_a_forked_process_has_threads_of_its_own(loops: None) -> None:

@@ -28,8 +28,9 @@ def takes_cbam(x: Tensor, layers: list[nn.Conv2d], activations: list[nn.Module])
         and is_untouched(first)
         and is_untouched(second)
         and is_untouched(pixels, is_pointwise=False)
-        and first.in_channels == second.out_channels == x.shape[1]
-        and first.out_channels == second.in_channels
+        and first.weight.shape == (first.out_channels, x.shape[1], 1, 1)
+        and second.weight.shape == (x.shape[1], first.out_channels, 1, 1)
+        and pixels.weight.shape == (1, 2, *pixels.kernel_size)
         and all(layer.bias is None for layer in layers)
         and all(type(layer.weight) in (Tensor, nn.Parameter) for layer in layers)
         and all(layer.weight.dtype == x.dtype for layer in layers)
