@@ -16,6 +16,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -493,6 +494,18 @@ def test_a_forked_process_has_threads_of_its_own(loops: None) -> None:
     assert status == 0
 
 
+def test_loops_run_while_the_interpreter_ends(
+    loops: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    block, x = make("cbam_block", 8), torch.randn(4, 8, 4, 4, requires_grad=True)
+    expected = block.mix(x, None)
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()  # as every pool is once the main thread is through
+    monkeypatch.setattr(compiled, "_pool", lambda threads: pool)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(block.mix(x, None), expected)
+
+
 @pytest.mark.parametrize("name", COMPILED)
 @pytest.mark.parametrize("kind", ["missing", "broken"])
 def test_without_a_numba_that_works_operators_run(
@@ -513,7 +526,7 @@ def test_without_a_numba_that_works_operators_run(
         compiled._works.cache_clear()
     assert not any(map(is_compiled, ys))
     messages = [str(warning.message) for warning in caught]
-    expected = r"numba is installed and cannot be used: .*njit.*; install a version that fits"
+    expected = r"numba is installed and cannot be used: .*njit.*; mend that, or uninstall numba"
     assert len(messages) == (kind == "broken")
     assert all(re.match(expected, message) for message in messages)
 
