@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import os
 import random
 import re
@@ -494,9 +495,7 @@ def test_a_forked_process_has_threads_of_its_own(loops: None) -> None:
     assert status == 0
 
 
-def test_loops_run_while_the_interpreter_ends(
-    loops: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_loops_run_while_the_interpreter_ends(loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
     block, x = make("cbam_block", 8), torch.randn(4, 8, 4, 4, requires_grad=True)
     expected = block.mix(x, None)
     pool = ThreadPoolExecutor(1)
@@ -507,15 +506,28 @@ def test_loops_run_while_the_interpreter_ends(
 
 
 @pytest.mark.parametrize("name", COMPILED)
-@pytest.mark.parametrize("kind", ["missing", "broken"])
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("missing", None),
+        ("broken", ".*njit.*"),
+        ("incomplete", "import of llvmlite halted.*"),
+        ("disabled", "NUMBA_DISABLE_JIT is set"),
+    ],
+)
 def test_without_a_numba_that_works_operators_run(
-    name: str, kind: str, loops: None, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, error: str | None, loops: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("jit", "cbam", "strips"):
         monkeypatch.delitem(sys.modules, f"tvc_attention.fused.loops.{module}", raising=False)
         monkeypatch.delattr(f"tvc_attention.fused.loops.{module}", raising=False)
-    broken = types.ModuleType("numba")  # it has nothing
-    monkeypatch.setitem(sys.modules, "numba", None if kind == "missing" else broken)
+    numba: Any = types.ModuleType("numba")
+    if kind == "incomplete":
+        monkeypatch.setitem(sys.modules, "llvmlite", None)
+        numba.__getattr__ = lambda name: importlib.import_module("llvmlite")
+    else:
+        numba.config = types.SimpleNamespace(DISABLE_JIT=kind == "disabled")
+    monkeypatch.setitem(sys.modules, "numba", None if kind == "missing" else numba)
     compiled._works.cache_clear()
     block, x = make(name, 8), torch.randn(2, 8, 4, 4, requires_grad=True)
     try:
@@ -526,8 +538,8 @@ def test_without_a_numba_that_works_operators_run(
         compiled._works.cache_clear()
     assert not any(map(is_compiled, ys))
     messages = [str(warning.message) for warning in caught]
-    expected = r"numba is installed and cannot be used: .*njit.*; mend that, or uninstall numba"
-    assert len(messages) == (kind == "broken")
+    assert len(messages) == (error is not None)
+    expected = f"numba is installed and cannot be used: {error}. .*; mend that, or uninstall numba"
     assert all(re.match(expected, message) for message in messages)
 
 
