@@ -13,7 +13,7 @@ __all__ = ["compiled"]
 RELAXED = {"arcp", "contract", "nnan", "nsz", "reassoc"}
 
 
-if numba.config.DISABLE_JIT:
+if numba.config.DISABLE_JIT:  # type: ignore[attr-defined]
     raise ImportError("NUMBA_DISABLE_JIT is set")  # hundreds of times as slow as operators
 
 
