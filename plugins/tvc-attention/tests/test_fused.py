@@ -405,6 +405,26 @@ def test_frozen_maps_checkpoints_and_second_derivatives_of_loops(name: str, loop
 
 
 @pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_loops_take_saved_maps_in_any_order(
+    name: str, memory_format: torch.memory_format, loops: None
+) -> None:
+    block = make(name, 8).eval()
+    x = torch.randn(2, 8, 5, 4).contiguous(memory_format=memory_format).requires_grad_()
+    wanted, grad = [x, *block.parameters()], torch.randn_like(x)
+    expected = torch.autograd.grad(block.mix(x, None), wanted, grad)
+
+    def transposed(saved: Tensor) -> Tensor:
+        return saved.transpose(2, 3) if saved.dim() == 4 else saved
+
+    hooks = lambda saved: transposed(saved).contiguous(), transposed
+    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+        y = block.mix(x, None)
+    assert is_compiled(y)
+    torch.testing.assert_close(torch.autograd.grad(y, wanted, grad), expected)
+
+
+@pytest.mark.parametrize("name", COMPILED)
 def test_loops_are_tried_outside_of_what_surrounds_their_first_call(name: str, loops: None) -> None:
     block, x = make(name, 8).eval(), torch.randn(2, 8, 4, 4, requires_grad=True)
     compiled._works.cache_clear()

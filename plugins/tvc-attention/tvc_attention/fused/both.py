@@ -84,6 +84,7 @@ class Both(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _plain_backward(ctx.needs_input_grad, x, others, grad)
         of_channels, hidden = saved[:2]
+        x = as_stored(x, x)  # hooks of saved tensors may have changed the order in memory
         grad, dx = as_stored(grad, x), torch.empty_like(x)
         dhidden, dscores = torch.empty_like(hidden), torch.empty_like(of_channels[0])
         dkernel, dalpha = x.new_empty(x.shape[0], *kernel.shape[1:]), x.new_empty(x.shape[0])
