@@ -368,6 +368,18 @@ def test_a_broken_loop_is_seen(name: str, loops: None, monkeypatch: pytest.Monke
         num_fused(40, (name,), [torch.float32])
 
 
+@pytest.mark.parametrize("name", ["row_statistics", "column_statistics"])
+def test_sums_over_a_large_map_keep_their_digits(name: str, loops: None) -> None:
+    from tvc_attention.fused.loops import cbam
+
+    shape = (2, 1 << 18) if name == "row_statistics" else (1 << 18, 2)
+    x, ones = torch.full(shape, 0.1), torch.ones(shape[1 if name == "row_statistics" else 0])
+    mean, largest = torch.empty(2), torch.empty(2)
+    getattr(cbam, name)(*(each.numpy() for each in (x, ones, mean, largest)))
+    torch.testing.assert_close(mean, x.mean().expand(2), rtol=1e-5, atol=0)
+    assert largest.tolist() == x[:2, :2].amax(0).tolist()
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 def test_threads_change_no_bit(memory_format: torch.memory_format, loops: None) -> None:
     block = make("cbam_block", 20)  # all of which the loops compute
