@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import importlib
 import os
 import random
 import re
@@ -16,6 +17,7 @@ import types
 import warnings
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -366,6 +368,18 @@ def test_a_broken_loop_is_seen(name: str, loops: None, monkeypatch: pytest.Monke
         num_fused(40, (name,), [torch.float32])
 
 
+@pytest.mark.parametrize("name", ["row_statistics", "column_statistics"])
+def test_sums_over_a_large_map_keep_their_digits(name: str, loops: None) -> None:
+    from tvc_attention.fused.loops import cbam
+
+    shape = (2, 1 << 18) if name == "row_statistics" else (1 << 18, 2)
+    x, ones = torch.full(shape, 0.1), torch.ones(shape[1 if name == "row_statistics" else 0])
+    mean, largest = torch.empty(2), torch.empty(2)
+    getattr(cbam, name)(*(each.numpy() for each in (x, ones, mean, largest)))
+    torch.testing.assert_close(mean, x.mean().expand(2), rtol=1e-5, atol=0)
+    assert largest.tolist() == x[:2, :2].amax(0).tolist()
+
+
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 def test_threads_change_no_bit(memory_format: torch.memory_format, loops: None) -> None:
     block = make("cbam_block", 20)  # all of which the loops compute
@@ -402,6 +416,38 @@ def test_frozen_maps_checkpoints_and_second_derivatives_of_loops(name: str, loop
     torch.testing.assert_close(everything(block.mix), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", COMPILED)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
+def test_loops_take_saved_maps_in_any_order(
+    name: str, memory_format: torch.memory_format, loops: None
+) -> None:
+    block = make(name, 8).eval()
+    x = torch.randn(2, 8, 5, 4).contiguous(memory_format=memory_format).requires_grad_()
+    wanted, grad = [x, *block.parameters()], torch.randn_like(x)
+    expected = torch.autograd.grad(block.mix(x, None), wanted, grad)
+
+    def transposed(saved: Tensor) -> Tensor:
+        return saved.transpose(2, 3) if saved.dim() == 4 else saved
+
+    hooks = lambda saved: transposed(saved).contiguous(), transposed
+    with torch.autograd.graph.saved_tensors_hooks(*hooks):
+        y = block.mix(x, None)
+    assert is_compiled(y)
+    torch.testing.assert_close(torch.autograd.grad(y, wanted, grad), expected)
+
+
+@pytest.mark.parametrize("name", COMPILED)
+def test_loops_are_tried_outside_of_what_surrounds_their_first_call(name: str, loops: None) -> None:
+    block, x = make(name, 8).eval(), torch.randn(2, 8, 4, 4, requires_grad=True)
+    compiled._works.cache_clear()
+    with torch.device("meta"):
+        assert is_compiled(block.mix(x, None))
+    compiled._works.cache_clear()
+    y = checkpoint(lambda x: block.mix(x, None), x, use_reentrant=False)
+    y.sum().backward()
+    assert is_compiled(block.mix(x, None))
+
+
 def test_loops_leave_changed_layers_and_other_numbers_alone(loops: None) -> None:
     x = torch.randn(2, 8, 4, 4, requires_grad=True)
     assert is_compiled(make("cbam_block", 8).mix(x, None))
@@ -420,6 +466,20 @@ def test_loops_leave_changed_layers_and_other_numbers_alone(loops: None) -> None
     block.channel.fc1 = nn.Conv2d(8, 3, 1, bias=False)  # wider than what comes after it
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         block.mix(x, None)
+    block = make("cbam_block", 8)
+    block.channel.fc1.weight = nn.Parameter(torch.randn(3, 8, 1, 1))  # so is its weight alone
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        block.mix(x, None)
+    block = make("cbam_block", 8)
+    block.spatial.conv = nn.Conv2d(3, 1, 7, padding=3, bias=False)
+    with pytest.raises(RuntimeError, match="Given groups"):
+        block.mix(x, None)
+    for part in ("channel", "spatial"):
+        block = make("cbam_block", 8)
+        block.set_submodule(part, _Halved(block.get_submodule(part)))
+        y = block.mix(x, None)
+        assert not is_compiled(y)
+        torch.testing.assert_close(y, plain(block, x, None))
     for path in ("channel.fc2", "channel.sigmoid", "spatial.conv"):
         block, seen = make("cbam_block", 8), []
         block.get_submodule(path).register_forward_hook(lambda *args, seen=seen: seen.append(args))
@@ -428,6 +488,20 @@ def test_loops_leave_changed_layers_and_other_numbers_alone(loops: None) -> None
     with torch.autocast("cpu", torch.bfloat16):
         assert not is_compiled(block.mix(x, None))
     assert not is_compiled(block.bfloat16().mix(x.bfloat16(), None))
+
+
+class _Halved(nn.Module):
+    """A part of CBAM by another formula."""
+
+    def __init__(self, part: Any) -> None:
+        super().__init__()
+        self.part = part
+
+    def gate(self, x: Tensor) -> Tensor:
+        return self.part.gate(x) / 2
+
+    def excite(self, *pooled: Tensor) -> Tensor:
+        return self.part.excite(*pooled) / 2
 
 
 def test_a_forked_process_has_threads_of_its_own(loops: None) -> None:
@@ -453,16 +527,39 @@ def test_a_forked_process_has_threads_of_its_own(loops: None) -> None:
     assert status == 0
 
 
+def test_loops_run_while_the_interpreter_ends(loops: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    block, x = make("cbam_block", 8), torch.randn(4, 8, 4, 4, requires_grad=True)
+    expected = block.mix(x, None)
+    pool = ThreadPoolExecutor(1)
+    pool.shutdown()  # as every pool is once the main thread is through
+    monkeypatch.setattr(compiled, "_pool", lambda threads: pool)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert torch.equal(block.mix(x, None), expected)
+
+
 @pytest.mark.parametrize("name", COMPILED)
-@pytest.mark.parametrize("kind", ["missing", "broken"])
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("missing", None),
+        ("broken", ".*njit.*"),
+        ("incomplete", "import of llvmlite halted.*"),
+        ("disabled", "NUMBA_DISABLE_JIT is set"),
+    ],
+)
 def test_without_a_numba_that_works_operators_run(
-    name: str, kind: str, loops: None, monkeypatch: pytest.MonkeyPatch
+    name: str, kind: str, error: str | None, loops: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("jit", "cbam", "strips"):
         monkeypatch.delitem(sys.modules, f"tvc_attention.fused.loops.{module}", raising=False)
         monkeypatch.delattr(f"tvc_attention.fused.loops.{module}", raising=False)
-    broken = types.ModuleType("numba")  # it has nothing
-    monkeypatch.setitem(sys.modules, "numba", None if kind == "missing" else broken)
+    numba: Any = types.ModuleType("numba")
+    if kind == "incomplete":
+        monkeypatch.setitem(sys.modules, "llvmlite", None)
+        numba.__getattr__ = lambda name: importlib.import_module("llvmlite")
+    else:
+        numba.config = types.SimpleNamespace(DISABLE_JIT=kind == "disabled")
+    monkeypatch.setitem(sys.modules, "numba", None if kind == "missing" else numba)
     compiled._works.cache_clear()
     block, x = make(name, 8), torch.randn(2, 8, 4, 4, requires_grad=True)
     try:
@@ -473,8 +570,8 @@ def test_without_a_numba_that_works_operators_run(
         compiled._works.cache_clear()
     assert not any(map(is_compiled, ys))
     messages = [str(warning.message) for warning in caught]
-    expected = r"numba is installed and cannot be used: .*njit.*; install a version that fits"
-    assert len(messages) == (kind == "broken")
+    assert len(messages) == (error is not None)
+    expected = f"numba is installed and cannot be used: {error}. .*; mend that, or uninstall numba"
     assert all(re.match(expected, message) for message in messages)
 
 

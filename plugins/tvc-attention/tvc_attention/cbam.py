@@ -161,10 +161,11 @@ class CBAM(nn.Module):
     def mix(self, x: Tensor, alpha: Tensor | None) -> Tensor:
         """Return x * (1 + alpha * (gate(x) - 1)) as one computation; without alpha x * gate(x)."""
         channel, spatial = self.channel, self.spatial
-        layers = [channel.fc1, channel.fc2, spatial.conv]
-        activations = [channel.relu, channel.sigmoid, spatial.sigmoid]
-        if takes_cbam(x, layers, activations):
-            return cbam(x, [layer.weight for layer in layers], alpha)
+        if type(channel) is ChannelAttention and type(spatial) is SpatialAttention:
+            layers = [channel.fc1, channel.fc2, spatial.conv]
+            activations = [channel.relu, channel.sigmoid, spatial.sigmoid]
+            if takes_cbam(x, layers, activations):
+                return cbam(x, [layer.weight for layer in layers], alpha)
         return scale_both(x, channel.excite, spatial.excite, alpha)
 
     def forward(self, x: Tensor) -> Tensor:

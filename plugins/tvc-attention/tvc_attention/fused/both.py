@@ -28,8 +28,9 @@ def takes_cbam(x: Tensor, layers: list[nn.Conv2d], activations: list[nn.Module])
         and is_untouched(first)
         and is_untouched(second)
         and is_untouched(pixels, is_pointwise=False)
-        and first.in_channels == second.out_channels == x.shape[1]
-        and first.out_channels == second.in_channels
+        and first.weight.shape == (first.out_channels, x.shape[1], 1, 1)
+        and second.weight.shape == (x.shape[1], first.out_channels, 1, 1)
+        and pixels.weight.shape == (1, 2, *pixels.kernel_size)
         and all(layer.bias is None for layer in layers)
         and all(type(layer.weight) in (Tensor, nn.Parameter) for layer in layers)
         and all(layer.weight.dtype == x.dtype for layer in layers)
@@ -54,8 +55,7 @@ def cbam(x: Tensor, weights: list[Tensor], alpha: Tensor | None) -> Tensor:
 
 def _trial(dtype: torch.dtype) -> None:
     one = torch.ones(1, 1, 1, 1, dtype=dtype, requires_grad=True)
-    with torch.enable_grad():
-        y = cbam(one, [one, one, one.detach().expand(1, 2, 1, 1)], None)
+    y = cbam(one, [one, one, one.detach().expand(1, 2, 1, 1)], None)
     torch.autograd.grad(y, one)
 
 
@@ -84,6 +84,7 @@ class Both(torch.autograd.Function):
         if torch.is_grad_enabled():
             return _plain_backward(ctx.needs_input_grad, x, others, grad)
         of_channels, hidden = saved[:2]
+        x = as_stored(x, x)  # hooks of saved tensors may have changed the order in memory
         grad, dx = as_stored(grad, x), torch.empty_like(x)
         dhidden, dscores = torch.empty_like(hidden), torch.empty_like(of_channels[0])
         dkernel, dalpha = x.new_empty(x.shape[0], *kernel.shape[1:]), x.new_empty(x.shape[0])

@@ -7,6 +7,8 @@ import os
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from threading import Thread
 from typing import Any
 
 import torch
@@ -37,20 +39,25 @@ def compiles(x: Tensor, trial: Callable[[torch.dtype], object]) -> bool:
 
 @functools.cache
 def _works(trial: Callable[[torch.dtype], object], dtype: torch.dtype) -> bool:
-    try:
-        trial(dtype)
-    except ModuleNotFoundError as error:
-        if error.name != "numba":
-            raise
-        return False
-    except Exception as error:  # numba is there and does not work here, such as with this numpy
-        warnings.warn(
-            f"numba is installed and cannot be used: {error}. Attention blocks run without it, and "
-            "some take twice the time; install a version that fits, or none",
-            stacklevel=2,
-        )
-        return False
-    return True
+    errors: list[Exception] = []
+
+    def attempt() -> None:
+        try:
+            trial(dtype)
+        except Exception as error:
+            errors.append(error)
+
+    thread = Thread(target=attempt)  # which modes, hooks and devices of the caller do not reach
+    thread.start()
+    thread.join()
+    for error in errors:
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "numba"):
+            warnings.warn(
+                f"numba is installed and cannot be used: {error}. Attention blocks run without it, "
+                "and some take twice the time; mend that, or uninstall numba",
+                stacklevel=2,
+            )
+    return not errors
 
 
 def run(loop: Callable[..., object], count: int, *arguments: Any) -> None:
@@ -65,7 +72,10 @@ def run(loop: Callable[..., object], count: int, *arguments: Any) -> None:
         for start in starts:
             loop(start, min(start + step, count), *arguments)
 
-    others = [_pool(threads).submit(work) for _ in range(1, threads)]
+    others = []
+    with suppress(RuntimeError):  # the interpreter ends, and this thread does all of the work
+        for _ in range(1, threads):
+            others.append(_pool(threads).submit(work))
     work()
     for other in others:
         other.result()

@@ -14,6 +14,9 @@ from .jit import compiled
 
 __all__ = ["backward", "forward"]
 
+SPAN = 512
+"""Numbers whose sum is taken by itself: over a large map, float32 would lose up to four digits."""
+
 # -- passes over one image -------------------------------------------------------------------------
 
 
@@ -22,10 +25,13 @@ def row_statistics(x, scale, mean, largest):
     """Write mean and maximum of the rows of x * scale, which is of columns."""
     for o in range(x.shape[0]):
         row, total, most = x[o], x.dtype.type(0), x.dtype.type(-float("inf"))
-        for i in range(row.size):
-            value = row[i] * scale[i]
-            total += value
-            most = max(most, value)
+        for start in range(0, row.size, SPAN):
+            part = x.dtype.type(0)
+            for i in range(start, min(start + SPAN, row.size)):
+                value = row[i] * scale[i]
+                part += value
+                most = max(most, value)
+            total += part
         mean[o], largest[o] = total / row.size, most
 
 
@@ -33,22 +39,28 @@ def row_statistics(x, scale, mean, largest):
 def column_statistics(x, scale, mean, largest):
     """Write mean and maximum of the columns of x * scale, which is of rows."""
     outer = x.shape[0]
+    part = np.empty_like(mean)
     mean[:] = 0
     largest[:] = -float("inf")
-    for o in range(outer % 4):
-        row, factor = x[o], scale[o]
-        for i in range(row.size):
-            value = row[i] * factor
-            mean[i] += value
-            largest[i] = max(largest[i], value)
-    # four rows at once, since reading and writing the statistics is what takes the time
-    for o in range(outer % 4, outer, 4):
-        row, second, third, fourth = x[o], x[o + 1], x[o + 2], x[o + 3]
-        a, b, c, d = scale[o], scale[o + 1], scale[o + 2], scale[o + 3]
-        for i in range(row.size):
-            one, two, three, four = row[i] * a, second[i] * b, third[i] * c, fourth[i] * d
-            mean[i] += one + two + three + four
-            largest[i] = max(largest[i], max(max(one, two), max(three, four)))
+    for start in range(0, outer, SPAN):
+        stop = min(start + SPAN, outer)
+        quarters = start + (stop - start) % 4
+        part[:] = 0
+        for o in range(start, quarters):
+            row, factor = x[o], scale[o]
+            for i in range(row.size):
+                value = row[i] * factor
+                part[i] += value
+                largest[i] = max(largest[i], value)
+        # four rows at once, since reading and writing the statistics is what takes the time
+        for o in range(quarters, stop, 4):
+            row, second, third, fourth = x[o], x[o + 1], x[o + 2], x[o + 3]
+            a, b, c, d = scale[o], scale[o + 1], scale[o + 2], scale[o + 3]
+            for i in range(row.size):
+                one, two, three, four = row[i] * a, second[i] * b, third[i] * c, fourth[i] * d
+                part[i] += one + two + three + four
+                largest[i] = max(largest[i], max(max(one, two), max(three, four)))
+        mean += part
     mean /= x.dtype.type(outer)
 
 
@@ -344,11 +356,12 @@ def backward(
             whole = column_dots(x[n], grad[n], channel, largest, dpixel, count)
         else:
             whole = row_dots(x[n], grad[n], channel, largest, dpixel, count)
-        dalpha[n] = -whole
+        total = zero
         for i in range(pixel.size):
-            dalpha[n] += dpixel[i] * pixel[i]
+            total += dpixel[i] * pixel[i]
             factor[i] = alpha * pixel[i]
             dpixel[i] *= factor[i] * (one - pixel[i])
+        dalpha[n] = total - whole
         pad(pooled[n], kernel, padded)
         for h in range(H):
             scores[h * wide : h * wide + W] = dpixel[h * W : (h + 1) * W]
