@@ -132,12 +132,13 @@ class _Done:
     Args:
         kept: tensors as they were: the dict that each is in, its name, the tensor, its values.
         off: the patches that are folded, and switched off.
-        norms: layers that have a bias now, and the normalization that is to take it.
+        norms: layers that have a bias now, the normalization that is to take it, and whose shift
+            it is.
     """
 
     kept: list[tuple[dict[str, Any], str, Any, Any]] = field(default_factory=list)
     off: list[Patch] = field(default_factory=list)
-    norms: dict[nn.Module, nn.Module] = field(default_factory=dict)
+    norms: dict[nn.Module, tuple[nn.Module, _Place]] = field(default_factory=dict)
 
     def put_back(self, mark: int = 0) -> None:
         """Give tensors back what they were before the entry with this number."""
@@ -148,11 +149,17 @@ class _Done:
                     tensor.copy_(values)
         del self.kept[mark:]
 
+    def undo(self) -> None:
+        """Make everything as before."""
+        self.put_back()
+        for patch in self.off:
+            patch.switch(_FOLDED, True)
+
     def move_biases(self) -> None:
         """Move biases that the plain network has not into the batch normalization that reads the
         map: BN(y + b) with the mean m is BN(y) with the mean m - b, in both modes.
         """
-        for layer, norm in self.norms.items():
+        for layer, (norm, _) in self.norms.items():
             bias, mean = layer._parameters["bias"], norm._buffers["running_mean"]
             assert bias is not None and mean is not None
             self.kept.append((norm._buffers, "running_mean", mean, mean.clone()))
@@ -185,9 +192,16 @@ def _fold_patches(network: nn.Module, state: HybridState, target: str | None) ->
     image = image_for(network, state.probe_shape)
     look, done = _look(network, image, places), _Done()
     try:
-        for spot in _in_order(network, places.values()):
-            if why := _blocked(network, spot, done.off) or _fold(network, spot, look, done):
-                left[spot.home] = why
+        blocked = _fold_each(network, places, look, done)
+        while met := {
+            each.home: why for _, each in done.norms.values() if (why := _met(network, each, done))
+        }:
+            # what was folded after them was folded into their result, so all is done again
+            done.undo()
+            left |= met
+            places, done = {home: places[home] for home in places if home not in left}, _Done()
+            blocked = _fold_each(network, places, look, done)
+        left |= blocked
         done.move_biases()
         with probing(network):
             logits = first_tensor(network(image))
@@ -202,9 +216,7 @@ def _fold_patches(network: nn.Module, state: HybridState, target: str | None) ->
         if folded:
             take_out(network, state, folded)
     except BaseException:
-        done.put_back()
-        for patch in done.off:
-            patch.switch(_FOLDED, True)
+        done.undo()
         raise
     gone = [home for each in folded for home in each.record.paths or (each.record.target,)]
     return FoldReport(folded=tuple(gone), left=left, difference=_difference(look.logits, logits))
@@ -303,15 +315,37 @@ def _in_order(network: nn.Module, places: Iterable[_Place]) -> list[_Place]:
     return sorted(places, key=lambda each: (-each.path.count("."), order[each.home]))
 
 
+def _fold_each(
+    network: nn.Module, places: Mapping[str, _Place], look: _Look, done: _Done
+) -> dict[str, str]:
+    """Fold patches in place, and return why others are not."""
+    return {
+        spot.home: why
+        for spot in _in_order(network, places.values())
+        if (why := _blocked(network, spot, done.off) or _fold(network, spot, look, done))
+    }
+
+
+def _met(network: nn.Module, place: _Place, done: _Done) -> str:
+    """Say which patch that is not folded a shift meets on its way to the batch normalization, if
+    there is one that does more than add to the map. Those before it at the layer are folded.
+    """
+    for home, path, other in placed_patches(network):
+        stays = path == place.path and other not in done.off and other.position.runs_after
+        if stays and other.position.combine is not add:
+            return f"{home} comes between its shift and the batch normalization, and is not folded"
+    return ""
+
+
 def _blocked(network: nn.Module, place: _Place, off: list[Patch]) -> str:
     """Say which patch that is not folded stands between a target and a block, if one does."""
     for home, path, other in placed_patches(network):
         if other is place.patch:
             break
-        if path == place.path and other not in off and other.enabled and other.position.runs_after:
+        if path == place.path and other not in off and other.position.runs_after:
             return f"{home} comes between it and {place.path!r}, and is not folded"
     for home, path, other in placed_patches(network):
-        if other is place.patch or other in off or not other.enabled:
+        if other is place.patch or other in off:
             continue
         if path.startswith(f"{place.path}."):
             return f"{home} is inside of {place.path!r}, and is not folded"
@@ -326,7 +360,7 @@ def _fold(network: nn.Module, place: _Place, look: _Look, done: _Done) -> str:
     module, mark = place.module, len(done.kept)
     done.kept += _values(module)
     bare = [each for each in module.modules() if each._parameters.get("bias", 0) is None]
-    norms: dict[nn.Module, nn.Module] = {}
+    norms: dict[nn.Module, tuple[nn.Module, _Place]] = {}
     try:
         with foreign(PatchError, "fold fails"):
             place.patch.block.fold(module)  # type: ignore[operator]
@@ -341,7 +375,7 @@ def _fold(network: nn.Module, place: _Place, look: _Look, done: _Done) -> str:
                         "normalization with running statistics follows it directly"
                     )
                 else:
-                    norms[layer] = norm
+                    norms[layer] = norm, place
     except TvcError as error:
         cause = error.__cause__
         why = str(cause) if isinstance(cause, ValueError) else describe_error(error)

@@ -675,6 +675,33 @@ def test_what_comes_between_keeps_a_patch_from_folding(order: str) -> None:
     torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(("stays", "folds"), [("se", False), ("conv_adapter", True)])
+def test_a_shift_moves_past_a_patch_that_stays_only_where_that_adds(
+    stays: str, folds: bool
+) -> None:
+    pair = [{"inject": "ssf"}, {"inject": "ssf"}, {"inject": stays}]
+    torch.manual_seed(0)
+    model = HybridBuilder().from_torchvision("resnet18", None, patches={"layer1.0.conv1": pair})
+    move(model.eval())
+    x = torch.randn(1, 3, 64, 64)
+    before = model(x)
+    with pytest.warns(UserWarning, match="not folded"):
+        report = fold_patches(model)
+    home = "patches.layer1.0.conv1.ssf"
+    assert report.folded == ((home, f"{home}_2") if folds else ())
+    if not folds:
+        assert f"{home[:-3]}{stays} comes between its shift" in report.left[home]
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+
+
+def test_a_patch_that_is_switched_off_for_a_while_stays_between() -> None:
+    inner, outer = "layer2.0.downsample.1", "layer2.0.downsample"
+    model = resnet18({inner: {"wrap": "se"}, outer: {"inject": "ssf"}}).eval()
+    with model.without(inner), pytest.warns(UserWarning, match="not folded"):
+        report = fold_patches(model, outer)
+    assert f"patches.{inner}.se is inside" in report.left[f"patches.{outer}.ssf"]
+
+
 def test_a_gate_a_tie_and_a_replacement_are_named() -> None:
     patches = {
         "layer1.0.conv1": {"inject": {"type": "lora", "init": "kaiming"}},

@@ -12,6 +12,7 @@ import warnings
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,6 +34,7 @@ from torch import nn
 from tvc_export import (
     Certificate,
     ExporterSpec,
+    bench,
     export_model,
     open_exported,
     read_certificate,
@@ -495,6 +497,19 @@ def test_what_is_missing_or_misspelt_is_said_before_any_work(
     with pytest.raises(PluginError, match=r"pip install 'tvc-export\[onnx\]'"):
         export_model(small(), "onnx", out)
     assert not list(tmp_path.glob(".tvc*"))
+
+
+def test_a_network_that_is_no_hybrid_is_refused_by_each_function_that_takes_one(
+    tmp_path: Path,
+) -> None:
+    given: Any = torch.nn.Conv2d(3, 2, 1)
+    for name, call in (
+        ("export_model", lambda: export_model(given, "pt2", tmp_path / "m.pt2", keep_names=True)),
+        ("verify", lambda: verify(tmp_path / "m.pt2", model=given)),
+        ("bench", lambda: bench({"a": given}, shape=(1, 3, 8, 8))),
+    ):
+        with pytest.raises(ParameterError, match=f"^{name} takes a model that .* not Conv2d"):
+            call()
 
 
 def photos_in(folder: Path, number: int) -> Path:

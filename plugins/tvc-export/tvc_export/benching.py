@@ -15,6 +15,7 @@ import torch
 
 from tvc_core import BackboneError, HybridModel, ParameterError, foreign
 
+from .models import check_hybrid
 from .verifying import ExportedModel
 
 __all__ = ["Timing", "bench"]
@@ -60,7 +61,8 @@ def bench(
         without: measure models also without each of their patches.
 
     Raises:
-        ParameterError: too few rounds, or a shape that an exported file was not proved for.
+        ParameterError: too few rounds, a model that is not a hybrid, or a shape that an exported
+            file was not proved for.
         BackboneError: a model does not take such images; the message names both.
     """
     if rounds < 10:
@@ -75,6 +77,7 @@ def bench(
             if isinstance(subject, ExportedModel):
                 runs[name, ""] = lambda run=subject: run(images)  # type: ignore[misc]
                 continue
+            check_hybrid(subject, "bench")
             for module in subject.modules():  # not all of a model need be in the same mode
                 stack.callback(setattr, module, "training", module.training)
             subject.eval()

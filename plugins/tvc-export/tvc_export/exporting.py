@@ -34,7 +34,7 @@ from tvc_core import (
 from .certificate import Certificate, Trial, beside, digest_and_text, write_certificate
 from .claims import AXES
 from .kinds import ExporterSpec
-from .models import facts_of
+from .models import check_hybrid, facts_of
 from .photos import Photo, check_photos, find_photos, read_photos
 from .privacy import check_private, words_in
 from .program import ExportOptions, ProgramFacts, make_program
@@ -135,11 +135,12 @@ def export_model(
     Raises:
         UnknownNameError: no plugin offers the format.
         PluginError: packages of the format are not installed.
-        ParameterError: an argument that does not fit, or a photo that cannot be read or is prepared
-            in a size that the export is not for.
+        ParameterError: `model` is not a hybrid; an argument does not fit; or a photo cannot be read
+            or is prepared in a size that the export is not for.
         BackboneError: the format does not take the network, or not with these sizes.
         WeightsError: the file cannot be written, or its answers are others than torch's.
     """
+    check_hybrid(model, "export_model")
     path, registry = Path(path), registry or Registry()
     sides = _check_arguments(dynamic, size, tolerance, max_drop, limit)
     exporter = find_format(format, registry)

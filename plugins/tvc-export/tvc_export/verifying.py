@@ -14,6 +14,7 @@ from tvc_core import HybridModel, ParameterError, Registry, WeightsError, digest
 
 from .certificate import Certificate, Trial, read_certificate
 from .exporting import judged
+from .models import check_hybrid
 from .photos import Photo, check_photos, read_photos
 from .proving import inputs_for, misses, noise, outputs_of, photo_inputs, repeat, try_input
 from .registry import check_installed, format_of
@@ -104,9 +105,12 @@ def verify(
 
     Raises:
         WeightsError: the file is another one than the one that was proved, or an answer is.
-        ParameterError: a shape or photo outside of what the file was proved for; photos or shapes
-            without a model to compare with; or shapes of noise for a quantized file.
+        ParameterError: `model` is not a hybrid; a shape or photo outside of what the file was
+            proved for; photos or shapes without a model to compare with; or shapes of noise for a
+            quantized file.
     """
+    if model is not None:
+        check_hybrid(model, "verify")
     exported = open_exported(path, registry=registry)
     certificate, run = exported.certificate, exported._run
     for shape in shapes:

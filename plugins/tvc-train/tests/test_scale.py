@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
 from tvc_train import fit
 from tvc_train.caching.feeding import CachedFeed
 from tvc_train.devices import Devices, local, own
@@ -240,6 +242,25 @@ def test_what_the_first_process_cannot_keep_ends_all(
     cached["data"]["max_cache"] = 1e-9
     several(2, lambda: act("data.cache: the features take"))
     several(2, lambda: act("data.cache: with the strategy fsdp", strategy="fsdp"))
+
+
+def test_replicas_keep_their_buffers_and_torch_warns_of_nothing() -> None:
+    def wrap() -> None:
+        devices = Devices(devices=2, accelerator="cpu")
+        devices.launch()
+        model = toy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run = devices.wrap(model)
+        norm = next(each for each in model.modules() if isinstance(each, nn.BatchNorm2d))
+        assert norm.running_mean is not None
+        norm.running_mean.fill_(devices.rank)
+        model.eval()
+        run(torch.randn(2, 3, 32, 32))
+        assert bool((norm.running_mean == devices.rank).all())
+        devices.close()
+
+    several(2, wrap)
 
 
 def test_what_is_thawed_under_its_wrapper_is_found() -> None:

@@ -145,9 +145,8 @@ class Devices:
         elif self.strategy == "ddp":
             self.check_equal(model.state_dict().items(), "weights")
             ids = [self.device.index] if self.device.type == "cuda" else None
-            run = nn.parallel.DistributedDataParallel(
-                model, device_ids=ids, init_sync=False, broadcast_buffers=False
-            )
+            run = nn.parallel.DistributedDataParallel(model, device_ids=ids, init_sync=False)
+            run.broadcast_buffers = False  # as an argument, newer torch warns of it
         self._wrapper = run if self.strategy == "ddp" else None
         return torch.compile(run) if compiled else run
 
