@@ -504,6 +504,7 @@ class _Halved(nn.Module):
         return self.part.excite(*pooled) / 2
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 def test_a_forked_process_has_threads_of_its_own(loops: None) -> None:
     block, x = make("cbam_block", 8), torch.randn(4, 8, 4, 4, requires_grad=True)
     before = torch.get_num_threads()

@@ -23,16 +23,26 @@ SPAN = 512
 @compiled
 def row_statistics(x, scale, mean, largest):
     """Write mean and maximum of the rows of x * scale, which is of columns."""
+    zero, least = x.dtype.type(0), x.dtype.type(-float("inf"))
     for o in range(x.shape[0]):
-        row, total, most = x[o], x.dtype.type(0), x.dtype.type(-float("inf"))
-        for start in range(0, row.size, SPAN):
-            part = x.dtype.type(0)
-            for i in range(start, min(start + SPAN, row.size)):
-                value = row[i] * scale[i]
-                part += value
+        total, most, second, third, fourth = zero, least, least, least, least
+        for start in range(0, x.shape[1], SPAN):
+            part, factor = x[o, start : start + SPAN], scale[start : start + SPAN]
+            quarters, a, b, c, d = part.size % 4, zero, zero, zero, zero
+            for i in range(quarters):
+                value = part[i] * factor[i]
+                a += value
                 most = max(most, value)
-            total += part
-        mean[o], largest[o] = total / row.size, most
+            # four numbers at once, since each sum and maximum waits for the one before it
+            for i in range(quarters, part.size, 4):
+                one, two = part[i] * factor[i], part[i + 1] * factor[i + 1]
+                three, four = part[i + 2] * factor[i + 2], part[i + 3] * factor[i + 3]
+                a, b, c, d = a + one, b + two, c + three, d + four
+                most, second = max(most, one), max(second, two)
+                third, fourth = max(third, three), max(fourth, four)
+            total += a + b + c + d
+        mean[o] = total / x.shape[1]
+        largest[o] = max(max(most, second), max(third, fourth))
 
 
 @compiled
