@@ -110,7 +110,7 @@ def test_an_argument_stands_in_two_places_and_where_something_acts_on_it() -> No
     assert places("dropout") == {"arguments.py": 1, "schema.py": 1, "rules.py": 1}
     assert places("num_classes") >= Counter({"arguments.py": 1, "schema.py": 1})
     image_size = places("image_size")
-    assert image_size.pop("plan.py") <= 3, "acts on it: an option of the factory, two errors"
+    assert image_size.pop("plan.py") <= 2, "acts on it: an option of the factory, an error's line"
     assert image_size == {"arguments.py": 1, "schema.py": 1, "specs.py": 1}  # a default of its own
 
 

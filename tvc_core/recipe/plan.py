@@ -121,7 +121,7 @@ def make_plan(
         _refuse_code_only(backbone, recipe.options, recipe.place("options"))
     with at("options"):
         _check_options(recipe.options, backbone)
-        known = _with_facts(backbone, recipe.options, registry)
+        known = _with_facts(backbone, recipe, registry)
     with at("weights"):
         own = replace(recipe, by_code=frozenset(by_code)).own_weights
         weights = _own(own[0], backbone) if own else _bind_weights(recipe.weights, backbone)
@@ -227,15 +227,16 @@ def _for_recipes(offer: Named[Any] | None, given: Mapping[str, Any]) -> dict[str
 
 
 def _with_facts(
-    backbone: Named[BackboneSpec], options: Mapping[str, Any], registry: Registry
+    backbone: Named[BackboneSpec], recipe: Recipe, registry: Registry
 ) -> Named[BackboneSpec]:
     """Return the backbone with the channels of the image that its option sets. One that declares no
     residual branches, such as a user's own network, knows the classes that any other declares.
     """
-    spec = backbone.spec
-    name, facts = spec.channels_option, {}
-    if (channels := options.get(name)) is not None:
-        facts["num_channels"] = SIZE.check(name, channels, ParameterError)
+    spec, given, facts = backbone.spec, recipe.in_channels, {}
+    if (value := recipe.options.get(name := spec.channels_option)) is not None:
+        facts["num_channels"] = SIZE.check(name, value, ParameterError)
+        if given not in (None, value):
+            raise ParameterError(f"in_channels is {given} and {name} is {value}: give one of them")
     if not spec.branches:
         others = [offer.spec.branches for offer in registry.all(BackboneSpec)]
         facts["branches"] = {path: end for each in others for path, end in each.items()}
@@ -254,19 +255,16 @@ def _check_options(options: Mapping[str, Any], backbone: Named[BackboneSpec]) ->
 
 def _options(recipe: Recipe, backbone: Named[BackboneSpec]) -> dict[str, Any]:
     """Return the keyword arguments of the factory: the recipe's options, and its image size under
-    that name. What both say has to be the same.
+    that name.
     """
     options, size, spec = dict(recipe.options), recipe.image_size, backbone.spec
-    if size is not None and spec.size_option in spec.options:
-        options.setdefault(spec.size_option, size)
+    name = spec.size_option
+    if size is not None and name in spec.options:
+        if IMAGE_SIZE.check(name, options.setdefault(name, size), ParameterError) != size:
+            both = f"image_size is {size}, and the option {name} is {options[name]}"
+            raise ParameterError(f"{both}: give one of them")
     elif size is not None and size not in advice.sizes_of(spec):  # for which it is built
         raise ParameterError(advice.no_image_size(backbone.qualified, spec, size))
-    sizes = "image_size", size, spec.size_option, IMAGE_SIZE
-    channels = "in_channels", recipe.in_channels, spec.channels_option, SIZE
-    for keyword, given, name, rule in (sizes, channels):
-        value = options.get(name)
-        if None not in (given, value) and rule.check(name, value, ParameterError) != given:
-            raise ParameterError(f"{keyword} is {given} and {name} is {value}: give one of them")
     return options
 
 
