@@ -13,7 +13,7 @@ from tvc_core import is_watched
 from .compiled import as_array, as_number, compiles, run
 from .layers import is_untouched
 from .passes import as_stored, fuses
-from .product import plain_product
+from .spatial import scale_both_plainly
 
 __all__ = ["cbam", "takes_cbam"]
 
@@ -108,13 +108,15 @@ def _plain_backward(
 ) -> tuple[Tensor | None, ...]:
     """Return the same gradients by operators of torch, which have gradients themselves."""
     first, second, kernel, alpha = others
-    hidden = F.conv2d(x.mean((2, 3), keepdim=True), first).relu()
-    hidden = hidden + F.conv2d(x.amax((2, 3), keepdim=True), first).relu()
-    channel = F.conv2d(hidden, second).sigmoid()
-    scaled = x * channel
-    pooled = torch.cat([scaled.mean(1, keepdim=True), scaled.amax(1, keepdim=True)], 1)
-    pixel = F.conv2d(pooled, kernel, padding=kernel.shape[2] // 2).sigmoid()
-    y = plain_product(x, channel, pixel, alpha)
+
+    def channel_gate_of(mean: Tensor, largest: Tensor) -> Tensor:
+        hidden = F.conv2d(mean, first).relu() + F.conv2d(largest, first).relu()
+        return F.conv2d(hidden, second).sigmoid()
+
+    def pixel_gate_of(pooled: Tensor) -> Tensor:
+        return F.conv2d(pooled, kernel, padding=kernel.shape[2] // 2).sigmoid()
+
+    y = scale_both_plainly(x, channel_gate_of, pixel_gate_of, alpha)
     wanted = [each for each, is_needed in zip((x, *others), needed, strict=True) if is_needed]
     found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
     return tuple(next(found) if is_needed else None for is_needed in needed)

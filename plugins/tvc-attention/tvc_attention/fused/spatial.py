@@ -14,7 +14,7 @@ from .channel import Means, Shared
 from .passes import as_stored, blend, channel_dots, fuses, marks_of_maxima, pieces
 from .product import Product, plain_product
 
-__all__ = ["scale_both", "scale_pixels"]
+__all__ = ["scale_both", "scale_both_plainly", "scale_pixels"]
 
 
 def scale_pixels(x: Tensor, gate_of: Callable[[Tensor], Tensor], alpha: Tensor | None) -> Tensor:
@@ -51,11 +51,7 @@ def scale_both(
         alpha: as for `blend`.
     """
     if not fuses(x):
-        mean, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
-        channel = channel_gate_of(mean, largest).to(x.dtype)
-        scaled = x * channel
-        pooled = torch.cat([scaled.mean(1, keepdim=True), scaled.amax(1, keepdim=True)], 1)
-        return plain_product(x, channel, pixel_gate_of(pooled), alpha)
+        return scale_both_plainly(x, channel_gate_of, pixel_gate_of, alpha)
     shared = Shared()
     shared.sends_first = True
     handed_on, mean, largest = Means.apply(x, True, shared)
@@ -68,6 +64,20 @@ def scale_both(
         rest, pixel = 1 - alpha, alpha * pixel
     y: Tensor = Product.apply(x, handed_on, channel, pixel, rest, shared)
     return y
+
+
+def scale_both_plainly(
+    x: Tensor,
+    channel_gate_of: Callable[[Tensor, Tensor], Tensor],
+    pixel_gate_of: Callable[[Tensor], Tensor],
+    alpha: Tensor | None,
+) -> Tensor:
+    """Do what `scale_both` does by operators that autograd, compilers and exporters see."""
+    mean, largest = x.mean((2, 3), keepdim=True), x.amax((2, 3), keepdim=True)
+    channel = channel_gate_of(mean, largest).to(x.dtype)
+    scaled = x * channel
+    pooled = torch.cat([scaled.mean(1, keepdim=True), scaled.amax(1, keepdim=True)], 1)
+    return plain_product(x, channel, pixel_gate_of(pooled), alpha)
 
 
 class Pixels(torch.autograd.Function):

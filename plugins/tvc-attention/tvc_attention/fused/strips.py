@@ -39,7 +39,7 @@ def scaled_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of `scaled` for rows, columns and rest."""
     drows, dcolumns = _new(x, x.shape[2]), _new(x, x.shape[3])
-    drest = x.new_empty(len(_map(x)))
+    drest = x.new_empty(len(drows))
     factors, results = (_few(rows, x), _few(columns, x)), map(as_array, (drows, dcolumns, drest))
     _run("dots", x, _map(x), _map(grad), *factors, *results)
     return _as_rows(drows, x), _as_columns(dcolumns, x), drest.sum()
