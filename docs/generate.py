@@ -91,7 +91,7 @@ GROUPS = {
             "PluginInfo",
         ),
         *("did_you_mean", "foreign", "join_names", "on_value", "short_repr", "what_there_is"),
-        *("check_target", "write_file"),
+        *("check_hybrid", "check_target", "write_file"),
     ),
 }
 """Where a public name stands in api.md. Errors have a page of their own."""

@@ -45,9 +45,9 @@ __all__ = [
     # that errors share
     *specs.__all__, "API_VERSION", "BlockMaker", "LocalPlugin", "Named", "NoClassifier", "Patch",
     "POSITIONS", "PluginInfo", "Position", "Registry", "Target", "ThreadMode", "build_torchvision",
-    "check_target", "did_you_mean", "foreign", "hookimpl", "hookspec", "is_normalization",
-    "is_watched", "join_names", "on_value", "own_randomness", "read_state_dict", "short_repr",
-    "what_there_is", "write_file",
+    "check_hybrid", "check_target", "did_you_mean", "foreign", "hookimpl", "hookspec",
+    "is_normalization", "is_watched", "join_names", "on_value", "own_randomness", "read_state_dict",
+    "short_repr", "what_there_is", "write_file",
 ]  # fmt: skip
 
 

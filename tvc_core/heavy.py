@@ -24,6 +24,7 @@ from .surgery.anatomy import StageInfo
 from .surgery.head import HeadReport, NoClassifier
 from .surgery.hooks import is_watched
 from .surgery.initializers import is_normalization
+from .surgery.marks import check_hybrid
 from .surgery.operations import BlockMaker, Target
 from .surgery.patch import Patch
 from .surgery.path_info import PathInfo
@@ -44,8 +45,9 @@ __all__ = [
     "NoClassifier", "NormalizationReport", "POSITIONS", "PartReport", "Patch", "PatchEffect",
     "PatchRecord", "PatchReport", "PathInfo", "Position", "Preprocessing", "StageInfo", "Target",
     "TensorChange", "ThreadMode", "WeightsDiff", "as_rgb", "audit", "build_torchvision",
-    "check_header", "check_target", "describe_backbone", "describe_file", "describe_model",
-    "diff_weights", "digest_of_tensors", "drop_closed_patches", "fold_patches", "freeze_head",
-    "is_normalization", "is_watched", "load", "own_randomness", "param_groups", "partial_load",
-    "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file", "write_file",
+    "check_header", "check_hybrid", "check_target", "describe_backbone", "describe_file",
+    "describe_model", "diff_weights", "digest_of_tensors", "drop_closed_patches", "fold_patches",
+    "freeze_head", "is_normalization", "is_watched", "load", "own_randomness", "param_groups",
+    "partial_load", "plain_state_dict", "read_state_dict", "transfer_weights", "weights_file",
+    "write_file",
 ]  # fmt: skip

@@ -510,6 +510,9 @@ def test_a_network_that_is_no_hybrid_is_refused_by_each_function_that_takes_one(
     ):
         with pytest.raises(ParameterError, match=f"^{name} takes a model that .* not Conv2d"):
             call()
+    wrapped: Any = torch.compile(HybridBuilder().from_torchvision("resnet18", None))
+    with pytest.raises(ParameterError, match=r"not OptimizedModule; .* what is inside"):
+        export_model(wrapped, "pt2", tmp_path / "m.pt2", keep_names=True)
 
 
 def photos_in(folder: Path, number: int) -> Path:

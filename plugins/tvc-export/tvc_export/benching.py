@@ -13,9 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvc_core import BackboneError, HybridModel, ParameterError, foreign
+from tvc_core import BackboneError, HybridModel, ParameterError, check_hybrid, foreign
 
-from .models import check_hybrid
 from .verifying import ExportedModel
 
 __all__ = ["Timing", "bench"]

@@ -23,6 +23,7 @@ from tvc_core import (
     PluginInfo,
     Registry,
     WeightsError,
+    check_hybrid,
     check_target,
     digest_of_tensors,
     foreign,
@@ -34,7 +35,7 @@ from tvc_core import (
 from .certificate import Certificate, Trial, beside, digest_and_text, write_certificate
 from .claims import AXES
 from .kinds import ExporterSpec
-from .models import check_hybrid, facts_of
+from .models import facts_of
 from .photos import Photo, check_photos, find_photos, read_photos
 from .privacy import check_private, words_in
 from .program import ExportOptions, ProgramFacts, make_program

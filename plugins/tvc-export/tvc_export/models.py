@@ -20,7 +20,7 @@ from tvc_core import (
 
 from .privacy import without_folders
 
-__all__ = ["check_hybrid", "facts_of", "read_model"]
+__all__ = ["facts_of", "read_model"]
 
 
 def read_model(
@@ -55,23 +55,6 @@ def read_model(
     document = RecipeDocument(data={"backbone": {"name": given, "weights": "DEFAULT"}})
     document = Recipe.changed_document(document, dict(changes or {}), builder.registry)
     return builder.build(Recipe.from_document(document, registry=builder.registry))
-
-
-def check_hybrid(model: object, what: str) -> None:
-    """Refuse what is not a hybrid.
-
-    Args:
-        model: what was given.
-        what: the function that takes a hybrid, for the error.
-
-    Raises:
-        ParameterError: it is not a model that HybridBuilder made.
-    """
-    if not isinstance(model, HybridModel):
-        raise ParameterError(
-            f"{what} takes a model that HybridBuilder made, not {type(model).__name__}; for any "
-            "other network there are torch.export.export and torch.onnx.export"
-        )
 
 
 def facts_of(model: HybridModel) -> dict[str, Any]:

@@ -10,11 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from tvc_core import HybridModel, ParameterError, Registry, WeightsError, digest_of_tensors, foreign
+from tvc_core import (
+    HybridModel,
+    ParameterError,
+    Registry,
+    WeightsError,
+    check_hybrid,
+    digest_of_tensors,
+    foreign,
+)
 
 from .certificate import Certificate, Trial, read_certificate
 from .exporting import judged
-from .models import check_hybrid
 from .photos import Photo, check_photos, read_photos
 from .proving import inputs_for, misses, noise, outputs_of, photo_inputs, repeat, try_input
 from .registry import check_installed, format_of
