@@ -27,7 +27,17 @@ from timm.layers.cbam import CbamModule, ChannelAttn
 from timm.layers.gather_excite import GatherExcite
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
-from tvc_attention.fused import both, channel, compiled, context, passes, product, spatial, strips
+from tvc_attention.fused import (
+    both,
+    channel,
+    compiled,
+    context,
+    layers,
+    passes,
+    product,
+    spatial,
+    strips,
+)
 
 from tvc_core import HybridBuilder
 
@@ -308,6 +318,44 @@ def test_hooks_and_wrappers_of_inner_layers_act() -> None:
     torch.testing.assert_close(after, x * 0.5)
 
 
+@pytest.mark.parametrize(("shape", "size"), [((3, 1, 40), 5), ((1, 1, 4), 9), ((2, 1, 30), 1)])
+def test_shifted_copies_are_a_convolution(
+    shape: tuple[int, ...], size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(layers, "LEAST", 1)
+    layer = nn.Conv1d(1, 1, size, padding=size // 2, bias=False).double()
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    y = layers.neighbor_scores(layer, x)
+    assert "Conv" not in type(y.grad_fn).__name__
+    grad, of = torch.randn_like(y), [x, layer.weight]
+    for one, two in zip(gradients(y, of, grad), gradients(layer(x), of, grad), strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_a_convolution_is_called_where_it_is_more_than_that(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(layers, "LEAST", 1)
+    x, seen = torch.randn(2, 1, 8), []
+    watched = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    watched.register_forward_hook(lambda *args: seen.append(args))
+    changed = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    changed.weight = nn.Parameter(torch.randn(2, 1, 3))
+    for layer in (
+        watched,
+        changed,
+        nn.Conv1d(1, 1, 3, padding=1),  # with a bias
+        nn.Conv1d(1, 1, 3, padding=1, bias=False, padding_mode="circular"),
+        nn.Conv1d(1, 1, 3, padding=2, dilation=2, bias=False),
+        nn.Conv1d(1, 1, 3, padding=1, stride=2, bias=False),
+    ):
+        assert torch.equal(layers.neighbor_scores(layer, x), layer(x))
+    assert len(seen) == 2
+    layer = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layers.neighbor_scores(layer, x).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_checkpoints_copies_and_repeated_backward(name: str) -> None:
     block = copy.deepcopy(make(name, 6)).double().eval()
@@ -383,7 +431,7 @@ def test_sums_over_a_large_map_keep_their_digits(name: str, loops: None) -> None
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, LAST])
 def test_threads_change_no_bit(memory_format: torch.memory_format, loops: None) -> None:
     block = make("cbam_block", 20)  # all of which the loops compute
-    x = torch.randn(7, 20, 6, 5).contiguous(memory_format=memory_format).requires_grad_()
+    x = torch.randn(8, 20, 6, 5).contiguous(memory_format=memory_format).requires_grad_()
     wanted, grad = [x, *block.parameters()], torch.randn_like(x)
     before, results = torch.get_num_threads(), []
     try:
@@ -392,6 +440,8 @@ def test_threads_change_no_bit(memory_format: torch.memory_format, loops: None) 
             y = block.mix(x, None)
             assert is_compiled(y)
             results.append(gradients(y, wanted, grad))
+        torch.set_num_threads(17)  # two for an image, of which one would have nothing to do
+        assert not is_compiled(block.mix(x, None))
     finally:
         torch.set_num_threads(before)
     for other in results[1:]:

@@ -9,6 +9,7 @@ import math
 
 from torch import Tensor, nn
 
+from .fused import neighbor_scores
 from .mean_gate import MeanGate
 
 __all__ = ["EfficientChannelAttention"]
@@ -52,5 +53,5 @@ class EfficientChannelAttention(MeanGate):
         self.sigmoid = nn.Sigmoid()
 
     def _excite(self, means: Tensor) -> Tensor:
-        scores = self.conv(means.flatten(1).unsqueeze(1))
+        scores = neighbor_scores(self.conv, means.flatten(1).unsqueeze(1))
         return self.sigmoid(scores).squeeze(1)[:, :, None, None]

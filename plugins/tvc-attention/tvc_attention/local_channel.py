@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .checks import odd_size, positive
+from .fused import neighbor_scores
 from .widths import neighbor_kernel
 
 __all__ = ["MixedLocalChannelAttention"]
@@ -67,8 +68,9 @@ class MixedLocalChannelAttention(nn.Module):
         # One row of descriptors, channels fastest: at the ends of a part's channels the convolution
         # sees the next part's, as in the authors' code.
         row = parts.flatten(2).transpose(1, 2).reshape(n, 1, size * size * c)
-        local = self.conv_local(row).reshape(n, size * size, c).transpose(1, 2).sigmoid()
-        whole = self.conv(parts.mean((2, 3)).unsqueeze(1)).transpose(1, 2).sigmoid()
+        local = neighbor_scores(self.conv_local, row).reshape(n, size * size, c)
+        whole = neighbor_scores(self.conv, parts.mean((2, 3)).unsqueeze(1))
+        local, whole = (scores.transpose(1, 2).sigmoid() for scores in (local, whole))
         mixed = local * self.local_weight + whole * (1 - self.local_weight)
         mixed = mixed.reshape(n, c, size, size)
         return means(size, height, mixed) @ (mixed @ means(size, width, mixed).T)

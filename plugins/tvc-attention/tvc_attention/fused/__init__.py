@@ -27,7 +27,7 @@ decides): all of CBAM (`both`), and the passes of gates of rows and columns (`st
 from .both import cbam, takes_cbam
 from .channel import scale_channels
 from .context import scale_by_context
-from .layers import pixel_scores, pointwise
+from .layers import neighbor_scores, pixel_scores, pointwise
 from .passes import blend
 from .product import scale_by_strips, strip_means
 from .spatial import scale_both, scale_pixels
@@ -35,6 +35,7 @@ from .spatial import scale_both, scale_pixels
 __all__ = [
     "blend",
     "cbam",
+    "neighbor_scores",
     "pixel_scores",
     "pointwise",
     "scale_both",

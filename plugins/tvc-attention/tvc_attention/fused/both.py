@@ -85,7 +85,7 @@ class Both(torch.autograd.Function):
             return _plain_backward(ctx.needs_input_grad, x, others, grad)
         of_channels, hidden = saved[:2]
         x = as_stored(x, x)  # hooks of saved tensors may have changed the order in memory
-        grad, dx = as_stored(grad, x), torch.empty_like(x)
+        grad, dx = as_stored(grad, x), torch.empty_like(x if ctx.needs_input_grad[0] else x[:0])
         dhidden, dscores = torch.empty_like(hidden), torch.empty_like(of_channels[0])
         dkernel, dalpha = x.new_empty(x.shape[0], *kernel.shape[1:]), x.new_empty(x.shape[0])
         results = [_map(dx), *map(as_array, (dhidden, dscores, dkernel, dalpha))]
@@ -95,7 +95,7 @@ class Both(torch.autograd.Function):
             dfirst = dhidden[0].T @ of_channels[0] + dhidden[1].T @ of_channels[1]
             dsecond = dscores.T @ hidden.sum(0)
         return (
-            dx,
+            dx if ctx.needs_input_grad[0] else None,
             dfirst.view_as(first),
             dsecond.view_as(second),
             dkernel.sum(0, keepdim=True),

@@ -26,12 +26,13 @@ keep processors busy while they wait for more work.
 
 def compiles(x: Tensor, trial: Callable[[torch.dtype], object]) -> bool:
     """Return whether loops take a map that `fuses` takes: large enough and of a type that they
-    know, on a machine where a trial of theirs runs.
+    know, with images enough for the threads, on a machine where a trial of theirs runs.
     """
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.float64)
         and x.numel() >= LEAST
+        and 2 * len(x) >= torch.get_num_threads()  # which share images
         and not torch.is_autocast_enabled("cpu")
         and _works(trial, x.dtype)
     )

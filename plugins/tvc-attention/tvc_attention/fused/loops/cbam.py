@@ -393,6 +393,9 @@ def backward(
         for each in range(2):
             for d in range(dsums.size):
                 dhidden[each, n, d] = dsums[d] if hidden[each, n, d] > zero else zero
+        if dx.size == 0:
+            continue
+        for each in range(2):
             transposed_product(first, dhidden[each, n], to_channels[each])
         for c in range(C):
             to_channels[0, c] /= pixel.size
