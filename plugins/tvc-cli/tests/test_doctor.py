@@ -357,6 +357,7 @@ def test_broken_metadata_is_a_problem(install: Install) -> None:
         ("TVC_STRICT", "0", "note", "TVC_STRICT=0 changes nothing"),
         ("TVC_WEIGHTS_PATH", "/", "note", "=/ is in force: it names folders"),
         ("TVC_WEIGHTS_PATH", "/:/misspelt", "problem", "names '/misspelt', which is no folder"),
+        ("TVC_WEIGHTS_PATH", "~nobody-here/w", "problem", "names '~nobody-here/w', which is no"),
     ],
 )
 def test_a_variable_is_described_by_its_value(

@@ -271,7 +271,7 @@ def _switches(owners: set[str]) -> Iterator[Finding]:
             yield Finding(level="note", about=name, text=text)
         folders = value.split(os.pathsep) if name == "TVC_WEIGHTS_PATH" else ()
         for folder in folders:
-            if folder and not Path(folder).expanduser().is_dir():
+            if folder and not Path(os.path.expanduser(folder)).is_dir():  # noqa: PTH111
                 yield Finding(
                     level="problem",
                     about=name,

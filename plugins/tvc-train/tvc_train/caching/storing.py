@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.remembering import cache_folder
 from ..errors import TrainingError
 
 __all__ = ["FeatureStore", "default_folder"]
@@ -30,10 +31,17 @@ _GIB = 1 << 30
 
 
 def default_folder() -> Path:
-    """Return $XDG_CACHE_HOME/tvc/features, by default ~/.cache/tvc/features."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
-    return base / "tvc" / "features"
+    """Return $XDG_CACHE_HOME/tvc/features, by default ~/.cache/tvc/features.
+
+    Raises:
+        TrainingError: there is no home.
+    """
+    if (base := cache_folder()) is None:
+        raise TrainingError(
+            "data.cache: there is no home folder to keep features in: set XDG_CACHE_HOME to a "
+            "folder that can be written"
+        )
+    return base / "features"
 
 
 class FeatureStore:
