@@ -56,21 +56,17 @@ class FeatureStore:
         self.folder, self.most = folder, most
 
     def find(self, key: str) -> Tensor | None:
-        """Return features [rows, ...], mapped into memory; None where there are none of this key.
-
-        One that is damaged is removed, and counts as none.
+        """Return features [rows, ...], mapped into memory; None where there are none of this key,
+        or they are damaged.
         """
         entry = self.folder / key
         facts = _read_facts(entry / _FACTS)
         if facts is None:
-            if entry.exists():
-                shutil.rmtree(entry, ignore_errors=True)
             return None
         file, dtype = entry / _FEATURES, getattr(torch, str(facts["dtype"]))
         count = math.prod(facts["shape"])
         whole = file.is_file() and file.stat().st_size == count * dtype.itemsize
         if not whole or _digest_of(file) != facts["digest"]:
-            shutil.rmtree(entry, ignore_errors=True)
             return None
         with contextlib.suppress(OSError):
             os.utime(entry)  # it was used now
@@ -113,6 +109,8 @@ class FeatureStore:
                 self._clean()
                 if (there := self.find(key)) is not None:
                     return there
+                # what is damaged; here alone no one else can have built it again since the look
+                shutil.rmtree(self.folder / key, ignore_errors=True)
                 self._make_room(size)
                 free = shutil.disk_usage(self.folder).free
                 if size > free:
