@@ -91,6 +91,8 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(tmp_path: Path) -> None:
     (tmp_path / "data" / "dark" / "cut.png").unlink()
     with pytest.raises(TrainingError, match="there are loss, accuracy"):
         average([bad, good], out, greedy=True, data=tmp_path / "data", by="acuracy")
+    with pytest.raises(TrainingError, match="by='f1' is what a greedy soup compares by"):
+        average([bad, good], out, data=tmp_path / "data", by="f1")
 
 
 @pytest.mark.parametrize(
