@@ -23,7 +23,10 @@ from .trained import Trained
 
 __all__ = ["Soup", "average"]
 
-_OWN = ("seed", "name", "frozen", "training", "data", "tune", "lock")
+_OWN = (
+    "version", "name", "description", "requires", "seed", "max_params", "freeze_backbone",
+    "unfreeze_stages", "grad_checkpointing", "training", "data", "tune", "lock",
+)  # fmt: skip
 """Keys of a recipe in which models of one soup may differ: they say how it was trained."""
 
 _LOWER_IS_BETTER = ("loss", "calibration_error")
