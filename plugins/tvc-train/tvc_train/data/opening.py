@@ -167,7 +167,7 @@ def source_of(settings: DataSettings, folder: Path) -> str:
 
 def _path(settings: DataSettings, folder: Path) -> Path:
     assert settings.path is not None
-    path = folder / os.path.expanduser(settings.path)  # noqa: PTH111  ~nobody stays as it is
+    path = folder / os.path.expanduser(settings.path)  # noqa: PTH111  ~ghost stays as it is
     if not path.exists():
         raise _missing(path)
     if settings.source in ("folder", "shards") and not path.is_dir():
