@@ -54,8 +54,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    heavy = importlib.import_module(".heavy", __name__)  # imports torch
-    globals().update((each, getattr(heavy, each)) for each in heavy.__all__)
+    # writing a text needs no torch, which `heavy` imports
+    home = ".model.writing" if name in ("check_target", "write_file") else ".heavy"
+    found = importlib.import_module(home, __name__)
+    globals().update((each, getattr(found, each)) for each in found.__all__)
     return globals()[name]
 
 

@@ -125,7 +125,7 @@ def remember(kind: str, key: object, value: Any) -> None:
                 file.write(hashlib.sha256(text).hexdigest().encode() + b"\n" + text)
             Path(draft).replace(place / name)  # whole at once, whoever else writes it
         except BaseException:
-            Path(draft).unlink()
+            Path(draft).unlink(missing_ok=True)  # an interrupt may come after its new name
             raise
         _delete_oldest(place)
 

@@ -366,7 +366,7 @@ PYTHON: dict[str, list[Row]] = {
     "decoders": [
         ("unet(tiny(), 3, decoder_channels=64)", "a list of one number for each step", "unet(tiny(), 3, decoder_channels=[16] * len(unet(tiny(), 3).decoder))"),
         ("unet(tiny(), 3, decoder_channels=[64])", "one number for each step", None),
-        ('unet("tiny", 3)', "a hybrid is needed", "unet(tiny(), 3)"),
+        ('unet("tiny", 3)', "unet takes a model that HybridBuilder made", "unet(tiny(), 3)"),
     ],
     "owners that are origins": [
         ('b.list_backbones(owner="torchvision")', "list_backbones(origin='torchvision')", "b.list_backbones(origin='torchvision')"),

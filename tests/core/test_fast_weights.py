@@ -285,6 +285,22 @@ def test_a_cache_that_cannot_be_written_costs_time_only(
         assert read(file.path, sha256=file.sha256)["a"].eq(1).all()
 
 
+def test_an_interrupt_after_an_entry_has_its_name_is_not_lost(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    real = Path.replace
+
+    def interrupted(self: Path, target: Path) -> Path:
+        real(self, target)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        remembered.remember("hashes", "a", 1)
+    remembered._HERE.clear()
+    assert remembered.recall("hashes", "a") == 1
+
+
 # -- what is remembered ----------------------------------------------------------------------------
 
 

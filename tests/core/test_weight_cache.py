@@ -421,11 +421,12 @@ def test_what_the_path_has_is_compared_alike(
     assert not (tmp_path / "empty").exists()
 
 
+@pytest.mark.parametrize("folder", ["/misspelt", "~nobody-here/weights"])
 def test_a_folder_of_the_path_that_is_not_there_is_said(
-    home: Path, site: Any, monkeypatch: pytest.MonkeyPatch
+    home: Path, site: Any, monkeypatch: pytest.MonkeyPatch, folder: str
 ) -> None:
-    monkeypatch.setenv("TVC_WEIGHTS_PATH", "/misspelt")
-    with pytest.warns(UserWarning, match="TVC_WEIGHTS_PATH names '/misspelt', which is no folder"):
+    monkeypatch.setenv("TVC_WEIGHTS_PATH", folder)
+    with pytest.warns(UserWarning, match=f"TVC_WEIGHTS_PATH names '{folder}', which is no folder"):
         fetched(site.url)
 
 

@@ -184,7 +184,7 @@ def _fold_patches(network: nn.Module, state: HybridState, target: str | None) ->
     places: dict[str, _Place] = {}
     for each in chosen:
         for home in each.record.paths:
-            found = _place_of(network, state, each, home)
+            found = _place_of(network, each, home)
             if isinstance(found, str):
                 left[home] = found
             else:
@@ -222,9 +222,7 @@ def _fold_patches(network: nn.Module, state: HybridState, target: str | None) ->
     return FoldReport(folded=tuple(gone), left=left, difference=_difference(look.logits, logits))
 
 
-def _place_of(
-    network: nn.Module, state: HybridState, installed: Installed, home: str
-) -> _Place | str:
+def _place_of(network: nn.Module, installed: Installed, home: str) -> _Place | str:
     """Return where a patch folds, or why it does not."""
     record, block = installed.record, installed.plan.block
     placed = {home: (path, patch) for home, path, patch in placed_patches(network)}

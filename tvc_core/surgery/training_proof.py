@@ -66,7 +66,7 @@ def prove_trains(
     running: list[Prepared] = []
     gradients: Gradients = {}
     try:
-        with _watched(network, prepared, running):
+        with _watched(prepared, running):
             gradients = _step(network, prepared, probe, [p for each in new.values() for p in each])
     except KeyboardInterrupt:
         raise
@@ -164,9 +164,7 @@ def _tensors(output: Any) -> Iterator[Tensor]:
 
 
 @contextmanager
-def _watched(
-    network: nn.Module, prepared: Iterable[Prepared], running: list[Prepared]
-) -> Iterator[None]:
+def _watched(prepared: Iterable[Prepared], running: list[Prepared]) -> Iterator[None]:
     """Keep a list of the patches whose new modules are running; one that raises stays in it."""
     with ExitStack() as stack:
         for patch in prepared:

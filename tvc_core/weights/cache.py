@@ -74,7 +74,7 @@ def shared_folders() -> Iterator[Path]:
     its files; one that is not there is warned of.
     """
     for entry in filter(None, os.environ.get(SHARED, "").split(os.pathsep)):
-        folder = Path(entry).expanduser()
+        folder = Path(os.path.expanduser(entry))  # noqa: PTH111  which leaves ~ghost as it is
         if folder.is_dir():
             yield folder
             yield folder / "hub" / "checkpoints"

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MOST_HEADER = 10 << 20
-"""Length of a header [bytes]; safetensors' own reader stops at ten times as many."""
+"""Length of a header or an index [bytes]; safetensors' own reader stops at ten times as many."""
 
 MOST_TENSORS = 100_000
 

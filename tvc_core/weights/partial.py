@@ -161,7 +161,7 @@ def transfer_weights(
     wishes = Wishes(
         exclude=_listed(exclude_patterns),
         include=None if include_patterns is None else _listed(include_patterns),
-        rename=None if layer_mapping is None else _mapped(layer_mapping, state, source, target),
+        rename=None if layer_mapping is None else _mapped(layer_mapping, state, target),
         match=match,
         channels=in_channels_policy,
         layouts=layouts_of(target),
@@ -186,9 +186,7 @@ def _resolved(name: str | None, registry: Registry | None) -> Named[InitializerS
     return None if name is None else (registry or Registry()).resolve(InitializerSpec, name)
 
 
-def _mapped(
-    mapping: Mapping[str, str], state: Mapping[str, Any], source: nn.Module, target: nn.Module
-) -> Rename:
+def _mapped(mapping: Mapping[str, str], state: Mapping[str, Any], target: nn.Module) -> Rename:
     """Return new names of tensors for a mapping of layers; what it puts somewhere displaces what
     the source has there itself.
     """

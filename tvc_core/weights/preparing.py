@@ -11,12 +11,12 @@ from typing import Any
 from ..errors import ParameterError, join_names, short_repr, what_there_is
 from ..specs import WeightsSpec
 
-__all__ = ["OwnWeights", "Preprocessing", "as_rgb"]
+__all__ = ["ALPHA_MODES", "OwnWeights", "Preprocessing", "as_rgb"]
 
 _FITS = ("crop", "squash", "pad")
 _INTERPOLATIONS = ("bilinear", "bicubic", "nearest")
 _ORIENTATION = 0x0112  # of EXIF
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
+ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,7 +159,7 @@ def as_rgb(picture: Any) -> Any:
     picture = _eight_bits(picture)
     if picture.mode == "La":  # which PIL converts to nothing else
         picture = picture.convert("LA")
-    if picture.mode in _ALPHA_MODES or "transparency" in picture.info:
+    if picture.mode in ALPHA_MODES or "transparency" in picture.info:
         picture = picture.convert("RGBA")
         white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
         picture = Image.alpha_composite(white, picture)

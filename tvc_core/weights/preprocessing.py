@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..errors import BackboneError, ParameterError, short_repr
 from ..recipe import Plan
 from ..specs import FROM_MODULE, WeightsSpec
-from .preparing import OwnWeights, Preprocessing, as_rgb
+from .preparing import ALPHA_MODES, OwnWeights, Preprocessing, as_rgb
 from .torchvision import training_transforms_of, transforms_of
 
 __all__ = [
@@ -164,7 +164,6 @@ def _as_set(preprocessing: Preprocessing, train: bool) -> nn.Module:
 
 
 _DEEP_MODES = ("I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-_ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
 _INDIRECT_MODES = {
     "PA": "numbers of a palette in the place of colors",
     "La": "grey that was multiplied by its transparency",
@@ -236,7 +235,7 @@ class _Reader:
                     mode, f"{len(picture.getbands())} channels, and the model takes {self.channels}"
                 )
             return picture
-        transparent = mode in _ALPHA_MODES or "transparency" in picture.info
+        transparent = mode in ALPHA_MODES or "transparency" in picture.info
         try:
             if transparent and picture.convert("RGBA").getextrema()[3] != (255, 255):
                 raise self._refusal(

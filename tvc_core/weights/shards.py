@@ -8,17 +8,15 @@ import shlex
 from pathlib import Path
 
 from ..errors import WeightsError, join_names
+from .container import MOST_HEADER
 
-__all__ = ["MOST_HEADER", "file_in_folder", "parts_of", "refuse_distributed", "refuse_part"]
+__all__ = ["file_in_folder", "parts_of", "refuse_distributed", "refuse_part"]
 
 _USUAL = (
     "model.safetensors.index.json", "model.safetensors", "open_clip_model.safetensors",
     "pytorch_model.bin.index.json", "pytorch_model.bin", "open_clip_pytorch_model.bin",
 )  # fmt: skip
 """What the file is called in folders of the Hugging Face hub, the safe format first."""
-
-MOST_HEADER = 10 << 20
-"""Of a header or an index in JSON [bytes]."""
 
 
 def file_in_folder(folder: Path) -> Path:

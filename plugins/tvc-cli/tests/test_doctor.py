@@ -355,8 +355,12 @@ def test_broken_metadata_is_a_problem(install: Install) -> None:
         ("TVC_VERIFY_WEIGHTS", "0", "note", "=0 is in force: it does not compare weight files"),
         ("TVC_VERIFY_WEIGHTS", "1", "note", "TVC_VERIFY_WEIGHTS=1 changes nothing"),
         ("TVC_STRICT", "0", "note", "TVC_STRICT=0 changes nothing"),
+        ("TVC_IMPORT_TIMEOUT", "0", "problem", "is '0', not a number of seconds above 0"),
+        ("TVC_IMPORT_TIMEOUT", "nan", "problem", "is 'nan', not a number of seconds above 0"),
+        ("TVC_IMPORT_TIMEOUT", "inf", "note", "=inf is in force"),
         ("TVC_WEIGHTS_PATH", "/", "note", "=/ is in force: it names folders"),
         ("TVC_WEIGHTS_PATH", "/:/misspelt", "problem", "names '/misspelt', which is no folder"),
+        ("TVC_WEIGHTS_PATH", "~nobody-here/w", "problem", "names '~nobody-here/w', which is no"),
     ],
 )
 def test_a_variable_is_described_by_its_value(
@@ -366,6 +370,7 @@ def test_a_variable_is_described_by_its_value(
     found = [each for each in doctor._switches(set()) if each.about == name]
     assert any(each.level == level and text in each.text for each in found), found
     assert all(each.advice for each in found if each.level == "problem")
+    assert level == "problem" or all(each.level == level for each in found)
 
 
 def test_every_variable_that_the_core_reads_is_known() -> None:

@@ -44,6 +44,7 @@ OFF = {"TVC_STRICT": ("", "0"), "TVC_VERIFY_WEIGHTS": ("", "1")}
 SLOW = 0.3
 """From here on loading a plugin counts as slow [s]: a user who types `tvc list` feels it."""
 
+_LONGEST = 1e6  # that a process is waited for, also where a plugin may take for ever [s]
 _TIMEOUT = 10.0  # what the core takes where TVC_IMPORT_TIMEOUT is not a number [s]
 
 
@@ -271,7 +272,7 @@ def _switches(owners: set[str]) -> Iterator[Finding]:
             yield Finding(level="note", about=name, text=text)
         folders = value.split(os.pathsep) if name == "TVC_WEIGHTS_PATH" else ()
         for folder in folders:
-            if folder and not Path(folder).expanduser().is_dir():
+            if folder and not Path(os.path.expanduser(folder)).is_dir():  # noqa: PTH111
                 yield Finding(
                     level="problem",
                     about=name,
@@ -367,4 +368,4 @@ def _seconds(text: str) -> float | None:
         seconds = float(text)
     except ValueError:
         return None
-    return seconds if 0 < seconds < 1e6 else None
+    return min(seconds, _LONGEST) if seconds > 0 else None

@@ -67,7 +67,7 @@ def test_mistakes_are_named_and_nothing_has_changed() -> None:
         as_smp_encoder(model)
     with pytest.raises(ParameterError, match="depth is a whole number of at least 1, not 0"):
         as_smp_encoder(model, 0)
-    with pytest.raises(ParameterError, match="a hybrid is needed"):
+    with pytest.raises(ParameterError, match="as_smp_encoder takes a model that Hyb"):
         as_smp_encoder(torch.nn.Identity())  # type: ignore[arg-type]
     assert model.freeze_state() == state
 

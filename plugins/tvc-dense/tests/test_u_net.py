@@ -347,7 +347,7 @@ def test_a_wrong_argument_is_named_and_nothing_has_changed(
 
 
 def test_a_plain_network_is_refused() -> None:
-    with pytest.raises(ParameterError, match="a hybrid is needed"):
+    with pytest.raises(ParameterError, match="unet takes a model that HybridBuilder"):
         unet(torchvision.models.resnet18(), 2)  # type: ignore[arg-type]
 
 

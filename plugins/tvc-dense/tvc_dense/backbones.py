@@ -13,7 +13,15 @@ from torch import Tensor, nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import ExtraFPNBlock, LastLevelMaxPool, LastLevelP6P7
 
-from tvc_core import BackboneError, HybridModel, LevelInfo, ParameterError, StageError, freeze_head
+from tvc_core import (
+    BackboneError,
+    HybridModel,
+    LevelInfo,
+    ParameterError,
+    StageError,
+    check_hybrid,
+    freeze_head,
+)
 
 __all__ = [
     "DetectionBackbone",
@@ -124,7 +132,7 @@ def as_detection_backbone(
             nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
-    check_hybrid(model)
+    check_hybrid(model, "as_detection_backbone")
     check_count("out_channels", out_channels)
     if extra is not None and extra not in ("pool", "p6p7"):
         raise ParameterError(f"extra is 'pool', 'p6p7' or None, not {extra!r}")
@@ -162,7 +170,7 @@ def as_segmentation_backbone(model: HybridModel, aux: int | None = None) -> Segm
         StageError: a stage that is not there; nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
-    check_hybrid(model)
+    check_hybrid(model, "as_segmentation_backbone")
     stages = model.stage_info
     last = stages[-1]
     if last.stage + 1 not in [level.feature for level in model.pyramid_info]:
@@ -217,18 +225,6 @@ def check_norm_layer(norm_layer: object) -> None:
         "norm_layer is a class or a function that makes a normalization for a number of channels, "
         f"such as torch.nn.BatchNorm2d, or None; not {norm_layer!r}"
     )
-
-
-def check_hybrid(model: object) -> None:
-    """Check that a model is a hybrid.
-
-    Raises:
-        ParameterError: it is not.
-    """
-    if not isinstance(model, HybridModel):
-        raise ParameterError(
-            f"a hybrid is needed, as HybridBuilder makes them, not {type(model).__name__}"
-        )
 
 
 def _levels(

@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
-from tvc_core import BackboneError, HybridModel, ParameterError, freeze_head
+from tvc_core import BackboneError, HybridModel, ParameterError, check_hybrid, freeze_head
 
-from .backbones import check_count, check_hybrid, stage_of
+from .backbones import check_count, stage_of
 from .u_net import fit, grid
 
 __all__ = ["SmpEncoder", "as_smp_encoder", "smp_model"]
@@ -114,6 +114,7 @@ def as_smp_encoder(model: HybridModel, depth: int = 5) -> SmpEncoder:
             changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
+    check_hybrid(model, "as_smp_encoder")
     encoder = _encoder(model, depth)
     freeze_head(model, encoder.used)
     return encoder
@@ -133,7 +134,7 @@ def smp_model(model: HybridModel, architecture: Callable[..., M], **arguments: A
         ParameterError: not a hybrid, or an argument that the class does not have.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
-    check_hybrid(model)
+    check_hybrid(model, "smp_model")
     if not callable(architecture):
         raise ParameterError(
             "architecture is a class of segmentation-models-pytorch, such as "
@@ -173,7 +174,6 @@ def smp_model(model: HybridModel, architecture: Callable[..., M], **arguments: A
 
 
 def _encoder(model: HybridModel, depth: int) -> SmpEncoder:
-    check_hybrid(model)
     check_count("depth", depth)
     levels = {level.stride: level for level in model.pyramid_info}
     last = min(2**depth, max(levels, default=0))

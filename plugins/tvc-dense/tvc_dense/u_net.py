@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import Conv2dNormActivation
 
-from tvc_core import BackboneError, HybridModel, ParameterError, freeze_head
+from tvc_core import BackboneError, HybridModel, ParameterError, check_hybrid, freeze_head
 
-from .backbones import check_count, check_hybrid, check_norm_layer, stage_of
+from .backbones import check_count, check_norm_layer, stage_of
 
 __all__ = ["UNet", "unet"]
 
@@ -122,7 +122,7 @@ def unet(
             nothing has changed.
         FreezeError: the model is wrapped in DistributedDataParallel already.
     """
-    check_hybrid(model)
+    check_hybrid(model, "unet")
     check_count("num_classes", num_classes)
     check_norm_layer(norm_layer)
     levels = {level.stride: level.channels for level in model.pyramid_info}

@@ -11,7 +11,7 @@ import sys
 import warnings
 import zipfile
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ from tvc_export import (
     read_certificate,
     verify,
 )
+from tvc_export.certificate import _digest_of
 from tvc_export.commands import bench_command, export_command, verify_command
 from tvc_export.photos import read_photos
 from tvc_export.proving import misses, noise, try_input
@@ -651,3 +652,15 @@ def test_lite0_in_int8_is_a_third_in_size_and_nearly_as_right(tmp_path: Path) ->
     done = subprocess.run([sys.executable, "-m", "tvc_cli", *words], timeout=600)
     assert done.returncode == (1 if lost > 0 else 0)
     assert (tmp_path / "none.onnx").exists() == (lost <= 0)
+
+
+def test_a_folder_has_the_same_digest_on_every_system(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").mkdir()
+    for name in ("a/b", "a/C", "a.d", "B"):
+        (tmp_path / name).write_text(name)
+    before = _digest_of(tmp_path)
+    real = Path.relative_to
+    monkeypatch.setattr(Path, "relative_to", lambda *given: PureWindowsPath(real(*given)))
+    assert _digest_of(tmp_path) == before

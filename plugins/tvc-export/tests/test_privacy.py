@@ -146,13 +146,17 @@ def test_recipes_keep_the_last_part_of_paths_and_the_names_of_classes() -> None:
     }
 
 
-def test_a_user_without_a_name_can_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_without_name_and_home_can_export(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in a container that runs under a number."""
 
     def none() -> str:
         raise KeyError("getpwuid(): uid not found: 4711")
 
     monkeypatch.setattr("getpass.getuser", none)
+    monkeypatch.setattr("pwd.getpwuid", lambda number: none())
+    monkeypatch.delenv("HOME")
     export_model(small(), "pt2", tmp_path / "m.pt2", size=(40, 40), dynamic=())
     assert (tmp_path / "m.pt2").is_file()
 

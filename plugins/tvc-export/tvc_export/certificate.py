@@ -227,11 +227,12 @@ def digest_and_text(path: Path, exporter: Named[ExporterSpec]) -> tuple[str, str
 
 
 def _digest_of(path: Path) -> str:
-    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    files = [path] if path.is_file() else [each for each in path.rglob("*") if each.is_file()]
     found = hashlib.sha256()
-    for file in files:
+    # by names that are the same on every system: Windows sorts paths without regard to case
+    for file in sorted(files, key=lambda each: each.relative_to(path).parts):
         found.update(hashlib.sha256(file.read_bytes()).digest())
-        found.update(str(file.relative_to(path)).encode())
+        found.update(file.relative_to(path).as_posix().encode())
     return found.hexdigest()
 
 

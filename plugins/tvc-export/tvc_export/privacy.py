@@ -9,6 +9,7 @@ import re
 import sys
 import zipfile
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,7 +81,7 @@ def without_folders(value: Any) -> Any:
 
 def _folders() -> set[str]:
     checkout = Path(__file__).resolve().parents[3]
-    found = {Path.home(), Path.cwd(), Path(sys.prefix), Path(sys.base_prefix), checkout}
+    found = {*_home(), Path.cwd(), Path(sys.prefix), Path(sys.base_prefix), checkout}
     return {str(each) for each in found if each.parent != each} - {"/usr", "/usr/local"}
 
 
@@ -90,7 +91,14 @@ def _names() -> set[str]:
     except (ImportError, KeyError, OSError):  # a container whose user has no name
         user = ""
     host = platform.node()
-    return {each for each in (user, Path.home().name, host, host.partition(".")[0]) if each}
+    homes = (each.name for each in _home())
+    return {each for each in (user, *homes, host, host.partition(".")[0]) if each}
+
+
+def _home() -> list[Path]:
+    with suppress(RuntimeError):  # a container whose user has none
+        return [Path.home()]
+    return []
 
 
 def _contents(file: Path) -> Iterator[bytes]:

@@ -293,3 +293,14 @@ def test_a_folder_that_cannot_be_written_to_is_named(hub: FakeHub, path: Path) -
     hub.put("user/pets", {"model.safetensors": path.read_bytes()})
     with pytest.raises(TvcError, match="cannot be written: Not a directory"):
         pull("user/pets", endpoint=hub.url)
+
+
+def test_without_a_home_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(number: int) -> None:
+        raise KeyError(number)
+
+    monkeypatch.setattr("pwd.getpwuid", none)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(HubError, match=r"no folder to keep what is pulled.*Set XDG_CACHE_HOME"):
+        pull("user/pets")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hub_files import taken_apart
 from tvc_hub import HubError, UnreachableError, pull, push
 
 import tvc_core
-from tvc_core import ParameterError, WeightsError
+from tvc_core import BlockSpec, HybridBuilder, LocalPlugin, ParameterError, WeightsError
 
 
 @pytest.mark.parametrize("lfs", [True, False])
@@ -98,6 +99,38 @@ def test_a_commit_is_one_in_capitals_as_well(hub: FakeHub, path: Path) -> None:
     hub.asked.clear()
     assert not pull(f"user/pets@{commit.upper()}", endpoint=hub.url).fetched
     assert not hub.asked
+
+
+def test_a_file_that_was_named_is_not_taken_for_the_model(hub: FakeHub, path: Path) -> None:
+    model = path.read_bytes()
+    commit = hub.put("user/many", {"model.safetensors": model, "teacher.safetensors": model})
+    name = f"user/many@{commit}"
+    named = pull(name, endpoint=hub.url, file="teacher.safetensors")
+    with pytest.raises(HubError, match="was not pulled before"):
+        pull(name, endpoint=hub.url, offline=True)
+    found = pull(name, endpoint=hub.url)
+    assert (named.path.name, found.path.name) == ("teacher.safetensors", "model.safetensors")
+    assert pull(name, endpoint=hub.url, offline=True).path == found.path
+    assert pull(name, endpoint=hub.url, offline=True, file="teacher.safetensors") == replace(
+        named, fetched=False
+    )
+
+
+def test_a_second_pull_knows_the_callers_plugins(hub: FakeHub, tmp_path: Path) -> None:
+    plugin = LocalPlugin("acme")
+    plugin.add(
+        BlockSpec(name="still", category="other", factory="torch.nn:Identity", summary="For tests.")
+    )
+    builder = HybridBuilder(plugins=[plugin])
+    model = builder.from_backbone(
+        "squeezenet1_1", None, patches={"features.12": {"wrap": "acme:still"}}, num_classes=2
+    )
+    file = tmp_path / "own.safetensors"
+    model.save(file)
+    hub.put("user/own", {"model.safetensors": file.read_bytes()})
+    for fetched in (True, False):
+        found = pull("user/own", endpoint=hub.url, registry=builder.registry)
+        assert found.fetched is fetched
 
 
 @pytest.mark.parametrize("branch", ["v1.0", "feature/x", "refs/pr/1", "0a1b2c3", "a_b-c+d"])

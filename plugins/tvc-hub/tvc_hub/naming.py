@@ -151,6 +151,12 @@ def is_commit(revision: str | None) -> bool:
 
 
 def cache_folder() -> Path:
-    """Return where pulled files are kept: $XDG_CACHE_HOME/tvc-hub, by default ~/.cache/tvc-hub."""
+    """Return where pulled files are kept: $XDG_CACHE_HOME/tvc-hub, by default ~/.cache/tvc-hub.
+
+    Raises:
+        HubError: there is no home.
+    """
     home = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "tvc-hub"
+    advice = "Set XDG_CACHE_HOME to a folder that can be written"
+    with foreign(HubError, "there is no folder to keep what is pulled", advice=advice):
+        return (Path(home) if Path(home).is_absolute() else Path.home() / ".cache") / "tvc-hub"

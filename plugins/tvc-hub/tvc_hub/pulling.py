@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, urlsplit
@@ -48,6 +49,9 @@ _MOST_HEADER = 10 << 20
 """Of a header [bytes]; tvc_core reads no longer ones."""
 _TRIES = 3
 _DAY = 86_400.0
+
+_CHOSEN = "model.txt"
+"""Beside what was pulled of a commit: the name here of what is its model where no file is named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +125,8 @@ def pull(
     known = folder / "refs" / f"{quote(wanted, safe='')}.txt"
     before = _commit_in(known)
     commit = wanted if is_commit(wanted) else None
-    if (offline or commit) and (found := _kept(folder, commit or before, file, max_params)):
+    kept = partial(_kept, folder, max_params, registry)
+    if (offline or commit) and (found := kept(commit or before, file)):
         return _result(found, out, repository, commit or before, before)
     if offline:
         raise HubError(f"{name}: was not pulled before, so offline there is nothing to take")
@@ -129,7 +134,7 @@ def pull(
     try:
         listing = hub.listing(repository, wanted)
     except UnreachableError as error:
-        if found := _kept(folder, commit or before, file, max_params):
+        if found := kept(commit or before, file):
             said = str(error).rstrip(".")
             warnings.warn(
                 f"{said}. What was pulled before is taken: {repository}@{before}", stacklevel=2
@@ -143,11 +148,15 @@ def pull(
             stacklevel=2,
         )
     chosen = _chosen(listing, repository, file)
-    found = _kept(folder, listing.commit, chosen, max_params)
+    found = kept(listing.commit, chosen)
     fetched = found is None
     if found is None:
         found = folder / "commits" / listing.commit / quote(chosen, safe="")
         _fetch(hub, repository, listing, chosen, found, max_params, registry)
+    if file is None:
+        chosen_here = found.with_name(_CHOSEN)
+        with _disk(chosen_here):
+            write_file(chosen_here, [found.name.encode()])
     if not is_commit(wanted):
         with _disk(known):
             write_file(known, [listing.commit.encode()])
@@ -157,32 +166,37 @@ def pull(
 # -- what is here ----------------------------------------------------------------------------------
 
 
-def _kept(folder: Path, commit: str | None, file: str | None, most: int | None) -> Path | None:
-    """Return a file that was pulled before and is whole."""
+def _kept(
+    folder: Path, most: int | None, registry: Registry | None, commit: str | None, file: str | None
+) -> Path | None:
+    """Return a file that was pulled before and is whole: the one that is named, or else the one
+    that was the model's.
+    """
     if commit is None:
         return None
     home = folder / "commits" / commit
-    if file is None:
-        files = sorted(home.glob("*.safetensors"))
-        named = [each for each in files if each.name == MODEL]
-        found = (named or files or [home / MODEL])[0]
-    else:
-        found = home / quote(file, safe="")
-    if not found.is_file():
+    # other files of the commit may be here as well, each of which was named when it was pulled
+    name = _said_in(home / _CHOSEN) if file is None else quote(file, safe="")
+    found = home / name
+    if not name or not found.is_file():
         return None
     try:
-        describe_file(found)
+        describe_file(found, registry=registry)
     except WeightsError:
         return None  # damaged since, so it is fetched again
-    check_header(found, max_params=most)
+    check_header(found, max_params=most, registry=registry)
     return found
 
 
 def _commit_in(path: Path) -> str | None:
+    said = _said_in(path)
+    return said if is_commit(said) else None
+
+
+def _said_in(path: Path) -> str:
     with suppress(OSError, ValueError):
-        said = path.read_text(encoding="ascii").strip()
-        return said if is_commit(said) else None
-    return None
+        return path.read_text(encoding="ascii").strip()
+    return ""
 
 
 def _result(

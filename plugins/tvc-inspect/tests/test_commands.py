@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import runpy
-import warnings
 from pathlib import Path
 
 import pytest
@@ -78,20 +77,6 @@ def test_cam_writes_the_picture(folder: Path) -> None:
     assert result.stdout.startswith("2: logit ")
     with Image.open("map.png") as picture:
         assert picture.size == (224, 224)
-
-
-def test_a_preprocessing_of_a_training_is_told(folder: Path) -> None:
-    said = {"size": [48, 48], "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
-    model = HybridBuilder().build("recipe.yaml")
-    model.save("model.safetensors", metadata={"tvc-train": {"preprocessing": said}, "f1": 0.5})
-    args = ("cam", "model.safetensors", "photo.jpg", "--force", "--out", "map.png")
-    with pytest.warns(UserWarning, match=r"'tvc-train' .* was trained with size \[48, 48\]$"):
-        assert _tvc(*args).exit_code == 0
-    said["size"] = [224, 224]
-    model.save("model.safetensors", metadata={"tvc-train": {"preprocessing": said}})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("error", "the photo is prepared")
-        assert _tvc(*args).exit_code == 0
 
 
 @pytest.mark.parametrize(

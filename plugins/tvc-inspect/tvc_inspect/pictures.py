@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from tvc_core import HybridModel, ParameterError, join_names, short_repr
+from tvc_core import HybridModel, ParameterError
 
 __all__ = ["check_format", "data_address", "map_picture", "open_photo", "prepared", "strip_picture"]
 
@@ -67,38 +65,12 @@ def prepared(model: HybridModel, photo: Image.Image, name: str) -> tuple[Tensor,
         BackboneError: nothing says how the model's photos are prepared.
     """
     transforms = model.transforms()
-    _tell_of_others(model, transforms)
     try:
         image = transforms(photo)
     except ParameterError as error:
         raise ParameterError(f"{name}: {error}") from error
     like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     return image[None].to(dtype=like.dtype, device=like.device), _seen(transforms, image)
-
-
-def _tell_of_others(model: HybridModel, transforms: Any) -> None:
-    """Warn where what trained a model wrote into its file that images are prepared otherwise than
-    its weights say.
-    """
-    crop = list(getattr(transforms, "crop_size", ()))
-    ours = {"size": crop * (2 // len(crop)) if crop else None}
-    ours |= {key: list(getattr(transforms, key, None) or ()) for key in ("mean", "std")}
-    for owner, entry in model.metadata.items():
-        said = entry.get("preprocessing") if isinstance(entry, Mapping) else None
-        if not isinstance(said, Mapping):
-            continue
-        others = [
-            f"{key} {short_repr(said[key])}"
-            for key, own in ours.items()
-            if key in said and own and said[key] != own
-        ]
-        if others:
-            warnings.warn(
-                f"the photo is prepared as for the model's weights, and {owner!r} in its file says "
-                f"that it was trained with {join_names(others)}",
-                UserWarning,
-                stacklevel=4,
-            )
 
 
 def _seen(transforms: Any, image: Tensor) -> Image.Image:

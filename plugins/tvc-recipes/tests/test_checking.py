@@ -171,6 +171,8 @@ def test_commands_on_texts_import_no_torch(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="--set changes recipes"):
         changed(tmp_path / "model.safetensors", {"head.num_classes": "4"})
     assert run("fmt", "--check", one)[::2] == (0, False)
+    two.write_text("head: {num_classes: 4}\nbackbone: resnet18\n")
+    assert run("fmt", two) == (0, f"changed {two}\n", False)
     assert run("init", "resnet18")[::2] == (0, False)
     one.write_text(run("init", "resnet18")[1])
     assert run("validate", one)[0] == 0

@@ -132,3 +132,20 @@ def test_the_file_of_a_model_is_known_for_what_it_is(tmp_path: Path) -> None:
     path.write_bytes(len(header).to_bytes(8, "little") + header + b"\xc0\xff")
     found = CliRunner().invoke(fmt_command, [str(path)])
     assert "not a recipe. It is a saved model" in str(found.exception)
+
+
+def test_a_recipe_is_not_lost_where_there_is_no_room(tmp_path: Path) -> None:
+    resource = pytest.importorskip("resource")
+    path = tmp_path / "a.yaml"
+    text = f"head: {{num_classes: 5}}\nbackbone: resnet18\ndescription: {'x' * 5000}\n"
+    path.write_text(text)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        found = CliRunner().invoke(fmt_command, [str(path)])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert isinstance(found.exception, RecipeError)
+    assert "cannot be written: File too large" in str(found.exception)
+    assert path.read_text() == text
+    assert [each.name for each in tmp_path.iterdir()] == ["a.yaml"]

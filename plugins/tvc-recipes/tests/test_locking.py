@@ -56,7 +56,10 @@ def test_a_lock_has_versions_and_the_hash_of_the_weights(tmp_path: Path, weights
         assert lock["plugins"][name] == metadata.version(name)
 
 
-def test_a_lock_builds_the_same_model_while_nothing_changes(tmp_path: Path, locked: Path) -> None:
+def test_a_lock_builds_the_same_model_while_nothing_changes(
+    tmp_path: Path, locked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TVC_WEIGHTS_PATH", "~nobody-here/weights")  # of which a warning tells
     one, two = (HybridBuilder.build(path) for path in (tmp_path / "recipe.yaml", locked))
     states = one.state_dict(), two.state_dict()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])

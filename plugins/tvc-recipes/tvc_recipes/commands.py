@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from tvc_core import RecipeDocument, RecipeError, read_changes
+from tvc_core import RecipeDocument, RecipeError, read_changes, write_file
 
 __all__ = [
     "diff_command", "fmt_command", "init_command", "lock_command", "schema_command",
@@ -34,13 +35,15 @@ def _source(path: Path) -> Any:
 
 def _new_file(path: Path, text: str, force: bool) -> None:
     """Write a file that must not be there yet."""
+    if os.path.lexists(path) and not force:
+        raise RecipeError(f"{path} exists: --force overwrites it, or choose another --out")
+    _write(path, text)
+
+
+def _write(path: Path, text: str) -> None:
+    """Write a file whole; where that fails, what was there still is."""
     try:
-        with path.open("w" if force else "x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError as error:
-        raise RecipeError(
-            f"{path} exists: --force overwrites it, or choose another --out"
-        ) from error
+        write_file(path, [text.encode()])
     except OSError as error:
         raise RecipeError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -126,7 +129,7 @@ def fmt_command(ctx: click.Context, recipes: tuple[Path, ...], check: bool) -> N
             changed.append((path, new))
     for path, new in changed:
         if not check:
-            path.write_text(new, encoding="utf-8", newline="\n")
+            _write(path, new)
         click.echo(f"{'would change' if check else 'changed'} {path}")
     ctx.exit(1 if check and changed else 0)
 

@@ -166,11 +166,12 @@ def _places(name: str, document: RecipeDocument) -> Iterator[Path]:
     paths = (own, own.partition("#")[0])  # of FILE#ENTRY the file
     folders = [(folder / path).parent for path in paths if PurePath(path).name == name][:1]
     shared = os.environ.get("TVC_WEIGHTS_PATH", "").split(os.pathsep)
-    for entry in filter(None, shared):
-        folders += [Path(entry).expanduser(), Path(entry).expanduser() / "hub" / "checkpoints"]
+    # Path.expanduser fails where there is no such home; torch leaves the name as it is
+    for entry in map(os.path.expanduser, filter(None, shared)):
+        folders += [Path(entry), Path(entry) / "hub" / "checkpoints"]
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     home = os.environ.get("TORCH_HOME", os.path.join(cache, "torch"))  # noqa: PTH118
-    folders.append(Path(home).expanduser() / "hub" / "checkpoints")
+    folders.append(Path(os.path.expanduser(home)) / "hub" / "checkpoints")  # noqa: PTH111
     yield from (folder / name for folder in folders if (folder / name).is_file())
 
 

@@ -24,12 +24,26 @@ PREPARED = Preprocessing(
 )  # fmt: skip
 
 
-def save(path: Path, *, seed: int = 0, prepared: Preprocessing = PREPARED, **head: Any) -> Path:
-    """Save a model whose tensors differ from those of another seed."""
+def save(
+    path: Path,
+    *,
+    seed: int = 0,
+    prepared: Preprocessing = PREPARED,
+    top: dict[str, Any] | None = None,
+    **head: Any,
+) -> Path:
+    """Save a model whose tensors differ from those of another seed.
+
+    Args:
+        path: of the file.
+        seed: of its weights.
+        prepared: its preprocessing.
+        top: more keys of its recipe.
+        head: those of its head.
+    """
     head = {"class_names": ["dark", "light"], **head}
-    recipe = Recipe.from_mapping(
-        {"backbone": {"name": "mobilenet_v3_small", "weights": None}, "head": head, "seed": seed}
-    )
+    backbone = {"name": "mobilenet_v3_small", "weights": None}
+    recipe = Recipe.from_mapping({"backbone": backbone, "head": head, "seed": seed, **(top or {})})
     model = HybridBuilder().build(recipe)
     about = Trained(preprocessing=prepared, temperature=3.0, figures={"accuracy": 0.9})
     about.save(model, path)
@@ -48,7 +62,15 @@ def with_bias(path: Path, out: Path, bias: tuple[float, float]) -> Path:
 
 
 def test_the_average_of_three(tmp_path: Path) -> None:
-    paths = [save(tmp_path / f"{seed}.safetensors", seed=seed) for seed in range(3)]
+    trained: list[dict[str, Any]] = [  # how they were trained may differ
+        {"description": "the first", "freeze_backbone": True, "unfreeze_stages": [-1]},
+        {"freeze_backbone": {"head": "last"}, "max_params": 10_000_000},
+        {"grad_checkpointing": True, "requires": ["tvc-core"]},
+    ]
+    paths = [
+        save(tmp_path / f"{seed}.safetensors", seed=seed, top=top)
+        for seed, top in enumerate(trained)
+    ]
     out = tmp_path / "mean.safetensors"
     soup = average(paths, out)
     assert soup.taken == tuple(paths) and soup.notes
@@ -91,6 +113,8 @@ def test_a_greedy_soup_leaves_out_what_makes_it_worse(tmp_path: Path) -> None:
     (tmp_path / "data" / "dark" / "cut.png").unlink()
     with pytest.raises(TrainingError, match="there are loss, accuracy"):
         average([bad, good], out, greedy=True, data=tmp_path / "data", by="acuracy")
+    with pytest.raises(TrainingError, match="by='f1' is what a greedy soup compares by"):
+        average([bad, good], out, data=tmp_path / "data", by="f1")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pytest
 import torch
 from PIL import Image, features
 from torch import nn
+from tvc_train.caching import storing
 from tvc_train.caching.cutting import CutError, cut
 from tvc_train.caching.feeding import CachedFeed
 from tvc_train.caching.storing import FeatureStore
@@ -571,6 +572,25 @@ def test_a_damaged_entry_counts_as_none(damage: Callable[[Path], Any], tmp_path:
     damage(tmp_path / "k")
     assert store.find("k") is None
     assert store.build("k", {}, [rows], (3, 2), torch.float32).equal(rows)
+
+
+def test_a_look_removes_nothing_that_another_process_has_just_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, rows = FeatureStore(tmp_path, most=10**6), torch.ones(3, 2)
+    real = storing._read_facts
+
+    def slow(file: Path) -> dict[str, Any] | None:
+        """Look, and go on when another has written the same entry."""
+        found = real(file)
+        monkeypatch.setattr(storing, "_read_facts", real)
+        store.build("k", {}, [rows], (3, 2), torch.float32)
+        return found
+
+    monkeypatch.setattr(storing, "_read_facts", slow)
+    assert store.find("k") is None
+    there = store.find("k")
+    assert there is not None and there.equal(rows)
 
 
 class OwnNorm(nn.BatchNorm2d):

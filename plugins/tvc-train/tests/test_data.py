@@ -382,3 +382,14 @@ def test_classes_that_look_alike_are_a_mistake_unless_they_are_named(
         report = inspect_data(open_data(known, folder=tmp_path, seed=0), known)
         assert report.is_fine == fine
         assert fine or "name them all in data.classes" in str(report.problems[0])
+
+
+@pytest.mark.parametrize("more", [{}, {"source": "torchvision", "name": "CIFAR10"}])
+def test_the_home_of_no_one_is_not_there(more: dict[str, str]) -> None:
+    from tvc_train.fitting import preview
+
+    said = {"path": "~nobody-here/photos", **more}
+    with pytest.raises(DataError, match="~nobody-here/photos: is not there"):
+        open_data(DataSettings.from_mapping(said), folder=Path(), seed=0)
+    with pytest.raises(DataError, match="~nobody-here/photos: is not there"):
+        preview({"backbone": "resnet18", "data": said})

@@ -22,6 +22,7 @@ from PIL import Image
 from tvc_train import evaluate, fit
 from tvc_train.commands.evaluate import evaluate_command
 from tvc_train.commands.predict import predict_command
+from tvc_train.data import Batch
 from tvc_train.errors import DataError
 from tvc_train.judging import judge
 from tvc_train.planning import make_plan
@@ -400,3 +401,16 @@ def test_what_evaluates_tensors_says_so_of_files_and_of_other_batches() -> None:
     pair = torch.zeros(1, 3, 8, 8), torch.zeros(1)  # of any other library's loader
     with pytest.raises(ParameterError, match=r"a batch has images, targets .* of type tuple"):
         evaluate(torch.nn.Identity(), [pair])
+    with pytest.raises(ParameterError, match="there are no images to evaluate"):
+        evaluate(torch.nn.Identity(), iter(()))
+
+
+def test_an_evaluation_leaves_each_module_in_its_mode() -> None:
+    model = torch.nn.Sequential(torch.nn.BatchNorm2d(3), torch.nn.Dropout(), torch.nn.Flatten())
+    model.train()
+    model[0].eval()  # fixed by hand
+    images = torch.rand(2, 3, 1, 1)
+    batch = Batch(images=images, targets=torch.tensor([0, 2]), indices=torch.arange(2), total=2)
+    found = evaluate(model, [batch])
+    assert torch.equal(found.logits, model[0](images).flatten(1))
+    assert [module.training for module in model.modules()] == [True, False, True, True]

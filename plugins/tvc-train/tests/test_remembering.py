@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tvc_train.caching.storing import default_folder
 from tvc_train.data import DataReport, DataSettings, files, inspect_data, open_data
+from tvc_train.errors import TrainingError
 
 
 @pytest.fixture
@@ -125,3 +127,17 @@ def test_what_others_can_write_or_is_damaged_is_not_believed(
 def test_where_nothing_can_be_kept_all_goes_on(photos: Path, monkeypatch: Any) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/proc/none")
     assert inspected(photos).is_fine
+
+
+def test_without_a_home_nothing_is_kept(photos: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs under a number."""
+
+    def none(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    monkeypatch.setattr("pwd.getpwuid", none)
+    for name in ("HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert inspected(photos).is_fine
+    with pytest.raises(TrainingError, match="no home folder to keep features in: set XDG_CACHE"):
+        default_folder()

@@ -549,6 +549,29 @@ def test_sgd_goes_on_over_a_thaw_as_one_by_hand(momentum: float) -> None:
 
 
 @pytest.mark.parametrize(
+    "error", [MemoryError(), RuntimeError("CUDA out of memory"), RuntimeError("a bug")]
+)
+def test_a_batch_for_which_there_is_no_memory_is_not_chosen(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tvc_train import choosing
+
+    def speed(model: object, shape: tuple[int, ...], devices: object) -> float:
+        if shape[0] > 32:
+            raise error
+        return float(shape[0])
+
+    monkeypatch.setattr(choosing, "_speed", speed)
+    plan: Any = SimpleNamespace(data=SimpleNamespace(train=range(10_000)))
+    model, devices = nn.Identity(), SimpleNamespace(world=1)
+    if str(error) == "a bug":
+        with pytest.raises(RuntimeError, match="a bug"):
+            choosing._batch_size(plan, model, (3, 8, 8), devices)  # type: ignore[arg-type]
+        return
+    assert choosing._batch_size(plan, model, (3, 8, 8), devices) == 32  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("epochs", "chosen"),
     [((300, 1), "channels_last"), ((1, 300), "contiguous"), ((1, 1), "contiguous")],
 )

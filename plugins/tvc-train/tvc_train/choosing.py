@@ -96,7 +96,8 @@ def _batch_size(plan: Plan, model: HybridModel, shape: tuple[int, ...], devices:
         try:
             found = _speed(model, (size, *shape), devices)
         except (RuntimeError, MemoryError) as error:
-            if "memory" not in str(error):
+            # Python's own, and numpy's, say it by their class
+            if isinstance(error, RuntimeError) and "memory" not in str(error):
                 raise
             break
         if found > speed * _WORTH:

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from tvc_core import ParameterError, short_repr
 
+from .modes import modes_kept
+
 __all__ = ["Evaluation", "evaluate", "figures_of"]
 
 _BINS = 15
@@ -51,7 +53,7 @@ def evaluate(
     """Run a model in eval mode over batches and return figures over all images.
 
     Args:
-        model: whose mode is put back afterwards.
+        model: each of its modules is in the mode in which it was afterwards.
         batches: of `images`, `targets` and `indices`, as `tvc_train.data.evaluation_batches` yields
             them.
         labels: "one" class an image, or "many".
@@ -61,7 +63,7 @@ def evaluate(
         forward: what runs in the place of the model, such as the same compiled.
 
     Raises:
-        ParameterError: no model, or a batch that has not all three.
+        ParameterError: no model, no images, or a batch that has not all three.
     """
     if not isinstance(model, nn.Module):
         raise ParameterError(
@@ -70,9 +72,8 @@ def evaluate(
         )
     run = forward or model
     logits, targets, indices = [], [], []
-    before = model.training
-    model.eval()
-    try:
+    with modes_kept(model):
+        model.eval()
         for batch in batches:
             if before_batch is not None:
                 before_batch()
@@ -85,12 +86,14 @@ def evaluate(
             logits.append(found.detach().to("cpu", torch.promote_types(found.dtype, torch.float32)))
             targets.append(batch.targets.cpu())
             indices.append(batch.indices.cpu())
-    finally:
-        model.train(before)
     nothing = [torch.empty(0)]  # of a process without images
     rows = [torch.cat(each or nothing) for each in (logits, targets, indices)]
     if gather is not None:
         rows = [gather(each) for each in rows]
+    if not len(rows[2]):
+        raise ParameterError(
+            "there are no images to evaluate the model on; an iterator of batches yields them once"
+        )
     order = rows[2].argsort()
     logit, target, index = (each[order] for each in rows)
     figures = figures_of(logit, target, labels=labels)

@@ -1,5 +1,5 @@
 """Compute as a recipe says: torch's modes are part of no recipe, so what a script has set of them
-around a call decides nothing inside of it.
+around a call decides nothing inside of it. And leave the modes of a model as they were.
 """
 
 from __future__ import annotations
@@ -9,8 +9,9 @@ from contextlib import ExitStack, contextmanager
 from typing import TypeVar
 
 import torch
+from torch import nn
 
-__all__ = ["each_in_own_modes", "own_modes"]
+__all__ = ["each_in_own_modes", "modes_kept", "own_modes"]
 
 _T = TypeVar("_T")
 _AUTOCAST = ("cpu", "cuda", "mps")
@@ -37,6 +38,17 @@ def own_modes() -> Iterator[None]:
                 modes.enter_context(torch.autocast(device, enabled=False))
         torch.set_default_dtype(torch.float32)
         yield
+
+
+@contextmanager
+def modes_kept(model: nn.Module) -> Iterator[None]:
+    """Afterwards each module is in the mode, training or evaluation, in which it was."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 def each_in_own_modes(items: Iterator[_T]) -> Iterator[_T]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -268,7 +269,7 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         data_settings = DataSettings.from_mapping(said)
         path = data_settings.path or ("." if data_settings.source == "torchvision" else None)
         if path is not None:
-            whole = str((folder / Path(path).expanduser()).resolve())
+            whole = str((folder / os.path.expanduser(path)).resolve())  # noqa: PTH111
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
         training = TrainingSettings.of(recipe)

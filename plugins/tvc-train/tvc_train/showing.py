@@ -38,7 +38,7 @@ class Display:
         Args:
             number: of the epoch in the whole run, from 1.
             steps: batches that it has.
-            what: "train", "evaluate" or "cache".
+            what: "train" or "evaluate".
         """
 
     def step(self, step: int, *, images: int, figures: Mapping[str, float] | None = None) -> None:
@@ -292,21 +292,14 @@ class TensorBoard(Display):
         self._writer.close()
 
 
-def display_for(stream: TextIO | None = None, *, tensorboard: Path | None = None) -> Display:
+def display_for(stream: TextIO | None = None) -> Display:
     """Return what shows a run: bars where the stream is a terminal, plain lines elsewhere.
 
     Args:
         stream: by default stderr.
-        tensorboard: also write curves into this folder.
-
-    Raises:
-        TrainingError: `tensorboard` is asked for, and the extra `report` is not installed.
     """
     target = stream or sys.stderr
-    found: list[Display] = [Terminal(target) if target.isatty() else Lines(target)]
-    if tensorboard is not None:
-        found.append(TensorBoard(tensorboard))
-    return Displays(found)
+    return Terminal(target) if target.isatty() else Lines(target)
 
 
 class _Pass:

@@ -23,7 +23,10 @@ from .trained import Trained
 
 __all__ = ["Soup", "average"]
 
-_OWN = ("seed", "name", "frozen", "training", "data", "tune", "lock")
+_OWN = (
+    "version", "name", "description", "requires", "seed", "max_params", "freeze_backbone",
+    "unfreeze_stages", "grad_checkpointing", "training", "data", "tune", "lock",
+)  # fmt: skip
 """Keys of a recipe in which models of one soup may differ: they say how it was trained."""
 
 _LOWER_IS_BETTER = ("loss", "calibration_error")
@@ -81,8 +84,8 @@ def average(
         changes: of the recipe that `data` is, as `tvc_core.load_recipe` takes them.
 
     Raises:
-        TrainingError: the models do not fit together, `greedy` has no data, or there is no such
-            figure.
+        TrainingError: the models do not fit together, `greedy` has no data, or `by` is no such
+            figure, or is given without `greedy`.
         WeightsError: a file is not that of a model, or the new one cannot be written.
         DataError: something is wrong with the data.
     """
@@ -93,6 +96,10 @@ def average(
         raise TrainingError(f"an average needs two different files or more, not {said}")
     if greedy and data is None:
         raise TrainingError("a greedy soup is tried out on held-out images: give it data")
+    if by != "accuracy" and not greedy:
+        raise TrainingError(
+            f"by={by!r} is what a greedy soup compares by: make it greedy (--greedy)"
+        )
     model, about = _first(paths)
     known: dict[str, Any] = {"batch_size": batch_size, "workers": workers, "device": device}
     known |= {"max_bad": max_bad, "changes": changes}

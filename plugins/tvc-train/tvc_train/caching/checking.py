@@ -11,8 +11,9 @@ from tvc_core import HybridModel
 from ..data import Transforms
 from ..devices import Devices
 from ..errors import TrainingError
+from ..modes import modes_kept
 from ..phases import Phase, PhaseSchedule
-from .cutting import CutError, cut, modes_kept
+from .cutting import CutError, cut
 
 __all__ = ["COMPILED", "check_cuts", "check_devices", "refused"]
 

@@ -10,7 +10,6 @@ need, and both halves are compared with the whole before they are used.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +19,9 @@ from torch import Tensor, fx, nn
 from tvc_core import short_repr
 
 from ..errors import TrainingError
+from ..modes import modes_kept
 
-__all__ = ["CutError", "Halves", "cut", "modes_kept"]
+__all__ = ["CutError", "Halves", "cut"]
 
 _RANDOM = ("dropout", "stochastic_depth", "rand", "bernoulli", "multinomial", "normal", "rrelu")
 """What functions that draw random numbers have in their names."""
@@ -94,17 +94,6 @@ def cut(model: nn.Module, images: Tensor, context: Callable[[], Any]) -> Halves:
     where = _named(nodes[place])
     shape = tuple(features.shape[1:])
     return Halves(below=below, where=where, shape=shape, dtype=features.dtype, above=above)
-
-
-@contextmanager
-def modes_kept(model: nn.Module) -> Iterator[None]:
-    """Afterwards each module is in the mode, training or evaluation, in which it was."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 class _Tracer(fx.Tracer):

@@ -17,9 +17,10 @@ from ..data.batches import prepared, step_totals, training_indices
 from ..errors import TrainingError
 from ..faults import StoppedError, Stopping
 from ..feeding import Feed
+from ..modes import modes_kept
 from ..phases import Phase
 from .checking import COMPILED, check_devices, refused
-from .cutting import CutError, Halves, cut, modes_kept
+from .cutting import CutError, Halves, cut
 from .keys import content_digest, facts_of, key_of, weights_digest
 from .storing import FeatureStore, default_folder
 

@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.remembering import cache_folder
 from ..errors import TrainingError
 
 __all__ = ["FeatureStore", "default_folder"]
@@ -30,10 +31,17 @@ _GIB = 1 << 30
 
 
 def default_folder() -> Path:
-    """Return $XDG_CACHE_HOME/tvc/features, by default ~/.cache/tvc/features."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
-    return base / "tvc" / "features"
+    """Return $XDG_CACHE_HOME/tvc/features, by default ~/.cache/tvc/features.
+
+    Raises:
+        TrainingError: there is no home.
+    """
+    if (base := cache_folder()) is None:
+        raise TrainingError(
+            "data.cache: there is no home folder to keep features in: set XDG_CACHE_HOME to a "
+            "folder that can be written"
+        )
+    return base / "features"
 
 
 class FeatureStore:
@@ -48,21 +56,17 @@ class FeatureStore:
         self.folder, self.most = folder, most
 
     def find(self, key: str) -> Tensor | None:
-        """Return features [rows, ...], mapped into memory; None where there are none of this key.
-
-        One that is damaged is removed, and counts as none.
+        """Return features [rows, ...], mapped into memory; None where there are none of this key,
+        or they are damaged.
         """
         entry = self.folder / key
         facts = _read_facts(entry / _FACTS)
         if facts is None:
-            if entry.exists():
-                shutil.rmtree(entry, ignore_errors=True)
             return None
         file, dtype = entry / _FEATURES, getattr(torch, str(facts["dtype"]))
         count = math.prod(facts["shape"])
         whole = file.is_file() and file.stat().st_size == count * dtype.itemsize
         if not whole or _digest_of(file) != facts["digest"]:
-            shutil.rmtree(entry, ignore_errors=True)
             return None
         with contextlib.suppress(OSError):
             os.utime(entry)  # it was used now
@@ -105,6 +109,8 @@ class FeatureStore:
                 self._clean()
                 if (there := self.find(key)) is not None:
                     return there
+                # what is damaged; here alone no one else can have built it again since the look
+                shutil.rmtree(self.folder / key, ignore_errors=True)
                 self._make_room(size)
                 free = shutil.disk_usage(self.folder).free
                 if size > free:

@@ -140,7 +140,7 @@ class FileSamples(Samples):
         """Keep what is known of the files for the next start."""
         remember(self._memory_file(), self.memory)
 
-    def _memory_file(self) -> Path:
+    def _memory_file(self) -> Path | None:
         settings = self.settings
         return memory_file(self.folder, settings.max_pixels, settings.formats, settings.check)
 

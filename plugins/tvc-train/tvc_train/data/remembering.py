@@ -23,7 +23,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
-__all__ = ["SIZE", "Memory", "memory_file", "recall", "remember"]
+__all__ = ["SIZE", "Memory", "cache_folder", "memory_file", "recall", "remember"]
 
 SIZE = 16
 """Of a hash [bytes]."""
@@ -75,8 +75,16 @@ class Memory:
                 self.is_new = True
 
 
-def memory_file(folder: Path, *decoding: Any) -> Path:
-    """Return where what is known of a folder's images is kept.
+def cache_folder() -> Path | None:
+    """Return $XDG_CACHE_HOME/tvc, by default ~/.cache/tvc; None where there is no home."""
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    with contextlib.suppress(RuntimeError):
+        return (Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()) / "tvc"
+    return None
+
+
+def memory_file(folder: Path, *decoding: Any) -> Path | None:
+    """Return where what is known of a folder's images is kept; None where there is no place.
 
     Args:
         folder: of images.
@@ -87,14 +95,13 @@ def memory_file(folder: Path, *decoding: Any) -> Path:
     versions = [metadata.version(name) for name in ("pillow", "tvc-train")]
     codecs = [features.version(name) for name in ("jpg", "zlib", "libtiff", "webp")]
     text = repr((os.path.realpath(folder), decoding, versions, codecs))
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(home) if Path(home).is_absolute() else Path("~/.cache").expanduser()
-    return base / "tvc" / "pictures" / hashlib.sha256(text.encode()).hexdigest()[:32]
+    base = cache_folder()
+    return base and base / "pictures" / hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def recall(file: Path, memory: Memory) -> None:
+def recall(file: Path | None, memory: Memory) -> None:
     """Fill in what is known of files that are unchanged."""
-    kept = _read(file)
+    kept = None if file is None else _read(file)
     if kept is None or not len(kept.states):
         return
     order = np.argsort(kept.states[:, 1], kind="stable")
@@ -105,10 +112,10 @@ def recall(file: Path, memory: Memory) -> None:
     memory.prints[same] = kept.prints[rows[same]]
 
 
-def remember(file: Path, memory: Memory) -> None:
+def remember(file: Path | None, memory: Memory) -> None:
     """Keep what is known of files, beside what was known of others in their folder."""
     parts = [memory.take(np.flatnonzero(memory.states.any(1)))]
-    if not memory.is_new or not len(parts[0].states):
+    if file is None or not memory.is_new or not len(parts[0].states):
         return
     kept = _read(file)
     if kept is not None and len(kept.states) + len(parts[0].states) <= _MOST_ROWS:
@@ -117,7 +124,7 @@ def remember(file: Path, memory: Memory) -> None:
     _, first = np.unique(columns["states"][:, 1], return_index=True)  # the newest of each inode
     columns = {name: np.ascontiguousarray(column[first]) for name, column in columns.items()}
     content = save({**columns, "digest": _digest(columns)})
-    with contextlib.suppress(OSError, RuntimeError):  # RuntimeError: there is no home
+    with contextlib.suppress(OSError):
         file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         if not _is_private(file.parent.stat()):
             return
@@ -127,7 +134,7 @@ def remember(file: Path, memory: Memory) -> None:
                 opened.write(content)
             Path(draft).replace(file)  # whole at once, whoever else writes it
         except BaseException:
-            Path(draft).unlink()
+            Path(draft).unlink(missing_ok=True)
             raise
         files = sorted(file.parent.iterdir(), key=lambda each: each.stat().st_mtime, reverse=True)
         for old in files[_MOST_FILES:]:

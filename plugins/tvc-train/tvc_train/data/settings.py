@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 from tvc_core import RecipeError, short_repr, what_there_is
@@ -136,11 +136,6 @@ class DataSettings:
                 value = dict(value) if isinstance(value, Mapping) else value
                 found[each.name] = list(value) if isinstance(value, tuple) else value
         return found
-
-    def to_full_mapping(self) -> dict[str, Any]:
-        """Return every key with its value, as plain data."""
-        plain = asdict(self)
-        return {key: list(v) if isinstance(v, tuple) else v for key, v in plain.items()}
 
     def _contradictions(self) -> list[tuple[str, str]]:
         """Return the key and what is wrong with it, for each that does not go with another."""
