@@ -476,3 +476,16 @@ def test_a_backbone_of_one_size_takes_that_one() -> None:
         assert builder.resolve(recipe).image_size == 224
     with pytest.raises(TvcError, match="takes images of 224 pixels only"):
         builder.resolve(Recipe(backbone="fixed18", weights=None, image_size=256))
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "swin_t"])
+def test_channels_change_where_there_are_no_values(backbone: str) -> None:
+    """A network on meta is looked at for its shapes, before the memory for it is there."""
+    with torch.device("meta"):
+        model = HybridBuilder().from_backbone(
+            backbone, None, patches={"stage:-1": {"wrap": "se"}}, in_channels=5
+        )
+    assert "gate now on meta" in str(model.explain())
+    assert model(torch.empty(2, 5, 64, 64, device="meta")).shape == (2, 1000)
+    first = next(each for each in model.modules() if isinstance(each, torch.nn.Conv2d))
+    assert first.weight.is_meta and first.in_channels == 5

@@ -147,7 +147,8 @@ def _weights(record: PatchRecord) -> str:
 
 def _start(patch: Patch) -> str:
     if patch.alpha is not None:
-        return f"identity start, gate now {patch.alpha.item():.3g}"
+        now = "on meta" if patch.alpha.is_meta else f"{patch.alpha.item():.3g}"
+        return f"identity start, gate now {now}"
     return "identity start by itself" if patch.neutral else "published start"
 
 

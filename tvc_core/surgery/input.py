@@ -137,11 +137,7 @@ def change_input(
             f"in_channels cannot change: with {channels} channels at {path!r} the network fails: "
             f"{type(error).__name__}: {error}"
         ) from error
-    near = torch.finfo(found.dtype).eps ** 0.5
-    size = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
-    if not found.is_meta and not torch.allclose(
-        found, wanted, rtol=0, atol=near * size, equal_nan=True
-    ):
+    if not found.is_meta and not _are_near(found, wanted):
         difference = float((found - wanted).abs().max())
         raise BackboneError(
             f"in_channels cannot change: for an image of {channels} equal channels the network "
@@ -159,6 +155,12 @@ def change_input(
     return record, Probe(image, probe.tries)
 
 
+def _are_near(found: Tensor, wanted: Tensor) -> bool:
+    near = torch.finfo(found.dtype).eps ** 0.5
+    size = max(1.0, float(wanted.abs().max())) if wanted.numel() else 1.0
+    return torch.allclose(found, wanted, rtol=0, atol=near * size, equal_nan=True)
+
+
 def _first_layer(network: nn.Module, probe: Probe) -> str:
     """Return the path of the layer with weights that gets the image."""
     order: list[str] = []
@@ -171,15 +173,16 @@ def _first_layer(network: nn.Module, probe: Probe) -> str:
             if (
                 isinstance(x, Tensor)
                 and x.shape == probe.image.shape
-                and torch.equal(x, probe.image)
+                and (x is probe.image if x.is_meta else torch.equal(x, probe.image))
             ):
                 takers.append(path)
 
         return module.register_forward_pre_hook(before)
 
     # By value, not by name or order: the layer is the one with weights of its own that gets the
-    # very image. So a normalization inside of the network, which would need its own answer for new
-    # channels, is noticed, since then no layer gets the image as it came in.
+    # very image (on meta, where there are no values, that object). So a normalization inside of the
+    # network, which would need its own answer for new channels, is noticed, since then no layer
+    # gets the image as it came in.
     layers = [
         (path, module)
         for path, module in network.named_modules()
