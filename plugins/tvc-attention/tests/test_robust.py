@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from tvc_attention.gather_excite import GatherExcite
 
 from tvc_core import BlockSpec, HybridBuilder
 from tvc_core.testing import toy_plugin
@@ -79,6 +80,14 @@ def check_sizes(name: str, widths: Any, sizes: Any) -> None:
 def test_any_width_size_and_batch_passes_forward_and_backward(name: str) -> None:
     check_sizes(name, (1, 3, 16, 97), SIZES)
     check_sizes(name, (24,), ((56, 56),))
+
+
+def test_a_map_gathered_to_one_pixel_passes_in_training() -> None:
+    """A batch of one image, whose convolutions leave one value of each channel to normalize."""
+    block = GatherExcite(8, extent=8, extra_params=True).train()
+    x = map_of(1, 8, 7, 7).requires_grad_()
+    block(x).square().sum().backward()
+    assert x.grad is not None and x.grad.isfinite().all()
 
 
 @pytest.mark.sweep

@@ -5,12 +5,12 @@ Wang et al. 2020, "ECA-Net", arXiv:1910.03151.
 
 from __future__ import annotations
 
-import math
-
 from torch import Tensor, nn
 
+from .checks import odd_size
 from .fused import neighbor_scores
 from .mean_gate import MeanGate
+from .widths import neighbor_kernel
 
 __all__ = ["EfficientChannelAttention"]
 
@@ -40,16 +40,9 @@ class EfficientChannelAttention(MeanGate):
         if kernel_size is None:
             if gamma == 0:
                 raise ValueError("gamma divides log2(in_channels), so it cannot be 0")
-            size = int(abs((math.log2(in_channels) + b) / gamma))
-            kernel_size = size if size % 2 else size + 1
-        if (
-            isinstance(kernel_size, bool)
-            or not isinstance(kernel_size, int)
-            or kernel_size < 1
-            or kernel_size % 2 == 0
-        ):
-            raise ValueError(f"kernel_size is an odd number of at least 1, not {kernel_size!r}")
-        self.conv = nn.Conv1d(1, 1, kernel_size, padding=kernel_size // 2, bias=False)
+            kernel_size = neighbor_kernel(in_channels, gamma, b)
+        padding = odd_size(kernel_size) // 2
+        self.conv = nn.Conv1d(1, 1, kernel_size, padding=padding, bias=False)
         self.sigmoid = nn.Sigmoid()
 
     def _excite(self, means: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .fused import blend, pointwise, scale_channels
+from .norms import BatchNorm2d
 from .widths import hidden_width
 
 __all__ = ["GatherExcite"]
@@ -112,7 +113,7 @@ def _strided(channels: int, count: int) -> nn.Sequential:
         layers[f"conv{number}"] = nn.Conv2d(
             channels, channels, 3, stride=2, padding=1, groups=channels, bias=False
         )
-        layers[f"norm{number}"] = nn.BatchNorm2d(channels)
+        layers[f"norm{number}"] = BatchNorm2d(channels)
         if number < count:
             layers[f"act{number}"] = nn.ReLU()
     return nn.Sequential(layers)
