@@ -56,8 +56,9 @@ def neighbor_scores(layer: nn.Conv1d, x: Tensor) -> Tensor:
     """
     if not (
         _is_simple(x, layer, nn.Conv1d)
+        and layer.weight.shape == (1, 1, *layer.kernel_size)
+        and x.shape[1] == 1
         and x.numel() >= LEAST
-        and x.shape[1:2] + layer.weight.shape == (1, 1, 1, *layer.kernel_size)
     ):
         y: Tensor = layer(x)
         return y
