@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -267,9 +266,8 @@ def make_plan(recipe: Recipe, registry: Registry, *, data: str | Path | None = N
         recipe = replace(recipe, sections={**recipe.sections, "data": said})
     with (where / "data").before_errors():
         data_settings = DataSettings.from_mapping(said)
-        path = data_settings.path or ("." if data_settings.source == "torchvision" else None)
-        if path is not None:
-            whole = str((folder / os.path.expanduser(path)).resolve())  # noqa: PTH111
+        if data_settings.path or data_settings.source == "torchvision":
+            whole = str(data_settings.place(folder).resolve())
             data_settings = replace(data_settings, path=whole)
     with (where / "training").before_errors():
         training = TrainingSettings.of(recipe)

@@ -167,7 +167,7 @@ def source_of(settings: DataSettings, folder: Path) -> str:
 
 def _path(settings: DataSettings, folder: Path) -> Path:
     assert settings.path is not None
-    path = folder / os.path.expanduser(settings.path)  # noqa: PTH111  ~ghost stays as it is
+    path = settings.place(folder)
     if not path.exists():
         raise _missing(path)
     if settings.source in ("folder", "shards") and not path.is_dir():
@@ -252,7 +252,7 @@ def _split(data: Data, settings: DataSettings, seed: int, val: Samples | None) -
 
 
 def _torchvision(settings: DataSettings, folder: Path, seed: int, lacking: str) -> Data:
-    root = folder / os.path.expanduser(settings.path or ".")  # noqa: PTH111
+    root = settings.place(folder)
     if not root.exists() and not settings.download and settings.name != "FakeData":
         raise _missing(root)
     train, val, classes, problems = open_torchvision(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from tvc_core import RecipeError, short_repr, what_there_is
@@ -136,6 +138,10 @@ class DataSettings:
                 value = dict(value) if isinstance(value, Mapping) else value
                 found[each.name] = list(value) if isinstance(value, tuple) else value
         return found
+
+    def place(self, folder: Path) -> Path:
+        """Return where `path` leads from a folder; `~ghost`, a home that is not there, stays."""
+        return folder / os.path.expanduser(self.path or ".")  # noqa: PTH111
 
     def _contradictions(self) -> list[tuple[str, str]]:
         """Return the key and what is wrong with it, for each that does not go with another."""
