@@ -456,6 +456,14 @@ def test_bias_is_a_patch_like_the_others() -> None:
             {"inject": {"type": "conv_adapter", "params": {"kernel_size": 2}}},
             r"kernel_size is an odd",
         ),
+        (
+            {"inject": {"type": "conv_adapter", "params": {"channels": 0}}},
+            r"channels is a whole number of at least 1, not 0",
+        ),
+        (
+            {"inject": {"type": "conv_adapter", "params": {"stride": 0}}},
+            r"stride is a whole number of at least 1, not 0",
+        ),
         ({"bias": {"norm": True}}, r"'norm'.*norms"),
     ],
 )

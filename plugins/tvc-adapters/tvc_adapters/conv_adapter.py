@@ -72,7 +72,8 @@ def conv_adapter(
         ValueError: a value is out of range.
     """
     hidden, groups = _hidden(in_channels, reduction, hidden_channels)
-    return _plain(in_channels, channels or in_channels, kernel_size, stride or 1, hidden, groups)
+    width, steps = _whole("channels", channels, in_channels), _whole("stride", stride, 1)
+    return _plain(in_channels, width, kernel_size, steps, hidden, groups)
 
 
 def conv_adapter_for_target(
@@ -100,11 +101,11 @@ def conv_adapter_for_target(
         ValueError: a value is out of range.
     """
     hidden, groups = _hidden(in_channels, reduction, hidden_channels)
-    module, out = target.module, channels or target.out_channels
+    module, out = target.module, _whole("channels", channels, target.out_channels)
     if isinstance(module, nn.Conv2d) and kernel_size is None and stride is None:
         check_layer(module, nn.Conv2d)
         return ConvAdapter(conv_like(module, in_channels, hidden, groups, bias=True), out)
-    steps: Any = target.stride if stride is None else stride
+    steps = _whole("stride", stride, target.stride)
     return _plain(in_channels, out, kernel_size, steps, hidden, groups)
 
 
@@ -116,6 +117,14 @@ def _plain(
         raise ValueError(f"kernel_size is an odd whole number of at least 1, not {size!r}")
     conv1 = nn.Conv2d(in_channels, hidden, size, stride, padding=size // 2, groups=groups)
     return ConvAdapter(conv1, channels)
+
+
+def _whole(name: str, given: int | None, default: Any) -> Any:
+    if given is None:
+        return default
+    if given < 1:
+        raise ValueError(f"{name} is a whole number of at least 1, not {given!r}")
+    return given
 
 
 def _hidden(in_channels: int, reduction: float, hidden: int | None) -> tuple[int, int]:
