@@ -126,6 +126,19 @@ def test_a_file_in_int8_is_judged_by_the_photos_of_its_proof(
         verify(path, model=model, photos=photos)
 
 
+def test_photos_of_two_folders_are_told_apart_by_name(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    model, path = taught(), tmp_path / "m.onnx"
+    photos = photos_in(tmp_path / "photos", 8, "x{}.png")
+    made = export_model(model, "onnx", path, photos=photos, int8=photos, max_drop=8)
+    assert made.int8 is not None and made.int8["judged"] == 8
+    assert len({each.name for each in made.trials}) == len(made.trials)
+    others = photos_in(tmp_path / "others", 8, "x{}.png")
+    (others / "x3.png").write_bytes((photos / "x4.png").read_bytes())
+    with pytest.raises(ParameterError, match=r"others have different photos named x3\.png,"):
+        export_model(model, "onnx", path, photos=photos, int8=others, force=True)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

@@ -256,7 +256,14 @@ def _chosen(
     number = min(CALIBRATED, found // 2)
     taken = {turn * found // number for turn in range(number)}  # spread over the folder
     calibrating = [each for turn, each in enumerate(every) if turn in taken]
-    return judging + [each for turn, each in enumerate(every) if turn not in taken], calibrating
+    known = {each.name: each.image for each in judging}  # a proof finds its photos by their names
+    if other := [e.name for e in every if e.name in known and not e.image.equal(known[e.name])]:
+        raise ParameterError(
+            f"{photos} and {int8} have different photos named {join_names(other, most=4)}, which a "
+            "proof could not tell apart: rename them"
+        )
+    rest = [each for turn, each in enumerate(every) if turn not in taken and each.name not in known]
+    return judging + rest, calibrating
 
 
 def _prove(
