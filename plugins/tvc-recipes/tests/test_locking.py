@@ -12,6 +12,7 @@ import torchvision
 from click.testing import CliRunner
 from tvc_recipes import lock_recipe
 from tvc_recipes.commands import lock_command
+from tvc_recipes.formatting import format_recipe
 
 from tvc_core import HybridBuilder, RecipeError, WeightsError
 
@@ -54,6 +55,14 @@ def test_a_lock_has_versions_and_the_hash_of_the_weights(tmp_path: Path, weights
     }
     for name in ("tvc-core", "tvc-mobilenet", "tvc-attention", "torch", "torchvision"):
         assert lock["plugins"][name] == metadata.version(name)
+
+
+def test_the_command_writes_a_lock_as_tvc_fmt_would(tmp_path: Path, weights: Path) -> None:
+    recipe, made = tmp_path / "recipe.yaml", tmp_path / "made.yaml"
+    recipe.write_text(RECIPE.replace("_classes: 3", "_classes: 2, class_names: [cat, dog]"))
+    CliRunner().invoke(lock_command, [str(recipe), "--out", str(made)], catch_exceptions=False)
+    assert format_recipe(made.read_text()) == made.read_text() != lock_recipe(recipe).to_yaml()
+    assert HybridBuilder.build(made).class_names == ("cat", "dog")
 
 
 def test_a_lock_builds_the_same_model_while_nothing_changes(

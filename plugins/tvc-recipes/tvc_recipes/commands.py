@@ -190,12 +190,13 @@ def lock_command(recipe: Path, out: Path | None, force: bool, changes: tuple[str
     """Write down with which versions and weights RECIPE is built. The lock is a recipe itself, and
     is built only where these are the same.
     """
+    from .formatting import format_recipe
     from .locking import lock_recipe
 
     folder = out.parent if out else None
-    locked = lock_recipe(recipe, changes=read_changes(changes), folder=folder).to_yaml()
+    locked = lock_recipe(recipe, changes=read_changes(changes), folder=folder)
     target = out or recipe.with_suffix(".lock.yaml")  # only now: what is no file was refused
-    _new_file(target, locked, force)
+    _new_file(target, format_recipe(locked.to_yaml(), str(target)), force)
     click.echo(f"wrote {target}", err=True)
 
 
