@@ -16,7 +16,7 @@ from tvc_train.errors import DataError, TrainingError
 from tvc_train.soups import average
 from tvc_train.trained import Trained
 
-from tvc_core import HybridBuilder, Preprocessing, Recipe, load
+from tvc_core import HybridBuilder, ParameterError, Preprocessing, Recipe, load
 
 PREPARED = Preprocessing(
     size=(32, 32), resize=32, fit="squash", interpolation="bilinear", mean=(0.5, 0.5, 0.5),
@@ -150,7 +150,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0 and f"taken     {a}" in done.stdout
     before = out.read_bytes()
-    with pytest.raises(TrainingError, match="--force"):
+    with pytest.raises(ParameterError, match="--force"):
         CliRunner().invoke(
             average_command, [str(a), str(b), "--out", str(out)], catch_exceptions=False
         )

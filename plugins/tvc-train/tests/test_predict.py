@@ -241,6 +241,10 @@ def test_whatever_a_file_is_it_has_a_row_and_workers_change_nothing(
     )
     assert done.exit_code == 0 and "1 hidden" in done.stderr
     assert b"odd\xff.png" in out.read_bytes()
+    again = [str(saved["one"]), str(folder / "a.png"), "--out", str(out)]
+    with pytest.raises(ParameterError, match=r"rows\.csv exists: --force"):
+        CliRunner().invoke(predict_command, again, catch_exceptions=False)
+    assert b"odd\xff.png" in out.read_bytes()
     done = CliRunner().invoke(predict_command, [str(saved["one"]), str(folder)])
     assert done.stdout_bytes == out.read_bytes()
 

@@ -451,6 +451,26 @@ def test_a_dry_run_says_what_will_be_found_out(recipe: Make) -> None:
     assert said["notes"] == "data has no path, so the images are scikit-learn's digits"
 
 
+def test_a_dry_run_looks_at_the_folder_of_the_run(
+    recipe: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert preview(recipe())["run"] == str(Path("runs", "toy"))
+    assert preview(recipe(), out="new", resume=True)["run"] == "new"
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "model.safetensors").touch()
+    with pytest.raises(TrainingError, match=r"has model\.safetensors already"):
+        preview(recipe(), out="model")
+    assert preview(recipe(), out="model", force=True)["run"] == "model"
+    fit(recipe(), out="done")
+    with pytest.raises(TrainingError, match="has a run already"):
+        preview(recipe(), out="done")
+    assert preview(recipe(), out="done", resume=True)["run"] == "done, which goes on"
+    with pytest.raises(TrainingError, match=r"another run.*training\.momentum"):
+        preview(recipe(momentum=0.5), out="done", resume=True)
+    assert not Path("runs").exists() and not Path("new").exists()
+
+
 def test_what_has_no_effect_is_said(recipe: Make) -> None:
     given = recipe(momentum=0.5, batch_size=99, phases=[{"epochs": 2, "stop_early": 2}])
     given |= {"freeze_backbone": {"normalization": "eval"}, "unfreeze_stages": [-1]}

@@ -119,24 +119,12 @@ def fit(
     """
     registry = registry or Registry()
     plan = make_plan(as_recipe(recipe, changes, registry), registry, data=data)
-    with foreign(TrainingError, f"accelerator {accelerator!r}, which is asked for"):
-        processes = Devices(
-            devices=devices,
-            nodes=nodes,
-            strategy=strategy,
-            precision=plan.training.precision,
-            accelerator=accelerator,
-        )
-    _check_processes(plan, processes)
+    processes = _processes(plan, devices, nodes, strategy, accelerator)
     stopping = Stopping()
     with processes, stopping.listening():
         processes.launch()
         fitting = _Fitting(plan, processes, registry, stopping)
-        settings = plan.data_settings  # torchvision looks into folders of its own in `path`
-        images = None if settings.source == "torchvision" else settings.path
-        where = processes.together(
-            lambda: run_folder(out, plan.name, resume=resume, force=force, data=images)
-        )
+        where = processes.together(lambda: _folder(plan, out, resume=resume, force=force))
         run = Run(folder=Path(processes.agree(where)))
         shown = display if processes.first and display is not None else Display()
         return fitting.train(run, shown, resume=resume, tensorboard=tensorboard and processes.first)
@@ -147,10 +135,14 @@ def preview(
     recipe: Recipe | Mapping[str, Any] | str | Path,
     *,
     data: str | Path | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
     changes: Mapping[str, Any] | None = None,
     devices: int = 1,
     nodes: int = 1,
     strategy: str = "ddp",
+    accelerator: str = "auto",
     registry: Registry | None = None,
 ) -> dict[str, Any]:
     """Check everything that `fit` checks before its first step, and return what would be trained.
@@ -158,10 +150,14 @@ def preview(
     Args:
         recipe: as for `fit`.
         data: likewise.
+        out: likewise.
+        resume: likewise.
+        force: likewise.
         changes: likewise.
         devices: likewise; one process looks at what so many would train.
         nodes: likewise.
         strategy: likewise.
+        accelerator: likewise; "auto" asks nothing of this machine, which may be another one.
         registry: likewise.
 
     Raises:
@@ -169,23 +165,37 @@ def preview(
     """
     registry = registry or Registry()
     plan = make_plan(as_recipe(recipe, changes, registry), registry, data=data)
-    processes = Devices(
-        devices=devices,
-        nodes=nodes,
-        strategy=strategy,
-        precision=plan.training.precision,
-        accelerator="cpu",
-    )
-    _check_processes(plan, processes)
-    return _Fitting(plan, processes, registry, Stopping()).describe()
+    asked = "cpu" if accelerator == "auto" else accelerator
+    processes = _processes(plan, devices, nodes, strategy, asked)
+    facts = _Fitting(plan, processes, registry, Stopping()).describe()
+    run = Run(folder=Path(_folder(plan, out, resume=resume, force=force)))
+    known = run.read_key() if resume else None
+    if known is not None:
+        check_key(known, plan, run)
+    return {**facts, "run": f"{run.folder}{', which goes on' if known is not None else ''}"}
 
 
-def _check_processes(plan: Plan, devices: Devices) -> None:
-    """Refuse processes that could not share the steps of a training, or its cached features."""
+def _folder(plan: Plan, out: str | Path | None, *, resume: bool, force: bool) -> str:
+    settings = plan.data_settings  # torchvision looks into folders of its own in `path`
+    images = None if settings.source == "torchvision" else settings.path
+    return run_folder(out, plan.name, resume=resume, force=force, data=images)
+
+
+def _processes(plan: Plan, devices: int, nodes: int, strategy: str, accelerator: str) -> Devices:
+    """Return the processes of a training, which can share its steps and its cached features."""
+    with foreign(TrainingError, f"accelerator {accelerator!r}, which is asked for"):
+        processes = Devices(
+            devices=devices,
+            nodes=nodes,
+            strategy=strategy,
+            precision=plan.training.precision,
+            accelerator=accelerator,
+        )
     size, there = plan.training.batch_size, len(plan.data.train)
-    check_shares(there, there if size == "auto" else int(size), devices.asked)
+    check_shares(there, there if size == "auto" else int(size), processes.asked)
     if plan.data_settings.cache:
-        check_devices(devices)
+        check_devices(processes)
+    return processes
 
 
 def as_recipe(

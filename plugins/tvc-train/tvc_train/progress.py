@@ -41,7 +41,6 @@ class Progress:
         rows: a row an epoch, as in metrics.csv.
         best: the best figure, and the epoch and phase that it is of; empty at first.
         sums: of the epoch that is under way: "loss" over "images".
-        chosen: what was found out for this machine: "batch_size", "layout".
         methods: what each method remembers, by its name.
     """
 
@@ -49,7 +48,6 @@ class Progress:
     rows: list[dict[str, Any]] = field(default_factory=list)
     best: dict[str, Any] = field(default_factory=dict)
     sums: dict[str, float] = field(default_factory=lambda: {"loss": 0.0, "images": 0})
-    chosen: dict[str, Any] = field(default_factory=dict)
     methods: dict[str, Any] = field(default_factory=dict)
 
     def to_mapping(self) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import click
 
-from tvc_core import read_changes
+from tvc_core import check_target, read_changes
 
-from ..errors import TrainingError
 from .options import device_of, max_bad_option, running_options, set_option
 
 __all__ = ["average_command"]
@@ -57,8 +56,7 @@ def average_command(
     """
     if greedy and data is None:
         raise click.UsageError("--greedy tries models out on held-out images: give --data")
-    if out.exists() and not force:
-        raise TrainingError(f"{out} exists: --force overwrites it, or choose another --out")
+    check_target(out, force=force, suffix=".safetensors")
     given = read_changes(changes, like="data.path=photos")
     if given and data is None:
         raise click.UsageError("--set is for the recipe of --data")

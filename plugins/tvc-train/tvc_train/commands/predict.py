@@ -8,6 +8,8 @@ from pathlib import Path
 
 import click
 
+from tvc_core import check_target
+
 from .options import device_of, running_options
 
 __all__ = ["predict_command"]
@@ -18,6 +20,7 @@ __all__ = ["predict_command"]
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, not CSV.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write this file, not to stdout.")
+@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 @click.option(
     "--top",
     type=click.IntRange(min=1),
@@ -31,6 +34,7 @@ def predict_command(
     paths: tuple[Path, ...],
     as_json: bool,
     out: Path | None,
+    force: bool,
     top: int,
     batch_size: int,
     workers: int,
@@ -48,6 +52,8 @@ def predict_command(
     from ..runs import write_durably
     from ..trained import Trained
 
+    if out is not None:
+        check_target(out, force=force)
     where = device_of(device)
     files, hidden = find_files(paths)
     model, trained = Trained.open(file)

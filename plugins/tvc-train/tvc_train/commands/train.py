@@ -98,29 +98,25 @@ def train_command(
         )
     elif backbone is not None or patches:
         raise click.UsageError("--backbone and --patch are for images without a recipe")
+    wanted: dict[str, Any] = {
+        "data": data,
+        "out": out,
+        "resume": resume,
+        "force": force,
+        "changes": given,
+        "devices": devices,
+        "nodes": nodes,
+        "strategy": strategy,
+        "accelerator": accelerator,
+    }
     if dry_run:
-        facts = preview(
-            source, data=data, changes=given, devices=devices, nodes=nodes, strategy=strategy
-        )
+        facts = preview(source, **wanted)
         width = max(map(len, facts))
         for name, said in facts.items():
             click.echo(visible(f"{name:<{width}}  {said}".rstrip()))
         return
     try:
-        found = fit(
-            source,
-            data=data,
-            out=out,
-            resume=resume,
-            force=force,
-            changes=given,
-            devices=devices,
-            nodes=nodes,
-            strategy=strategy,
-            accelerator=accelerator,
-            display=display_for(),
-            tensorboard=tensorboard,
-        )
+        found = fit(source, **wanted, display=display_for(), tensorboard=tensorboard)
     except StoppedError as error:
         click.echo(str(error), err=True)
         ctx.exit(error.code)
