@@ -138,7 +138,6 @@ def find_bridge(network: nn.Module, last: str, head: str, probe: Probe) -> Bridg
         head: path of the head.
         probe: an image that the network accepts.
     """
-    # closed, a way that leaves a patch out would look right
     # A way is the right one if it gives the logits of a whole pass. So during the look nothing on
     # the way may be invisible in the logits: closed, a gate lets a way that leaves its patch out
     # look right, and with a last layer of zeros every way looks right.
