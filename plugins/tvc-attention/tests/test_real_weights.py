@@ -73,6 +73,7 @@ def test_blocks_around_every_stage_leave_the_logits_of_photos_bit_for_bit(
 
 
 @pytest.mark.sweep
+@pytest.mark.timeout(3600)  # non_local's 200 passes took 10 minutes of a busy machine
 @pytest.mark.parametrize("name", NAMES)
 def test_every_block_around_every_stage_leaves_the_logits_of_all_photos_bit_for_bit(
     name: str, plain: HybridModel, photos: Callable[[int], Tensor]
