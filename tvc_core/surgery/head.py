@@ -206,8 +206,9 @@ def set_classifier(
         for block in _after(network, path):
             raise HeadError(
                 f"{block} was made for {num_classes_of(old)} outputs, so the head cannot change to "
-                f"{layout.num_outputs}; insert it before the last layer, or keep the number of "
-                "classes"
+                f"{layout.num_outputs}: put it at an earlier layer (patterns that start with "
+                "'stage:' leave out the head); in a built model, fold it first (fold_patches) or "
+                "take it out (unpatch)"
             )
     # The order matters: everything is checked, the new layers are made with the old one's device
     # and dtype, kept rows are copied, and only then does the new module take the place. A patch

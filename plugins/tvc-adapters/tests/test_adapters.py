@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from tvc_core import (
+    HeadError,
     HybridBuilder,
     HybridModel,
     LocalPlugin,
@@ -433,6 +434,30 @@ def test_bias_is_a_patch_like_the_others() -> None:
     assert fold_patches(model).folded == ("layer4.0.bn1",) and model.patch_records == ()
     with pytest.raises(TargetError, match=r"nothing in 'layer1\.0\.relu' \(ReLU\) is a bias"):
         resnet18({"layer1.0.relu": {"bias": {}}})
+
+
+def test_what_is_advised_for_a_pattern_that_meets_too_much_works() -> None:
+    """A ViT's last stage ends with an identity here, and `type:Linear` names its head as well."""
+
+    def vit(patches: dict[str, Any], classes: int | None = None) -> HybridModel:
+        arguments = {"options": {"fc_norm": True}, "num_classes": classes, "weights": None}
+        return BUILDER.from_backbone("timm/test_vit", patches=patches, **arguments)
+
+    with pytest.raises(TargetError, match=r"the blocks of a stage \('stage:\*\.\*'\)"):
+        vit({"stage:*": {"bias": {}}})
+    model = vit({"stage:*.*": {"bias": {}}})
+    model.freeze_backbone(head="none")
+    learn = {name for name, p in model.named_parameters() if p.requires_grad}
+    own = {name for name, _ in model.named_parameters() if name.startswith("blocks.")}
+    assert learn == {name for name in own if name.endswith("bias") or ".norm" in name}
+
+    with pytest.raises(HeadError, match=r"start with 'stage:' leave out the head.*fold it first"):
+        vit({"type:Linear": {"inject": "lora"}}, 3)
+    assert len(vit({"stage:*.type:Linear": {"inject": "lora"}}, 3).patch_records) == 24
+    model = vit({"head": {"inject": "lora"}})
+    fold_patches(model)
+    model.reset_classifier(3)
+    assert model.num_classes == 3
 
 
 @pytest.mark.parametrize(

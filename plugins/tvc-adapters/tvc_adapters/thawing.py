@@ -38,7 +38,7 @@ def bias(target: Target, norms: bool = True) -> nn.Module:
         raise TargetError(
             f"nothing in {target.path!r} ({type(target.module).__name__}) is a bias"
             f"{' or belongs to a normalization' if norms else ''}: choose a layer that has one, or "
-            "the stage around it"
+            "the blocks of a stage ('stage:*.*')"
         )
     target.thaw(names)
     return target.module
