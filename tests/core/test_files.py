@@ -6,6 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -375,3 +376,17 @@ def test_what_cannot_be_written_is_said_before_any_work(tmp_path: Path) -> None:
     assert path.read_bytes() == b"old" and [*tmp_path.iterdir()] == [path]
     write_file(path, [b"ne", b"", b"w"])
     assert path.read_bytes() == b"new" and [*tmp_path.iterdir()] == [path]
+
+
+def test_inference_mode_changes_no_model(lab: Any, tmp_path: Path, images: Tensor) -> None:
+    build = partial(lab().from_backbone, "tiny", weights=None, patches=PATCHES, seed=0)
+    usual = build().train()
+    usual.save(tmp_path / "model.safetensors")
+    with torch.inference_mode():  # in it no tensor knows a gradient or counts its changes
+        built, loaded = build(), lab().load(tmp_path / "model.safetensors")
+        filled = build()
+        filled.fc.weight.zero_()
+        assert tvc_core.partial_load(filled, dict(usual.state_dict())).loaded
+    for model in (built, loaded, filled):
+        assert_same(usual, model.train(), images)
+        assert not any(each.is_inference() for each in model.state_dict(keep_vars=True).values())

@@ -21,6 +21,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 from ..errors import ParameterError, WeightsError, foreign, join_names, near_names, short_repr
 from ..registry import Named, Registry
 from ..specs import InitializerSpec
+from ..surgery.home import out_of_inference
 from ..written.rules import CHANNEL_POLICY
 from .checks import check_plan
 from .commit import Transaction
@@ -253,7 +254,7 @@ def load_checkpoint(
         raise WeightsError(f"min_loaded is a number from 0 to 1, not {min_loaded!r}")
     if not 0 <= min_loaded <= 1:
         raise WeightsError(f"min_loaded is a number from 0 to 1, not {min_loaded!r}")
-    with Transaction() as transaction:
+    with out_of_inference(), Transaction() as transaction:
         if threading.active_count() == 1:  # else another thread may have drawn numbers since
             state = torch.get_rng_state()
             transaction.call(lambda: None, lambda: torch.set_rng_state(state))

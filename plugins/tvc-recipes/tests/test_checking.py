@@ -69,6 +69,15 @@ def test_what_yaml_reads_otherwise_has_a_hint(tmp_path: Path, text: str) -> None
         raise AssertionError(*map(str, check_recipe(path)))
 
 
+def test_a_wrong_value_is_not_called_missing_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text("backbone: resnet18\ntraining: {phases: [{epochs: 0, rate: -1, thaw: all}]}\n")
+    assert [str(error).split(": ")[1] for error in check_recipe(path)] == [
+        "training.phases[0].epochs",
+        "training.phases[0].rate",
+    ]
+
+
 def test_what_a_search_would_put_into_the_recipe_is_looked_at(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     lines = [

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from tvc_recipes import format_recipe
 from tvc_recipes.commands import fmt_command
+from tvc_recipes.starting import first_recipe
 
 from tvc_core import RecipeDocument, RecipeError
 
@@ -105,6 +106,45 @@ head:
   dropout: 0.1     # little
 """
     )
+
+
+def test_a_comment_at_the_end_of_a_block_stays_in_it() -> None:
+    text = """\
+data:
+    path: photos
+    # size: 32
+backbone:
+    name: resnet18
+    patches:
+        layer3:
+        - wrap: se
+        # - wrap: eca
+        #   # first
+    # weights: null
+# the end
+"""
+    laid_out = """\
+backbone:
+  name: resnet18
+  patches:
+    layer3:
+      - wrap: se
+      # - wrap: eca
+      #   # first
+  # weights: null
+# the end
+data:
+  path: photos
+  # size: 32
+"""
+    assert format_recipe(text) == laid_out
+    assert format_recipe(laid_out) == laid_out
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "vgg11"])
+def test_a_first_recipe_is_in_its_canonical_form(backbone: str) -> None:
+    text = first_recipe(backbone)
+    assert format_recipe(text) == text
 
 
 def test_windows_line_ends_become_plain_ones() -> None:

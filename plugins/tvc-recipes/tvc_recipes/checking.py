@@ -82,13 +82,20 @@ def _wrong(document: RecipeDocument, registry: Registry) -> tuple[list[TvcError]
     # the rest is looked at again: every error has the core's own words, and there is no second set
     # of rules. It ends where nothing can be taken out, such as a key that is missing.
     found: list[TvcError] = []
+    out: list[tuple[Any, ...]] = []
     while len(found) < MAX_ERRORS:
         try:
             read = Recipe.from_document(document, registry=registry)
             HybridBuilder(registry=registry).resolve(read)
         except TvcError as error:
-            if str(error) not in map(str, found):
+            at = tuple(error.path or ())
+            # of a key that is missing only since it was taken out
+            again = any(
+                path[:-1] == at and f"key {path[-1]!r} is missing" in str(error) for path in out
+            )
+            if str(error) not in map(str, found) and not again:
                 found.append(error)
+            out = [at, *(path for path in out if not again or path[:-1] != at)]
             smaller = None if not error.path else _without(document.data, error.path)
             if smaller is None or smaller == document.data:
                 return found, None

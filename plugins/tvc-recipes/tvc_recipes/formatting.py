@@ -9,7 +9,7 @@ is shown every plain scalar as text and never converts one.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import yaml
@@ -157,24 +157,63 @@ def _laid_out(text: str) -> str | None:
         layout.dump(layout.load(text), written)
     except (YAMLError, ValueError, AttributeError, TypeError):
         return None
-    return _comments_aligned(written.getvalue().strip("\n") + "\n")
+    return _comments_aligned(written.getvalue().strip("\n") + "\n", text)
 
 
-def _comments_aligned(text: str) -> str:
-    """Return a text with each comment at the indentation of what follows it."""
-    inside: set[int] = set()  # lines of text over several lines, in which # begins no comment
+def _comments_aligned(text: str, before: str) -> str:
+    """Return a text with each comment at the indentation of what follows it; one that was further
+    in than that, as at the end of a block, at the indentation of the key or item that it was below.
+
+    Args:
+        text: with the comments where they were before.
+        before: the text that was laid out.
+    """
+    inside = _inside(text)
+    lines = [
+        line if number in inside else line.rstrip() for number, line in enumerate(text.split("\n"))
+    ]
+    comments, were = [*_comments(text)], [*_comments(before)]
+    entries, entries_were = _entries(text), _entries(before)
+    # where the two cannot be told to be the same, what follows decides
+    same = len(comments) == len(were) and len(entries) == len(entries_were)
+    for (line, _, following), was in zip(comments, were if same else comments, strict=True):
+        if same and was[1] > was[2]:
+            above = [i for i, (at, c) in enumerate(entries_were) if at < was[0] and c <= was[1]]
+            column = entries[above[-1]][1] if above else following
+        else:
+            column = following
+        lines[line] = " " * column + lines[line].lstrip()
+    return "\n".join(lines)
+
+
+def _comments(text: str) -> Iterator[tuple[int, int, int]]:
+    """Yield, the last one first, the line and the column of each comment that has a line of its
+    own, and the column of what follows it.
+    """
+    lines, inside, following = text.split("\n"), _inside(text), 0
+    for number in reversed(range(len(lines))):
+        stripped = lines[number].lstrip()
+        column = len(lines[number]) - len(stripped)
+        if number in inside or not stripped:
+            continue
+        if stripped.startswith("#"):
+            yield number, column, following
+        else:
+            following = column
+
+
+def _inside(text: str) -> set[int]:
+    """Return the lines of text over several lines, in which # begins no comment."""
+    inside: set[int] = set()
     for event in yaml.parse(text, Loader=yaml.SafeLoader):
         if isinstance(event, yaml.ScalarEvent) and event.start_mark and event.end_mark:
             start, end = event.start_mark, event.end_mark
             inside.update(range(start.line + 1, end.line + (event.style not in ("|", ">"))))
-    lines, column = text.split("\n"), 0
-    for number in reversed(range(len(lines))):
-        line = lines[number].rstrip()
-        stripped = line.lstrip()
-        if number not in inside:
-            if stripped.startswith("#"):
-                line = " " * column + stripped
-            elif stripped:
-                column = len(line) - len(stripped)
-            lines[number] = line
-    return "\n".join(lines)
+    return inside
+
+
+def _entries(text: str) -> list[tuple[int, int]]:
+    """Return the line and the column of each key, and of the dash of each item."""
+    tokens = yaml.scan(text, Loader=yaml.SafeLoader)
+    kinds = (yaml.KeyToken, yaml.BlockEntryToken)
+    return [(t.start_mark.line, t.start_mark.column) for t in tokens if isinstance(t, kinds)]
