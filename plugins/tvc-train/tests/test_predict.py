@@ -319,6 +319,20 @@ def test_evaluation_as_text_and_as_json(saved: dict[str, Path], labeled: Path) -
     assert "a;b, c" in text and "true \\ predicted" in text
 
 
+def test_a_report_replaces_a_file_only_where_that_is_asked_for(
+    saved: dict[str, Path], labeled: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("matplotlib")
+    page = tmp_path / "page.html"
+    page.write_text("mine")
+    words = [str(saved["one"]), str(labeled), "--report", str(page)]
+    with pytest.raises(ParameterError, match=r"page\.html exists: --force"):
+        CliRunner().invoke(evaluate_command, words, catch_exceptions=False)
+    assert page.read_text() == "mine"
+    done = CliRunner().invoke(evaluate_command, [*words, "--force"], catch_exceptions=False)
+    assert done.exit_code == 0 and page.read_text().startswith("<!")
+
+
 def test_bad_data_are_named_and_left_out_only_where_that_is_asked_for(
     saved: dict[str, Path], tmp_path: Path
 ) -> None:

@@ -9,7 +9,7 @@ import click
 
 from tvc_core import check_target, read_changes
 
-from .options import device_of, max_bad_option, running_options, set_option
+from .options import device_of, force_option, max_bad_option, running_options, set_option
 
 __all__ = ["average_command"]
 
@@ -17,7 +17,7 @@ __all__ = ["average_command"]
 @click.command("average")
 @click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="Write this file.")
-@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@force_option
 @click.option(
     "--greedy", is_flag=True, help="Leave out models with which the average does worse on --data."
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from tvc_core import read_changes
+from tvc_core import check_target, read_changes
 
-from .options import as_table, device_of, max_bad_option, running_options, set_option
+from .options import as_table, device_of, force_option, max_bad_option, running_options, set_option
 
 __all__ = ["evaluate_command"]
 
@@ -27,6 +27,7 @@ _MOST_CLASSES = 12
     type=click.Path(path_type=Path),
     help="Also write this HTML file, with pictures of the worst mistakes.",
 )
+@force_option
 @max_bad_option
 @set_option(", where DATA is one: data.path=photos")
 @running_options
@@ -35,6 +36,7 @@ def evaluate_command(
     data: Path,
     as_json: bool,
     report: Path | None,
+    force: bool,
     max_bad: int,
     changes: tuple[str, ...],
     batch_size: int,
@@ -51,6 +53,7 @@ def evaluate_command(
 
     if report is not None:
         require_extra("report", "--report")
+        check_target(report, force=force)
     where = device_of(device)
     from .. import judging
 

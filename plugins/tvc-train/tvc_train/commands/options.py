@@ -10,7 +10,16 @@ import click
 from ..data.problems import visible
 from ..errors import TrainingError
 
-__all__ = ["as_table", "device_of", "max_bad_option", "running_options", "set_option"]
+__all__ = [
+    "as_table",
+    "device_of",
+    "force_option",
+    "max_bad_option",
+    "running_options",
+    "set_option",
+]
+
+force_option = click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 
 max_bad_option = click.option(
     "--max-bad",

@@ -10,7 +10,7 @@ import click
 
 from tvc_core import check_target
 
-from .options import device_of, running_options
+from .options import device_of, force_option, running_options
 
 __all__ = ["predict_command"]
 
@@ -20,7 +20,7 @@ __all__ = ["predict_command"]
 @click.argument("paths", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a line, not CSV.")
 @click.option("--out", type=click.Path(path_type=Path), help="Write this file, not to stdout.")
-@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@force_option
 @click.option(
     "--top",
     type=click.IntRange(min=1),
