@@ -95,7 +95,9 @@ def _wrong(document: RecipeDocument, registry: Registry) -> tuple[list[TvcError]
             )
             if str(error) not in map(str, found) and not again:
                 found.append(error)
-            out = [at, *(path for path in out if not again or path[:-1] != at)]
+            if again:  # now all of it is taken out, and the next item of a list stands there
+                out = [path for path in out if path[:-1] != at]
+            out.append(at)
             smaller = None if not error.path else _without(document.data, error.path)
             if smaller is None or smaller == document.data:
                 return found, None

@@ -25,6 +25,7 @@ _set_option = click.option(
     metavar="PATH=VALUE",
     help="Use this in the place of the recipe's: head.num_classes=5. May be repeated.",
 )
+_force_option = click.option("--force", is_flag=True, help="Overwrite a file that exists.")
 _json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 _FILE = click.Path(path_type=Path, allow_dash=True)
 
@@ -51,7 +52,7 @@ def _write(path: Path, text: str) -> None:
 @click.command("init")
 @click.argument("backbone")
 @click.option("--out", type=click.Path(path_type=Path), help="Write this file, not to stdout.")
-@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@_force_option
 def init_command(backbone: str, out: Path | None, force: bool) -> None:
     """Write a recipe for BACKBONE, with comments that say what else there is.
 
@@ -184,7 +185,7 @@ def diff_command(
 @click.command("lock")
 @click.argument("recipe", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), help="Default: RECIPE with .lock.yaml.")
-@click.option("--force", is_flag=True, help="Overwrite a file that exists.")
+@_force_option
 @_set_option
 def lock_command(recipe: Path, out: Path | None, force: bool, changes: tuple[str, ...]) -> None:
     """Write down with which versions and weights RECIPE is built. The lock is a recipe itself, and
